@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The record layout: what the kernel side writes, one struct for each kind.
+ *
+ * Shared by the module (which fills in what only it can know: the call, the
+ * table, conntrack), by the BPF programs (which add the rest and write the
+ * record to the perf buffer of its kind) and, through a test that compares
+ * every offset, by ipttrace/stream/record.py.
+ *
+ * Each kind is of one fixed size and has a perf buffer of its own, so that a
+ * stretch of a buffer is an array.  Integers are in host order unless they are
+ * named be16.  Strings are NUL-terminated when shorter than their field.
+ *
+ * To change it: add fields at the end or into reserved space, and raise
+ * IPTTRACE_RECORD_VERSION.  Streams carry their own layout, so old recordings
+ * stay readable.
+ */
+#ifndef IPTTRACE_RECORD_H
+#define IPTTRACE_RECORD_H
+
+#define IPTTRACE_RECORD_VERSION	1
+
+#define IPTTRACE_PACKET_LEN	128
+#define IPTTRACE_NAME_LEN	32	/* XT_TABLE_MAXNAMELEN */
+#define IPTTRACE_IF_LEN		16	/* IFNAMSIZ */
+#define IPTTRACE_COMM_LEN	16	/* TASK_COMM_LEN */
+#define IPTTRACE_MAC_LEN	16
+
+/* The kinds of record, also the index of a kind's counters everywhere. */
+enum ipttrace_kind {
+	IPTTRACE_ENTRY,
+	IPTTRACE_RULE,
+	IPTTRACE_EXIT,
+	IPTTRACE_KINDS,
+};
+
+/* ipttrace_entry.flags */
+#define IPTTRACE_F_FIRST	0x01	/* nf_trace was clear: a journey begins */
+#define IPTTRACE_F_FOLLOWED	0x02	/* matched at an earlier hook */
+#define IPTTRACE_F_CONNTRACK	0x04	/* the ct_ fields hold something */
+#define IPTTRACE_F_SOFTIRQ	0x08	/* pid and comm: of whom it interrupted */
+
+/* ipttrace_exit.flags */
+#define IPTTRACE_F_ALIVE	0x01	/* skb was still ours: mark is valid */
+
+/* ipttrace_rule.match, and what nf_log_trace() calls its "comment" */
+enum ipttrace_match {
+	IPTTRACE_MATCH_RULE,
+	IPTTRACE_MATCH_RETURN,
+	IPTTRACE_MATCH_POLICY,
+};
+
+/*
+ * The first part of an entry record: filled in by the module.  On 5.10 neither
+ * xt_table nor nf_conn can be relocated in BPF, for want of module BTF.
+ */
+struct ipttrace_entry_head {
+	__u64	call;		/* id of this run of ip[6]t_do_table() */
+	__u64	time;		/* ns, CLOCK_MONOTONIC */
+	__u64	skb;		/* address */
+	__u64	parent;		/* call from inside which this one was made */
+	__u64	sk;		/* address of the skb's socket */
+	__u64	ct;		/* address of its conntrack entry */
+	__u32	netns;		/* inode */
+	__u32	len;		/* skb->len: from the network header on */
+	__u32	mark;
+	__u32	in_ifindex;
+	__u32	out_ifindex;
+	__u32	ct_status;	/* IPS_* */
+	__u32	ct_mark;
+	__u16	ct_zone;
+	__u16	ct_orig_sport_be16;
+	__u16	ct_orig_dport_be16;
+	__u16	ct_reply_sport_be16;
+	__u16	ct_reply_dport_be16;
+	__u8	family;		/* NFPROTO_IPV4, NFPROTO_IPV6 */
+	__u8	hook;		/* NF_INET_* */
+	__u8	flags;		/* IPTTRACE_F_* */
+	__u8	ct_info;	/* enum ip_conntrack_info */
+	__u8	ct_proto;
+	__u8	depth;		/* calls around this one on its stack */
+	__u8	ct_orig_src[16];
+	__u8	ct_orig_dst[16];
+	__u8	ct_reply_src[16];
+	__u8	ct_reply_dst[16];
+	char	table[IPTTRACE_NAME_LEN];
+	__u32	reserved;
+};
+
+struct ipttrace_entry {
+	struct ipttrace_entry_head head;
+	__u32	pid;		/* thread group, as ps shows it */
+	__u32	tid;
+	__u16	cpu;
+	__u16	protocol_be16;	/* skb->protocol */
+	__u16	vlan_tci;
+	__u16	caplen;		/* valid bytes of packet[] */
+	__u8	mac[IPTTRACE_MAC_LEN];	/* link-layer header */
+	__u8	mac_len;	/* its valid bytes, 0: none */
+	__u8	reserved[7];
+	char	comm[IPTTRACE_COMM_LEN];
+	char	in[IPTTRACE_IF_LEN];
+	char	out[IPTTRACE_IF_LEN];
+	__u8	packet[IPTTRACE_PACKET_LEN];	/* from the network header */
+};
+
+struct ipttrace_rule {
+	__u64	call;
+	__u64	time;
+	__u32	rulenum;	/* as iptables -L --line-numbers counts */
+	__u16	seq;		/* 0, 1, … within its call */
+	__u8	match;		/* enum ipttrace_match */
+	__u8	reserved;
+	char	table[IPTTRACE_NAME_LEN];
+	char	chain[IPTTRACE_NAME_LEN];
+};
+
+struct ipttrace_exit {
+	__u64	call;
+	__u64	time;
+	__u64	skb;
+	__u64	cost;		/* ns in the call, ipttrace's handlers left out */
+	__u32	verdict;	/* as returned: NF_* and what is above it */
+	__u32	mark;		/* after the call */
+	__u16	rules;		/* rule records that this call should have */
+	__u8	flags;
+	__u8	ct_info;	/* after the call */
+	__u32	ct_status;	/* after the call */
+};
+
+#define IPTTRACE_AT(type, field, offset) \
+	_Static_assert(__builtin_offsetof(struct type, field) == (offset), \
+		       #type "." #field " has moved")
+
+_Static_assert(sizeof(struct ipttrace_entry_head) == 192, "entry_head size");
+_Static_assert(sizeof(struct ipttrace_entry) == 408, "entry size");
+_Static_assert(sizeof(struct ipttrace_rule) == 88, "rule size");
+_Static_assert(sizeof(struct ipttrace_exit) == 48, "exit size");
+IPTTRACE_AT(ipttrace_entry_head, netns, 48);
+IPTTRACE_AT(ipttrace_entry_head, ct_zone, 76);
+IPTTRACE_AT(ipttrace_entry_head, family, 86);
+IPTTRACE_AT(ipttrace_entry_head, ct_orig_src, 92);
+IPTTRACE_AT(ipttrace_entry_head, table, 156);
+IPTTRACE_AT(ipttrace_entry, pid, 192);
+IPTTRACE_AT(ipttrace_entry, packet, 280);
+IPTTRACE_AT(ipttrace_rule, rulenum, 16);
+IPTTRACE_AT(ipttrace_rule, chain, 56);
+IPTTRACE_AT(ipttrace_exit, verdict, 32);
+
+#endif

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The records as numpy sees them: a mirror of ``bpf/record.h``.
+
+The only place in Python that knows offsets.  A test compiles the header and
+compares every field.  Must not do I/O and must not import anything of
+ipttrace.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+RECORD_VERSION: Final = 1
+
+ENTRY: Final = 0
+RULE: Final = 1
+EXIT: Final = 2
+KINDS: Final = ("entry", "rule", "exit")
+
+F_FIRST: Final = 0x01
+F_FOLLOWED: Final = 0x02
+F_CONNTRACK: Final = 0x04
+F_SOFTIRQ: Final = 0x08
+
+EXIT_F_ALIVE: Final = 0x01
+
+MATCHES: Final = ("rule", "return", "policy")
+
+Records = npt.NDArray[np.void]
+
+ENTRY_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("call", "<u8"),
+        ("time", "<u8"),
+        ("skb", "<u8"),
+        ("parent", "<u8"),
+        ("sk", "<u8"),
+        ("ct", "<u8"),
+        ("netns", "<u4"),
+        ("len", "<u4"),
+        ("mark", "<u4"),
+        ("in_ifindex", "<u4"),
+        ("out_ifindex", "<u4"),
+        ("ct_status", "<u4"),
+        ("ct_mark", "<u4"),
+        ("ct_zone", "<u2"),
+        ("ct_orig_sport", ">u2"),
+        ("ct_orig_dport", ">u2"),
+        ("ct_reply_sport", ">u2"),
+        ("ct_reply_dport", ">u2"),
+        ("family", "u1"),
+        ("hook", "u1"),
+        ("flags", "u1"),
+        ("ct_info", "u1"),
+        ("ct_proto", "u1"),
+        ("depth", "u1"),
+        ("ct_orig_src", "u1", (16,)),
+        ("ct_orig_dst", "u1", (16,)),
+        ("ct_reply_src", "u1", (16,)),
+        ("ct_reply_dst", "u1", (16,)),
+        ("table", "S32"),
+        ("reserved0", "<u4"),
+        ("pid", "<u4"),
+        ("tid", "<u4"),
+        ("cpu", "<u2"),
+        ("protocol", ">u2"),
+        ("vlan_tci", "<u2"),
+        ("caplen", "<u2"),
+        ("mac", "u1", (16,)),
+        ("mac_len", "u1"),
+        ("reserved1", "u1", (7,)),
+        ("comm", "S16"),
+        ("in", "S16"),
+        ("out", "S16"),
+        ("packet", "u1", (128,)),
+    ]
+)
+
+RULE_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("call", "<u8"),
+        ("time", "<u8"),
+        ("rulenum", "<u4"),
+        ("seq", "<u2"),
+        ("match", "u1"),
+        ("reserved0", "u1"),
+        ("table", "S32"),
+        ("chain", "S32"),
+    ]
+)
+
+EXIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("call", "<u8"),
+        ("time", "<u8"),
+        ("skb", "<u8"),
+        ("cost", "<u8"),
+        ("verdict", "<u4"),
+        ("mark", "<u4"),
+        ("rules", "<u2"),
+        ("flags", "u1"),
+        ("ct_info", "u1"),
+        ("ct_status", "<u4"),
+    ]
+)
+
+DTYPES: Final[tuple[np.dtype[np.void], ...]] = (ENTRY_DTYPE, RULE_DTYPE, EXIT_DTYPE)
+
+Layout = dict[str, Any]
+
+
+def layout() -> Layout:
+    """This version's record layout as plain data, for a stream's first frame.
+
+    ``{"version": 1, "kinds": {kind: {"size": bytes, "fields":
+    [[name, dtype string, offset, length of the subarray or 1], …]}}}``
+    """
+    kinds = {}
+    for kind, dtype in zip(KINDS, DTYPES, strict=True):
+        fields = []
+        for name in dtype.names or ():
+            sub, offset = dtype.fields[name][:2]  # type: ignore[index]
+            base, shape = sub.subdtype or (sub, ())
+            fields.append([name, base.str, offset, int(shape[0]) if shape else 1])
+        kinds[kind] = {"size": dtype.itemsize, "fields": fields}
+    return {"version": RECORD_VERSION, "kinds": kinds}
+
+
+def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
+    """The dtypes of a stream whose first frame described them so.
+
+    Raises ValueError when the description is not one that `layout` could have
+    written: unknown types, fields outside of the record, sizes that lie.
+    """
+    found = []
+    for kind in KINDS:
+        try:
+            entry = described["kinds"][kind]
+            size = int(entry["size"])
+            names, formats, offsets = [], [], []
+            for name, base, offset, count in entry["fields"]:
+                scalar = np.dtype(str(base))
+                if scalar.kind not in "uiS" or scalar.itemsize == 0:
+                    raise ValueError(f"field {name!r} of {kind} has type {base!r}")
+                names.append(str(name))
+                formats.append((scalar, (int(count),)) if count != 1 else scalar)
+                offsets.append(int(offset))
+            if not 0 < size <= 65536 or min(offsets) < 0:
+                raise ValueError(f"{kind} records of {size} bytes")
+            found.append(
+                np.dtype(
+                    {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the layout of {kind} records is not readable: {error}") from error
+    return tuple(found)
+
+
+def convert(records: Records, dtype: np.dtype[np.void]) -> Records:
+    """`records` of another version's layout as `dtype`: fields by their names.
+
+    Fields that the other version had not are zero; longer text is cut.
+    """
+    if records.dtype == dtype:
+        return records
+    out = np.zeros(len(records), dtype)
+    for name in dtype.names or ():
+        if name in (records.dtype.names or ()) and records.dtype[name].shape == dtype[name].shape:
+            out[name] = records[name]
+    return out
