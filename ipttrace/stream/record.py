@@ -151,9 +151,7 @@ def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
             if not 0 < size <= 65536 or min(offsets) < 0:
                 raise ValueError(f"{kind} records of {size} bytes")
             found.append(
-                np.dtype(
-                    {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
-                )
+                np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the layout of {kind} records is not readable: {error}") from error

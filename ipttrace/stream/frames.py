@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The stream: the one form in which a trace travels and is kept.
+
+A stream is a run of frames, the same for a live agent, an agent elsewhere and a
+file.  Each frame is a header of 16 bytes, little-endian, and its payload:
+
+====== ===== =====================================================
+offset size  what
+====== ===== =====================================================
+0      4     magic ``iptr``
+4      1     kind
+5      3     zero
+8      4     length of the payload in bytes
+12     4     CRC-32 of bytes 4 to 11 and the payload
+====== ===== =====================================================
+
+The first frame is HELLO; it describes the record layout, so that a later
+version can read the stream.  Readers pass over kinds that they do not know.
+Must not touch the kernel, sockets or a screen.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol
+
+import numpy as np
+
+from ipttrace.stream import record
+from ipttrace.stream.record import Records
+
+MAGIC: Final = b"iptr"
+FORMAT: Final = 1
+# A writer cuts records into frames far below this; a header that says more lies.
+MAX_PAYLOAD: Final = 16 << 20
+
+_HEADER: Final = struct.Struct("<4sB3xII")
+
+
+class StreamError(ValueError):
+    """The stream is damaged, cut off or not one of ours; one line says where."""
+
+
+class Kind(IntEnum):
+    """What a frame holds."""
+
+    HELLO = 1  # json: layout, kernel, host, clock, filter
+    ENTRY = 2  # records
+    RULE = 3
+    EXIT = 4
+    CLOCK = 5  # json: mono and wall in ns, for the records that follow
+    BOOKS = 6  # json: the counters at this moment
+    NOTE = 7  # json: level and text, for a person
+    END = 8  # json: the last books and the reason
+
+
+_RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame.  `kind` may be a number that this version does not know."""
+
+    kind: int
+    payload: bytes
+    dtypes: tuple[np.dtype[np.void], ...] = record.DTYPES
+
+    @property
+    def is_records(self) -> bool:
+        """Whether `records` holds something."""
+        return self.kind in _RECORD_KINDS
+
+    @property
+    def records(self) -> Records:
+        """The records of an ENTRY, RULE or EXIT frame, shape (n,), read-only.
+
+        In this version's layout, whatever the layout of the stream.
+        """
+        index = self.kind - Kind.ENTRY
+        return record.convert(np.frombuffer(self.payload, self.dtypes[index]), record.DTYPES[index])
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The object in any other frame.  Raises StreamError when it is none."""
+        try:
+            value = json.loads(self.payload)
+        except (ValueError, RecursionError) as error:
+            raise StreamError(f"a frame of kind {self.kind} holds no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise StreamError(f"a frame of kind {self.kind} holds no JSON object")
+        return value
+
+
+class Sink(Protocol):
+    """Where a Writer writes: a file opened unbuffered or buffered, or alike."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Writer:
+    """Writes frames; every method is one frame, or several where it is long."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def _frame(self, kind: Kind, payload: bytes) -> None:
+        head = struct.pack("<B3xI", kind, len(payload))
+        crc = zlib.crc32(payload, zlib.crc32(head))
+        # One write: a reader at the other end of a pipe gets whole frames.
+        self._sink.write(b"".join((MAGIC, head, struct.pack("<I", crc), payload)))
+
+    def _json(self, kind: Kind, value: Mapping[str, Any]) -> None:
+        self._frame(kind, json.dumps(value, separators=(",", ":")).encode())
+
+    def hello(self, about: Mapping[str, Any]) -> None:
+        """The first frame: `about` and the record layout."""
+        self._json(Kind.HELLO, {"format": FORMAT, "layout": record.layout(), **about})
+
+    def records(self, kind: int, records: Records) -> None:
+        """`records`, shape (n,) of `record.DTYPES[kind]`; kind as in record.py."""
+        most = (1 << 20) // records.dtype.itemsize
+        for start in range(0, len(records), most):
+            self._frame(_RECORD_KINDS[kind], records[start : start + most].tobytes())
+
+    def clock(self, mono: int, wall: int) -> None:
+        """CLOCK_MONOTONIC and CLOCK_REALTIME of one moment, in ns."""
+        self._json(Kind.CLOCK, {"mono": mono, "wall": wall})
+
+    def books(self, books: Mapping[str, Any]) -> None:
+        """The counters at this moment."""
+        self._json(Kind.BOOKS, books)
+
+    def note(self, level: str, text: str) -> None:
+        """A line for a person; level: info, warn or error."""
+        self._json(Kind.NOTE, {"level": level, "text": text})
+
+    def end(self, books: Mapping[str, Any]) -> None:
+        """The last frame: nothing was cut off."""
+        self._json(Kind.END, books)
+
+
+class Decoder:
+    """Bytes in any portions to frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._offset = 0  # of the buffer's first byte in the stream
+        self._dtypes: tuple[np.dtype[np.void], ...] | None = None
+        self._broken: StreamError | None = None
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are whole by now.
+
+        When the stream is damaged, the frames before the damage are returned
+        first and StreamError is raised by the next call.
+        """
+        if self._broken is not None:
+            raise self._broken
+        self._buffer += data
+        frames: list[Frame] = []
+        at = 0
+        try:
+            while len(self._buffer) - at >= _HEADER.size:
+                magic, kind, length, crc = _HEADER.unpack_from(self._buffer, at)
+                self._check_head(magic, length, at)
+                end = at + _HEADER.size + length
+                if len(self._buffer) < end:
+                    break
+                payload = bytes(memoryview(self._buffer)[at + _HEADER.size : end])
+                head = bytes(memoryview(self._buffer)[at + 4 : at + 12])
+                if zlib.crc32(payload, zlib.crc32(head)) != crc:
+                    raise StreamError(
+                        f"the stream is damaged at byte {self._offset + at}: checksum is wrong"
+                    )
+                frames.append(self._whole(kind, payload, self._offset + at))
+                at = end
+        except StreamError as error:
+            self._broken = error
+            if not frames:
+                raise
+        finally:
+            del self._buffer[:at]
+            self._offset += at
+        return frames
+
+    def finish(self) -> None:
+        """Call at the end of the bytes: raises StreamError if a frame was cut off."""
+        if self._broken is not None:
+            raise self._broken
+        if self._buffer:
+            raise StreamError(
+                f"the stream is cut off at byte {self._offset + len(self._buffer)},"
+                " in the middle of a frame"
+            )
+        if self._dtypes is None:
+            raise StreamError("the stream is empty")
+
+    def _check_head(self, magic: bytes, length: int, at: int) -> None:
+        if magic != MAGIC:
+            if self._dtypes is None:
+                raise StreamError("this is no ipttrace stream")
+            raise StreamError(
+                f"the stream is damaged at byte {self._offset + at}: no frame begins there"
+            )
+        if length > MAX_PAYLOAD:
+            raise StreamError(
+                f"the stream is damaged at byte {self._offset + at}: a frame of {length} bytes"
+            )
+
+    def _whole(self, kind: int, payload: bytes, offset: int) -> Frame:
+        if self._dtypes is None:
+            if kind != Kind.HELLO:
+                raise StreamError("the stream does not begin with its description")
+            hello = Frame(kind, payload).json
+            if hello.get("format") != FORMAT:
+                raise StreamError(
+                    f"the stream is of format {hello.get('format')!r}; this version reads {FORMAT}"
+                )
+            try:
+                self._dtypes = record.dtypes_of(hello.get("layout", {}))
+            except ValueError as error:
+                raise StreamError(f"the stream's description is not readable: {error}") from error
+        frame = Frame(kind, payload, self._dtypes)
+        if frame.is_records and len(payload) % self._dtypes[kind - Kind.ENTRY].itemsize:
+            raise StreamError(f"the stream is damaged at byte {offset}: part of a record")
+        return frame
+
+
+def read(file: BinaryIO, portion: int = 1 << 20) -> Iterator[Frame]:
+    """The frames of `file`, up to its end.  Raises StreamError after the last good one."""
+    decoder = Decoder()
+    # read1, where there is one, gives what has come, not what was asked for.
+    take = getattr(file, "read1", file.read)
+    while data := take(portion):
+        yield from decoder.feed(data)
+    decoder.finish()
+
+
+def read_file(path: str | Path) -> Iterator[Frame]:
+    """The frames of the file at `path`.  Raises OSError, StreamError."""
+    with open(path, "rb") as file:
+        yield from read(file)
