@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Loading rules into a namespace, and finding out what the kernel lacks.
+
+One iptables-restore per namespace and family.  Only if that fails is each match
+and target of the text tried on its own.  Must not know what the rules mean.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ipttrace.lab.network_ns import NetworkError, run_in
+
+_USES = re.compile(r"-(j|m) (\S+)")
+_STANDARD = {"ACCEPT", "DROP", "RETURN", "QUEUE"}
+
+
+def load(ns: str, command: str, text: str, *, keep: bool = False, strict: bool = True) -> list[str]:
+    """Give text to iptables-restore in ns; what the kernel lacks, such as "SYNPROXY target".
+
+    keep adds to the rules that are there.  With strict, or if no lack explains
+    the failure, NetworkError; else the rules that cannot be had are left out.
+    """
+    argv = [command, "-w", "20"] + (["--noflush"] if keep else [])
+    done = run_in(ns, argv, text=text, check=False)
+    if done.returncode == 0:
+        return []
+    said = " / ".join(done.stderr.split("\n")).strip(" /")
+    absent = _absent(ns, command, text)
+    if not absent:
+        raise NetworkError(f"{command} in {ns} refused the rules: {said}")
+    names = [name for name, _ in absent]
+    if strict:
+        raise NetworkError(
+            f"this kernel has no {', '.join(names)} for {command.removesuffix('-restore')}: "
+            "use the lab VM, or a network that is not strict"
+        )
+    lacking = [rule for _, rules in absent for rule in rules]
+    kept = [line for line in text.splitlines() if line not in lacking]
+    kept = _without_tables(kept, {name.split()[0] for name in names if name.endswith(" table")})
+    run_in(ns, argv, text="\n".join(kept) + "\n")
+    return names
+
+
+def _absent(ns: str, command: str, text: str) -> list[tuple[str, list[str]]]:
+    """(what is absent, the rules that need it), by trying each in a chain nothing jumps to."""
+    table = ""
+    chains = set(re.findall(r"^:(\S+)", text, re.MULTILINE))
+    uses: dict[tuple[str, str, str], list[str]] = {}
+    tables: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+            tables.append(table)
+        elif line.startswith(("-A", "-I")):
+            # What stands inside quotes is somebody's words, not an option.
+            for kind, name in _USES.findall(re.sub(r'"[^"]*"', '""', line)):
+                if name not in _STANDARD and name not in chains:
+                    uses.setdefault((table, kind, name), []).append(line)
+    gone = [t for t in tables if not _loads(ns, command, f"*{t}\nCOMMIT\n")]
+    found = [(f"{t} table", [""]) for t in gone]
+    for (table, kind, name), lines in uses.items():
+        if table in gone:
+            continue
+        # A rule may need two things: blame the one that fails in all of them.
+        if not any(_loads(ns, command, _trial(table, line)) for line in lines):
+            word = "target" if kind == "j" else "match"
+            found.append((f"{name} {word} ({table} table)", lines))
+    return found
+
+
+def _trial(table: str, line: str) -> str:
+    option, chain, *rest = line.split(" ", 2)
+    del option, chain
+    return f"*{table}\n:IPT-TRIAL - [0:0]\n-A IPT-TRIAL {rest[0]}\nCOMMIT\n"
+
+
+def _loads(ns: str, command: str, text: str) -> bool:
+    argv = [command, "-w", "20", "--noflush"]
+    worked = run_in(ns, argv, text=text, check=False).returncode == 0
+    if worked and "IPT-TRIAL" in text:
+        table = text.split("\n", 1)[0]
+        run_in(ns, argv, text=f"{table}\n-F IPT-TRIAL\n-X IPT-TRIAL\nCOMMIT\n")
+    return worked
+
+
+def _without_tables(lines: list[str], gone: set[str]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for line in lines:
+        if line.startswith("*"):
+            skip = line[1:] in gone
+        if not skip:
+            kept.append(line)
+    return kept
