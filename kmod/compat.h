@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What differs between kernels from 5.10 on and between architectures.
+ *
+ * Decided by what the headers declare, not by LINUX_VERSION_CODE, wherever the
+ * headers let us: vendors backport.
+ */
+#ifndef IPTTRACE_COMPAT_H
+#define IPTTRACE_COMPAT_H
+
+#include <linux/filter.h>
+#include <linux/kprobes.h>
+#include <linux/netfilter_ipv4/ip_tables.h>
+#include <linux/version.h>
+#include <net/genetlink.h>
+
+/*
+ * ipt_do_table(void *priv, skb, state) since 5.16, (skb, state, table) before.
+ */
+#define IPTTRACE_PRIV_FIRST						\
+	__builtin_types_compatible_p(typeof(&ipt_do_table),		\
+		unsigned int (*)(void *, struct sk_buff *,		\
+				 const struct nf_hook_state *))
+
+#define IPTTRACE_ARG_TABLE	(IPTTRACE_PRIV_FIRST ? 0 : 2)
+#define IPTTRACE_ARG_SKB	(IPTTRACE_PRIV_FIRST ? 1 : 0)
+#define IPTTRACE_ARG_STATE	(IPTTRACE_PRIV_FIRST ? 2 : 1)
+
+#ifndef bpf_prog_run
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 15, 0)
+#define bpf_prog_run(prog, ctx)	BPF_PROG_RUN(prog, ctx)
+#endif
+#endif
+
+/* Lost its allocation flags in 6.13, and where that was backported. */
+static inline int ipttrace_multicast(const struct genl_family *family,
+				     struct sk_buff *msg)
+{
+	typedef int (*without)(const struct genl_family *, struct sk_buff *,
+			       u32, unsigned int);
+	typedef int (*with)(const struct genl_family *, struct sk_buff *,
+			    u32, unsigned int, gfp_t);
+	void *multicast = genlmsg_multicast_allns;
+
+	if (__builtin_types_compatible_p(typeof(&genlmsg_multicast_allns),
+					 without))
+		return ((without)multicast)(family, msg, 0, 0);
+	return ((with)multicast)(family, msg, 0, 0, GFP_KERNEL);
+}
+
+/*
+ * Arguments of nf_log_trace(net, pf, hook, skb, in, out, loginfo, fmt, table,
+ * chain, comment, rulenum), variadic from the ninth on: each of those has a
+ * slot of eight bytes on the stack.
+ */
+#if defined(CONFIG_X86_64)
+
+/* slot 0 is the return address, 1 and 2 are loginfo and fmt */
+#define IPTTRACE_LOG_STACK	3
+
+static inline void ipttrace_set_arg0(struct pt_regs *regs, unsigned long value)
+{
+	regs->di = value;
+}
+
+static inline void ipttrace_set_arg1(struct pt_regs *regs, unsigned long value)
+{
+	regs->si = value;
+}
+
+#elif defined(CONFIG_ARM64)
+
+#define IPTTRACE_LOG_STACK	0
+
+static inline void ipttrace_set_arg0(struct pt_regs *regs, unsigned long value)
+{
+	regs->regs[0] = value;
+}
+
+static inline void ipttrace_set_arg1(struct pt_regs *regs, unsigned long value)
+{
+	regs->regs[1] = value;
+}
+
+#else
+#error "ipttrace knows the calling conventions of x86-64 and arm64 only"
+#endif
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the module's files share. */
+#ifndef IPTTRACE_H
+#define IPTTRACE_H
+
+#include <linux/bpf.h>
+#include <linux/netlink.h>
+#include <linux/skbuff.h>
+#include <linux/types.h>
+
+#include "record.h"
+#include "uapi/ipttrace.h"
+
+/* Counted by each CPU for itself; reset by arming. */
+struct ipttrace_stats {
+	u64 calls;
+	u64 refused;
+	u64 followed;
+	u64 flipped;
+	u64 silenced;
+	u64 unfollowed;
+	u64 due[IPTTRACE_KINDS];	/* of ENTRY: the calls that matched */
+	u32 depth;
+	u32 next_call;
+};
+
+/* What the probes take from the kernel's own counts of their misses. */
+struct ipttrace_misses {
+	u64 nmissed;
+	u64 skipped;
+};
+
+/* What an ARM asks for.  The probes own what it points to once armed. */
+struct ipttrace_setup {
+	struct bpf_prog *progs[IPTTRACE_KINDS];
+	struct bpf_prog *filter;	/* NULL: every packet */
+	u32 netns;			/* inode, 0: all */
+	u32 maxactive;
+};
+
+/* probes.c: all under ipttrace_mutex */
+int ipttrace_probes_setup(const struct ipttrace_setup *setup,
+			  struct netlink_ext_ack *extack);
+void ipttrace_probes_teardown(void);
+void ipttrace_probes_drained(void);
+void ipttrace_probes_rescan(void);
+struct bpf_prog *ipttrace_probes_swap_filter(struct bpf_prog *filter);
+u32 ipttrace_probes_targets(void);
+void ipttrace_probes_stats(struct ipttrace_stats *sum,
+			   struct ipttrace_misses *misses);
+
+/* follow.c: the packets that matched, by address */
+int ipttrace_follow_setup(void);
+void ipttrace_follow_teardown(void);
+bool ipttrace_follow_has(const struct sk_buff *skb);
+bool ipttrace_follow_add(const struct sk_buff *skb);
+void ipttrace_follow_del(const struct sk_buff *skb);
+
+/* control.c */
+int ipttrace_control_setup(void);
+void ipttrace_control_teardown(void);
+
+#endif

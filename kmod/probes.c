@@ -1,0 +1,696 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The probes: a kretprobe on ipt_do_table() and on ip6t_do_table(), which makes
+ * a call of each run, and a kprobe on nf_log_trace(), which is told of each
+ * rule that a traced packet hits.
+ *
+ * The state of a call lives in its kretprobe instance.  The index finds the
+ * instance again from inside the call: by the task whose stack it is on and
+ * the skb, newest first, which is right for calls inside calls (a REJECT sends
+ * a packet) and for softirqs on top of them.
+ *
+ * Handlers run with preemption off and never inside one another on a CPU: where
+ * kprobes find one running, they skip the new one and count it.  They do not
+ * sleep, allocate or print.
+ */
+
+#include <linux/hash.h>
+#include <linux/netfilter/x_tables.h>
+#include <linux/rcupdate.h>
+#include <linux/spinlock.h>
+#include <linux/timekeeping.h>
+#include <net/net_namespace.h>
+#include <net/netfilter/nf_conntrack.h>
+#include <net/netfilter/nf_conntrack_zones.h>
+
+#include "compat.h"
+#include "ipttrace.h"
+
+#define CALL_INDEX_BITS	8
+
+struct call {
+	struct hlist_node node;
+	struct task_struct *task;
+	struct sk_buff *skb;
+	struct call *parent;
+	u64 id;
+	u64 start;
+	u64 overhead;	/* ns that our own handlers took of it */
+	u16 rules;
+	u8 depth;	/* 1: no call around it */
+	bool softirq;
+};
+
+struct call_bucket {
+	raw_spinlock_t lock;
+	struct hlist_head calls;
+};
+
+struct call_probe {
+	struct kretprobe rp;
+	const char *symbol;
+	kretprobe_handler_t entry;
+	bool registered;
+};
+
+static int call_enter4(struct kretprobe_instance *ri, struct pt_regs *regs);
+static int call_enter6(struct kretprobe_instance *ri, struct pt_regs *regs);
+static int log_hit(struct kprobe *p, struct pt_regs *regs);
+
+static struct call_bucket call_index[1 << CALL_INDEX_BITS];
+
+static struct call_probe call_probes[] = {
+	{ .symbol = "ipt_do_table", .entry = call_enter4 },
+	{ .symbol = "ip6t_do_table", .entry = call_enter6 },
+};
+
+static struct kprobe log_probe;
+
+/* What pre_handler of every kretprobe is: takes an instance, hooks the return */
+static kprobe_pre_handler_t kretprobe_pre_handler;
+
+static struct {
+	struct bpf_prog *progs[IPTTRACE_KINDS];
+	struct bpf_prog __rcu *filter;
+	u32 netns;
+	u32 maxactive;
+	bool live;	/* calls are traced; else only log lines are silenced */
+	bool filtered;	/* was there a filter; outlives it */
+	struct ipttrace_misses past;	/* of probes that are no more */
+} session;
+
+static DEFINE_PER_CPU(struct ipttrace_stats, stats);
+
+static struct call_bucket *call_bucket(const struct task_struct *task)
+{
+	return &call_index[hash_ptr(task, CALL_INDEX_BITS)];
+}
+
+/* Puts it into the index, and finds the call from inside which it is made. */
+static void call_link(struct call *call)
+{
+	struct call_bucket *bucket = call_bucket(call->task);
+	struct call *other;
+	unsigned long flags;
+
+	call->parent = NULL;
+	raw_spin_lock_irqsave(&bucket->lock, flags);
+	hlist_for_each_entry(other, &bucket->calls, node) {
+		/* A softirq that interrupted a call was not caused by it. */
+		if (other->task == call->task &&
+		    other->softirq == call->softirq) {
+			call->parent = other;
+			break;
+		}
+	}
+	hlist_add_head(&call->node, &bucket->calls);
+	raw_spin_unlock_irqrestore(&bucket->lock, flags);
+	call->depth = call->parent ? call->parent->depth + 1 : 1;
+}
+NOKPROBE_SYMBOL(call_link);
+
+static void call_unlink(struct call *call)
+{
+	struct call_bucket *bucket = call_bucket(call->task);
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&bucket->lock, flags);
+	hlist_del(&call->node);
+	raw_spin_unlock_irqrestore(&bucket->lock, flags);
+}
+NOKPROBE_SYMBOL(call_unlink);
+
+/* The call that is being run on `skb` here; it outlives its caller's use. */
+static struct call *call_find(const struct sk_buff *skb)
+{
+	struct call_bucket *bucket = call_bucket(current);
+	struct call *call, *found = NULL;
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&bucket->lock, flags);
+	hlist_for_each_entry(call, &bucket->calls, node) {
+		if (call->task == current && call->skb == skb) {
+			found = call;
+			break;
+		}
+	}
+	raw_spin_unlock_irqrestore(&bucket->lock, flags);
+	return found;
+}
+NOKPROBE_SYMBOL(call_find);
+
+/*
+ * Runs one of the programs.  It sees the registers of the probe, but for the
+ * first two arguments.
+ */
+static void run_prog(enum ipttrace_kind kind, struct pt_regs *regs,
+		     const void *arg0, const void *arg1)
+{
+	unsigned long saved0 = regs_get_kernel_argument(regs, 0);
+	unsigned long saved1 = regs_get_kernel_argument(regs, 1);
+
+	ipttrace_set_arg0(regs, (unsigned long)arg0);
+	ipttrace_set_arg1(regs, (unsigned long)arg1);
+	rcu_read_lock();
+	bpf_prog_run(session.progs[kind], regs);
+	rcu_read_unlock();
+	ipttrace_set_arg0(regs, saved0);
+	ipttrace_set_arg1(regs, saved1);
+}
+NOKPROBE_SYMBOL(run_prog);
+
+static bool netns_wanted(const struct net *net)
+{
+	return !session.netns || net->ns.inum == session.netns;
+}
+NOKPROBE_SYMBOL(netns_wanted);
+
+/* Whether to trace this call; when not, nothing has been changed. */
+static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state)
+{
+	const struct bpf_prog *filter;
+	bool wanted = true;
+
+	if (!netns_wanted(state->net))
+		return false;
+
+	rcu_read_lock();
+	filter = rcu_dereference(session.filter);
+	if (filter) {
+		if (ipttrace_follow_has(skb)) {
+			if (skb->nf_trace)
+				goto unlock;
+			ipttrace_follow_del(skb);
+		}
+		wanted = bpf_prog_run(filter, skb);
+	}
+unlock:
+	rcu_read_unlock();
+	return wanted;
+}
+NOKPROBE_SYMBOL(call_wanted);
+
+/*
+ * Stands before the kretprobe's own pre_handler: a packet that is not wanted
+ * costs the filter and no kretprobe instance.
+ */
+static int call_hit(struct kprobe *p, struct pt_regs *regs)
+{
+	struct sk_buff *skb = (void *)
+		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
+	const struct nf_hook_state *state = (void *)
+		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
+
+	if (!READ_ONCE(session.live))
+		return 0;
+
+	this_cpu_inc(stats.calls);
+	if (!call_wanted(skb, state)) {
+		this_cpu_inc(stats.refused);
+		return 0;
+	}
+	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
+	return kretprobe_pre_handler(p, regs);
+}
+NOKPROBE_SYMBOL(call_hit);
+
+/* nf_trace, and remembering the packet whose flip it is */
+static u8 packet_flip(struct sk_buff *skb)
+{
+	bool filtered = rcu_access_pointer(session.filter);
+	u8 flags = 0;
+
+	if (!skb->nf_trace) {
+		skb->nf_trace = 1;
+		this_cpu_inc(stats.flipped);
+		flags |= IPTTRACE_F_FIRST;
+	} else if (filtered && ipttrace_follow_has(skb)) {
+		this_cpu_inc(stats.followed);
+		return IPTTRACE_F_FOLLOWED;
+	}
+	if (filtered && !ipttrace_follow_add(skb))
+		this_cpu_inc(stats.unfollowed);
+	return flags;
+}
+NOKPROBE_SYMBOL(packet_flip);
+
+static void head_tuple(const struct nf_conntrack_tuple *tuple, u8 *src, u8 *dst,
+		       u16 *sport, u16 *dport)
+{
+	memcpy(src, &tuple->src.u3, 16);
+	memcpy(dst, &tuple->dst.u3, 16);
+	*sport = (__force u16)tuple->src.u.all;
+	*dport = (__force u16)tuple->dst.u.all;
+}
+NOKPROBE_SYMBOL(head_tuple);
+
+static void head_conntrack(struct ipttrace_entry_head *head,
+			   const struct sk_buff *skb)
+{
+	enum ip_conntrack_info info;
+	const struct nf_conn *ct = nf_ct_get(skb, &info);
+	const struct nf_conntrack_tuple *orig;
+
+	head->ct_info = info;
+	if (!ct)
+		return;
+	orig = &ct->tuplehash[IP_CT_DIR_ORIGINAL].tuple;
+	head->flags |= IPTTRACE_F_CONNTRACK;
+	head->ct = (unsigned long)ct;
+	head->ct_status = READ_ONCE(ct->status);
+#ifdef CONFIG_NF_CONNTRACK_MARK
+	head->ct_mark = READ_ONCE(ct->mark);
+#endif
+	head->ct_zone = nf_ct_zone(ct)->id;
+	head->ct_proto = orig->dst.protonum;
+	head_tuple(orig, head->ct_orig_src, head->ct_orig_dst,
+		   &head->ct_orig_sport_be16, &head->ct_orig_dport_be16);
+	head_tuple(&ct->tuplehash[IP_CT_DIR_REPLY].tuple,
+		   head->ct_reply_src, head->ct_reply_dst,
+		   &head->ct_reply_sport_be16, &head->ct_reply_dport_be16);
+}
+NOKPROBE_SYMBOL(head_conntrack);
+
+/* Unique for as long as one is armed: CPUs count apart, 2^48 each. */
+static u64 call_next_id(void)
+{
+	return (u64)this_cpu_inc_return(stats.next_call) << 16 |
+	       (raw_smp_processor_id() + 1);
+}
+NOKPROBE_SYMBOL(call_next_id);
+
+static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
+		       u8 family)
+{
+	const struct xt_table *table = (void *)
+		regs_get_kernel_argument(regs, IPTTRACE_ARG_TABLE);
+	struct sk_buff *skb = (void *)
+		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
+	const struct nf_hook_state *state = (void *)
+		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
+	struct call *call = (struct call *)ri->data;
+	struct ipttrace_entry_head head = {};
+
+	head.time = ktime_get_mono_fast_ns();
+
+	call->id = call_next_id();
+	call->task = current;
+	call->skb = skb;
+	call->overhead = 0;
+	call->rules = 0;
+	call->softirq = in_serving_softirq();
+	call_link(call);
+	if (call->depth > this_cpu_read(stats.depth))
+		this_cpu_write(stats.depth, call->depth);
+
+	head.call = call->id;
+	head.skb = (unsigned long)skb;
+	head.parent = call->parent ? call->parent->id : 0;
+	head.sk = (unsigned long)skb->sk;
+	head.netns = state->net->ns.inum;
+	head.len = skb->len;
+	head.mark = skb->mark;
+	head.in_ifindex = state->in ? state->in->ifindex : 0;
+	head.out_ifindex = state->out ? state->out->ifindex : 0;
+	head.family = family;
+	head.hook = state->hook;
+	head.depth = call->depth - 1;
+	head.flags = packet_flip(skb);
+	if (call->softirq)
+		head.flags |= IPTTRACE_F_SOFTIRQ;
+	head_conntrack(&head, skb);
+	strscpy(head.table, table->name, sizeof(head.table));
+
+	run_prog(IPTTRACE_ENTRY, regs, &head, state);
+
+	call->start = ktime_get_mono_fast_ns();
+	if (call->parent)
+		call->parent->overhead += call->start - head.time;
+}
+NOKPROBE_SYMBOL(call_enter);
+
+static int call_enter4(struct kretprobe_instance *ri, struct pt_regs *regs)
+{
+	call_enter(ri, regs, NFPROTO_IPV4);
+	return 0;
+}
+NOKPROBE_SYMBOL(call_enter4);
+
+static int call_enter6(struct kretprobe_instance *ri, struct pt_regs *regs)
+{
+	call_enter(ri, regs, NFPROTO_IPV6);
+	return 0;
+}
+NOKPROBE_SYMBOL(call_enter6);
+
+static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
+{
+	u64 now = ktime_get_mono_fast_ns();
+	struct call *call = (struct call *)ri->data;
+	u32 verdict = regs_return_value(regs);
+	struct ipttrace_exit record = {
+		.call = call->id,
+		.time = now,
+		.skb = (unsigned long)call->skb,
+		.verdict = verdict,
+		.rules = call->rules,
+	};
+
+	/* The probes are going: the index may be gone already. */
+	if (!READ_ONCE(session.live))
+		return 0;
+
+	call_unlink(call);
+	record.cost = now - call->start;
+	record.cost -= min(record.cost, call->overhead);
+
+	switch (verdict & NF_VERDICT_MASK) {
+	case NF_ACCEPT:
+	case NF_REPEAT: {
+		enum ip_conntrack_info info;
+		const struct nf_conn *ct = nf_ct_get(call->skb, &info);
+
+		record.flags = IPTTRACE_F_ALIVE;
+		record.mark = call->skb->mark;
+		record.ct_info = info;
+		if (ct)
+			record.ct_status = READ_ONCE(ct->status);
+		break;
+	}
+	case NF_DROP:
+	case NF_STOLEN:
+		/* It may be freed: from here on its address means nothing. */
+		if (rcu_access_pointer(session.filter))
+			ipttrace_follow_del(call->skb);
+		break;
+	}
+
+	this_cpu_inc(stats.due[IPTTRACE_EXIT]);
+	run_prog(IPTTRACE_EXIT, regs, &record, NULL);
+
+	if (call->parent)
+		call->parent->overhead += call->overhead +
+			ktime_get_mono_fast_ns() - now;
+	return 0;
+}
+NOKPROBE_SYMBOL(call_exit);
+
+/* Whether this log line is there because of us, though no call is known. */
+static bool log_ours(const struct net *net, const struct sk_buff *skb)
+{
+	if (!netns_wanted(net))
+		return false;
+	return !session.filtered || ipttrace_follow_has(skb);
+}
+NOKPROBE_SYMBOL(log_ours);
+
+static enum ipttrace_match log_match(const char *comment)
+{
+	/* "rule", "return" or "policy" */
+	if (comment[0] == 'p')
+		return IPTTRACE_MATCH_POLICY;
+	if (comment[0] == 'r' && comment[1] == 'e')
+		return IPTTRACE_MATCH_RETURN;
+	return IPTTRACE_MATCH_RULE;
+}
+NOKPROBE_SYMBOL(log_match);
+
+static void *log_arg(struct pt_regs *regs, unsigned int n)
+{
+	return (void *)regs_get_kernel_stack_nth(regs, IPTTRACE_LOG_STACK + n);
+}
+NOKPROBE_SYMBOL(log_arg);
+
+static int log_hit(struct kprobe *p, struct pt_regs *regs)
+{
+	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
+	struct sk_buff *skb = (void *)regs_get_kernel_argument(regs, 3);
+	struct call *call = NULL;
+
+	if (READ_ONCE(session.live))
+		call = call_find(skb);
+
+	if (call) {
+		struct ipttrace_rule record = {
+			.call = call->id,
+			.time = ktime_get_mono_fast_ns(),
+			.rulenum = (unsigned long)log_arg(regs, 3),
+			.seq = call->rules++,
+			.match = log_match(log_arg(regs, 2)),
+		};
+
+		strscpy(record.table, log_arg(regs, 0), sizeof(record.table));
+		this_cpu_inc(stats.due[IPTTRACE_RULE]);
+		run_prog(IPTTRACE_RULE, regs, &record, log_arg(regs, 1));
+		call->overhead += ktime_get_mono_fast_ns() - record.time;
+	} else if (!log_ours(net, skb)) {
+		return 0;
+	}
+	/* No logger is bound to it, so that nf_log_trace() returns at once. */
+	ipttrace_set_arg1(regs, NFPROTO_UNSPEC);
+	this_cpu_inc(stats.silenced);
+	return 0;
+}
+NOKPROBE_SYMBOL(log_hit);
+
+static void misses_keep(struct call_probe *probe)
+{
+	session.past.nmissed += probe->rp.nmissed;
+	session.past.skipped += probe->rp.kp.nmissed;
+}
+
+static int call_probe_register(struct call_probe *probe)
+{
+	struct kretprobe *rp = &probe->rp;
+	int err;
+
+	memset(rp, 0, sizeof(*rp));
+	rp->kp.symbol_name = probe->symbol;
+	rp->kp.flags = KPROBE_FLAG_DISABLED;
+	rp->entry_handler = probe->entry;
+	rp->handler = call_exit;
+	rp->data_size = sizeof(struct call);
+	rp->maxactive = session.maxactive ?:
+			max_t(int, 128, 16 * num_possible_cpus());
+	err = register_kretprobe(rp);
+	if (err)
+		return err;
+	kretprobe_pre_handler = rp->kp.pre_handler;
+	rp->kp.pre_handler = call_hit;
+	err = enable_kretprobe(rp);
+	if (err) {
+		unregister_kretprobe(rp);
+		return err;
+	}
+	probe->registered = true;
+	return 0;
+}
+
+static void call_probe_unregister(struct call_probe *probe)
+{
+	unregister_kretprobe(&probe->rp);
+	misses_keep(probe);
+	probe->registered = false;
+}
+
+/* The table code may come, or go, with its module while we are armed. */
+void ipttrace_probes_rescan(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(call_probes); i++) {
+		struct call_probe *probe = &call_probes[i];
+
+		if (probe->registered && kprobe_gone(&probe->rp.kp))
+			call_probe_unregister(probe);
+		if (!probe->registered)
+			call_probe_register(probe);
+	}
+}
+
+static void calls_unregister(void)
+{
+	int i;
+
+	WRITE_ONCE(session.live, false);
+	for (i = 0; i < ARRAY_SIZE(call_probes); i++)
+		if (call_probes[i].registered)
+			call_probe_unregister(&call_probes[i]);
+}
+
+static int calls_register(struct netlink_ext_ack *extack)
+{
+	int i, err, worst = -ENOENT;
+	bool any = false;
+
+	for (i = 0; i < ARRAY_SIZE(call_probes); i++) {
+		err = call_probe_register(&call_probes[i]);
+		if (!err) {
+			any = true;
+		} else if (err != -ENOENT) {
+			worst = err;
+			goto unregister;
+		}
+	}
+	if (any)
+		return 0;
+	NL_SET_ERR_MSG(extack,
+		       "ipt_do_table and ip6t_do_table are absent: no legacy iptables is loaded here (modprobe ip_tables)");
+	return worst;
+
+unregister:
+	NL_SET_ERR_MSG(extack,
+		       "the kernel refused a kretprobe on ipt_do_table or ip6t_do_table");
+	calls_unregister();
+	return worst;
+}
+
+static void index_clear(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(call_index); i++) {
+		raw_spin_lock_init(&call_index[i].lock);
+		INIT_HLIST_HEAD(&call_index[i].calls);
+	}
+}
+
+static void stats_clear(void)
+{
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		memset(per_cpu_ptr(&stats, cpu), 0, sizeof(stats));
+	memset(&session.past, 0, sizeof(session.past));
+}
+
+/* Takes the programs and the filter over only when it returns 0. */
+int ipttrace_probes_setup(const struct ipttrace_setup *setup,
+			  struct netlink_ext_ack *extack)
+{
+	int err;
+
+	err = ipttrace_follow_setup();
+	if (err) {
+		NL_SET_ERR_MSG(extack, "no memory for the followed packets");
+		return err;
+	}
+	index_clear();
+	stats_clear();
+	memcpy(session.progs, setup->progs, sizeof(session.progs));
+	rcu_assign_pointer(session.filter, setup->filter);
+	session.filtered = setup->filter;
+	session.netns = setup->netns;
+	session.maxactive = setup->maxactive;
+
+	memset(&log_probe, 0, sizeof(log_probe));
+	log_probe.symbol_name = "nf_log_trace";
+	log_probe.pre_handler = log_hit;
+	/* Before a log line can be caused, it can be silenced. */
+	err = register_kprobe(&log_probe);
+	if (err) {
+		NL_SET_ERR_MSG(extack,
+			       "nf_log_trace cannot be probed: this kernel has no netfilter tracing, or no kprobes");
+		goto forget;
+	}
+	WRITE_ONCE(session.live, true);
+	err = calls_register(extack);
+	if (err)
+		goto unregister_log;
+	return 0;
+
+unregister_log:
+	WRITE_ONCE(session.live, false);
+	unregister_kprobe(&log_probe);
+forget:
+	RCU_INIT_POINTER(session.filter, NULL);
+	memset(session.progs, 0, sizeof(session.progs));
+	ipttrace_follow_teardown();
+	return err;
+}
+
+/*
+ * No call is traced any more, and the programs are put.  The log probe stays,
+ * to be taken away by ipttrace_probes_drained().
+ */
+void ipttrace_probes_teardown(void)
+{
+	struct bpf_prog *filter;
+	int kind;
+
+	calls_unregister();
+	/*
+	 * Every handler that saw live has returned: unregistering waits for
+	 * them.  Where no call probe was registered any more, wait here.
+	 */
+	synchronize_rcu();
+	index_clear();
+	filter = rcu_dereference_protected(session.filter, true);
+	RCU_INIT_POINTER(session.filter, NULL);
+	if (filter)
+		bpf_prog_destroy(filter);
+	for (kind = 0; kind < IPTTRACE_KINDS; kind++) {
+		bpf_prog_put(session.progs[kind]);
+		session.progs[kind] = NULL;
+	}
+}
+
+void ipttrace_probes_drained(void)
+{
+	unregister_kprobe(&log_probe);
+	session.past.skipped += log_probe.nmissed;
+	log_probe.nmissed = 0;
+	ipttrace_follow_teardown();
+}
+
+/* Gives the old filter back, which no handler uses any more. */
+struct bpf_prog *ipttrace_probes_swap_filter(struct bpf_prog *filter)
+{
+	struct bpf_prog *old = rcu_dereference_protected(session.filter, true);
+
+	rcu_assign_pointer(session.filter, filter);
+	session.filtered = filter;
+	synchronize_rcu();
+	return old;
+}
+
+u32 ipttrace_probes_targets(void)
+{
+	u32 targets = 0;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(call_probes); i++)
+		if (call_probes[i].registered)
+			targets |= BIT(i);
+	return targets;
+}
+
+void ipttrace_probes_stats(struct ipttrace_stats *sum,
+			   struct ipttrace_misses *misses)
+{
+	int cpu, i;
+
+	memset(sum, 0, sizeof(*sum));
+	for_each_possible_cpu(cpu) {
+		const struct ipttrace_stats *one = per_cpu_ptr(&stats, cpu);
+
+		sum->calls += READ_ONCE(one->calls);
+		sum->refused += READ_ONCE(one->refused);
+		sum->followed += READ_ONCE(one->followed);
+		sum->flipped += READ_ONCE(one->flipped);
+		sum->silenced += READ_ONCE(one->silenced);
+		sum->unfollowed += READ_ONCE(one->unfollowed);
+		sum->depth = max(sum->depth, READ_ONCE(one->depth));
+		for (i = 0; i < IPTTRACE_KINDS; i++)
+			sum->due[i] += READ_ONCE(one->due[i]);
+	}
+
+	*misses = session.past;
+	misses->skipped += log_probe.nmissed;
+	for (i = 0; i < ARRAY_SIZE(call_probes); i++) {
+		if (!call_probes[i].registered)
+			continue;
+		misses->nmissed += call_probes[i].rp.nmissed;
+		misses->skipped += call_probes[i].rp.kp.nmissed;
+	}
+}
