@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Rows as aligned columns for a person at a terminal.
+
+Rows stream, so a column starts at a usual width and grows when something
+wider comes, up to its cap; beyond that the text is cut and says so with an
+ellipsis (csv and jsonl cut nothing).  Every cell is made safe here, and only
+then coloured.  Must not import textual or do I/O.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from ipttrace.trace.row import Row, Step
+from ipttrace.view.cells import clock, cut, duration, safe, width
+
+# Different texts that a column remembers; addresses of a scan would be endless.
+_REMEMBERED: Final = 16384
+# Less room than this for the path says nothing: it is left out.
+_PATH_ROOM: Final = 12
+_PATH_CAP: Final = 400
+# In this order, each where it makes room for the rest and so much of the path.
+_LEFT_OUT: Final = (("COMM/PID", 26), ("NETNS", 26), ("IN→OUT", 0), ("COST", 0), ("PROTO", 0))
+
+_RESET: Final = "\x1b[0m"
+_BOLD: Final = "\x1b[1m"
+_DIM: Final = "\x1b[2m"
+_VERDICT: Final = {"ACCEPT": "\x1b[32m", "DROP": "\x1b[31m"}
+_OTHER_VERDICT: Final = "\x1b[33m"
+
+
+def colour_wanted(fd: int, environ: Mapping[str, str]) -> bool:
+    """Colour is for a terminal, and not where NO_COLOR or a dumb terminal asks for none."""
+    if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
+        return False
+    return os.isatty(fd)
+
+
+class _Column:
+    """One column: what it shows of a row, and the padded texts that it already made."""
+
+    def __init__(
+        self,
+        title: str,
+        start: int,
+        cap: int,
+        key: Callable[[Row], Any],
+        text: Callable[[Any], str],
+        *,
+        right: bool = False,
+        colour: Callable[[Any], str] | None = None,
+    ) -> None:
+        self.title = title
+        self.width = max(start, len(title))
+        self.key = key
+        self.made: dict[Any, str] = {}
+        self._cap = cap
+        self._text = text
+        self._right = right
+        self._colour = colour
+
+    def heading(self) -> str:
+        return self.title.rjust(self.width) if self._right else self.title.ljust(self.width)
+
+    def make(self, key: Any) -> str:
+        """The padded cell for `key`; a wider one than all before widens the column."""
+        text = cut(safe(self._text(key)), self._cap)
+        wide = width(text)
+        if wide > self.width:
+            self.width = wide
+            self.made.clear()
+        elif len(self.made) >= _REMEMBERED:
+            self.made.clear()
+        fill = " " * (self.width - wide)
+        colour = self._colour(key) if self._colour else ""
+        if colour:
+            text = f"{colour}{text}{_RESET}"
+        cell = fill + text if self._right else text + fill
+        self.made[key] = cell
+        return cell
+
+
+class TextView:
+    """A `View`.
+
+    `netns` names namespaces by inode (it may be filled while the view is in
+    use; unnamed ones show their number).  `columns` is the terminal's width:
+    the least telling columns are left out to fit it, the path is cut, and what
+    still does not fit is left for the terminal to wrap.  None: everything.
+    """
+
+    def __init__(
+        self,
+        netns: Mapping[int, str] | None = None,
+        *,
+        columns: int | None = None,
+        colour: bool = False,
+        utc: bool = False,
+    ) -> None:
+        self._netns: Mapping[int, str] = {} if netns is None else netns
+        self._room = columns
+        self._colour = colour
+        self._utc = utc
+        self._columns = self._fitting(columns)
+        self._paths: dict[Any, str] = {}
+
+    def header(self) -> str:
+        line = " ".join(["TIME".ljust(15), *(column.heading() for column in self._columns)])
+        if self._path_fits(len(line)):
+            line += " PATH"
+        line = line.rstrip()
+        return f"{_BOLD}{line}{_RESET}\n" if self._colour else f"{line}\n"
+
+    def lines(self, rows: Iterable[Row]) -> str:
+        columns, utc = self._columns, self._utc
+        out = []
+        for row in rows:
+            stamp = clock(row.time, utc)
+            if self._colour:
+                stamp = f"{_DIM}{stamp}{_RESET}"
+            cells = [stamp]
+            for column in columns:
+                key = column.key(row)
+                cells.append(column.made.get(key) or column.make(key))
+            if len(row.path) > 1 or row.partial:
+                cells.append(self._path(row))
+            out.append(" ".join(cells).rstrip(" "))
+        out.append("")
+        return "\n".join(out)
+
+    def _path(self, row: Row) -> str:
+        key = (row.path, row.partial)
+        text = self._paths.get(key)
+        if text is None:
+            if len(self._paths) >= _REMEMBERED:
+                self._paths.clear()
+            text = cut(safe(_path_text(key)), _PATH_CAP)
+            self._paths[key] = text
+        if self._room is None:
+            return text
+        used = 15 + sum(column.width + 1 for column in self._columns)
+        return cut(text, self._room - used - 1) if self._path_fits(used) else ""
+
+    def _path_fits(self, used: int) -> bool:
+        return self._room is None or self._room - used - 1 >= _PATH_ROOM
+
+    def _fitting(self, room: int | None) -> list[_Column]:
+        """The columns, without those that a terminal of `room` columns has no place for."""
+        columns = self._all()
+        # MATCH stays: without it a policy looks like a rule that is not there.
+        for title, path in _LEFT_OUT:
+            if room is None or 15 + sum(column.width + 1 for column in columns) + path <= room:
+                break
+            columns = [column for column in columns if column.title != title]
+        return columns
+
+    def _all(self) -> list[_Column]:
+        colour = self._colour
+        return [
+            _Column("NETNS", 10, 20, lambda row: row.netns, self._netns_text),
+            _Column("IN→OUT", 9, 33, lambda row: (row.in_, row.out), _devices),
+            _Column(
+                "PROTO",
+                11,
+                32,
+                lambda row: (row.proto, row.flags, row.icmp, bool(row.frag)),
+                _proto,
+            ),
+            _Column("SOURCE", 19, 48, lambda row: (row.src, row.sport), _endpoint),
+            _Column("", 1, 1, lambda row: None, lambda key: "→"),
+            _Column("DESTINATION", 19, 48, lambda row: (row.dst, row.dport), _endpoint),
+            _Column("TABLE", 6, 32, lambda row: row.table, _plain),
+            _Column("CHAIN", 11, 32, lambda row: row.chain, _plain),
+            _Column("RULE", 4, 10, lambda row: row.rulenum, _plain, right=True),
+            _Column("MATCH", 6, 8, lambda row: row.match, _plain),
+            _Column(
+                "VERDICT",
+                7,
+                12,
+                lambda row: row.verdict,
+                _plain,
+                colour=_verdict_colour if colour else None,
+            ),
+            _Column("COST", 7, 12, lambda row: row.cost_ns, duration, right=True),
+            _Column("COMM/PID", 14, 40, lambda row: (row.comm, row.pid), _process),
+        ]
+
+    def _netns_text(self, inode: int) -> str:
+        return self._netns.get(inode) or str(inode)
+
+
+def _plain(value: object) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def _devices(key: tuple[str | None, str | None]) -> str:
+    return f"{key[0] or '-'}→{key[1] or '-'}"
+
+
+def _proto(key: tuple[str, str | None, str | None, bool]) -> str:
+    proto, flags, icmp, fragment = key
+    return " ".join(word for word in (proto, flags, icmp, "frag" if fragment else None) if word)
+
+
+def _endpoint(key: tuple[str, int | None]) -> str:
+    """`address:port`, an IPv6 address before a port in brackets (RFC 3986, 3.2.2)."""
+    address, port = key
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _process(key: tuple[str | None, int | None]) -> str:
+    comm, pid = key
+    return "-" if comm is None and pid is None else f"{_plain(comm)}/{_plain(pid)}"
+
+
+def _verdict_colour(verdict: str | None) -> str:
+    return "" if verdict is None else _VERDICT.get(verdict, _OTHER_VERDICT)
+
+
+def _path_text(key: tuple[tuple[Step, ...], bool]) -> str:
+    """`FORWARD:2 → DOCKER:1 return`; what is no rule says so, and so does what is incomplete."""
+    path, partial = key
+    steps = [
+        f"{step.chain}:{step.rulenum}" + ("" if step.match == "rule" else f" {step.match}")
+        for step in path
+    ]
+    return " → ".join(steps) + (" (records lost)" if partial else "")

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What text, csv and jsonl promise for any row, however hostile."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
+from golden_rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
+
+from ipttrace.trace.row import FIELDS, Row, Step
+from ipttrace.view.csv import FORMULA, CsvView
+from ipttrace.view.jsonl import JsonlView
+from ipttrace.view.lines import View
+from ipttrace.view.text import TextView, colour_wanted
+
+ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates included
+
+
+def hostile(text: str) -> Row:
+    return replace(
+        PLAIN,
+        comm=text,
+        in_=text,
+        out=text,
+        table=text,
+        chain=text,
+        match=text,
+        rule=text,
+        verdict=text,
+        proto=text,
+        path=(Step(text, 1, text), Step("A", 2, "rule")),
+    )
+
+
+def views() -> list[View]:
+    return [TextView(), TextView(columns=100), CsvView(), JsonlView()]
+
+
+@given(ANY_TEXT)
+def test_no_name_can_command_the_terminal(text: str) -> None:
+    # GIVEN a row whose every name is anything at all
+    for view in views():
+        # WHEN it is shown beside an ordinary one
+        lines = view.lines([hostile(text), PLAIN]).split("\n")
+        # THEN there are two lines, and nothing in them that a terminal obeys
+        assert len(lines) == 3
+        assert lines[2] == ""
+        assert all(line.removesuffix("\r").isprintable() for line in lines)
+
+
+@given(ANY_TEXT)
+def test_coloured_text_holds_no_escape_but_our_colours(text: str) -> None:
+    line = TextView(colour=True).lines([hostile(text)]).removesuffix("\n")
+    assert re.sub(r"\x1b\[(0|1|2|31|32|33)m", "", line).isprintable()
+
+
+@given(ANY_TEXT)
+def test_a_spreadsheet_finds_no_formula(text: str) -> None:
+    # GIVEN a row whose every name is anything at all, WHEN it is written as CSV
+    written = CsvView().lines([hostile(text), hostile("=" + text), hostile(" \t@" + text)])
+    # THEN no cell begins as a formula does, and there are as many cells as columns
+    for cells in csv.reader(io.StringIO(written, newline="")):
+        assert len(cells) == len(FIELDS)
+        assert not [cell for cell in cells if cell.lstrip().startswith(FORMULA)]
+
+
+@given(ANY_TEXT)
+def test_jsonl_gives_names_back_as_they_were(text: str) -> None:
+    written = JsonlView().lines([hostile(text)])
+    assert written.isascii()
+    # Half a surrogate pair is no Unicode text: it comes back as a visible escape.
+    whole = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    value = json.loads(written)
+    assert value["chain"] == value["path"][0]["chain"] == value["comm"] == whole
+
+
+def test_csv_has_every_field_as_a_column_in_the_published_order() -> None:
+    view = CsvView()
+    table = list(csv.DictReader(io.StringIO(view.header() + view.lines(ROWS), newline="")))
+    assert tuple(table[0]) == FIELDS
+    assert len(table) == len(ROWS)
+    assert table[0]["time"] == "2026-11-21T01:02:03.123456789Z"
+    assert table[0]["skb"] == "0xffff888104a3b200"
+    assert table[1]["mark"] == "0x1"
+    assert table[1]["path"] == "FORWARD:1>DOCKER-USER:3>FORWARD:4"
+    assert table[5]["comm"] == "'=cmd|' /C calc'!A0"
+
+
+def test_jsonl_has_every_field_as_a_key_and_null_for_what_is_not_known() -> None:
+    lines = JsonlView().lines(ROWS).splitlines()
+    values = [json.loads(line) for line in lines]
+    assert all(tuple(value) == FIELDS for value in values)
+    unknown = values[ROWS.index(UNKNOWN)]
+    assert unknown["skb"] is unknown["cost_ns"] is unknown["rulenum"] is None
+    assert unknown["path"] == []
+    assert values[1]["path"][1] == {"chain": "DOCKER-USER", "rulenum": 3, "match": "return"}
+    assert values[1]["cost_ns"] == 12345
+    assert values[1]["mark"] == "0x1"
+
+
+def test_what_is_not_known_is_empty_in_csv() -> None:
+    view = CsvView()
+    (cells,) = csv.DictReader(io.StringIO(view.header() + view.lines([UNKNOWN]), newline=""))
+    for name in ("skb", "cpu", "pid", "comm", "in", "chain", "rulenum", "cost_ns", "sport"):
+        assert cells[name] == ""
+
+
+def test_no_rows_make_no_lines() -> None:
+    assert [view.lines([]) for view in views()] == ["", "", "", ""]
+
+
+def test_a_time_that_cannot_be_written_breaks_no_line() -> None:
+    row = replace(PLAIN, time=10**40)
+    assert json.loads(JsonlView().lines([row]))["time"] is None
+    assert CsvView().lines([row]).startswith(",kernel,")
+    assert TextView().lines([row]).startswith("??:??:??.")
+
+
+def test_columns_grow_for_a_wide_row_and_stay_aligned_after_it() -> None:
+    # GIVEN a view that has shown an IPv6 row
+    view = TextView(utc=True)
+    view.lines([PLAIN, IPV6])
+    # WHEN ordinary rows follow
+    first, second = view.lines([PLAIN, AFTER]).splitlines()
+    # THEN their columns stand under each other, at the wider place
+    assert first.index("filter") == second.index("filter")
+    assert first.index("filter") > TextView(utc=True).lines([PLAIN]).index("filter")
+
+
+def test_wide_characters_do_not_push_the_columns_aside() -> None:
+    # GIVEN a process named in characters that take two columns each
+    wide, plain = TextView().lines([replace(PLAIN, in_="防火"), PLAIN]).splitlines()
+    # THEN what follows is two characters earlier in the text, that is: at the same place
+    assert wide.index("TCP") == plain.index("TCP") - 2
+
+
+@pytest.mark.parametrize("row", HOSTILE)
+def test_a_name_of_any_length_keeps_a_line_readable(row: Row) -> None:
+    assert len(TextView().lines([row])) < 800
+
+
+@pytest.mark.parametrize("columns", [120, 160, 200])
+def test_lines_fit_the_terminal(columns: int) -> None:
+    view = TextView(columns=columns)
+    for line in (view.header() + view.lines([PLAIN, POLICY, AFTER])).splitlines():
+        assert len(line) <= columns
+
+
+def test_a_narrow_terminal_still_shows_chain_rule_match_and_verdict() -> None:
+    line = TextView(columns=80).lines([POLICY])
+    assert re.search(r"filter +FORWARD +4 policy +DROP", line)
+
+
+def test_a_row_that_lost_records_says_so() -> None:
+    assert "(records lost)" in TextView().lines([replace(PLAIN, partial=True)])
+
+
+def test_an_ipv6_address_before_a_port_stands_in_brackets() -> None:
+    line = TextView().lines([IPV6])
+    assert "[2001:db8::1]:53 " in line
+    assert " ::1 " in TextView().lines([replace(IPV6, src="::1", sport=None)])
+
+
+def test_namespaces_show_names_that_became_known_before_they_were_seen() -> None:
+    names: dict[int, str] = {}
+    view = TextView(names)
+    names[4026531840] = "router\x1b[31m"
+    assert "router\\x1b[31m" in view.lines([PLAIN])
+    assert "4026532999" in view.lines([UNKNOWN])
+
+
+def test_colour_is_for_a_terminal_that_did_not_refuse_it() -> None:
+    master, terminal = os.openpty()
+    reader, pipe = os.pipe()
+    try:
+        assert colour_wanted(terminal, {"TERM": "xterm"})
+        assert not colour_wanted(terminal, {"NO_COLOR": "1", "TERM": "xterm"})
+        assert not colour_wanted(terminal, {"TERM": "dumb"})
+        assert not colour_wanted(pipe, {"TERM": "xterm"})
+    finally:
+        for fd in (master, terminal, reader, pipe):
+            os.close(fd)
