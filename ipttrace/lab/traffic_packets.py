@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bytes of the packets that no ordinary socket sends, with valid checksums.
+
+Pure: must not open sockets.  All functions give what follows the IP header;
+the kernel puts that on.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import Final
+
+ICMP_ECHO: Final = {4: 8, 6: 128}
+ICMP_REPLY: Final = {4: 0, 6: 129}
+GRE: Final = 47
+ESP: Final = 50
+SCTP: Final = 132
+
+# RFC 8200, 4.6: next header and length (both filled in by the kernel), PadN of 4.
+DESTINATION_OPTIONS: Final = b"\x00\x00\x01\x04\x00\x00\x00\x00"
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    if len(data) % 2:
+        data += b"\x00"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC that SCTP uses (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def echo(family: int, ident: int, seq: int, payload: bytes) -> bytes:
+    """An echo request (RFC 792, RFC 4443); of ICMPv6 the kernel makes the checksum."""
+    kind = ICMP_ECHO[family]
+    body = struct.pack("!BBHHH", kind, 0, 0, ident, seq) + payload
+    if family == 6:
+        return body
+    return struct.pack("!BBHHH", kind, 0, checksum(body), ident, seq) + payload
+
+
+def tcp_syn(source: str, sport: int, dst: str, dport: int, seq: int) -> bytes:
+    """A SYN with an MSS option (RFC 9293)."""
+
+    def header(check: int) -> bytes:
+        return struct.pack("!HHIIBBHHHBBH", sport, dport, seq, 0, 6 << 4, 2, 64240, check, 0, *mss)
+
+    mss = (2, 4, 1460)
+    src, to = ipaddress.ip_address(source).packed, ipaddress.ip_address(dst).packed
+    segment = header(0)
+    # The two pseudo headers, RFC 9293 3.1 and RFC 8200 8.1, sum to the same.
+    return header(checksum(src + to + struct.pack("!HH", 6, len(segment)) + segment))
+
+
+def gre(inner: bytes, ethertype: int = 0x0800) -> bytes:
+    """GRE without options (RFC 2784) around a packet."""
+    return struct.pack("!HH", 0, ethertype) + inner
+
+
+def inner_ipv4(payload: bytes = b"") -> bytes:
+    """A small UDP packet between two documentation addresses, for a tunnel to carry."""
+    udp = struct.pack("!HHHH", 1024, 1024, 8 + len(payload), 0) + payload
+    addresses = bytes((192, 0, 2, 1, 192, 0, 2, 2))
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
+    check = checksum(head + addresses)
+    return head[:10] + struct.pack("!H", check) + addresses + udp
+
+
+def esp(spi: int, seq: int) -> bytes:
+    """ESP (RFC 4303): SPI, sequence number, and what looks like a cipher text."""
+    return struct.pack("!II", spi, seq) + bytes(range(64))
+
+
+def sctp_init(sport: int, dport: int, tag: int) -> bytes:
+    """An INIT chunk (RFC 9260, 3.3.2)."""
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, tag, 65535, 10, 10, tag)
+    head = struct.pack("!HHI", sport, dport, 0)
+    # The CRC goes on the wire with its low byte first.
+    check = struct.pack("<I", crc32c(head + b"\0\0\0\0" + chunk))
+    return head + check + chunk
+
+
+def dns_query(ident: int, name: str = "www.example.org") -> bytes:
+    """A question for an A record (RFC 1035)."""
+    labels = b"".join(bytes((len(part),)) + part.encode() for part in name.split("."))
+    return struct.pack("!HHHHHH", ident, 0x0100, 1, 0, 0, 0) + labels + b"\0\0\x01\0\x01"
+
+
+def dns_answer(query: bytes) -> bytes:
+    """The answer to dns_query(): one A record."""
+    if len(query) < 12:
+        return query
+    head = query[:2] + b"\x81\x80" + struct.pack("!HHHH", 1, 1, 0, 0)
+    record = b"\xc0\x0c\0\x01\0\x01" + struct.pack("!IH", 60, 4) + bytes((192, 0, 2, 80))
+    return head + query[12:] + record
