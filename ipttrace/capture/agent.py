@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The privileged half: an engine on one side, the stream on the other.
+
+Thin: it moves records and answers the control line, which is one JSON object a
+line: ``{"cmd": "filter", "expr": "tcp port 80"}``, ``{"cmd": "disarm"}``,
+``{"cmd": "arm"}``, ``{"cmd": "stop"}``.  The end of the control line means
+stop, so that an agent never outlives who started it.  Must not import a view.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from ipttrace import __version__
+from ipttrace.capture import namespaces, pcapfilter
+from ipttrace.capture.errors import CaptureError
+from ipttrace.stream.frames import Writer
+
+# How often buffers are looked at: by turns and when nothing comes.  Short
+# enough for eyes, long enough to cost an idle host nothing.
+_BUSY: Final = 0.02
+_IDLE: Final = 0.05
+_BOOKS_EVERY: Final = 0.5
+# A step of the wall clock that is worth telling, ns.
+_STEP: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asked for."""
+
+    expr: str = ""
+    engine: str = "auto"
+    netns: str | None = None
+    buffer: int | None = None
+    maxactive: int | None = None
+    duration: float | None = None
+    ready_file: Path | None = None
+
+
+class Descriptor:
+    """A sink on a file descriptor: all of the data, whatever write(2) takes at once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        return len(data)
+
+
+class _Stop:
+    """Set by signals; a flag, so that a frame is never cut in two."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on)
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+
+def _clock() -> tuple[int, int]:
+    """CLOCK_MONOTONIC and CLOCK_REALTIME of one moment, ns."""
+    best: tuple[int, int, int] | None = None
+    for _ in range(5):
+        before = time.monotonic_ns()
+        wall = time.time_ns()
+        took = time.monotonic_ns() - before
+        if best is None or took < best[0]:
+            best = (took, before + took // 2, wall)
+    assert best is not None
+    return best[1], best[2]
+
+
+def _hello(request: Request, engine: Any) -> dict[str, Any]:
+    mono, wall = _clock()
+    return {
+        "engine": engine.name,
+        "version": __version__,
+        "kernel": platform.release(),
+        "arch": platform.machine(),
+        "host": socket.gethostname(),
+        "cpus": engine.buffers.cpus,
+        "expr": request.expr,
+        "netns": {str(inode): name for inode, name in namespaces.names().items()},
+        "only_netns": request.netns,
+        "clock": {"mono": mono, "wall": wall},
+    }
+
+
+def open_engine(request: Request) -> Any:
+    """The engine that the request asks for, armed.  Raises CaptureError, FilterError."""
+    from ipttrace.capture.kernel import DEFAULT_BUFFER, KernelEngine, Options
+
+    if request.engine == "netlink":
+        raise CaptureError("this version has no netlink engine: use --engine kernel")
+    return KernelEngine(
+        Options(
+            program=pcapfilter.compile(request.expr),
+            netns=None if request.netns is None else namespaces.inode(request.netns),
+            buffer=request.buffer or DEFAULT_BUFFER,
+            maxactive=request.maxactive,
+        )
+    )
+
+
+class Agent:
+    """One run: from an armed engine to the stream's last frame."""
+
+    def __init__(self, request: Request, engine: Any, writer: Writer) -> None:
+        self._request = request
+        self._engine = engine
+        self._writer = writer
+        self._offset = 0
+        self._armed = True
+        self._control = b""
+
+    def run(self, stop: Any, control: int | None) -> dict[str, Any]:
+        """Until `stop` has a reason, time is up or the control line ends.
+
+        Returns the last books.  `control` is a descriptor or None.
+        """
+        engine, writer = self._engine, self._writer
+        if control is not None:
+            engine.buffers.watch(control)
+        hello = _hello(self._request, engine)
+        self._offset = hello["clock"]["wall"] - hello["clock"]["mono"]
+        writer.hello(hello)
+        for level, text in engine.notes:
+            writer.note(level, text)
+        writer.books(engine.books())
+        if self._request.ready_file is not None:
+            self._request.ready_file.write_text(f"{os.getpid()}\n")
+
+        began = time.monotonic()
+        books_due = began
+        pause = _BUSY
+        while not stop.reason:
+            ready = engine.buffers.wait(pause)
+            if control is not None and control in ready and not self._obey(control):
+                stop.reason = "stopped"
+            came = self._pump()
+            pause = _BUSY if came else _IDLE
+            now = time.monotonic()
+            if now >= books_due:
+                books_due = now + _BOOKS_EVERY
+                self._tick()
+            if self._request.duration is not None and now - began >= self._request.duration:
+                stop.reason = "duration"
+        if control is not None:
+            engine.buffers.unwatch(control)
+        return self._finish(stop.reason)
+
+    def _pump(self) -> int:
+        came = 0
+        for kind, records in enumerate(self._engine.take()):
+            if len(records):
+                came += len(records)
+                self._writer.records(kind, records)
+        return came
+
+    def _tick(self) -> None:
+        mono, wall = _clock()
+        if abs(wall - mono - self._offset) > _STEP:
+            self._offset = wall - mono
+            self._writer.clock(mono, wall)
+        self._writer.books(self._engine.books())
+
+    def _finish(self, reason: str) -> dict[str, Any]:
+        if self._armed:
+            self._engine.disarm()
+        while self._pump():
+            pass
+        books: dict[str, Any] = self._engine.books()
+        self._writer.end({**books, "reason": reason})
+        return books
+
+    def _obey(self, control: int) -> bool:
+        """Carries out what stands on the control line; False when it has ended."""
+        data = os.read(control, 65536)
+        if not data:
+            return False
+        *lines, self._control = (self._control + data).split(b"\n")
+        if len(self._control) > 1 << 20:
+            raise CaptureError("the control line has no end")
+        return all(self._command(line) for line in lines if line.strip())
+
+    def _command(self, line: bytes) -> bool:
+        try:
+            command = json.loads(line)
+            name = command["cmd"]
+            if name == "stop":
+                return False
+            if name == "filter":
+                expr = str(command["expr"])
+                self._engine.filter(pcapfilter.compile(expr))
+                self._request = replace(self._request, expr=expr)
+                self._writer.note("info", f"filter: {expr or 'none'}")
+            elif name == "disarm" and self._armed:
+                self._engine.disarm()
+                self._armed = False
+                self._writer.note("info", "disarmed")
+            elif name == "arm" and not self._armed:
+                raise CaptureError("arming again is done by starting again")
+            else:
+                raise CaptureError(f"unknown or untimely command {name!r}")
+        except (ValueError, KeyError, TypeError):
+            self._writer.note("error", "a line on the control line is no command")
+        except (CaptureError, pcapfilter.FilterError) as error:
+            self._writer.note("error", str(error))
+        return True
+
+
+def main(request: Request, out: int, control: int | None) -> int:
+    """Runs an agent with its stream on `out`.  Returns the exit status."""
+    stop = _Stop()
+    try:
+        engine = open_engine(request)
+    except CaptureError as error:
+        print(f"ipttrace: {error}", file=sys.stderr)
+        return 1
+    except pcapfilter.FilterError as error:
+        print(f"ipttrace: {error}", file=sys.stderr)
+        return 2
+    try:
+        Agent(request, engine, Writer(Descriptor(out))).run(stop, control)
+    except BrokenPipeError:
+        # Nobody reads any more: that is how a reader says goodbye.
+        return 0
+    except (CaptureError, OSError) as error:
+        print(f"ipttrace: {error}", file=sys.stderr)
+        return 1
+    finally:
+        engine.close()
+    return 130 if stop.reason == "SIGINT" else 0

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Loads the BPF object, and pins it where the module takes it from.
+
+The object is compiled ahead of time; libbpf puts its offsets right for the
+running kernel.  The folder of the pins is also the lock: who holds it runs the
+only kernel engine of this host, and it is gone with its process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from ipttrace.capture.errors import CaptureError
+
+BPFFS: Final = Path("/sys/fs/bpf")
+PINS: Final = BPFFS / "ipttrace"
+PROGRAMS: Final = ("ipttrace_entry", "ipttrace_rule", "ipttrace_exit")
+BUFFERS: Final = ("entries", "rules", "exits")
+LOST: Final = "lost"
+
+_BPF_FS_MAGIC: Final = 0xCAFE4A11
+
+
+def object_file() -> Path:
+    """The compiled BPF object: of the checkout, or of the installed package."""
+    here = Path(__file__).resolve()
+    for path in (
+        here.parents[2] / "build" / "ipttrace.bpf.o",
+        here.parents[1] / "ipttrace.bpf.o",
+        Path("/usr/lib/ipttrace/ipttrace.bpf.o"),
+    ):
+        if path.exists():
+            return path
+    raise CaptureError("the BPF object is not built: run make setup")
+
+
+class _Libbpf:
+    """libbpf, and what it printed since the last call."""
+
+    def __init__(self) -> None:
+        try:
+            self.lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        except OSError as error:
+            raise CaptureError("libbpf.so.1 is missing: apt-get install libbpf1") from error
+        libc = ctypes.CDLL(None)
+        self.said: list[str] = []
+        proto = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+        def printed(level: int, fmt: bytes, args: int) -> int:
+            if level == 0:  # LIBBPF_WARN
+                text = ctypes.create_string_buffer(1024)
+                libc.vsnprintf(text, ctypes.c_size_t(1024), fmt, ctypes.c_void_p(args))
+                self.said.append(text.value.decode(errors="replace").strip())
+            return 0
+
+        self._printed = proto(printed)  # kept: libbpf calls it later
+        self.lib.libbpf_set_print(self._printed)
+        for name in ("bpf_object__open_file",):
+            getattr(self.lib, name).restype = ctypes.c_void_p
+        self.lib.bpf_object__open_file.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        for name in ("bpf_object__load", "bpf_object__close"):
+            getattr(self.lib, name).argtypes = [ctypes.c_void_p]
+        for name in ("bpf_object__pin_programs", "bpf_object__pin_maps"):
+            getattr(self.lib, name).argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+
+    def check(self, result: int, what: str) -> None:
+        if result >= 0:
+            return
+        # The first line tells why; the verifier's log may follow.
+        why = self.said[0] if self.said else os.strerror(-result)
+        if not Path("/sys/kernel/btf/vmlinux").exists():
+            why = "this kernel has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
+        raise CaptureError(f"{what}: {why}")
+
+
+class Pins:
+    """The folder of the pins, held by this process.
+
+    `stale` says that a dead run had left its pins; they are gone.
+    """
+
+    def __init__(self) -> None:
+        if not _is_bpffs(BPFFS):
+            raise CaptureError(f"{BPFFS} is not mounted: mount -t bpf bpf {BPFFS}")
+        self.stale = PINS.exists()
+        self._fd = self._lock()
+        for pin in PINS.iterdir():
+            pin.unlink()
+
+    def _lock(self) -> int:
+        while True:
+            PINS.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(PINS, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another may have removed the folder on its way out meanwhile.
+                if PINS.exists() and os.fstat(fd).st_ino == PINS.stat().st_ino:
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise CaptureError(
+                    "another ipttrace traces on this host already: stop it first"
+                ) from None
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+
+    def load(self) -> None:
+        """Loads the object and pins its programs and maps."""
+        libbpf = _Libbpf()
+        path = object_file()
+        bpf_object = libbpf.lib.bpf_object__open_file(os.fsencode(path), None)
+        if not bpf_object:
+            raise CaptureError(f"{path} is not readable: {os.strerror(ctypes.get_errno())}")
+        try:
+            libbpf.check(
+                libbpf.lib.bpf_object__load(bpf_object), "the kernel refused the BPF programs"
+            )
+            pins = os.fsencode(PINS)
+            libbpf.check(libbpf.lib.bpf_object__pin_programs(bpf_object, pins), "pinning failed")
+            libbpf.check(libbpf.lib.bpf_object__pin_maps(bpf_object, pins), "pinning failed")
+        finally:
+            libbpf.lib.bpf_object__close(bpf_object)
+
+    def remove(self) -> None:
+        """Removes the pins and lets go of the folder."""
+        if self._fd < 0:
+            return
+        shutil.rmtree(PINS, ignore_errors=True)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _is_bpffs(path: Path) -> bool:
+    # statfs(2): f_type is the first word on every Linux that we know.
+    buffer = ctypes.create_string_buffer(256)
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        if ctypes.get_errno() in (errno.EACCES, errno.EPERM):
+            raise CaptureError(f"{path} is not accessible: run as root (sudo)")
+        return False
+    return ctypes.c_ulong.from_buffer(buffer).value == _BPF_FS_MAGIC

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Talks to the module: generic netlink as kmod/uapi/ipttrace.h tells it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.generic import GenericNetlinkSocket
+
+from ipttrace.capture.errors import CaptureError
+
+FAMILY: Final = "ipttrace"
+
+CMD_ARM: Final = 1
+CMD_DISARM: Final = 2
+CMD_GET: Final = 3
+CMD_FILTER: Final = 4
+
+STATES: Final = ("idle", "armed", "draining")
+
+
+class Message(genlmsg):  # type: ignore[misc]
+    """A message of the family, in pyroute2's way of declaring one."""
+
+    prefix = "IPTTRACE_A_"
+    nla_map = (
+        ("IPTTRACE_A_UNSPEC", "none"),
+        ("IPTTRACE_A_PAD", "none"),
+        ("IPTTRACE_A_PROG_ENTRY", "asciiz"),
+        ("IPTTRACE_A_PROG_RULE", "asciiz"),
+        ("IPTTRACE_A_PROG_EXIT", "asciiz"),
+        ("IPTTRACE_A_FILTER", "cdata"),
+        ("IPTTRACE_A_NETNS", "uint32"),
+        ("IPTTRACE_A_MAXACTIVE", "uint32"),
+        ("IPTTRACE_A_STATE", "uint32"),
+        ("IPTTRACE_A_VERSION", "uint32"),
+        ("IPTTRACE_A_OWNER_PID", "uint32"),
+        ("IPTTRACE_A_REASON", "uint32"),
+        ("IPTTRACE_A_TARGETS", "uint32"),
+        ("IPTTRACE_A_CALLS", "uint64"),
+        ("IPTTRACE_A_REFUSED", "uint64"),
+        ("IPTTRACE_A_MATCHED", "uint64"),
+        ("IPTTRACE_A_FOLLOWED", "uint64"),
+        ("IPTTRACE_A_FLIPPED", "uint64"),
+        ("IPTTRACE_A_SILENCED", "uint64"),
+        ("IPTTRACE_A_DUE_ENTRY", "uint64"),
+        ("IPTTRACE_A_DUE_RULE", "uint64"),
+        ("IPTTRACE_A_DUE_EXIT", "uint64"),
+        ("IPTTRACE_A_NMISSED", "uint64"),
+        ("IPTTRACE_A_SKIPPED", "uint64"),
+        ("IPTTRACE_A_UNFOLLOWED", "uint64"),
+        ("IPTTRACE_A_DEPTH", "uint32"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What GET tells; the counters are those of the newest arming."""
+
+    state: str
+    version: int
+    owner_pid: int
+    targets: int
+    calls: int
+    refused: int
+    matched: int
+    followed: int
+    flipped: int
+    silenced: int
+    due: tuple[int, int, int]
+    nmissed: int
+    skipped: int
+    unfollowed: int
+    depth: int
+
+
+class Control:
+    """One socket to the module.  Closing it disarms what it armed.
+
+    To be used from one thread: pyroute2 gives each thread a socket of its own.
+    """
+
+    def __init__(self) -> None:
+        self._socket = GenericNetlinkSocket(ext_ack=True)
+        try:
+            self._socket.bind(FAMILY, Message)
+        except NetlinkError as error:
+            self._socket.close()
+            raise CaptureError("the module does not answer: it is not loaded") from error
+
+    def close(self) -> None:
+        """Closes the socket; if it had armed the module, that ends."""
+        self._socket.close()
+
+    def _ask(self, command: int, attrs: list[tuple[str, object]]) -> Any:
+        message = Message()
+        message["cmd"] = command
+        message["version"] = 1
+        message["attrs"] = attrs
+        flags = NLM_F_REQUEST | NLM_F_ACK
+        try:
+            answers = self._socket.nlm_request(message, msg_type=self._socket.prid, msg_flags=flags)
+            return tuple(answers)
+        except NetlinkError as error:
+            if error.code == errno.EPERM and command in (CMD_ARM, CMD_GET):
+                raise CaptureError("tracing needs root: run with sudo") from error
+            raise CaptureError(str(error.args[-1])) from error
+
+    def arm(
+        self,
+        pins: list[Path],
+        program: bytes = b"",
+        netns: int | None = None,
+        maxactive: int | None = None,
+    ) -> None:
+        """Starts tracing.  `pins`: entry, rule, exit; `program`: sock_filter[], or nothing."""
+        names = ("IPTTRACE_A_PROG_ENTRY", "IPTTRACE_A_PROG_RULE", "IPTTRACE_A_PROG_EXIT")
+        attrs: list[tuple[str, object]] = [
+            (name, str(pin)) for name, pin in zip(names, pins, strict=True)
+        ]
+        if program:
+            attrs.append(("IPTTRACE_A_FILTER", program))
+        if netns is not None:
+            attrs.append(("IPTTRACE_A_NETNS", netns))
+        if maxactive is not None:
+            attrs.append(("IPTTRACE_A_MAXACTIVE", maxactive))
+        try:
+            self._ask(CMD_ARM, attrs)
+        except CaptureError as error:
+            if "already" in str(error):
+                pid = self.status().owner_pid
+                raise CaptureError(
+                    f"another ipttrace (pid {pid}) traces on this host already: stop it first"
+                ) from error
+            raise
+
+    def filter(self, program: bytes) -> None:
+        """Replaces the filter of what this socket armed."""
+        self._ask(CMD_FILTER, [("IPTTRACE_A_FILTER", program)] if program else [])
+
+    def disarm(self) -> None:
+        """Ends tracing; when it returns, no further record is written."""
+        self._ask(CMD_DISARM, [])
+
+    def status(self) -> Status:
+        """State and counters."""
+        (answer,) = self._ask(CMD_GET, [])[:1]
+
+        def value(name: str) -> int:
+            return int(answer.get_attr(f"IPTTRACE_A_{name}") or 0)
+
+        state = value("STATE")
+        return Status(
+            state=STATES[state] if state < len(STATES) else str(state),
+            version=value("VERSION"),
+            owner_pid=value("OWNER_PID"),
+            targets=value("TARGETS"),
+            calls=value("CALLS"),
+            refused=value("REFUSED"),
+            matched=value("MATCHED"),
+            followed=value("FOLLOWED"),
+            flipped=value("FLIPPED"),
+            silenced=value("SILENCED"),
+            due=(value("DUE_ENTRY"), value("DUE_RULE"), value("DUE_EXIT")),
+            nmissed=value("NMISSED"),
+            skipped=value("SKIPPED"),
+            unfollowed=value("UNFOLLOWED"),
+            depth=value("DEPTH"),
+        )

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Network namespaces: by name, process or path to their inode, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+from ipttrace.capture.errors import CaptureError
+
+NAMED: Final = Path("/run/netns")
+
+
+def inode(name: str) -> int:
+    """The inode of the namespace `name`: of ip-netns, a process id or a path.
+
+    Raises CaptureError when there is none.
+    """
+    if not name or "\0" in name:
+        raise CaptureError("the name of the network namespace is empty")
+    candidates = [NAMED / name] if "/" not in name else [Path(name)]
+    if name.isdigit():
+        candidates.append(Path("/proc") / name / "ns" / "net")
+    for path in candidates:
+        try:
+            if path.parent == NAMED or Path("/proc") in path.parents:
+                return path.stat().st_ino
+        except OSError:
+            continue
+    raise CaptureError(
+        f"there is no network namespace {name!r}: ip netns list shows those there are"
+    )
+
+
+def names() -> dict[int, str]:
+    """Inode to name, of this process's and all named namespaces."""
+    found: dict[int, str] = {}
+    with contextlib.suppress(OSError):
+        found[os.stat("/proc/1/ns/net").st_ino] = "init"
+    with contextlib.suppress(OSError):
+        for path in NAMED.iterdir():
+            with contextlib.suppress(OSError):
+                found[path.stat().st_ino] = path.name
+    return found
