@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which columns a width has room for, and a row's text in each.
+
+Pure: knows rows and cell widths, no Textual, no colours.  A cell comes with the
+name of a role; the widget gives roles their colours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+from rich.cells import cell_len, set_cell_size
+
+from ipttrace.trace.row import Row
+
+GAP: Final = 1
+
+# A verdict's mark tells it apart where colours do not.
+VERDICT_MARKS: Final[Mapping[str, str]] = {
+    "ACCEPT": "✓",
+    "DROP": "✗",
+    "STOLEN": "»",
+    "QUEUE": "…",
+    "REPEAT": "↻",
+    "STOP": "■",
+}
+VERDICT_ROLES: Final[Mapping[str, str]] = {"ACCEPT": "accept", "DROP": "drop"}
+
+# The journey's rail, at the left edge.
+BEGINS: Final = "┌"  # the first row of a packet
+GOES_ON: Final = "│"  # the same packet as the row above
+COMES_BACK: Final = "├"  # a packet that began further up, after rows of others
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a row is drawn with beside itself."""
+
+    previous: Row | None  # the row above
+    netns: Mapping[int, str]  # names of namespaces by inode, safe for a terminal
+
+
+# One cell: the text, not yet cut to its width, and its role.
+Cell = tuple[str, str]
+Draw = Callable[[Row, int, Context], Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One kind of column."""
+
+    key: str
+    title: str
+    help: str
+    draw: Draw
+    right: bool = False
+    titles: Mapping[int, str] = field(default_factory=dict)  # other titles for narrow widths
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A column and its width in cells."""
+
+    column: Column
+    width: int
+
+    @property
+    def title(self) -> str:
+        """The title that fits."""
+        return self.column.titles.get(self.width, self.column.title)
+
+
+def fit(text: str, width: int, right: bool = False) -> str:
+    """`text` in exactly `width` cells; cut at its end with … when it is longer."""
+    if text.isascii():
+        length = len(text)
+        if length > width:
+            return text[: width - 1] + "…" if width > 0 else ""
+        return text.rjust(width) if right else text.ljust(width)
+    # Combining marks take no cell: bound the characters too.
+    text = text[: 4 * width]
+    length = cell_len(text)
+    if length > width:
+        return set_cell_size(text, width - 1) + "…" if width > 0 else ""
+    pad = " " * (width - length)
+    return pad + text if right else text + pad
+
+
+def fit_tail(text: str, width: int) -> str:
+    """`text` in at most `width` cells; cut at its start with … when it is longer.
+
+    The end of an address tells more than its start.
+    """
+    if len(text) <= width or width <= 0:
+        return text[: max(width, 0)] if text.isascii() else fit(text, width).rstrip()
+    if not text.isascii():
+        return fit(text, width)
+    return "…" + text[len(text) - width + 1 :]
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(second))
+    except (OverflowError, ValueError, OSError):
+        return "??:??:??"
+
+
+def _time(row: Row, width: int, context: Context) -> Cell:
+    second, rest = divmod(row.time, 1_000_000_000)
+    text = f"{_second(second)}.{rest // 1000:06d}"
+    if width < 12:
+        text = text[3:12]
+    return text[:width], "same" if _goes_on(row, context) else "time"
+
+
+def _goes_on(row: Row, context: Context) -> bool:
+    return context.previous is not None and context.previous.journey == row.journey
+
+
+def _rail(row: Row, width: int, context: Context) -> Cell:
+    if _goes_on(row, context):
+        mark = GOES_ON
+    elif row.call == row.journey:
+        mark = BEGINS
+    else:
+        mark = COMES_BACK
+    # Spread: call numbers of neighbouring packets differ by a round number.
+    return mark, f"rail{(row.journey * 0x9E3779B1 >> 16) % 4}"
+
+
+def _netns(row: Row, width: int, context: Context) -> Cell:
+    name = context.netns.get(row.netns)
+    if name:
+        return name, "netns"
+    return fit_tail(str(row.netns), min(width, 5)), "netns"
+
+
+def _process(row: Row, width: int, context: Context) -> Cell:
+    if row.comm is None:
+        return ("-" if row.pid is None else str(row.pid)), "process"
+    if width > 15 and row.pid is not None:
+        pid = f" {row.pid}"
+        return fit(row.comm, width - len(pid)).rstrip() + pid, "process"
+    return row.comm, "process"
+
+
+def _devices(row: Row, width: int, context: Context) -> Cell:
+    into, out = row.in_ or "", row.out or ""
+    room = width - 1
+    if into and out and cell_len(into) + cell_len(out) > room:
+        half = room // 2
+        into = fit(into, max(half, room - cell_len(out))).rstrip()
+        out = fit(out, room - cell_len(into)).rstrip()
+    return f"{into}→{out}", "device"
+
+
+def _proto(row: Row, width: int, context: Context) -> Cell:
+    text = row.proto
+    if width < 6:
+        text = "ICMP6" if text == "ICMPv6" else text
+    elif row.frag is not None:
+        text = f"{text} frag"
+    elif row.flags:
+        text = f"{text} {row.flags}"
+    elif row.icmp is not None:
+        text = f"{text} {row.icmp}"
+    return text, "proto"
+
+
+def _endpoint(address: str, port: int | None) -> str:
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _endpoints(row: Row, width: int, context: Context) -> Cell:
+    role = "endpoints"
+    above = context.previous
+    if (
+        above is not None
+        and _goes_on(row, context)
+        and (above.src, above.dst, above.sport, above.dport)
+        == (row.src, row.dst, row.sport, row.dport)
+    ):
+        role = "same"
+    src, dst = _endpoint(row.src, row.sport), _endpoint(row.dst, row.dport)
+    if len(src) + len(dst) + 3 <= width:
+        return f"{src} → {dst}", role
+    room = width - 1
+    if len(src) + len(dst) > room and row.sport is not None and row.dport is not None:
+        # The higher port is the client's, which tells the least.
+        if row.sport > row.dport:
+            src = row.src
+        else:
+            dst = row.dst
+    if len(src) + len(dst) > room:
+        # Each gets half, or more where the other needs less.
+        src = fit_tail(src, max(room // 2, room - len(dst)))
+        dst = fit_tail(dst, room - len(src))
+    return f"{src}→{dst}", role
+
+
+_TABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
+
+
+def _table(row: Row, width: int, context: Context) -> Cell:
+    return row.table, row.table if row.table in _TABLES else "table"
+
+
+def _chain(row: Row, width: int, context: Context) -> Cell:
+    return _unknown(row) if row.chain is None else row.chain, "chain"
+
+
+def _unknown(row: Row) -> str:
+    return "?" if row.partial else "-"
+
+
+def _rulenum(row: Row, width: int, context: Context) -> Cell:
+    if row.match == "policy":
+        return ("policy" if width >= 6 else "pol"), "policy"
+    if row.rulenum is None:
+        return _unknown(row), "policy"
+    if row.match == "return":
+        return fit_tail(f"{row.rulenum}↩", width), "policy"
+    return fit_tail(str(row.rulenum), width), "rulenum"
+
+
+def _verdict(row: Row, width: int, context: Context) -> Cell:
+    if row.verdict is None:
+        return f"  {_unknown(row)}", "policy"
+    mark = VERDICT_MARKS.get(row.verdict, "?")
+    return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
+
+
+def duration(ns: int | None) -> str:
+    """`ns` in at most six cells: 812ns, 1.23µs, 45.6ms, 12.0s."""
+    if ns is None:
+        return "-"
+    if ns < 1000:
+        return f"{ns}ns"
+    value = float(ns)
+    for unit in ("µs", "ms"):
+        value /= 1000
+        if value < 999.5:
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f}{unit}"
+    value /= 1000
+    return f"{value:.1f}s" if value < 9999.5 else ">2h"
+
+
+def _cost(row: Row, width: int, context: Context) -> Cell:
+    return duration(row.cost_ns), "cost"
+
+
+COLUMNS: Final = (
+    Column(
+        "rail",
+        "",
+        f"{BEGINS} a packet begins, {GOES_ON} the same packet as above,"
+        f" {COMES_BACK} a packet that began further up",
+        _rail,
+    ),
+    Column(
+        "time",
+        "time",
+        "when the packet entered the table; local time (minutes:seconds where narrow)",
+        _time,
+        titles={9: "min:sec"},
+    ),
+    Column(
+        "netns", "netns", "network namespace: its name, or the last digits of its inode", _netns
+    ),
+    Column(
+        "process",
+        "process",
+        "what ran on the CPU then: the sender, or whom the packet interrupted",
+        _process,
+    ),
+    Column("devices", "in→out", "device it came in by → device it leaves by", _devices),
+    Column("proto", "proto", "protocol; TCP flags, ICMP type/code or frag where wide", _proto),
+    Column(
+        "endpoints",
+        "source → destination",
+        "addresses and ports as they were in this table, dim where the same as above;"
+        " narrow: without the higher port, or cut at the front",
+        _endpoints,
+    ),
+    Column("table", "table", "the iptables table: raw, mangle, nat, filter, security", _table),
+    Column("chain", "chain", "the chain that decided", _chain),
+    Column(
+        "rulenum",
+        "#",
+        "the rule that decided, as iptables -L --line-numbers counts;"
+        " pol(icy): none matched, the chain's policy decided",
+        _rulenum,
+        right=True,
+    ),
+    Column(
+        "verdict",
+        "verdict",
+        "  ".join(f"{mark} {name}" for name, mark in VERDICT_MARKS.items()),
+        _verdict,
+    ),
+    Column(
+        "cost",
+        "cost",
+        "time spent in the table, the work of tracing each rule included",
+        _cost,
+        right=True,
+    ),
+)
+_BY_KEY: Final = {column.key: column for column in COLUMNS}
+
+# What is always there (it fits 79 cells), then what more room is spent on, in
+# this order: a column's new width.  A step that does not fit ends the spending.
+_LEAST: Final = {
+    "rail": 1,
+    "time": 9,
+    "proto": 5,
+    "endpoints": 28,
+    "table": 6,
+    "chain": 11,
+    "rulenum": 4,
+    "verdict": 8,
+}
+_NARROWEST: Final = 15  # source and destination in fewer cells tell nothing
+_STEPS: Final = (
+    ("cost", 6),
+    ("time", 12),
+    ("devices", 9),
+    ("endpoints", 37),
+    ("netns", 7),
+    ("proto", 11),
+    ("endpoints", 45),
+    ("process", 15),
+    ("rulenum", 6),
+    ("devices", 13),
+    ("table", 8),
+    ("time", 15),
+    ("chain", 18),
+    ("netns", 12),
+    ("devices", 19),
+    ("process", 22),
+    ("endpoints", 61),
+    ("chain", 28),
+    ("endpoints", 97),
+)
+
+
+def choose(width: int) -> tuple[Placed, ...]:
+    """The columns for a list of `width` cells, left to right.
+
+    Below the least width the addresses shrink, then protocol and time go; what
+    still does not fit is cut off at the right edge by whoever draws.
+    """
+
+    def total(sizes: Mapping[str, int]) -> int:
+        return sum(sizes.values()) + GAP * (len(sizes) - 1)
+
+    sizes = dict(_LEAST)
+    for key, size in _STEPS:
+        wider = {**sizes, key: size}
+        if total(wider) > width:
+            break
+        sizes = wider
+    for key in ("proto", "time"):
+        if total(sizes) - sizes["endpoints"] + _NARROWEST > width:
+            del sizes[key]
+    spare = width - total(sizes)
+    sizes["endpoints"] = min(97, max(_NARROWEST, sizes["endpoints"] + spare))
+    return tuple(Placed(column, sizes[column.key]) for column in COLUMNS if column.key in sizes)
+
+
+def cells(row: Row, columns: tuple[Placed, ...], context: Context) -> list[Cell]:
+    """`row` as text of exact widths, gaps included, with the roles."""
+    drawn: list[Cell] = []
+    for placed in columns:
+        text, role = placed.column.draw(row, placed.width, context)
+        drawn.append((fit(text, placed.width, placed.column.right) + " " * GAP, role))
+    return drawn
+
+
+def titles(columns: tuple[Placed, ...]) -> str:
+    """The line of titles over `columns`."""
+    return "".join(
+        fit(placed.title, placed.width, placed.column.right) + " " * GAP for placed in columns
+    )
+
+
+assert set(_LEAST) <= set(_BY_KEY)
+assert {key for key, _ in _STEPS} <= set(_BY_KEY)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From a source's bytes to frames that wait for the screen.
+
+One thread reads and decodes; the screen's thread takes the frames and is the
+only one that ever touches the trace and its store.  Why so: drawing reads the
+store all the time, so a trace fed by the reader would need a lock that either
+stalls a key press behind a feed or a feed behind a draw, and in one
+interpreter it would gain no speed.  Decoding is the part that may block (in
+read) and that lets go of the interpreter (in read and in the checksum), so it
+is the part that gets a thread.
+
+The queue is bounded by bytes: a screen that cannot keep up makes the reader
+wait, the pipe fills, and what the kernel side then cannot write is counted
+there as lost, and shown.
+
+The thread is a daemon of its own, not one of the app's pool: the pool is
+joined at exit, and a source that will not wake would then hang the terminal.
+Must not touch widgets or the trace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final
+
+from ipttrace.stream.frames import Decoder, Frame, StreamError
+from ipttrace.tui.source import Source, SourceError
+
+LIMIT: Final = 16 << 20
+
+
+class Intake:
+    """The reader of one source and the queue between it and the screen.
+
+    `notify` is called from the reader's thread, at most once for each `arm`:
+    so the one who takes sets the pace, and no notice is ever missed.
+    """
+
+    def __init__(self, source: Source, notify: Callable[[], object], limit: int = LIMIT) -> None:
+        self._source = source
+        self._notify = notify
+        self._limit = limit
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._armed = True
+        self._closed = False
+        self._over = False
+        self.error: str | None = None  # valid once `drained`
+        self._thread = threading.Thread(target=self._run, name="ipttrace-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the reader's thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `take` has something."""
+        return bool(self._frames)
+
+    @property
+    def drained(self) -> bool:
+        """The stream is over and all its frames have been taken."""
+        return self._over and not self._frames
+
+    def take(self) -> Frame | None:
+        """The next frame, or None."""
+        with self._changed:
+            if not self._frames:
+                return None
+            frame = self._frames.popleft()
+            self._bytes -= len(frame.payload)
+            self._changed.notify_all()
+            return frame
+
+    def arm(self) -> bool:
+        """Ask to be notified of what comes next; True if something is there already."""
+        with self._changed:
+            if self._frames or self._over:
+                return True
+            self._armed = True
+            return False
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """End the source and the thread.  True: the thread is gone.  May be called again."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._source.close()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        error: str | None = None
+        try:
+            self._read()
+        except (StreamError, SourceError) as broken:
+            error = str(broken)
+        except Exception as bug:  # the screen must say it and stay
+            error = f"the reader failed: {type(bug).__name__}: {bug}"
+        self._source.close()
+        with self._changed:
+            self.error = None if self._closed else error
+            self._over = True
+        self._tell()
+
+    def _read(self) -> None:
+        decoder = Decoder()
+        with closing(self._source.chunks()) as chunks:
+            for data in chunks:
+                if not self._put(decoder.feed(data)):
+                    return
+                # Frames before a damage come first and this call raises: a
+                # live source may send nothing more that would.
+                self._put(decoder.feed(b""))
+        decoder.finish()
+
+    def _put(self, frames: list[Frame]) -> bool:
+        for frame in frames:
+            with self._changed:
+                while self._bytes >= self._limit and not self._closed:
+                    self._changed.wait()
+                if self._closed and self._bytes >= self._limit:
+                    return False
+                self._frames.append(frame)
+                self._bytes += len(frame.payload)
+            self._tell()
+        return True
+
+    def _tell(self) -> None:
+        with self._changed:
+            if not self._armed:
+                return
+            self._armed = False
+        self._notify()

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The messages that travel between the reader, the widgets and the app.
+
+Plain facts, no behaviour; must not import a widget.
+"""
+
+from __future__ import annotations
+
+from textual.message import Message
+
+
+class Arrived(Message, bubble=False):
+    """Frames, or the end of the stream, wait in the intake.
+
+    Carries nothing: what waits stays in the intake, so several may become one.
+    """
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, Arrived)
+
+
+class ViewChanged(Message):
+    """The list of rows follows, pauses or has lost rows: the bars must say so."""
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, ViewChanged)
+
+
+class ColumnsChanged(Message):
+    """The list of rows chose other columns for a new width."""
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, ColumnsChanged)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What stands in the list's place while there is no row: it explains itself.
+
+Says what is armed and on what, why there may be no row, and which keys help.
+Text only as content, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from textual.content import Content
+from textual.widgets import Static
+
+from ipttrace.tui import situation as at
+from ipttrace.tui.situation import Situation
+
+_DIM: Final = "$foreground 70%"
+_HEAD: Final = "bold $text-primary"
+_KEY: Final = "bold $text-accent"
+
+_WHY: Final = (
+    "A row appears for every iptables table that a packet passes; no such packet yet.",
+    "A table that nobody has used in a namespace is not there: no packet passes it.",
+    "Rules made with nft, or by an iptables that says nf_tables, are not seen by the"
+    " kernel engine.",
+)
+
+
+def _heading(now: Situation) -> str:
+    where = f" on {now.host}" if now.host else ""
+    kernel = f", kernel {now.kernel}" if now.kernel else ""
+    match now.state:
+        case at.BOOTING:
+            return "Starting…"
+        case at.ARMED:
+            return f"Armed{where}{kernel}. Waiting for the first packet."
+        case at.DISARMED:
+            return f"Disarmed{where}: no packet is traced."
+        case at.REPLAYING:
+            return "Reading the recording…"
+        case at.STOPPING:
+            return "Stopping: waiting for the last counts…"
+        case at.ENDED:
+            return "The stream ended without a row."
+    return "The stream broke before the first row."
+
+
+class Empty(Static):
+    """The screen without rows."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id, markup=False)
+
+    def show(self, now: Situation, progress: Sequence[str], notes: Sequence[str]) -> None:
+        """`progress`: what has been done so far, newest last; `notes`: what the agent says."""
+        parts: list[tuple[str, str] | str] = [(_heading(now), _HEAD), "\n\n"]
+        if now.reason:
+            parts += [now.reason, "\n\n"]
+        if now.state == at.BOOTING:
+            for line in progress[:-1]:
+                parts += [("✓ ", "$text-success"), (line, _DIM), "\n"]
+            for line in progress[-1:]:
+                parts += [("… ", "$text-warning"), line, "\n"]
+            parts.append("\n")
+        elif now.state in (at.ARMED, at.DISARMED, at.ENDED, at.REPLAYING):
+            parts += [("Filter   ", _DIM), now.filter or "none: all packets", "\n"]
+            if now.engine:
+                parts += [("Engine   ", _DIM), now.engine, "\n"]
+            parts.append("\n")
+        if now.state == at.ARMED:
+            why = list(_WHY)
+            if now.filter:
+                why.insert(0, f"Only packets that match the filter are traced: {now.filter}")
+            parts += [("Why nothing yet?", "bold"), "\n"]
+            for line in why:
+                parts += [("• ", _DIM), line, "\n"]
+            parts.append("\n")
+        for line in notes:
+            parts += [("• ", _DIM), line, "\n"]
+        parts += ["\n", ("?", _KEY), " help   ", ("q", _KEY), " quit"]
+        self.update(Content.assemble(*parts))

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The live list of rows: a window on the store, drawn line by line.
+
+Holds no rows but those it has drawn: a row is taken from the store and put
+into words only when its line is on the screen, and both are remembered by
+sequence number, which eviction never shifts.  All is known by sequence number;
+a line number is `sequence number - base` and lives only as long as one frame.
+
+Following, the window ends with the store.  Paused, it keeps its rows whatever
+comes or goes: the lines on the screen stay drawn even when the store has let
+go of them.  Otherwise a person reads: the window grows below and the lines
+stay under the eyes, until eviction reaches them.
+
+Must not feed or change the store; must be touched from the app's thread alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, Protocol
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.cache import LRUCache
+from textual.geometry import Size
+from textual.reactive import var
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from ipttrace.trace.row import Row
+from ipttrace.tui import columns
+from ipttrace.tui.columns import Context, Placed
+from ipttrace.tui.messages import ColumnsChanged, ViewChanged
+
+# Lines remembered; more than any terminal shows at once, so that the lines of
+# a paused picture are always among them.
+REMEMBERED: Final = 1024
+PREFIX: Final = "rows--"
+ROLES: Final = frozenset(
+    {"time", "same", "netns", "process", "device", "proto", "endpoints", "cursor", "gone"}
+    | {"chain", "policy", "rulenum", "accept", "drop", "other", "cost", "table"}
+    | {"raw", "mangle", "nat", "filter", "security", "rail0", "rail1", "rail2", "rail3"}
+)
+
+
+class RowStore(Protocol):
+    """What the list needs of `ipttrace.trace.store.Store`."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+    def rows(self, seqs: Sequence[int], /) -> list[Row]: ...
+
+
+class Rows(ScrollView, can_focus=True):
+    """The list.  `pull` takes over what the store has by now."""
+
+    ALLOW_SELECT = False
+    COMPONENT_CLASSES: ClassVar[set[str]] = {PREFIX + role for role in ROLES}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "step(-1)", "up one row", show=False),
+        Binding("down,j", "step(1)", "down one row", show=False),
+        Binding("pageup,ctrl+b", "page(-1)", "up one page", show=False),
+        Binding("pagedown,ctrl+f", "page(1)", "down one page", show=False),
+        Binding("home,g", "oldest", "the oldest row held", show=False),
+        Binding("end,G", "newest", "the newest row, and follow", show=False),
+    ]
+
+    follow: var[bool] = var(True, init=False)
+    paused: var[bool] = var(False, init=False)
+    cursor: var[int] = var(-1, init=False)  # a sequence number; -1: no row yet
+
+    def __init__(self, store: RowStore, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._store = store
+        self._base = store.first
+        self._end = store.end
+        self._slid = 0
+        self._own_scroll = False
+        self._netns: Mapping[int, str] = {}
+        self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
+        self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
+        self._styles_of: dict[str, Style] = {}
+        self.columns: tuple[Placed, ...] = columns.choose(80)
+
+    # What the bars show.
+
+    @property
+    def newer(self) -> int:
+        """Rows that came since the picture was frozen, or that are below the last line."""
+        if self.paused:
+            return self._store.end - self._end
+        return max(0, self._end - self._base - self._top - self.size.height)
+
+    @property
+    def gone(self) -> int:
+        """Rows of a paused picture that the store no longer holds."""
+        return max(0, min(self._store.first, self._end) - self._base) if self.paused else 0
+
+    @property
+    def slid(self) -> int:
+        """Rows that slid away under the eyes since the last key."""
+        return self._slid
+
+    @property
+    def _width(self) -> int:
+        """Cells of a line, the scroll bar's left out."""
+        return self.scrollable_content_region.width
+
+    @property
+    def _top(self) -> int:
+        return self.scroll_offset.y
+
+    # The store moves.
+
+    def pull(self) -> None:
+        """Show what the store has by now.  At most some 20 times a second."""
+        first, top = self._store.first, self._base + self._top
+        if not self.paused:
+            if self._end == self._store.end and self._base == first and not self.follow:
+                return
+            self._end = self._store.end
+        base = max(self._base, min(first, top) if self.paused else first)
+        shift = min(base, self._end) - self._base
+        self._base += shift
+        height = self._end - self._base
+        if self.follow and not self.paused:
+            self._slid = 0
+            self.cursor = self._end - 1
+            self._resize_to(height)
+            self._scroll(self.max_scroll_y)
+        else:
+            if shift:
+                if self._top < shift and not self.paused:
+                    self._slid += shift - self._top
+                # Before the height shrinks: it would clamp the position.
+                self._scroll(self._top - shift)
+            self._resize_to(height)
+            self.cursor = max(self.cursor, self._base)
+        if not self.paused:
+            self.refresh()
+        self.post_message(ViewChanged())
+
+    def name_netns(self, names: Mapping[int, str]) -> None:
+        """Names of network namespaces by inode, safe for a terminal."""
+        self._netns = names
+        self._redraw()
+
+    def _resize_to(self, lines: int) -> None:
+        size = Size(self._width, lines)
+        if size != self.virtual_size:
+            self.virtual_size = size
+
+    def _scroll(self, line: float) -> None:
+        self._own_scroll = True
+        try:
+            self.scroll_to(y=max(0, line), animate=False, force=True)
+        finally:
+            self._own_scroll = False
+
+    # A person moves.
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        if self._own_scroll or round(old_value) == round(new_value):
+            return
+        # The wheel or the scroll bar.  At the very end it is the layout that
+        # clamped, or somebody who wants to be there.
+        if new_value < min(old_value, self.max_scroll_y):
+            self.follow = False
+        self._slid = 0
+        if self._end > self._base:
+            last = max(self._top, self._top + self.size.height - 1)
+            line = min(max(self.cursor - self._base, self._top), last)
+            self.cursor = min(self._base + line, self._end - 1)
+        self.post_message(ViewChanged())
+
+    def move_to(self, seq: int) -> None:
+        """Put the cursor on row `seq`, or the nearest one held, and leave the tail."""
+        if self._end == self._base:
+            return
+        self.follow = False
+        self._slid = 0
+        self.cursor = min(max(seq, self._base), self._end - 1)
+        line = self.cursor - self._base
+        if line < self._top:
+            self._scroll(line)
+        elif line >= self._top + self.size.height:
+            self._scroll(line - self.size.height + 1)
+        self.post_message(ViewChanged())
+
+    def action_step(self, rows: int) -> None:
+        if not (rows > 0 and self.cursor >= self._end - 1):
+            self.move_to(self.cursor + rows)
+
+    def action_page(self, pages: int) -> None:
+        self.action_step(pages * max(1, self.size.height - 1))
+
+    def action_oldest(self) -> None:
+        self.move_to(self._base)
+
+    def action_newest(self) -> None:
+        self.move_to(self._end - 1)
+        self.follow = True
+
+    def on_click(self, event: events.Click) -> None:
+        offset = event.get_content_offset(self)
+        if offset is not None and (seq := self._base + self._top + offset.y) < self._end:
+            self.move_to(seq)
+
+    def toggle_pause(self) -> None:
+        """Freeze the picture, or go on."""
+        self.paused = not self.paused
+
+    def toggle_follow(self) -> None:
+        """Follow the newest row, going on if paused; or stay where we are."""
+        if self.follow and not self.paused:
+            self.follow = False
+        else:
+            self.follow = True
+            self.paused = False
+
+    def watch_paused(self, paused: bool) -> None:
+        if not paused:
+            self.pull()
+        self.post_message(ViewChanged())
+
+    def watch_follow(self, follow: bool) -> None:
+        if follow:
+            self.pull()
+        self.post_message(ViewChanged())
+
+    def watch_cursor(self, old: int, new: int) -> None:
+        for seq in (old, new):
+            self.refresh_line(seq - self._base)
+
+    # Drawing.
+
+    def on_resize(self, event: events.Resize) -> None:
+        chosen = columns.choose(self._width)
+        if chosen != self.columns:
+            self.columns = chosen
+            self.post_message(ColumnsChanged())
+        self._redraw()
+        self._resize_to(self._end - self._base)
+        if self.follow:
+            self._scroll(self.max_scroll_y)
+        elif self._end > self._base:
+            # A lower window must not hide the cursor.
+            line = self.cursor - self._base
+            if line >= self._top + self.size.height:
+                self._scroll(line - self.size.height + 1)
+
+    def notify_style_update(self) -> None:
+        """Another theme, or focus came or went."""
+        super().notify_style_update()
+        self._styles_of.clear()
+        self._redraw()
+
+    def _redraw(self) -> None:
+        self._strips.clear()
+        self.refresh()
+
+    def _style(self, role: str) -> Style:
+        """The colour of a role, without a background: the line brings that."""
+        if (style := self._styles_of.get(role)) is None:
+            full = self.get_component_rich_style(PREFIX + role)
+            style = Style(
+                color=full.color, bold=full.bold, dim=full.dim, italic=full.italic or None
+            )
+            self._styles_of[role] = style
+        return style
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the screen."""
+        seq = self._base + self._top + y
+        if seq >= self._end:
+            return Strip.blank(self._width, self.rich_style)
+        strip = self._strip(seq)
+        if seq == self.cursor:
+            return strip.apply_style(self._cursor_style())
+        return strip.apply_style(self.rich_style)
+
+    def _cursor_style(self) -> Style:
+        style = self.get_component_rich_style(PREFIX + "cursor")
+        if self.app.no_color and self.app.native_ansi_color:
+            return style + Style(reverse=True)
+        return style
+
+    def _strip(self, seq: int) -> Strip:
+        if (strip := self._strips.get(seq)) is not None:
+            return strip
+        row = self._row(seq)
+        width = self._width
+        if row is None:
+            text = columns.fit(f"  row {seq + 1:,} is no longer held", width)
+            return Strip([Segment(text, self._style("gone"))], width)
+        drawn = columns.cells(row, self.columns, Context(self._row(seq - 1), self._netns))
+        segments = [Segment(text, self._style(role)) for text, role in drawn]
+        strip = Strip(segments).adjust_cell_length(width)
+        self._strips[seq] = strip
+        return strip
+
+    def _row(self, seq: int) -> Row | None:
+        """Row `seq`, taken with all others that the screen now needs."""
+        if (row := self._rows.get(seq)) is not None:
+            return row
+        first, end = self._store.first, self._store.end
+        if not first <= seq < end:
+            return None
+        top = self._base + self._top
+        window = range(max(first, top - 1), min(end, top + self.size.height))
+        wanted = [held for held in window if held not in self._rows]
+        if seq not in window:
+            wanted.append(seq)
+        for row in self._store.rows(wanted):
+            self._rows[row.index] = row
+        return self._rows.get(seq)

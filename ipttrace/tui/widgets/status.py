@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The two bars: what is traced on top, how it goes at the bottom.
+
+A bar is a row of pieces with ranks.  Where the width is short, pieces of the
+highest rank go first; rank 0 never goes, and lost and missed are of rank 0: a
+trace with holes must say so at every size.  Text only as content, never as
+markup: much of it came over a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widget import Widget
+
+from ipttrace.tui import situation as at
+from ipttrace.tui.columns import fit
+from ipttrace.tui.situation import Situation
+
+SPACE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One thing in a bar."""
+
+    text: str
+    style: str = ""
+    rank: int = 0
+    shrinks_to: int = 0  # may be cut to so many cells before it goes; 0: not at all
+    right: bool = False  # stands at the right end
+
+
+def _width(pieces: Sequence[Piece]) -> int:
+    return sum(cell_len(piece.text) + SPACE for piece in pieces)
+
+
+def fit_pieces(pieces: Sequence[Piece], width: int) -> list[Piece]:
+    """The pieces that `width` cells have room for, in their order."""
+    kept = [piece for piece in pieces if piece.text]
+    while _width(kept) > width:
+        victim = max(kept, key=lambda piece: piece.rank)
+        if victim.rank == 0:
+            break
+        at_ = kept.index(victim)
+        room = cell_len(victim.text) - (_width(kept) - width)
+        if victim.shrinks_to and room >= victim.shrinks_to:
+            kept[at_] = Piece(fit(victim.text, room), victim.style, 0, 0, victim.right)
+        else:
+            del kept[at_]
+    return kept
+
+
+class Bar(Widget):
+    """A line of pieces."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._pieces: tuple[Piece, ...] = ()
+
+    def show(self, pieces: Sequence[Piece]) -> None:
+        """Show these; draws only when they differ from those shown."""
+        if (new := tuple(pieces)) != self._pieces:
+            self._pieces = new
+            self.refresh()
+
+    @property
+    def text(self) -> str:
+        """What the bar now says."""
+        return self.render().plain
+
+    def render(self) -> Content:
+        width = self.size.width
+        kept = fit_pieces(self._pieces, width)
+        parts: list[str | Content | tuple[str, str]] = []
+        gap = width - _width(kept)
+        for piece in sorted(kept, key=lambda piece: piece.right):
+            if piece.right and gap > 0:
+                parts.append(" " * gap)
+                gap = 0
+            parts += [" ", (piece.text, piece.style), " "]
+        return Content.assemble(*parts)
+
+
+_STATE_STYLES: Final = {
+    at.BOOTING: "bold $text-warning on $warning-muted",
+    at.ARMED: "bold $text-success on $success-muted",
+    at.STOPPING: "bold $text-warning on $warning-muted",
+    at.ERROR: "bold $text-error on $error-muted",
+}
+_OTHER_STATE: Final = "bold $text-primary on $primary-muted"
+_ALARM: Final = "bold $text-error on $error-muted"
+
+
+def about_pieces(now: Situation, title: str) -> list[Piece]:
+    """The top bar: what is traced, by what, where."""
+    return [
+        Piece(title, "bold $text-primary", 0, 8),
+        Piece(f"engine {now.engine}" if now.engine else "", "$foreground 70%", 2, right=True),
+        Piece(now.host, "$foreground 70%", 3, 8, right=True),
+        Piece(now.kernel, "$foreground 70%", 4, 8, right=True),
+    ]
+
+
+def _view(paused: bool, follow: bool, newer: int) -> Piece:
+    if paused:
+        return Piece(f"PAUSED +{newer:,}", "bold $text-warning on $warning-muted")
+    if not follow:
+        return Piece(f"SCROLLED +{newer:,}", "bold $text-accent on $accent-muted", 1)
+    return Piece("following", "$foreground 70%", 5)
+
+
+def _count(name: str, count: int) -> Piece:
+    return Piece(f"{name} {count:,}", _ALARM if count > 0 else "$foreground 70%")
+
+
+def status_pieces(now: Situation, paused: bool, follow: bool, newer: int) -> list[Piece]:
+    """The bottom bar: how it goes."""
+    state = now.state.upper()
+    return [
+        Piece(f" {state} ", _STATE_STYLES.get(now.state, _OTHER_STATE)),
+        _view(paused, follow, newer),
+        Piece(f"filter: {now.filter or 'all packets'}", "", 3, 14),
+        Piece(f"{now.rows:,} rows", "", 2, right=True),
+        Piece("" if now.rate is None else f"{now.rate:,.0f}/s", "", 4, right=True),
+        Piece(*_parts(_count("lost", now.lost)), right=True),
+        Piece(*_parts(_count("missed", now.missed)), right=True),
+    ]
+
+
+def _parts(piece: Piece) -> tuple[str, str]:
+    return piece.text, piece.style
