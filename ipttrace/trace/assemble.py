@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Records to calls: puts entry, rules and exit of each call together.
+
+The kinds come in arrays of their own, a batch as entries, rules, exits; any
+record may be missing and a call may be spread over batches.  Calls nest, so
+only the call id tells what belongs together.  Must not do I/O, and must not
+loop over records in Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ipttrace.stream import record
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.journey import Journeys
+from ipttrace.trace.waiting import Waiting
+
+# A call whose exit has not come by then had its exit lost.
+PATIENCE_NS: Final = 30_000_000_000
+
+_MOST_ENTRIES: Final = 1 << 17
+_MOST_RULES: Final = 1 << 19
+_MOST_EXITS: Final = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """n finished calls in the order of their entries' times."""
+
+    entries: Array  # entry records, shape (n,)
+    exits: Array  # exit records, shape (n,)
+    journeys: Array  # uint64, shape (n,)
+    counts: Array  # how many of `rules` each call has, shape (n,)
+    rules: Array  # rule records: those of the first call by seq, of the second, …
+    partial: Array  # bool, shape (n,): rule records are missing
+    decided: Array  # bool, shape (n,): the last rule record is there
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class Assembler:
+    """Takes records as they come, gives finished calls."""
+
+    def __init__(self, patience: int = PATIENCE_NS) -> None:
+        self._patience = patience
+        self._inbox: tuple[list[Array], list[Array], list[Array]] = ([], [], [])
+        self._inbox_count = 0
+        self._entries = Waiting(record.ENTRY_DTYPE, _MOST_ENTRIES)
+        self._rules = Waiting(record.RULE_DTYPE, _MOST_RULES)
+        self._exits = Waiting(record.EXIT_DTYPE, _MOST_EXITS)
+        self._journeys = Journeys()
+        # Calls of which something came that will never be whole.
+        self.incomplete = 0
+
+    def feed(self, kind: int, records: Array) -> Calls | None:
+        """Take records, shape (n,) of `record.DTYPES[kind]`.
+
+        Exits end a batch: then the calls that are finished are returned, with
+        what has come of their rules.
+        """
+        if len(records):
+            self._inbox[kind].append(records)
+            self._inbox_count += len(records)
+        if kind == record.EXIT or self._inbox_count > _MOST_RULES:
+            return self.flush()
+        return None
+
+    @property
+    def waiting(self) -> int:
+        """Calls of which something came, and whose rest may still come."""
+        return len(self._entries) + len(self._exits)
+
+    def finish(self) -> Calls | None:
+        """The last calls; what waits for more is counted as incomplete."""
+        calls = self.flush()
+        self.incomplete += self._entries.clear() + self._exits.clear()
+        self._rules.clear()
+        return calls
+
+    def flush(self) -> Calls | None:
+        """What is finished by now; None when nothing is."""
+        if not self._inbox_count:
+            return None
+        entries, rules, exits = (
+            _joined(parts, dtype) for parts, dtype in zip(self._inbox, record.DTYPES, strict=True)
+        )
+        self._inbox = ([], [], [])
+        self._inbox_count = 0
+        newest = _newest(entries, rules, exits)
+        journeys = self._journeys.assign(entries, exits)
+        entries, journeys, exits = self._match(entries, journeys, exits)
+        rules, counts = self._paths(rules, exits)
+        if newest > self._patience:
+            before = newest - self._patience
+            self.incomplete += self._entries.expire(before) + self._exits.expire(before)
+            self._rules.expire(before)
+        if not len(entries):
+            return None
+        ends = np.cumsum(counts)
+        decided = np.zeros(len(entries), bool)
+        some = counts > 0
+        decided[some] = rules["seq"][ends[some] - 1].astype(np.int64) + 1 >= exits["rules"][some]
+        return Calls(entries, exits, journeys, counts, rules, counts < exits["rules"], decided)
+
+    def _match(self, entries: Array, journeys: Array, exits: Array) -> tuple[Array, Array, Array]:
+        """Entries with their journeys and exits, pairwise, in order of time.
+
+        The rest goes to wait.
+        """
+        late = self._exits.find_all(np.sort(entries["call"]))
+        if late.size:
+            exits = _joined([exits, self._exits.take(late)[0]], exits.dtype)
+        order = _ascending(exits["call"])
+        calls = exits["call"] if order is None else exits["call"][order]
+        if len(calls) > 1:
+            again = np.append(False, calls[1:] == calls[:-1])
+            if again.any():  # no honest stream has two exits of one call
+                order = np.arange(len(calls)) if order is None else order
+                calls, order = calls[~again], order[~again]
+        which, hit = _find(entries["call"], calls)
+        sources = [which[hit]]
+        takers = [np.flatnonzero(hit)]
+        missing = np.flatnonzero(~hit)
+        if missing.size:
+            found = self._entries.find(calls[missing])
+            early = found >= 0
+            if early.any():
+                old, beside = self._entries.take(found[early])
+                sources.append(np.arange(len(entries), len(entries) + len(old)))
+                takers.append(missing[early])
+                missing = missing[~early]
+                entries = _joined([entries, old], entries.dtype)
+                journeys = np.concatenate([journeys, beside])
+            lost = missing if order is None else order[missing]
+            self.incomplete += self._exits.add(exits[lost])
+        source, taker = np.concatenate(sources), np.concatenate(takers)
+        if len(source) < len(entries):
+            alone = np.ones(len(entries), bool)
+            alone[source] = False
+            self.incomplete += self._entries.add(entries[alone], journeys[alone])
+        by_time = np.argsort(entries["time"][source], kind="stable")
+        source, taker = source[by_time], taker[by_time]
+        if order is not None:
+            taker = order[taker]
+        return entries[source], journeys[source], exits[taker]
+
+    def _paths(self, rules: Array, exits: Array) -> tuple[Array, Array]:
+        """The rules of these exits' calls, in their order, and how many each has."""
+        first, counts, order = _ranges(rules, exits["call"])
+        short = np.flatnonzero(counts < exits["rules"]) if len(self._rules) else counts[:0]
+        if short.size:
+            late = self._rules.find_all(np.sort(exits["call"][short]))
+            if late.size:
+                rules = _joined([self._rules.take(late)[0], rules], rules.dtype)
+                first, counts, order = _ranges(rules, exits["call"])
+        total = int(counts.sum())
+        starts = np.cumsum(counts) - counts
+        at = np.repeat(first - starts, counts) + np.arange(total)
+        if order is not None:
+            at = order[at]
+        if total < len(rules):
+            alone = np.ones(len(rules), bool)
+            alone[at] = False
+            self._rules.add(rules[alone])
+        return rules[at], counts
+
+
+def _joined(parts: list[Array], dtype: np.dtype[np.void]) -> Array:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return np.zeros(0, dtype)
+    # As plain bytes: of structured arrays numpy would make a dtype in native
+    # byte order, field by field.
+    opaque = np.dtype(("V", dtype.itemsize))
+    return np.concatenate([part.view(opaque) for part in parts]).view(dtype)
+
+
+def _newest(*kinds: Array) -> int:
+    return max(int(records["time"].max()) for records in kinds if len(records))
+
+
+def _ascending(values: Array) -> Array | None:
+    """The order that sorts them, None where they are sorted."""
+    if len(values) < 2 or bool((values[1:] >= values[:-1]).all()):
+        return None
+    return np.argsort(values, kind="stable")
+
+
+def _find(values: Array, wanted: Array) -> tuple[Array, Array]:
+    """Where each wanted one is among the values, and whether it is at all."""
+    if not len(values):
+        return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), bool)
+    order = _ascending(values)
+    ordered = values if order is None else values[order]
+    at = np.searchsorted(ordered, wanted)
+    at[at == len(ordered)] = 0
+    hit = ordered[at] == wanted
+    return (at if order is None else order[at]), hit
+
+
+def _ranges(rules: Array, calls: Array) -> tuple[Array, Array, Array | None]:
+    """Where the rules of each call begin and how many there are, in an order."""
+    mine = np.ascontiguousarray(rules["call"])
+    order = _ascending(mine)
+    if order is not None:
+        mine = mine[order]
+    seq = rules["seq"] if order is None else rules["seq"][order]
+    if len(mine) > 1 and bool(((mine[1:] == mine[:-1]) & (seq[1:] < seq[:-1])).any()):
+        order = np.lexsort((rules["seq"], rules["call"]))
+        mine = rules["call"][order]
+    first = np.searchsorted(mine, calls, "left")
+    return first, np.searchsorted(mine, calls, "right") - first, order

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is kept of each traversal: the columns, and how calls become columns.
+
+Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from ipttrace.trace import packet
+from ipttrace.trace.assemble import Calls
+from ipttrace.trace.flow import Flows
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.names import Names
+
+# Copied from the entry record as they are.
+_ENTRY: Final = (
+    "call",
+    "parent",
+    "skb",
+    "sk",
+    "ct",
+    "netns",
+    "len",
+    "mark",
+    "in_ifindex",
+    "out_ifindex",
+    "ct_status",
+    "ct_mark",
+    "ct_zone",
+    "ct_orig_sport",
+    "ct_orig_dport",
+    "ct_reply_sport",
+    "ct_reply_dport",
+    "family",
+    "hook",
+    "flags",
+    "ct_info",
+    "ct_proto",
+    "depth",
+    "ct_orig_src",
+    "ct_orig_dst",
+    "ct_reply_src",
+    "ct_reply_dst",
+    "pid",
+    "tid",
+    "cpu",
+    "protocol",
+    "vlan_tci",
+    "caplen",
+    "mac",
+    "mac_len",
+    "packet",
+)
+# Names in the entry record: kept as ids of Names.
+_NAMES: Final = ("table", "comm", "in", "out")
+# Column → field of the exit record.
+_EXIT: Final = {
+    "cost": "cost",
+    "verdict": "verdict",
+    "mark_after": "mark",
+    "ct_status_after": "ct_status",
+    "ct_info_after": "ct_info",
+    "rules_due": "rules",
+    "exit_flags": "flags",
+}
+# From the packet's bytes; the fields of packet.Headers of the same names.
+_HEADERS: Final = (
+    "version",
+    "known",
+    "proto",
+    "src",
+    "dst",
+    "sport",
+    "dport",
+    "tcp_flags",
+    "icmp_type",
+    "icmp_code",
+    "sub",
+    "extra",
+    "frag_id",
+    "frag_off",
+    "l4",
+)
+
+# The columns of the store: dtype and, for more than one element a row, shape.
+SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
+    "time": ("i8", ()),  # ns since the epoch
+    "journey": ("u8", ()),
+    "flow": ("u8", ()),
+    "call": ("u8", ()),
+    "parent": ("u8", ()),  # 0: none
+    "skb": ("u8", ()),
+    "sk": ("u8", ()),
+    "ct": ("u8", ()),
+    "engine": ("u1", ()),  # index into ENGINES
+    "netns": ("u4", ()),
+    "len": ("u4", ()),
+    "mark": ("u4", ()),
+    "in_ifindex": ("u4", ()),
+    "out_ifindex": ("u4", ()),
+    "ct_status": ("u4", ()),
+    "ct_mark": ("u4", ()),
+    "ct_zone": ("u2", ()),
+    "ct_orig_sport": ("u2", ()),
+    "ct_orig_dport": ("u2", ()),
+    "ct_reply_sport": ("u2", ()),
+    "ct_reply_dport": ("u2", ()),
+    "family": ("u1", ()),  # NFPROTO_*
+    "hook": ("u1", ()),
+    "flags": ("u1", ()),  # record.F_*
+    "ct_info": ("u1", ()),
+    "ct_proto": ("u1", ()),
+    "depth": ("u1", ()),
+    "ct_orig_src": ("u1", (16,)),
+    "ct_orig_dst": ("u1", (16,)),
+    "ct_reply_src": ("u1", (16,)),
+    "ct_reply_dst": ("u1", (16,)),
+    "pid": ("u4", ()),
+    "tid": ("u4", ()),
+    "cpu": ("u2", ()),
+    "protocol": ("u2", ()),  # ethertype
+    "vlan_tci": ("u2", ()),
+    "caplen": ("u2", ()),
+    "mac": ("u1", (16,)),
+    "mac_len": ("u1", ()),
+    "table": ("u4", ()),  # ids of Names, here and below
+    "comm": ("u4", ()),
+    "in": ("u4", ()),
+    "out": ("u4", ()),
+    "chain": ("u4", ()),  # of the deciding rule; 0 unknown
+    "rulenum": ("u4", ()),
+    "match": ("u1", ()),
+    "partial": ("?", ()),
+    "cost": ("u8", ()),
+    "verdict": ("u4", ()),  # as returned, not masked
+    "mark_after": ("u4", ()),
+    "ct_status_after": ("u4", ()),
+    "ct_info_after": ("u1", ()),
+    "rules_due": ("u2", ()),
+    "exit_flags": ("u1", ()),
+    "version": ("u1", ()),  # here and below: see packet.Headers
+    "known": ("u1", ()),
+    "proto": ("i2", ()),
+    "src": ("u1", (16,)),
+    "dst": ("u1", (16,)),
+    "sport": ("u2", ()),
+    "dport": ("u2", ()),
+    "tcp_flags": ("u2", ()),
+    "icmp_type": ("u1", ()),
+    "icmp_code": ("u1", ()),
+    "sub": ("u2", ()),
+    "extra": ("u4", ()),
+    "frag_id": ("u4", ()),
+    "frag_off": ("u2", ()),
+    "l4": ("u1", ()),
+    "packet": ("u1", (128,)),  # from the network header
+}
+
+# The columns of the steps: as many a row as it had rule records.
+STEPS: Final = {"chain": "u4", "rulenum": "u4", "match": "u1"}
+
+ENGINES: Final = ("", "kernel", "netlink")
+
+Columns = dict[str, Array]
+
+_LATEST: Final = np.iinfo(np.int64).max
+
+
+def fill(
+    calls: Calls, names: Names, flows: Flows, engine: int, offset: int
+) -> tuple[Columns, Array, Columns]:
+    """The columns of `calls`, the end of each row's path, and the steps' columns.
+
+    `engine`: index into ENGINES; `offset`: ns from the records' clock to the
+    epoch.
+    """
+    entries, exits = calls.entries, calls.exits
+    columns: Columns = {name: entries[name] for name in _ENTRY}
+    for name in _NAMES:
+        columns[name] = names.intern(entries[name])
+    for name, field in _EXIT.items():
+        columns[name] = exits[field]
+    headers = packet.decode(entries["packet"], entries["caplen"], entries["len"])
+    for name in _HEADERS:
+        columns[name] = getattr(headers, name)
+    columns["flow"] = flows.assign(entries, headers)
+    columns["journey"] = calls.journeys
+    columns["time"] = _wall(entries["time"], offset)
+    columns["engine"] = np.full(len(calls), engine, np.uint8)
+    columns["partial"] = calls.partial
+
+    steps: Columns = {
+        "chain": names.intern(calls.rules["chain"]),
+        "rulenum": calls.rules["rulenum"],
+        "match": calls.rules["match"],
+    }
+    ends = np.cumsum(calls.counts)
+    for name, dtype in STEPS.items():
+        deciding = np.zeros(len(calls), dtype)
+        deciding[calls.decided] = steps[name][ends[calls.decided] - 1]
+        columns[name] = deciding
+    return columns, ends, steps
+
+
+def _wall(times: Array, offset: int) -> Array:
+    """int64 ns since the epoch, kept within what int64 and people can take."""
+    small = np.minimum(times, np.uint64(_LATEST // 2)).astype(np.int64)
+    small += max(min(offset, _LATEST // 2), -_LATEST // 2)
+    return np.maximum(small, 0)

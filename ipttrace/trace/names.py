@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Names as numbers: each name of the kernel is kept and cleaned once.
+
+Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from ipttrace.trace.hashing import Array, Hash
+from ipttrace.trace.text import clean
+
+# A hostile stream could bring a new name with every record.
+LIMIT: Final = 1 << 18
+TOO_MANY: Final = "(too many names)"
+
+
+class Names:
+    """Fixed-size byte strings ↔ ids.  Id 0 is the empty name."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._texts: list[str] = [""]
+        self._ids: dict[str, int] = {"": 0}
+        self._overflow: int | None = None
+        # For each width in bytes: what has been seen, sorted by hash.
+        self._seen: dict[int, _Seen] = {}
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def text(self, number: int) -> str:
+        """The name that has this id, safe for a terminal."""
+        return self._texts[number]
+
+    def find(self, text: str) -> int | None:
+        """The id of a name, None when it never came."""
+        return self._ids.get(text)
+
+    def texts(self) -> list[str]:
+        """All names; the index is the id.  A copy."""
+        return list(self._texts)
+
+    def add(self, text: str) -> int:
+        """The id of `text`, which is clean already."""
+        number = self._ids.get(text)
+        if number is None:
+            if len(self._texts) >= self._limit and text != TOO_MANY:
+                if self._overflow is None:
+                    self._overflow = self.add(TOO_MANY)
+                return self._overflow
+            number = len(self._texts)
+            self._texts.append(text)
+            self._ids[text] = number
+        return number
+
+    def intern(self, raw: Array) -> Array:
+        """Ids, uint32 of shape (n,), of `raw`: shape (n,), a dtype S of 4·k bytes.
+
+        A name ends at its first NUL.
+        """
+        raw = np.ascontiguousarray(raw)
+        width = raw.dtype.itemsize
+        seen = self._seen.get(width)
+        if seen is None:
+            seen = self._seen[width] = _Seen(width)
+        ids, missed = seen.lookup(raw)
+        if missed.size:
+            fresh = {}
+            for value in set(raw[missed].tolist()):
+                fresh[value] = self.add(clean(value.split(b"\0", 1)[0]))
+            seen.learn(fresh, self._limit)
+            ids[missed] = [fresh[value] for value in raw[missed].tolist()]
+        return ids
+
+
+class _Seen:
+    """The byte strings of one width that already have an id."""
+
+    def __init__(self, width: int) -> None:
+        self._dtype = f"S{width}"
+        self._words = width // 4
+        self._hash = Hash(self._words)
+        self._raw = np.zeros(0, self._dtype)
+        self._hashes = np.zeros(0, np.uint64)
+        self._ids = np.zeros(0, np.uint32)
+        self.learn({b"": 0}, 1)
+
+    def _hash_of(self, raw: Array) -> Array:
+        words = raw.view(np.uint32).reshape(len(raw), self._words)
+        return self._hash.quick([words[:, at] for at in range(self._words)])
+
+    def lookup(self, raw: Array) -> tuple[Array, Array]:
+        """Ids, and the indices of those that are not known (their id is 0)."""
+        at = np.searchsorted(self._hashes, self._hash_of(raw))
+        at[at == len(self._hashes)] = 0
+        # Equality is checked, so that no collision can give a wrong name.
+        words = (len(raw), self._words // 2 or 1)
+        kind = np.uint64 if self._words % 2 == 0 else np.uint32
+        same = raw.view(kind).reshape(words) == self._raw.view(kind).reshape(-1, words[1])[at]
+        known = same.all(axis=1)
+        ids = self._ids[at]
+        if known.all():
+            return ids, np.zeros(0, np.intp)
+        missed = np.flatnonzero(~known)
+        ids[missed] = 0
+        return ids, missed
+
+    def learn(self, fresh: dict[bytes, int], limit: int) -> None:
+        if len(self._raw) >= 2 * limit:
+            return
+        raw = np.array(list(fresh), self._dtype)
+        hashes = np.concatenate([self._hashes, self._hash_of(raw)])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[order]
+        self._raw = np.concatenate([self._raw, raw])[order]
+        self._ids = np.concatenate([self._ids, np.fromiter(fresh.values(), np.uint32)])[order]

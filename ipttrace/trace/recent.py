@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A bounded map of numbers that is asked and told whole arrays at once.
+
+It remembers what was told last and forgets the oldest: for what has an end
+that nobody announces, such as the life of an skb.  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ipttrace.trace.hashing import Array
+
+
+class Recent:
+    """uint64 → uint64, at most `limit` keys."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._keys = np.zeros(0, np.uint64)
+        self._values = np.zeros(0, np.uint64)
+        self._told = np.zeros(0, np.int64)
+        self._round = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, keys: Array) -> tuple[Array, Array]:
+        """Values and whether they are known, both of shape (n,)."""
+        if not len(self._keys):
+            return np.zeros(len(keys), np.uint64), np.zeros(len(keys), bool)
+        at = np.searchsorted(self._keys, keys)
+        at[at == len(self._keys)] = 0
+        known = self._keys[at] == keys
+        return np.where(known, self._values[at], np.uint64(0)), known
+
+    def put(self, keys: Array, values: Array) -> None:
+        """Tell; of equal keys the last one counts."""
+        if not len(keys):
+            return
+        self._round += 1
+        if len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
+            order = np.argsort(keys, kind="stable")
+            keys, values = keys[order], values[order]
+            last = np.append(keys[1:] != keys[:-1], True)
+            keys, values = keys[last], values[last]
+        at = np.searchsorted(self._keys, keys)
+        if len(self._keys):
+            known = self._keys[np.minimum(at, len(self._keys) - 1)] == keys
+            self._values[at[known]] = values[known]
+            self._told[at[known]] = self._round
+            if known.all():
+                return
+            at, keys, values = at[~known], keys[~known], values[~known]
+        self._keys = np.insert(self._keys, at, keys)
+        self._values = np.insert(self._values, at, values)
+        self._told = np.insert(self._told, at, self._round)
+        if len(self._keys) > self._limit:
+            self._forget()
+
+    def _forget(self) -> None:
+        # Down to half, so that forgetting is rare.
+        keep = np.sort(np.argsort(-self._told, kind="stable")[: max(self._limit // 2, 1)])
+        self._keys = self._keys[keep]
+        self._values = self._values[keep]
+        self._told = self._told[keep]

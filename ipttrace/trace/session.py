@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A trace: the frames of one stream in, rows out.
+
+The same for a live agent and for a file.  Must not do I/O: whoever reads the
+stream feeds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeGuard
+
+from ipttrace.stream import record
+from ipttrace.stream.frames import Frame, Kind, StreamError
+from ipttrace.trace.assemble import Assembler, Calls
+from ipttrace.trace.columns import ENGINES, fill
+from ipttrace.trace.flow import Flows
+from ipttrace.trace.store import Store
+from ipttrace.trace.text import clean
+
+_KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
+_LEVELS: Final = ("info", "warn", "error")
+_MOST_NOTES: Final = 1000
+_NS_LIMIT: Final = 1 << 63
+
+
+class Trace:
+    """Feed it frames; it keeps the rows, the books and the notes."""
+
+    def __init__(self, capacity: int = 1_000_000) -> None:
+        self.store = Store(capacity)
+        self.hello: dict[str, Any] = {}
+        self.books: dict[str, Any] = {}
+        self.notes: list[tuple[str, str]] = []  # level and text, safe for a terminal
+        self.ended: dict[str, Any] | None = None  # what the END frame said
+        self.clock: tuple[int, int] | None = None  # monotonic and wall, in ns
+        self.records = 0
+        self._engine = 0
+        self._assembler = Assembler()
+        self._flows = Flows()
+
+    def feed(self, frame: Frame) -> int:
+        """Take one frame; returns how many rows it finished.
+
+        Raises StreamError, one clear line, where the frame's content cannot be
+        what an agent wrote.
+        """
+        kind = _KINDS.get(frame.kind)  # type: ignore[call-overload]
+        if kind is not None:
+            records = frame.records
+            self.records += len(records)
+            return self._keep(self._assembler.feed(kind, records))
+        if frame.kind == Kind.HELLO:
+            return self._hello(frame.json)
+        if frame.kind == Kind.CLOCK:
+            # The records that came so far are of the time before it.
+            new = self._keep(self._assembler.flush())
+            self.clock = _clock(frame.json)
+            return new
+        if frame.kind == Kind.BOOKS:
+            self.books = _books(frame.json)
+        elif frame.kind == Kind.NOTE:
+            self._note(frame.json)
+        elif frame.kind == Kind.END:
+            end = frame.json
+            self.books = {**self.books, **_books(end)}
+            self.ended = end
+            return self.finish()
+        return 0
+
+    def finish(self) -> int:
+        """No more will come, with or without an END frame: returns new rows."""
+        return self._keep(self._assembler.finish())
+
+    def summary(self) -> dict[str, Any]:
+        """What the line at the end of every command says.
+
+        `lost` and `missed` are 0 until the first books have come.
+        """
+        return {
+            "rows": self.store.end,
+            "records": self.records,
+            "lost": sum(self.books.get("lost", ())),
+            "missed": self.books.get("missed", 0),
+            "engine": self.engine,
+            "incomplete": self.incomplete,
+        }
+
+    @property
+    def engine(self) -> str:
+        """The engine that the stream says it comes from."""
+        return ENGINES[self._engine]
+
+    @property
+    def incomplete(self) -> int:
+        """Calls that are not shown: their entry or exit never came."""
+        return self._assembler.incomplete
+
+    def _keep(self, calls: Calls | None) -> int:
+        if calls is None:
+            return 0
+        mono, wall = self.clock or (0, 0)
+        return self.store.append(
+            *fill(calls, self.store.names, self._flows, self._engine, wall - mono)
+        )
+
+    def _hello(self, hello: dict[str, Any]) -> int:
+        new = self.finish() if self.hello else 0
+        engine = hello.get("engine", "")
+        if engine not in ENGINES:
+            raise StreamError(f"the stream comes from an unknown engine: {clean(str(engine), 80)}")
+        self._engine = ENGINES.index(engine)
+        if "clock" in hello:
+            self.clock = _clock(hello["clock"])
+        self.hello = hello
+        return new
+
+    def _note(self, note: dict[str, Any]) -> None:
+        level, text = note.get("level"), note.get("text")
+        if not isinstance(text, str):
+            raise StreamError("a note in the stream has no text")
+        if len(self.notes) >= _MOST_NOTES:
+            del self.notes[: _MOST_NOTES // 10]
+        self.notes.append((level if level in _LEVELS else "info", clean(text)))
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 < value < _NS_LIMIT
+
+
+def _clock(value: object) -> tuple[int, int]:
+    if isinstance(value, dict):
+        mono, wall = value.get("mono"), value.get("wall")
+        if _whole(mono) and _whole(wall):
+            return mono, wall
+    raise StreamError("a clock in the stream is not readable")
+
+
+def _books(value: dict[str, Any]) -> dict[str, Any]:
+    """The counters, with those that the summary adds up checked."""
+    lists = [value[name] for name in ("due", "delivered", "lost") if name in value]
+    for numbers in lists:
+        if not isinstance(numbers, list) or len(numbers) > 16 or not all(map(_whole, numbers)):
+            raise StreamError("the books in the stream are not readable")
+    for name in ("calls", "refused", "matched", "followed", "flipped", "silenced", "missed"):
+        if name in value and not _whole(value[name]):
+            raise StreamError(f"the books in the stream are not readable: {name}")
+    return value

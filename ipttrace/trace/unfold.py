@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Columns to rows: what a person reads, made only for what is shown.
+
+Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv6Address
+from typing import Any, Final
+
+import numpy as np
+
+from ipttrace.stream import record
+from ipttrace.trace import packet
+from ipttrace.trace import protocol as ip
+from ipttrace.trace.columns import ENGINES, Columns
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.names import Names
+from ipttrace.trace.row import HOOKS, VERDICTS, Row, Step
+
+_FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
+
+# enum ip_conntrack_info (linux/netfilter/nf_conntrack_common.h).
+_CT_STATES: Final = {
+    0: "ESTABLISHED",
+    1: "RELATED",
+    2: "NEW",
+    3: "ESTABLISHED",  # in reply direction, and so on
+    4: "RELATED",
+}
+_CT_UNTRACKED: Final = 7
+
+_ETHERNET: Final = 14
+
+_PLAIN: Final = (
+    "time",
+    "engine",
+    "skb",
+    "netns",
+    "cpu",
+    "pid",
+    "comm",
+    "in",
+    "out",
+    "family",
+    "hook",
+    "table",
+    "chain",
+    "rulenum",
+    "match",
+    "verdict",
+    "cost",
+    "len",
+    "proto",
+    "src",
+    "sport",
+    "dst",
+    "dport",
+    "tcp_flags",
+    "icmp_type",
+    "icmp_code",
+    "frag_id",
+    "frag_off",
+    "known",
+    "version",
+    "mark",
+    "mac",
+    "mac_len",
+    "flags",
+    "ct_info",
+    "ct_proto",
+    "ct_orig_src",
+    "ct_orig_sport",
+    "ct_orig_dst",
+    "ct_orig_dport",
+    "call",
+    "parent",
+    "journey",
+    "flow",
+    "partial",
+)
+
+
+def _name(table: Sequence[str], number: int) -> str:
+    return table[number] if number < len(table) else str(number)
+
+
+def _address(raw: bytes, version: int) -> str:
+    if version == 4:
+        return f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}"
+    return str(IPv6Address(raw)) if version == 6 else ""
+
+
+def _mac(raw: bytes) -> str:
+    return raw.hex(":")
+
+
+def _frag(known: int, number: int, offset: int) -> str | None:
+    if not known & packet.FRAGMENT:
+        return None
+    return f"{number}:{offset}{'+' if known & packet.MORE else ''}"
+
+
+def _ct_state(tracked: bool, info: int) -> str | None:
+    if not tracked:
+        return "UNTRACKED" if info == _CT_UNTRACKED else None
+    return _CT_STATES.get(info)
+
+
+def unfold(
+    seqs: Array, first: int, columns: Columns, ends: Array, steps: Columns, names: Names
+) -> list[Row]:
+    """Rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`."""
+    at = seqs - first
+    values = {name: _listed(columns[name][at]) for name in _PLAIN}
+    stop = ends[at].astype(np.int64)
+    start = np.where(at > 0, ends[np.maximum(at - 1, 0)], 0)
+    rows = []
+    for index, (seq, a, b) in enumerate(
+        zip(seqs.tolist(), start.tolist(), stop.tolist(), strict=True)
+    ):
+        path = tuple(
+            Step(names.text(chain), rulenum, _name(record.MATCHES, match))
+            for chain, rulenum, match in zip(
+                steps["chain"][a:b].tolist(),
+                steps["rulenum"][a:b].tolist(),
+                steps["match"][a:b].tolist(),
+                strict=True,
+            )
+        )
+        rows.append(
+            _row(seq, {name: column[index] for name, column in values.items()}, path, names)
+        )
+    return rows
+
+
+def _listed(column: Array) -> list[Any]:
+    if column.ndim > 1:
+        return [value.tobytes() for value in column]
+    listed: list[Any] = column.tolist()
+    return listed
+
+
+def _row(seq: int, of: dict[str, Any], path: tuple[Step, ...], names: Names) -> Row:
+    known = of["known"]
+    tracked = bool(of["flags"] & record.F_CONNTRACK)
+    family = _FAMILIES.get(of["family"], of["family"])
+    ports = bool(known & packet.PORTS)
+    ct_ports = tracked and ip.DECODED[of["ct_proto"]] == ip.HAS_PORTS
+    ethernet = of["mac_len"] == _ETHERNET
+    decided = of["chain"] != 0
+    return Row(
+        index=seq,
+        time=of["time"],
+        engine=ENGINES[of["engine"]],
+        skb=of["skb"] or None,
+        netns=of["netns"],
+        cpu=of["cpu"],
+        pid=of["pid"],
+        comm=names.text(of["comm"]),
+        in_=names.text(of["in"]) or None,
+        out=names.text(of["out"]) or None,
+        family=family,
+        hook=_name(HOOKS, of["hook"]),
+        table=names.text(of["table"]),
+        chain=names.text(of["chain"]) if decided else None,
+        rulenum=of["rulenum"] if decided else None,
+        match=_name(record.MATCHES, of["match"]) if decided else None,
+        path=path,
+        rule=None,
+        verdict=_name(VERDICTS, of["verdict"] & 0xFF),
+        cost_ns=of["cost"],
+        len=of["len"],
+        proto=ip.proto_name(of["proto"]),
+        src=_address(of["src"], of["version"]),
+        sport=of["sport"] if ports else None,
+        dst=_address(of["dst"], of["version"]),
+        dport=of["dport"] if ports else None,
+        flags=ip.tcp_flag_names(of["tcp_flags"]) if known & packet.TCP_FLAGS else None,
+        icmp=f"{of['icmp_type']}/{of['icmp_code']}" if known & packet.ICMP else None,
+        frag=_frag(known, of["frag_id"], of["frag_off"]),
+        mark=of["mark"],
+        mac_dst=_mac(of["mac"][:6]) if ethernet else None,
+        mac_src=_mac(of["mac"][6:12]) if ethernet else None,
+        ct_state=_ct_state(tracked, of["ct_info"]),
+        ct_orig_src=_address(of["ct_orig_src"], family) if tracked else None,
+        ct_orig_sport=of["ct_orig_sport"] if ct_ports else None,
+        ct_orig_dst=_address(of["ct_orig_dst"], family) if tracked else None,
+        ct_orig_dport=of["ct_orig_dport"] if ct_ports else None,
+        call=of["call"],
+        parent=of["parent"] or None,
+        journey=of["journey"],
+        flow=of["flow"],
+        partial=of["partial"],
+    )
