@@ -69,11 +69,13 @@ _SYSCTLS: Final = {
 }
 _FORWARDING: Final = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 
+# A veth whose peer has its own index is taken for a plain device, and the
+# kernel then lets up to a second pass before it looks at its link.
 _ROUTER_IP: Final = f"""\
-link add lan0 address {_MACS["lan0"]} type veth peer name eth0 address {_MACS["client"]} \
-netns {{client}}
-link add wan0 address {_MACS["wan0"]} type veth peer name eth0 address {_MACS["server"]} \
-netns {{server}}
+link add lan0 index 2 address {_MACS["lan0"]} type veth \
+peer name eth0 index 4 address {_MACS["client"]} netns {{client}}
+link add wan0 index 3 address {_MACS["wan0"]} type veth \
+peer name eth0 index 5 address {_MACS["server"]} netns {{server}}
 link set lo up
 link set lan0 arp off multicast off
 link set wan0 arp off multicast off

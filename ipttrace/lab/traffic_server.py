@@ -20,6 +20,7 @@ from ipttrace.lab.network_ns import NetworkError, call_in
 WEB: Final = 80
 DNS: Final = 53
 SINK: Final = 5001
+SYSLOG: Final = 514
 SYNPROXY: Final = 8888
 CLOSED: Final = 7  # UDP: the firewall lets it through and nobody listens
 TUNNELS: Final = (packets.GRE, packets.ESP, packets.SCTP)
@@ -43,7 +44,7 @@ class Server:
         ns: str,
         *,
         tcp: tuple[int, ...] = (WEB, SINK, SYNPROXY),
-        udp: tuple[int, ...] = (DNS, SINK),
+        udp: tuple[int, ...] = (DNS, SYSLOG, SINK),
         raw: tuple[int, ...] = TUNNELS,
     ) -> None:
         self.ns = ns
