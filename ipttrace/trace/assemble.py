@@ -17,6 +17,7 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.journey import Journeys
+from ipttrace.trace.picking import join, pick
 from ipttrace.trace.waiting import Waiting
 
 # A call whose exit has not come by then had its exit lost.
@@ -87,7 +88,7 @@ class Assembler:
         if not self._inbox_count:
             return None
         entries, rules, exits = (
-            _joined(parts, dtype) for parts, dtype in zip(self._inbox, record.DTYPES, strict=True)
+            join(parts, dtype) for parts, dtype in zip(self._inbox, record.DTYPES, strict=True)
         )
         self._inbox = ([], [], [])
         self._inbox_count = 0
@@ -114,7 +115,7 @@ class Assembler:
         """
         late = self._exits.find_all(np.sort(entries["call"]))
         if late.size:
-            exits = _joined([exits, self._exits.take(late)[0]], exits.dtype)
+            exits = join([exits, self._exits.take(late)[0]], exits.dtype)
         order = _ascending(exits["call"])
         calls = exits["call"] if order is None else exits["call"][order]
         if len(calls) > 1:
@@ -134,20 +135,20 @@ class Assembler:
                 sources.append(np.arange(len(entries), len(entries) + len(old)))
                 takers.append(missing[early])
                 missing = missing[~early]
-                entries = _joined([entries, old], entries.dtype)
+                entries = join([entries, old], entries.dtype)
                 journeys = np.concatenate([journeys, beside])
             lost = missing if order is None else order[missing]
-            self.incomplete += self._exits.add(exits[lost])
+            self.incomplete += self._exits.add(pick(exits, lost))
         source, taker = np.concatenate(sources), np.concatenate(takers)
         if len(source) < len(entries):
             alone = np.ones(len(entries), bool)
             alone[source] = False
-            self.incomplete += self._entries.add(entries[alone], journeys[alone])
+            self.incomplete += self._entries.add(pick(entries, alone), journeys[alone])
         by_time = np.argsort(entries["time"][source], kind="stable")
         source, taker = source[by_time], taker[by_time]
         if order is not None:
             taker = order[taker]
-        return entries[source], journeys[source], exits[taker]
+        return pick(entries, source), journeys[source], pick(exits, taker)
 
     def _paths(self, rules: Array, exits: Array) -> tuple[Array, Array]:
         """The rules of these exits' calls, in their order, and how many each has."""
@@ -156,7 +157,7 @@ class Assembler:
         if short.size:
             late = self._rules.find_all(np.sort(exits["call"][short]))
             if late.size:
-                rules = _joined([self._rules.take(late)[0], rules], rules.dtype)
+                rules = join([self._rules.take(late)[0], rules], rules.dtype)
                 first, counts, order = _ranges(rules, exits["call"])
         total = int(counts.sum())
         starts = np.cumsum(counts) - counts
@@ -166,19 +167,8 @@ class Assembler:
         if total < len(rules):
             alone = np.ones(len(rules), bool)
             alone[at] = False
-            self._rules.add(rules[alone])
-        return rules[at], counts
-
-
-def _joined(parts: list[Array], dtype: np.dtype[np.void]) -> Array:
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return np.zeros(0, dtype)
-    # As plain bytes: of structured arrays numpy would make a dtype in native
-    # byte order, field by field.
-    opaque = np.dtype(("V", dtype.itemsize))
-    return np.concatenate([part.view(opaque) for part in parts]).view(dtype)
+            self._rules.add(pick(rules, alone))
+        return pick(rules, at), counts
 
 
 def _newest(*kinds: Array) -> int:

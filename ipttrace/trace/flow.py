@@ -25,6 +25,7 @@ _DATAGRAMS: Final = 1 << 14
 _TRANSLATED: Final = 1 << 16
 
 _NFPROTO_IPV6: Final = 10
+_IPS_NAT_MASK: Final = 0x30  # IPS_SRC_NAT, IPS_DST_NAT
 
 
 @dataclass(slots=True)
@@ -67,8 +68,7 @@ class Flows:
             self._quoted(tuples, untracked, entries, headers)
         rows = np.flatnonzero(tracked)
         if rows.size:
-            whole = rows.size == len(entries)
-            tuples.set(rows, _of_conntrack(entries if whole else entries[rows], "orig"))
+            tuples.set(rows, _of_conntrack(entries, rows, "orig"))
         flows = self._hash(tuples)
         if rows.size:
             self._learn(entries, rows, flows)
@@ -91,11 +91,10 @@ class Flows:
 
     def _learn(self, entries: Array, rows: Array, flows: Array) -> None:
         """Remember the reply tuples of flows that are translated."""
-        some = entries[rows] if rows.size != len(entries) else entries
-        nat = (some["ct_status"] & 0x30) != 0  # IPS_SRC_NAT, IPS_DST_NAT
-        if nat.any():
-            reply = self._hash(_of_conntrack(some[nat], "reply"))
-            self._translated.put(reply, flows[rows[nat]])
+        nat = rows[(entries["ct_status"][rows] & _IPS_NAT_MASK) != 0]
+        if nat.size:
+            reply = self._hash(_of_conntrack(entries, nat, "reply"))
+            self._translated.put(reply, flows[nat])
 
     def _translate(self, flows: Array, untracked: Array) -> None:
         if len(self._translated):
@@ -161,10 +160,10 @@ def _of_packets(headers: packet.Headers) -> _Tuples:
     )
 
 
-def _of_conntrack(entries: Array, direction: str) -> _Tuples:
-    proto = entries["ct_proto"]
-    sport = entries[f"ct_{direction}_sport"].astype(np.uint16)
-    dport = entries[f"ct_{direction}_dport"].astype(np.uint16)
+def _of_conntrack(entries: Array, rows: Array, direction: str) -> _Tuples:
+    proto = entries["ct_proto"][rows]
+    sport = entries[f"ct_{direction}_sport"][rows].astype(np.uint16)
+    dport = entries[f"ct_{direction}_dport"][rows].astype(np.uint16)
     # Conntrack keeps the identifier of a query in the source port and type and
     # code in the other (struct nf_conntrack_tuple).
     query = (proto == ip.ICMP) | (proto == ip.ICMPV6)
@@ -172,11 +171,12 @@ def _of_conntrack(entries: Array, direction: str) -> _Tuples:
     # The key of GRE is one that conntrack gives, not the packet.
     sport[proto == ip.GRE] = 0
     dport[proto == ip.GRE] = 0
-    word = proto.astype(np.uint32) | ((entries["family"] == _NFPROTO_IPV6) * np.uint32(0x100))
-    word |= entries["ct_zone"].astype(np.uint32) << np.uint32(16)
+    six = entries["family"][rows] == _NFPROTO_IPV6
+    word = proto.astype(np.uint32) | (six * np.uint32(0x100))
+    word |= entries["ct_zone"][rows].astype(np.uint32) << np.uint32(16)
     return _Tuples(
-        np.array(entries[f"ct_{direction}_src"]),
-        np.array(entries[f"ct_{direction}_dst"]),
+        entries[f"ct_{direction}_src"][rows],
+        entries[f"ct_{direction}_dst"][rows],
         sport,
         dport,
         word,

@@ -22,8 +22,24 @@ from ipttrace.trace.row import Row
 from ipttrace.trace.unfold import unfold
 
 _CHUNK_ROWS: Final = 1 << 16
+_ALIGN: Final = 64
 # Memory for steps is bounded too: this many a row on average.
 _STEPS_PER_ROW: Final = 16
+
+
+def _columns(rows: int) -> Columns:
+    """Room for all columns in one block: nothing left between them when it goes."""
+    sizes = {
+        name: -(-np.dtype(dtype).itemsize * int(np.prod(shape)) * rows // _ALIGN) * _ALIGN
+        for name, (dtype, shape) in SCHEMA.items()
+    }
+    block = np.empty(sum(sizes.values()), np.uint8)
+    columns: Columns = {}
+    at = 0
+    for name, (dtype, shape) in SCHEMA.items():
+        columns[name] = np.ndarray((rows, *shape), dtype, block.data, at)
+        at += sizes[name]
+    return columns
 
 
 class _Chunk:
@@ -31,9 +47,7 @@ class _Chunk:
         self.first = first
         self.room = rows
         self.count = 0
-        self.columns: Columns = {
-            name: np.empty((rows, *shape), dtype) for name, (dtype, shape) in SCHEMA.items()
-        }
+        self.columns = _columns(rows)
         self.ends = np.zeros(rows, np.uint32)  # of each row's path in steps
         self.steps: Columns = {name: np.empty(4 * rows, dtype) for name, dtype in STEPS.items()}
         self.step_count = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ipttrace.trace.hashing import Array
+from ipttrace.trace.picking import pick
 
 
 class Waiting:
@@ -74,7 +75,7 @@ class Waiting:
         self._held[positions] = False
         self._count -= len(positions)
         self._order = None
-        return self._records[positions], self._beside[positions]
+        return pick(self._records, positions), self._beside[positions]
 
     def expire(self, before: int) -> int:
         """Forget those from before this time; returns how many."""
@@ -107,7 +108,7 @@ class Waiting:
         for name in ("_records", "_beside", "_calls", "_times", "_held"):
             old: Array = getattr(self, name)
             new = np.zeros(room, old.dtype)
-            new[: len(held)] = old[held]
+            new[: len(held)] = pick(old, held)
             setattr(self, name, new)
         self._used = len(held)
         self._order = None

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whole records joined and picked as plain bytes.
+
+numpy copies structured arrays field by field, and makes dtypes in native byte
+order when it joins them; as opaque items they are copied at once and stay what
+they are.  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ipttrace.trace.hashing import Array
+
+
+def join(parts: Sequence[Array], dtype: np.dtype[np.void]) -> Array:
+    """Arrays of records of this dtype, one after the other; may be one of them."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return np.zeros(0, dtype)
+    opaque = np.dtype(("V", dtype.itemsize))
+    joined: Array = np.concatenate([part.view(opaque) for part in parts]).view(dtype)
+    return joined
+
+
+def pick(records: Array, which: Array) -> Array:
+    """``records[which]``, for indices or a mask; a copy."""
+    picked: Array = records.view(np.dtype(("V", records.dtype.itemsize)))[which]
+    return picked.view(records.dtype)

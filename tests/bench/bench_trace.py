@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How fast records become rows, how fast rows are filtered, what they weigh.
+
+Run it, or call `run`: ``{name: {"value": number, "unit": text, "goal": number}}``.
+Goals are for one core.  Needs no root and no kernel.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ipttrace.stream.frames import Frame, Kind
+from ipttrace.trace.session import Trace
+from tests.data import synth
+
+Results = dict[str, dict[str, Any]]
+
+ROWS = 1_000_000
+BATCHES = (2_000, 10_000, 50_000)
+
+_FRAME_BYTES = 1 << 20
+
+
+def _frames(records: synth.Records, size: int) -> list[Frame]:
+    """As a Writer cuts them; checksums are left out."""
+    frames = []
+    for batch in records.batches(size):
+        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
+            most = _FRAME_BYTES // some.dtype.itemsize
+            for start in range(0, len(some), most):
+                frames.append(Frame(kind, some[start : start + most].tobytes()))
+    return frames
+
+
+def _best(work: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of several runs: others share this machine."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def _rss() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _rate(records: synth.Records, size: int) -> float:
+    frames = _frames(records, size)
+
+    def feed() -> None:
+        trace = Trace(ROWS)
+        for frame in frames:
+            trace.feed(frame)
+        if trace.store.end != len(records.entries):
+            raise RuntimeError(f"{trace.store.end} rows of {len(records.entries)} calls")
+
+    return len(records) / _best(feed, 3)
+
+
+def _million() -> Iterator[Frame]:
+    """Frames of a million rows and more, without holding them all."""
+    records = synth.make(20_000, flows=5_000)
+    last = int(records.entries["call"].max())
+    span = int(records.exits["time"].max()) - synth.MONO + 1
+    for turn in range(ROWS // len(records.entries) + 1):
+        parts = []
+        for kind in (records.entries, records.rules, records.exits):
+            some = kind.copy()
+            some["call"] += turn * last
+            some["time"] += turn * span
+            parts.append(some)
+        yield from _frames(synth.Records(*parts), 50_000)
+        del parts, some
+
+
+def run() -> Results:
+    """All measurements; takes some 20 seconds."""
+    results: Results = {}
+    records = synth.make(60_000)
+    rates = {size: _rate(records, size) for size in BATCHES}
+    for size, rate in rates.items():
+        results[f"trace.records_per_s.batch_{size}"] = {
+            "value": round(rate),
+            "unit": "records/s",
+            "goal": 1_000_000,
+        }
+    del records
+    gc.collect()
+    trace = Trace(ROWS)
+    for frame in _million():
+        trace.feed(frame)
+    del frame
+    gc.collect()
+    store = trace.store
+    results["trace.rows_held"] = {"value": len(store), "unit": "rows", "goal": 0.9 * ROWS}
+    # What the process has when the rows are there, scaled to a million.
+    results["trace.memory_1m_rows"] = {
+        "value": round(_rss() * ROWS / len(store) / 1e6),
+        "unit": "MB",
+        "goal": 600,
+    }
+    flow = store.row(store.end - 1).flow
+    seconds = _best(lambda: store.select_flow(flow), 10)
+    results["trace.select_flow_1m_rows"] = {
+        "value": round(seconds * 1e3 * ROWS / len(store), 2),
+        "unit": "ms",
+        "goal": 50,
+    }
+    seqs = range(store.end - 5_000, store.end)
+    results["trace.rows_read"] = {
+        "value": round(5_000 / _best(lambda: store.rows(seqs), 3)),
+        "unit": "rows/s",
+        "goal": 50_000,
+    }
+    return results
+
+
+if __name__ == "__main__":
+    for name, result in run().items():
+        print(f"{name:40} {result['value']:>12,} {result['unit']:10} goal {result['goal']:,}")
