@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import compileall
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -51,9 +52,10 @@ BOOT_LIMIT: Final = 240.0
 # loglevel=4: errors and worse reach the console, a flood of TRACE lines does not;
 # dmesg has everything.  An oops ends the machine, else a test would wait for ever.
 KERNEL_ARGUMENTS: Final = (
-    "console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off nowatchdog audit=0 apparmor=0"
-    " net.ifnames=0 log_buf_len=8M rcupdate.rcu_cpu_stall_timeout=120"
-).split()
+    *("console=ttyS0", "loglevel=4", "panic=-1", "oops=panic", "log_buf_len=8M"),
+    *("mitigations=off", "nowatchdog", "rcupdate.rcu_cpu_stall_timeout=120"),
+    *("audit=0", "apparmor=0", "net.ifnames=0"),
+)
 
 CPU: Final = {
     "kvm": "host",
@@ -275,7 +277,7 @@ class Machine:
                 self._bridge = Bridge(ours, token, lambda whole: None)
                 continue
             sink = self._sinks.get(name) or _Lines(getattr(self, f"_{name}_line"))
-            channel = Channel(name, ours, token, sink, lambda _, name=name: self._ended(name))
+            channel = Channel(name, ours, token, sink, functools.partial(self._ended, name))
             self._channels.append(channel)
             if name in self._sinks:
                 self._open.add(name)
@@ -320,7 +322,7 @@ class Machine:
             self.ready.set()
             self._changed.notify_all()
 
-    def _ended(self, name: str) -> None:
+    def _ended(self, name: str, whole: bool) -> None:
         with self._changed:
             self._open.discard(name)
             self._changed.notify_all()

@@ -161,10 +161,11 @@ def _boot_modules(kernel: Kernel) -> dict[str, bytes]:
     by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in depends}
     modules: dict[str, bytes] = {}
     for name in BOOT_MODULES:
-        if (path := by_name.get(name.replace("-", "_"))) is None:
+        own = by_name.get(name)
+        if own is None:
             continue
         # modules.dep names the nearest dependency first and is transitive.
-        for needed in [*reversed(depends[path]), path]:
+        for needed in [*reversed(depends[own]), own]:
             short = Path(needed).name.split(".ko")[0] + ".ko"
             if short not in modules:
                 modules[short] = _read_module(kernel.modules / needed)
@@ -203,7 +204,8 @@ def job_archive(
     variables = {"PATH": PATH, "HOME": "/run/ipttrace/home", "USER": "root", **environment}
     assignments = " ".join(shlex.quote(f"{key}={value}") for key, value in variables.items())
     run = f"cd {shlex.quote(str(cwd))} || exit 126\nulimit -n 65536\n"
-    run += f"exec env -i {assignments} {shlex.join(command)}\n"
+    # By its path: busybox's shell prefers its own applets to the programs of the same name.
+    run += f"exec /usr/bin/env -i {assignments} {shlex.join(command)}\n"
     files = {
         "job/settings": "".join(f"{key}={shlex.quote(text)}\n" for key, text in settings.items()),
         "job/start": START,
