@@ -199,7 +199,7 @@ class Network:
         try:
             return _remove(prefix)
         finally:
-            os.close(lock)
+            _unlock(prefix, lock)
 
     def _setup(self) -> None:
         if os.geteuid() != 0:
@@ -226,7 +226,7 @@ class Network:
             _remove(self.prefix)
         finally:
             if self._lock is not None:
-                os.close(self._lock)
+                _unlock(self.prefix, self._lock)
                 self._lock = None
 
     # Rules and their counters
@@ -295,26 +295,42 @@ def read_counters(text: str) -> Counters:
     return found
 
 
+def _lock_path(prefix: str) -> str:
+    return f"{_LOCKS}/lab-{prefix}.lock"
+
+
 def _lock(prefix: str) -> int:
     """Hold the prefix as long as this process lives, so that a killed run is told from a live."""
-    path = f"{_LOCKS}/lab-{prefix}.lock"
-    try:
-        os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise NetworkError(f"cannot open {path}: {error.strerror} (run as root)") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+    path = _lock_path(prefix)
+    while True:
+        try:
+            os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise NetworkError(f"cannot open {path}: {error.strerror} (run as root)") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise NetworkError(
+                f"lab network {prefix!r} is in use by process {owner or '?'}: "
+                "end that, or take another prefix"
+            ) from None
+        # Between open and flock its last holder may have taken it away.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                break
         os.close(fd)
-        raise NetworkError(
-            f"lab network {prefix!r} is in use by process {owner or '?'}: "
-            "end that, or take another prefix"
-        ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
+
+
+def _unlock(prefix: str, fd: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_lock_path(prefix))
+    os.close(fd)
 
 
 def _remove(prefix: str) -> list[str]:

@@ -63,16 +63,18 @@ def _absent(ns: str, command: str, text: str) -> list[tuple[str, list[str]]]:
         if table in gone:
             continue
         # A rule may need two things: blame the one that fails in all of them.
-        if not any(_loads(ns, command, _trial(table, line)) for line in lines):
+        if not any(_loads(ns, command, _trial(table, line, chains)) for line in lines):
             word = "target" if kind == "j" else "match"
             found.append((f"{name} {word} ({table} table)", lines))
     return found
 
 
-def _trial(table: str, line: str) -> str:
-    option, chain, *rest = line.split(" ", 2)
-    del option, chain
-    return f"*{table}\n:IPT-TRIAL - [0:0]\n-A IPT-TRIAL {rest[0]}\nCOMMIT\n"
+def _trial(table: str, line: str, chains: set[str]) -> str:
+    # "-A CHAIN REST" or "-I CHAIN 1 REST"; the chains it may jump to are not there.
+    rest = re.sub(r"^-[AI] \S+ (\d+ )?", "", line)
+    for chain in chains:
+        rest = rest.removesuffix(f" -j {chain}")
+    return f"*{table}\n:IPT-TRIAL - [0:0]\n-A IPT-TRIAL {rest}\nCOMMIT\n"
 
 
 def _loads(ns: str, command: str, text: str) -> bool:

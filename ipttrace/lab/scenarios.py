@@ -1,16 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Known traffic over the lab network, and every traversal that it must make.
 
-The expectations are worked out by hand from network_rules.py: rule numbers as
-`iptables -L --line-numbers` counts, matches as the kernel's trace names them.
-
-What a match says (get_chainname_rulenum() in net/ipv4/netfilter/ip_tables.c):
-a rule that hit is "rule", also one that jumps to a user chain or has no target.
-The end of a chain is a rule of its own, one past the last that is listed:
-"return" in a user chain, "policy" in a built-in one.  But so is every rule there
-that has no condition and a standard verdict: `-A LOGDROP -j DROP` says "return"
-and drops; a comment counts as a condition.  The nat table is called for the
-first packet of a connection only.
+Built from the parts in scenarios_way.py.
 
 Pure but for Scenario.run, which sends.  Must not import capture or a user
 interface.
@@ -18,37 +9,22 @@ interface.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ipttrace.lab import network_rules as at
+from ipttrace.lab import scenarios_way as way
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.traffic_server import CLOSED, SINK, SYSLOG
-from ipttrace.trace.row import Step
+from ipttrace.lab.scenarios_way import Traversal, hits, path, tally
+from ipttrace.lab.traffic_server import CLOSED, SINK, SYNPROXY, SYSLOG
+
+__all__ = ["COUNT", "Scenario", "Traversal", "hits", "path", "scenarios", "synproxy", "tally"]
 
 COUNT: Final = 23  # prime: no count is right by chance
 
 Sent = traffic.Counts | traffic.Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Traversal:
-    """count traversals that look like this.
-
-    inside: "HOOK table" of the call from inside which they are made, where a
-    target sends a packet of its own.
-    """
-
-    role: str  # client, router, server
-    hook: str
-    table: str
-    path: tuple[Step, ...]
-    verdict: str
-    count: int
-    inside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,119 +42,6 @@ class Scenario:
     expected: tuple[Traversal, ...]
 
 
-def path(text: str) -> tuple[Step, ...]:
-    """ "FORWARD:1 WEB:2/return" → steps; what is not said to be return or policy is a rule."""
-    steps = []
-    for word in text.split():
-        place, _, match = word.partition("/")
-        chain, _, number = place.rpartition(":")
-        steps.append(Step(chain, int(number), match or "rule"))
-    return tuple(steps)
-
-
-def tally(expected: Iterable[Traversal]) -> Counter[tuple[str, str, str, tuple[Step, ...], str]]:
-    """(role, hook, table, path, verdict) → how many, to compare with rows."""
-    found: Counter[tuple[str, str, str, tuple[Step, ...], str]] = Counter()
-    for one in expected:
-        found[one.role, one.hook, one.table, one.path, one.verdict] += one.count
-    return found
-
-
-def hits(expected: Iterable[Traversal]) -> Counter[tuple[str, str, str, str, int, str]]:
-    """(role, hook, table, chain, rulenum, match) → how many, to compare with rule records."""
-    found: Counter[tuple[str, str, str, str, int, str]] = Counter()
-    for one in expected:
-        for step in one.path:
-            found[one.role, one.hook, one.table, step.chain, step.rulenum, step.match] += one.count
-    return found
-
-
-# The parts of a way through the network.  New and old say whether conntrack
-# has seen the connection; n counts packets.
-
-_VETTED: Final = "FORWARD:1 SITE-RULES:1 BLOCKLIST:3/return SITE-RULES:3/return"
-_VETTED_PING: Final = "FORWARD:1 SITE-RULES:1 BLOCKLIST:3/return SITE-RULES:2"
-
-
-def _one(
-    role: str, hook: str, table: str, steps: str, n: int, verdict: str = "ACCEPT", inside: str = ""
-) -> Traversal:
-    return Traversal(role, hook, table, path(steps), verdict, n, inside or None)
-
-
-def _client_sends(n: int) -> list[Traversal]:
-    steps = "OUTPUT:1 POLICY-OUT:3/return OUTPUT:2/policy"
-    return [_one("client", "OUTPUT", "filter", steps, n)]
-
-
-def _client_gets(n: int) -> list[Traversal]:
-    return [_one("client", "INPUT", "filter", "INPUT:1/policy", n)]
-
-
-def _arrive(
-    n: int,
-    new: int,
-    *,
-    raw: str = "PREROUTING:3/policy",
-    mark: str = "MARKING:3/return",
-    nat: str = "PREROUTING:2/policy",
-) -> list[Traversal]:
-    """From the client into the router, new of them the first of a connection."""
-    marking = f"PREROUTING:1 {mark} PREROUTING:2/policy"
-    found = [
-        _one("router", "PREROUTING", "raw", raw, n),
-        _one("router", "PREROUTING", "mangle", marking, n),
-    ]
-    return found + ([_one("router", "PREROUTING", "nat", nat, new)] if new else [])
-
-
-def _forward(steps: str, n: int, verdict: str = "ACCEPT", *, syn: bool = False) -> list[Traversal]:
-    mangle = "FORWARD:1 FORWARD:2/policy" if syn else "FORWARD:2/policy"
-    return [
-        _one("router", "FORWARD", "mangle", mangle, n),
-        _one("router", "FORWARD", "filter", steps, n, verdict),
-    ]
-
-
-def _leave(n: int, new: int) -> list[Traversal]:
-    """Out of the router towards the server, masqueraded."""
-    found = [_one("router", "POSTROUTING", "mangle", "POSTROUTING:1/policy", n)]
-    return found + ([_one("router", "POSTROUTING", "nat", "POSTROUTING:1", new)] if new else [])
-
-
-def _back(steps: str, n: int, *, syn: bool = False) -> list[Traversal]:
-    """An answer of the server, through the router to the client."""
-    return [
-        _one("server", "OUTPUT", "raw", "OUTPUT:1/policy", n),
-        _one("server", "OUTPUT", "filter", "OUTPUT:1/policy", n),
-        _one("router", "PREROUTING", "raw", "PREROUTING:3/policy", n),
-        _one("router", "PREROUTING", "mangle", "PREROUTING:2/policy", n),
-        *_forward(steps, n, syn=syn),
-        *_leave(n, 0),
-        *_client_gets(n),
-    ]
-
-
-def _server_gets(steps: str, n: int) -> list[Traversal]:
-    return [
-        _one("server", "PREROUTING", "raw", "PREROUTING:2/policy", n),
-        _one("server", "INPUT", "filter", steps, n),
-    ]
-
-
-def _router_says(n: int, *, nat: bool = False, inside: str = "") -> list[Traversal]:
-    """A packet that the router itself makes, to the client."""
-    found = [
-        _one("router", "OUTPUT", "raw", "OUTPUT:1/policy", n, inside=inside),
-        _one("router", "OUTPUT", "mangle", "OUTPUT:1/policy", n, inside=inside),
-        _one("router", "OUTPUT", "filter", "OUTPUT:1/policy", n, inside=inside),
-        _one("router", "POSTROUTING", "mangle", "POSTROUTING:1/policy", n, inside=inside),
-    ]
-    if nat:
-        found.append(_one("router", "POSTROUTING", "nat", "POSTROUTING:2/policy", n, inside=inside))
-    return found + _client_gets(n)
-
-
 # The scenarios
 
 
@@ -191,13 +54,13 @@ def _ping(family: int, name: str = "ping", *, options: bool = False) -> Scenario
         lambda net: traffic.ping(net.client, server, n, destination_options=options),
         traffic.Counts(n, n),
         (
-            *_client_sends(n),
-            *_arrive(n, 1, mark="MARKING:1 MARKING:3/return"),
-            *_forward(f"{_VETTED_PING} FORWARD:3 SERVICES:11/return FORWARD:4", 1),
-            *_forward(f"{_VETTED_PING} FORWARD:2", n - 1),
-            *_leave(n, 1),
-            *_server_gets("INPUT:2", n),
-            *_back("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
+            *way.client_sends(n),
+            *way.arrive(n, 1, mark="MARKING:1 MARKING:3/return"),
+            *way.forward(f"{way.VETTED_PING} FORWARD:3 SERVICES:11/return FORWARD:4", 1),
+            *way.forward(f"{way.VETTED_PING} FORWARD:2", n - 1),
+            *way.leave(n, 1),
+            *way.server_gets("INPUT:2", n),
+            *way.back("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
         ),
     )
 
@@ -212,13 +75,13 @@ def _ping_router(family: int) -> Scenario:
         lambda net: traffic.ping(net.client, router, n),
         traffic.Counts(n, n),
         (
-            *_client_sends(n),
-            *_arrive(n, 1, mark="MARKING:1 MARKING:3/return", nat=nat),
-            _one("router", "INPUT", "mangle", "INPUT:1/policy", n),
-            _one("router", "INPUT", "filter", "INPUT:3", 1),
-            _one("router", "INPUT", "filter", "INPUT:2", n - 1),
-            _one("router", "INPUT", "nat", "INPUT:1/policy", 1),
-            *_router_says(n),
+            *way.client_sends(n),
+            *way.arrive(n, 1, mark="MARKING:1 MARKING:3/return", nat=nat),
+            way.one("router", "INPUT", "mangle", "INPUT:1/policy", n),
+            way.one("router", "INPUT", "filter", "INPUT:3", 1),
+            way.one("router", "INPUT", "filter", "INPUT:2", n - 1),
+            way.one("router", "INPUT", "nat", "INPUT:1/policy", 1),
+            *way.router_says(n),
         ),
     )
 
@@ -232,8 +95,8 @@ def _banned(family: int) -> Scenario:
         lambda net: traffic.ping(net.client, server, n, source=guest, wait=False),
         traffic.Counts(n),
         (
-            *_client_sends(n),
-            _one("router", "PREROUTING", "raw", "PREROUTING:1", n, "DROP"),
+            *way.client_sends(n),
+            way.one("router", "PREROUTING", "raw", "PREROUTING:1", n, "DROP"),
         ),
     )
 
@@ -255,9 +118,9 @@ def _refused(
         lambda net: send(net, server),
         traffic.Counts(COUNT),
         (
-            *_client_sends(COUNT),
-            *_arrive(COUNT, COUNT),
-            *_forward(steps, COUNT, "DROP", syn=syn),
+            *way.client_sends(COUNT),
+            *way.arrive(COUNT, COUNT),
+            *way.forward(steps, COUNT, "DROP", syn=syn),
             *(answer or []),
         ),
     )
@@ -278,33 +141,33 @@ def _all_refused(family: int) -> list[Scenario]:
             "dropped by policy",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 6667, n),
-            f"{_VETTED} FORWARD:3 SERVICES:11/return FORWARD:5/policy",
+            f"{way.VETTED} FORWARD:3 SERVICES:11/return FORWARD:5/policy",
             syn=True,
         ),
         _refused(
             "logged and dropped",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 445, n),
-            f"{_VETTED} FORWARD:3 SERVICES:5 LOGDROP:1 LOGDROP:2/return",
+            f"{way.VETTED} FORWARD:3 SERVICES:5 LOGDROP:1 LOGDROP:2/return",
             syn=True,
         ),
         _refused(
             "rejected with a reset",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 25, n),
-            f"{_VETTED} FORWARD:3 SERVICES:3",
+            f"{way.VETTED} FORWARD:3 SERVICES:3",
             syn=True,
             # The reset belongs to the connection that is refused, still a new one.
-            answer=_router_says(n, nat=True, inside=inside),
+            answer=way.router_says(n, nat=True, inside=inside),
         ),
         _refused(
             "rejected with an ICMP error",
             family,
             lambda net, dst: traffic.udp(net.client, dst, 161, n),
-            f"{_VETTED} FORWARD:3 SERVICES:4",
+            f"{way.VETTED} FORWARD:3 SERVICES:4",
             syn=False,
             # The error is about a connection that conntrack does not know yet.
-            answer=_router_says(n, inside=inside),
+            answer=way.router_says(n, inside=inside),
         ),
     ]
 
@@ -316,10 +179,10 @@ def _rejected_at_home(family: int) -> list[Scenario]:
 
     def expected(rule: int) -> tuple[Traversal, ...]:
         return (
-            _one("client", "OUTPUT", "filter", f"OUTPUT:1 POLICY-OUT:{rule}", n, "DROP"),
+            way.one("client", "OUTPUT", "filter", f"OUTPUT:1 POLICY-OUT:{rule}", n, "DROP"),
             # To itself, over lo.
-            _one("client", "OUTPUT", "filter", "OUTPUT:2/policy", n, inside="OUTPUT filter"),
-            *_client_gets(n),
+            way.one("client", "OUTPUT", "filter", "OUTPUT:2/policy", n, inside="OUTPUT filter"),
+            *way.client_gets(n),
         )
 
     return [
@@ -349,13 +212,13 @@ def _port_forward(family: int) -> Scenario:
         lambda net: traffic.tcp(net.client, router, 8080, abort=True),
         traffic.Connection("open"),
         (
-            *_client_sends(3),
-            *_arrive(3, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"),
-            *_forward(f"{_VETTED} FORWARD:3 SERVICES:1 WEB:1", 1, syn=True),
-            *_forward(f"{_VETTED} FORWARD:2", 2),
-            *_leave(3, 1),
-            *_server_gets("INPUT:1", 3),
-            *_back("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True),
+            *way.client_sends(3),
+            *way.arrive(3, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"),
+            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:1 WEB:1", 1, syn=True),
+            *way.forward(f"{way.VETTED} FORWARD:2", 2),
+            *way.leave(3, 1),
+            *way.server_gets("INPUT:1", 3),
+            *way.back("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True),
         ),
     )
 
@@ -372,11 +235,11 @@ def _one_way(
         lambda net: send(net, server),
         traffic.Counts(n),
         (
-            *_client_sends(n),
-            *_arrive(n, new),
-            *_forward(f"{_VETTED} FORWARD:3 SERVICES:{rule}", n),
-            *_leave(n, new),
-            *_server_gets("INPUT:3/policy", n),
+            *way.client_sends(n),
+            *way.arrive(n, new),
+            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:{rule}", n),
+            *way.leave(n, new),
+            *way.server_gets("INPUT:3/policy", n),
         ),
     )
 
@@ -398,15 +261,15 @@ def _fragments(family: int) -> Scenario:
     if family == 4:
         # -f fits the second and third; INPUT sees the whole.
         arrive = [
-            _one("server", "PREROUTING", "raw", "PREROUTING:2/policy", n),
-            _one("server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 2 * n),
-            _one("server", "INPUT", "filter", "INPUT:3/policy", n),
+            way.one("server", "PREROUTING", "raw", "PREROUTING:2/policy", n),
+            way.one("server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 2 * n),
+            way.one("server", "INPUT", "filter", "INPUT:3/policy", n),
         ]
     else:
         # -m frag fits all three; IPv6 puts them together only after INPUT.
         arrive = [
-            _one("server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 3 * n),
-            _one("server", "INPUT", "filter", "INPUT:3/policy", 3 * n),
+            way.one("server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 3 * n),
+            way.one("server", "INPUT", "filter", "INPUT:3/policy", 3 * n),
         ]
     return Scenario(
         "fragments",
@@ -414,10 +277,10 @@ def _fragments(family: int) -> Scenario:
         lambda net: traffic.udp(net.client, server, SINK, n, payload=bytes(4000)),
         traffic.Counts(n),
         (
-            *_client_sends(n),
-            *_arrive(n, 1),
-            *_forward(f"{_VETTED} FORWARD:3 SERVICES:7", n),
-            *_leave(n, 1),
+            *way.client_sends(n),
+            *way.arrive(n, 1),
+            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:7", n),
+            *way.leave(n, 1),
             *arrive,
         ),
     )
@@ -433,12 +296,12 @@ def _closed_port(family: int) -> Scenario:
         lambda net: traffic.udp(net.client, server, CLOSED, n),
         traffic.Counts(n),
         (
-            *_client_sends(n),
-            *_arrive(n, 1),
-            *_forward(f"{_VETTED} FORWARD:3 SERVICES:7", n),
-            *_leave(n, 1),
-            *_server_gets("INPUT:3/policy", n),
-            *_back("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
+            *way.client_sends(n),
+            *way.arrive(n, 1),
+            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:7", n),
+            *way.leave(n, 1),
+            *way.server_gets("INPUT:3/policy", n),
+            *way.back("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
         ),
     )
 
@@ -452,7 +315,7 @@ def _expired(family: int) -> Scenario:
         family,
         lambda net: traffic.udp(net.client, server, SINK, n, ttl=1),
         traffic.Counts(n),
-        (*_client_sends(n), *_arrive(n, n), *_router_says(n)),
+        (*way.client_sends(n), *way.arrive(n, n), *way.router_says(n)),
     )
 
 
@@ -466,11 +329,11 @@ def _untracked(family: int) -> Scenario:
         lambda net: traffic.udp(net.client, server, SYSLOG, n),
         traffic.Counts(n),
         (
-            *_client_sends(n),
-            *_arrive(n, 0, raw="PREROUTING:2 PREROUTING:3/policy"),
-            *_forward(f"{_VETTED} FORWARD:2", n),
-            *_leave(n, 0),
-            *_server_gets("INPUT:3/policy", n),
+            *way.client_sends(n),
+            *way.arrive(n, 0, raw="PREROUTING:2 PREROUTING:3/policy"),
+            *way.forward(f"{way.VETTED} FORWARD:2", n),
+            *way.leave(n, 0),
+            *way.server_gets("INPUT:3/policy", n),
         ),
     )
 
@@ -495,3 +358,27 @@ def scenarios(family: int | None = None) -> list[Scenario]:
         if each == 6:
             found.append(_ping(6, "ping with destination options", options=True))
     return found
+
+
+def synproxy(family: int) -> Scenario:
+    """For a network after add_synproxy(): SYNs that the target steals and answers itself.
+
+    Nobody is there for the SYN+ACK, so the client's kernel sends a reset, which
+    SYNPROXY does not want and the rule behind it drops.
+    """
+    server = at.SERVER4 if family == 4 else at.SERVER6
+    n = COUNT
+    return Scenario(
+        "stolen by SYNPROXY",
+        family,
+        lambda net: traffic.syn(net.client, server, SYNPROXY, n),
+        traffic.Counts(n),
+        (
+            *way.client_sends(2 * n),
+            *way.arrive(n, 0, raw="PREROUTING:1 PREROUTING:4/policy"),
+            *way.forward("FORWARD:1", n, "STOLEN", syn=True),
+            *way.router_says(n, inside="FORWARD filter"),
+            *way.arrive(n, 0, raw="PREROUTING:4/policy"),
+            *way.forward("FORWARD:1 FORWARD:2", n, "DROP"),
+        ),
+    )

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from tracelog import TraceLog
 
-from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.scenarios import Scenario, hits, path, scenarios
+from ipttrace.lab.network import ROLES, Network, NetworkError
+from ipttrace.lab.scenarios import Scenario, hits, path, scenarios, synproxy
 from ipttrace.lab.traffic_server import Server
 from ipttrace.trace.row import Step
 
@@ -28,6 +28,21 @@ def _counted(network: Network, family: int) -> Counter[tuple[str, str, str, int]
 def test_the_kernel_logs_and_counts_just_what_the_scenario_expects(
     network: Network, scenario: Scenario
 ) -> None:
+    _compare(network, scenario)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_packets_that_synproxy_steals_are_as_the_scenario_expects(
+    network: Network, family: int
+) -> None:
+    try:
+        network.add_synproxy()
+    except NetworkError as error:
+        pytest.skip(str(error))
+    _compare(network, synproxy(family))
+
+
+def _compare(network: Network, scenario: Scenario) -> None:
     # GIVEN a network that is quiet
     with Server(network.server), TraceLog(network) as log:
         # WHEN the scenario's traffic is sent
