@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a machine says of itself, read below one root folder.
+
+The doctor's eyes: every question is answered from files, so that a test can
+give it any machine as a folder.  What is not readable is absent.  Must not
+change anything, run anything, nor import bcc (which takes seconds).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import importlib.util
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from ipttrace.capture import bpf, kmod
+from ipttrace.capture.errors import CaptureError
+
+MODULE: Final = kmod.NAME
+PINS: Final = "sys/fs/bpf/ipttrace"
+
+_PIECE: Final = 64 << 10
+_LARGEST: Final = 4 << 20
+_TOOL_FOLDERS: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
+_LIBRARY_FOLDERS: Final = ("usr/lib", "usr/lib64", "lib", "lib64", "usr/local/lib")
+# What the kernel side leans on; kallsyms has some 200,000 others.
+_SYMBOLS: Final = frozenset(
+    ("register_kretprobe", "nf_log_trace", "ipt_do_table", "ip6t_do_table", "bpf_prog_create")
+)
+# Linux capability numbers, linux/capability.h.
+CAPABILITIES: Final = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_MODULE": 16,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+
+
+def _find_bcc() -> bool:
+    """Is Debian's bcc there?  The package of that name on PyPI is another one."""
+    try:
+        spec = importlib.util.find_spec("bcc")
+    except (ImportError, ValueError):
+        return False
+    folders = (spec and spec.submodule_search_locations) or ()
+    return any((Path(folder) / "libbcc.py").exists() for folder in folders)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine: the files below `root`, and an environment.
+
+    `source_hash` is the folder in the cache where this version's module would
+    be; None takes any.  `bcc` and `bpf_object`: are they there?
+    """
+
+    root: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    bcc: bool = True
+    bpf_object: bool = True
+    source_hash: str | None = None
+
+    @staticmethod
+    def here() -> Host:
+        """The machine that this runs on."""
+        try:
+            source_hash = kmod.built_path("any").parent.name
+        except (CaptureError, OSError):
+            source_hash = None
+        try:
+            built = bpf.object_file().exists()
+        except CaptureError:
+            built = False
+        return Host(Path("/"), os.environ, _find_bcc(), built, source_hash)
+
+    def read(self, path: str) -> str | None:
+        """The text of a file, its first megabytes at most; None when it cannot be read."""
+        try:
+            with open(self.root / path, "rb") as file:
+                # Piece by piece: /proc/sys answers a request for megabytes with ENOMEM.
+                pieces = list(islice(iter(partial(file.read1, _PIECE), b""), _LARGEST // _PIECE))
+        except OSError:
+            return None
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def word(self, path: str) -> str | None:
+        """The one word or line that a file under /proc/sys or /sys holds."""
+        text = self.read(path)
+        return None if text is None else text.strip()
+
+    def exists(self, path: str) -> bool:
+        try:
+            return (self.root / path).exists()
+        except OSError:
+            return False
+
+    def link(self, path: str) -> str:
+        """Where a symbolic link leads, unresolved; empty when it is none."""
+        try:
+            return os.readlink(self.root / path)
+        except OSError:
+            return ""
+
+    def tool(self, name: str) -> bool:
+        return any(self.exists(f"{folder}/{name}") for folder in _TOOL_FOLDERS)
+
+    def library(self, name: str) -> bool:
+        """Is a shared library there, by its soname?"""
+        for folder in _LIBRARY_FOLDERS:
+            try:
+                if any((self.root / folder).glob(f"*-linux-gnu*/{name}")):
+                    return True
+            except OSError:
+                continue
+            if self.exists(f"{folder}/{name}"):
+                return True
+        return False
+
+    @cached_property
+    def release(self) -> str:
+        return self.word("proc/sys/kernel/osrelease") or "unknown"
+
+    @cached_property
+    def version(self) -> tuple[int, int] | None:
+        """Major and minor of the kernel; None when the release does not begin with them."""
+        parts = self.release.split("-")[0].split(".")
+        if len(parts) < 2 or not (parts[0].isdecimal() and parts[1].isdecimal()):
+            return None
+        return int(parts[0]), int(parts[1])
+
+    @cached_property
+    def _status(self) -> dict[str, str]:
+        lines = (self.read("proc/self/status") or "").splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    @cached_property
+    def root_user(self) -> bool:
+        return self._status.get("Uid", "").split()[1:2] == ["0"]
+
+    @cached_property
+    def capabilities(self) -> frozenset[str]:
+        """Those of CAPABILITIES that this process has in effect."""
+        try:
+            bits = int(self._status.get("CapEff", "0"), 16)
+        except ValueError:
+            bits = 0
+        return frozenset(name for name, bit in CAPABILITIES.items() if bits >> bit & 1)
+
+    @cached_property
+    def in_user_namespace(self) -> bool:
+        """Root of a user namespace is not root of the host."""
+        fields = (self.read("proc/self/uid_map") or "").split()
+        return bool(fields) and fields != ["0", "0", "4294967295"]
+
+    @cached_property
+    def symbols(self) -> frozenset[str] | None:
+        """Those of the kernel's symbols that ipttrace leans on; None when it hides them."""
+        found, seen = set(), False
+        for line in self._lines("proc/kallsyms"):
+            parts = line.split(None, 3)
+            if len(parts) > 2:
+                seen = True
+                name = parts[2].decode("ascii", "replace").strip()
+                if name in _SYMBOLS:
+                    found.add(name)
+        return frozenset(found) if seen else None
+
+    def _lines(self, path: str) -> Iterator[bytes]:
+        try:
+            with open(self.root / path, "rb") as file:
+                yield from file
+        except OSError:
+            return
+
+    @cached_property
+    def config(self) -> dict[str, str] | None:
+        """The kernel's configuration (`CONFIG_X` → value); None when it is nowhere."""
+        text = self._packed_config()
+        for path in (
+            f"boot/config-{self.release}",
+            f"lib/modules/{self.release}/config",
+            f"lib/modules/{self.release}/build/.config",
+        ):
+            text = text if text is not None else self.read(path)
+        if text is None:
+            return None
+        pairs = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
+        return {name: value for name, _, value in pairs}
+
+    def _packed_config(self) -> str | None:
+        try:
+            with gzip.open(self.root / "proc/config.gz") as file:
+                return file.read(_LARGEST).decode("utf-8", "replace")
+        except (OSError, EOFError, zlib.error):
+            return None
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """Names of the loaded modules, and of built-in ones that show under /sys."""
+        names = {line.split(" ")[0] for line in (self.read("proc/modules") or "").splitlines()}
+        with contextlib.suppress(OSError):
+            names.update(os.listdir(self.root / "sys/module"))
+        return frozenset(names)
+
+    @cached_property
+    def mounts(self) -> dict[str, str]:
+        """Mount point → file system type."""
+        lines = (self.read("proc/self/mounts") or "").splitlines()
+        return {parts[1]: parts[2] for parts in map(str.split, lines) if len(parts) > 2}
+
+    @cached_property
+    def module_folder(self) -> Path:
+        """Where modules built for this kernel are kept, below `root`."""
+        if folder := self.env.get("IPTTRACE_CACHE"):
+            cache = Path(folder)
+        elif folder := self.env.get("XDG_CACHE_HOME"):
+            cache = Path(folder) / "ipttrace"
+        else:
+            cache = Path(self.env.get("HOME") or "/root") / ".cache" / "ipttrace"
+        return self.root / str(cache).lstrip("/") / "modules" / self.release
+
+    @cached_property
+    def built_module(self) -> Path | None:
+        """The module in the cache that fits this kernel and this version."""
+        try:
+            found = sorted(self.module_folder.glob(f"{self.source_hash or '*'}/{MODULE}.ko"))
+        except OSError:
+            return None
+        return found[0] if found else None
+
+    @cached_property
+    def pins_holder(self) -> int | None:
+        """Pid of the run that holds the pins' folder locked; None: nobody, or not to be told."""
+        try:
+            pins = (self.root / PINS).stat()
+        except OSError:
+            return None
+        device = f"{os.major(pins.st_dev):02x}:{os.minor(pins.st_dev):02x}:{pins.st_ino}"
+        for line in (self.read("proc/locks") or "").splitlines():
+            parts = line.split()
+            if len(parts) > 5 and parts[1] == "FLOCK" and parts[5] == device:
+                return int(parts[4]) if parts[4].isdecimal() else None
+        return None
