@@ -88,7 +88,7 @@ static __always_inline void entry_packet(struct ipttrace_entry *entry)
 	const struct sk_buff *skb = (void *)entry->head.skb;
 	unsigned char *head = BPF_CORE_READ(skb, head);
 	unsigned char *data = BPF_CORE_READ(skb, data);
-	__u32 len = entry->head.len - BPF_CORE_READ(skb, data_len);
+	__u64 len = entry->head.len - BPF_CORE_READ(skb, data_len);
 	__u16 mac = BPF_CORE_READ(skb, mac_header);
 	__u16 net = BPF_CORE_READ(skb, network_header);
 	__u16 mac_len = net - mac;
@@ -98,6 +98,7 @@ static __always_inline void entry_packet(struct ipttrace_entry *entry)
 
 	/* ipt_do_table() is given packets with data at the network header */
 	entry->caplen = 0;
+	barrier_var(len);	/* the verifier must see the next line as it is */
 	if (len > IPTTRACE_PACKET_LEN)
 		len = IPTTRACE_PACKET_LEN;
 	if (len && !bpf_probe_read_kernel(entry->packet, len, data))
@@ -131,8 +132,9 @@ int ipttrace_entry(struct pt_regs *ctx)
 	entry->cpu = bpf_get_smp_processor_id();
 	bpf_get_current_comm(entry->comm, sizeof(entry->comm));
 
-	entry->in[0] = 0;
-	entry->out[0] = 0;
+	/* The scratch holds the record before: nothing of it may stay. */
+	__builtin_memset(entry->in, 0, sizeof(entry->in));
+	__builtin_memset(entry->out, 0, sizeof(entry->out));
 	if (entry->head.in_ifindex) {
 		dev = BPF_CORE_READ(state, in);
 		bpf_probe_read_kernel(entry->in, sizeof(entry->in), &dev->name);

@@ -54,8 +54,8 @@ class _Libbpf:
 
         def printed(level: int, fmt: bytes, args: int) -> int:
             if level == 0:  # LIBBPF_WARN
-                text = ctypes.create_string_buffer(1024)
-                libc.vsnprintf(text, ctypes.c_size_t(1024), fmt, ctypes.c_void_p(args))
+                text = ctypes.create_string_buffer(65536)
+                libc.vsnprintf(text, ctypes.c_size_t(65536), fmt, ctypes.c_void_p(args))
                 self.said.append(text.value.decode(errors="replace").strip())
             return 0
 
@@ -72,11 +72,19 @@ class _Libbpf:
     def check(self, result: int, what: str) -> None:
         if result >= 0:
             return
-        # The first line tells why; the verifier's log may follow.
-        why = self.said[0] if self.said else os.strerror(-result)
+        why = _reason(self.said) or os.strerror(-result)
         if not Path("/sys/kernel/btf/vmlinux").exists():
             why = "this kernel has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
         raise CaptureError(f"{what}: {why}")
+
+
+def _reason(said: list[str]) -> str:
+    """The one line that tells why: the verifier's last word, else libbpf's first."""
+    lines = "\n".join(said).splitlines()
+    for before, line in zip(lines, lines[1:], strict=False):
+        if line.startswith("processed "):
+            return f"the verifier says {before!r}"
+    return lines[0] if lines else ""
 
 
 class Pins:
