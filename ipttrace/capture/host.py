@@ -13,7 +13,7 @@ import gzip
 import importlib.util
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -28,6 +28,7 @@ PINS: Final = "sys/fs/bpf/ipttrace"
 
 _PIECE: Final = 64 << 10
 _LARGEST: Final = 4 << 20
+_LARGEST_KALLSYMS: Final = 64 << 20
 _TOOL_FOLDERS: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _LIBRARY_FOLDERS: Final = ("usr/lib", "usr/lib64", "lib", "lib64", "usr/local/lib")
 # What the kernel side leans on; kallsyms has some 200,000 others.
@@ -163,22 +164,19 @@ class Host:
     @cached_property
     def symbols(self) -> frozenset[str] | None:
         """Those of the kernel's symbols that ipttrace leans on; None when it hides them."""
-        found, seen = set(), False
-        for line in self._lines("proc/kallsyms"):
-            parts = line.split(None, 3)
-            if len(parts) > 2:
-                seen = True
-                name = parts[2].decode("ascii", "replace").strip()
-                if name in _SYMBOLS:
-                    found.add(name)
-        return frozenset(found) if seen else None
-
-    def _lines(self, path: str) -> Iterator[bytes]:
         try:
-            with open(self.root / path, "rb") as file:
-                yield from file
+            with open(self.root / "proc/kallsyms", "rb") as file:
+                text = file.read(_LARGEST_KALLSYMS)
         except OSError:
-            return
+            return None
+        if not text.strip():
+            return None
+        # A line each: address, type, name, and a tab and the module of those that are in one.
+        return frozenset(
+            name
+            for name in _SYMBOLS
+            if f" {name}\n".encode() in text or f" {name}\t".encode() in text
+        )
 
     @cached_property
     def config(self) -> dict[str, str] | None:
