@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`python -m ipttrace`."""
+
+from __future__ import annotations
+
+import sys
+
+from ipttrace.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

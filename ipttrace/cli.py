@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The commands: parse, call, exit status.
+
+What a command does is elsewhere; imports are inside the commands, so that
+`agent` pays for no screen and `replay` for no kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import IO, Final, NoReturn
+
+from ipttrace import __version__
+
+COMMANDS: Final = ("print", "record", "replay", "export", "agent", "lab", "doctor")
+FORMATS: Final = ("text", "csv", "jsonl")
+
+EPILOG: Final = """commands:
+  ipttrace [EXPR]                    the live screen on this host
+  ipttrace print [EXPR]              rows as lines
+  ipttrace record FILE [EXPR]        the stream to a file
+  ipttrace replay FILE               a recorded file on the screen, or as lines
+  ipttrace export FILE --format F    a recorded file as text, csv or jsonl
+  ipttrace lab [-- COMMAND ...]      the screen on a throwaway VM with traffic in it
+  ipttrace doctor                    what this machine can do, and what it lacks
+  ipttrace agent                     the privileged half: the stream on stdout
+
+EXPR is a pcap-filter(7) expression, evaluated in the kernel: 'tcp port 443'.
+`ipttrace COMMAND --help` tells the options of a command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One clear line instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"ipttrace: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError("must be a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _size(text: str) -> int:
+    units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+    factor = units.get(text[-1:].lower(), 1)
+    digits = text[:-1] if factor > 1 else text
+    value = int(digits) * factor
+    if value < 65536:
+        raise argparse.ArgumentTypeError("must be 64k or more")
+    return value
+
+
+def _traces(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that traces."""
+    parser.add_argument("expr", nargs="*", metavar="EXPR", help="pcap-filter expression")
+    parser.add_argument("--engine", choices=("auto", "kernel", "netlink"), default="auto")
+    parser.add_argument("--netns", metavar="NAME", help="only this network namespace")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
+    parser.add_argument("--ready-file", type=Path, metavar="F", help="written once armed")
+    parser.add_argument("--buffer", type=_size, metavar="SIZE", help="perf buffers in all (64M)")
+
+
+def _agent_arguments(options: argparse.Namespace) -> list[str]:
+    found = ["--engine", options.engine]
+    for name in ("netns", "duration", "ready_file", "buffer"):
+        value = getattr(options, name)
+        if value is not None:
+            found += [f"--{name.replace('_', '-')}", str(value)]
+    return [*found, "--", *options.expr]
+
+
+def _expr_is_good(options: argparse.Namespace) -> bool:
+    """Says what is wrong with EXPR before anything is started."""
+    from ipttrace.capture import pcapfilter
+
+    try:
+        pcapfilter.compile(" ".join(options.expr))
+    except pcapfilter.FilterError as error:
+        print(f"ipttrace: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _screen(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="ipttrace",
+        description="Every iptables rule that every packet hits, live.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
+    _traces(parser)
+    options = parser.parse_args(argv)
+    if not os.isatty(1):
+        print("ipttrace: the screen needs a terminal: use ipttrace print", file=sys.stderr)
+        return 2
+    if not _expr_is_good(options):
+        return 2
+    import tempfile
+
+    from ipttrace.link import STOP, AgentLink
+    from ipttrace.tui.source import StreamSource
+
+    with tempfile.TemporaryFile() as said:
+        link = AgentLink(_agent_arguments(options), stderr=said)
+        source = StreamSource(link.stream, link.control, name="this host", farewell=STOP)
+        status = _show(source, "this host")
+        ended = link.close()
+        return _repeat(said) or status or max(ended, 0)
+
+
+def _repeat(said: IO[bytes]) -> int:
+    """What the agent said while the screen was up; 1 if that was something."""
+    said.seek(0)
+    text = said.read().decode(errors="replace").strip()
+    if text:
+        print(text, file=sys.stderr)
+    return 1 if text else 0
+
+
+def _show(source: object, title: str) -> int:
+    from ipttrace.tui.app import TraceApp
+    from ipttrace.view.lines import summary
+
+    app = TraceApp(source, title=title)  # type: ignore[arg-type]
+    figures = app.run()
+    if figures is None:
+        return app.return_code or 1
+    if figures.get("error"):
+        print(f"ipttrace: {figures['error']}", file=sys.stderr)
+    print(summary(figures), file=sys.stderr)
+    return 1 if figures.get("error") else 0
+
+
+def _view(name: str, names: dict[int, str]) -> object:
+    from ipttrace.view import csv, jsonl, text
+
+    if name == "csv":
+        return csv.CsvView()
+    if name == "jsonl":
+        return jsonl.JsonlView()
+    return text.TextView(
+        names,
+        columns=shutil.get_terminal_size().columns if os.isatty(1) else None,
+        colour=text.colour_wanted(1, os.environ),
+    )
+
+
+def _print(argv: list[str]) -> int:
+    parser = _Parser(prog="ipttrace print", description="Rows as lines on stdout, as they come.")
+    _traces(parser)
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
+    options = parser.parse_args(argv)
+    if not _expr_is_good(options):
+        return 2
+    from ipttrace.link import AgentLink
+    from ipttrace.pump import Pump
+
+    names: dict[int, str] = {}
+    link = AgentLink(_agent_arguments(options))
+    view = _view(options.format, names)
+    pump = Pump(view, count=options.count, stop=link.stop, names=names)  # type: ignore[arg-type]
+    return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
+
+
+def _ended(status: int, agent: int, armed: bool) -> int:
+    """The exit status of a command from its own and its agent's."""
+    if agent < 0:
+        print("ipttrace: the agent was killed", file=sys.stderr)
+        return 1
+    if status == 1 and not armed:
+        return agent or 1
+    return status or (agent if agent != 130 else 0)
+
+
+def _record(argv: list[str]) -> int:
+    parser = _Parser(prog="ipttrace record", description="The stream to a file.")
+    parser.add_argument("file", metavar="FILE", help="- is stdout")
+    _traces(parser)
+    options = parser.parse_args(argv)
+    if not _expr_is_good(options):
+        return 2
+    from ipttrace.link import AgentLink
+    from ipttrace.pump import Pump
+
+    if options.file == "-" and os.isatty(1):
+        print("ipttrace: a stream is nothing for a terminal: name a file", file=sys.stderr)
+        return 2
+    try:
+        file = open(os.dup(1) if options.file == "-" else options.file, "wb")  # noqa: SIM115
+    except OSError as error:
+        print(f"ipttrace: {options.file}: {error.strerror}", file=sys.stderr)
+        return 1
+    with file:
+        link = AgentLink(_agent_arguments(options))
+        pump = Pump(None, copy=file, stop=link.stop)
+        status = pump.run(link.stream)
+        return _ended(status, link.close(), bool(pump.trace.hello))
+
+
+def _file(argv: list[str], name: str) -> int:
+    """replay and export."""
+    parser = _Parser(prog=f"ipttrace {name}", description="A recorded file, as rows.")
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--format", choices=FORMATS, default=None if name == "replay" else "csv")
+    parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
+    options = parser.parse_args(argv)
+    try:
+        if name == "replay" and options.format is None and os.isatty(1) and os.isatty(0):
+            from ipttrace.tui.source import FileSource
+
+            return _show(FileSource(options.file), options.file.name)
+        from ipttrace.pump import Pump
+
+        names: dict[int, str] = {}
+        view = _view(options.format or "text", names)
+        with open(options.file, "rb", buffering=0) as file:
+            pump = Pump(view, count=options.count, names=names)  # type: ignore[arg-type]
+            return pump.run(file)
+    except OSError as error:
+        print(f"ipttrace: {options.file}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _agent(argv: list[str]) -> int:
+    parser = _Parser(prog="ipttrace agent", description="The stream on stdout.")
+    _traces(parser)
+    parser.add_argument(
+        "--control", action="store_true", help="stdin is the control line; its end ends the agent"
+    )
+    parser.add_argument("--maxactive", type=_count, metavar="N", help="calls traced at a time")
+    parser.add_argument("--port", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--lab", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    from ipttrace.capture.agent import Request, main
+
+    out, control = 1, 0 if options.control else None
+    if options.port:
+        from ipttrace.lab.vm_port import open_stream_port
+
+        out = control = open_stream_port()
+    elif os.isatty(1):
+        print("ipttrace: a stream is nothing for a terminal: redirect it", file=sys.stderr)
+        return 2
+    request = Request(
+        expr=" ".join(options.expr),
+        engine=options.engine,
+        netns=options.netns,
+        buffer=options.buffer,
+        maxactive=options.maxactive,
+        duration=options.duration,
+        ready_file=options.ready_file,
+    )
+    if not options.lab:
+        return main(request, out, control)
+    from ipttrace.lab.guest import lab_traffic
+
+    with lab_traffic():
+        return main(request, out, control)
+
+
+def _lab(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="ipttrace lab",
+        description="A throwaway VM: the screen on its traffic, or COMMAND as root in it.",
+    )
+    parser.add_argument("--kernel", default="6.1", metavar="RELEASE", help="6.1, 6.12, …")
+    parser.add_argument("--text", action="store_true", help="rows as lines instead of the screen")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
+    own, dashes, command = argv, "", []
+    if "--" in argv:
+        at = argv.index("--")
+        own, dashes, command = argv[:at], "--", argv[at + 1 :]
+    options = parser.parse_args(own)
+    if dashes and not command:
+        parser.error("-- is followed by the command to run in the guest")
+    from ipttrace.lab import guest
+
+    if command:
+        return guest.run(options.kernel, command)
+    if not options.text and not os.isatty(1):
+        options.text = True
+    with guest.traced(options.kernel, options.duration) as (machine, said):
+        if options.text:
+            from ipttrace.pump import Pump
+
+            names: dict[int, str] = {}
+            view = _view("text", names)
+            pump = Pump(view, stop=machine.ask_stop, names=names)  # type: ignore[arg-type]
+            status = pump.run(machine.socket)
+            status = status or (0 if pump.rows else 1)
+        else:
+            from ipttrace.link import STOP
+            from ipttrace.tui.source import StreamSource
+
+            source = StreamSource(machine.socket, machine.socket, name="lab", farewell=STOP)
+            machine.tell(source)
+            status = _show(source, f"lab VM, Linux {machine.release}")
+        machine.stop()
+        return _repeat(said) or status
+
+
+def _doctor(argv: list[str]) -> int:
+    _Parser(prog="ipttrace doctor", description="What this machine can do.").parse_args(argv)
+    from ipttrace.capture import doctor
+
+    return doctor.run()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line `argv`; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = argv[0] if argv and argv[0] in COMMANDS else ""
+    rest = argv[1:] if command else argv
+    from ipttrace.link import LinkError
+
+    try:
+        if command in ("replay", "export"):
+            return _file(rest, command)
+        run = {
+            "": _screen,
+            "print": _print,
+            "record": _record,
+            "agent": _agent,
+            "lab": _lab,
+            "doctor": _doctor,
+        }[command]
+        return run(rest)
+    except LinkError as error:
+        print(f"ipttrace: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Both sides of a traced lab VM: the agent in the guest, its stream on the host.
+
+Must not import anything of the tui.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ipttrace.capture import kmod
+from ipttrace.capture.errors import CaptureError
+from ipttrace.lab.kernels import Kernel, ensure
+from ipttrace.lab.kernels_error import KernelError
+from ipttrace.lab.vm import Machine, MachineError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def _say(text: str, share: float | None = None) -> None:
+    part = "" if share is None else f" {share:.0%}"
+    print(f"ipttrace: {text}{part}", file=sys.stderr, flush=True)
+
+
+def _kernel(wanted: str) -> Kernel:
+    """The kernel, with the module for it in the cache: a guest compiles slowly."""
+    found = ensure(wanted, _say)
+    kmod.build(found.headers, found.release)
+    return found
+
+
+def run(kernel: str, command: Sequence[str]) -> int:
+    """Runs `command` as root in a VM with the kernel; its exit status."""
+    try:
+        return Machine(_kernel(kernel), command).run()
+    except (CaptureError, KernelError, MachineError) as error:
+        print(f"ipttrace: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+
+
+class TracedMachine:
+    """A VM with the lab network, its traffic and an agent in it."""
+
+    def __init__(self, kernel: str, duration: float | None, said: IO[bytes]) -> None:
+        found = _kernel(kernel)
+        command = [sys.executable, "-m", "ipttrace", "agent", "--port", "--lab"]
+        if duration is not None:
+            command += ["--duration", str(duration)]
+        self.release = found.release
+        self._source: Any = None
+        self._machine = Machine(
+            found, command, stream=True, cwd=PROJECT, stderr=said, progress=self._progress
+        )
+
+    def start(self) -> None:
+        """Boots; returns at once."""
+        self._machine.start()
+
+    def tell(self, source: Any) -> None:
+        """Progress lines go to `source.progress` from now on, not to stderr."""
+        self._source = source
+
+    def _progress(self, text: str) -> None:
+        if self._source is None:
+            _say(text)
+        else:
+            self._source.progress = text
+
+    @property
+    def socket(self) -> Any:
+        """The host's end of the stream and of the control line."""
+        return self._machine.socket
+
+    def ask_stop(self) -> None:
+        """Asks the agent for its last books."""
+        with contextlib.suppress(OSError):
+            self._machine.socket.sendall(b'{"cmd":"stop"}\n')
+
+    def stop(self) -> None:
+        """Ends the VM, whatever it does."""
+        self._machine.stop()
+
+
+@contextlib.contextmanager
+def traced(kernel: str, duration: float | None) -> Iterator[tuple[TracedMachine, IO[bytes]]]:
+    """A traced VM that boots, and the file that takes what the guest says.
+
+    Exits the program with one line when it cannot be started.
+    """
+    with tempfile.TemporaryFile() as said:
+        try:
+            machine = TracedMachine(kernel, duration, said)
+            machine.start()
+        except (CaptureError, KernelError, MachineError) as error:
+            print(f"ipttrace: {error}", file=sys.stderr)
+            sys.exit(1)
+        try:
+            yield machine, said
+        finally:
+            machine.stop()
+
+
+@contextlib.contextmanager
+def lab_traffic() -> Iterator[None]:
+    """In the guest: the lab network, and the traffic of people at work in it."""
+    from ipttrace.lab.network import Network
+    from ipttrace.lab.traffic_mix import Mix
+
+    for module in ("iptable_filter", "ip6table_filter"):
+        subprocess.run(["modprobe", "-q", module], check=False)
+    with Network() as network, Mix(network.prefix):
+        yield
