@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
+from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar, Final
 
@@ -55,7 +56,7 @@ class TraceApp(App[Summary]):
     broke, or None.
     """
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")  # absolute: a subclass may live elsewhere
     TITLE = "ipttrace"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -102,6 +103,7 @@ class TraceApp(App[Summary]):
         self._left = False
         self._stale = False  # fed since the last picture
         self._drawn = 0.0
+        self._noticed = ("", False)
         self._named: dict[int, str] = {}
         self._progress: deque[str] = deque(maxlen=10)
         self._samples: deque[tuple[float, int]] = deque(maxlen=9)
@@ -309,10 +311,11 @@ class TraceApp(App[Summary]):
             for level, note in self.trace.notes:
                 if level in ("warn", "error"):
                     text, error = note, level == "error"
-        notice = self._notice_line
-        notice.set_class(bool(text), "-shown")
-        notice.set_class(error, "-error")
-        notice.update(Content(text))
+        if (text, error) != self._noticed:  # an update costs a layout
+            self._noticed = text, error
+            self._notice_line.set_class(bool(text), "-shown")
+            self._notice_line.set_class(error, "-error")
+            self._notice_line.update(Content(text))
 
     # Keys and what the widgets say.
 

@@ -379,10 +379,17 @@ def choose(width: int) -> tuple[Placed, ...]:
 def cells(row: Row, columns: tuple[Placed, ...], context: Context) -> list[Cell]:
     """`row` as text of exact widths, gaps included, with the roles."""
     drawn: list[Cell] = []
+    last = columns[-1]
     for placed in columns:
         text, role = placed.column.draw(row, placed.width, context)
-        drawn.append((fit(text, placed.width, placed.column.right) + " " * GAP, role))
+        gap = "" if placed is last else " " * GAP
+        drawn.append((fit(text, placed.width, placed.column.right) + gap, role))
     return drawn
+
+
+def width_of(columns: tuple[Placed, ...]) -> int:
+    """Cells that `cells` fills."""
+    return sum(placed.width + GAP for placed in columns) - GAP
 
 
 def titles(columns: tuple[Placed, ...]) -> str:

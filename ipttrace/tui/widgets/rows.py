@@ -24,10 +24,11 @@ from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.cache import LRUCache
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.reactive import var
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.timer import Timer
 
 from ipttrace.trace.row import Row
 from ipttrace.tui import columns
@@ -37,6 +38,7 @@ from ipttrace.tui.messages import ColumnsChanged, ViewChanged
 # Lines remembered; more than any terminal shows at once, so that the lines of
 # a paused picture are always among them.
 REMEMBERED: Final = 1024
+BAR: Final = 0.25  # s between two moves of the scroll bar while following
 PREFIX: Final = "rows--"
 ROLES: Final = frozenset(
     {"time", "same", "netns", "process", "device", "proto", "endpoints", "cursor", "gone"}
@@ -82,10 +84,12 @@ class Rows(ScrollView, can_focus=True):
         self._end = store.end
         self._slid = 0
         self._own_scroll = False
+        self._bar_timer: Timer | None = None
         self._netns: Mapping[int, str] = {}
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
         self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
-        self._styles_of: dict[str, Style] = {}
+        self._styles_of: dict[tuple[str, str], Style] = {}
+        self._width = 80  # cells of a line, the scroll bar's left out
         self.columns: tuple[Placed, ...] = columns.choose(80)
 
     # What the bars show.
@@ -108,12 +112,14 @@ class Rows(ScrollView, can_focus=True):
         return self._slid
 
     @property
-    def _width(self) -> int:
-        """Cells of a line, the scroll bar's left out."""
-        return self.scrollable_content_region.width
+    def _tailing(self) -> bool:
+        return self.follow and not self.paused
 
     @property
     def _top(self) -> int:
+        """The line of the window that is on the screen's first."""
+        if self._tailing:
+            return max(0, self._end - self._base - self.size.height)
         return self.scroll_offset.y
 
     # The store moves.
@@ -129,11 +135,11 @@ class Rows(ScrollView, can_focus=True):
         shift = min(base, self._end) - self._base
         self._base += shift
         height = self._end - self._base
-        if self.follow and not self.paused:
+        if self._tailing:
             self._slid = 0
             self.cursor = self._end - 1
-            self._resize_to(height)
-            self._scroll(self.max_scroll_y)
+            if self._bar_timer is None:
+                self._bar_timer = self.set_timer(BAR, self._move_bar)
         else:
             if shift:
                 if self._top < shift and not self.paused:
@@ -150,6 +156,22 @@ class Rows(ScrollView, can_focus=True):
         """Names of network namespaces by inode, safe for a terminal."""
         self._netns = names
         self._redraw()
+
+    def _move_bar(self) -> None:
+        """Take the scroll bar to the tail.
+
+        It costs a layout and a bar of fresh lines, so while we follow it is
+        done a few times a second; what is drawn does not depend on it.
+        """
+        if self._bar_timer is not None:
+            self._bar_timer.stop()
+            self._bar_timer = None
+        if self.follow:
+            self._to_tail()
+
+    def _to_tail(self) -> None:
+        self._resize_to(self._end - self._base)
+        self._scroll(self.max_scroll_y)
 
     def _resize_to(self, lines: int) -> None:
         size = Size(self._width, lines)
@@ -171,8 +193,10 @@ class Rows(ScrollView, can_focus=True):
             return
         # The wheel or the scroll bar.  At the very end it is the layout that
         # clamped, or somebody who wants to be there.
-        if new_value < min(old_value, self.max_scroll_y):
+        if new_value < min(old_value, self.max_scroll_y) and self.follow:
+            # That was meant from where the bar stood, a moment behind the tail.
             self.follow = False
+            self._scroll(self.max_scroll_y + new_value - old_value)
         self._slid = 0
         if self._end > self._base:
             last = max(self._top, self._top + self.size.height - 1)
@@ -226,22 +250,30 @@ class Rows(ScrollView, can_focus=True):
             self.paused = False
 
     def watch_paused(self, paused: bool) -> None:
-        if not paused:
-            self.pull()
-        self.post_message(ViewChanged())
+        if paused and self.follow:
+            self._to_tail()
+        self._turn()
 
     def watch_follow(self, follow: bool) -> None:
-        if follow:
-            self.pull()
+        if not self.paused or follow:
+            self._to_tail()
+        self._turn()
+
+    def _turn(self) -> None:
+        """We follow, pause or go on: the picture may be another."""
+        self.pull()
+        self.refresh()
         self.post_message(ViewChanged())
 
     def watch_cursor(self, old: int, new: int) -> None:
-        for seq in (old, new):
-            self.refresh_line(seq - self._base)
+        if not self._tailing:  # else all lines are drawn anew anyway
+            for seq in (old, new):
+                self.refresh(Region(0, seq - self._base - self._top, self.size.width, 1))
 
     # Drawing.
 
     def on_resize(self, event: events.Resize) -> None:
+        self._width = self.scrollable_content_region.width
         chosen = columns.choose(self._width)
         if chosen != self.columns:
             self.columns = chosen
@@ -249,7 +281,7 @@ class Rows(ScrollView, can_focus=True):
         self._redraw()
         self._resize_to(self._end - self._base)
         if self.follow:
-            self._scroll(self.max_scroll_y)
+            self._to_tail()
         elif self._end > self._base:
             # A lower window must not hide the cursor.
             line = self.cursor - self._base
@@ -266,45 +298,47 @@ class Rows(ScrollView, can_focus=True):
         self._strips.clear()
         self.refresh()
 
-    def _style(self, role: str) -> Style:
-        """The colour of a role, without a background: the line brings that."""
-        if (style := self._styles_of.get(role)) is None:
+    def _style(self, role: str, under: str = "") -> Style:
+        """The colours of a role on the list's background, or on the cursor's."""
+        if (style := self._styles_of.get((role, under))) is None:
+            ground = self.get_component_rich_style(PREFIX + under) if under else self.rich_style
+            if under and self.app.no_color and self.app.native_ansi_color:
+                ground += Style(reverse=True)  # no background would show it
             full = self.get_component_rich_style(PREFIX + role)
-            style = Style(
-                color=full.color, bold=full.bold, dim=full.dim, italic=full.italic or None
-            )
-            self._styles_of[role] = style
+            style = ground + Style(color=full.color, bold=full.bold or None)
+            self._styles_of[role, under] = style
         return style
 
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
         seq = self._base + self._top + y
         if seq >= self._end:
-            return Strip.blank(self._width, self.rich_style)
-        strip = self._strip(seq)
+            return Strip.blank(self._width, self._style("gone"))
         if seq == self.cursor:
-            return strip.apply_style(self._cursor_style())
-        return strip.apply_style(self.rich_style)
-
-    def _cursor_style(self) -> Style:
-        style = self.get_component_rich_style(PREFIX + "cursor")
-        if self.app.no_color and self.app.native_ansi_color:
-            return style + Style(reverse=True)
-        return style
-
-    def _strip(self, seq: int) -> Strip:
+            return self._draw(seq, "cursor") or self._held_no_more(seq, "cursor")
         if (strip := self._strips.get(seq)) is not None:
             return strip
-        row = self._row(seq)
-        width = self._width
-        if row is None:
-            text = columns.fit(f"  row {seq + 1:,} is no longer held", width)
-            return Strip([Segment(text, self._style("gone"))], width)
-        drawn = columns.cells(row, self.columns, Context(self._row(seq - 1), self._netns))
-        segments = [Segment(text, self._style(role)) for text, role in drawn]
-        strip = Strip(segments).adjust_cell_length(width)
-        self._strips[seq] = strip
-        return strip
+        if (strip := self._draw(seq)) is not None:
+            self._strips[seq] = strip
+            return strip
+        return self._held_no_more(seq)
+
+    def _draw(self, seq: int, under: str = "") -> Strip | None:
+        if (row := self._row(seq)) is None:
+            return None
+        context = Context(self._row(seq - 1), self._netns)
+        style, width = self._style, columns.width_of(self.columns)
+        segments = [
+            Segment(text, style(role, under))
+            for text, role in columns.cells(row, self.columns, context)
+        ]
+        return Strip(segments, columns.width_of(self.columns)).adjust_cell_length(
+            width, style("gone", under)
+        )
+
+    def _held_no_more(self, seq: int, under: str = "") -> Strip:
+        text = columns.fit(f"  row {seq + 1:,} is no longer held", self._width)
+        return Strip([Segment(text, self._style("gone", under))], self._width)
 
     def _row(self, seq: int) -> Row | None:
         """Row `seq`, taken with all others that the screen now needs."""

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What one picture of the live screen costs, with a full store behind it.
+
+A million rows held, 2,000 new ones a tick of 50 ms, 200 by 50 cells.  CPU time
+of the whole process: reading, decoding, feeding, drawing, and making the bytes
+for the terminal (which the headless driver would leave out, so it is done
+here).  No terminal, no sleeping in the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator
+from pathlib import Path
+from time import process_time
+from typing import Any, Final
+
+from ipttrace.stream.frames import Decoder, Writer
+from ipttrace.trace.session import Trace
+from ipttrace.tui.app import TraceApp
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
+import synth
+
+HELD: Final = 1_000_000
+ROWS: Final = 2_000
+TICKS: Final = 60
+BATCH: Final = 50_000
+SIZE: Final = (200, 50)
+
+
+class _Handed:
+    """A live source that gives what it is handed."""
+
+    live, name, progress = True, "bench", ""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._ready = threading.Semaphore(0)
+        self._closed = False
+
+    def give(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._ready.release()
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        while True:
+            self._ready.acquire()
+            if self._closed:
+                return
+            yield self._chunks.popleft()
+
+    def stop(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._closed = True
+        self._ready.release()
+
+
+class _Drawn(TraceApp):
+    """The screen, with the terminal's bytes made although nobody reads them."""
+
+    def _display(self, screen: Any, renderable: Any) -> None:
+        if hasattr(renderable, "render_segments"):
+            renderable.render_segments(self.console)
+
+
+def _hello() -> bytes:
+    sink = io.BytesIO()
+    Writer(sink).hello(synth.hello())
+    return sink.getvalue()
+
+
+def _frames(records: Any, calls: int, times: int) -> bytes:
+    """The records, moved on by so many calls and ns, as frames."""
+    sink = io.BytesIO()
+    writer = Writer(sink)
+    for kind, some in enumerate((records.entries, records.rules, records.exits)):
+        moved = some.copy()
+        moved["call"] += calls
+        moved["time"] += times
+        if kind == 0:
+            moved["parent"][moved["parent"] != 0] += calls
+        writer.records(kind, moved)
+    return sink.getvalue()
+
+
+async def _run() -> dict[str, dict[str, Any]]:
+    trace = Trace(HELD)
+    decoder = Decoder()
+    for frame in decoder.feed(_hello()):
+        trace.feed(frame)
+    batch = synth.make(BATCH)
+    span = int(batch.exits["time"].max() - batch.entries["time"].min()) + 1_000_000
+    done = 0
+    # The store evicts in chunks: one more than full, so that it is at its cap.
+    while trace.store.end < HELD * 1.1:
+        for frame in decoder.feed(_frames(batch, done * len(batch.entries), done * span)):
+            trace.feed(frame)
+        done += 1
+    small = synth.make(ROWS)
+    start = done * len(batch.entries), done * span
+    step = len(small.entries), span // BATCH * ROWS
+    chunks = [
+        _frames(small, start[0] + tick * step[0], start[1] + tick * step[1])
+        for tick in range(TICKS + 5)
+    ]
+    source = _Handed()
+    app = _Drawn(source, title="bench", trace=trace)
+    async with app.run_test(size=SIZE):
+        source.give(_hello())
+
+        async def tick(chunk: bytes) -> None:
+            before = trace.store.end
+            source.give(chunk)
+            while app.rows.cursor + 1 < before + step[0] - 50:
+                await asyncio.sleep(0.002)
+            # The frame that the screen's own clock draws afterwards.
+            await asyncio.sleep(0.05)
+
+        for chunk in chunks[:5]:
+            await tick(chunk)
+        began = process_time()
+        for chunk in chunks[5:]:
+            await tick(chunk)
+        frame = (process_time() - began) / TICKS
+        began = process_time()
+        await asyncio.sleep(2)
+        idle = (process_time() - began) / 2
+        held = len(trace.store)
+        await app.action_quit()
+    return {
+        "tui_frame": {"value": round(frame * 1e3, 2), "unit": "ms CPU", "goal": "<= 25"},
+        "tui_idle": {"value": round(idle * 100, 2), "unit": "% CPU", "goal": ""},
+        "tui_held": {"value": held, "unit": "rows", "goal": ""},
+    }
+
+
+def run() -> dict[str, dict[str, Any]]:
+    """The figures, by name: value, unit, goal."""
+    return asyncio.run(_run())
+
+
+if __name__ == "__main__":
+    for name, figure in run().items():
+        print(name, figure["value"], figure["unit"], figure["goal"])
