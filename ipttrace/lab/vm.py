@@ -57,6 +57,8 @@ KERNEL_ARGUMENTS: Final = (
     *("audit=0", "apparmor=0", "net.ifnames=0"),
 )
 
+SPLAT: Final = re.compile(r"\b(BUG|Oops|Kernel panic|general protection fault)\b")
+
 CPU: Final = {
     "kvm": "host",
     # Five-level page tables make every page walk of the emulator longer.
@@ -342,10 +344,12 @@ class Machine:
                 file.write(line + "\n")
 
     def _report(self, what: str) -> str:
-        """``what`` and the console's last lines, safe for a terminal."""
-        lines = [line for line in self._console if line.strip()][-20:]
+        """``what`` and the console's last lines, or the death's first ones; safe for a terminal."""
+        lines = [line for line in self._console if line.strip()]
+        splat = next((at for at, line in enumerate(lines) if SPLAT.search(line)), None)
+        lines = lines[-20:] if splat is None else lines[splat : splat + 20]
         tail = "".join(f"\n  {_printable(line)}" for line in lines)
-        return f"{what}; its console said last:{tail}" if tail else f"{what} and said nothing"
+        return f"{what}; its console said:{tail}" if tail else f"{what} and said nothing"
 
 
 class _Lines:
