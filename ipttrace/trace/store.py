@@ -100,7 +100,7 @@ class Store:
             raise ValueError(f"a store of {capacity} rows")
         self.capacity = capacity
         self.names = Names()
-        self._chunk_rows = min(_CHUNK_ROWS, -(-capacity // 16))
+        self._chunk_rows = max(1, min(_CHUNK_ROWS, capacity // 16))
         # Replaced, never changed, so that a reader's copy stays whole.
         self._chunks: tuple[_Chunk, ...] = ()
         self._end = 0

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Records put together into calls, whatever is missing and in whatever order."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ipttrace.stream.record import ENTRY, EXIT, RULE
+from ipttrace.trace.assemble import PATIENCE_NS, Assembler, Calls
+from tests.data import synth
+from tests.data.records import Array, entry, joined, leave, rule
+
+SECOND = 1_000_000_000
+
+
+def batch(
+    assembler: Assembler, entries: list[Array], rules: list[Array], exits: list[Array]
+) -> list[int]:
+    """Feed one batch; returns the ids of the calls that were finished."""
+    found = []
+    for kind, records in ((ENTRY, entries), (RULE, rules), (EXIT, exits)):
+        if records:
+            calls = assembler.feed(kind, joined(*records))
+            found += ids(calls)
+    return found
+
+
+def ids(calls: Calls | None) -> list[int]:
+    return [] if calls is None else calls.entries["call"].tolist()
+
+
+def paths(calls: Calls) -> list[list[tuple[bytes, int]]]:
+    steps = list(zip(calls.rules["chain"].tolist(), calls.rules["rulenum"].tolist(), strict=True))
+    ends = np.cumsum(calls.counts).tolist()
+    return [steps[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def test_a_call_has_its_rules_in_the_order_in_which_they_were_hit() -> None:
+    assembler = Assembler()
+    assembler.feed(ENTRY, entry(5))
+    assembler.feed(
+        RULE, joined(rule(5, 2, b"FORWARD", 3), rule(5, 0, b"FORWARD", 1), rule(5, 1, b"user", 9))
+    )
+    calls = assembler.feed(EXIT, leave(5, 3))
+    assert calls is not None
+    assert paths(calls) == [[(b"FORWARD", 1), (b"user", 9), (b"FORWARD", 3)]]
+    assert (calls.partial.tolist(), calls.decided.tolist()) == ([False], [True])
+
+
+def test_a_reject_sent_from_inside_a_call_gives_two_calls_with_their_own_rules() -> None:
+    # GIVEN an INPUT call, and inside of it the OUTPUT call of the ICMP error
+    assembler = Assembler()
+    assembler.feed(ENTRY, joined(entry(1, 0), entry(2, 100, skb=0x2000, parent=1)))
+    assembler.feed(RULE, joined(rule(1, 0, b"INPUT", 4, at=10), rule(2, 0, b"OUTPUT", 1, at=110)))
+    # WHEN the inner one ends first
+    calls = assembler.feed(EXIT, joined(leave(2, 1, at=200), leave(1, 1, 0, at=300)))
+    # THEN each has what is its own, in the order in which they began
+    assert calls is not None
+    assert ids(calls) == [1, 2]
+    assert paths(calls) == [[(b"INPUT", 4)], [(b"OUTPUT", 1)]]
+    assert calls.exits["verdict"].tolist() == [0, 1]
+    assert calls.journeys.tolist() == [1, 2]
+
+
+def test_a_call_whose_exit_was_lost_is_counted_not_shown() -> None:
+    assembler = Assembler()
+    assert batch(assembler, [entry(1), entry(2)], [rule(1, 0, b"INPUT", 1)], [leave(2, 0)]) == [2]
+    assert assembler.incomplete == 0
+    assert assembler.waiting == 1
+    late = PATIENCE_NS + SECOND
+    assert batch(assembler, [entry(3, late)], [], [leave(3, 0, at=late)]) == [3]
+    assert (assembler.incomplete, assembler.waiting) == (1, 0)
+
+
+def test_a_call_whose_entry_was_lost_is_counted_not_shown() -> None:
+    assembler = Assembler()
+    assert batch(assembler, [], [rule(1, 0, b"INPUT", 1)], [leave(1, 1)]) == []
+    assert assembler.finish() is None
+    assert assembler.incomplete == 1
+
+
+def test_a_call_whose_last_rule_was_lost_says_so_and_does_not_guess() -> None:
+    assembler = Assembler()
+    assembler.feed(ENTRY, joined(entry(1), entry(2, 1), entry(3, 2)))
+    assembler.feed(RULE, joined(rule(1, 0, b"INPUT", 4), rule(2, 1, b"user", 2)))
+    calls = assembler.feed(EXIT, joined(leave(1, 2), leave(2, 2), leave(3, 1)))
+    assert calls is not None
+    assert calls.partial.tolist() == [True, True, True]
+    assert calls.decided.tolist() == [False, True, False]
+
+
+def test_a_call_that_is_going_on_at_the_end_of_a_batch_is_finished_in_the_next() -> None:
+    assembler = Assembler()
+    assert batch(assembler, [entry(1)], [rule(1, 0, b"INPUT", 1)], [leave(9, 0)]) == []
+    assembler.feed(RULE, rule(1, 1, b"INPUT", 7))
+    calls = assembler.feed(EXIT, leave(1, 2))
+    assert calls is not None
+    assert paths(calls) == [[(b"INPUT", 1), (b"INPUT", 7)]]
+    assert calls.journeys.tolist() == [1]
+
+
+def test_an_entry_that_comes_after_its_exit_still_makes_a_row() -> None:
+    assembler = Assembler()
+    assert batch(assembler, [], [], [leave(1, 0)]) == []
+    assert assembler.feed(ENTRY, entry(1)) is None
+    assert ids(assembler.flush()) == [1]
+    assert assembler.waiting == 0
+
+
+def test_the_same_call_twice_is_shown_once() -> None:
+    assembler = Assembler()
+    assert batch(assembler, [entry(1), entry(1)], [], [leave(1, 0), leave(1, 0)]) == [1]
+
+
+def test_one_skb_has_one_journey_until_its_address_is_used_again() -> None:
+    assembler = Assembler()
+    journeys = []
+    times = iter(range(0, 10_000, 100))
+    for first, call in ((1, 1), (0, 2), (0, 3), (1, 4), (0, 5)):
+        at = next(times)
+        assembler.feed(ENTRY, entry(call, at, flags=first))
+        calls = assembler.feed(EXIT, leave(call, 0, at=at + 50))
+        assert calls is not None
+        journeys += calls.journeys.tolist()
+    assert journeys == [1, 1, 1, 4, 4]
+
+
+def test_journeys_of_several_packets_in_one_batch_are_told_apart() -> None:
+    assembler = Assembler()
+    entries = [
+        entry(1, 0, skb=0xA),
+        entry(2, 10, skb=0xB),
+        entry(3, 20, skb=0xA, flags=2),
+        entry(4, 30, skb=0xB, flags=2),
+        entry(5, 40, skb=0xA),  # the address is used again
+        entry(6, 50, skb=0xA, flags=2),
+        entry(7, 60, skb=0xC, flags=2),  # its beginning was not seen
+        entry(8, 70, skb=0xC, flags=2),
+    ]
+    assembler.feed(ENTRY, joined(*entries))
+    calls = assembler.feed(EXIT, joined(*(leave(call, 0, at=call * 10) for call in range(1, 9))))
+    assert calls is not None
+    assert calls.journeys.tolist() == [1, 2, 1, 2, 5, 5, 7, 7]
+
+
+@pytest.mark.parametrize("verdict", [0, 2])
+def test_a_journey_ends_where_the_packet_was_dropped_or_taken(verdict: int) -> None:
+    # GIVEN a packet that was dropped, and another one at its address, whose
+    # first entry record was lost
+    assembler = Assembler()
+    assert batch(assembler, [entry(1, 0)], [], [leave(1, 0, verdict, at=50)]) == [1]
+    assembler.feed(ENTRY, entry(3, 100, flags=0))
+    calls = assembler.feed(EXIT, leave(3, 0, at=150))
+    # THEN it is no part of the dropped one's journey
+    assert calls is not None
+    assert calls.journeys.tolist() == [3]
+
+
+def test_a_stream_of_entries_without_exits_does_not_fill_the_memory() -> None:
+    assembler = Assembler()
+    some = synth.make(20_000).entries.copy()
+    total = 0
+    for _ in range(20):
+        some["call"] += len(some)
+        assembler.feed(ENTRY, some)
+        assembler.feed(EXIT, leave(1 << 60, 0, at=0))
+        total += len(some)
+        assert assembler.waiting <= 1 << 18
+    assembler.finish()
+    assert assembler.incomplete >= total
+
+
+@pytest.mark.parametrize("size", [7, 500, 3000, 10**6])
+def test_the_size_of_the_batches_changes_nothing(size: int) -> None:
+    records = synth.make(1500)
+    assembler = Assembler()
+    got: dict[int, tuple[object, ...]] = {}
+    for each in records.batches(size):
+        for kind, some in enumerate(each):
+            calls = assembler.feed(kind, some)
+            if calls is not None:
+                assert not calls.partial.any()
+                assert (np.diff(calls.entries["time"].astype(np.int64)) >= 0).all()
+                for at, (call, path) in enumerate(zip(ids(calls), paths(calls), strict=True)):
+                    assert calls.exits["call"][at] == call
+                    got[call] = (path, int(calls.journeys[at]))
+    assert len(got) == len(records.entries)
+    assert (assembler.incomplete, assembler.waiting) == (0, 0)
+    wanted = {call: [] for call in got}
+    for each in np.sort(records.rules, order=["call", "seq"]):
+        wanted[int(each["call"])].append((bytes(each["chain"]), int(each["rulenum"])))
+    assert {call: path for call, (path, _) in got.items()} == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(1, 400))
+def test_whatever_is_lost_the_calls_add_up(seed: int, share: float, size: int) -> None:
+    # GIVEN records of which some are lost
+    rng = np.random.default_rng(seed)
+    records = synth.make(200)
+    kept = synth.Records(
+        *(
+            kind[rng.random(len(kind)) >= share]
+            for kind in (records.entries, records.rules, records.exits)
+        )
+    )
+    # WHEN they come in batches
+    assembler = Assembler()
+    shown: list[int] = []
+    partial: set[int] = set()
+    for each in kept.batches(size) if len(kept) else ():
+        for kind, some in enumerate(each):
+            calls = assembler.feed(kind, some)
+            shown += ids(calls)
+            if calls is not None:
+                partial |= set(calls.entries["call"][calls.partial].tolist())
+    shown += ids(assembler.finish())
+    # THEN every call with entry and exit is shown once, the others are counted
+    begun, ended = (set(kind["call"].tolist()) for kind in (kept.entries, kept.exits))
+    assert sorted(shown) == sorted(begun & ended)
+    assert assembler.incomplete == len(begun ^ ended)
+    gone = set(records.rules["call"].tolist())
+    whole = {
+        call
+        for call, have in zip(*np.unique(kept.rules["call"], return_counts=True), strict=True)
+        if have == np.count_nonzero(records.rules["call"] == call)
+    }
+    assert partial == (gone - whole) & set(shown)
+
+
+def test_garbage_in_every_field_raises_nothing() -> None:
+    rng = np.random.default_rng(3)
+    assembler = Assembler()
+    for turn in range(30):
+        for kind, like in enumerate((entry(1), rule(1, 0, b"", 1), leave(1, 0))):
+            raw = rng.integers(0, 256, 50 * like.dtype.itemsize, dtype=np.uint8)
+            some = raw.view(like.dtype)
+            some["call"] %= 40 + turn
+            assembler.feed(kind, some)
+    assembler.finish()

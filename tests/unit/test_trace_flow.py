@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which packets are of one flow."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ipttrace.stream import record
+from ipttrace.trace import packet
+from ipttrace.trace.flow import Flows
+from tests.data.records import entry, joined, tcp, udp, v4
+
+A, B, C, NAT = "10.0.0.1", "10.0.0.2", "10.0.0.3", "192.0.2.1"
+
+
+def address(text: str) -> bytes:
+    return bytes(map(int, text.split(".")))
+
+
+def tracked(
+    data: bytes,
+    orig: tuple[str, int, str, int],
+    reply: tuple[str, int, str, int] | None = None,
+    **fields: object,
+) -> record.Records:
+    src, sport, dst, dport = orig
+    rsrc, rsport, rdst, rdport = reply or (dst, dport, src, sport)
+    given = {
+        "flags": record.F_CONNTRACK,
+        "ct_proto": 17,
+        "ct_orig_src": address(src),
+        "ct_orig_sport": sport,
+        "ct_orig_dst": address(dst),
+        "ct_orig_dport": dport,
+        "ct_reply_src": address(rsrc),
+        "ct_reply_sport": rsport,
+        "ct_reply_dst": address(rdst),
+        "ct_reply_dport": rdport,
+        "ct_status": 0x20 if reply else 0,
+    }
+    return entry(1, packet=data, **(given | fields))
+
+
+def flows_of(*entries: record.Records, by: Flows | None = None) -> list[int]:
+    together = joined(*entries)
+    headers = packet.decode(together["packet"], together["caplen"], together["len"])
+    found: list[int] = (by or Flows()).assign(together, headers).tolist()
+    return found
+
+
+def of(*packets: bytes) -> list[int]:
+    return flows_of(*(entry(1, packet=data) for data in packets))
+
+
+def test_both_directions_are_one_flow_and_other_ports_another() -> None:
+    there, back, other, swapped = of(
+        v4(17, A, B, udp(1000, 53)),
+        v4(17, B, A, udp(53, 1000)),
+        v4(17, A, B, udp(1001, 53)),
+        v4(17, A, B, udp(53, 1000)),
+    )
+    assert there == back
+    assert len({there, other, swapped}) == 3
+
+
+def test_equal_ports_and_addresses_that_add_up_alike_are_different_flows() -> None:
+    found = of(
+        v4(17, "10.0.0.1", "10.0.0.4", udp(9, 9)),
+        v4(17, "10.0.0.2", "10.0.0.3", udp(9, 9)),
+        v4(17, "10.0.0.4", "10.0.0.1", udp(9, 9)),
+        v4(6, "10.0.0.1", "10.0.0.4", tcp(9, 9, 2)),
+    )
+    assert found[0] == found[2]
+    assert len(set(found)) == 3
+
+
+def test_two_processes_hash_flows_differently() -> None:
+    data = entry(1, packet=v4(17, A, B, udp(1, 2)))
+    assert flows_of(data) != flows_of(data)
+
+
+def test_a_translated_packet_is_of_its_original_flow_before_and_after_nat() -> None:
+    orig, reply = (A, 1000, NAT, 80), (B, 8080, A, 1000)
+    flows = Flows()
+    # GIVEN a packet in raw PREROUTING, where conntrack has not seen it, then
+    # with conntrack, then with the address rewritten
+    found = flows_of(
+        entry(1, packet=v4(17, A, NAT, udp(1000, 80))),
+        tracked(v4(17, A, NAT, udp(1000, 80)), orig, reply),
+        tracked(v4(17, A, B, udp(1000, 8080)), orig, reply),
+        by=flows,
+    )
+    assert len(set(found)) == 1
+    # WHEN the answer comes, first of all in raw PREROUTING again
+    answer = flows_of(
+        entry(1, packet=v4(17, B, A, udp(8080, 1000))),
+        tracked(v4(17, B, A, udp(8080, 1000)), orig, reply),
+        by=flows,
+    )
+    # THEN it is of the same flow
+    assert answer == found[:2]
+
+
+def test_a_flow_in_another_zone_is_another_flow() -> None:
+    data, orig = v4(17, A, B, udp(1, 2)), (A, 1, B, 2)
+    one, two = flows_of(tracked(data, orig), tracked(data, orig, ct_zone=7))
+    assert one != two
+
+
+def test_a_ping_and_its_answer_are_one_flow_with_and_without_conntrack() -> None:
+    request = v4(1, A, B, struct.pack(">BBHHH", 8, 0, 0, 77, 1))
+    answer = v4(1, B, A, struct.pack(">BBHHH", 0, 0, 0, 77, 1))
+    other = v4(1, A, B, struct.pack(">BBHHH", 8, 0, 0, 78, 1))
+    # Conntrack keeps type and code where others have the destination port.
+    known = tracked(request, (A, 77, B, 0x0800), ct_proto=1)
+    found = flows_of(
+        entry(1, packet=request), entry(1, packet=answer), entry(1, packet=other), known
+    )
+    assert found[0] == found[1] == found[3] != found[2]
+
+
+def test_an_icmp_error_is_of_the_flow_that_it_quotes() -> None:
+    quoted = v4(17, A, B, udp(1000, 53))
+    error = v4(1, C, A, struct.pack(">BBHI", 3, 1, 0, 0) + quoted[:28])
+    cut = v4(1, C, A, struct.pack(">BBHI", 11, 0, 0, 0) + quoted[:10])
+    flow, of_error, of_cut = of(quoted, error, cut)
+    assert flow == of_error != of_cut
+    six = struct.pack(">IHBB", 0x60000000, 8, 17, 64) + bytes(range(32)) + udp(5, 6)
+    around = struct.pack(">IHBB", 0x60000000, 56, 58, 64) + bytes(32)
+    assert len(set(of(six, around + struct.pack(">BBHI", 1, 4, 0, 0) + six))) == 1
+
+
+def test_an_icmp_error_with_conntrack_is_of_the_connection_that_it_is_about() -> None:
+    quoted = v4(17, A, B, udp(1000, 53))
+    error = v4(1, C, A, struct.pack(">BBHI", 3, 1, 0, 0) + quoted[:28])
+    about = tracked(error, (A, 1000, B, 53), ct_info=4)
+    assert len(set(flows_of(entry(1, packet=quoted), about))) == 1
+
+
+def test_fragments_are_of_the_flow_of_their_datagram() -> None:
+    flows = Flows()
+    whole = v4(17, A, B, udp(1000, 53))
+    first = v4(17, A, B, udp(1000, 53, bytes(24)), frag=0x2000, ident=99)
+    middle = v4(17, A, B, bytes(32), frag=0x2004, ident=99)
+    stranger = v4(17, A, B, bytes(32), frag=0x2004, ident=98)
+    found = flows_of(
+        *(entry(1, packet=data) for data in (whole, middle, first, stranger)), by=flows
+    )
+    assert found[0] == found[1] == found[2] != found[3]
+    # Later ones may come in a later batch.
+    assert flows_of(entry(1, packet=middle), by=flows) == found[:1]
+
+
+def test_a_packet_that_cannot_be_read_is_of_no_flow() -> None:
+    assert of(b"", b"\x45", bytes(40)) == [0, 0, 0]

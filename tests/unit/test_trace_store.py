@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rows that are held."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ipttrace.stream.frames import Frame, Kind
+from ipttrace.trace.session import Trace
+from ipttrace.trace.store import Store
+from tests.data import synth
+
+
+def trace_of(records: synth.Records, capacity: int, size: int = 700) -> Trace:
+    trace = Trace(capacity)
+    for batch in records.batches(size):
+        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
+            trace.feed(Frame(kind, some.tobytes()))
+    return trace
+
+
+@pytest.mark.parametrize("capacity", [1, 10, 160, 1000, 1 << 20])
+def test_the_newest_rows_are_held_up_to_the_capacity(capacity: int) -> None:
+    records = synth.make(1500)
+    store = trace_of(records, capacity).store
+    total = len(records.entries)
+    assert store.end == total
+    assert len(store) <= capacity
+    assert len(store) >= min(total, capacity - capacity // 8)
+    # WHEN all that is held is read
+    rows = store.rows(range(store.first, store.end))
+    # THEN it is the same as with room for everything
+    everything = trace_of(records, 1 << 20).store
+    again = everything.rows(range(store.first, store.end))
+    assert [(row.index, row.call, row.path, row.journey) for row in rows] == [
+        (row.index, row.call, row.path, row.journey) for row in again
+    ]
+
+
+def test_a_row_that_has_left_is_an_index_error_and_left_out_of_many() -> None:
+    store = trace_of(synth.make(1000), 100).store
+    assert store.first > 0
+    with pytest.raises(IndexError, match="is not held"):
+        store.row(0)
+    with pytest.raises(IndexError):
+        store.row(store.end)
+    rows = store.rows([0, store.end - 1, store.first, store.end, store.end - 1])
+    assert [row.index for row in rows] == [store.end - 1, store.first, store.end - 1]
+
+
+def test_an_empty_store_has_nothing_and_breaks_nowhere() -> None:
+    store = Store(10)
+    assert (store.first, store.end, len(store)) == (0, 0, 0)
+    assert store.rows([0, 1]) == []
+    assert len(store.select_flow(1)) == 0
+    assert len(store.column("time")) == 0
+    assert store.column("src").shape == (0, 16)
+    with pytest.raises(IndexError):
+        store.row(0)
+    with pytest.raises(ValueError, match="0 rows"):
+        Store(0)
+
+
+def test_a_flow_and_a_journey_are_found_across_chunks() -> None:
+    store = trace_of(synth.make(3000, flows=10), 2000).store
+    rows = store.rows(range(store.first, store.end))
+    for row in rows[:: len(rows) // 7]:
+        flow = [each.index for each in rows if each.flow == row.flow]
+        assert store.select_flow(row.flow).tolist() == flow
+        assert store.select_flow(row.flow).dtype == np.int64
+        middle = (store.first + store.end) // 2
+        assert store.select_flow(row.flow, middle).tolist() == [at for at in flow if at >= middle]
+        assert store.select_flow(row.flow, 0, middle).tolist() == [at for at in flow if at < middle]
+        journey = [each.index for each in rows if each.journey == row.journey]
+        assert store.select_journey(row.journey).tolist() == journey
+
+
+def test_columns_are_what_the_rows_say() -> None:
+    store = trace_of(synth.make(2000), 1500).store
+    first, end = store.first + 5, store.end - 5
+    rows = store.rows(range(first, end))
+    assert store.column("call", first, end).tolist() == [row.call for row in rows]
+    chains = [store.names.text(number) for number in store.column("chain", first, end)]
+    assert chains == [row.chain for row in rows]
+    steps = [
+        [store.names.text(number) for number in part.steps["chain"][a:b]]
+        for part in store.parts(first, end)
+        for a, b in zip(part.begins.tolist(), part.ends.tolist(), strict=True)
+    ]
+    assert steps == [[step.chain for step in row.path] for row in rows]
+
+
+def test_rows_that_a_reader_holds_stay_what_they_were_when_their_chunk_leaves() -> None:
+    records = synth.make(4000)
+    trace = Trace(200)
+    held = None
+    for batch in records.batches(300):
+        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
+            trace.feed(Frame(kind, some.tobytes()))
+        if held is None and len(trace.store) > 50:
+            held = [
+                (part.first, part.columns["call"], part.columns["call"].copy())
+                for part in trace.store.parts()
+            ]
+    assert held
+    for _, view, before in held:
+        assert (view == before).all()
+
+
+def test_paths_of_thousands_of_rules_leave_before_they_fill_the_memory() -> None:
+    # GIVEN calls with very long paths
+    store = Store(160)
+    one = trace_of(synth.make(1), 10).store
+    store.names = one.names
+    (part, *_) = one.parts()
+    columns = {name: column[:1] for name, column in part.columns.items()}
+    steps = {name: np.resize(column[:1], 4000) for name, column in part.steps.items()}
+    for _ in range(50):
+        store.append(columns, np.array([4000]), steps)
+    # THEN fewer rows are held than there would be room for, each of them whole
+    held = sum(len(part.steps["chain"]) for part in store.parts())
+    assert len(store) < 50
+    assert held < 100_000
+    assert len(store.row(store.end - 1).path) == 4000
