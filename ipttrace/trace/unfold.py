@@ -7,6 +7,7 @@ Must not do I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.columns import ENGINES, Columns
+from ipttrace.trace.columns import ENGINES, STEPS, Columns
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import HOOKS, VERDICTS, Row, Step
@@ -87,6 +88,7 @@ def _name(table: Sequence[str], number: int) -> str:
     return table[number] if number < len(table) else str(number)
 
 
+@lru_cache(maxsize=1 << 14)
 def _address(raw: bytes, version: int) -> str:
     if version == 4:
         return f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}"
@@ -114,25 +116,21 @@ def unfold(
 ) -> list[Row]:
     """Rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`."""
     at = seqs - first
-    values = {name: _listed(columns[name][at]) for name in _PLAIN}
+    values = zip(*(_listed(columns[name][at]) for name in _PLAIN), strict=True)
     stop = ends[at].astype(np.int64)
     start = np.where(at > 0, ends[np.maximum(at - 1, 0)], 0)
+    known: dict[tuple[int, int, int], Step] = {}
+
+    def step(of: tuple[int, int, int]) -> Step:
+        if of not in known:
+            known[of] = Step(names.text(of[0]), of[1], _name(record.MATCHES, of[2]))
+        return known[of]
+
     rows = []
-    for index, (seq, a, b) in enumerate(
-        zip(seqs.tolist(), start.tolist(), stop.tolist(), strict=True)
-    ):
-        path = tuple(
-            Step(names.text(chain), rulenum, _name(record.MATCHES, match))
-            for chain, rulenum, match in zip(
-                steps["chain"][a:b].tolist(),
-                steps["rulenum"][a:b].tolist(),
-                steps["match"][a:b].tolist(),
-                strict=True,
-            )
-        )
-        rows.append(
-            _row(seq, {name: column[index] for name, column in values.items()}, path, names)
-        )
+    for seq, a, b, value in zip(seqs.tolist(), start.tolist(), stop.tolist(), values, strict=True):
+        triples = zip(*(steps[name][a:b].tolist() for name in STEPS), strict=True)
+        path = tuple(map(step, triples))
+        rows.append(_row(seq, dict(zip(_PLAIN, value, strict=True)), path, names))
     return rows
 
 

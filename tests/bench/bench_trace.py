@@ -8,6 +8,8 @@ Goals are for one core.  Needs no root and no kernel.
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +74,7 @@ def _rate(records: synth.Records, size: int) -> float:
 
 def _million() -> Iterator[Frame]:
     """Frames of a million rows and more, without holding them all."""
-    records = synth.make(20_000, flows=5_000)
+    records = synth.make(4_000, flows=5_000)
     last = int(records.entries["call"].max())
     span = int(records.exits["time"].max()) - synth.MONO + 1
     for turn in range(ROWS // len(records.entries) + 1):
@@ -97,8 +99,17 @@ def run() -> Results:
             "unit": "records/s",
             "goal": 1_000_000,
         }
-    del records
-    gc.collect()
+    # In a process of its own: what was measured before leaves its marks.
+    child = [sys.executable, __file__, "--rows"]
+    found = subprocess.run(child, check=True, capture_output=True, text=True)
+    results |= json.loads(found.stdout)
+    return results
+
+
+def _rows() -> Results:
+    """What a store of a million rows weighs, and how fast it is read."""
+    results: Results = {}
+    before = _rss()
     trace = Trace(ROWS)
     for frame in _million():
         trace.feed(frame)
@@ -106,9 +117,10 @@ def run() -> Results:
     gc.collect()
     store = trace.store
     results["trace.rows_held"] = {"value": len(store), "unit": "rows", "goal": 0.9 * ROWS}
-    # What the process has when the rows are there, scaled to a million.
+    # All that the process has when the rows are there, with some of what made them.
+    per_row = (_rss() - before) / len(store)
     results["trace.memory_1m_rows"] = {
-        "value": round(_rss() * ROWS / len(store) / 1e6),
+        "value": round((before + per_row * ROWS) / 1e6),
         "unit": "MB",
         "goal": 600,
     }
@@ -119,9 +131,9 @@ def run() -> Results:
         "unit": "ms",
         "goal": 50,
     }
-    seqs = range(store.end - 5_000, store.end)
+    seqs = range(store.end - 20_000, store.end)
     results["trace.rows_read"] = {
-        "value": round(5_000 / _best(lambda: store.rows(seqs), 3)),
+        "value": round(20_000 / _best(lambda: store.rows(seqs), 3)),
         "unit": "rows/s",
         "goal": 50_000,
     }
@@ -129,5 +141,8 @@ def run() -> Results:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--rows"]:
+        print(json.dumps(_rows()))
+        sys.exit()
     for name, result in run().items():
         print(f"{name:40} {result['value']:>12,} {result['unit']:10} goal {result['goal']:,}")
