@@ -40,11 +40,10 @@ __all__ = [
     "KernelError",
     "Progress",
     "available",
-    "build",
-    "build_module",
     "cache_dir",
     "ensure",
     "find",
+    "show_progress",
 ]
 
 SERIES: Final = ("6.1", "6.12")
@@ -56,8 +55,6 @@ Progress = Callable[[str, float | None], None]
 """Called with a sentence and, where it can be known, the share done (0 to 1)."""
 
 STAMP: Final = "complete.json"
-SOURCES: Final = ("*.c", "*.h", "Kbuild", "Makefile")
-MODULES_KEPT: Final = 4
 
 
 @dataclass(frozen=True)
@@ -221,109 +218,6 @@ def _run(command: Sequence[str], what: str, limit: float = 600) -> None:
         raise KernelError(f"{what}: {why}")
 
 
-def build_module(kernel: Kernel, source_dir: Path, name: str = "ipttrace") -> Path:
-    """The module built from ``source_dir`` for a cached kernel; see :func:`build`."""
-    return build(kernel.headers, kernel.release, source_dir, name)
-
-
-def build(kdir: Path, release: str, sources: Path, name: str = "ipttrace") -> Path:
-    """Build ``sources`` (a folder with a Kbuild) against the headers in ``kdir``.
-
-    Gives ``<cache>/modules/<release>/<hash>/<name>.ko``; the hash is over the
-    sources and the headers' symbol versions and configuration, so what is
-    there already is what would be built.  The folder ``bpf`` beside
-    ``sources`` goes with it, and the work tree is only read.  Raises
-    KernelError with the compiler's first error.
-    """
-    if not (kdir / "Makefile").exists():
-        raise KernelError(f"no kernel headers in {kdir}: install linux-headers-{release}")
-    files = _source_files(sources)
-    if not files:
-        raise KernelError(f"no module sources in {sources}")
-    home = cache_dir() / "modules" / release
-    final = home / _digest(kdir, files) / f"{name}.ko"
-    if final.exists():
-        return final
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=home) as temporary:
-            for relative, file in files.items():
-                copy = Path(temporary) / relative
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-            made = _make(kdir, Path(temporary) / sources.name, name, home / "build.log")
-            final.parent.mkdir(exist_ok=True)
-            made.rename(final)
-        _forget_old(home)
-    except OSError as error:
-        raise KernelError(f"cannot build the module in {home}: {error}") from error
-    return final
-
-
-def _source_files(sources: Path) -> dict[Path, Path]:
-    """Path in the build folder to file, of the module and of the bpf headers beside it."""
-    sources = sources.absolute()
-    files = {file for pattern in SOURCES for file in sources.rglob(pattern)}
-    files.update((sources.parent / "bpf").glob("*.h"))
-    return {
-        file.relative_to(sources.parent): file
-        for file in sorted(files)
-        if not file.name.endswith(".mod.c")
-    }
-
-
-def _digest(kdir: Path, files: dict[Path, Path]) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name in (".config", "Module.symvers"):
-        with contextlib.suppress(FileNotFoundError):
-            digest.update((kdir / name).read_bytes())
-    for relative, file in files.items():
-        content = file.read_bytes()
-        digest.update(f"{relative}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
-
-
-def _make(kdir: Path, folder: Path, name: str, log: Path) -> Path:
-    jobs = str(len(os.sched_getaffinity(0)))
-    # MAKEFLAGS of an outer make would hand its job server and variables down.
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-    }
-    command = ["make", "-C", str(kdir), f"M={folder}", "-j", jobs, "modules"]
-    try:
-        with log.open("w") as output:
-            status = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            ).returncode
-    except FileNotFoundError:
-        raise KernelError("cannot build the module: make is not installed") from None
-    made = folder / f"{name}.ko"
-    if status or not made.exists():
-        lines = log.read_text(errors="backslashreplace").splitlines()
-        said = [line.strip() for line in lines if re.search(r"error|not found|\*\*\*", line, re.I)]
-        why = said[0] if said else f"make ended with status {status} and made no {name}.ko"
-        raise KernelError(f"the module does not build: {why} (all of it in {log})")
-    return made
-
-
-def _forget_old(home: Path) -> None:
-    built = sorted(
-        (folder for folder in home.iterdir() if folder.is_dir() and folder.name[0] != "."),
-        key=lambda folder: folder.stat().st_mtime,
-    )
-    for folder in built[:-MODULES_KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def show_progress(text: str, share: float | None) -> None:
     """A Progress that writes to stderr: one changing line on a terminal, else each step once."""
     if sys.stderr.isatty():
@@ -338,24 +232,3 @@ def show_progress(text: str, share: float | None) -> None:
 @functools.cache
 def _say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """``python -m ipttrace.lab.kernels [SERIES ...]``: fill the cache, build kmod/ for each."""
-    sources = Path(__file__).resolve().parents[2] / "kmod"
-    try:
-        for wanted in arguments or SERIES:
-            kernel = ensure(wanted, show_progress)
-            if (sources / "Kbuild").exists():
-                show_progress(f"building the module for Linux {kernel.release}", None)
-                build_module(kernel, sources)
-    except KernelError as error:
-        print(f"ipttrace: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

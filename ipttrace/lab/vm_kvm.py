@@ -20,7 +20,7 @@ from typing import Final
 from ipttrace.lab.kernels import Kernel, cache_dir
 
 DEVICE: Final = Path("/dev/kvm")
-PROOF_LIMIT: Final = 12.0
+PROOF_LIMIT: Final = 8.0
 """Seconds in which a guest under KVM must run its command; a working one takes two."""
 
 
@@ -31,7 +31,7 @@ def accelerator(kernel: Kernel, progress: Callable[[str], object]) -> str:
         return asked
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return "tcg"
-    answer = _remembered()
+    answer = remembered()
     if answer is None:
         progress("trying KVM (once per boot of this machine)")
         answer = _proves_itself(kernel)
@@ -62,7 +62,8 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _remembered() -> bool | None:
+def remembered() -> bool | None:
+    """What was found since this machine booted; None where nothing was tried."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads((cache_dir() / "kvm.json").read_text())
         if kept["boot_id"] == _boot_id() and isinstance(kept["works"], bool):
