@@ -10,9 +10,10 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace.assemble import Calls
-from ipttrace.trace.flow import Flows
+from ipttrace.trace.flow import Flows, is_tracked
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 
@@ -111,7 +112,7 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "ct_reply_dport": ("u2", ()),
     "family": ("u1", ()),  # NFPROTO_*
     "hook": ("u1", ()),
-    "flags": ("u1", ()),  # record.F_*
+    "flags": ("u1", ()),  # record.F_*, without F_CONNTRACK where it was a template
     "ct_info": ("u1", ()),
     "ct_proto": ("u1", ()),
     "depth": ("u1", ()),
@@ -187,6 +188,9 @@ def fill(
     headers = packet.decode(entries["packet"], entries["caplen"], entries["len"])
     for name in _HEADERS:
         columns[name] = getattr(headers, name)
+    columns["flags"] = np.where(
+        is_tracked(entries), entries["flags"], entries["flags"] & (0xFF ^ record.F_CONNTRACK)
+    )
     columns["flow"] = flows.assign(entries, headers)
     columns["journey"] = calls.journeys
     columns["time"] = _wall(entries["time"], offset)

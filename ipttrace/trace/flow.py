@@ -26,6 +26,7 @@ _TRANSLATED: Final = 1 << 16
 
 _NFPROTO_IPV6: Final = 10
 _IPS_NAT_MASK: Final = 0x30  # IPS_SRC_NAT, IPS_DST_NAT
+_IPS_TEMPLATE: Final = 1 << 11
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Flows:
         `entries`: entry records, shape (n,); `headers`: of their packets.
         """
         tuples = _of_packets(headers)
-        tracked = (entries["flags"] & record.F_CONNTRACK) != 0
+        tracked = is_tracked(entries)
         untracked = np.flatnonzero(~tracked)
         if untracked.size:
             self._quoted(tuples, untracked, entries, headers)
@@ -142,6 +143,16 @@ class Flows:
         found, known = self._datagrams.get(keys)
         known &= ~first
         flows[rows[known]] = found[known]
+
+
+def is_tracked(entries: Array) -> Array:
+    """bool, shape (n,): conntrack has a tuple for these entry records.
+
+    What ``-j CT`` hangs on a packet before that is a template without one.
+    """
+    tracked: Array = (entries["flags"] & record.F_CONNTRACK) != 0
+    tracked &= (entries["ct_status"] & _IPS_TEMPLATE) == 0
+    return tracked
 
 
 def _words(addresses: Array) -> list[Array]:

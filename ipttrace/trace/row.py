@@ -92,8 +92,8 @@ class Row:
     verdict: str | None
     cost_ns: int | None
     len: int
-    proto: str  # TCP, UDP, ICMP, ICMPv6, GRE, ESP, AH, SCTP, … or the number
-    src: str
+    proto: str  # TCP, UDP, ICMP, ICMPv6, GRE, ESP, AH, SCTP, … or the number; "": unreadable
+    src: str  # "" where the header is cut off or lies, and so is dst
     sport: int | None
     dst: str
     dport: int | None

@@ -156,3 +156,9 @@ def test_fragments_are_of_the_flow_of_their_datagram() -> None:
 
 def test_a_packet_that_cannot_be_read_is_of_no_flow() -> None:
     assert of(b"", b"\x45", bytes(40)) == [0, 0, 0]
+
+
+def test_a_template_of_conntrack_is_no_flow() -> None:
+    data = v4(17, A, B, udp(1000, 53))
+    template = entry(1, packet=data, flags=record.F_CONNTRACK, ct_status=1 << 11)
+    assert len(set(flows_of(entry(1, packet=data), template))) == 1

@@ -133,6 +133,11 @@ def test_the_state_of_conntrack_has_the_name_that_rules_use(
     assert one_row(entry(1, flags=flags, ct_info=info)).ct_state == state
 
 
+def test_a_template_of_conntrack_is_not_shown_as_a_state() -> None:
+    row = one_row(entry(1, flags=record.F_CONNTRACK, ct_status=1 << 11))
+    assert (row.ct_state, row.ct_orig_src) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("verdict", "name"),
     [
