@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# ipttrace: `make run` shows it, `make test` tests it; both set up what they need.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+CLANG ?= clang
+DURATION ?= 15
+KERNEL ?= 6.1 6.12
+MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
+BPF_ARCH := $(if $(filter aarch64,$(shell uname -m)),arm64,x86)
+
+.PHONY: setup run test lint vm-test bench screenshots clean help
+
+help:
+	@echo 'make run          the live screen on a throwaway VM (text for $(DURATION) s without a terminal)'
+	@echo 'make setup        all that the program needs; then it is .venv/bin/ipttrace'
+	@echo 'make test         every test that this machine can run'
+	@echo 'make lint         ruff, mypy, import-linter'
+	@echo 'make vm-test      the VM tests; KERNEL=6.1 for one kernel'
+	@echo 'make bench        the benchmarks; build/bench.json has the figures'
+	@echo 'make screenshots  pictures of the screen into screenshots/'
+	@echo 'make clean        removes what was built; the cache of kernels stays'
+
+setup:
+	@tools/setup
+
+run: setup
+	@if [ -t 1 ]; then exec .venv/bin/ipttrace lab; \
+	else exec .venv/bin/ipttrace lab --text --duration $(DURATION); fi
+
+test: setup
+	@tools/test
+
+lint: setup
+	@tools/test lint
+
+vm-test: setup
+	@tools/test vm $(KERNEL)
+
+bench: setup
+	@$(PYTHON) -m tests.bench
+
+screenshots: setup
+	@$(PYTHON) -m tests.tui.screenshots
+
+# CO-RE: compiled once, fits every kernel with BTF.
+build/ipttrace.bpf.o: bpf/ipttrace.bpf.c bpf/record.h Makefile
+	@mkdir -p build
+	$(CLANG) -g -O2 -Wall -target bpf -D__TARGET_ARCH_$(BPF_ARCH) \
+		$(if $(MULTIARCH),-I/usr/include/$(MULTIARCH)) -c $< -o $@.new
+	@mv $@.new $@
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find ipttrace tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo 'kept: .venv, and the kernels in $${IPTTRACE_CACHE:-~/.cache/ipttrace}'
