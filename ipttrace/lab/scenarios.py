@@ -31,8 +31,8 @@ Sent = traffic.Counts | traffic.Connection
 class Scenario:
     """run sends the traffic (servers must be up in the server's namespace); expected: all it does.
 
-    Each is for a network that has carried no such traffic before: an old
-    connection would keep the nat table out.
+    Each may run once on a network, and all of them on the same: an old connection
+    of its own would keep the nat table out.
     """
 
     name: str

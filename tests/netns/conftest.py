@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from labs import fresh_prefix, lab_network
 
-from ipttrace.lab.network import Network, NetworkError
-
-_numbers = itertools.count()
-
-
-def fresh_prefix() -> str:
-    return f"ipt{os.getpid()}-{next(_numbers)}"
+from ipttrace.lab.network import Network
 
 
 @pytest.fixture
@@ -27,20 +21,12 @@ def prefix() -> str:
 
 
 @pytest.fixture
-def make_network(prefix: str) -> Iterator[Callable[[], Network]]:
+def make_network() -> Iterator[Callable[[], Network]]:
     with ExitStack() as stack:
-
-        def make() -> Network:
-            try:
-                return stack.enter_context(Network(fresh_prefix()))
-            except NetworkError as error:
-                if "this kernel has no" in str(error):
-                    pytest.skip(str(error))
-                raise
-
-        yield make
+        yield lambda: stack.enter_context(lab_network())
 
 
 @pytest.fixture
-def network(make_network: Callable[[], Network]) -> Network:
-    return make_network()
+def network() -> Iterator[Network]:
+    with lab_network() as one:
+        yield one

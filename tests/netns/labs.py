@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Lab networks for tests: each under a name of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from ipttrace.lab.network import Network, NetworkError
+
+_numbers = itertools.count()
+
+
+def fresh_prefix() -> str:
+    return f"ipt{os.getpid()}-{next(_numbers)}"
+
+
+@contextmanager
+def lab_network() -> Iterator[Network]:
+    """A network of its own; skips where that cannot be."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with ExitStack() as stack:
+        try:
+            network = stack.enter_context(Network(fresh_prefix()))
+        except NetworkError as error:
+            if "this kernel has no" in str(error):
+                pytest.skip(str(error))
+            raise
+        yield network

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The scenarios' expectations agree with the kernel's own counters and its own trace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from labs import lab_network
+from tracelog import TraceLog
+
+from ipttrace.lab.network import ROLES, Network, NetworkError
+from ipttrace.lab.scenarios import Scenario, hits, path, scenarios, synproxy
+from ipttrace.lab.traffic_server import Server
+from ipttrace.trace.row import Step
+
+ALL = [pytest.param(one, id=f"{one.name}, IPv{one.family}") for one in scenarios()]
+
+
+def _counted(network: Network, family: int) -> Counter[tuple[str, str, str, int]]:
+    found: Counter[tuple[str, str, str, int]] = Counter()
+    for role in ROLES:
+        for (table, chain, number), (packets, _) in network.counters(role, family).items():
+            found[role, table, chain, number] += packets
+    return found
+
+
+class Bench:
+    """A network in which everything that happens is logged, for one scenario after the other."""
+
+    def __init__(self, network: Network, log: TraceLog) -> None:
+        self.network = network
+        self.log = log
+
+    def compare(self, scenario: Scenario) -> None:
+        # GIVEN a network that is quiet
+        before = _counted(self.network, scenario.family)
+        # WHEN the scenario's traffic is sent
+        sent = scenario.run(self.network)
+        # THEN all of it went out
+        assert sent == scenario.sent
+        expected = hits(scenario.expected)
+        logged = self.log.hits(expected.total())
+
+        # AND the kernel's trace names the same rules, as often
+        assert {hit[1] for hit in logged} == {scenario.family}
+        assert Counter({(role, *rest): n for (role, _, *rest), n in logged.items()}) == expected
+
+        # AND so do the counters: a chain's end has one only if it is a policy's
+        after = _counted(self.network, scenario.family)
+        wanted: Counter[tuple[str, str, str, int]] = Counter()
+        for (role, _, table, chain, number, match), n in expected.items():
+            place = (role, table, chain, 0 if match == "policy" else number)
+            if place in after:
+                wanted[place] += n
+        after.subtract(before)
+        assert +after == wanted
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with lab_network() as network, Server(network.server), TraceLog(network) as log:
+        yield Bench(network, log)
+
+
+@pytest.mark.parametrize("scenario", ALL)
+def test_the_kernel_logs_and_counts_just_what_the_scenario_expects(
+    bench: Bench, scenario: Scenario
+) -> None:
+    bench.compare(scenario)
+
+
+def test_packets_that_synproxy_steals_are_as_the_scenario_expects() -> None:
+    with lab_network() as network, Server(network.server), TraceLog(network) as log:
+        try:
+            network.add_synproxy()
+        except NetworkError as error:
+            pytest.skip(str(error))
+        for family in (4, 6):
+            Bench(network, log).compare(synproxy(family))
+
+
+def test_a_path_is_read_as_it_is_written() -> None:
+    assert path("FORWARD:1 A-B:2/return FORWARD:5/policy") == (
+        Step("FORWARD", 1, "rule"),
+        Step("A-B", 2, "return"),
+        Step("FORWARD", 5, "policy"),
+    )
