@@ -41,29 +41,15 @@ from ipttrace.lab.kernels_error import KernelError
 from ipttrace.lab.vm_channel import Bridge, Channel
 from ipttrace.lab.vm_initramfs import base_archive, job_archive, token_bytes
 from ipttrace.lab.vm_port import open_stream_port
+from ipttrace.lab.vm_qemu import QEMU, qemu_arguments
 
 __all__ = ["Machine", "MachineError", "open_stream_port"]
 
-QEMU: Final = "qemu-system-x86_64"
 CONSOLE_KEPT: Final = 256
 BOOT_LIMIT: Final = 240.0
 """Seconds until the command must run; a loaded machine needs a tenth of it."""
 
-# loglevel=4: errors and worse reach the console, a flood of TRACE lines does not;
-# dmesg has everything.  An oops ends the machine, else a test would wait for ever.
-KERNEL_ARGUMENTS: Final = (
-    *("console=ttyS0", "loglevel=4", "panic=-1", "oops=panic", "log_buf_len=8M"),
-    *("mitigations=off", "nowatchdog", "rcupdate.rcu_cpu_stall_timeout=120"),
-    *("audit=0", "apparmor=0", "net.ifnames=0"),
-)
-
 SPLAT: Final = re.compile(r"\b(BUG|Oops|Kernel panic|general protection fault)\b")
-
-CPU: Final = {
-    "kvm": "host",
-    # Five-level page tables make every page walk of the emulator longer.
-    "tcg": "max,la57=off",
-}
 
 
 class MachineError(Exception):
@@ -177,10 +163,20 @@ class Machine:
             guest_life, self._life = os.pipe()
             stack.callback(os.close, guest_life)
             passed = [guest_life, image, *ends.values()]
+            arguments = qemu_arguments(
+                self.kernel,
+                accel=self.accel,
+                cpus=self.cpus,
+                memory=self.memory,
+                append=self.append,
+                share=self.share,
+                initramfs=image,
+                ports=ends,
+            )
             guard = [sys.executable, "-I", "-S", vm_guard.__file__, str(guest_life)]
             try:
                 self._process = subprocess.Popen(
-                    [*guard, qemu, *self._arguments(image, ends)],
+                    [*guard, qemu, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
@@ -285,30 +281,6 @@ class Machine:
                 self._open.add(name)
         return ends
 
-    def _arguments(self, initramfs: int, ends: Mapping[str, int]) -> list[str]:
-        assert self.accel is not None
-        accel = "tcg,thread=multi" if self.accel == "tcg" else self.accel
-        kernel_arguments = [*KERNEL_ARGUMENTS, *self.append]
-        arguments = [
-            *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
-            *("-no-reboot", "-machine", "pc", "-accel", accel, "-cpu", CPU[self.accel]),
-            *("-smp", str(self.cpus), "-m", self.memory),
-            *("-kernel", str(self.kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
-            *("-append", " ".join(kernel_arguments)),
-            *_file_system("root", Path("/"), "readonly=on,multidevs=remap"),
-            *("-device", "virtio-serial-pci,max_ports=8"),
-        ]
-        if self.share:
-            arguments += _file_system("share", self.share, "readonly=off,multidevs=remap")
-        for name, number in ends.items():
-            arguments += ["-chardev", f"socket,id={name},fd={number}"]
-            if name == "console":
-                arguments += ["-serial", f"chardev:{name}"]
-            else:
-                port = f"virtserialport,chardev={name},name=org.ipttrace.{name}"
-                arguments += ["-device", port]
-        return arguments
-
     def _watch(self) -> None:
         assert self._process is not None
         assert self._process.stderr is not None
@@ -364,15 +336,6 @@ class _Lines:
         self._rest = self._rest[-65536:]
         for line in lines:
             self._take(line.decode(errors="replace").rstrip("\r"))
-
-
-def _file_system(tag: str, path: Path, options: str) -> list[str]:
-    # A comma in a QEMU option is written twice.
-    quoted = str(path).replace(",", ",,")
-    return [
-        *("-fsdev", f"local,id={tag},path={quoted},security_model=none,{options}"),
-        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
-    ]
 
 
 def _sink(file: IO[bytes] | None, descriptor: int) -> Callable[[bytes], object]:

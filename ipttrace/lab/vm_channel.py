@@ -131,6 +131,11 @@ class Bridge:
                 self._port.sendall(data)
 
     def close(self) -> None:
-        """Let go of the threads; the user's end stays readable to its end."""
-        with contextlib.suppress(OSError):
-            self._inner.shutdown(socket.SHUT_RD)
+        """End both directions; what the user's end holds already stays readable."""
+        for end in (self._inner, self._port):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in (self._to_user, self._to_guest):
+            if thread.ident is not None:
+                thread.join()
+        self._inner.close()

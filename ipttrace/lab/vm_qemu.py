@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How QEMU is called for the throwaway VM.
+
+Must not start anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ipttrace.lab.kernels import Kernel
+
+QEMU: Final = "qemu-system-x86_64"
+
+# loglevel=4: errors and worse reach the console, a flood of TRACE lines does not;
+# dmesg has everything.  An oops ends the machine, else a test would wait for ever.
+KERNEL_ARGUMENTS: Final = (
+    *("console=ttyS0", "loglevel=4", "panic=-1", "oops=panic", "log_buf_len=8M"),
+    *("mitigations=off", "nowatchdog", "rcupdate.rcu_cpu_stall_timeout=120"),
+    *("audit=0", "apparmor=0", "net.ifnames=0"),
+)
+
+CPU: Final = {
+    "kvm": "host",
+    # Five-level page tables make every page walk of the emulator longer.
+    "tcg": "max,la57=off",
+}
+
+
+def qemu_arguments(
+    kernel: Kernel,
+    *,
+    accel: str,
+    cpus: int,
+    memory: str,
+    append: Sequence[str],
+    share: Path | None,
+    initramfs: int,
+    ports: Mapping[str, int],
+) -> list[str]:
+    """QEMU's arguments; ``initramfs`` and the values of ``ports`` are descriptors it inherits.
+
+    A port becomes ``org.ipttrace.<name>`` in the guest, but ``console``, which
+    is the serial line.
+    """
+    arguments = [
+        *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
+        *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
+        *("-accel", "tcg,thread=multi" if accel == "tcg" else accel),
+        *("-smp", str(cpus), "-m", memory),
+        *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
+        *("-append", " ".join([*KERNEL_ARGUMENTS, *append])),
+        *_file_system("root", Path("/"), "readonly=on,multidevs=remap"),
+        *("-device", "virtio-serial-pci,max_ports=8"),
+    ]
+    if share:
+        arguments += _file_system("share", share, "readonly=off,multidevs=remap")
+    for name, number in ports.items():
+        arguments += ["-chardev", f"socket,id={name},fd={number}"]
+        if name == "console":
+            arguments += ["-serial", f"chardev:{name}"]
+        else:
+            port = f"virtserialport,chardev={name},name=org.ipttrace.{name}"
+            arguments += ["-device", port]
+    return arguments
+
+
+def _file_system(tag: str, path: Path, options: str) -> list[str]:
+    # A comma in a QEMU option is written twice.
+    quoted = str(path).replace(",", ",,")
+    return [
+        *("-fsdev", f"local,id={tag},path={quoted},security_model=none,{options}"),
+        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+    ]

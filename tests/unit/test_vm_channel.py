@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The output of a guest's command arrives whole, at once, and has an end."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipttrace.lab.vm_channel import Bridge, Channel, Tail
+from ipttrace.lab.vm_initramfs import token_bytes
+
+TOKEN = token_bytes("0123456789abcdef0123456789abcdef")
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+@given(
+    st.lists(st.sampled_from([b"\x1e", b"\x1e0", TOKEN[:-1], b"text\n", b"\0\xff", b"0123"])),
+    st.lists(st.integers(min_value=0, max_value=10_000)),
+)
+def test_output_is_whole_wherever_it_is_cut(parts: list[bytes], places: list[int]) -> None:
+    # GIVEN output that looks like the token again and again, and the token at its end
+    output = b"".join(parts)
+    tail = Tail(TOKEN)
+    # WHEN it comes in pieces
+    got = b"".join(tail.feed(piece) for piece in cut(output + TOKEN, places))
+    # THEN all of it came, nothing of the token, and the end was seen
+    assert got == output
+    assert tail.ended
+    assert tail.flush() == b""
+
+
+def test_a_prompt_without_a_newline_is_not_held_back() -> None:
+    tail = Tail(TOKEN)
+    assert tail.feed(b"password: ") == b"password: "
+
+
+def test_output_of_a_guest_that_dies_is_kept_to_the_last_byte() -> None:
+    tail = Tail(TOKEN)
+    assert tail.feed(b"almost" + TOKEN[:5]) + tail.flush() == b"almost" + TOKEN[:5]
+
+
+def test_nothing_behind_the_end_is_shown() -> None:
+    tail = Tail(TOKEN)
+    assert tail.feed(b"all" + TOKEN + b"late") == b"all"
+    assert tail.feed(b"later") == b""
+
+
+def test_a_reader_that_went_away_does_not_stop_the_guest() -> None:
+    # GIVEN a sink that is closed
+    ours, theirs = socket.socketpair()
+    ends: list[bool] = []
+
+    def closed(data: bytes) -> None:
+        raise BrokenPipeError
+
+    channel = Channel("stdout", ours, TOKEN, closed, ends.append)
+    channel.start()
+    # WHEN the guest goes on writing, and ends
+    theirs.sendall(b"x" * 100_000)
+    theirs.sendall(b"more" + TOKEN)
+    channel.join(30)
+    # THEN it was read to its end, and the error is known
+    assert not channel.is_alive()
+    assert isinstance(channel.error, BrokenPipeError)
+    assert ends[-1] is True
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture
+def bridge():  # type: ignore[no-untyped-def]
+    port, guest = socket.socketpair()
+    made = Bridge(port, TOKEN, lambda whole: None)
+    made.start()
+    guest.settimeout(30)
+    made.user.settimeout(30)
+    yield made, guest
+    made.close()
+    for end in (port, guest, made.user):
+        end.close()
+
+
+def test_the_stream_ends_when_the_command_ends(bridge) -> None:  # type: ignore[no-untyped-def]
+    made, guest = bridge
+    guest.sendall(b"frames" + TOKEN)
+    got = b""
+    while data := made.user.recv(100):
+        got += data
+    assert got == b"frames"
+
+
+def test_the_control_line_reaches_the_guest(bridge) -> None:  # type: ignore[no-untyped-def]
+    made, guest = bridge
+    made.user.sendall(b"stop\n")
+    assert guest.recv(100) == b"stop\n"
+
+
+def test_closing_does_not_wait_for_a_reader_that_reads_nothing() -> None:
+    # GIVEN a guest that has written more than all buffers hold
+    port, guest = socket.socketpair()
+    made = Bridge(port, TOKEN, lambda whole: None)
+    made.start()
+    guest.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            guest.send(b"x" * 65536)
+    # WHEN the machine is stopped THEN that returns
+    made.close()
+    for end in (port, guest, made.user):
+        end.close()
