@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import socket
 
 import pytest
@@ -17,7 +19,7 @@ TOKEN = token_bytes("0123456789abcdef0123456789abcdef")
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(
@@ -108,9 +110,9 @@ def test_closing_does_not_wait_for_a_reader_that_reads_nothing() -> None:
     made = Bridge(port, TOKEN, lambda whole: None)
     made.start()
     guest.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            guest.send(b"x" * 65536)
+    with contextlib.suppress(BlockingIOError):
+        while guest.send(b"x" * 65536):
+            pass
     # WHEN the machine is stopped THEN that returns
     made.close()
     for end in (port, guest, made.user):
