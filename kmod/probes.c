@@ -16,6 +16,8 @@
 
 #include <linux/hash.h>
 #include <linux/netfilter/x_tables.h>
+#include <linux/netfilter_ipv4/ip_tables.h>
+#include <linux/netfilter_ipv6/ip6_tables.h>
 #include <linux/rcupdate.h>
 #include <linux/spinlock.h>
 #include <linux/timekeeping.h>
@@ -32,12 +34,15 @@ struct call {
 	struct hlist_node node;
 	struct task_struct *task;
 	struct sk_buff *skb;
+	const struct xt_table *table;
 	struct call *parent;
 	u64 id;
 	u64 start;
 	u64 overhead;	/* ns that our own handlers took of it */
 	u16 rules;
 	u8 depth;	/* 1: no call around it */
+	u8 hook;
+	u8 family;
 	bool softirq;
 };
 
@@ -296,6 +301,9 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	call->id = call_next_id();
 	call->task = current;
 	call->skb = skb;
+	call->table = table;
+	call->hook = state->hook;
+	call->family = family;
 	call->overhead = 0;
 	call->rules = 0;
 	call->softirq = in_serving_softirq();
@@ -404,11 +412,41 @@ static bool log_ours(const struct net *net, const struct sk_buff *skb)
 }
 NOKPROBE_SYMBOL(log_ours);
 
-static enum ipttrace_match log_match(const char *comment)
+/*
+ * The kernel says "policy" of any unconditional verdict in a built-in chain,
+ * `-A INPUT -j DROP` too.  The policy itself is the entry at the underflow.
+ *
+ * The call is inside the table's read section: what private points to stays.
+ */
+static bool policy_reached(const struct call *call, u32 rulenum)
+{
+	const struct xt_table_info *private =
+		(__force void *)READ_ONCE(call->table->private);
+	unsigned int at = private->hook_entry[call->hook];
+	unsigned int policy = private->underflow[call->hook];
+	u32 n;
+
+	for (n = 1; n < rulenum && at < policy; n++) {
+		const void *entry = private->entries + at;
+		unsigned int next = call->family == NFPROTO_IPV6 ?
+			((const struct ip6t_entry *)entry)->next_offset :
+			((const struct ipt_entry *)entry)->next_offset;
+
+		if (!next)
+			break;
+		at += next;
+	}
+	return n == rulenum && at == policy;
+}
+NOKPROBE_SYMBOL(policy_reached);
+
+static enum ipttrace_match log_match(const struct call *call,
+				     const char *comment, u32 rulenum)
 {
 	/* "rule", "return" or "policy" */
 	if (comment[0] == 'p')
-		return IPTTRACE_MATCH_POLICY;
+		return policy_reached(call, rulenum) ? IPTTRACE_MATCH_POLICY :
+						       IPTTRACE_MATCH_RULE;
 	if (comment[0] == 'r' && comment[1] == 'e')
 		return IPTTRACE_MATCH_RETURN;
 	return IPTTRACE_MATCH_RULE;
@@ -436,7 +474,8 @@ static int log_hit(struct kprobe *p, struct pt_regs *regs)
 			.time = ktime_get_mono_fast_ns(),
 			.rulenum = (unsigned long)log_arg(regs, 3),
 			.seq = call->rules++,
-			.match = log_match(log_arg(regs, 2)),
+			.match = log_match(call, log_arg(regs, 2),
+					   (unsigned long)log_arg(regs, 3)),
 		};
 
 		strscpy(record.table, log_arg(regs, 0), sizeof(record.table));

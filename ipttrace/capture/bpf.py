@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -81,7 +82,7 @@ class _Libbpf:
 def _reason(said: list[str]) -> str:
     """The one line that tells why: the verifier's last word, else libbpf's first."""
     lines = "\n".join(said).splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if line.startswith("processed "):
             return f"the verifier says {before!r}"
     return lines[0] if lines else ""

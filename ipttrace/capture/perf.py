@@ -46,6 +46,20 @@ def _event_dtype(payload: np.dtype[np.void]) -> np.dtype[np.void]:
     )
 
 
+def _joined(parts: list[Records], dtype: np.dtype[np.void]) -> Records:
+    """All of `parts` in one array of its own.
+
+    As plain bytes: numpy joins structured arrays field by field, slowly, and
+    into native byte order, which would turn ports round.
+    """
+    plain = f"V{dtype.itemsize}"
+    if not parts:
+        return np.empty(0, dtype)
+    whole = [np.ascontiguousarray(part.view(plain)) for part in parts]
+    joined: Records = np.concatenate(whole).view(dtype)
+    return joined
+
+
 class Stretch:
     """Takes records out of the bytes of one buffer, in whatever portions they come."""
 
@@ -76,9 +90,7 @@ class Stretch:
             if size < 8 or size % 8 or at + size > len(data):
                 raise CaptureError("a perf buffer holds an event of an impossible size")
             at += size
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+        return _joined(parts, self.dtype)
 
 
 class _Ring:
@@ -202,12 +214,11 @@ class Buffers:
                 for ring, head in zip(rings, heads[kind], strict=True)
                 if (part := ring.take(head)) is not None
             ]
-            if not parts:
-                taken.append(np.empty(0, record.DTYPES[kind]))
-                continue
-            both = np.concatenate(parts)
+            dtype = record.DTYPES[kind]
+            both = _joined(parts, dtype)
             if len(parts) > 1:
-                both = both[np.argsort(both["time"], kind="stable")]
+                order = np.argsort(both["time"], kind="stable")
+                both = both.view(f"V{dtype.itemsize}")[order].view(dtype)
             taken.append(both)
         return taken
 

@@ -124,6 +124,9 @@ class Writer:
 
     def records(self, kind: int, records: Records) -> None:
         """`records`, shape (n,) of `record.DTYPES[kind]`; kind as in record.py."""
+        if records.dtype != record.DTYPES[kind]:
+            # Also numpy's work: byte orders change where structured arrays are joined.
+            raise TypeError(f"{record.KINDS[kind]} records have another layout than the stream's")
         most = (1 << 20) // records.dtype.itemsize
         for start in range(0, len(records), most):
             self._frame(_RECORD_KINDS[kind], records[start : start + most].tobytes())
