@@ -148,7 +148,7 @@ def _all_refused(family: int) -> list[Scenario]:
             "logged and dropped",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 445, n),
-            f"{way.VETTED} FORWARD:3 SERVICES:5 LOGDROP:1 LOGDROP:2/return",
+            f"{way.VETTED} FORWARD:3 SERVICES:5 LOGDROP:1 LOGDROP:2",
             syn=True,
         ),
         _refused(

@@ -2,15 +2,15 @@
 """Traversals, and the parts of a packet's way through the lab network.
 
 Worked out by hand from network_rules.py: rule numbers as
-`iptables -L --line-numbers` counts, matches as the kernel's trace names them.
+`iptables -L --line-numbers` counts.
 
-What a match says (get_chainname_rulenum() in net/ipv4/netfilter/ip_tables.c):
-a rule that hit is "rule", also one that jumps to a user chain or has no target.
-The end of a chain is a rule of its own, one past the last that is listed:
-"return" in a user chain, "policy" in a built-in one.  But so is every rule there
-that has no condition and a standard verdict: `-A LOGDROP -j DROP` says "return"
-and drops; a comment counts as a condition.  The nat table is called for the
-first packet of a connection only.
+A rule that hit is "rule", also one that jumps to a user chain, decides or has no
+target.  The end of a chain is a rule of its own, one past the last that is
+listed: "return" in a user chain, "policy" in a built-in one.  `-j RETURN` is
+"return" where it has no condition (a comment counts as one), else "rule".  The
+kernel's own trace also says "return" and "policy" of other unconditional
+verdicts, such as `-A LOGDROP -j DROP`: here as in rows these are rules.  The nat
+table is called for the first packet of a connection only.
 
 Pure: must not send, nor import capture or a user interface.
 """

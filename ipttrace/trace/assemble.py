@@ -23,6 +23,9 @@ from ipttrace.trace.waiting import Waiting
 # A call whose exit has not come by then had its exit lost.
 PATIENCE_NS: Final = 30_000_000_000
 
+_RULE: Final = record.MATCHES.index("rule")
+_RETURN: Final = record.MATCHES.index("return")
+
 _MOST_ENTRIES: Final = 1 << 17
 _MOST_RULES: Final = 1 << 19
 _MOST_EXITS: Final = 1 << 17
@@ -37,6 +40,7 @@ class Calls:
     journeys: Array  # uint64, shape (n,)
     counts: Array  # how many of `rules` each call has, shape (n,)
     rules: Array  # rule records: those of the first call by seq, of the second, …
+    #               (copies; "return" of a deciding rule put right)
     partial: Array  # bool, shape (n,): rule records are missing
     decided: Array  # bool, shape (n,): the last rule record is there
 
@@ -106,6 +110,7 @@ class Assembler:
         decided = np.zeros(len(entries), bool)
         some = counts > 0
         decided[some] = rules["seq"][ends[some] - 1].astype(np.int64) + 1 >= exits["rules"][some]
+        _decide(rules, ends[decided] - 1)
         return Calls(entries, exits, journeys, counts, rules, counts < exits["rules"], decided)
 
     def _match(self, entries: Array, journeys: Array, exits: Array) -> tuple[Array, Array, Array]:
@@ -169,6 +174,20 @@ class Assembler:
             alone[at] = False
             self._rules.add(pick(rules, alone))
         return pick(rules, at), counts
+
+
+def _decide(rules: Array, last: Array) -> None:
+    """Puts right what the kernel says of deciding rules, the records at `last`.
+
+    It says "return" of every rule without conditions and with a standard verdict
+    in a user chain, `-A LOGDROP -j DROP` too (get_chainname_rulenum() in
+    net/ipv4/netfilter/ip_tables.c).  What returns is never the last: the chain
+    returned to goes on to another rule or the policy.  Only where a match of that
+    chain condemns the packet (hotdrop: its header is broken) does the call end
+    without a further record, and the return is then taken for the rule.
+    """
+    match = rules["match"]
+    match[last[match[last] == _RETURN]] = _RULE
 
 
 def _newest(*kinds: Array) -> int:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from ipttrace.stream.record import ENTRY, EXIT, RULE
+from ipttrace.stream.record import ENTRY, EXIT, MATCHES, RULE
 from ipttrace.trace.assemble import PATIENCE_NS, Assembler, Calls
 from tests.data import synth
 from tests.data.records import Array, entry, joined, leave, rule
@@ -117,6 +117,52 @@ def test_an_entry_that_comes_after_its_exit_still_makes_a_row() -> None:
 def test_the_same_call_twice_is_shown_once() -> None:
     assembler = Assembler()
     assert batch(assembler, [entry(1), entry(1)], [], [leave(1, 0), leave(1, 0)]) == [1]
+
+
+def matches(calls: Calls | None) -> list[str]:
+    assert calls is not None
+    return [MATCHES[match] for match in calls.rules["match"].tolist()]
+
+
+RETURN, POLICY = (MATCHES.index(name) for name in ("return", "policy"))
+
+
+def test_a_drop_at_the_end_of_a_user_chain_is_a_rule_not_a_return() -> None:
+    # GIVEN `-A LOGDROP -j DROP`, of which the kernel says "return"
+    assembler = Assembler()
+    assembler.feed(ENTRY, joined(entry(1), entry(2, 1)))
+    assembler.feed(
+        RULE,
+        joined(
+            rule(1, 0, b"INPUT", 3),
+            rule(1, 1, b"LOGDROP", 2, RETURN),
+            # and another call that did return
+            rule(2, 0, b"SITE", 4, RETURN),
+            rule(2, 1, b"INPUT", 9, POLICY),
+        ),
+    )
+    # THEN what decided is a rule, and what returned has returned
+    calls = assembler.feed(EXIT, joined(leave(1, 2, 0), leave(2, 2)))
+    assert matches(calls) == ["rule", "rule", "return", "policy"]
+
+
+def test_a_return_stays_one_where_what_came_after_it_was_lost() -> None:
+    assembler = Assembler()
+    assembler.feed(ENTRY, joined(entry(1), entry(2, 1)))
+    assembler.feed(RULE, joined(rule(1, 0, b"SITE", 4, RETURN), rule(2, 1, b"SITE", 4, RETURN)))
+    # The last one of call 1 is missing; of call 2 the first.
+    calls = assembler.feed(EXIT, joined(leave(1, 2), leave(2, 2)))
+    assert matches(calls) == ["return", "rule"]
+
+
+def test_the_records_that_were_fed_stay_as_they_were() -> None:
+    assembler = Assembler()
+    hit = rule(1, 0, b"LOGDROP", 2, RETURN)
+    hit.setflags(write=False)
+    assembler.feed(ENTRY, entry(1))
+    assembler.feed(RULE, hit)
+    assert matches(assembler.feed(EXIT, leave(1, 1, 0))) == ["rule"]
+    assert hit["match"].tolist() == [RETURN]
 
 
 def test_one_skb_has_one_journey_until_its_address_is_used_again() -> None:

@@ -76,6 +76,7 @@ def test_a_forwarded_syn_is_shown_with_all_that_is_known_of_it() -> None:
         ),
         rule(9, 0, b"FORWARD", 2),
         rule(9, 1, b"DOCKER", 1, match=1),
+        rule(9, 2, b"FORWARD", 3, match=2),
     )
     assert row.index == 0
     assert row.time == WALL + 1500
@@ -93,8 +94,12 @@ def test_a_forwarded_syn_is_shown_with_all_that_is_known_of_it() -> None:
         4,
         "FORWARD",
     )
-    assert (row.table, row.chain, row.rulenum, row.match) == ("filter", "DOCKER", 1, "return")
-    assert row.path == (Step("FORWARD", 2, "rule"), Step("DOCKER", 1, "return"))
+    assert (row.table, row.chain, row.rulenum, row.match) == ("filter", "FORWARD", 3, "policy")
+    assert row.path == (
+        Step("FORWARD", 2, "rule"),
+        Step("DOCKER", 1, "return"),
+        Step("FORWARD", 3, "policy"),
+    )
     assert (row.verdict, row.cost_ns, row.len, row.proto) == ("ACCEPT", 500, 40, "TCP")
     assert (row.src, row.sport, row.dst, row.dport) == ("10.0.0.1", 4000, "10.0.0.2", 443)
     assert (row.flags, row.icmp, row.frag, row.mark) == ("SYN", None, None, 16)
