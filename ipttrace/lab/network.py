@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 from ipttrace.lab import network_rules as rules
-from ipttrace.lab.network_load import load
+from ipttrace.lab.network_load import load, preload
 from ipttrace.lab.network_ns import (
     NetworkError,
     call_in,
@@ -204,6 +204,7 @@ class Network:
     def _setup(self) -> None:
         if os.geteuid() != 0:
             raise NetworkError("the lab network needs root: run it with sudo, or in the lab VM")
+        modules = preload()
         run(["ip", "-batch", "-"], text="".join(f"netns add {self.ns(r)}\n" for r in ROLES))
         for role in ROLES:
             call_in(self.ns(role), lambda: _sysctls(_SYSCTLS))
@@ -214,6 +215,8 @@ class Network:
                 text = batch.format(client=self.client, server=self.server)
                 run_in(self.ns(role), ["ip", "-batch", "-"], text=text)
             call_in(self.router, lambda: _sysctls(_FORWARDING))
+            if modules is not None:
+                modules.wait()
             for role in ROLES:
                 for family in (4, 6):
                     self._load(role, family, rules.ruleset(role, family))

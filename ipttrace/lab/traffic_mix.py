@@ -64,7 +64,7 @@ def steps(client: str) -> list[tuple[int, Callable[[], object]]]:
         (1, udp(at.SERVER4, 4444)),
         (2, ping(at.ROUTER4)),
         (1, udp(at.SERVER4, 514)),
-        (20, tcp(at.SERVER4, SINK, bytes(1 << 18))),
+        (12, tcp(at.SERVER4, SINK, bytes(1 << 18))),
         (2, tcp(at.SERVER6, 25)),
         (1, syn(at.SERVER4, 6667)),
         (1, syn(at.SERVER4, WEB, at.GUEST4)),
