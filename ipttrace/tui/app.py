@@ -112,10 +112,11 @@ class TraceApp(App[Summary]):
 
     def compose(self) -> ComposeResult:
         yield Bar(id="about")
+        # In the place of the line above, so that nothing below it moves.
+        yield Static(id="notice", markup=False)
         yield Titles(id="titles")
         yield Rows(self.trace.store, id="rows")
         yield Empty(id="empty")
-        yield Static(id="notice", markup=False)
         yield Bar(id="status")
         yield Footer(show_command_palette=False)
 
@@ -313,7 +314,7 @@ class TraceApp(App[Summary]):
                     text, error = note, level == "error"
         if (text, error) != self._noticed:  # an update costs a layout
             self._noticed = text, error
-            self._notice_line.set_class(bool(text), "-shown")
+            self._main.set_class(bool(text), "-noticed")
             self._notice_line.set_class(error, "-error")
             self._notice_line.update(Content(text))
 

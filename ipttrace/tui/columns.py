@@ -355,8 +355,8 @@ _STEPS: Final = (
 def choose(width: int) -> tuple[Placed, ...]:
     """The columns for a list of `width` cells, left to right.
 
-    Below the least width the addresses shrink, then protocol and time go; what
-    still does not fit is cut off at the right edge by whoever draws.
+    Below the least width the addresses shrink, then protocol, time and table
+    go; what still does not fit is cut off at the right edge by whoever draws.
     """
 
     def total(sizes: Mapping[str, int]) -> int:
@@ -368,11 +368,11 @@ def choose(width: int) -> tuple[Placed, ...]:
         if total(wider) > width:
             break
         sizes = wider
-    for key in ("proto", "time"):
+    for key in ("proto", "time", "table"):
         if total(sizes) - sizes["endpoints"] + _NARROWEST > width:
             del sizes[key]
     spare = width - total(sizes)
-    sizes["endpoints"] = min(97, max(_NARROWEST, sizes["endpoints"] + spare))
+    sizes["endpoints"] = min(97, max(9, sizes["endpoints"] + spare))
     return tuple(Placed(column, sizes[column.key]) for column in COLUMNS if column.key in sizes)
 
 

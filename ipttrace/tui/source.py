@@ -166,7 +166,7 @@ class StreamSource:
         self._closed = False
         self._descriptor: _Descriptor | None = None
         try:
-            self._descriptor = _Descriptor(stream.fileno(), stream.close)
+            self._descriptor = _Descriptor(stream.fileno(), self._release)
         except OSError:  # io.UnsupportedOperation too: a stream in memory
             if isinstance(stream, socket.socket):
                 raise
@@ -185,6 +185,12 @@ class StreamSource:
             if not data:
                 return
             yield data
+
+    def _release(self) -> None:
+        # Before the socket that may be both goes: a reader that gives up on a
+        # damaged stream must not leave the agent armed.
+        self.stop()
+        self._stream.close()
 
     def send(self, line: bytes) -> bool:
         """One control line to the agent, newline included; False when it does not take it.

@@ -126,13 +126,18 @@ def hello(**changes: Any) -> bytes:
     return sink.getvalue()
 
 
-def rows(count: int, start: int = 0) -> bytes:
-    """Frames that make `count` rows."""
+def frames(*kinds: Records) -> bytes:
+    """Entry, rule and exit records as frames."""
     sink = io.BytesIO()
     writer = Writer(sink)
-    for kind, array in enumerate(records(count, start)):
+    for kind, array in enumerate(kinds):
         writer.records(kind, array)
     return sink.getvalue()
+
+
+def rows(count: int, start: int = 0) -> bytes:
+    """Frames that make `count` rows."""
+    return frames(*records(count, start))
 
 
 def books(**changes: Any) -> bytes:

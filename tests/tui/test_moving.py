@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Keys, mouse, following, pausing, and rows that leave while they are read."""
+
+from __future__ import annotations
+
+import pytest
+import streams
+from harness import live, more, screen_text, seqs, shown, until
+
+
+async def test_new_rows_are_followed() -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        assert seqs(app)[1] == 399
+        assert app.rows.cursor == 399
+        await more(agent, app, pilot, streams.rows(400, start=400), 800)
+        assert seqs(app)[1] == 799
+        assert app.rows.cursor == 799
+
+
+@pytest.mark.parametrize(
+    ("keys", "cursor"),
+    [
+        (["up"], 398),
+        (["k", "k"], 397),
+        (["up", "up", "down"], 398),
+        (["k", "k", "j"], 398),
+        (["home"], 0),
+        (["g"], 0),
+        (["g", "pagedown"], None),
+        (["pageup"], None),
+        (["home", "up"], 0),
+        (["up", "down", "down", "down"], 399),
+    ],
+)
+async def test_a_moving_key_leaves_the_tail(keys: list[str], cursor: int | None) -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        page = app.rows.size.height - 1
+        await pilot.press(*keys)
+        expected = {"pagedown": page, "pageup": 399 - page}.get(keys[-1], cursor)
+        # THEN the cursor is there, on the screen, and following is off
+        assert app.rows.cursor == expected
+        assert not app.rows.follow
+        first, last = seqs(app)
+        assert first <= app.rows.cursor <= last
+        assert "SCROLLED" in app._status.text
+        # AND new rows do not move what is read
+        before = shown(app)
+        await more(agent, app, pilot, streams.rows(400, start=400), 800)
+        assert shown(app) == before
+        assert seqs(app) == (first, last)
+
+
+@pytest.mark.parametrize("key", ["end", "G", "f"])
+async def test_one_key_goes_back_to_the_tail(key: str) -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        await pilot.press("home")
+        assert seqs(app)[0] == 0
+        await pilot.press(key)
+        await pilot.pause()
+        assert app.rows.follow
+        assert seqs(app)[1] == 399
+        await more(agent, app, pilot, streams.rows(4, start=400), 404)
+        assert seqs(app)[1] == 403
+
+
+async def test_f_stays_at_the_tail_without_following() -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        await pilot.press("f")
+        await more(agent, app, pilot, streams.rows(4, start=400), 404)
+        assert seqs(app)[1] == 399
+        await until(pilot, lambda: "SCROLLED +4" in app._status.text)
+
+
+@pytest.mark.parametrize("key", ["space", "p"])
+async def test_pausing_freezes_the_picture_and_not_the_intake(key: str) -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        # WHEN paused, and 400 rows come
+        await pilot.press(key)
+        before = shown(app)
+        await more(agent, app, pilot, streams.rows(400, start=400), 800)
+        # THEN the lines are the same and the bar counts what has come
+        await until(pilot, lambda: "PAUSED +400" in app._status.text)
+        assert shown(app) == before
+        # AND scrolling within the picture works, to its own end
+        await pilot.press("home")
+        assert seqs(app)[0] == 0
+        await pilot.press("end")
+        assert seqs(app)[1] == 399
+        # WHEN going on THEN the newest row is there
+        await pilot.press(key)
+        await pilot.pause()
+        assert seqs(app)[1] == 799
+        assert "PAUSED" not in app._status.text
+
+
+async def test_pausing_while_reading_keeps_the_place() -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        await pilot.press("home", "pagedown", "space")
+        place = seqs(app)
+        await more(agent, app, pilot, streams.rows(400, start=400), 800)
+        assert seqs(app) == place
+        await pilot.press("space")
+        await pilot.pause()
+        assert seqs(app) == place
+        assert not app.rows.follow
+
+
+async def test_a_paused_picture_outlives_its_rows() -> None:
+    # GIVEN a store of 160 rows and a paused picture of its newest
+    async with live(streams.hello(), streams.rows(160), rows=160, capacity=160) as (a, app, pilot):
+        await pilot.press("space")
+        before = shown(app)
+        # WHEN a thousand more come and all its rows leave the store
+        await more(a, app, pilot, streams.rows(1000, start=160), 1160)
+        assert app.trace.store.first > 160
+        # THEN the lines on the screen stay, also at another width, and the screen says so
+        assert shown(app) == before
+        await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))
+        await pilot.resize_terminal(100, 24)
+        await until(pilot, lambda: app.rows.size.width == 100)
+        assert all("ACCEPT" in line or "DROP" in line for line in shown(app)[:10])
+        # AND going on catches up
+        await pilot.press("space")
+        await until(pilot, lambda: seqs(app)[1] == 1159)
+        assert "no longer held" not in "\n".join(screen_text(app))
+
+
+async def test_rows_that_leave_while_they_are_read_do_not_shift_the_picture() -> None:
+    async with live(streams.hello(), streams.rows(160), rows=160, capacity=160) as (a, app, pilot):
+        await pilot.press("up", "pageup")
+        place, before = seqs(app), shown(app)
+        # WHEN rows further up leave
+        await more(a, app, pilot, streams.rows(20, start=160), 180)
+        assert app.trace.store.first > 0
+        # THEN the same rows stay on the same lines
+        assert (seqs(app), shown(app)) == (place, before)
+        # WHEN those that are read leave too
+        await more(a, app, pilot, streams.rows(400, start=180), 580)
+        # THEN the oldest that are held take their place, and the screen says so
+        first = app.trace.store.first
+        assert seqs(app)[0] == first
+        assert app.rows.cursor >= first
+        await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))
+        assert all("ACCEPT" in line or "DROP" in line for line in shown(app))
+
+
+async def test_the_wheel_leaves_the_tail_and_a_click_picks_a_row() -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        first, _ = seqs(app)
+        await pilot._post_mouse_events([_up(app)], "#rows", offset=(5, 5))
+        await pilot.pause()
+        assert not app.rows.follow
+        assert seqs(app)[0] < first
+        top = seqs(app)[0]
+        await pilot.click("#rows", offset=(10, 3))
+        assert app.rows.cursor == top + 3
+        await more(agent, app, pilot, streams.rows(40, start=400), 440)
+        assert seqs(app)[0] == top
+
+
+def _up(app: object) -> type:
+    from textual.events import MouseScrollUp
+
+    return MouseScrollUp
+
+
+@pytest.mark.parametrize("key", ["question_mark", "f1"])
+async def test_help_tells_keys_and_columns_and_closes(key: str) -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400, size=(120, 60)) as (
+        _,
+        app,
+        pilot,
+    ):
+        await pilot.press(key)
+        text = "\n".join(screen_text(app))
+        for part in ("Space p", "PgUp", "Keys", "Columns", "verdict", "✗ DROP", "missed"):
+            assert part in text
+        await pilot.press("q")
+        assert app.screen is app._main
+        assert app.is_running
+        assert app.focused is app.rows
+
+
+async def test_keys_before_the_first_row_do_no_harm() -> None:
+    async with live(streams.hello()) as (agent, app, pilot):
+        await pilot.press(
+            "up", "down", "pageup", "pagedown", "home", "end", "f", "f", "p", "p", "g"
+        )
+        await more(agent, app, pilot, streams.rows(4), 4)
+        await pilot.press("end")
+        assert seqs(app)[1] == 3
