@@ -40,10 +40,11 @@ from typing import IO, Final, Self
 from ipttrace.lab import vm_guard
 from ipttrace.lab.kernels import Kernel, cache_dir
 from ipttrace.lab.kernels_error import KernelError
-from ipttrace.lab.vm_channel import Bridge, Channel
+from ipttrace.lab.vm_channel import Bridge, Channel, Lines, sink
 from ipttrace.lab.vm_initramfs import base_archive, job_archive, token_bytes
 from ipttrace.lab.vm_port import open_stream_port
 from ipttrace.lab.vm_qemu import QEMU, qemu_arguments
+from ipttrace.lab.vm_terminal import Terminal, at_a_terminal, size
 
 __all__ = ["Machine", "MachineError", "open_stream_port"]
 
@@ -65,7 +66,8 @@ class Machine:
     to; ``stream`` asks for the stream's port, whose host end is
     :attr:`socket`; ``append`` are further kernel arguments.  ``stdout`` and
     ``stderr`` take the command's output (default: this process's own);
-    ``log`` keeps the kernel's console.  ``accel`` is ``kvm`` or ``tcg``,
+    ``log`` keeps the kernel's console; ``terminal`` lends this process's
+    terminal to the command.  ``accel`` is ``kvm`` or ``tcg``,
     default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved.
     """
 
@@ -85,6 +87,7 @@ class Machine:
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
         accel: str | None = None,
+        terminal: bool = False,
         boot_limit: float = BOOT_LIMIT,
         progress: Callable[[str], object] | None = None,
     ) -> None:
@@ -101,7 +104,7 @@ class Machine:
         self.ready = threading.Event()
         """Set when the command starts, or will never start."""
         self._progress = progress or _say
-        self._sinks = {"stdout": _sink(stdout, 1), "stderr": _sink(stderr, 2)}
+        self._sinks = {"stdout": sink(stdout, 1), "stderr": sink(stderr, 2)}
         self._wants_stream = stream
         self._token = secrets.token_hex(16)
         self._changed = threading.Condition()
@@ -112,6 +115,8 @@ class Machine:
         self._channels: list[Channel] = []
         self._sockets: list[socket.socket] = []
         self._bridge: Bridge | None = None
+        self._wants_terminal = terminal
+        self._terminal: Terminal | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._life = -1
         self._deadline = 0.0
@@ -191,6 +196,8 @@ class Machine:
             channel.start()
         if self._bridge:
             self._bridge.start()
+        if self._terminal:
+            self._terminal.open()
         threading.Thread(target=self._watch, name="vm-watch", daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> int:
@@ -220,6 +227,8 @@ class Machine:
 
     def stop(self) -> None:
         """End the machine, whatever it does; may be called often."""
+        if self._terminal:
+            self._terminal.close()
         life, self._life = self._life, -1
         if life >= 0:
             os.close(life)
@@ -254,7 +263,7 @@ class Machine:
             environment=environment,
             share=self.share,
             token=self._token,
-            stdin=False,
+            terminal=size() if self._wants_terminal else None,
         )
         number = os.memfd_create("initramfs")
         stack.callback(os.close, number)
@@ -266,6 +275,7 @@ class Machine:
     def _ports(self, stack: contextlib.ExitStack) -> dict[str, int]:
         """Name of a port to QEMU's end of its socket."""
         names = ["console", "status", "stdout", "stderr"] + ["stream"] * self._wants_stream
+        names += ["stdin"] * self._wants_terminal
         ends: dict[str, int] = {}
         token = token_bytes(self._token)
         for name in names:
@@ -276,8 +286,11 @@ class Machine:
             if name == "stream":
                 self._bridge = Bridge(ours, token, lambda whole: None)
                 continue
-            sink = self._sinks.get(name) or _Lines(getattr(self, f"_{name}_line"))
-            channel = Channel(name, ours, token, sink, functools.partial(self._ended, name))
+            if name == "stdin":
+                self._terminal = Terminal(ours)
+                continue
+            take = self._sinks.get(name) or Lines(getattr(self, f"_{name}_line"))
+            channel = Channel(name, ours, token, take, functools.partial(self._ended, name))
             self._channels.append(channel)
             if name in self._sinks:
                 self._open.add(name)
@@ -326,34 +339,6 @@ class Machine:
         return f"{what}; its console said:{tail}" if tail else f"{what} and said nothing"
 
 
-class _Lines:
-    """A sink that cuts bytes into lines."""
-
-    def __init__(self, take: Callable[[str], object]) -> None:
-        self._take = take
-        self._rest = b""
-
-    def __call__(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest[-65536:]
-        for line in lines:
-            self._take(line.decode(errors="replace").rstrip("\r"))
-
-
-def _sink(file: IO[bytes] | None, descriptor: int) -> Callable[[bytes], object]:
-    def to_file(data: bytes) -> None:
-        assert file is not None
-        file.write(data)
-        file.flush()
-
-    def to_descriptor(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-
-    return to_descriptor if file is None else to_file
-
-
 def _printable(line: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
 
@@ -392,6 +377,7 @@ def main(arguments: Sequence[str]) -> int:
             append=given.append,
             log=given.log,
             accel=given.accel,
+            terminal=at_a_terminal(),
         )
         return machine.run()
     except (KernelError, MachineError) as error:

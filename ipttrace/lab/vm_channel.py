@@ -12,10 +12,11 @@ Must not know what the bytes mean.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import IO, Final
 
 CHUNK: Final = 1 << 18
 
@@ -139,3 +140,33 @@ class Bridge:
             if thread.ident is not None:
                 thread.join()
         self._inner.close()
+
+
+class Lines:
+    """A sink that cuts bytes into lines."""
+
+    def __init__(self, take: Callable[[str], object]) -> None:
+        self._take = take
+        self._rest = b""
+
+    def __call__(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-65536:]
+        for line in lines:
+            self._take(line.decode(errors="replace").rstrip("\r"))
+
+
+def sink(file: IO[bytes] | None, descriptor: int) -> Callable[[bytes], object]:
+    """Takes bytes to ``file``, at once; without one to ``descriptor``."""
+
+    def to_file(data: bytes) -> None:
+        assert file is not None
+        file.write(data)
+        file.flush()
+
+    def to_descriptor(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    return to_descriptor if file is None else to_file

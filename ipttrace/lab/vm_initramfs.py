@@ -81,8 +81,14 @@ $B mkfifo out err
 $B cat <out >$P.stdout & C1=$!
 $B cat <err >$P.stderr & C2=$!
 echo ready >$P.status
-$B setsid $B sh ./command <$INPUT >out 2>err & J=$!
-wait $J; s=$?
+# Not in the background: the shell would have it ignore SIGINT.
+if [ -n "$TERMINAL" ]; then
+    SHELL=/bin/sh /usr/bin/script -qefc "stty $TERMINAL; exec sh ./command" /dev/null \\
+        <$P.stdin >out 2>err
+else
+    $B setsid $B sh ./command </dev/null >out 2>err
+fi
+s=$?
 # What the command left behind would hold its output open for ever.
 for p in /proc/[0-9]*; do
     case ${{p#/proc/}} in 1|$C1|$C2) ;; *) kill -9 ${{p#/proc/}} 2>/dev/null ;; esac
@@ -191,15 +197,19 @@ def job_archive(
     environment: Mapping[str, str],
     share: Path | None,
     token: str,
-    stdin: bool,
+    terminal: tuple[int, int] | None,
 ) -> bytes:
-    """The part that says what this machine shall do."""
+    """The part that says what this machine shall do.
+
+    ``terminal`` is the rows and columns of the terminal that the command gets;
+    without one its stdin is ``/dev/null``.
+    """
     settings = {
         "RELEASE": kernel.release,
         "MODULES": str(kernel.modules),
         "SHARE": str(share) if share else "",
         "TOKEN": token,
-        "INPUT": "/dev/virtio-ports/org.ipttrace.stdin" if stdin else "/dev/null",
+        "TERMINAL": "rows {} cols {}".format(*terminal) if terminal else "",
     }
     variables = {"PATH": PATH, "HOME": "/run/ipttrace/home", "USER": "root", **environment}
     assignments = " ".join(shlex.quote(f"{key}={value}") for key, value in variables.items())

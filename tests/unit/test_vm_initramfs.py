@@ -39,7 +39,7 @@ def job(tmp_path: Path, command: list[str], cwd: Path | None = None) -> dict[str
             environment={"X": "a 'b' $c"},
             share=None,
             token="t",
-            stdin=False,
+            terminal=(24, 80),
         )
     )
 

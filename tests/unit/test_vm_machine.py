@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import pty
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -39,7 +44,8 @@ def test_the_commands_status_output_and_files_come_back(kernel: Kernel, tmp_path
     out, err = io.BytesIO(), io.BytesIO()
     script = """
         uname -r >&2; cat in; printf '\\0\\377\\036'; whoami > who; head -c 3000000 /dev/zero
-        sleep 1000 & exit 7
+        python3 -c 'import signal; assert signal.getsignal(2) is signal.default_int_handler'
+        status=$?; sleep 1000 & exit $((status + 7))
     """
     # WHEN it runs as root in the VM
     machine = Machine(kernel, ["sh", "-c", script], share=share, cwd=share, stdout=out, stderr=err)
@@ -98,8 +104,6 @@ def test_qemu_ends_with_the_program(kernel: Kernel, how: signal.Signals) -> None
     program.wait(60)
     program.stdout.close()
     # THEN QEMU ends too
-    import select
-
     assert select.select([qemu], [], [], 60)[0]
     os.close(qemu)
 
@@ -107,6 +111,47 @@ def test_qemu_ends_with_the_program(kernel: Kernel, how: signal.Signals) -> None
 def _only_child(pid: int) -> int:
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
+
+
+def test_a_shell_in_the_guest_has_the_users_terminal(kernel: Kernel) -> None:
+    # GIVEN a shell at a terminal of 30 by 100
+    user, theirs = pty.openpty()
+    fcntl.ioctl(user, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    before = termios.tcgetattr(theirs)
+    command = [sys.executable, "-m", "ipttrace.lab.vm", "--kernel", kernel.release, "--"]
+    shell = subprocess.Popen(
+        [*command, "bash", "--norc"],
+        cwd=PROJECT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    seen = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal seen
+        while text not in seen:
+            assert select.select([user], [], [], 120)[0], seen
+            seen += os.read(user, 65536)
+
+    # WHEN somebody types, and presses Ctrl-C
+    wait_for(b"# ")
+    os.write(user, b"stty size; cat\r")
+    wait_for(b"30 100")
+    os.write(user, b"miaow\r")
+    wait_for(b"miaow\r\nmiaow\r\n")
+    os.write(user, b"\x03")
+    wait_for(b"^C")
+    os.write(user, b"echo status=$?\r")
+    wait_for(b"status=130")
+    os.write(user, b"exit 9\r")
+    # THEN it is the guest that sees it, and the terminal comes back as it was
+    wait_for(b"exit\r\n")
+    assert shell.wait(60) == 9
+    assert termios.tcgetattr(theirs) == before
+    os.close(user)
+    os.close(theirs)
 
 
 def test_without_qemu_the_user_is_told_what_to_install(
