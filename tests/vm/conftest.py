@@ -13,15 +13,21 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ipttrace.lab.network import Network
+from ipttrace.lab.network_conntrack import forget
 from ipttrace.lab.traffic_server import Server
-from ipttrace.trace.row import Row
+from ipttrace.trace.row import Row, Step
 from ipttrace.trace.session import Trace
+
+# (role, hook, table, path, verdict) → how many
+Tally = Counter[tuple[str, str, str, tuple[Step, ...], str | None]]
 
 IN_GUEST = os.environ.get("IPTTRACE_GUEST") == "1"
 SPLAT = re.compile(
@@ -61,6 +67,7 @@ class Capture:
         self._decoder = Decoder()
         self._request = Request(expr=expr, netns=netns, **options)  # type: ignore[arg-type]
         self._armed = threading.Event()
+        self._fed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._armed.wait()
@@ -89,6 +96,22 @@ class Capture:
         self.paused.wait()
         for frame in self._decoder.feed(data):
             self.trace.feed(frame)
+        with self._fed:
+            self._fed.notify_all()
+
+    def wait_until(self, reached: Callable[[], bool], timeout: float = 60.0) -> bool:
+        """Waits while frames come in; whether it was reached before `timeout` seconds."""
+        with self._fed:
+            return self._fed.wait_for(lambda: reached() or not self._thread.is_alive(), timeout)
+
+    def wait_rows(self, count: int, netns: set[int] | None = None, timeout: float = 60.0) -> None:
+        """Waits until so many rows (of these namespaces) are there: softirqs take their time."""
+
+        def reached() -> bool:
+            seen = self.trace.store.column("netns")
+            return len(seen if netns is None else seen[np.isin(seen, list(netns))]) >= count
+
+        self.wait_until(reached, timeout)
 
     def finish(self) -> Trace:
         """Disarms, reads the rest, gives everything back."""
@@ -139,11 +162,36 @@ def legacy_tables() -> None:
         subprocess.run(["modprobe", module], check=True)
 
 
+@pytest.fixture(scope="session")
+def _lab() -> Iterator[tuple[Network, Server]]:
+    with Network() as net, Server(net.server) as server:
+        yield net, server
+
+
 @pytest.fixture
-def network() -> Iterator[Network]:
-    """A fresh lab network with the server's servers up."""
-    with Network() as net, Server(net.server):
-        yield net
+def network(_lab: tuple[Network, Server]) -> Network:
+    """The lab network with the server's servers up, which knows of no connection.
+
+    Shared, because making one takes seconds here: leave its rules as they are.
+    """
+    forget(_lab[0])
+    return _lab[0]
+
+
+@pytest.fixture
+def server(_lab: tuple[Network, Server]) -> Server:
+    """The servers of `network`; what they received counts on from test to test."""
+    return _lab[1]
+
+
+def seen(rows: Iterable[Row], network: Network) -> Tally:
+    """Rows of the lab network in the terms of the scenarios."""
+    roles = {inode: role for role, inode in network.inodes().items()}
+    found: Tally = Counter()
+    for row in rows:
+        if row.netns in roles:
+            found[roles[row.netns], row.hook, row.table, row.path, row.verdict] += 1
+    return found
 
 
 @pytest.fixture(autouse=True)
