@@ -8,6 +8,7 @@ What a command does is elsewhere; imports are inside the commands, so that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -197,17 +198,17 @@ def _record(argv: list[str]) -> int:
     if not _expr_is_good(options):
         return 2
     from ipttrace.link import AgentLink
-    from ipttrace.pump import Pump
+    from ipttrace.pump import Pump, Recording
 
     if options.file == "-" and os.isatty(1):
         print("ipttrace: a stream is nothing for a terminal: name a file", file=sys.stderr)
         return 2
     try:
-        file = open(os.dup(1) if options.file == "-" else options.file, "wb")  # noqa: SIM115
+        file = Recording(options.file)
     except OSError as error:
         print(f"ipttrace: {options.file}: {error.strerror}", file=sys.stderr)
         return 1
-    with file:
+    with contextlib.closing(file):
         link = AgentLink(_agent_arguments(options))
         pump = Pump(None, copy=file, stop=link.stop)
         status = pump.run(link.stream)
@@ -303,8 +304,8 @@ def _lab(argv: list[str]) -> int:
             names: dict[int, str] = {}
             view = _view("text", names)
             pump = Pump(view, stop=machine.ask_stop, names=names)  # type: ignore[arg-type]
-            status = pump.run(machine.socket)
-            status = status or (0 if pump.rows else 1)
+            status = pump.run(machine.socket) or (0 if pump.rows else 1)
+            began = bool(pump.trace.hello) or pump.interrupted
         else:
             from ipttrace.link import STOP
             from ipttrace.tui.source import StreamSource
@@ -312,8 +313,12 @@ def _lab(argv: list[str]) -> int:
             source = StreamSource(machine.socket, machine.socket, name="lab", farewell=STOP)
             machine.tell(source)
             status = _show(source, f"lab VM, Linux {machine.release}")
+            began = True
         machine.stop()
-        return _repeat(said) or status
+        said_why = _repeat(said)
+        if not began and not said_why:
+            print("ipttrace: the VM ended before anything was traced", file=sys.stderr)
+        return said_why or status
 
 
 def _doctor(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ Ctrl-C, a damaged stream, an agent that dies.  Must not touch the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import BinaryIO, Final, Protocol
+from typing import Final, Protocol
 
 from ipttrace.stream.frames import Decoder, Kind, StreamError
 from ipttrace.trace.session import Trace
@@ -31,6 +32,39 @@ class _Stream(Protocol):
     def fileno(self) -> int: ...
 
 
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Recording:
+    """The file that takes a stream: what it held before stays until the first byte comes.
+
+    The path ``-`` is stdout.  Raises OSError where it cannot be written to.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._begun = path == "-"
+        self._new = not self._begun and not os.path.lexists(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        self._fd = os.dup(1) if self._begun else os.open(path, flags, 0o666)
+
+    def write(self, data: bytes, /) -> None:
+        if not self._begun:
+            self._begun = True
+            with contextlib.suppress(OSError):  # a pipe or a device
+                os.ftruncate(self._fd, 0)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def close(self) -> None:
+        """Closes it; one that was made for nothing is gone again."""
+        os.close(self._fd)
+        if self._new and not self._begun:
+            os.unlink(self._path)
+
+
 class Pump:
     """Reads one stream to its end, or to where the user ends it."""
 
@@ -39,7 +73,7 @@ class Pump:
         view: View | None,
         *,
         count: int | None = None,
-        copy: BinaryIO | None = None,
+        copy: _Sink | None = None,
         stop: Callable[[], None] | None = None,
         names: dict[int, str] | None = None,
     ) -> None:
@@ -60,6 +94,8 @@ class Pump:
         self._stopping = False
         self._deadline = 0.0
         self._said = 0
+        # An agent that never began has said why, on a line of its own.
+        self._silent = False
         self.errors: list[str] = []
 
     def run(self, stream: _Stream) -> int:
@@ -67,8 +103,6 @@ class Pump:
         before = signal.signal(signal.SIGINT, self._on_interrupt)
         term = signal.signal(signal.SIGTERM, self._on_interrupt)
         try:
-            if self._view is not None:
-                self._write(self._view.header())
             self._read(stream.fileno())
         except StreamError as error:
             self.trace.finish()
@@ -85,6 +119,7 @@ class Pump:
     def _read(self, fd: int) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
+        came = False
         while True:
             ready = poll.poll(200)
             if self._stopping and time.monotonic() > self._deadline:
@@ -97,22 +132,29 @@ class Pump:
             data = os.read(fd, _PORTION)
             if not data:
                 break
+            came = True
             if self._copy is not None:
                 self._copy.write(data)
             for frame in self._decoder.feed(data):
                 self.trace.feed(frame)
-                if frame.kind == Kind.HELLO and self._names is not None:
-                    named = self.trace.hello.get("netns", {})
-                    self._names.update(
-                        {int(k): str(v) for k, v in named.items() if str(k).isdigit()}
-                    )
+                if frame.kind == Kind.HELLO:
+                    self._hello()
                 self._rows()
             self._notes()
         if self.trace.ended is None and self.trace.hello:
             self.trace.finish()
             self._rows()
-        if self.trace.hello or self._copy is None:
+        if self._ask is not None and not came:
+            self._silent = True
+        else:
             self._decoder.finish()
+
+    def _hello(self) -> None:
+        if self._names is not None:
+            named = self.trace.hello.get("netns", {})
+            self._names.update({int(k): str(v) for k, v in named.items() if str(k).isdigit()})
+        if self._view is not None:
+            self._write(self._view.header())
 
     def _rows(self) -> None:
         store = self.trace.store
@@ -168,6 +210,6 @@ class Pump:
         elif not self.interrupted:
             for error in self.errors:
                 print(f"ipttrace: {error}", file=sys.stderr)
-        if self.errors:
+        if self.errors or (self._silent and not self.interrupted):
             return 1
         return 130 if self.interrupted else 0

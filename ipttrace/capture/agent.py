@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -22,8 +23,9 @@ from types import FrameType
 from typing import Any, Final
 
 from ipttrace import __version__
-from ipttrace.capture import namespaces, pcapfilter
+from ipttrace.capture import doctor, namespaces, pcapfilter
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.host import Host
 from ipttrace.stream.frames import Writer
 
 # How often buffers are looked at: by turns and when nothing comes.  Short
@@ -31,6 +33,8 @@ from ipttrace.stream.frames import Writer
 _BUSY: Final = 0.02
 _IDLE: Final = 0.05
 _BOOKS_EVERY: Final = 0.5
+# Seconds that a reader may stand still once we were told to end.
+_STALLS: Final = 4
 # A step of the wall clock that is worth telling, ns.
 _STEP: Final = 1_000_000
 
@@ -53,24 +57,65 @@ class Descriptor:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._writing = False
+        self._taken = 0
+        self._seen = -1
+        self._stalls = 0
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        self._writing = True
+        try:
+            while rest:
+                try:
+                    count = os.write(self._fd, rest)
+                except BlockingIOError:
+                    # Somebody whose pipe it is too made it so.
+                    poll = select.poll()
+                    poll.register(self._fd, select.POLLOUT)
+                    poll.poll()
+                    continue
+                rest = rest[count:]
+                self._taken += count
+        finally:
+            self._writing = False
         return len(data)
+
+    def check(self) -> None:
+        """To be called by a timer's signal.  Raises CaptureError if the reader stands still.
+
+        By exception, because a write(2) that blocks is gone on with after any
+        other signal.
+        """
+        if not self._writing:
+            return
+        self._stalls = self._stalls + 1 if self._taken == self._seen else 0
+        self._seen = self._taken
+        if self._stalls >= _STALLS:
+            raise CaptureError("nobody reads the stream: its end is missing")
 
 
 class _Stop:
-    """Set by signals; a flag, so that a frame is never cut in two."""
+    """Set by signals; a flag, so that a frame is never cut in two.
 
-    def __init__(self) -> None:
+    From then on a reader that stands still is given up after a while.
+    """
+
+    def __init__(self, sink: Descriptor) -> None:
         self.reason = ""
+        self._sink = sink
+        signal.signal(signal.SIGALRM, self._on_alarm)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on)
+            # nohup(1) means it.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on)
 
     def _on(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or signal.Signals(number).name
+        signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        self._sink.check()
 
 
 def _clock() -> tuple[int, int]:
@@ -225,10 +270,26 @@ class Agent:
         return True
 
 
+def _refuse_in_vain(host: Host) -> None:
+    """Raises CaptureError, one line, where the engine could not run anyway.
+
+    Before anything is touched, and before bcc is imported, which takes seconds.
+    """
+    if (lacking := doctor.why_not(host)) is not None:
+        raise CaptureError(lacking.line())
+    if (pid := host.pins_holder) is not None:
+        raise CaptureError(
+            f"another ipttrace (pid {pid}) traces on this host already: stop it first"
+        )
+
+
 def main(request: Request, out: int, control: int | None) -> int:
     """Runs an agent with its stream on `out`.  Returns the exit status."""
-    stop = _Stop()
+    sink = Descriptor(out)
+    stop = _Stop(sink)
     try:
+        if request.engine != "netlink":
+            _refuse_in_vain(Host.here())
         engine = open_engine(request)
     except CaptureError as error:
         print(f"ipttrace: {error}", file=sys.stderr)
@@ -237,7 +298,7 @@ def main(request: Request, out: int, control: int | None) -> int:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 2
     try:
-        Agent(request, engine, Writer(Descriptor(out))).run(stop, control)
+        Agent(request, engine, Writer(sink)).run(stop, control)
     except BrokenPipeError:
         # Nobody reads any more: that is how a reader says goodbye.
         return 0

@@ -97,19 +97,27 @@ class Pins:
     def __init__(self) -> None:
         if not _is_bpffs(BPFFS):
             raise CaptureError(f"{BPFFS} is not mounted: mount -t bpf bpf {BPFFS}")
-        self.stale = PINS.exists()
+        self.stale = False
         self._fd = self._lock()
         for pin in PINS.iterdir():
             pin.unlink()
 
     def _lock(self) -> int:
         while True:
-            PINS.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(PINS, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                PINS.mkdir(mode=0o700)
+                found = False
+            except FileExistsError:
+                found = True
+            try:
+                fd = os.open(PINS, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Another may have removed the folder on its way out meanwhile.
                 if PINS.exists() and os.fstat(fd).st_ino == PINS.stat().st_ino:
+                    self.stale = found
                     return fd
             except BlockingIOError:
                 os.close(fd)

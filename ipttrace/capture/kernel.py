@@ -91,12 +91,13 @@ class KernelEngine:
 
         One beside stale pins was left by a dead run: it is replaced.
         """
+        if stale:
+            self.notes.append(("warn", "cleaned up after a run that was killed"))
         if kmod.loaded():
             if not stale:
                 self.notes.append(("info", "using the ipttrace module that is loaded already"))
                 return
             kmod.remove()
-            self.notes.append(("info", "cleaned up after a run that was killed"))
             if not module.exists():
                 module = kmod.find_or_build()
         kmod.insert(module)

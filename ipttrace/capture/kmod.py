@@ -120,8 +120,8 @@ def find_or_build() -> Path:
     kdir = Path("/lib/modules") / release / "build"
     if not (kdir / "Makefile").exists():
         raise CaptureError(
-            f"no module is built for {release} and its headers are missing:"
-            f" apt-get install linux-headers-{release}"
+            f"no module is built for {release}, and its headers are missing:"
+            f" apt install linux-headers-{release}"
         )
     return build(kdir, release)
 
@@ -184,5 +184,7 @@ def remove(patience: float = 2.0) -> None:
         if code in (0, errno.ENOENT):
             return
         if code not in (errno.EAGAIN, errno.EBUSY) or time.monotonic() > deadline:
-            raise CaptureError(f"the module cannot be removed: {os.strerror(code)}")
+            raise CaptureError(
+                f"the module is held by another program ({os.strerror(code)}): stop that"
+            )
         time.sleep(0.02)
