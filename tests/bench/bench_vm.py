@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What tracing costs the traced, measured in the lab VM; and how soon a row is there.
+
+Two virtual CPUs under an emulator: absolute rates mean nothing, the ratios of
+one run do.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ipttrace.capture import kmod
+from ipttrace.lab.kernels import Kernel, ensure
+from ipttrace.lab.vm import Machine
+
+PROJECT = Path(__file__).resolve().parents[2]
+KERNEL = "6.1"
+
+Figures = dict[str, dict[str, Any]]
+
+
+def _bare(kernel: Kernel, folder: Path) -> Path:
+    """The yardstick module, built for the kernel into `folder`."""
+    shutil.copytree(PROJECT / "tests" / "bench" / "kmod", folder, dirs_exist_ok=True)
+    subprocess.run(
+        ["make", "-s", "-C", str(kernel.headers), f"M={folder}", "modules"],
+        check=True,
+        capture_output=True,
+    )
+    return folder / "bare.ko"
+
+
+def _costs() -> Figures:
+    kernel = ensure(KERNEL)
+    kmod.build(kernel.headers, kernel.release)
+    with tempfile.TemporaryDirectory(prefix="ipttrace-bench-") as work:
+        module = _bare(kernel, Path(work))
+        command = [sys.executable, "-m", "tests.bench.guest", str(module)]
+        with tempfile.TemporaryFile() as out:
+            status = Machine(kernel, command, cwd=PROJECT, stdout=out).run()
+            out.seek(0)
+            said = out.read().decode()
+    if status:
+        raise SystemExit(f"the benchmark in the guest failed ({status})")
+    result = json.loads(said)
+    rates = result["rates"]
+    base = rates["untraced"]
+    goals = {"filter that matches nothing": 0.90, "all matched and read": 0.40}
+    figures: Figures = {
+        "vm: untraced": {"value": round(base), "unit": "packets/s", "goal": ""},
+    }
+    for name, rate in rates.items():
+        if name != "untraced":
+            goal = f">= {goals[name]:.2f}" if name in goals else ""
+            figures[f"vm: {name}"] = {
+                "value": round(rate / base, 2),
+                "unit": "of untraced",
+                "goal": goal,
+            }
+    for name, value in result["extra"].items():
+        figures[f"vm: {name}"] = {"value": round(value, 3), "unit": "of due", "goal": ""}
+    return figures
+
+
+def _first_row() -> Figures:
+    """Seconds from `ipttrace lab` to the first row."""
+    began = time.monotonic()
+    argv = [sys.executable, "-m", "ipttrace", "lab", "--text", "--kernel", KERNEL]
+    with subprocess.Popen([*argv, "--duration", "30"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert isinstance(child.stdout, io.BufferedReader)
+        child.stdout.readline()  # titles
+        row = child.stdout.readline()
+        took = time.monotonic() - began
+        child.terminate()
+        child.stdout.read()
+    if not row:
+        raise SystemExit("no row came")
+    return {"vm: first row": {"value": round(took, 1), "unit": "s", "goal": "<= 40"}}
+
+
+def run() -> Figures:
+    """The figures, by name: value, unit, goal."""
+    return {**_first_row(), **_costs()}
+
+
+if __name__ == "__main__":
+    for name, figure in run().items():
+        print(name, figure["value"], figure["unit"], figure["goal"])

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What tracing costs, measured inside the lab VM: UDP packets/s against no tracing.
+
+A flood over the loopback of a namespace of its own, through two legacy rules.
+All variants take turns, several times, in one run; the medians' ratios count.
+Prints one JSON object.  ``python -m tests.bench.guest BARE.ko``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ipttrace.lab.network_ns import call_in, run_in
+from ipttrace.lab.traffic import flood
+from ipttrace.stream.frames import Kind, read
+
+NETLINK_NETFILTER = 12
+NS = "ipt-bench"
+PORT = 9
+PACKETS = 6000
+ROUNDS = 5
+RULES = """*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -p tcp -j DROP
+-A INPUT -p udp -m udp --dport 9 -j ACCEPT
+COMMIT
+"""
+TRACE = """*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A PREROUTING -j TRACE
+-A OUTPUT -j TRACE
+COMMIT
+"""
+
+Figures = dict[str, float]
+
+
+def _sh(*argv: str, text: str = "") -> None:
+    subprocess.run(argv, input=text, text=True, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[Figures]:
+    yield {}
+
+
+@contextlib.contextmanager
+def bare(module: str) -> Iterator[Figures]:
+    _sh("insmod", module)
+    try:
+        yield {}
+    finally:
+        _sh("rmmod", "bare")
+
+
+@contextlib.contextmanager
+def agent(expr: str) -> Iterator[Figures]:
+    """The real agent, its stream read by nobody but the page cache."""
+    ready, stream = Path("/tmp/bench.ready"), Path("/dev/shm/bench.stream")
+    ready.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "ipttrace", "agent", "--control", "--ready-file", str(ready)]
+    with stream.open("wb") as out:
+        child = subprocess.Popen([*argv, "--", expr], stdin=subprocess.PIPE, stdout=out)
+    while not ready.exists():
+        if child.poll() is not None:
+            raise SystemExit("the agent ended before it was armed")
+        time.sleep(0.05)
+    figures: Figures = {}
+    try:
+        yield figures
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait()
+    with stream.open("rb") as file:
+        for frame in read(file):
+            if frame.kind == Kind.END:
+                books = frame.json
+                due = sum(books["due"])
+                figures["delivered"] = sum(books["delivered"]) / due if due else 1.0
+    stream.unlink()
+
+
+@contextlib.contextmanager
+def trace_target() -> Iterator[Figures]:
+    """-j TRACE, and a reader of nfnetlink_log that does nothing with what it reads."""
+    run_in(NS, ["iptables-legacy-restore", "--noflush"], text=TRACE)
+    _sh("modprobe", "nfnetlink_log")
+
+    def open_log() -> socket.socket:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        sock.bind((0, 0))
+        # NFULNL_MSG_CONFIG, group 0: PF_BIND for IPv4, BIND, COPY_PACKET of 128 bytes
+        for family, attribute in (
+            (socket.AF_INET, b"\x08\x00\x01\x00\x03\x00\x00\x00"),
+            (0, b"\x08\x00\x01\x00\x01\x00\x00\x00"),
+            (0, b"\x0a\x00\x02\x00\x00\x00\x00\x80\x02\x00\x00\x00"),
+        ):
+            body = bytes([family, 0, 0, 0]) + attribute
+            head = (16 + len(body)).to_bytes(4, "little") + b"\x01\x04\x05\x00" + bytes(8)
+            sock.send(head + body)
+            answer = sock.recv(4096)
+            assert answer[16:20] == bytes(4), answer[16:20]
+        return sock
+
+    sock = call_in(NS, open_log)
+    stop = threading.Event()
+    got = [0]
+
+    def drain() -> None:
+        buffer = bytearray(1 << 20)
+        while not stop.is_set():
+            if select.select([sock], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):
+                    got[0] += sock.recv_into(buffer)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    try:
+        yield {}
+    finally:
+        stop.set()
+        reader.join()
+        sock.close()
+        run_in(NS, ["iptables-legacy", "-t", "raw", "-F"])
+        assert got[0], "no log line was read: nothing was measured"
+
+
+def rate() -> float:
+    began = time.perf_counter()
+    sent = flood(NS, "127.0.0.1", PORT, count=PACKETS).sent
+    return sent / (time.perf_counter() - began)
+
+
+def main(module: str) -> None:
+    _sh("modprobe", "iptable_filter")
+    _sh("modprobe", "ip6table_filter")
+    _sh("ip", "netns", "add", NS)
+    run_in(NS, ["ip", "link", "set", "lo", "up"])
+    run_in(NS, ["iptables-legacy-restore"], text=RULES)
+    sink = call_in(NS, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sink.bind(("127.0.0.1", PORT))
+    variants: dict[str, Callable[[], contextlib.AbstractContextManager[Figures]]] = {
+        "untraced": untraced,
+        "bare kretprobe": lambda: bare(module),
+        "filter that matches nothing": lambda: agent("udp port 1"),
+        "all matched and read": lambda: agent(""),
+        "-j TRACE with a reader": trace_target,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    extra: dict[str, list[float]] = {}
+    rate()
+    for _ in range(ROUNDS):
+        for name, variant in variants.items():
+            with variant() as figures:
+                rates[name].append(rate())
+            for key, value in figures.items():
+                extra.setdefault(f"{name}: {key}", []).append(value)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    result: dict[str, object] = {"kernel": os.uname().release, "rates": medians}
+    result["extra"] = {name: statistics.median(values) for name, values in extra.items()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
