@@ -68,7 +68,8 @@ class Machine:
     ``stderr`` take the command's output (default: this process's own);
     ``log`` keeps the kernel's console; ``terminal`` lends this process's
     terminal to the command.  ``accel`` is ``kvm`` or ``tcg``,
-    default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved.
+    default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved.  The
+    command finds ``IPTTRACE_GUEST=1`` in its environment.
     """
 
     def __init__(
@@ -254,6 +255,7 @@ class Machine:
             "TERM": os.environ.get("TERM", "linux"),
             "PYTHONUNBUFFERED": "1",
             "IPTTRACE_CACHE": str(cache_dir()),
+            "IPTTRACE_GUEST": "1",
             **self.env,
         }
         job = job_archive(
