@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""EXPR: nothing is done to packets that do not match, and nobody else's logging suffers."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.lab import network_rules as at
+from ipttrace.lab import scenarios, traffic
+from ipttrace.lab import scenarios_way as way
+from ipttrace.lab.network import Network
+from ipttrace.lab.network_ns import socket_in
+from ipttrace.lab.scenarios import COUNT
+from tests.vm.conftest import captured, dmesg, seen
+from tests.vm.plain import LOOPBACK, Plain
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
+THEIRS, OURS = 7001, 7002
+FEW = 5
+
+TRACE = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A OUTPUT -p udp -m multiport --dports 7001,7002 -j TRACE
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -p udp -m udp --dport 7001
+-A INPUT -p udp -m udp --dport 7002
+COMMIT
+"""
+
+
+@FAMILIES
+def test_only_packets_that_match_are_recorded_and_flipped(network: Network, family: int) -> None:
+    server = at.SERVER4 if family == 4 else at.SERVER6
+    # GIVEN a filter for one port
+    with captured("udp dst port 4444") as capture:
+        # WHEN others get more than it does
+        assert traffic.ping(network.client, server, COUNT).received == COUNT
+        assert traffic.udp(network.client, server, 4444, COUNT).sent == COUNT
+        assert traffic.udp(network.client, server, 5001, COUNT).sent == COUNT
+        expected = scenarios.tally(
+            [
+                *way.client_sends(COUNT),
+                *way.arrive(COUNT, COUNT),
+                *way.forward("FORWARD:1 SITE-RULES:1 BLOCKLIST:1", COUNT, "DROP"),
+            ]
+        )
+        capture.wait_rows(expected.total())
+    # THEN rows are of that port, in all namespaces, and are all there are
+    assert {row.dport for row in capture.rows} == {4444}
+    assert seen(capture.rows, network) == expected
+    # AND each was flipped in the client and, as another namespace starts afresh, in the router
+    books = capture.books
+    assert books["flipped"] == 2 * COUNT
+    assert books["followed"] == expected.total() - 2 * COUNT
+    assert books["calls"] == expected.total() + books["refused"]
+    assert books["refused"] > expected.total()
+    assert books["unfollowed"] == 0
+    # AND as many log lines were silenced as there are steps
+    assert books["silenced"] == sum(len(row.path) for row in capture.rows)
+
+
+@pytest.fixture
+def traced() -> Iterator[Plain]:
+    """A namespace in which somebody's own -j TRACE rules log two flows."""
+    for module in ("nf_log_syslog", "nf_log_ipv4", "nf_log_ipv6"):
+        subprocess.run(["modprobe", "-q", module], check=False)
+    switch = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+    before = switch.read_text()
+    switch.write_text("1\n")
+    try:
+        with Plain("ipt-trace") as plain:
+            for family, name in ((4, "nf_log_ipv4"), (6, "nf_log_ipv6")):
+                number = {4: 2, 6: 10}[family]
+                plain.run("sh", "-c", f"echo {name} >/proc/sys/net/netfilter/nf_log/{number}")
+                plain.load(TRACE, family)
+            yield plain
+    finally:
+        switch.write_text(before)
+
+
+def send(plain: Plain, family: int) -> Counter[int]:
+    """A few datagrams to both ports, all received; port → lines in the kernel's log."""
+    before = len(dmesg())
+    address = LOOPBACK[family]
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    for port in (THEIRS, OURS):
+        with socket_in(plain.name, kind, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, port))
+            sock.settimeout(60)
+            assert traffic.udp(plain.name, address, port, FEW).sent == FEW
+            for _ in range(FEW):
+                assert sock.recv(100)
+    said = dmesg()[before:]
+    return Counter(int(port) for port in re.findall(r"TRACE: .* DPT=(\d+)", said))
+
+
+@FAMILIES
+def test_somebody_else_s_trace_rule_logs_on_for_what_we_do_not_match(
+    traced: Plain, family: int
+) -> None:
+    # GIVEN -j TRACE rules that log: TRACE itself is in raw OUTPUT, whose policy is then
+    # logged, and so are raw PREROUTING, filter OUTPUT and, twice, filter INPUT
+    alone = send(traced, family)
+    assert alone == {THEIRS: 5 * FEW, OURS: 5 * FEW}
+    # WHEN we trace one of the two flows
+    with captured(f"udp dst port {OURS}") as capture:
+        logged = send(traced, family)
+        capture.wait_rows(4 * FEW)
+    # THEN the other logs as before, and this one logs nothing
+    assert logged == {THEIRS: 5 * FEW}
+    # AND is recorded; the rule TRACE among what it hit
+    assert {row.dport for row in capture.rows} == {OURS}
+    assert capture.books["flipped"] == FEW
+    found = Counter((row.hook, row.table, row.path) for row in capture.rows)
+    assert found == {
+        ("OUTPUT", "raw", way.path("OUTPUT:1 OUTPUT:2/policy")): FEW,
+        ("OUTPUT", "filter", way.path("OUTPUT:1/policy")): FEW,
+        ("PREROUTING", "raw", way.path("PREROUTING:1/policy")): FEW,
+        ("INPUT", "filter", way.path("INPUT:2 INPUT:3/policy")): FEW,
+    }
+    # AND once we are gone, both log again
+    assert send(traced, family) == alone
+
+
+def test_without_a_filter_nothing_is_logged_while_all_is_traced(traced: Plain) -> None:
+    with captured() as capture:
+        assert send(traced, 4) == {}
+        capture.wait_rows(2 * 4 * FEW, {traced.inode})
+    assert Counter(row.dport for row in capture.rows if row.netns == traced.inode) == {
+        THEIRS: 4 * FEW,
+        OURS: 4 * FEW,
+    }

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One packet, one journey: through all tables, whatever NAT makes of its addresses."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from ipttrace.lab import network_rules as at
+from ipttrace.lab import scenarios, traffic
+from ipttrace.lab import scenarios_way as way
+from ipttrace.lab.network import Network
+from ipttrace.lab.scenarios import COUNT, Scenario
+from ipttrace.trace.row import Row
+from tests.vm.conftest import Capture, captured, seen
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
+CLIENT = {4: at.CLIENT4, 6: at.CLIENT6}
+ROUTER = {4: at.ROUTER4, 6: at.ROUTER6}
+UPLINK = {4: at.UPLINK4, 6: at.UPLINK6}
+SERVER = {4: at.SERVER4, 6: at.SERVER6}
+
+FIRST = [
+    ("PREROUTING", "raw"),
+    ("PREROUTING", "mangle"),
+    ("PREROUTING", "nat"),
+    ("FORWARD", "mangle"),
+    ("FORWARD", "filter"),
+    ("POSTROUTING", "mangle"),
+    ("POSTROUTING", "nat"),
+]
+FOLLOWED = {
+    ("client", "OUTPUT"),
+    ("router", "PREROUTING"),
+    ("router", "FORWARD"),
+    ("router", "POSTROUTING"),
+}
+LATER = [place for place in FIRST if place[1] != "nat"]
+
+
+def port_forward(family: int) -> Scenario:
+    name = "TCP through DNAT and MASQUERADE"
+    return next(one for one in scenarios.scenarios(family) if one.name == name)
+
+
+def journeys(capture: Capture, netns: int) -> list[list[Row]]:
+    """The rows of a namespace, a list for each journey, in order of time."""
+    found: dict[int, list[Row]] = defaultdict(list)
+    for row in sorted(capture.rows, key=lambda row: row.time):
+        if row.netns == netns:
+            found[row.journey].append(row)
+    return list(found.values())
+
+
+def places(rows: list[Row]) -> list[tuple[str, str]]:
+    return [(row.hook, row.table) for row in rows]
+
+
+@FAMILIES
+def test_a_connection_through_dnat_and_masquerade_is_four_journeys(
+    network: Network, family: int
+) -> None:
+    one = port_forward(family)
+    with captured() as capture:
+        assert one.run(network) == one.sent
+        capture.wait_rows(scenarios.tally(one.expected).total(), set(network.inodes().values()))
+    syn, *rest = journeys(capture, network.inodes()["router"])
+
+    # THEN the SYN passes all tables, what follows all but nat
+    assert places(syn) == FIRST
+    assert [places(each) for each in rest] == [LATER] * 3
+    assert [each[0].flags for each in (syn, *rest)] == ["SYN", "SYN,ACK", "ACK", "RST,ACK"]
+    for each in (syn, *rest):
+        assert len({row.skb for row in each}) == 1
+
+    # AND is seen with the addresses that it has at each
+    port = syn[0].sport
+    client, router, server = CLIENT[family], ROUTER[family], SERVER[family]
+    sent = (client, port, router, 8080)
+    translated = (client, port, server, 80)
+    ways = [(row.src, row.sport, row.dst, row.dport) for row in syn]
+    assert ways == [sent] * 3 + [translated] * 4
+    back = [(row.src, row.sport, row.dst) for row in rest[0]]
+    assert back[0] == (server, 80, UPLINK[family])
+    assert back[2:] == [(server, 80, client)] * 3
+
+    # AND conntrack's original tuple is that before DNAT, wherever there is one
+    for row in (row for each in (syn, *rest) for row in each):
+        if row.table == "raw":
+            assert (row.ct_orig_dst, row.ct_state) == (None, None)
+            continue
+        assert (row.ct_orig_src, row.ct_orig_sport) == (client, port)
+        assert (row.ct_orig_dst, row.ct_orig_dport) == (router, 8080)
+        assert row.ct_state == ("NEW" if row.journey == syn[0].journey else "ESTABLISHED")
+
+    # AND all of it, in both directions, in router and client, is one flow
+    roles = network.inodes()
+    mine = {row.flow for row in capture.rows if row.netns in (roles["client"], roles["router"])}
+    assert len(mine) == 1
+
+
+@FAMILIES
+def test_a_filter_for_the_address_before_nat_follows_the_packet_behind_it(
+    network: Network, family: int
+) -> None:
+    # GIVEN a filter that fits the client's packets until DNAT has changed them
+    one = port_forward(family)
+    expr = f"dst host {ROUTER[family]} and tcp dst port 8080"
+    # and not the answer, nor what arrives at the server
+    answer = way.back("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True)
+    wanted = scenarios.tally(
+        each for each in one.expected if (each.role, each.hook) in FOLLOWED
+    ) - scenarios.tally(answer)
+    with captured(expr) as capture:
+        # WHEN the connection is made, and others beside it
+        assert traffic.ping(network.client, ROUTER[family], COUNT).received == COUNT
+        assert one.run(network) == one.sent
+        capture.wait_rows(wanted.total(), set(network.inodes().values()))
+    # THEN the later hooks are there, though the filter fits them no more
+    syn, *rest = journeys(capture, network.inodes()["router"])
+    assert places(syn) == FIRST
+    assert [places(each) for each in rest] == [LATER] * 2
+    assert {row.dst for row in syn} == {ROUTER[family], SERVER[family]}
+    # AND nothing else is
+    assert seen(capture.rows, network) == wanted
+    # In the client and again in the router: between namespaces the kernel forgets the mark.
+    assert capture.books["flipped"] == 6
+    assert capture.books["followed"] == len(syn) + 2 * len(LATER) - 3
+    assert capture.books["refused"] > 0
