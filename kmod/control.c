@@ -121,7 +121,7 @@ static int prog_get(struct bpf_prog **prog, struct genl_info *info,
 		break;
 	case -EINVAL:
 		NL_SET_ERR_MSG_ATTR(info->extack, path,
-				    "the BPF program at the path is not of type kprobe");
+				    "what is pinned at the path is no BPF program of type kprobe");
 		break;
 	default:
 		NL_SET_ERR_MSG_ATTR(info->extack, path,
@@ -288,10 +288,10 @@ static int put_u64(struct sk_buff *msg, enum ipttrace_attr attr, u64 value)
 
 static int put_state(struct sk_buff *msg)
 {
-	struct ipttrace_misses misses;
 	struct ipttrace_stats stats;
+	u64 skipped;
 
-	ipttrace_probes_stats(&stats, &misses);
+	ipttrace_probes_stats(&stats, &skipped);
 	if (nla_put_u32(msg, IPTTRACE_A_STATE, control_state) ||
 	    nla_put_u32(msg, IPTTRACE_A_VERSION, IPTTRACE_RECORD_VERSION) ||
 	    nla_put_u32(msg, IPTTRACE_A_OWNER_PID, owner.pid) ||
@@ -305,8 +305,8 @@ static int put_state(struct sk_buff *msg)
 	    put_u64(msg, IPTTRACE_A_DUE_ENTRY, stats.due[IPTTRACE_ENTRY]) ||
 	    put_u64(msg, IPTTRACE_A_DUE_RULE, stats.due[IPTTRACE_RULE]) ||
 	    put_u64(msg, IPTTRACE_A_DUE_EXIT, stats.due[IPTTRACE_EXIT]) ||
-	    put_u64(msg, IPTTRACE_A_NMISSED, misses.nmissed) ||
-	    put_u64(msg, IPTTRACE_A_SKIPPED, misses.skipped) ||
+	    put_u64(msg, IPTTRACE_A_NMISSED, stats.nmissed) ||
+	    put_u64(msg, IPTTRACE_A_SKIPPED, skipped) ||
 	    put_u64(msg, IPTTRACE_A_UNFOLLOWED, stats.unfollowed) ||
 	    nla_put_u32(msg, IPTTRACE_A_DEPTH, stats.depth))
 		return -EMSGSIZE;

@@ -19,15 +19,10 @@ struct ipttrace_stats {
 	u64 flipped;
 	u64 silenced;
 	u64 unfollowed;
+	u64 nmissed;
 	u64 due[IPTTRACE_KINDS];	/* of ENTRY: the calls that matched */
 	u32 depth;
 	u32 next_call;
-};
-
-/* What the probes take from the kernel's own counts of their misses. */
-struct ipttrace_misses {
-	u64 nmissed;
-	u64 skipped;
 };
 
 /* What an ARM asks for.  The probes own what it points to once armed. */
@@ -46,8 +41,7 @@ void ipttrace_probes_drained(void);
 void ipttrace_probes_rescan(void);
 struct bpf_prog *ipttrace_probes_swap_filter(struct bpf_prog *filter);
 u32 ipttrace_probes_targets(void);
-void ipttrace_probes_stats(struct ipttrace_stats *sum,
-			   struct ipttrace_misses *misses);
+void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped);
 
 /* follow.c: the packets that matched, by address */
 int ipttrace_follow_setup(void);

@@ -81,10 +81,13 @@ static struct {
 	u32 maxactive;
 	bool live;	/* calls are traced; else only log lines are silenced */
 	bool filtered;	/* was there a filter; outlives it */
-	struct ipttrace_misses past;	/* of probes that are no more */
+	u64 skipped;	/* of probes that are no more */
 } session;
 
 static DEFINE_PER_CPU(struct ipttrace_stats, stats);
+
+/* Did the kretprobe's own pre_handler find an instance? */
+static DEFINE_PER_CPU(bool, call_taken);
 
 static struct call_bucket *call_bucket(const struct task_struct *task)
 {
@@ -205,6 +208,7 @@ static int call_hit(struct kprobe *p, struct pt_regs *regs)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
 	const struct nf_hook_state *state = (void *)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
+	int ret;
 
 	if (!READ_ONCE(session.live))
 		return 0;
@@ -215,7 +219,12 @@ static int call_hit(struct kprobe *p, struct pt_regs *regs)
 		return 0;
 	}
 	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
-	return kretprobe_pre_handler(p, regs);
+	this_cpu_write(call_taken, false);
+	ret = kretprobe_pre_handler(p, regs);
+	/* CPUs that count rp->nmissed at one time lose some of it. */
+	if (!this_cpu_read(call_taken))
+		this_cpu_inc(stats.nmissed);
+	return ret;
 }
 NOKPROBE_SYMBOL(call_hit);
 
@@ -296,6 +305,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	struct call *call = (struct call *)ri->data;
 	struct ipttrace_entry_head head = {};
 
+	this_cpu_write(call_taken, true);
 	head.time = ktime_get_mono_fast_ns();
 
 	call->id = call_next_id();
@@ -494,8 +504,7 @@ NOKPROBE_SYMBOL(log_hit);
 
 static void misses_keep(struct call_probe *probe)
 {
-	session.past.nmissed += probe->rp.nmissed;
-	session.past.skipped += probe->rp.kp.nmissed;
+	session.skipped += probe->rp.kp.nmissed;
 }
 
 static int call_probe_register(struct call_probe *probe)
@@ -600,7 +609,7 @@ static void stats_clear(void)
 
 	for_each_possible_cpu(cpu)
 		memset(per_cpu_ptr(&stats, cpu), 0, sizeof(stats));
-	memset(&session.past, 0, sizeof(session.past));
+	session.skipped = 0;
 }
 
 /* Takes the programs and the filter over only when it returns 0. */
@@ -677,7 +686,7 @@ void ipttrace_probes_teardown(void)
 void ipttrace_probes_drained(void)
 {
 	unregister_kprobe(&log_probe);
-	session.past.skipped += log_probe.nmissed;
+	session.skipped += log_probe.nmissed;
 	log_probe.nmissed = 0;
 	ipttrace_follow_teardown();
 }
@@ -704,8 +713,7 @@ u32 ipttrace_probes_targets(void)
 	return targets;
 }
 
-void ipttrace_probes_stats(struct ipttrace_stats *sum,
-			   struct ipttrace_misses *misses)
+void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
 {
 	int cpu, i;
 
@@ -719,17 +727,14 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum,
 		sum->flipped += READ_ONCE(one->flipped);
 		sum->silenced += READ_ONCE(one->silenced);
 		sum->unfollowed += READ_ONCE(one->unfollowed);
+		sum->nmissed += READ_ONCE(one->nmissed);
 		sum->depth = max(sum->depth, READ_ONCE(one->depth));
 		for (i = 0; i < IPTTRACE_KINDS; i++)
 			sum->due[i] += READ_ONCE(one->due[i]);
 	}
 
-	*misses = session.past;
-	misses->skipped += log_probe.nmissed;
-	for (i = 0; i < ARRAY_SIZE(call_probes); i++) {
-		if (!call_probes[i].registered)
-			continue;
-		misses->nmissed += call_probes[i].rp.nmissed;
-		misses->skipped += call_probes[i].rp.kp.nmissed;
-	}
+	*skipped = session.skipped + log_probe.nmissed;
+	for (i = 0; i < ARRAY_SIZE(call_probes); i++)
+		if (call_probes[i].registered)
+			*skipped += call_probes[i].rp.kp.nmissed;
 }
