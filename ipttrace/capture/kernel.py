@@ -137,8 +137,8 @@ class KernelEngine:
         """The counters of this moment, each from where it is counted.
 
         due: by the module, before a record is written, and the calls that
-        kprobes skipped; delivered: here; lost: by the BPF programs; missed: by
-        the kernel's kprobes.
+        kprobes skipped; delivered: here; lost: by the BPF programs; missed: where
+        the kernel's kretprobe takes no instance, and by its kprobes.
         """
         status = self._control.status()
         due = list(status.due)
