@@ -3,10 +3,10 @@
  * The three programs that the module runs: each completes a record and puts it
  * into the perf buffer of its kind.
  *
- * The module hands them registers whose first argument points to what it has
- * filled in itself, so that they are of type kprobe but attached to nothing.
- * Compiled once: the offsets of kernel structs are put right when it is loaded
- * (CO-RE), hence the structs below name only the fields that are read.
+ * The module hands them registers that it has filled in itself: they are of
+ * type kprobe, but attached to nothing.  Compiled once: the offsets of kernel
+ * structs are put right when it is loaded (CO-RE), hence structs here name only
+ * the fields that are read.
  */
 
 #include <linux/bpf.h>
@@ -19,30 +19,9 @@
 
 #include "record.h"
 
-#pragma clang attribute push(__attribute__((preserve_access_index)), \
-			     apply_to = record)
-
 struct net_device {
 	char name[IPTTRACE_IF_LEN];
-};
-
-struct sk_buff {
-	unsigned char *head;
-	unsigned char *data;
-	unsigned int len;
-	unsigned int data_len;
-	__u16 mac_header;
-	__u16 network_header;
-	__be16 protocol;
-	__u16 vlan_tci;
-};
-
-struct nf_hook_state {
-	struct net_device *in;
-	struct net_device *out;
-};
-
-#pragma clang attribute pop
+} __attribute__((preserve_access_index));
 
 struct perf_buffer {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
@@ -83,94 +62,70 @@ static __always_inline void put(void *ctx, void *buffer, __u32 kind,
 		*count += 1;
 }
 
-static __always_inline void entry_packet(struct ipttrace_entry *entry)
+static __always_inline void put_name(char *name, const struct net_device *dev)
 {
-	const struct sk_buff *skb = (void *)entry->head.skb;
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	unsigned char *data = BPF_CORE_READ(skb, data);
-	__u64 len = entry->head.len - BPF_CORE_READ(skb, data_len);
-	__u16 mac = BPF_CORE_READ(skb, mac_header);
-	__u16 net = BPF_CORE_READ(skb, network_header);
-	__u16 mac_len = net - mac;
-
-	entry->protocol_be16 = BPF_CORE_READ(skb, protocol);
-	entry->vlan_tci = BPF_CORE_READ(skb, vlan_tci);
-
-	/* ipt_do_table() is given packets with data at the network header */
-	entry->caplen = 0;
-	barrier_var(len);	/* the verifier must see the next line as it is */
-	if (len > IPTTRACE_PACKET_LEN)
-		len = IPTTRACE_PACKET_LEN;
-	if (len && !bpf_probe_read_kernel(entry->packet, len, data))
-		entry->caplen = len;
-
-	/* Not there yet on the way out: 0xffff, or the network header itself */
-	entry->mac_len = 0;
-	if (mac != 0xffff && mac < net && mac_len <= IPTTRACE_MAC_LEN &&
-	    !bpf_probe_read_kernel(entry->mac, IPTTRACE_MAC_LEN, head + mac))
-		entry->mac_len = mac_len;
+	/* The scratch holds the record before: nothing of it may stay. */
+	__builtin_memset(name, 0, IPTTRACE_IF_LEN);
+	if (dev)
+		bpf_core_read(name, IPTTRACE_IF_LEN, &dev->name);
 }
 
+/* Registers: the head, the packet, the devices in and out. */
 SEC("kprobe/ipttrace_entry")
 int ipttrace_entry(struct pt_regs *ctx)
 {
-	const void *head = (void *)PT_REGS_PARM1(ctx);
-	const struct nf_hook_state *state = (void *)PT_REGS_PARM2(ctx);
 	struct ipttrace_entry *entry;
-	struct net_device *dev;
-	__u64 pid_tgid;
 	__u32 zero = 0;
+	__u64 len;
 
 	entry = bpf_map_lookup_elem(&scratch, &zero);
 	if (!entry)
 		return 0;
-	bpf_probe_read_kernel(&entry->head, sizeof(entry->head), head);
-
-	pid_tgid = bpf_get_current_pid_tgid();
-	entry->pid = pid_tgid >> 32;
-	entry->tid = pid_tgid;
-	entry->cpu = bpf_get_smp_processor_id();
+	bpf_probe_read_kernel(&entry->head, sizeof(entry->head),
+			      (void *)PT_REGS_PARM1(ctx));
 	bpf_get_current_comm(entry->comm, sizeof(entry->comm));
+	put_name(entry->in, (void *)PT_REGS_PARM3(ctx));
+	put_name(entry->out, (void *)PT_REGS_PARM4(ctx));
 
-	/* The scratch holds the record before: nothing of it may stay. */
-	__builtin_memset(entry->in, 0, sizeof(entry->in));
-	__builtin_memset(entry->out, 0, sizeof(entry->out));
-	if (entry->head.in_ifindex) {
-		dev = BPF_CORE_READ(state, in);
-		bpf_probe_read_kernel(entry->in, sizeof(entry->in), &dev->name);
-	}
-	if (entry->head.out_ifindex) {
-		dev = BPF_CORE_READ(state, out);
-		bpf_probe_read_kernel(entry->out, sizeof(entry->out),
-				      &dev->name);
-	}
-	entry_packet(entry);
+	len = entry->head.caplen;
+	barrier_var(len);	/* the verifier must see the next line as it is */
+	if (len > IPTTRACE_PACKET_LEN)
+		len = IPTTRACE_PACKET_LEN;
+	if (bpf_probe_read_kernel(entry->packet, len,
+				  (void *)PT_REGS_PARM2(ctx)))
+		entry->head.caplen = 0;
 
 	put(ctx, &entries, IPTTRACE_ENTRY, entry, sizeof(*entry));
 	return 0;
 }
 
+/*
+ * Here the registers are the record: a verdict or a rule is told in few words,
+ * and reading them from the context takes no call.
+ */
 SEC("kprobe/ipttrace_rule")
-int ipttrace_rule(struct pt_regs *ctx)
+int ipttrace_rule(__u64 *ctx)
 {
-	const void *filled = (void *)PT_REGS_PARM1(ctx);
-	const void *chain = (void *)PT_REGS_PARM2(ctx);
-	struct ipttrace_rule rule = {};
+	__u64 rule[sizeof(struct ipttrace_rule) / sizeof(__u64)];
+	int i;
 
-	bpf_probe_read_kernel(&rule, sizeof(rule), filled);
-	bpf_probe_read_kernel_str(rule.chain, sizeof(rule.chain), chain);
-	put(ctx, &rules, IPTTRACE_RULE, &rule, sizeof(rule));
+#pragma unroll
+	for (i = 0; i < sizeof(rule) / sizeof(*rule); i++)
+		rule[i] = ctx[i];
+	put(ctx, &rules, IPTTRACE_RULE, rule, sizeof(rule));
 	return 0;
 }
 
 SEC("kprobe/ipttrace_exit")
-int ipttrace_exit(struct pt_regs *ctx)
+int ipttrace_exit(__u64 *ctx)
 {
-	const void *filled = (void *)PT_REGS_PARM1(ctx);
-	struct ipttrace_exit out = {};
+	__u64 end[sizeof(struct ipttrace_exit) / sizeof(__u64)];
+	int i;
 
-	bpf_probe_read_kernel(&out, sizeof(out), filled);
-	put(ctx, &exits, IPTTRACE_EXIT, &out, sizeof(out));
+#pragma unroll
+	for (i = 0; i < sizeof(end) / sizeof(*end); i++)
+		end[i] = ctx[i];
+	put(ctx, &exits, IPTTRACE_EXIT, end, sizeof(end));
 	return 0;
 }
 

@@ -51,8 +51,9 @@ enum ipttrace_match {
 };
 
 /*
- * The first part of an entry record: filled in by the module.  On 5.10 neither
- * xt_table nor nf_conn can be relocated in BPF, for want of module BTF.
+ * The first part of an entry record: filled in by the module, at a load for a
+ * field where a BPF program pays a call.  On 5.10 neither xt_table nor nf_conn
+ * could be relocated in BPF, for want of module BTF.
  */
 struct ipttrace_entry_head {
 	__u64	call;		/* id of this run of ip[6]t_do_table() */
@@ -84,11 +85,7 @@ struct ipttrace_entry_head {
 	__u8	ct_reply_src[16];
 	__u8	ct_reply_dst[16];
 	char	table[IPTTRACE_NAME_LEN];
-	__u32	reserved;
-};
-
-struct ipttrace_entry {
-	struct ipttrace_entry_head head;
+	__u32	reserved0;
 	__u32	pid;		/* thread group, as ps shows it */
 	__u32	tid;
 	__u16	cpu;
@@ -97,7 +94,11 @@ struct ipttrace_entry {
 	__u16	caplen;		/* valid bytes of packet[] */
 	__u8	mac[IPTTRACE_MAC_LEN];	/* link-layer header */
 	__u8	mac_len;	/* its valid bytes, 0: none */
-	__u8	reserved[7];
+	__u8	reserved1[7];
+};
+
+struct ipttrace_entry {
+	struct ipttrace_entry_head head;
 	char	comm[IPTTRACE_COMM_LEN];
 	char	in[IPTTRACE_IF_LEN];
 	char	out[IPTTRACE_IF_LEN];
@@ -132,7 +133,7 @@ struct ipttrace_exit {
 	_Static_assert(__builtin_offsetof(struct type, field) == (offset), \
 		       #type "." #field " has moved")
 
-_Static_assert(sizeof(struct ipttrace_entry_head) == 192, "entry_head size");
+_Static_assert(sizeof(struct ipttrace_entry_head) == 232, "entry_head size");
 _Static_assert(sizeof(struct ipttrace_entry) == 408, "entry size");
 _Static_assert(sizeof(struct ipttrace_rule) == 88, "rule size");
 _Static_assert(sizeof(struct ipttrace_exit) == 48, "exit size");
@@ -141,7 +142,7 @@ IPTTRACE_AT(ipttrace_entry_head, ct_zone, 76);
 IPTTRACE_AT(ipttrace_entry_head, family, 86);
 IPTTRACE_AT(ipttrace_entry_head, ct_orig_src, 92);
 IPTTRACE_AT(ipttrace_entry_head, table, 156);
-IPTTRACE_AT(ipttrace_entry, pid, 192);
+IPTTRACE_AT(ipttrace_entry_head, pid, 192);
 IPTTRACE_AT(ipttrace_entry, packet, 280);
 IPTTRACE_AT(ipttrace_rule, rulenum, 16);
 IPTTRACE_AT(ipttrace_rule, chain, 56);

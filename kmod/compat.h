@@ -58,32 +58,24 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 /* slot 0 is the return address, 1 and 2 are loginfo and fmt */
 #define IPTTRACE_LOG_STACK	3
 
-static inline void ipttrace_set_arg0(struct pt_regs *regs, unsigned long value)
-{
-	regs->di = value;
-}
-
-static inline void ipttrace_set_arg1(struct pt_regs *regs, unsigned long value)
-{
-	regs->si = value;
-}
+#define IPTTRACE_REG(regs, n)						\
+	((n) == 0 ? &(regs)->di : (n) == 1 ? &(regs)->si :		\
+	 (n) == 2 ? &(regs)->dx : &(regs)->cx)
 
 #elif defined(CONFIG_ARM64)
 
 #define IPTTRACE_LOG_STACK	0
 
-static inline void ipttrace_set_arg0(struct pt_regs *regs, unsigned long value)
-{
-	regs->regs[0] = value;
-}
-
-static inline void ipttrace_set_arg1(struct pt_regs *regs, unsigned long value)
-{
-	regs->regs[1] = value;
-}
+#define IPTTRACE_REG(regs, n)	((unsigned long *)&(regs)->regs[n])
 
 #else
 #error "ipttrace knows the calling conventions of x86-64 and arm64 only"
 #endif
+
+static inline void ipttrace_set_arg(struct pt_regs *regs, unsigned int n,
+				    unsigned long value)
+{
+	*IPTTRACE_REG(regs, n) = value;
+}
 
 #endif

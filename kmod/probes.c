@@ -10,8 +10,9 @@
  * a packet) and for softirqs on top of them.
  *
  * Handlers run with preemption off and never inside one another on a CPU: where
- * kprobes find one running, they skip the new one and count it.  They do not
- * sleep, allocate or print.
+ * kprobes find one running, they skip the new one and count it.  So the index's
+ * locks are safe against softirqs without turning them off (which lockdep does
+ * not know).  Handlers do not sleep, allocate or print.
  */
 
 #include <linux/hash.h>
@@ -99,10 +100,9 @@ static void call_link(struct call *call)
 {
 	struct call_bucket *bucket = call_bucket(call->task);
 	struct call *other;
-	unsigned long flags;
 
 	call->parent = NULL;
-	raw_spin_lock_irqsave(&bucket->lock, flags);
+	raw_spin_lock(&bucket->lock);
 	hlist_for_each_entry(other, &bucket->calls, node) {
 		/* A softirq that interrupted a call was not caused by it. */
 		if (other->task == call->task &&
@@ -112,7 +112,7 @@ static void call_link(struct call *call)
 		}
 	}
 	hlist_add_head(&call->node, &bucket->calls);
-	raw_spin_unlock_irqrestore(&bucket->lock, flags);
+	raw_spin_unlock(&bucket->lock);
 	call->depth = call->parent ? call->parent->depth + 1 : 1;
 }
 NOKPROBE_SYMBOL(call_link);
@@ -120,11 +120,10 @@ NOKPROBE_SYMBOL(call_link);
 static void call_unlink(struct call *call)
 {
 	struct call_bucket *bucket = call_bucket(call->task);
-	unsigned long flags;
 
-	raw_spin_lock_irqsave(&bucket->lock, flags);
+	raw_spin_lock(&bucket->lock);
 	hlist_del(&call->node);
-	raw_spin_unlock_irqrestore(&bucket->lock, flags);
+	raw_spin_unlock(&bucket->lock);
 }
 NOKPROBE_SYMBOL(call_unlink);
 
@@ -133,37 +132,24 @@ static struct call *call_find(const struct sk_buff *skb)
 {
 	struct call_bucket *bucket = call_bucket(current);
 	struct call *call, *found = NULL;
-	unsigned long flags;
 
-	raw_spin_lock_irqsave(&bucket->lock, flags);
+	raw_spin_lock(&bucket->lock);
 	hlist_for_each_entry(call, &bucket->calls, node) {
 		if (call->task == current && call->skb == skb) {
 			found = call;
 			break;
 		}
 	}
-	raw_spin_unlock_irqrestore(&bucket->lock, flags);
+	raw_spin_unlock(&bucket->lock);
 	return found;
 }
 NOKPROBE_SYMBOL(call_find);
 
-/*
- * Runs one of the programs.  It sees the registers of the probe, but for the
- * first two arguments.
- */
-static void run_prog(enum ipttrace_kind kind, struct pt_regs *regs,
-		     const void *arg0, const void *arg1)
+static void run_prog(enum ipttrace_kind kind, void *context)
 {
-	unsigned long saved0 = regs_get_kernel_argument(regs, 0);
-	unsigned long saved1 = regs_get_kernel_argument(regs, 1);
-
-	ipttrace_set_arg0(regs, (unsigned long)arg0);
-	ipttrace_set_arg1(regs, (unsigned long)arg1);
 	rcu_read_lock();
-	bpf_prog_run(session.progs[kind], regs);
+	bpf_prog_run(session.progs[kind], context);
 	rcu_read_unlock();
-	ipttrace_set_arg0(regs, saved0);
-	ipttrace_set_arg1(regs, saved1);
 }
 NOKPROBE_SYMBOL(run_prog);
 
@@ -285,6 +271,25 @@ static void head_conntrack(struct ipttrace_entry_head *head,
 }
 NOKPROBE_SYMBOL(head_conntrack);
 
+static void head_link(struct ipttrace_entry_head *head,
+		      const struct sk_buff *skb)
+{
+	u32 len;
+
+	head->protocol_be16 = (__force u16)skb->protocol;
+	head->vlan_tci = skb->vlan_tci;
+	/* On the way out it is not there yet, or is the network header's. */
+	if (!skb_mac_header_was_set(skb) ||
+	    skb_network_offset(skb) < skb_mac_offset(skb))
+		return;
+	len = skb_network_offset(skb) - skb_mac_offset(skb);
+	if (len > IPTTRACE_MAC_LEN)
+		return;
+	memcpy(head->mac, skb_mac_header(skb), len);
+	head->mac_len = len;
+}
+NOKPROBE_SYMBOL(head_link);
+
 /* Unique for as long as one is armed: CPUs count apart, 2^48 each. */
 static u64 call_next_id(void)
 {
@@ -304,6 +309,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
 	struct call *call = (struct call *)ri->data;
 	struct ipttrace_entry_head head = {};
+	struct pt_regs context;
 
 	this_cpu_write(call_taken, true);
 	head.time = ktime_get_mono_fast_ns();
@@ -338,8 +344,18 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 		head.flags |= IPTTRACE_F_SOFTIRQ;
 	head_conntrack(&head, skb);
 	strscpy(head.table, table->name, sizeof(head.table));
+	head.pid = task_tgid_nr(current);
+	head.tid = task_pid_nr(current);
+	head.cpu = raw_smp_processor_id();
+	head_link(&head, skb);
 
-	run_prog(IPTTRACE_ENTRY, regs, &head, state);
+	/* ipt_do_table() is given packets with data at the network header. */
+	head.caplen = min_t(u32, skb_headlen(skb), IPTTRACE_PACKET_LEN);
+	ipttrace_set_arg(&context, 0, (unsigned long)&head);
+	ipttrace_set_arg(&context, 1, (unsigned long)skb->data);
+	ipttrace_set_arg(&context, 2, (unsigned long)state->in);
+	ipttrace_set_arg(&context, 3, (unsigned long)state->out);
+	run_prog(IPTTRACE_ENTRY, &context);
 
 	call->start = ktime_get_mono_fast_ns();
 	if (call->parent)
@@ -366,21 +382,26 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	u64 now = ktime_get_mono_fast_ns();
 	struct call *call = (struct call *)ri->data;
 	u32 verdict = regs_return_value(regs);
-	struct ipttrace_exit record = {
-		.call = call->id,
-		.time = now,
-		.skb = (unsigned long)call->skb,
-		.verdict = verdict,
-		.rules = call->rules,
-	};
+	union {
+		struct ipttrace_exit record;
+		struct pt_regs size;	/* what the program may read */
+	} context;
+	struct ipttrace_exit *record = &context.record;
 
 	/* The probes are going: the index may be gone already. */
 	if (!READ_ONCE(session.live))
 		return 0;
 
 	call_unlink(call);
-	record.cost = now - call->start;
-	record.cost -= min(record.cost, call->overhead);
+	*record = (struct ipttrace_exit){
+		.call = call->id,
+		.time = now,
+		.skb = (unsigned long)call->skb,
+		.cost = now - call->start,
+		.verdict = verdict,
+		.rules = call->rules,
+	};
+	record->cost -= min(record->cost, call->overhead);
 
 	switch (verdict & NF_VERDICT_MASK) {
 	case NF_ACCEPT:
@@ -388,11 +409,11 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		enum ip_conntrack_info info;
 		const struct nf_conn *ct = nf_ct_get(call->skb, &info);
 
-		record.flags = IPTTRACE_F_ALIVE;
-		record.mark = call->skb->mark;
-		record.ct_info = info;
+		record->flags = IPTTRACE_F_ALIVE;
+		record->mark = call->skb->mark;
+		record->ct_info = info;
 		if (ct)
-			record.ct_status = READ_ONCE(ct->status);
+			record->ct_status = READ_ONCE(ct->status);
 		break;
 	}
 	case NF_DROP:
@@ -404,7 +425,7 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	}
 
 	this_cpu_inc(stats.due[IPTTRACE_EXIT]);
-	run_prog(IPTTRACE_EXIT, regs, &record, NULL);
+	run_prog(IPTTRACE_EXIT, &context);
 
 	if (call->parent)
 		call->parent->overhead += call->overhead +
@@ -469,6 +490,31 @@ static void *log_arg(struct pt_regs *regs, unsigned int n)
 }
 NOKPROBE_SYMBOL(log_arg);
 
+static void call_rule(struct call *call, struct pt_regs *regs)
+{
+	u32 rulenum = (unsigned long)log_arg(regs, 3);
+	union {
+		struct ipttrace_rule record;
+		struct pt_regs size;	/* what the program may read */
+	} context;
+	struct ipttrace_rule *record = &context.record;
+
+	BUILD_BUG_ON(sizeof(*record) > sizeof(struct pt_regs));
+	*record = (struct ipttrace_rule){
+		.call = call->id,
+		.time = ktime_get_mono_fast_ns(),
+		.rulenum = rulenum,
+		.seq = call->rules++,
+		.match = log_match(call, log_arg(regs, 2), rulenum),
+	};
+	strscpy(record->table, log_arg(regs, 0), sizeof(record->table));
+	strscpy(record->chain, log_arg(regs, 1), sizeof(record->chain));
+	this_cpu_inc(stats.due[IPTTRACE_RULE]);
+	run_prog(IPTTRACE_RULE, &context);
+	call->overhead += ktime_get_mono_fast_ns() - record->time;
+}
+NOKPROBE_SYMBOL(call_rule);
+
 static int log_hit(struct kprobe *p, struct pt_regs *regs)
 {
 	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
@@ -477,26 +523,12 @@ static int log_hit(struct kprobe *p, struct pt_regs *regs)
 
 	if (READ_ONCE(session.live))
 		call = call_find(skb);
-
-	if (call) {
-		struct ipttrace_rule record = {
-			.call = call->id,
-			.time = ktime_get_mono_fast_ns(),
-			.rulenum = (unsigned long)log_arg(regs, 3),
-			.seq = call->rules++,
-			.match = log_match(call, log_arg(regs, 2),
-					   (unsigned long)log_arg(regs, 3)),
-		};
-
-		strscpy(record.table, log_arg(regs, 0), sizeof(record.table));
-		this_cpu_inc(stats.due[IPTTRACE_RULE]);
-		run_prog(IPTTRACE_RULE, regs, &record, log_arg(regs, 1));
-		call->overhead += ktime_get_mono_fast_ns() - record.time;
-	} else if (!log_ours(net, skb)) {
+	if (call)
+		call_rule(call, regs);
+	else if (!log_ours(net, skb))
 		return 0;
-	}
 	/* No logger is bound to it, so that nf_log_trace() returns at once. */
-	ipttrace_set_arg1(regs, NFPROTO_UNSPEC);
+	ipttrace_set_arg(regs, 1, NFPROTO_UNSPEC);
 	this_cpu_inc(stats.silenced);
 	return 0;
 }
@@ -599,6 +631,7 @@ static void index_clear(void)
 
 	for (i = 0; i < ARRAY_SIZE(call_index); i++) {
 		raw_spin_lock_init(&call_index[i].lock);
+		lockdep_set_novalidate_class(&call_index[i].lock);
 		INIT_HLIST_HEAD(&call_index[i].calls);
 	}
 }

@@ -8,10 +8,12 @@
  * ARM      starts tracing, bound to the socket that sends it: when that socket
  *          is closed, in whatever way, tracing ends.
  *	PROG_ENTRY, PROG_RULE, PROG_EXIT  (string) the paths at which three BPF
- *		programs of type kprobe are pinned.  The first argument register
- *		that they see points to a struct of bpf/record.h for ENTRY (the
- *		head) and EXIT; for RULE to a struct ipttrace_rule whose chain
- *		is empty, the second argument being the address of its name.
+ *		programs of type kprobe are pinned.  ENTRY's argument registers
+ *		are the addresses of a struct ipttrace_entry_head (bpf/record.h),
+ *		of the packet from its network header on (head.caplen bytes) and
+ *		of the devices in and out.  The registers of RULE and EXIT hold,
+ *		from the first byte of struct pt_regs on, a struct ipttrace_rule
+ *		and a struct ipttrace_exit.
  *	FILTER	(binary, optional) an array of struct sock_filter: classic BPF
  *		on the packet from its network header on.  None: every packet.
  *	NETNS	(u32, optional) inode of the one network namespace to trace.
