@@ -19,6 +19,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.kernels_error import KernelError
 from ipttrace.lab.vm import Machine, MachineError
+from ipttrace.lab.vm_terminal import at_a_terminal
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,7 @@ def _kernel(wanted: str) -> Kernel:
 def run(kernel: str, command: Sequence[str]) -> int:
     """Runs `command` as root in a VM with the kernel; its exit status."""
     try:
-        return Machine(_kernel(kernel), command).run()
+        return Machine(_kernel(kernel), command, terminal=at_a_terminal()).run()
     except (CaptureError, KernelError, MachineError) as error:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
@@ -110,11 +111,34 @@ def traced(kernel: str, duration: float | None) -> Iterator[tuple[TracedMachine,
 
 @contextlib.contextmanager
 def lab_traffic() -> Iterator[None]:
-    """In the guest: the lab network, and the traffic of people at work in it."""
-    from ipttrace.lab.network import Network
-    from ipttrace.lab.traffic_mix import Mix
+    """In the guest: the lab network, and the traffic of people at work in it.
 
+    In a process of its own, so that a slow guest sets the network up on one
+    CPU while it loads the engine on the other.
+    """
     for module in ("iptable_filter", "ip6table_filter"):
         subprocess.run(["modprobe", "-q", module], check=False)
-    with Network() as network, Mix(network.prefix):
+    argv = [sys.executable, "-m", "ipttrace.lab.guest"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        import ipttrace.capture.kernel  # noqa: F401  (this is what takes the time)
+
+        if child.stdout.readline() != b"ready\n":
+            raise SystemExit("ipttrace: the lab network did not come up")
         yield
+        child.stdin.close()
+
+
+def _traffic() -> int:
+    """The lab network and its traffic until stdin ends."""
+    from ipttrace.lab import traffic_mix
+    from ipttrace.lab.network import Network
+
+    with Network() as network:
+        traffic_mix.run(network.prefix, 40.0, None, 0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_traffic())

@@ -28,8 +28,8 @@ from ipttrace.stream.frames import Kind, read
 NETLINK_NETFILTER = 12
 NS = "ipt-bench"
 PORT = 9
-PACKETS = 6000
-ROUNDS = 5
+SECONDS = 1.0
+ROUNDS = 4
 RULES = """*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -141,7 +141,7 @@ def trace_target() -> Iterator[Figures]:
 
 def rate() -> float:
     began = time.perf_counter()
-    sent = flood(NS, "127.0.0.1", PORT, count=PACKETS).sent
+    sent = flood(NS, "127.0.0.1", PORT, duration=SECONDS).sent
     return sent / (time.perf_counter() - began)
 
 
