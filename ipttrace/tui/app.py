@@ -70,6 +70,9 @@ class TraceApp(App[Summary]):
         Binding(
             "question_mark,f1", "help", "Help", key_display="?", tooltip="keys, columns, words"
         ),
+        Binding(
+            "escape", "put_away", "Put away", show=False, tooltip="put away the agent's warning"
+        ),
         Binding("q", "quit", "Quit", tooltip="disarm, clean up and leave"),
         Binding(
             "ctrl+c,ctrl+q",
@@ -104,6 +107,7 @@ class TraceApp(App[Summary]):
         self._stale = False  # fed since the last picture
         self._drawn = 0.0
         self._noticed = ("", False)
+        self._read_notes = 0
         self._named: dict[int, str] = {}
         self._progress: deque[str] = deque(maxlen=10)
         self._samples: deque[tuple[float, int]] = deque(maxlen=9)
@@ -169,16 +173,22 @@ class TraceApp(App[Summary]):
         self._feed()
 
     def _feed_one(self) -> bool:
-        """Feed one frame; False when there is none or the stream is broken."""
-        if self._error is not None or (frame := self._intake.take()) is None:
+        """Feed one frame; False when there is none, or the stream has ended or is broken."""
+        if self._done or (frame := self._intake.take()) is None:
             return False
         try:
             self.trace.feed(frame)
         except StreamError as error:
             self._error = clean(str(error))
+        if self._done:
+            # A serial line would stay open for ever.
             self._intake.close()
         self._stale = True
         return True
+
+    @property
+    def _done(self) -> bool:
+        return self._error is not None or self.trace.ended is not None
 
     def _feed(self) -> None:
         if self._left:
@@ -187,7 +197,7 @@ class TraceApp(App[Summary]):
         while self._feed_one():
             if monotonic() >= until:
                 break
-        over = self._error is not None or self._intake.drained
+        over = self._done or self._intake.drained
         due = self._drawn + FRAME - monotonic()
         if over or (self._stale and due <= 0):
             self._draw()
@@ -204,7 +214,7 @@ class TraceApp(App[Summary]):
         if self._over:
             return
         self._over = True
-        if self._error is None and self._intake.error is not None:
+        if not self._done and self._intake.error is not None:
             self._error = clean(self._intake.error)
         # Without an END frame the rows that still waited for one come now.
         if self.trace.ended is None and self.trace.finish():
@@ -309,7 +319,7 @@ class TraceApp(App[Summary]):
         elif self.rows.slid:
             text = "The rows you were reading are no longer held; Space freezes the picture"
         else:
-            for level, note in self.trace.notes:
+            for level, note in self.trace.notes[self._read_notes :]:
                 if level in ("warn", "error"):
                     text, error = note, level == "error"
         if (text, error) != self._noticed:  # an update costs a layout
@@ -325,6 +335,10 @@ class TraceApp(App[Summary]):
 
     def action_follow(self) -> None:
         self.rows.toggle_follow()
+
+    def action_put_away(self) -> None:
+        self._read_notes = len(self.trace.notes)
+        self._look()
 
     def action_help(self) -> None:
         self.push_screen(Help([*self.BINDINGS, *Rows.BINDINGS]))

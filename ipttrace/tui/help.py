@@ -6,9 +6,11 @@ Made from the bindings and columns themselves, so it cannot drift from them.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -18,7 +20,7 @@ from textual.widgets import Static
 
 from ipttrace.tui.columns import COLUMNS
 
-_KEY_NAMES = {
+_KEY_NAMES: Final = {
     "up": "↑",
     "down": "↓",
     "pageup": "PgUp",
@@ -31,26 +33,38 @@ _KEY_NAMES = {
     "escape": "Esc",
 }
 
-_BARS = (
+_ROWS: Final = (
+    "One row is one packet in one table: the rule that decided, and the verdict."
+    " Rows of one packet stand along one rail at the left edge."
+)
+_BARS: Final = (
     ("lost", "records that no buffer had room for: there are holes in the trace"),
     ("missed", "calls that the kernel's probe could not see"),
     ("PAUSED +N", "the picture is frozen; N rows have come since and are kept"),
     ("SCROLLED +N", "you left the newest row; N rows are below the last line"),
 )
+_NAMES: Final = 22  # cells for what is explained
+
+Part = tuple[str, str] | str
 
 
 def key_names(keys: str) -> str:
     """A binding's keys as printed on keyboards: "↑ k"."""
-    return " ".join(
-        _KEY_NAMES.get(key, key.replace("ctrl+", "Ctrl-") if "+" in key else key)
-        for key in keys.split(",")
-    )
+    names = []
+    for key in keys.split(","):
+        if key.startswith("ctrl+"):
+            names.append(f"Ctrl-{key[5:].upper()}")
+        else:
+            names.append(_KEY_NAMES.get(key, key))
+    return " ".join(names)
 
 
-def _table(title: str, lines: Iterable[tuple[str, str]]) -> list[tuple[str, str] | str]:
-    parts: list[tuple[str, str] | str] = [(title, "bold $text-primary"), "\n"]
+def _table(title: str, lines: Iterable[tuple[str, str]], width: int) -> list[Part]:
+    parts: list[Part] = [(title, "bold $text-primary"), "\n"]
     for name, meaning in lines:
-        parts += [(f"  {name:<20} ", "$text-accent"), meaning, "\n"]
+        wrapped = textwrap.wrap(meaning, max(20, width - _NAMES - 2)) or [""]
+        parts += [(f"  {name:<{_NAMES}}", "$text-accent"), wrapped[0], "\n"]
+        parts += [" " * (_NAMES + 2) + line + "\n" for line in wrapped[1:]]
     return [*parts, "\n"]
 
 
@@ -63,26 +77,40 @@ class Help(ModalScreen[None]):
 
     def __init__(self, bindings: Iterable[BindingType]) -> None:
         super().__init__()
-        self._bindings_shown = [item for item in bindings if isinstance(item, Binding)]
+        self._keys = [
+            (key_names(item.key), item.tooltip or item.description)
+            for item in bindings
+            if isinstance(item, Binding)
+        ]
 
     def compose(self) -> ComposeResult:
-        keys = [
-            (key_names(item.key), item.tooltip or item.description) for item in self._bindings_shown
-        ]
-        columns = [(column.title or column.key, column.help) for column in COLUMNS]
-        content = Content.assemble(
-            *_table("Keys", [*keys, ("mouse", "click a row; the wheel scrolls")]),
-            "One row is one packet in one table: the rule that decided and the verdict.\n"
-            "Rows of one packet stand together along the rail at the left edge.\n\n",
-            *_table("Columns", columns),
-            *_table("Bars", _BARS),
-            ("Esc", "$text-accent"),
-            " back",
-        )
         with VerticalScroll(id="help"):
-            yield Static(content, markup=False)
+            yield Static(id="help-text", markup=False)
 
     def on_mount(self) -> None:
         box = self.query_one("#help")
         box.border_title = "ipttrace"
+        box.border_subtitle = "Esc: back"
         box.focus()
+        self._fill()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._fill()
+
+    def _fill(self) -> None:
+        # As app.tcss has it: 90% of the screen and no more than 110, less border,
+        # padding and scroll bar.
+        width = min(110, self.app.size.width * 9 // 10) - 8
+        self.query_one("#help-text", Static).update(
+            Content.assemble(
+                *_table("Keys", [*self._keys, ("mouse", "click a row; the wheel scrolls")], width),
+                ("Rows", "bold $text-primary"),
+                "\n",
+                textwrap.indent(textwrap.fill(_ROWS, max(20, width - 2)), "  "),
+                "\n\n",
+                *_table(
+                    "Columns", [(item.title or item.key, item.help) for item in COLUMNS], width
+                ),
+                *_table("Bars", _BARS, width),
+            )
+        )

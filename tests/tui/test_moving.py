@@ -172,6 +172,7 @@ async def test_help_tells_keys_and_columns_and_closes(key: str) -> None:
         pilot,
     ):
         await pilot.press(key)
+        await until(pilot, lambda: "Columns" in "\n".join(screen_text(app)))
         text = "\n".join(screen_text(app))
         for part in ("Space p", "PgUp", "Keys", "Columns", "verdict", "✗ DROP", "missed"):
             assert part in text

@@ -157,3 +157,5 @@ async def test_a_warning_of_the_agent_is_shown() -> None:
     note = streams.note("warn", "conntrack is full")
     async with live(streams.hello(), streams.rows(4), note, rows=4) as (_, app, pilot):
         await until(pilot, lambda: "conntrack is full" in "\n".join(screen_text(app)))
+        await pilot.press("escape")
+        assert "conntrack is full" not in "\n".join(screen_text(app))

@@ -23,8 +23,7 @@ _KEY: Final = "bold $text-accent"
 _WHY: Final = (
     "A row appears for every iptables table that a packet passes; no such packet yet.",
     "A table that nobody has used in a namespace is not there: no packet passes it.",
-    "Rules made with nft, or by an iptables that says nf_tables, are not seen by the"
-    " kernel engine.",
+    "Rules made by nft or iptables-nft are not seen by the kernel engine.",
 )
 
 

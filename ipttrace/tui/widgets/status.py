@@ -110,27 +110,29 @@ def _view(paused: bool, follow: bool, newer: int) -> Piece:
     if paused:
         return Piece(f"PAUSED +{newer:,}", "bold $text-warning on $warning-muted")
     if not follow:
-        return Piece(f"SCROLLED +{newer:,}", "bold $text-accent on $accent-muted", 1)
+        more = f" +{newer:,}" if newer else ""
+        return Piece(f"SCROLLED{more}", "bold $text-accent on $accent-muted", 1)
     return Piece("following", "$foreground 70%", 5)
 
 
+def _filter(now: Situation) -> str:
+    if now.state == at.BOOTING:
+        return ""  # nobody knows yet
+    return f"filter: {now.filter or 'all packets'}"
+
+
 def _count(name: str, count: int) -> Piece:
-    return Piece(f"{name} {count:,}", _ALARM if count > 0 else "$foreground 70%")
+    return Piece(f"{name} {count:,}", _ALARM if count > 0 else "$foreground 70%", right=True)
 
 
 def status_pieces(now: Situation, paused: bool, follow: bool, newer: int) -> list[Piece]:
     """The bottom bar: how it goes."""
-    state = now.state.upper()
     return [
-        Piece(f" {state} ", _STATE_STYLES.get(now.state, _OTHER_STATE)),
+        Piece(f" {now.state.upper()} ", _STATE_STYLES.get(now.state, _OTHER_STATE)),
         _view(paused, follow, newer),
-        Piece(f"filter: {now.filter or 'all packets'}", "", 3, 14),
+        Piece(_filter(now), "", 3, 14),
         Piece(f"{now.rows:,} rows", "", 2, right=True),
         Piece("" if now.rate is None else f"{now.rate:,.0f}/s", "", 4, right=True),
-        Piece(*_parts(_count("lost", now.lost)), right=True),
-        Piece(*_parts(_count("missed", now.missed)), right=True),
+        _count("lost", now.lost),
+        _count("missed", now.missed),
     ]
-
-
-def _parts(piece: Piece) -> tuple[str, str]:
-    return piece.text, piece.style
