@@ -57,6 +57,7 @@ class TracedMachine:
             command += ["--duration", str(duration)]
         self.release = found.release
         self._source: Any = None
+        self._last = ""
         self._machine = Machine(
             found, command, stream=True, cwd=PROJECT, stderr=said, progress=self._progress
         )
@@ -68,8 +69,10 @@ class TracedMachine:
     def tell(self, source: Any) -> None:
         """Progress lines go to `source.progress` from now on, not to stderr."""
         self._source = source
+        source.progress = self._last
 
     def _progress(self, text: str) -> None:
+        self._last = text
         if self._source is None:
             _say(text)
         else:

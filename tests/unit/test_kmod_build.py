@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The module builds for every kernel of the lab without a word from gcc or sparse."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ipttrace.lab import kernels
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("series", kernels.SERIES)
+def test_the_module_builds_without_warnings(series: str, tmp_path: Path) -> None:
+    kernel = kernels.find(series)
+    if kernel is None:
+        pytest.skip(f"Linux {series} is not in the cache: make setup")
+    # GIVEN a copy of the sources
+    for folder in ("kmod", "bpf"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    # WHEN they are built with extra warnings and sparse
+    done = subprocess.run(
+        ["make", "-C", kernel.headers, f"M={tmp_path}/kmod", "W=1", "C=1", "modules"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # THEN there is a module and no complaint
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kmod" / "ipttrace.ko").exists()
+    said = (done.stdout + done.stderr).splitlines()
+    sparse = shutil.which("sparse") is not None
+    assert any("CHECK" in line for line in said) or not sparse
+    # The headers of a packaged kernel come without the image that BTF is made from.
+    complaints = [line for line in said if "warning:" in line or "error:" in line]
+    assert not complaints
