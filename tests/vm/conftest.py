@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from ipttrace.trace.session import Trace
 
 # (role, hook, table, path, verdict) → how many
 Tally = Counter[tuple[str, str, str, tuple[Step, ...], str | None]]
+
+T = TypeVar("T")
 
 IN_GUEST = os.environ.get("IPTTRACE_GUEST") == "1"
 SPLAT = re.compile(
@@ -182,6 +185,32 @@ def network(_lab: tuple[Network, Server]) -> Network:
 def server(_lab: tuple[Network, Server]) -> Server:
     """The servers of `network`; what they received counts on from test to test."""
     return _lab[1]
+
+
+def _resent(network: Network) -> int:
+    """Segments that the TCP of client and server has sent again (RFC 4022, tcpRetransSegs)."""
+
+    def read() -> int:
+        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+        return int(values[names.index("RetransSegs")])
+
+    return sum(network.call(role, read) for role in ("client", "server"))
+
+
+def undisturbed(network: Network, attempt: Callable[[], T]) -> T:
+    """The result of an attempt during which TCP sent nothing twice.
+
+    It does where the guest stands still for a second, and then there are packets
+    that nobody expects: another attempt is made.
+    """
+    for _ in range(5):
+        before = _resent(network)
+        result = attempt()
+        if _resent(network) == before:
+            return result
+        forget(network)
+    pytest.fail("the guest stands still for a second again and again")
 
 
 def seen(rows: Iterable[Row], network: Network) -> Tally:

@@ -13,7 +13,7 @@ from ipttrace.lab import scenarios_way as way
 from ipttrace.lab.network import Network
 from ipttrace.lab.scenarios import COUNT, Scenario
 from ipttrace.trace.row import Row
-from tests.vm.conftest import Capture, captured, seen
+from tests.vm.conftest import Capture, captured, seen, undisturbed
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
 CLIENT = {4: at.CLIENT4, 6: at.CLIENT6}
@@ -62,15 +62,21 @@ def test_a_connection_through_dnat_and_masquerade_is_four_journeys(
     network: Network, family: int
 ) -> None:
     one = port_forward(family)
-    with captured() as capture:
-        assert one.run(network) == one.sent
-        capture.wait_rows(scenarios.tally(one.expected).total(), set(network.inodes().values()))
+    total = scenarios.tally(one.expected).total()
+
+    def traced() -> Capture:
+        with captured() as capture:
+            assert one.run(network) == one.sent
+            capture.wait_rows(total, set(network.inodes().values()))
+        return capture
+
+    capture = undisturbed(network, traced)
     syn, *rest = journeys(capture, network.inodes()["router"])
 
     # THEN the SYN passes all tables, what follows all but nat
     assert places(syn) == FIRST
-    assert [places(each) for each in rest] == [LATER] * 3
     assert [each[0].flags for each in (syn, *rest)] == ["SYN", "SYN,ACK", "ACK", "RST,ACK"]
+    assert [places(each) for each in rest] == [LATER] * 3
     for each in (syn, *rest):
         assert len({row.skb for row in each}) == 1
 
@@ -112,11 +118,16 @@ def test_a_filter_for_the_address_before_nat_follows_the_packet_behind_it(
     wanted = scenarios.tally(
         each for each in one.expected if (each.role, each.hook) in FOLLOWED
     ) - scenarios.tally(answer)
-    with captured(expr) as capture:
-        # WHEN the connection is made, and others beside it
-        assert traffic.ping(network.client, ROUTER[family], COUNT).received == COUNT
-        assert one.run(network) == one.sent
-        capture.wait_rows(wanted.total(), set(network.inodes().values()))
+
+    def traced() -> Capture:
+        with captured(expr) as capture:
+            # WHEN the connection is made, and others beside it
+            assert traffic.ping(network.client, ROUTER[family], COUNT).received == COUNT
+            assert one.run(network) == one.sent
+            capture.wait_rows(wanted.total(), set(network.inodes().values()))
+        return capture
+
+    capture = undisturbed(network, traced)
     # THEN the later hooks are there, though the filter fits them no more
     syn, *rest = journeys(capture, network.inodes()["router"])
     assert places(syn) == FIRST

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -27,11 +28,13 @@ REFUSED = [
 CASES = pytest.mark.parametrize(
     ("name", "outer", "inner", "place", "softirq"), REFUSED, ids=[case[0] for case in REFUSED]
 )
-FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
 
 
-def scenario(name: str, family: int) -> Scenario:
-    return next(one for one in scenarios.scenarios(family) if one.name == name)
+def both(name: str) -> list[Scenario]:
+    """The scenario over IPv4 and over IPv6."""
+    found = [one for one in scenarios.scenarios() if one.name == name]
+    assert [one.family for one in found] == [4, 6]
+    return found
 
 
 def is_answer(one: Traversal) -> bool:
@@ -39,13 +42,21 @@ def is_answer(one: Traversal) -> bool:
     return one.inside is not None or (one.role, one.hook) == ("client", "INPUT")
 
 
-def traced(network: Network, one: Scenario, expr: str, expected: list[Traversal]) -> Capture:
-    """The capture of the scenario under `expr`, which saw what was expected and nothing else."""
-    wanted = scenarios.tally(expected)
+def traced(
+    network: Network, pair: list[Scenario], expr: str, wanted: Callable[[Traversal], bool]
+) -> Capture:
+    """The capture of both under `expr`, which saw what was wanted of them and nothing else."""
+    expected = {
+        one.family: scenarios.tally(each for each in one.expected if wanted(each)) for one in pair
+    }
     with captured(expr) as capture:
-        assert one.run(network) == one.sent
-        capture.wait_rows(wanted.total(), set(network.inodes().values()))
-    assert seen(capture.rows, network) == wanted
+        for one in pair:
+            assert one.run(network) == one.sent
+        total = sum(each.total() for each in expected.values())
+        capture.wait_rows(total, set(network.inodes().values()))
+    rows = capture.rows
+    for family, tally in expected.items():
+        assert seen((row for row in rows if row.family == family), network) == tally
     return capture
 
 
@@ -57,18 +68,16 @@ def in_softirq(capture: Capture) -> dict[int, bool]:
 
 
 @CASES
-@FAMILIES
 def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
     network: Network,
-    family: int,
     name: str,
     outer: str,
     inner: str,
     place: tuple[str, str],
     softirq: bool,
 ) -> None:
-    one = scenario(name, family)
-    capture = traced(network, one, f"{outer} or {inner}", list(one.expected))
+    pair = both(name)
+    capture = traced(network, pair, f"{outer} or {inner}", lambda each: True)
 
     # THEN the answer's calls are inside that of the packet which is refused
     rows = {row.call: row for row in capture.rows}
@@ -83,10 +92,11 @@ def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
             # its records are of a time within the other's
             assert around.time < row.time
             inside[row.parent] += 1
-    made = [each for each in one.expected if each.inside is not None]
-    assert sum(inside.values()) == sum(each.count for each in made)
-    # AND each of the 23 refused packets has the same calls in it
-    assert list(inside.values()) == [len(made)] * COUNT
+    # AND each of the 23 refused packets of a family has the same calls in it
+    for one in pair:
+        made = [each for each in one.expected if each.inside is not None]
+        mine = [n for call, n in inside.items() if rows[call].family == one.family]
+        assert mine == [len(made)] * COUNT
 
     # AND they nest, in the context where it belongs
     assert capture.books["depth"] >= 2
@@ -96,40 +106,32 @@ def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
 
 
 @CASES
-@FAMILIES
 def test_a_filter_for_the_refused_packet_leaves_out_its_answer(
     network: Network,
-    family: int,
     name: str,
     outer: str,
     inner: str,
     place: tuple[str, str],
     softirq: bool,
 ) -> None:
-    one = scenario(name, family)
-    expected = [each for each in one.expected if not is_answer(each)]
-    capture = traced(network, one, outer, expected)
+    capture = traced(network, both(name), outer, lambda each: not is_answer(each))
     assert {row.parent for row in capture.rows} == {None}
     assert capture.books["depth"] == 1
     refused = [row for row in capture.rows if row.verdict == "DROP"]
     assert {(row.hook, row.table) for row in refused} == {place}
-    assert len(refused) == COUNT
+    assert len(refused) == 2 * COUNT
 
 
 @CASES
-@FAMILIES
 def test_a_filter_for_the_answer_leaves_out_the_refused_packet(
     network: Network,
-    family: int,
     name: str,
     outer: str,
     inner: str,
     place: tuple[str, str],
     softirq: bool,
 ) -> None:
-    one = scenario(name, family)
-    expected = [each for each in one.expected if is_answer(each)]
-    capture = traced(network, one, inner, expected)
+    capture = traced(network, both(name), inner, is_answer)
     # THEN what it was made inside of is not known, for it was never traced
     assert {row.parent for row in capture.rows} == {None}
     assert {row.verdict for row in capture.rows} == {"ACCEPT"}
@@ -140,13 +142,8 @@ def test_packets_that_synproxy_steals_say_so_and_are_not_looked_at_again() -> No
     # GIVEN a network whose router proxies SYNs, answering from inside the call
     with Network("ipt-syn") as network:
         network.add_synproxy()
-        both = [scenarios.synproxy(family) for family in (4, 6)]
-        expected = [each for one in both for each in one.expected]
-        with captured() as capture:
-            for one in both:
-                assert one.run(network) == one.sent
-            capture.wait_rows(scenarios.tally(expected).total(), set(network.inodes().values()))
-        assert seen(capture.rows, network) == scenarios.tally(expected)
+        pair = [scenarios.synproxy(family) for family in (4, 6)]
+        capture = traced(network, pair, "", lambda each: True)
     # THEN the verdict is STOLEN, and the answer is inside that call
     rows: dict[int, Row] = {row.call: row for row in capture.rows}
     stolen = {row.call for row in rows.values() if row.verdict == "STOLEN"}

@@ -8,16 +8,20 @@ import pytest
 from ipttrace.lab import scenarios
 from ipttrace.lab.network import Network
 from ipttrace.lab.scenarios import Scenario
-from tests.vm.conftest import captured, seen
+from tests.vm.conftest import Tally, captured, seen, undisturbed
 
 
 @pytest.mark.parametrize("scenario", scenarios.scenarios(), ids=lambda s: f"{s.name} v{s.family}")
 def test_each_scenario_is_seen_exactly_as_it_must_be(network: Network, scenario: Scenario) -> None:
     # GIVEN the lab network and a capture of everything
     expected = scenarios.tally(scenario.expected)
-    with captured() as capture:
-        # WHEN the scenario's packets are sent
-        assert scenario.run(network) == scenario.sent
-        capture.wait_rows(expected.total(), set(network.inodes().values()))
+
+    def traced() -> Tally:
+        with captured() as capture:
+            # WHEN the scenario's packets are sent
+            assert scenario.run(network) == scenario.sent
+            capture.wait_rows(expected.total(), set(network.inodes().values()))
+        return seen(capture.rows, network)
+
     # THEN each traversal is there, and none beside them
-    assert seen(capture.rows, network) == expected
+    assert undisturbed(network, traced) == expected

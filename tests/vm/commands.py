@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The program as a user starts it, in a session of its own, with nothing to wait for but events."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+PROGRAM = str(Path(sys.executable).with_name("ipttrace"))
+# Long, because the guest is slow: python and bcc alone take ten seconds.
+PATIENCE = 180.0
+_IN_CLOSE_WRITE, _IN_MOVED_TO = 0x008, 0x080  # inotify(7)
+
+
+class Command:
+    """`ipttrace ARGUMENTS`, or `argv` as it is; ended, at the latest, with the block.
+
+    `ready`: a file that the command will write once it is armed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        *,
+        argv: Sequence[str] | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+    ) -> None:
+        self.ready = folder / "ready"
+        self._stderr = folder / "stderr"
+        self._watch = _watch(folder)
+        with self._stderr.open("wb") as said:
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                argv or [PROGRAM, *arguments],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=said,
+                start_new_session=True,
+            )
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        for file in (self.process.stdout, self.process.stdin):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+        os.close(self._watch)
+        os.close(self.pidfd)
+
+    def wait_ready(self) -> None:
+        """Until the ready file is written."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.ready.exists():
+            left = max(0.0, deadline - time.monotonic())
+            came, _, _ = select.select([self._watch, self.pidfd], [], [], left)
+            assert self._watch in came, f"not armed: {self.stderr()}"
+            os.read(self._watch, 4096)
+
+    def read_lines(self, count: int) -> list[str]:
+        """So many lines of its stdout, as they come."""
+        stdout: Any = self.process.stdout
+        deadline = time.monotonic() + PATIENCE
+        lines: list[bytes] = []
+        buffer = b""
+        while len(lines) < count:
+            left = max(0.0, deadline - time.monotonic())
+            came, _, _ = select.select([stdout], [], [], left)
+            assert came, f"{len(lines)} lines of {count} came: {self.stderr()}"
+            data = os.read(stdout.fileno(), 1 << 16)
+            assert data, f"it ended after {len(lines)} lines of {count}: {self.stderr()}"
+            *whole, buffer = (buffer + data).split(b"\n")
+            lines += whole
+        assert not buffer, "half a line"
+        return [line.decode() for line in lines]
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal sends SIGINT to all that the command line started."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def finish(self) -> tuple[int, str]:
+        """Waits for its end: the exit status and what it wrote to stdout since."""
+        out, _ = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, (out or b"").decode()
+
+    def stderr(self) -> list[str]:
+        """The lines that it has written there."""
+        return self._stderr.read_text().splitlines()
+
+
+def _watch(folder: Path) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = int(libc.inotify_init1(os.O_CLOEXEC))
+    added = libc.inotify_add_watch(fd, os.fsencode(folder), _IN_CLOSE_WRITE | _IN_MOVED_TO)
+    assert min(fd, added) >= 0, os.strerror(ctypes.get_errno())
+    return fd
