@@ -94,7 +94,7 @@ def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
 
 
 def _compiler(kdir: Path) -> list[str]:
-    """The compiler that the kernel was built with, where it is installed."""
+    """The compiler that the kernel was built with; where it is not installed, gcc."""
     config = kdir / "include" / "config" / "auto.conf"
     try:
         text = config.read_text(errors="replace")
@@ -103,8 +103,7 @@ def _compiler(kdir: Path) -> list[str]:
     for line in text.splitlines():
         if line.startswith("CONFIG_GCC_VERSION="):
             major = int(line.partition("=")[2]) // 10000
-            if shutil.which(f"gcc-{major}"):
-                return [f"CC=gcc-{major}"]
+            return [f"CC=gcc-{major}" if shutil.which(f"gcc-{major}") else "CC=gcc"]
     return []
 
 
