@@ -114,6 +114,13 @@ class _Stop:
         self.reason = self.reason or signal.Signals(number).name
         signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
 
+    def over(self) -> None:
+        """To be called last: python sets signals back to their default, and is then killed by
+        an alarm or a second Ctrl-C if it takes long to be gone."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         self._sink.check()
 
@@ -287,6 +294,13 @@ def main(request: Request, out: int, control: int | None) -> int:
     """Runs an agent with its stream on `out`.  Returns the exit status."""
     sink = Descriptor(out)
     stop = _Stop(sink)
+    try:
+        return _run(request, sink, stop, control)
+    finally:
+        stop.over()
+
+
+def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -> int:
     try:
         if request.engine != "netlink":
             _refuse_in_vain(Host.here())

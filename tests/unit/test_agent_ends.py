@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How an agent ends: nothing that it set up to end in time may hit it, or anybody, afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# An engine without a kernel, that is interrupted as soon as it is looked at.
+AGENT = """
+import os, signal, sys
+from types import SimpleNamespace
+from ipttrace.capture import agent
+
+class Engine:
+    name, notes = "kernel", []
+    books = lambda self: {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
+    take = lambda self: []
+    disarm = close = lambda self: None
+
+    def wait(self, timeout):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+engine = Engine()
+engine.buffers = SimpleNamespace(cpus=1, wait=engine.wait)
+agent.open_engine = lambda request: engine
+agent._refuse_in_vain = lambda host: None
+status = agent.main(agent.Request(), 1, None)
+handlers = {signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)}
+print(status, signal.getitimer(signal.ITIMER_REAL), handlers == {signal.SIG_IGN}, file=sys.stderr)
+"""
+
+
+def test_ctrl_c_does_not_kill_an_agent_that_takes_a_while_to_be_gone() -> None:
+    # GIVEN an agent that Ctrl-C has ended; python then goes back to the signals' default,
+    # and takes seconds to be gone where it has loaded much
+    done = subprocess.run([sys.executable, "-c", AGENT], capture_output=True, timeout=60)
+    # THEN no timer runs that would kill it there, nor does an impatient second Ctrl-C
+    assert done.stderr.decode() == "130 (0.0, 0.0) True\n"
+    assert done.returncode == 0
