@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -107,9 +108,11 @@ class Control:
             answers = self._socket.nlm_request(message, msg_type=self._socket.prid, msg_flags=flags)
             return tuple(answers)
         except NetlinkError as error:
-            if error.code == errno.EPERM and command in (CMD_ARM, CMD_GET):
-                raise CaptureError("tracing needs root: run with sudo") from error
-            raise CaptureError(str(error.args[-1])) from error
+            said = str(error.args[-1])
+            # The kernel's own words where the module was not even asked.
+            if error.code == errno.EPERM and said == os.strerror(errno.EPERM):
+                said = "tracing needs root: run with sudo"
+            raise CaptureError(said) from error
 
     def arm(
         self,

@@ -68,8 +68,9 @@ class Machine:
     ``stderr`` take the command's output (default: this process's own);
     ``log`` keeps the kernel's console; ``terminal`` lends this process's
     terminal to the command.  ``accel`` is ``kvm`` or ``tcg``,
-    default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved.  The
-    command finds ``IPTTRACE_GUEST=1`` in its environment.
+    default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved;
+    ``one_thread`` emulates all CPUs in one thread (see vm_qemu).  The command
+    finds ``IPTTRACE_GUEST=1`` in its environment.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Machine:
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
         accel: str | None = None,
+        one_thread: bool = False,
         terminal: bool = False,
         boot_limit: float = BOOT_LIMIT,
         progress: Callable[[str], object] | None = None,
@@ -101,6 +103,7 @@ class Machine:
         self.cwd = cwd or Path.cwd()
         self.env = dict(env or {})
         self.accel = accel
+        self.one_thread = one_thread
         self.boot_limit = boot_limit
         self.ready = threading.Event()
         """Set when the command starts, or will never start."""
@@ -174,6 +177,7 @@ class Machine:
             arguments = qemu_arguments(
                 self.kernel,
                 accel=self.accel,
+                one_thread=self.one_thread,
                 cpus=self.cpus,
                 memory=self.memory,
                 append=self.append,
@@ -367,6 +371,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--append", action="append", default=[])
     parser.add_argument("--log", type=Path)
     parser.add_argument("--accel", choices=("kvm", "tcg"))
+    parser.add_argument("--one-thread", action="store_true", help="emulate all CPUs in one thread")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -379,6 +384,7 @@ def main(arguments: Sequence[str]) -> int:
             append=given.append,
             log=given.log,
             accel=given.accel,
+            one_thread=given.one_thread,
             terminal=at_a_terminal(),
         )
         return machine.run()

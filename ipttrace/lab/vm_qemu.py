@@ -41,16 +41,22 @@ def qemu_arguments(
     share: Path | None,
     initramfs: int,
     ports: Mapping[str, int],
+    one_thread: bool = False,
 ) -> list[str]:
     """QEMU's arguments; ``initramfs`` and the values of ``ports`` are descriptors it inherits.
 
     A port becomes ``org.ipttrace.<name>`` in the guest, but ``console``, which
     is the serial line.
+
+    ``one_thread``: emulate all CPUs in one thread.  With a thread for each, QEMU
+    before 8.1 misses writes to code that another CPU is just translating: a
+    guest that patches its code under load may run an int3 that is gone again.
     """
+    threads = "single" if one_thread else "multi"
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
-        *("-accel", "tcg,thread=multi" if accel == "tcg" else accel),
+        *("-accel", "tcg,thread=" + threads if accel == "tcg" else accel),
         *("-smp", str(cpus), "-m", memory),
         *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
         *("-append", " ".join([*KERNEL_ARGUMENTS, *append])),

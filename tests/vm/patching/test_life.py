@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""However a run ends, the kernel is as before: killed, told to end, unread, two hundred times."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture import pcapfilter
+from ipttrace.capture.bpf import PINS
+from ipttrace.stream.frames import Kind
+from tests.vm.bare import Bare, references
+from tests.vm.conftest import kprobes
+from tests.vm.forked import PATIENCE, Agent, flooding, until, wait_gone
+from tests.vm.plain import Plain
+
+CLEANED = "cleaned up after a run that was killed"
+RULES = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A OUTPUT -p udp -m udp --dport 9 -m statistic --mode nth --every 3 --packet 0 -j REJECT
+COMMIT
+"""
+
+
+@pytest.fixture(scope="module")
+def flood() -> Iterator[str]:
+    """A namespace in which a flood goes on: calls in calls, answers, drops."""
+    with Plain() as plain:
+        plain.load(RULES, 4)
+        with flooding(plain.name):
+            yield plain.name
+
+
+def module_is_loaded() -> bool:
+    return Path("/sys/module/ipttrace").exists()
+
+
+def programs() -> int:
+    """BPF programs of ours that the kernel holds, pinned or not."""
+    done = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, check=True)
+    return sum(one.get("name", "").startswith("ipttrace") for one in json.loads(done.stdout))
+
+
+def test_a_killed_agent_leaves_nothing_armed_and_the_next_start_cleans_up(flood: str) -> None:
+    for turn in range(10):
+        # GIVEN an agent in mid flood
+        with Agent() as agent:
+            agent.wait_for(Kind.EXIT)
+            assert len(kprobes()) == 3
+            # THEN it says that it has cleaned up, if one was killed before
+            assert (CLEANED in agent.notes()) == (turn > 0), agent.notes()
+            # WHEN it is killed
+            agent.signal(signal.SIGKILL)
+            assert agent.wait() == -signal.SIGKILL
+        # THEN nothing is registered within a second
+        assert until(lambda: not kprobes(), 1.0), kprobes()
+    # AND what is left is not armed, and gone after the next run
+    assert module_is_loaded()
+    assert references() == 0
+    with Agent() as agent:
+        agent.wait_for(Kind.EXIT)
+        agent.tell(b'{"cmd":"stop"}')
+        agent.drain()
+        assert agent.wait() == 0
+        assert agent.said == ""
+    assert not module_is_loaded()
+    assert not PINS.exists()
+    assert until(lambda: programs() == 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_agent_that_is_told_to_end_writes_its_last_books(flood: str, number: int) -> None:
+    # GIVEN an agent in mid flood
+    with Agent() as agent:
+        agent.wait_for(Kind.EXIT)
+        # WHEN it is told to end
+        agent.signal(number)
+        # THEN its stream ends in order, with books that balance
+        agent.drain()
+        end = agent.frames[-1]
+        assert end.kind == Kind.END
+        books = end.json
+        assert books["reason"] == signal.Signals(number).name
+        parts = sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
+        assert sum(books["due"]) == parts
+        assert agent.wait() == (130 if number == signal.SIGINT else 0)
+        assert agent.said == ""
+
+
+def test_an_agent_that_nobody_reads_still_ends(flood: str) -> None:
+    # GIVEN an agent whose stream nobody reads, so that it stands still in a write
+    with Agent() as agent:
+        wchan = Path(f"/proc/{agent.pid}/wchan")
+        assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
+        # WHEN it is told to end
+        agent.signal(signal.SIGTERM)
+        # THEN it does, and says what the stream lacks
+        assert agent.wait() == 1
+        assert agent.said == "ipttrace: nobody reads the stream: its end is missing\n"
+
+
+def test_an_agent_whose_reader_goes_ends_by_itself(flood: str) -> None:
+    # GIVEN print, and its agent
+    ready = Path("/run/ipttrace-ready")
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "ipttrace", "print", "--ready-file", str(ready)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        assert shown.stdout is not None
+        assert until(lambda: ready.exists() and ready.read_text().endswith("\n"))
+        agent = int(ready.read_text())
+        assert select.select([shown.stdout], [], [], PATIENCE)[0]
+        # WHEN print is killed
+        shown.kill()
+        # THEN its agent is gone soon, and nothing is left
+        assert wait_gone(agent)
+    assert not module_is_loaded()
+
+
+def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
+    # GIVEN filters that match the flood, part of it, and nothing
+    filters = [pcapfilter.compile(expr) for expr in ("udp port 9", "icmp", "tcp port 1", "")]
+    calls = depth = 0
+    before = (0, 0)
+    with Bare() as bare:
+        # WHEN it is armed and disarmed under traffic, in all ways there are
+        for turn in range(200):
+            if turn == 20:
+                before = held()
+            control = bare.control
+            control.arm(bare.pins, filters[turn % 4], maxactive=1 + turn % 3 * 20)
+            assert references() == 1
+            if turn % 3 == 0:
+                control.filter(filters[(turn + 1) % 4])
+                control.filter(filters[(turn + 2) % 4])
+            status = control.status()
+            assert (status.state, status.owner_pid) == ("armed", os.getpid())
+            calls += status.calls
+            depth = max(depth, status.depth)
+            if turn % 10 == 9:
+                # A socket that is closed disarms, and rmmod does not wait for the draining.
+                bare.reinsert()
+            elif turn % 5 == 1:
+                bare.reopen()
+            else:
+                control.disarm()
+                assert control.status().state == "draining"
+            assert references() == 0
+        # THEN there was traffic all the time, calls in calls among it
+        assert calls > 200
+        assert depth > 1
+        # AND the kernel holds no more memory for us than after the first rounds
+        assert until(lambda: held() <= before), (before, held())
+    assert until(lambda: programs() == 0)
+
+
+def held() -> tuple[int, int]:
+    """Areas of vmalloc that are a BPF program's; of ours."""
+    lines = Path("/proc/vmallocinfo").read_text().splitlines()
+    return (
+        sum("bpf_prog" in line for line in lines),
+        sum("ipttrace" in line for line in lines),
+    )

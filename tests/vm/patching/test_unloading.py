@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The tables come and go with their modules, before anything is armed and while it is.
+
+Takes the tables away from every namespace: no lab network may be up.
+"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.lab import traffic
+from tests.vm.bare import Bare, references
+from tests.vm.conftest import kprobes
+from tests.vm.forked import flooding, until
+from tests.vm.plain import Plain
+
+BOTH = 3
+ONLY_4, ONLY_6 = 1, 2
+
+
+def unload(family: str) -> None:
+    """Removes ip_tables or ip6_tables, and the tables on top of it."""
+    core = Path(f"/sys/module/{family}_tables")
+
+    def gone() -> bool:
+        if not core.exists():
+            return True
+        above = [holder.name for holder in (core / "holders").iterdir()]
+        # A namespace that was removed may still be on its way out.
+        subprocess.run(["rmmod", *above, core.name], stderr=subprocess.DEVNULL)
+        return not core.exists()
+
+    assert until(gone)
+
+
+@pytest.fixture(autouse=True)
+def _tables_come_back() -> Iterator[None]:
+    yield
+    subprocess.run(["modprobe", "-a", "iptable_filter", "ip6table_filter"], check=True)
+
+
+def test_without_any_tables_arming_says_what_to_load() -> None:
+    with Bare() as bare:
+        # GIVEN neither ip_tables nor ip6_tables
+        unload("ip")
+        unload("ip6")
+        # WHEN it is armed, THEN it says what to load
+        with pytest.raises(CaptureError) as caught:
+            bare.control.arm(bare.pins)
+        assert caught.value.__cause__.code == errno.ENOENT  # type: ignore[union-attr]
+        assert str(caught.value) == (
+            "ipt_do_table and ip6t_do_table are absent: no legacy iptables is loaded here"
+            " (modprobe ip_tables)"
+        )
+        assert not kprobes()
+        assert references() == 0
+        # AND loading it is enough
+        subprocess.run(["modprobe", "ip_tables"], check=True)
+        bare.control.arm(bare.pins)
+        assert bare.control.status().targets == ONLY_4
+        bare.control.disarm()
+
+
+def test_tables_that_come_and_go_while_armed_are_picked_up_and_let_go() -> None:
+    with Bare() as bare, Plain() as plain:
+        # GIVEN one that was armed with ip6_tables alone
+        unload("ip")
+        bare.control.arm(bare.pins)
+
+        def targets() -> int:
+            return bare.control.status().targets
+
+        assert targets() == ONLY_6
+        for turn in range(5):
+            # WHEN ip_tables comes, THEN its calls are traced
+            plain.load("*filter\nCOMMIT\n", 4)
+            assert until(lambda: targets() == BOTH)
+            before = bare.control.status().calls
+            traffic.udp(plain.name, "127.0.0.1", 9, 23)
+            assert bare.control.status().calls >= before + 46
+            # WHEN it goes, under traffic, THEN it is let go
+            with flooding(plain.name):
+                if turn % 2:
+                    assert until(lambda end=before + 500: bare.control.status().calls > end)
+                unload("ip")
+                assert until(lambda: targets() == ONLY_6)
+        assert len(kprobes()) == 2
+        bare.control.disarm()
+    assert not kprobes()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where tracing cannot begin, the commands say why in one line, and leave nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture.agent import Request, open_engine
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kmod import find_or_build
+from tests.vm.conftest import captured
+from tests.vm.forked import fork
+
+RELEASE = os.uname().release
+NEWNS = 0x00020000  # linux/sched.h: CLONE_NEWNS
+
+
+def ipttrace(
+    *arguments: str, hidden: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command, with an empty folder over `hidden` if that is given."""
+    argv = [sys.executable, "-m", "ipttrace", *arguments]
+    if hidden:
+        argv = [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            f'mount -t tmpfs none {hidden} && exec "$@"',
+            "sh",
+            *argv,
+        ]
+    return subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def cannot(done: subprocess.CompletedProcess[str], why: str) -> None:
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"ipttrace: {why}\n")
+
+
+def test_a_second_ipttrace_is_told_of_the_first_and_does_not_disturb_it() -> None:
+    # GIVEN one that traces
+    with captured() as capture:
+        # WHEN a second is started
+        done = ipttrace("print")
+        # THEN it says who is there already, and the first goes on
+        why = f"another ipttrace (pid {os.getpid()}) traces on this host already: stop it first"
+        cannot(done, why)
+        capture.wait_until(lambda: False, 1.5)
+        assert capture.books["state"] == "armed"
+        # AND nothing but the lock would have stopped it
+        with pytest.raises(CaptureError, match="another ipttrace"):
+            open_engine(Request())
+
+
+def test_without_root_it_says_so() -> None:
+    def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+                *(sys.executable, "-m", "ipttrace", *arguments),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HOME": "/nonexistent", "IPTTRACE_CACHE": "/nonexistent"},
+        )
+
+    cannot(as_nobody("print"), "tracing needs root: run with sudo")
+    done = as_nobody("agent")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "not root, and without CAP_NET_ADMIN" in done.stderr
+    assert "sudo" in done.stderr
+
+
+def test_without_btf_it_says_so() -> None:
+    done = ipttrace("print", hidden="/sys/kernel/btf")
+    no_btf = f"kernel {RELEASE} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
+    cannot(done, f"{no_btf}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+
+    # AND so says the engine itself, in libbpf's stead
+    def run() -> int:
+        assert ctypes.CDLL(None).unshare(NEWNS) == 0
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/sys/kernel/btf"], check=True)
+        try:
+            open_engine(Request())
+        except CaptureError as error:
+            return 0 if "this kernel has no BTF" in str(error) else print(error) or 3
+        return 4
+
+    assert os.waitpid(fork(run), 0)[1] == 0
+
+
+def test_without_a_module_and_headers_it_names_the_package(tmp_path: Path) -> None:
+    done = ipttrace("print", hidden="/usr/src", env={"IPTTRACE_CACHE": str(tmp_path)})
+    why = f"no module is built for {RELEASE}, and its headers are missing"
+    cannot(done, f"{why}: apt install linux-headers-{RELEASE}")
+
+
+def test_a_broken_module_in_the_cache_says_what_to_do(tmp_path: Path) -> None:
+    # GIVEN a cache whose module is no module
+    good = find_or_build()
+    broken = tmp_path / good.relative_to(good.parents[3])
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"\x7fELF nothing")
+    # WHEN it is to be used
+    done = ipttrace("print", env={"IPTTRACE_CACHE": str(tmp_path)})
+    # THEN one line says which file it is
+    cannot(done, f"{broken} was built for another kernel than {RELEASE}: remove it and start again")
+
+
+def test_the_doctor_finds_nothing_that_is_lacking() -> None:
+    done = ipttrace("doctor")
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["ok", "engine:", "kernel", "yes"] in lines
+    assert [line for line in lines if line[0] == "fail"] == []

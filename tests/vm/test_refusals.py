@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the module refuses, it refuses with an errno and a sentence, and nothing is registered."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import random
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture.bpf import PINS
+from ipttrace.capture.control import CMD_ARM, CMD_DISARM, CMD_FILTER, Control
+from ipttrace.capture.errors import CaptureError
+from tests.vm.bare import Bare, references
+from tests.vm.conftest import kprobes
+from tests.vm.forked import PATIENCE, fork
+
+NAMES = ("IPTTRACE_A_PROG_ENTRY", "IPTTRACE_A_PROG_RULE", "IPTTRACE_A_PROG_EXIT")
+NOBODY = 65534
+RETURN_0 = struct.pack("=HBBI", 6, 0, 0, 0)  # linux/filter.h: BPF_RET | BPF_K
+NETLINK_GENERIC = 16  # linux/netlink.h
+NLMSG_ERROR = 2
+REQUEST_ACK = 5  # NLM_F_REQUEST | NLM_F_ACK
+SOCKET_FILTER = 1  # linux/bpf.h: BPF_PROG_TYPE_SOCKET_FILTER
+
+Attributes = list[tuple[str, object]]
+
+
+@pytest.fixture
+def bare() -> Iterator[Bare]:
+    with Bare() as one:
+        yield one
+
+
+def pins(**other: Path | str) -> Attributes:
+    """The pins of the three programs, some of them others."""
+    return [
+        (name, str(other.get(name[-5:].strip("_").lower(), PINS / program)))
+        for name, program in zip(
+            NAMES, ("ipttrace_entry", "ipttrace_rule", "ipttrace_exit"), strict=True
+        )
+    ]
+
+
+def refused(control: Control, command: int, attributes: Attributes) -> tuple[int, str]:
+    """errno and sentence of a command that must fail and change nothing."""
+    before = kprobes(), references(), control.status().state
+    with pytest.raises(CaptureError) as caught:
+        control._ask(command, attributes)
+    assert (kprobes(), references(), control.status().state) == before
+    return caught.value.__cause__.code, str(caught.value)  # type: ignore[union-attr]
+
+
+def pin_socket_filter(path: Path) -> None:
+    """A program that is right in itself, of another type."""
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 0; exit
+    fd = lib.bpf_prog_load(SOCKET_FILTER, b"other", b"GPL", code, ctypes.c_size_t(2), None)
+    assert fd >= 0, os.strerror(-fd)
+    assert lib.bpf_obj_pin(fd, os.fsencode(path)) == 0
+    os.close(fd)
+
+
+def test_arm_without_its_programs_is_refused(bare: Bare) -> None:
+    sentence = "ARM needs the pins of three BPF programs"
+    assert refused(bare.control, CMD_ARM, []) == (errno.EINVAL, sentence)
+    for at in range(3):
+        some = pins()
+        del some[at]
+        assert refused(bare.control, CMD_ARM, some) == (errno.EINVAL, sentence)
+
+
+@pytest.mark.parametrize("which", ["entry", "rule", "exit"])
+def test_a_pin_that_is_no_kprobe_program_is_refused(bare: Bare, which: str, tmp_path: Path) -> None:
+    def arm(path: Path | str) -> tuple[int, str]:
+        return refused(bare.control, CMD_ARM, pins(**{which: path}))
+
+    other = PINS / "other"
+    pin_socket_filter(other)
+    try:
+        wrong = "what is pinned at the path is no BPF program of type kprobe"
+        assert arm(other) == (errno.EINVAL, wrong)
+        assert arm(PINS / "rules") == (errno.EINVAL, wrong)
+    finally:
+        other.unlink()
+    assert arm(other) == (errno.ENOENT, "no BPF program is pinned at the path")
+    (tmp_path / "file").touch()
+    assert arm(tmp_path / "file") == (errno.EACCES, "the path holds no BPF program")
+    assert arm("") == (errno.EACCES, "the path holds no BPF program")
+    assert arm("/" + "x" * 300)[0] in (errno.ERANGE, errno.EINVAL)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (b"", "the filter is not a number of BPF instructions"),
+        (RETURN_0[:7], "the filter is not a number of BPF instructions"),
+        (RETURN_0 * 2 + b"x", "the filter is not a number of BPF instructions"),
+        (b"\xff" * 8, "the filter is not a valid classic BPF program"),
+        (struct.pack("=HBBI", 0, 0, 0, 1), "the filter is not a valid classic BPF program"),
+        # jumps over its own end
+        (
+            struct.pack("=HBBI", 5, 0, 0, 9) + RETURN_0,
+            "the filter is not a valid classic BPF program",
+        ),
+    ],
+)
+def test_bytes_that_are_no_filter_are_refused(bare: Bare, code: bytes, sentence: str) -> None:
+    attributes: Attributes = [("IPTTRACE_A_FILTER", code)]
+    # WHEN armed with it, or given it while armed
+    assert refused(bare.control, CMD_ARM, pins() + attributes) == (errno.EINVAL, sentence)
+    bare.control.arm(bare.pins, RETURN_0)
+    assert refused(bare.control, CMD_FILTER, attributes) == (errno.EINVAL, sentence)
+    # THEN what was armed stays so
+    assert len(kprobes()) == 3
+    bare.control.disarm()
+
+
+def test_a_filter_or_a_number_of_calls_beyond_all_measure_is_refused(bare: Bare) -> None:
+    long: Attributes = [("IPTTRACE_A_FILTER", RETURN_0 * 4097)]
+    assert refused(bare.control, CMD_ARM, pins() + long)[0] in (errno.ERANGE, errno.EINVAL)
+    many: Attributes = [("IPTTRACE_A_MAXACTIVE", 65537)]
+    sentence = "more than 65536 calls at a time"
+    assert refused(bare.control, CMD_ARM, pins() + many) == (errno.EINVAL, sentence)
+
+
+def test_only_the_socket_that_armed_may_change_it(bare: Bare) -> None:
+    # GIVEN two sockets, one of which has armed
+    other = Control()
+    sentence = "not armed by this socket"
+    for command in (CMD_FILTER, CMD_DISARM):
+        assert refused(other, command, []) == (errno.EPERM, sentence)
+    bare.control.arm(bare.pins)
+    try:
+        # WHEN the other arms, sets the filter, disarms, THEN it must not
+        busy = (errno.EBUSY, "another ipttrace traces on this host already")
+        assert refused(other, CMD_ARM, pins()) == busy
+        assert refused(bare.control, CMD_ARM, pins()) == busy
+        for command in (CMD_FILTER, CMD_DISARM):
+            assert refused(other, command, []) == (errno.EPERM, sentence)
+        # AND a person is told whose it is
+        with pytest.raises(CaptureError, match=rf"another ipttrace \(pid {os.getpid()}\) traces"):
+            other.arm(bare.pins)
+        # AND that socket's end disarms nothing
+        other.close()
+        assert bare.control.status().state == "armed"
+        assert len(kprobes()) == 3
+    finally:
+        bare.control.disarm()
+
+
+def test_nobody_but_root_may_do_anything(bare: Bare) -> None:
+    def as_nobody(act: Callable[[Control], object], sentence: str) -> int:
+        def run() -> int:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            control = Control()
+            try:
+                act(control)
+            except CaptureError as error:
+                return 0 if sentence in str(error) else 3
+            return 4
+
+        return os.waitstatus_to_exitcode(os.waitpid(fork(run), 0)[1])
+
+    root = "tracing needs root: run with sudo"
+    assert as_nobody(lambda control: control.arm(bare.pins), root) == 0
+    assert as_nobody(lambda control: control.status(), root) == 0
+    assert as_nobody(lambda control: control.disarm(), root) == 0
+    assert as_nobody(lambda control: control.filter(b""), root) == 0
+    assert not kprobes()
+
+
+def test_messages_of_random_bytes_neither_arm_nor_harm(bare: Bare) -> None:
+    # GIVEN attributes of any number and length, which they tell the truth about, or not
+    chance = random.Random(23)
+    family = bare.control._socket.prid
+
+    def attribute() -> bytes:
+        data = chance.randbytes(chance.choice((0, 1, 3, 4, 8, 300, 5000)))
+        length = 4 + len(data) if chance.random() < 0.7 else chance.randrange(1 << 16)
+        return struct.pack("=HH", length, chance.randrange(30)) + data + bytes(-len(data) % 4)
+
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC) as sock:
+        sock.bind((0, 0))
+        sock.settimeout(PATIENCE)
+        for turn in range(499):
+            command = chance.choice((CMD_ARM, CMD_DISARM, CMD_FILTER, 9, 255))
+            body = struct.pack("=BBH", command, chance.randrange(3), 0)
+            body += b"".join(attribute() for _ in range(chance.randrange(6)))
+            head = struct.pack("=IHHII", 16 + len(body), family, REQUEST_ACK, turn, 0)
+            # WHEN sent, THEN each is refused
+            sock.sendall(head + body)
+            answer = sock.recv(1 << 16)
+            kind, _, answered = struct.unpack_from("=HHI", answer, 4)
+            assert (kind, answered) == (NLMSG_ERROR, turn)
+            assert struct.unpack_from("=i", answer, 16)[0] < 0, head + body
+    # AND nothing has come of it
+    assert bare.control.status().state == "idle"
+    assert references() == 0
