@@ -9,6 +9,7 @@ import a user interface.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
@@ -18,7 +19,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -195,7 +196,8 @@ def tcp(
     SYN+ACK, ACK, RST and no more.  "filtered" comes after timeout seconds; the
     kernel repeats its SYN after one.
     """
-    with socket_in(ns, _af(dst), socket.SOCK_STREAM) as sock:
+    order = _in_order() if abort else contextlib.nullcontext()
+    with order, socket_in(ns, _af(dst), socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
             sock.connect((dst, port))
@@ -220,6 +222,21 @@ def tcp(
         except OSError:
             return Connection("broken", 0, received)
         return Connection("open", len(send), received)
+
+
+@contextlib.contextmanager
+def _in_order() -> Iterator[None]:
+    """Stay on one CPU: each has a queue of its own between the namespaces.
+
+    Else the reset may overtake the ACK, and the server answers that with a reset
+    of its own.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def web(ns: str, dst: str, port: int) -> Connection:
