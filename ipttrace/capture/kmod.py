@@ -160,8 +160,8 @@ def _why_not(code: int, path: Path) -> str:
     if code == errno.EPERM:
         if os.geteuid() == 0:
             return (
-                "the kernel refuses modules here (lockdown, kernel.modules_disabled, or a"
-                " container): run on the host, or turn it off"
+                "the kernel refuses the module (Secure Boot's lockdown, kernel.modules_disabled,"
+                f" or a container): sign {path}, or run on the host"
             )
         return "inserting a module needs root: run with sudo"
     if code == errno.ENOSYS:

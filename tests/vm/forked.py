@@ -98,7 +98,8 @@ class Agent:
             self.signal(signal.SIGKILL)
             self.wait()
         for fd in (self._stream, self._control):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         self._said.close()
 
     def signal(self, number: int) -> None:
@@ -120,6 +121,15 @@ class Agent:
         data = os.read(self._stream, 1 << 20)
         self.frames += self._decoder.feed(data)
         return bool(data)
+
+    def wait_for_hello(self) -> None:
+        """Until it is armed."""
+        self.wait_for(Kind.HELLO)
+
+    def close_stream(self) -> None:
+        """Closes this end of it."""
+        os.close(self._stream)
+        self._stream = -1
 
     def wait_for(self, kind: Kind) -> Frame:
         """Reads until a frame of that kind has come."""

