@@ -171,10 +171,12 @@ def _print(argv: list[str]) -> int:
     if not _expr_is_good(options):
         return 2
     from ipttrace.link import AgentLink
-    from ipttrace.pump import Pump
 
     names: dict[int, str] = {}
     link = AgentLink(_agent_arguments(options))
+    # Beside the agent's start, which takes longer.
+    from ipttrace.pump import Pump
+
     view = _view(options.format, names)
     pump = Pump(view, count=options.count, stop=link.stop, names=names)  # type: ignore[arg-type]
     return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
@@ -284,6 +286,7 @@ def _lab(argv: list[str]) -> int:
     parser.add_argument("--kernel", default="6.1", metavar="RELEASE", help="6.1, 6.12, …")
     parser.add_argument("--text", action="store_true", help="rows as lines instead of the screen")
     parser.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
+    parser.add_argument("--record", metavar="FILE", help="the stream to a file, instead")
     own, dashes, command = argv, "", []
     if "--" in argv:
         at = argv.index("--")
@@ -298,12 +301,13 @@ def _lab(argv: list[str]) -> int:
     if not options.text and not os.isatty(1):
         options.text = True
     with guest.traced(options.kernel, options.duration) as (machine, said):
-        if options.text:
-            from ipttrace.pump import Pump
+        if options.text or options.record:
+            from ipttrace.pump import Pump, Recording
 
             names: dict[int, str] = {}
-            view = _view("text", names)
-            pump = Pump(view, stop=machine.ask_stop, names=names)  # type: ignore[arg-type]
+            view = None if options.record else _view("text", names)
+            copy = Recording(options.record) if options.record else None
+            pump = Pump(view, copy=copy, stop=machine.ask_stop, names=names)  # type: ignore[arg-type]
             status = pump.run(machine.socket) or (0 if pump.rows else 1)
             began = bool(pump.trace.hello) or pump.interrupted
         else:
