@@ -32,7 +32,7 @@ from ipttrace.stream.frames import Writer
 # enough for eyes, long enough to cost an idle host nothing.
 _BUSY: Final = 0.02
 _IDLE: Final = 0.05
-_BOOKS_EVERY: Final = 0.5
+_BOOKS_EVERY: Final = 1.0
 # Seconds that a reader may stand still once we were told to end.
 _STALLS: Final = 4
 # A step of the wall clock that is worth telling, ns.

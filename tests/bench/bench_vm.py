@@ -54,14 +54,13 @@ def _costs() -> Figures:
     rates = result["rates"]
     base = rates["untraced"]
     goals = {"filter that matches nothing": 0.90, "all matched and read": 0.40}
-    figures: Figures = {
-        "vm: untraced": {"value": round(base), "unit": "packets/s", "goal": ""},
-    }
-    for name, rate in rates.items():
-        if name != "untraced":
-            goal = f">= {goals[name]:.2f}" if name in goals else ""
-            figures[f"vm: {name}"] = {
-                "value": round(rate / base, 2),
+    figures: Figures = {}
+    for kind, rate in base.items():
+        figures[f"vm: {kind}, untraced"] = {"value": round(rate), "unit": "packets/s", "goal": ""}
+        for name in list(rates)[1:]:
+            goal = f">= {goals[name]:.2f}" if name in goals and kind == "sends" else ""
+            figures[f"vm: {kind}, {name}"] = {
+                "value": round(rates[name][kind] / rate, 2),
                 "unit": "of untraced",
                 "goal": goal,
             }

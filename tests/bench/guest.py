@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ipttrace.lab.network_ns import call_in, run_in
+from ipttrace.lab.network_ns import call_in, run_in, socket_in
 from ipttrace.lab.traffic import flood
 from ipttrace.stream.frames import Kind, read
 
@@ -139,10 +139,27 @@ def trace_target() -> Iterator[Figures]:
         assert got[0], "no log line was read: nothing was measured"
 
 
-def rate() -> float:
+def rate_of_sends() -> float:
+    """Packets/s of an ordinary sender: a system call for each."""
+    with socket_in(NS, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(("127.0.0.1", PORT))
+        send, payload, now = sock.send, bytes(18), time.perf_counter
+        sent, began = 0, now()
+        while now() - began < SECONDS:
+            for _ in range(50):
+                send(payload)
+            sent += 50
+        return sent / (now() - began)
+
+
+def rate_of_flood() -> float:
+    """Packets/s of sendmmsg(2): little but the packets' own way through the stack."""
     began = time.perf_counter()
     sent = flood(NS, "127.0.0.1", PORT, duration=SECONDS).sent
     return sent / (time.perf_counter() - began)
+
+
+SENDERS = {"sends": rate_of_sends, "flood": rate_of_flood}
 
 
 def main(module: str) -> None:
@@ -160,16 +177,21 @@ def main(module: str) -> None:
         "all matched and read": lambda: agent(""),
         "-j TRACE with a reader": trace_target,
     }
-    rates: dict[str, list[float]] = {name: [] for name in variants}
+    rates: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     extra: dict[str, list[float]] = {}
-    rate()
+    for sender in SENDERS.values():
+        sender()
     for _ in range(ROUNDS):
         for name, variant in variants.items():
             with variant() as figures:
-                rates[name].append(rate())
+                for kind, sender in SENDERS.items():
+                    rates[name].setdefault(kind, []).append(sender())
             for key, value in figures.items():
                 extra.setdefault(f"{name}: {key}", []).append(value)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    medians = {
+        name: {kind: statistics.median(values) for kind, values in kinds.items()}
+        for name, kinds in rates.items()
+    }
     result: dict[str, object] = {"kernel": os.uname().release, "rates": medians}
     result["extra"] = {name: statistics.median(values) for name, values in extra.items()}
     print(json.dumps(result))
