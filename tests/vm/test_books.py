@@ -69,6 +69,9 @@ def test_with_room_for_all_every_call_that_iptables_counted_is_a_row(plain: Plai
     books, counted = capture.books, plain.counters(4)
     assert counted["raw", "OUTPUT", 0][0] == sent == 499
     assert sum(books["lost"]) == 0
+    # A softirq in the middle of a handler is missed, at times: one in thousands.
+    assert books["matched"] <= calls(counted) <= books["matched"] + books["missed"]
+    assert books["missed"] < 23
     if not books["missed"]:
         assert books["due"] == [calls(counted), hits(counted), calls(counted)]
         assert len(capture.rows) == calls(counted)
