@@ -343,7 +343,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	if (call->softirq)
 		head.flags |= IPTTRACE_F_SOFTIRQ;
 	head_conntrack(&head, skb);
-	strscpy(head.table, table->name, sizeof(head.table));
+	memcpy(head.table, table->name, sizeof(head.table));
 	head.pid = task_tgid_nr(current);
 	head.tid = task_pid_nr(current);
 	head.cpu = raw_smp_processor_id();
@@ -500,6 +500,7 @@ static void call_rule(struct call *call, struct pt_regs *regs)
 	struct ipttrace_rule *record = &context.record;
 
 	BUILD_BUG_ON(sizeof(*record) > sizeof(struct pt_regs));
+	BUILD_BUG_ON(sizeof(record->table) != sizeof(call->table->name));
 	*record = (struct ipttrace_rule){
 		.call = call->id,
 		.time = ktime_get_mono_fast_ns(),
@@ -507,7 +508,7 @@ static void call_rule(struct call *call, struct pt_regs *regs)
 		.seq = call->rules++,
 		.match = log_match(call, log_arg(regs, 2), rulenum),
 	};
-	strscpy(record->table, log_arg(regs, 0), sizeof(record->table));
+	memcpy(record->table, call->table->name, sizeof(record->table));
 	strscpy(record->chain, log_arg(regs, 1), sizeof(record->chain));
 	this_cpu_inc(stats.due[IPTTRACE_RULE]);
 	run_prog(IPTTRACE_RULE, &context);

@@ -28,10 +28,9 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.host import Host
 from ipttrace.stream.frames import Writer
 
-# How often buffers are looked at: by turns and when nothing comes.  Short
-# enough for eyes, long enough to cost an idle host nothing.
-_BUSY: Final = 0.02
-_IDLE: Final = 0.05
+# How often buffers are looked at, s: short enough for eyes, long enough to cost
+# an idle host nothing and to take many records at once.  A flood wakes us sooner.
+_PAUSE: Final = 0.05
 _BOOKS_EVERY: Final = 1.0
 # Seconds that a reader may stand still once we were told to end.
 _STALLS: Final = 4
@@ -62,7 +61,7 @@ class Descriptor:
         self._seen = -1
         self._stalls = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         rest = memoryview(data)
         self._writing = True
         try:
@@ -200,13 +199,11 @@ class Agent:
 
         began = time.monotonic()
         books_due = began
-        pause = _BUSY
         while not stop.reason:
-            ready = engine.buffers.wait(pause)
+            ready = engine.buffers.wait(_PAUSE)
             if control is not None and control in ready and not self._obey(control):
                 stop.reason = "stopped"
-            came = self._pump()
-            pause = _BUSY if came else _IDLE
+            self._pump()
             now = time.monotonic()
             if now >= books_due:
                 books_due = now + _BOOKS_EVERY

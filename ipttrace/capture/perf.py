@@ -55,8 +55,7 @@ def _joined(parts: list[Records], dtype: np.dtype[np.void]) -> Records:
     plain = f"V{dtype.itemsize}"
     if not parts:
         return np.empty(0, dtype)
-    whole = [np.ascontiguousarray(part.view(plain)) for part in parts]
-    joined: Records = np.concatenate(whole).view(dtype)
+    joined: Records = np.concatenate([part.view(plain) for part in parts]).view(dtype)
     return joined
 
 
@@ -68,7 +67,11 @@ class Stretch:
         self._event = _event_dtype(self.dtype)
 
     def records(self, data: npt.NDArray[np.uint8]) -> Records:
-        """The records in `data`, whole events from the first byte on.
+        """The records in `data` in an array of their own; see `views`."""
+        return _joined(self.views(data), self.dtype)
+
+    def views(self, data: npt.NDArray[np.uint8]) -> list[Records]:
+        """The records in `data`, whole events from the first byte on, not copied.
 
         Other events (PERF_RECORD_LOST) are passed over: what was lost is
         counted where it is lost.  Raises CaptureError on an event that lies.
@@ -90,7 +93,7 @@ class Stretch:
             if size < 8 or size % 8 or at + size > len(data):
                 raise CaptureError("a perf buffer holds an event of an impossible size")
             at += size
-        return _joined(parts, self.dtype)
+        return parts
 
 
 class _Ring:
@@ -123,22 +126,22 @@ class _Ring:
     def head(self) -> int:
         return int(self._head[0])
 
-    def take(self, head: int) -> Records | None:
-        """The records up to `head`, copied; their room is free again."""
+    def views(self, head: int) -> list[Records]:
+        """The records up to `head`, most of them where they lie, until `release`."""
         tail = int(self._tail[0])
         used = head - tail
-        if not used:
-            return None
         if used > self._size:
             raise CaptureError("a perf buffer's head lies")
         start = tail % self._size
         if start + used <= self._size:
-            data = self._data[start : start + used].copy()
+            data = self._data[start : start + used]
         else:
             data = np.concatenate((self._data[start:], self._data[: start + used - self._size]))
-        # The copy is made: now the kernel may write there again.
+        return self._stretch.views(data)
+
+    def release(self, head: int) -> None:
+        """Gives the room up to `head` back to the kernel."""
         self._tail[0] = head
-        return self._stretch.records(data)
 
     def close(self) -> None:
         # The views go first: a mapping with a view on it cannot be closed.
@@ -209,14 +212,18 @@ class Buffers:
         }
         taken: list[Records] = []
         for kind, rings in enumerate(self._rings):
-            parts = [
-                part
-                for ring, head in zip(rings, heads[kind], strict=True)
-                if (part := ring.take(head)) is not None
-            ]
+            parts: list[Records] = []
+            cpus = 0
+            for ring, head in zip(rings, heads[kind], strict=True):
+                found = ring.views(head)
+                parts += found
+                cpus += bool(found)
             dtype = record.DTYPES[kind]
             both = _joined(parts, dtype)
-            if len(parts) > 1:
+            # The copy is made: now the kernel may write there again.
+            for ring, head in zip(rings, heads[kind], strict=True):
+                ring.release(head)
+            if cpus > 1:
                 order = np.argsort(both["time"], kind="stable")
                 both = both.view(f"V{dtype.itemsize}")[order].view(dtype)
             taken.append(both)

@@ -27,7 +27,7 @@ KERNEL_ARGUMENTS: Final = (
 CPU: Final = {
     "kvm": "host",
     # Five-level page tables make every page walk of the emulator longer.
-    "tcg": "max,la57=off",
+    "tcg": "max,la57=off,erms=off,fsrm=off",
 }
 
 

@@ -100,7 +100,7 @@ class Frame:
 class Sink(Protocol):
     """Where a Writer writes: a file opened unbuffered or buffered, or alike."""
 
-    def write(self, data: bytes, /) -> object: ...
+    def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 class Writer:
@@ -109,11 +109,11 @@ class Writer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def _frame(self, kind: Kind, payload: bytes) -> None:
+    def _frame(self, kind: Kind, payload: bytes | memoryview) -> None:
         head = struct.pack("<B3xI", kind, len(payload))
         crc = zlib.crc32(payload, zlib.crc32(head))
-        # One write: a reader at the other end of a pipe gets whole frames.
-        self._sink.write(b"".join((MAGIC, head, struct.pack("<I", crc), payload)))
+        self._sink.write(MAGIC + head + struct.pack("<I", crc))
+        self._sink.write(payload)
 
     def _json(self, kind: Kind, value: Mapping[str, Any]) -> None:
         self._frame(kind, json.dumps(value, separators=(",", ":")).encode())
@@ -129,7 +129,8 @@ class Writer:
             raise TypeError(f"{record.KINDS[kind]} records have another layout than the stream's")
         most = (1 << 20) // records.dtype.itemsize
         for start in range(0, len(records), most):
-            self._frame(_RECORD_KINDS[kind], records[start : start + most].tobytes())
+            part = np.ascontiguousarray(records[start : start + most])
+            self._frame(_RECORD_KINDS[kind], part.view(np.uint8).data)
 
     def clock(self, mono: int, wall: int) -> None:
         """CLOCK_MONOTONIC and CLOCK_REALTIME of one moment, in ns."""
@@ -157,7 +158,7 @@ class Decoder:
         self._dtypes: tuple[np.dtype[np.void], ...] | None = None
         self._broken: StreamError | None = None
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """The frames that are whole by now.
 
         When the stream is damaged, the frames before the damage are returned
