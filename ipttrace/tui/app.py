@@ -132,7 +132,7 @@ class TraceApp(App[Summary]):
         self._titles = self.query_one(Titles)
         self._empty = self.query_one(Empty)
         self._notice_line = self.query_one("#notice", Static)
-        self._main = self.screen
+        self._notice_line.display = self._empty.display = False
         self.rows.focus()
         self._draw()
         if not self.is_headless:
@@ -232,8 +232,10 @@ class TraceApp(App[Summary]):
             self._named = names
             self.rows.name_netns(names)
         empty = self.trace.store.end == 0
-        if self._main.has_class("-empty") != empty:
-            self._main.set_class(empty, "-empty")
+        if self._empty.display != empty:
+            # Not by a class: in the first moments Textual may miss its change.
+            self._empty.display = empty
+            self.rows.display = self._titles.display = not empty
             if not empty:
                 self.rows.focus()
         self.rows.pull()
@@ -324,7 +326,8 @@ class TraceApp(App[Summary]):
                     text, error = note, level == "error"
         if (text, error) != self._noticed:  # an update costs a layout
             self._noticed = text, error
-            self._main.set_class(bool(text), "-noticed")
+            self._notice_line.display = bool(text)
+            self._about.display = not text
             self._notice_line.set_class(error, "-error")
             self._notice_line.update(Content(text))
 

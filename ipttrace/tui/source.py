@@ -21,6 +21,7 @@ PORTION: Final = 1 << 18
 # How long a control line may wait for room, in ms: the screen must not hang on
 # an agent that reads no more.
 SEND_MS: Final = 200
+STOP: Final = b'{"cmd": "stop"}\n'  # see capture/agent.py
 
 
 class SourceError(Exception):
@@ -153,7 +154,7 @@ class StreamSource:
         control: BinaryIO | socket.socket | None = None,
         *,
         name: str = "agent",
-        farewell: bytes = b"disarm\n",
+        farewell: bytes = STOP,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self.name = name

@@ -59,6 +59,16 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = 
     await pilot.pause()
 
 
+def laid_out(app: TraceApp, width: int) -> bool:
+    """Whether the list has its size on a screen of `width` cells, and has taken it in."""
+    rows = app.rows
+    return (
+        rows.size.width == width
+        and rows._width == width - 1
+        and app._titles._columns == rows.columns
+    )
+
+
 def shown(app: TraceApp) -> list[str]:
     """The list's lines as drawn."""
     return [app.rows.render_line(y).text for y in range(app.rows.size.height)]
@@ -96,7 +106,7 @@ async def live(
         await until(pilot, lambda: app.rows._end >= rows, f"{rows} rows on the screen")
         sender.join()
         # The list has no size while the empty screen stands in its place.
-        await until(pilot, lambda: not rows or app.rows.size.width == size[0], "a size")
+        await until(pilot, lambda: not rows or laid_out(app, size[0]), "a size")
         try:
             yield agent, app, pilot
         finally:

@@ -17,7 +17,7 @@ import streams
 from harness import HANG, Agent, live, more, screen_text, seqs, shown, until
 
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.source import FileSource
+from ipttrace.tui.source import STOP, FileSource
 
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
@@ -26,7 +26,7 @@ async def test_quit_asks_the_agent_to_end_and_takes_its_last_counts(key: str) ->
     async with live(streams.hello(), streams.rows(8), rows=8) as (agent, app, pilot):
         # WHEN a person quits
         await pilot.press(key)
-        assert agent.receive_line() == b"disarm\n"
+        assert agent.receive_line() == STOP
         assert app.is_running
         # AND the agent sends what it still has
         agent.send(streams.rows(4, start=8), streams.end(lost=[1, 2, 2], missed=3))
@@ -51,7 +51,7 @@ async def test_quit_does_not_wait_for_an_agent_that_does_not_answer() -> None:
     async with live(streams.hello(), streams.rows(8), rows=8, grace=0.05) as (agent, app, pilot):
         await pilot.press("q")
         await until(pilot, lambda: app.return_value is not None)
-        assert agent.received() == b"disarm\n"
+        assert agent.received() == STOP
     assert app.return_value is not None
     assert app.return_value["rows"] == 8
     assert not app._intake.alive
@@ -163,7 +163,7 @@ async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
         # THEN what came before is shown, and the agent is told to go
         assert seqs(app)[1] == 407
         assert any("no frame begins there" in line for line in screen_text(app))
-        assert agent.received() == b"disarm\n"
+        assert agent.received() == STOP
         assert agent.closed.is_set()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import streams
-from harness import live, more, screen_text, seqs, shown, until
+from harness import laid_out, live, more, screen_text, seqs, shown, until
 
 
 async def test_new_rows_are_followed() -> None:
@@ -117,7 +117,7 @@ async def test_a_paused_picture_outlives_its_rows() -> None:
         assert shown(app) == before
         await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))
         await pilot.resize_terminal(100, 24)
-        await until(pilot, lambda: app.rows.size.width == 100)
+        await until(pilot, lambda: laid_out(app, 100))
         assert all("ACCEPT" in line or "DROP" in line for line in shown(app)[:10])
         # AND going on catches up
         await pilot.press("space")
@@ -177,7 +177,7 @@ async def test_help_tells_keys_and_columns_and_closes(key: str) -> None:
         for part in ("Space p", "PgUp", "Keys", "Columns", "verdict", "✗ DROP", "missed"):
             assert part in text
         await pilot.press("q")
-        assert app.screen is app._main
+        assert app.screen is app.rows.screen
         assert app.is_running
         assert app.focused is app.rows
 

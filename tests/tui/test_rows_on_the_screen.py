@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import streams
-from harness import live, more, screen_text, seqs, shown, until
+from harness import laid_out, live, more, screen_text, seqs, shown, until
 from rich.cells import cell_len
 
 
@@ -52,7 +52,7 @@ async def test_resizing_keeps_the_tail_and_redraws_the_columns() -> None:
         for size in ((200, 50), (60, 12), (100, 30), (80, 24)):
             # WHEN the terminal changes its size
             await pilot.resize_terminal(*size)
-            await until(pilot, lambda size=size: app.rows.size.width == size[0])
+            await until(pilot, lambda size=size: laid_out(app, size[0]))
             # THEN the newest row is still the last line, and titles fit the columns
             assert seqs(app)[1] == 399
             assert all(cell_len(line) == size[0] for line in screen_text(app))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.tui.source import FileSource, Source, SourceError, StreamSource
+from ipttrace.tui.source import STOP, FileSource, Source, SourceError, StreamSource
 
 HANG = 60.0
 
@@ -54,7 +54,7 @@ def test_closing_wakes_a_reader_of_a_socket_and_tells_the_agent() -> None:
     near, far = socket.socketpair()
     far.sendall(b"abc")
     assert _close_while_reading(StreamSource(near, control=near)) == [b"abc"]
-    assert far.recv(100) == b"disarm\n"
+    assert far.recv(100) == STOP
     assert far.recv(100) == b""
     far.close()
 
@@ -91,7 +91,7 @@ def test_an_agent_that_reads_no_more_does_not_block_the_control_line() -> None:
     source = StreamSource(
         os.fdopen(read, "rb", buffering=0), os.fdopen(control_write, "wb", buffering=0)
     )
-    assert not source.send(b"disarm\n")
+    assert not source.send(STOP)
     assert not source.stop()
     source.close()
     os.close(write)

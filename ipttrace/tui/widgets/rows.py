@@ -89,6 +89,7 @@ class Rows(ScrollView, can_focus=True):
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
         self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
         self._styles_of: dict[tuple[str, str], Style] = {}
+        self._fitted = Size(0, 0)
         self._width = 80  # cells of a line, the scroll bar's left out
         self.columns: tuple[Placed, ...] = columns.choose(80)
 
@@ -273,12 +274,29 @@ class Rows(ScrollView, can_focus=True):
     # Drawing.
 
     def on_resize(self, event: events.Resize) -> None:
-        self._width = self.scrollable_content_region.width
-        chosen = columns.choose(self._width)
-        if chosen != self.columns:
-            self.columns = chosen
-            self.post_message(ColumnsChanged())
-        self._redraw()
+        self._fit()
+        self.refresh()
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines of `crop`, at the width that the list now has."""
+        if self.size != self._fitted:
+            # A list that is hidden and shown between two layouts gets no Resize.
+            self._fit()
+        return super().render_lines(crop)
+
+    def _fit(self) -> None:
+        """Take in a new size."""
+        self._fitted = self.size
+        # Not the scrollable region: at first the bar may not be there yet.
+        self._width = max(1, self.size.width - self.styles.scrollbar_size_vertical)
+        self.columns = columns.choose(self._width)
+        self._strips.clear()
+        # Not now: a message posted while the screen draws stops at the screen.
+        self.call_later(self._settle)
+
+    def _settle(self) -> None:
+        """Bring the rest in line with a new size."""
+        self.post_message(ColumnsChanged())
         self._resize_to(self._end - self._base)
         if self.follow:
             self._to_tail()

@@ -19,8 +19,9 @@ class Titles(Widget):
 
     def show(self, chosen: tuple[Placed, ...]) -> None:
         """Show the titles of `chosen`."""
-        self._columns = chosen
-        self.refresh()
+        if chosen != self._columns:
+            self._columns = chosen
+            self.refresh()
 
     def render(self) -> Content:
         return Content(columns.titles(self._columns))
