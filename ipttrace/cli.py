@@ -107,7 +107,8 @@ def _screen(argv: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
     _traces(parser)
     options = parser.parse_args(argv)
-    if not os.isatty(1):
+    # Textual draws on stderr.
+    if not (os.isatty(0) and os.isatty(1) and os.isatty(2)):
         print("ipttrace: the screen needs a terminal: use ipttrace print", file=sys.stderr)
         return 2
     if not _expr_is_good(options):
@@ -298,7 +299,7 @@ def _lab(argv: list[str]) -> int:
 
     if command:
         return guest.run(options.kernel, command)
-    if not options.text and not os.isatty(1):
+    if not (os.isatty(0) and os.isatty(1) and os.isatty(2)):
         options.text = True
     with guest.traced(options.kernel, options.duration) as (machine, said):
         if options.text or options.record:

@@ -7,10 +7,8 @@ command's stdout and stderr, its exit status and the stream come over ports of
 their own, so nothing of the kernel gets between.  QEMU ends with the process
 that started it, however that ends (vm_guard).
 
-Measured on two cores under TCG, from start to the command running: 6.1 in
-2.3 s, 6.12 in 2.8 s; with others at work on both cores 4 to 7 s.  A bzImage
-instead of its ELF image costs 7 s more, QEMU's machine q35 0.3 s, five-level
-page tables some percent of everything.  The stream carries 110 MB/s.
+On two cores under TCG a command runs some 3 s after the start, with others at
+work on both cores after 4 to 7 s.  The stream carries 110 MB/s.
 ``python -m ipttrace.lab.vm [--kernel 6.1] -- COMMAND`` runs it by hand.
 
 Must not import anything of the tui.
