@@ -83,7 +83,8 @@ def test_tables_that_come_and_go_while_armed_are_picked_up_and_let_go() -> None:
             assert until(lambda: targets() == BOTH)
             before = bare.control.status().calls
             traffic.udp(plain.name, "127.0.0.1", 9, 23)
-            assert bare.control.status().calls >= before + 46
+            # The other side of the loopback may be left to ksoftirqd.
+            assert until(lambda end=before + 46: bare.control.status().calls >= end)
             # WHEN it goes, under traffic, THEN it is let go
             with flooding(plain.name):
                 if turn % 2:
