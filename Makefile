@@ -8,7 +8,7 @@ KERNEL ?= 6.1 6.12
 MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
 BPF_ARCH := $(if $(filter aarch64,$(shell uname -m)),arm64,x86)
 
-.PHONY: setup run test lint vm-test bench screenshots clean help
+.PHONY: setup run test lint vm-test bench screenshots dkms clean help
 
 help:
 	@echo 'make run          the live screen on a throwaway VM (text for $(DURATION) s without a terminal)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make vm-test      the VM tests; KERNEL=6.1 for one kernel'
 	@echo 'make bench        the benchmarks; build/bench.json has the figures'
 	@echo 'make screenshots  pictures of the screen into screenshots/'
+	@echo 'make dkms         installs the kernel module by DKMS, for every kernel to come'
 	@echo 'make clean        removes what was built; the cache of kernels stays'
 
 setup:
@@ -41,6 +42,16 @@ bench: setup
 
 screenshots: setup
 	@$(PYTHON) -m tests.tui.screenshots
+
+# One folder with all that the module is built from, which is what DKMS wants.
+VERSION := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' kmod/dkms.conf)
+DKMS_SOURCE ?= /usr/src/ipttrace-$(VERSION)
+dkms:
+	@command -v dkms >/dev/null || { echo 'dkms is not installed: apt-get install dkms' >&2; exit 1; }
+	mkdir -p $(DKMS_SOURCE)/uapi
+	cp kmod/Kbuild kmod/dkms.conf kmod/*.[ch] bpf/record.h $(DKMS_SOURCE)/
+	cp kmod/uapi/*.h $(DKMS_SOURCE)/uapi/
+	dkms install ipttrace/$(VERSION) --force
 
 # CO-RE: compiled once, fits every kernel with BTF.
 build/ipttrace.bpf.o: bpf/ipttrace.bpf.c bpf/record.h Makefile

@@ -227,12 +227,12 @@ class Host:
 
     @cached_property
     def built_module(self) -> Path | None:
-        """The module in the cache that fits this kernel and this version."""
+        """The module in the cache that fits this kernel and this version, or an installed one."""
         try:
             found = sorted(self.module_folder.glob(f"{self.source_hash or '*'}/{MODULE}.ko"))
+            return found[0] if found else kmod.installed(self.release, self.root / "lib/modules")
         except OSError:
             return None
-        return found[0] if found else None
 
     @cached_property
     def pins_holder(self) -> int | None:

@@ -107,8 +107,17 @@ def _compiler(kdir: Path) -> list[str]:
     return []
 
 
+def installed(release: str, root: Path = Path("/lib/modules")) -> Path | None:
+    """The module that DKMS or a package installed for the kernel `release`."""
+    folder = root / release
+    for place in ("updates/dkms", "updates", "extra"):
+        for path in sorted((folder / place).glob(f"{NAME}.ko*")):
+            return path
+    return None
+
+
 def find_or_build() -> Path:
-    """The module for the running kernel.
+    """The module for the running kernel: of the cache, installed, or built now.
 
     Raises CaptureError with the one thing to do when it cannot be had.
     """
@@ -116,6 +125,8 @@ def find_or_build() -> Path:
     path = built_path(release)
     if path.exists():
         return path
+    if (package := installed(release)) is not None:
+        return package
     kdir = Path("/lib/modules") / release / "build"
     if not (kdir / "Makefile").exists():
         raise CaptureError(
@@ -143,6 +154,13 @@ def _syscall(which: int, *arguments: object) -> int:
 
 def insert(path: Path) -> None:
     """Inserts the module.  Raises CaptureError; one line that says what to do."""
+    if path.suffix != ".ko":
+        # Compressed, as distributions have them: modprobe knows how.
+        done = subprocess.run(["modprobe", NAME], capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["failed"]
+            raise CaptureError(f"{path} cannot be inserted: {said[-1]}")
+        return
     with open(path, "rb") as file:
         code = _syscall(0, ctypes.c_int(file.fileno()), b"", ctypes.c_int(0))
     if code in (0, errno.EEXIST):
