@@ -11,6 +11,8 @@
 #include "record.h"
 #include "uapi/ipttrace.h"
 
+struct xt_table;
+
 /* Counted by each CPU for itself; reset by arming. */
 struct ipttrace_stats {
 	u64 calls;
@@ -32,6 +34,37 @@ struct ipttrace_setup {
 	u32 netns;			/* inode, 0: all */
 	u32 maxactive;
 };
+
+/* A run of a table, from its entry to its exit: in its kretprobe instance. */
+struct ipttrace_call {
+	struct hlist_node node;
+	struct task_struct *task;
+	struct sk_buff *skb;
+	const struct xt_table *table;
+	struct ipttrace_call *parent;
+	u64 id;
+	u64 start;
+	u64 overhead;	/* ns that our own handlers took of it */
+	u16 rules;
+	u8 depth;	/* 1: no call around it */
+	u8 hook;
+	u8 family;
+	bool softirq;
+};
+
+/* calls.c: from handlers only */
+void ipttrace_call_link(struct ipttrace_call *call);
+void ipttrace_call_unlink(struct ipttrace_call *call);
+struct ipttrace_call *ipttrace_call_find(const struct sk_buff *skb);
+void ipttrace_calls_clear(void);
+
+/* record.c: from handlers only */
+void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
+			     const struct sk_buff *skb);
+void ipttrace_head_link(struct ipttrace_entry_head *head,
+			const struct sk_buff *skb);
+enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
+				      const char *comment, u32 rulenum);
 
 /* probes.c: all under ipttrace_mutex */
 int ipttrace_probes_setup(const struct ipttrace_setup *setup,

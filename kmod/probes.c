@@ -4,53 +4,21 @@
  * a call of each run, and a kprobe on nf_log_trace(), which is told of each
  * rule that a traced packet hits.
  *
- * The state of a call lives in its kretprobe instance.  The index finds the
- * instance again from inside the call: by the task whose stack it is on and
- * the skb, newest first, which is right for calls inside calls (a REJECT sends
- * a packet) and for softirqs on top of them.
+ * The state of a call lives in its kretprobe instance; calls.c finds it again.
  *
  * Handlers run with preemption off and never inside one another on a CPU: where
- * kprobes find one running, they skip the new one and count it.  So the index's
- * locks are safe against softirqs without turning them off (which lockdep does
- * not know).  Handlers do not sleep, allocate or print.
+ * kprobes find one running, they skip the new one and count it.  They do not
+ * sleep, allocate or print.
  */
 
-#include <linux/hash.h>
 #include <linux/netfilter/x_tables.h>
-#include <linux/netfilter_ipv4/ip_tables.h>
-#include <linux/netfilter_ipv6/ip6_tables.h>
 #include <linux/rcupdate.h>
-#include <linux/spinlock.h>
 #include <linux/timekeeping.h>
 #include <net/net_namespace.h>
 #include <net/netfilter/nf_conntrack.h>
-#include <net/netfilter/nf_conntrack_zones.h>
 
 #include "compat.h"
 #include "ipttrace.h"
-
-#define CALL_INDEX_BITS	8
-
-struct call {
-	struct hlist_node node;
-	struct task_struct *task;
-	struct sk_buff *skb;
-	const struct xt_table *table;
-	struct call *parent;
-	u64 id;
-	u64 start;
-	u64 overhead;	/* ns that our own handlers took of it */
-	u16 rules;
-	u8 depth;	/* 1: no call around it */
-	u8 hook;
-	u8 family;
-	bool softirq;
-};
-
-struct call_bucket {
-	raw_spinlock_t lock;
-	struct hlist_head calls;
-};
 
 struct call_probe {
 	struct kretprobe rp;
@@ -62,8 +30,6 @@ struct call_probe {
 static int call_enter4(struct kretprobe_instance *ri, struct pt_regs *regs);
 static int call_enter6(struct kretprobe_instance *ri, struct pt_regs *regs);
 static int log_hit(struct kprobe *p, struct pt_regs *regs);
-
-static struct call_bucket call_index[1 << CALL_INDEX_BITS];
 
 static struct call_probe call_probes[] = {
 	{ .symbol = "ipt_do_table", .entry = call_enter4 },
@@ -89,61 +55,6 @@ static DEFINE_PER_CPU(struct ipttrace_stats, stats);
 
 /* Did the kretprobe's own pre_handler find an instance? */
 static DEFINE_PER_CPU(bool, call_taken);
-
-static struct call_bucket *call_bucket(const struct task_struct *task)
-{
-	return &call_index[hash_ptr(task, CALL_INDEX_BITS)];
-}
-
-/* Puts it into the index, and finds the call from inside which it is made. */
-static void call_link(struct call *call)
-{
-	struct call_bucket *bucket = call_bucket(call->task);
-	struct call *other;
-
-	call->parent = NULL;
-	raw_spin_lock(&bucket->lock);
-	hlist_for_each_entry(other, &bucket->calls, node) {
-		/* A softirq that interrupted a call was not caused by it. */
-		if (other->task == call->task &&
-		    other->softirq == call->softirq) {
-			call->parent = other;
-			break;
-		}
-	}
-	hlist_add_head(&call->node, &bucket->calls);
-	raw_spin_unlock(&bucket->lock);
-	call->depth = call->parent ? call->parent->depth + 1 : 1;
-}
-NOKPROBE_SYMBOL(call_link);
-
-static void call_unlink(struct call *call)
-{
-	struct call_bucket *bucket = call_bucket(call->task);
-
-	raw_spin_lock(&bucket->lock);
-	hlist_del(&call->node);
-	raw_spin_unlock(&bucket->lock);
-}
-NOKPROBE_SYMBOL(call_unlink);
-
-/* The call that is being run on `skb` here; it outlives its caller's use. */
-static struct call *call_find(const struct sk_buff *skb)
-{
-	struct call_bucket *bucket = call_bucket(current);
-	struct call *call, *found = NULL;
-
-	raw_spin_lock(&bucket->lock);
-	hlist_for_each_entry(call, &bucket->calls, node) {
-		if (call->task == current && call->skb == skb) {
-			found = call;
-			break;
-		}
-	}
-	raw_spin_unlock(&bucket->lock);
-	return found;
-}
-NOKPROBE_SYMBOL(call_find);
 
 static void run_prog(enum ipttrace_kind kind, void *context)
 {
@@ -234,62 +145,6 @@ static u8 packet_flip(struct sk_buff *skb)
 }
 NOKPROBE_SYMBOL(packet_flip);
 
-static void head_tuple(const struct nf_conntrack_tuple *tuple, u8 *src, u8 *dst,
-		       u16 *sport, u16 *dport)
-{
-	memcpy(src, &tuple->src.u3, 16);
-	memcpy(dst, &tuple->dst.u3, 16);
-	*sport = (__force u16)tuple->src.u.all;
-	*dport = (__force u16)tuple->dst.u.all;
-}
-NOKPROBE_SYMBOL(head_tuple);
-
-static void head_conntrack(struct ipttrace_entry_head *head,
-			   const struct sk_buff *skb)
-{
-	enum ip_conntrack_info info;
-	const struct nf_conn *ct = nf_ct_get(skb, &info);
-	const struct nf_conntrack_tuple *orig;
-
-	head->ct_info = info;
-	if (!ct)
-		return;
-	orig = &ct->tuplehash[IP_CT_DIR_ORIGINAL].tuple;
-	head->flags |= IPTTRACE_F_CONNTRACK;
-	head->ct = (unsigned long)ct;
-	head->ct_status = READ_ONCE(ct->status);
-#ifdef CONFIG_NF_CONNTRACK_MARK
-	head->ct_mark = READ_ONCE(ct->mark);
-#endif
-	head->ct_zone = nf_ct_zone(ct)->id;
-	head->ct_proto = orig->dst.protonum;
-	head_tuple(orig, head->ct_orig_src, head->ct_orig_dst,
-		   &head->ct_orig_sport_be16, &head->ct_orig_dport_be16);
-	head_tuple(&ct->tuplehash[IP_CT_DIR_REPLY].tuple,
-		   head->ct_reply_src, head->ct_reply_dst,
-		   &head->ct_reply_sport_be16, &head->ct_reply_dport_be16);
-}
-NOKPROBE_SYMBOL(head_conntrack);
-
-static void head_link(struct ipttrace_entry_head *head,
-		      const struct sk_buff *skb)
-{
-	u32 len;
-
-	head->protocol_be16 = (__force u16)skb->protocol;
-	head->vlan_tci = skb->vlan_tci;
-	/* On the way out it is not there yet, or is the network header's. */
-	if (!skb_mac_header_was_set(skb) ||
-	    skb_network_offset(skb) < skb_mac_offset(skb))
-		return;
-	len = skb_network_offset(skb) - skb_mac_offset(skb);
-	if (len > IPTTRACE_MAC_LEN)
-		return;
-	memcpy(head->mac, skb_mac_header(skb), len);
-	head->mac_len = len;
-}
-NOKPROBE_SYMBOL(head_link);
-
 /* Unique for as long as one is armed: CPUs count apart, 2^48 each. */
 static u64 call_next_id(void)
 {
@@ -307,7 +162,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
 	const struct nf_hook_state *state = (void *)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
-	struct call *call = (struct call *)ri->data;
+	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
 	struct ipttrace_entry_head head = {};
 	struct pt_regs context;
 
@@ -323,7 +178,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	call->overhead = 0;
 	call->rules = 0;
 	call->softirq = in_serving_softirq();
-	call_link(call);
+	ipttrace_call_link(call);
 	if (call->depth > this_cpu_read(stats.depth))
 		this_cpu_write(stats.depth, call->depth);
 
@@ -342,12 +197,12 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	head.flags = packet_flip(skb);
 	if (call->softirq)
 		head.flags |= IPTTRACE_F_SOFTIRQ;
-	head_conntrack(&head, skb);
+	ipttrace_head_conntrack(&head, skb);
 	memcpy(head.table, table->name, sizeof(head.table));
 	head.pid = task_tgid_nr(current);
 	head.tid = task_pid_nr(current);
 	head.cpu = raw_smp_processor_id();
-	head_link(&head, skb);
+	ipttrace_head_link(&head, skb);
 
 	/* ipt_do_table() is given packets with data at the network header. */
 	head.caplen = min_t(u32, skb_headlen(skb), IPTTRACE_PACKET_LEN);
@@ -380,7 +235,7 @@ NOKPROBE_SYMBOL(call_enter6);
 static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
 	u64 now = ktime_get_mono_fast_ns();
-	struct call *call = (struct call *)ri->data;
+	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
 	u32 verdict = regs_return_value(regs);
 	union {
 		struct ipttrace_exit record;
@@ -392,7 +247,7 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (!READ_ONCE(session.live))
 		return 0;
 
-	call_unlink(call);
+	ipttrace_call_unlink(call);
 	*record = (struct ipttrace_exit){
 		.call = call->id,
 		.time = now,
@@ -443,54 +298,13 @@ static bool log_ours(const struct net *net, const struct sk_buff *skb)
 }
 NOKPROBE_SYMBOL(log_ours);
 
-/*
- * The kernel says "policy" of any unconditional verdict in a built-in chain,
- * `-A INPUT -j DROP` too.  The policy itself is the entry at the underflow.
- *
- * The call is inside the table's read section: what private points to stays.
- */
-static bool policy_reached(const struct call *call, u32 rulenum)
-{
-	const struct xt_table_info *private =
-		(__force void *)READ_ONCE(call->table->private);
-	unsigned int at = private->hook_entry[call->hook];
-	unsigned int policy = private->underflow[call->hook];
-	u32 n;
-
-	for (n = 1; n < rulenum && at < policy; n++) {
-		const void *entry = private->entries + at;
-		unsigned int next = call->family == NFPROTO_IPV6 ?
-			((const struct ip6t_entry *)entry)->next_offset :
-			((const struct ipt_entry *)entry)->next_offset;
-
-		if (!next)
-			break;
-		at += next;
-	}
-	return n == rulenum && at == policy;
-}
-NOKPROBE_SYMBOL(policy_reached);
-
-static enum ipttrace_match log_match(const struct call *call,
-				     const char *comment, u32 rulenum)
-{
-	/* "rule", "return" or "policy" */
-	if (comment[0] == 'p')
-		return policy_reached(call, rulenum) ? IPTTRACE_MATCH_POLICY :
-						       IPTTRACE_MATCH_RULE;
-	if (comment[0] == 'r' && comment[1] == 'e')
-		return IPTTRACE_MATCH_RETURN;
-	return IPTTRACE_MATCH_RULE;
-}
-NOKPROBE_SYMBOL(log_match);
-
 static void *log_arg(struct pt_regs *regs, unsigned int n)
 {
 	return (void *)regs_get_kernel_stack_nth(regs, IPTTRACE_LOG_STACK + n);
 }
 NOKPROBE_SYMBOL(log_arg);
 
-static void call_rule(struct call *call, struct pt_regs *regs)
+static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
 {
 	u32 rulenum = (unsigned long)log_arg(regs, 3);
 	union {
@@ -506,7 +320,7 @@ static void call_rule(struct call *call, struct pt_regs *regs)
 		.time = ktime_get_mono_fast_ns(),
 		.rulenum = rulenum,
 		.seq = call->rules++,
-		.match = log_match(call, log_arg(regs, 2), rulenum),
+		.match = ipttrace_match_of(call, log_arg(regs, 2), rulenum),
 	};
 	memcpy(record->table, call->table->name, sizeof(record->table));
 	strscpy(record->chain, log_arg(regs, 1), sizeof(record->chain));
@@ -520,10 +334,10 @@ static int log_hit(struct kprobe *p, struct pt_regs *regs)
 {
 	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
 	struct sk_buff *skb = (void *)regs_get_kernel_argument(regs, 3);
-	struct call *call = NULL;
+	struct ipttrace_call *call = NULL;
 
 	if (READ_ONCE(session.live))
-		call = call_find(skb);
+		call = ipttrace_call_find(skb);
 	if (call)
 		call_rule(call, regs);
 	else if (!log_ours(net, skb))
@@ -550,7 +364,7 @@ static int call_probe_register(struct call_probe *probe)
 	rp->kp.flags = KPROBE_FLAG_DISABLED;
 	rp->entry_handler = probe->entry;
 	rp->handler = call_exit;
-	rp->data_size = sizeof(struct call);
+	rp->data_size = sizeof(struct ipttrace_call);
 	rp->maxactive = session.maxactive ?:
 			max_t(int, 128, 16 * num_possible_cpus());
 	err = register_kretprobe(rp);
@@ -626,17 +440,6 @@ unregister:
 	return worst;
 }
 
-static void index_clear(void)
-{
-	int i;
-
-	for (i = 0; i < ARRAY_SIZE(call_index); i++) {
-		raw_spin_lock_init(&call_index[i].lock);
-		lockdep_set_novalidate_class(&call_index[i].lock);
-		INIT_HLIST_HEAD(&call_index[i].calls);
-	}
-}
-
 static void stats_clear(void)
 {
 	int cpu;
@@ -657,7 +460,7 @@ int ipttrace_probes_setup(const struct ipttrace_setup *setup,
 		NL_SET_ERR_MSG(extack, "no memory for the followed packets");
 		return err;
 	}
-	index_clear();
+	ipttrace_calls_clear();
 	stats_clear();
 	memcpy(session.progs, setup->progs, sizeof(session.progs));
 	rcu_assign_pointer(session.filter, setup->filter);
@@ -706,7 +509,7 @@ void ipttrace_probes_teardown(void)
 	 * them.  Where no call probe was registered any more, wait here.
 	 */
 	synchronize_rcu();
-	index_clear();
+	ipttrace_calls_clear();
 	filter = rcu_dereference_protected(session.filter, true);
 	RCU_INIT_POINTER(session.filter, NULL);
 	if (filter)

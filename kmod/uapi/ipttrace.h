@@ -22,8 +22,9 @@
  *	-EBUSY	another socket has armed it (GET tells whose)
  *	-ENOENT	no program at a path; neither ip_tables nor ip6_tables there;
  *		no nf_log_trace in this kernel
- *	-EINVAL	not a kprobe program; not a classic BPF program
- *	-EACCES	no BPF program at a path, but something else
+ *	-EINVAL	not a kprobe program, or no program at all; not a classic BPF
+ *		program
+ *	-EACCES	nothing of BPF at a path
  *	-ENOMEM
  *	All with a sentence in NLMSGERR_ATTR_MSG; nothing stays registered.
  *

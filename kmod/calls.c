@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The index of calls: finds, from inside a call, the kretprobe instance that
+ * holds its state.
+ *
+ * By the task whose stack the call is on and the skb, newest first, which is
+ * right for calls inside calls (a REJECT sends a packet) and for softirqs on top
+ * of them.  Handlers do not run inside one another on a CPU, so that the locks
+ * are safe against softirqs without turning them off (which lockdep does not
+ * know).
+ */
+
+#include <linux/hash.h>
+#include <linux/kprobes.h>
+#include <linux/sched.h>
+#include <linux/spinlock.h>
+
+#include "ipttrace.h"
+
+#define CALL_INDEX_BITS	8
+
+struct call_bucket {
+	raw_spinlock_t lock;
+	struct hlist_head calls;
+};
+
+static struct call_bucket call_index[1 << CALL_INDEX_BITS];
+
+static struct call_bucket *call_bucket(const struct task_struct *task)
+{
+	return &call_index[hash_ptr(task, CALL_INDEX_BITS)];
+}
+
+/* Puts it into the index, and finds the call from inside which it is made. */
+void ipttrace_call_link(struct ipttrace_call *call)
+{
+	struct call_bucket *bucket = call_bucket(call->task);
+	struct ipttrace_call *other;
+
+	call->parent = NULL;
+	raw_spin_lock(&bucket->lock);
+	hlist_for_each_entry(other, &bucket->calls, node) {
+		/* A softirq that interrupted a call was not caused by it. */
+		if (other->task == call->task &&
+		    other->softirq == call->softirq) {
+			call->parent = other;
+			break;
+		}
+	}
+	hlist_add_head(&call->node, &bucket->calls);
+	raw_spin_unlock(&bucket->lock);
+	call->depth = call->parent ? call->parent->depth + 1 : 1;
+}
+NOKPROBE_SYMBOL(ipttrace_call_link);
+
+void ipttrace_call_unlink(struct ipttrace_call *call)
+{
+	struct call_bucket *bucket = call_bucket(call->task);
+
+	raw_spin_lock(&bucket->lock);
+	hlist_del(&call->node);
+	raw_spin_unlock(&bucket->lock);
+}
+NOKPROBE_SYMBOL(ipttrace_call_unlink);
+
+/* The call that is being run on `skb` here; it outlives its caller's use. */
+struct ipttrace_call *ipttrace_call_find(const struct sk_buff *skb)
+{
+	struct call_bucket *bucket = call_bucket(current);
+	struct ipttrace_call *call, *found = NULL;
+
+	raw_spin_lock(&bucket->lock);
+	hlist_for_each_entry(call, &bucket->calls, node) {
+		if (call->task == current && call->skb == skb) {
+			found = call;
+			break;
+		}
+	}
+	raw_spin_unlock(&bucket->lock);
+	return found;
+}
+NOKPROBE_SYMBOL(ipttrace_call_find);
+
+void ipttrace_calls_clear(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(call_index); i++) {
+		raw_spin_lock_init(&call_index[i].lock);
+		lockdep_set_novalidate_class(&call_index[i].lock);
+		INIT_HLIST_HEAD(&call_index[i].calls);
+	}
+}

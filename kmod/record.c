@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What a record says of conntrack, of the link layer and of a match: read here,
+ * from structs that the module knows from its headers.
+ */
+
+#include <linux/kprobes.h>
+#include <linux/netfilter/x_tables.h>
+#include <linux/netfilter_ipv4/ip_tables.h>
+#include <linux/netfilter_ipv6/ip6_tables.h>
+#include <linux/skbuff.h>
+#include <net/netfilter/nf_conntrack.h>
+#include <net/netfilter/nf_conntrack_zones.h>
+
+#include "ipttrace.h"
+
+static void head_tuple(const struct nf_conntrack_tuple *tuple, u8 *src, u8 *dst,
+		       u16 *sport, u16 *dport)
+{
+	memcpy(src, &tuple->src.u3, 16);
+	memcpy(dst, &tuple->dst.u3, 16);
+	*sport = (__force u16)tuple->src.u.all;
+	*dport = (__force u16)tuple->dst.u.all;
+}
+NOKPROBE_SYMBOL(head_tuple);
+
+void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
+			   const struct sk_buff *skb)
+{
+	enum ip_conntrack_info info;
+	const struct nf_conn *ct = nf_ct_get(skb, &info);
+	const struct nf_conntrack_tuple *orig;
+
+	head->ct_info = info;
+	if (!ct)
+		return;
+	orig = &ct->tuplehash[IP_CT_DIR_ORIGINAL].tuple;
+	head->flags |= IPTTRACE_F_CONNTRACK;
+	head->ct = (unsigned long)ct;
+	head->ct_status = READ_ONCE(ct->status);
+#ifdef CONFIG_NF_CONNTRACK_MARK
+	head->ct_mark = READ_ONCE(ct->mark);
+#endif
+	head->ct_zone = nf_ct_zone(ct)->id;
+	head->ct_proto = orig->dst.protonum;
+	head_tuple(orig, head->ct_orig_src, head->ct_orig_dst,
+		   &head->ct_orig_sport_be16, &head->ct_orig_dport_be16);
+	head_tuple(&ct->tuplehash[IP_CT_DIR_REPLY].tuple,
+		   head->ct_reply_src, head->ct_reply_dst,
+		   &head->ct_reply_sport_be16, &head->ct_reply_dport_be16);
+}
+NOKPROBE_SYMBOL(ipttrace_head_conntrack);
+
+void ipttrace_head_link(struct ipttrace_entry_head *head,
+		      const struct sk_buff *skb)
+{
+	u32 len;
+
+	head->protocol_be16 = (__force u16)skb->protocol;
+	head->vlan_tci = skb->vlan_tci;
+	/* On the way out it is not there yet, or is the network header's. */
+	if (!skb_mac_header_was_set(skb) ||
+	    skb_network_offset(skb) < skb_mac_offset(skb))
+		return;
+	len = skb_network_offset(skb) - skb_mac_offset(skb);
+	if (len > IPTTRACE_MAC_LEN)
+		return;
+	memcpy(head->mac, skb_mac_header(skb), len);
+	head->mac_len = len;
+}
+NOKPROBE_SYMBOL(ipttrace_head_link);
+
+/*
+ * The kernel says "policy" of any unconditional verdict in a built-in chain,
+ * `-A INPUT -j DROP` too.  The policy itself is the entry at the underflow.
+ *
+ * The call is inside the table's read section: what private points to stays.
+ */
+static bool policy_reached(const struct ipttrace_call *call, u32 rulenum)
+{
+	const struct xt_table_info *private =
+		(__force void *)READ_ONCE(call->table->private);
+	unsigned int at = private->hook_entry[call->hook];
+	unsigned int policy = private->underflow[call->hook];
+	u32 n;
+
+	for (n = 1; n < rulenum && at < policy; n++) {
+		const void *entry = private->entries + at;
+		unsigned int next = call->family == NFPROTO_IPV6 ?
+			((const struct ip6t_entry *)entry)->next_offset :
+			((const struct ipt_entry *)entry)->next_offset;
+
+		if (!next)
+			break;
+		at += next;
+	}
+	return n == rulenum && at == policy;
+}
+NOKPROBE_SYMBOL(policy_reached);
+
+enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
+				     const char *comment, u32 rulenum)
+{
+	/* "rule", "return" or "policy" */
+	if (comment[0] == 'p')
+		return policy_reached(call, rulenum) ? IPTTRACE_MATCH_POLICY :
+						       IPTTRACE_MATCH_RULE;
+	if (comment[0] == 'r' && comment[1] == 'e')
+		return IPTTRACE_MATCH_RETURN;
+	return IPTTRACE_MATCH_RULE;
+}
+NOKPROBE_SYMBOL(ipttrace_match_of);
