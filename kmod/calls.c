@@ -3,11 +3,11 @@
  * The index of calls: finds, from inside a call, the kretprobe instance that
  * holds its state.
  *
- * By the task whose stack the call is on and the skb, newest first, which is
- * right for calls inside calls (a REJECT sends a packet) and for softirqs on top
- * of them.  Handlers do not run inside one another on a CPU, so that the locks
- * are safe against softirqs without turning them off (which lockdep does not
- * know).
+ * By the task whose stack the call is on and the skb, newest first: right for
+ * calls inside calls (a REJECT sends a packet) and for softirqs on top of them.
+ *
+ * Handlers do not run inside one another on a CPU, and preemption is off in them:
+ * the bare locks of the tracing code are enough.
  */
 
 #include <linux/hash.h>
@@ -20,7 +20,7 @@
 #define CALL_INDEX_BITS	8
 
 struct call_bucket {
-	raw_spinlock_t lock;
+	arch_spinlock_t lock;
 	struct hlist_head calls;
 };
 
@@ -38,7 +38,7 @@ void ipttrace_call_link(struct ipttrace_call *call)
 	struct ipttrace_call *other;
 
 	call->parent = NULL;
-	raw_spin_lock(&bucket->lock);
+	arch_spin_lock(&bucket->lock);
 	hlist_for_each_entry(other, &bucket->calls, node) {
 		/* A softirq that interrupted a call was not caused by it. */
 		if (other->task == call->task &&
@@ -48,7 +48,7 @@ void ipttrace_call_link(struct ipttrace_call *call)
 		}
 	}
 	hlist_add_head(&call->node, &bucket->calls);
-	raw_spin_unlock(&bucket->lock);
+	arch_spin_unlock(&bucket->lock);
 	call->depth = call->parent ? call->parent->depth + 1 : 1;
 }
 NOKPROBE_SYMBOL(ipttrace_call_link);
@@ -57,9 +57,9 @@ void ipttrace_call_unlink(struct ipttrace_call *call)
 {
 	struct call_bucket *bucket = call_bucket(call->task);
 
-	raw_spin_lock(&bucket->lock);
+	arch_spin_lock(&bucket->lock);
 	hlist_del(&call->node);
-	raw_spin_unlock(&bucket->lock);
+	arch_spin_unlock(&bucket->lock);
 }
 NOKPROBE_SYMBOL(ipttrace_call_unlink);
 
@@ -69,14 +69,14 @@ struct ipttrace_call *ipttrace_call_find(const struct sk_buff *skb)
 	struct call_bucket *bucket = call_bucket(current);
 	struct ipttrace_call *call, *found = NULL;
 
-	raw_spin_lock(&bucket->lock);
+	arch_spin_lock(&bucket->lock);
 	hlist_for_each_entry(call, &bucket->calls, node) {
 		if (call->task == current && call->skb == skb) {
 			found = call;
 			break;
 		}
 	}
-	raw_spin_unlock(&bucket->lock);
+	arch_spin_unlock(&bucket->lock);
 	return found;
 }
 NOKPROBE_SYMBOL(ipttrace_call_find);
@@ -86,8 +86,8 @@ void ipttrace_calls_clear(void)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(call_index); i++) {
-		raw_spin_lock_init(&call_index[i].lock);
-		lockdep_set_novalidate_class(&call_index[i].lock);
+		call_index[i].lock =
+			(arch_spinlock_t)__ARCH_SPIN_LOCK_UNLOCKED;
 		INIT_HLIST_HEAD(&call_index[i].calls);
 	}
 }
