@@ -25,19 +25,19 @@ struct follow_bucket {
 };
 
 static struct follow_bucket *follow_table;
-/* Spares refused packets the look-up as long as nothing has ever matched. */
-static bool follow_used;
+bool ipttrace_follow_used;
 
 int ipttrace_follow_setup(void)
 {
 	follow_table = kvcalloc(1 << FOLLOW_BITS, sizeof(*follow_table),
 				GFP_KERNEL);
-	follow_used = false;
+	ipttrace_follow_used = false;
 	return follow_table ? 0 : -ENOMEM;
 }
 
 void ipttrace_follow_teardown(void)
 {
+	ipttrace_follow_used = false;
 	kvfree(follow_table);
 	follow_table = NULL;
 }
@@ -47,14 +47,11 @@ static struct follow_bucket *follow_bucket(const struct sk_buff *skb)
 	return &follow_table[hash_ptr(skb, FOLLOW_BITS)];
 }
 
-bool ipttrace_follow_has(const struct sk_buff *skb)
+bool ipttrace_follow_find(const struct sk_buff *skb)
 {
-	struct follow_bucket *bucket;
+	struct follow_bucket *bucket = follow_bucket(skb);
 	int i;
 
-	if (!READ_ONCE(follow_used))
-		return false;
-	bucket = follow_bucket(skb);
 	for (i = 0; i < FOLLOW_WAYS; i++)
 		if (READ_ONCE(bucket->slot[i]) == skb)
 			return true;
@@ -67,8 +64,8 @@ bool ipttrace_follow_add(const struct sk_buff *skb)
 	struct follow_bucket *bucket = follow_bucket(skb);
 	int i;
 
-	if (!READ_ONCE(follow_used))
-		WRITE_ONCE(follow_used, true);
+	if (!READ_ONCE(ipttrace_follow_used))
+		WRITE_ONCE(ipttrace_follow_used, true);
 	for (i = 0; i < FOLLOW_WAYS; i++)
 		if (READ_ONCE(bucket->slot[i]) == skb)
 			return true;
@@ -88,7 +85,7 @@ void ipttrace_follow_del(const struct sk_buff *skb)
 	struct follow_bucket *bucket;
 	int i;
 
-	if (!READ_ONCE(follow_used))
+	if (!READ_ONCE(ipttrace_follow_used))
 		return;
 	bucket = follow_bucket(skb);
 	for (i = 0; i < FOLLOW_WAYS; i++)

@@ -15,7 +15,7 @@ struct xt_table;
 
 /* Counted by each CPU for itself; reset by arming. */
 struct ipttrace_stats {
-	u64 calls;
+	u64 calls;	/* of a sum only */
 	u64 refused;
 	u64 followed;
 	u64 flipped;
@@ -79,7 +79,16 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped);
 /* follow.c: the packets that matched, by address */
 int ipttrace_follow_setup(void);
 void ipttrace_follow_teardown(void);
-bool ipttrace_follow_has(const struct sk_buff *skb);
+bool ipttrace_follow_find(const struct sk_buff *skb);
+
+/* Spares refused packets the look-up as long as nothing has ever matched. */
+extern bool ipttrace_follow_used;
+
+static inline bool ipttrace_follow_has(const struct sk_buff *skb)
+{
+	return READ_ONCE(ipttrace_follow_used) && ipttrace_follow_find(skb);
+}
+
 bool ipttrace_follow_add(const struct sk_buff *skb);
 void ipttrace_follow_del(const struct sk_buff *skb);
 

@@ -74,24 +74,20 @@ NOKPROBE_SYMBOL(netns_wanted);
 static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state)
 {
 	const struct bpf_prog *filter;
-	bool wanted = true;
 
 	if (!netns_wanted(state->net))
 		return false;
 
-	rcu_read_lock();
-	filter = rcu_dereference(session.filter);
-	if (filter) {
-		if (ipttrace_follow_has(skb)) {
-			if (skb->nf_trace)
-				goto unlock;
-			ipttrace_follow_del(skb);
-		}
-		wanted = bpf_prog_run(filter, skb);
+	/* Preemption is off, which is a read side too. */
+	filter = rcu_dereference_sched(session.filter);
+	if (!filter)
+		return true;
+	if (ipttrace_follow_has(skb)) {
+		if (skb->nf_trace)
+			return true;
+		ipttrace_follow_del(skb);
 	}
-unlock:
-	rcu_read_unlock();
-	return wanted;
+	return bpf_prog_run(filter, skb);
 }
 NOKPROBE_SYMBOL(call_wanted);
 
@@ -110,7 +106,6 @@ static int call_hit(struct kprobe *p, struct pt_regs *regs)
 	if (!READ_ONCE(session.live))
 		return 0;
 
-	this_cpu_inc(stats.calls);
 	if (!call_wanted(skb, state)) {
 		this_cpu_inc(stats.refused);
 		return 0;
@@ -558,7 +553,6 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
 	for_each_possible_cpu(cpu) {
 		const struct ipttrace_stats *one = per_cpu_ptr(&stats, cpu);
 
-		sum->calls += READ_ONCE(one->calls);
 		sum->refused += READ_ONCE(one->refused);
 		sum->followed += READ_ONCE(one->followed);
 		sum->flipped += READ_ONCE(one->flipped);
@@ -569,6 +563,7 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
 		for (i = 0; i < IPTTRACE_KINDS; i++)
 			sum->due[i] += READ_ONCE(one->due[i]);
 	}
+	sum->calls = sum->refused + sum->due[IPTTRACE_ENTRY];
 
 	*skipped = session.skipped + log_probe.nmissed;
 	for (i = 0; i < ARRAY_SIZE(call_probes); i++)

@@ -31,6 +31,8 @@ from ipttrace.stream.frames import Writer
 # How often buffers are looked at, s: short enough for eyes, long enough to cost
 # an idle host nothing and to take many records at once.  A flood wakes us sooner.
 _PAUSE: Final = 0.05
+# The same once nothing has come for a second.
+_REST: Final = 0.2
 _BOOKS_EVERY: Final = 1.0
 # Seconds that a reader may stand still once we were told to end.
 _STALLS: Final = 4
@@ -199,12 +201,15 @@ class Agent:
 
         began = time.monotonic()
         books_due = began
+        came = began
         while not stop.reason:
-            ready = engine.buffers.wait(_PAUSE)
+            busy = time.monotonic() - came < 1
+            ready = engine.buffers.wait(_PAUSE if busy else _REST)
             if control is not None and control in ready and not self._obey(control):
                 stop.reason = "stopped"
-            self._pump()
             now = time.monotonic()
+            if self._pump():
+                came = now
             if now >= books_due:
                 books_due = now + _BOOKS_EVERY
                 self._tick()

@@ -173,6 +173,7 @@ class Buffers:
         self._fds = [_open_pin(pin) for pin in pins]
         self._lost_fd = _open_pin(lost)
         self._possible = len(get_possible_cpus())
+        self._seen: dict[int, list[int]] = {}
         self._epoll = select.epoll()
         for kind, fd in enumerate(self._fds):
             for cpu in get_online_cpus():
@@ -210,6 +211,9 @@ class Buffers:
             kind: [ring.head() for ring in self._rings[kind]]
             for kind in (record.EXIT, record.RULE, record.ENTRY)
         }
+        if heads == self._seen:
+            return [np.empty(0, dtype) for dtype in record.DTYPES]
+        self._seen = heads
         taken: list[Records] = []
         for kind, rings in enumerate(self._rings):
             parts: list[Records] = []
