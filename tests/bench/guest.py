@@ -29,6 +29,7 @@ NETLINK_NETFILTER = 12
 NS = "ipt-bench"
 PORT = 9
 SECONDS = 1.0
+WARM_UP = 0.5  # after probes came or went, the emulator translates the code anew
 ROUNDS = 4
 RULES = """*filter
 :INPUT ACCEPT [0:0]
@@ -137,23 +138,23 @@ def trace_target() -> Iterator[Figures]:
         assert got[0], "no log line was read: nothing was measured"
 
 
-def rate_of_sends() -> float:
+def rate_of_sends(seconds: float) -> float:
     """Packets/s of an ordinary sender: a system call for each."""
     with socket_in(NS, socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect(("127.0.0.1", PORT))
         send, payload, now = sock.send, bytes(18), time.perf_counter
         sent, began = 0, now()
-        while now() - began < SECONDS:
+        while now() - began < seconds:
             for _ in range(50):
                 send(payload)
             sent += 50
         return sent / (now() - began)
 
 
-def rate_of_flood() -> float:
+def rate_of_flood(seconds: float) -> float:
     """Packets/s of sendmmsg(2): little but the packets' own way through the stack."""
     began = time.perf_counter()
-    sent = flood(NS, "127.0.0.1", PORT, duration=SECONDS).sent
+    sent = flood(NS, "127.0.0.1", PORT, duration=seconds).sent
     return sent / (time.perf_counter() - began)
 
 
@@ -177,13 +178,12 @@ def main(module: str) -> None:
     }
     rates: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     extra: dict[str, list[float]] = {}
-    for sender in SENDERS.values():
-        sender()
     for _ in range(ROUNDS):
         for name, variant in variants.items():
             with variant() as figures:
                 for kind, sender in SENDERS.items():
-                    rates[name].setdefault(kind, []).append(sender())
+                    sender(WARM_UP)
+                    rates[name].setdefault(kind, []).append(sender(SECONDS))
             for key, value in figures.items():
                 extra.setdefault(f"{name}: {key}", []).append(value)
     medians = {
