@@ -252,6 +252,8 @@ def _agent(argv: list[str]) -> int:
     parser.add_argument("--port", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--lab", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if not _expr_is_good(options):
+        return 2
     from ipttrace.capture.agent import Request, main
 
     out, control = 1, 0 if options.control else None

@@ -310,9 +310,6 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
     except CaptureError as error:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
-    except pcapfilter.FilterError as error:
-        print(f"ipttrace: {error}", file=sys.stderr)
-        return 2
     try:
         Agent(request, engine, Writer(sink)).run(stop, control)
     except BrokenPipeError:
