@@ -26,7 +26,8 @@ from ipttrace import __version__
 from ipttrace.capture import doctor, namespaces, pcapfilter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.host import Host
-from ipttrace.stream.frames import Writer
+from ipttrace.capture.watch import Watcher
+from ipttrace.stream.frames import Kind, Writer
 
 # How often buffers are looked at, s: short enough for eyes, long enough to cost
 # an idle host nothing and to take many records at once.  A flood wakes us sooner.
@@ -174,10 +175,13 @@ def open_engine(request: Request) -> Any:
 class Agent:
     """One run: from an armed engine to the stream's last frame."""
 
-    def __init__(self, request: Request, engine: Any, writer: Writer) -> None:
+    def __init__(
+        self, request: Request, engine: Any, writer: Writer, watcher: Watcher | None = None
+    ) -> None:
         self._request = request
         self._engine = engine
         self._writer = writer
+        self._watcher = watcher
         self._offset = 0
         self._armed = True
         self._control = b""
@@ -188,8 +192,10 @@ class Agent:
         Returns the last books.  `control` is a descriptor or None.
         """
         engine, writer = self._engine, self._writer
-        if control is not None:
-            engine.buffers.watch(control)
+        watched = [] if self._watcher is None else [self._watcher.fd]
+        watched += [] if control is None else [control]
+        for fd in watched:
+            engine.buffers.watch(fd)
         hello = _hello(self._request, engine)
         self._offset = hello["clock"]["wall"] - hello["clock"]["mono"]
         writer.hello(hello)
@@ -208,6 +214,7 @@ class Agent:
             if control is not None and control in ready and not self._obey(control):
                 stop.reason = "stopped"
             now = time.monotonic()
+            self._relay()
             if self._pump():
                 came = now
             if now >= books_due:
@@ -215,8 +222,8 @@ class Agent:
                 self._tick()
             if self._request.duration is not None and now - began >= self._request.duration:
                 stop.reason = "duration"
-        if control is not None:
-            engine.buffers.unwatch(control)
+        for fd in watched:
+            engine.buffers.unwatch(fd)
         return self._finish(stop.reason)
 
     def _pump(self) -> int:
@@ -226,6 +233,16 @@ class Agent:
                 came += len(records)
                 self._writer.records(kind, records)
         return came
+
+    def _relay(self) -> None:
+        """Writes what the watches have seen."""
+        if self._watcher is None:
+            return
+        for kind, value in self._watcher.take():
+            if kind == Kind.NOTE:
+                self._writer.note(value["level"], value["text"])
+            else:
+                self._writer.about(kind, value)
 
     def _tick(self) -> None:
         mono, wall = _clock()
@@ -310,8 +327,9 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
     except CaptureError as error:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
+    watcher = Watcher()
     try:
-        Agent(request, engine, Writer(sink)).run(stop, control)
+        Agent(request, engine, Writer(sink), watcher).run(stop, control)
     except BrokenPipeError:
         # Nobody reads any more: that is how a reader says goodbye.
         return 0
@@ -319,5 +337,6 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     finally:
+        watcher.close()
         engine.close()
     return 130 if stop.reason == "SIGINT" else 0

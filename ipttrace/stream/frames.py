@@ -58,6 +58,9 @@ class Kind(IntEnum):
     BOOKS = 6  # json: the counters at this moment
     NOTE = 7  # json: level and text, for a person
     END = 8  # json: the last books and the reason
+    RULES = 9  # json: a table's rules, or that they changed: see trace/rulesets.py
+    COUNTERS = 10  # json: a table's counters
+    NEIGHBOURS = 11  # json: a namespace's neighbour tables: see trace/neighbours.py
 
 
 _RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)
@@ -143,6 +146,10 @@ class Writer:
     def note(self, level: str, text: str) -> None:
         """A line for a person; level: info, warn or error."""
         self._json(Kind.NOTE, {"level": level, "text": text})
+
+    def about(self, kind: Kind, value: Mapping[str, Any]) -> None:
+        """What a watch saw: kind RULES, COUNTERS or NEIGHBOURS."""
+        self._json(kind, value)
 
     def end(self, books: Mapping[str, Any]) -> None:
         """The last frame: nothing was cut off."""

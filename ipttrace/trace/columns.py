@@ -97,7 +97,9 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "skb": ("u8", ()),
     "sk": ("u8", ()),
     "ct": ("u8", ()),
+    "host": ("u1", ()),  # which of the traces that share the store it came from
     "engine": ("u1", ()),  # index into ENGINES
+    "ruleset": ("u4", ()),  # generation of all rules when the packet came; 0: not known
     "netns": ("u4", ()),
     "len": ("u4", ()),
     "mark": ("u4", ()),
@@ -172,12 +174,12 @@ _LATEST: Final = np.iinfo(np.int64).max
 
 
 def fill(
-    calls: Calls, names: Names, flows: Flows, engine: int, offset: int
+    calls: Calls, names: Names, flows: Flows, engine: int, offset: int, host: int = 0
 ) -> tuple[Columns, Array, Columns]:
     """The columns of `calls`, the end of each row's path, and the steps' columns.
 
     `engine`: index into ENGINES; `offset`: ns from the records' clock to the
-    epoch.
+    epoch; `host`: number of the trace, 0 to 255.
     """
     entries, exits = calls.entries, calls.exits
     columns: Columns = {name: entries[name] for name in _ENTRY}
@@ -192,9 +194,12 @@ def fill(
         is_tracked(entries), entries["flags"], entries["flags"] & (0xFF ^ record.F_CONNTRACK)
     )
     columns["flow"] = flows.assign(entries, headers)
-    columns["journey"] = calls.journeys
+    # Calls are numbered by each host for itself.
+    columns["journey"] = calls.journeys | np.uint64(host << 56)
     columns["time"] = _wall(entries["time"], offset)
     columns["engine"] = np.full(len(calls), engine, np.uint8)
+    columns["host"] = np.full(len(calls), host, np.uint8)
+    columns["ruleset"] = np.zeros(len(calls), np.uint32)
     columns["partial"] = calls.partial
 
     steps: Columns = {

@@ -114,3 +114,5 @@ class Row:
     journey: int  # the call with which this skb's journey began
     flow: int  # equal for both directions of a flow
     partial: bool  # some of its rule records were lost
+    host: int = 0  # number of the trace among those that share a store
+    ruleset: int = 0  # generation of all rules when it came; 0: not known

@@ -14,6 +14,8 @@ from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.trace.assemble import Assembler, Calls
 from ipttrace.trace.columns import ENGINES, fill
 from ipttrace.trace.flow import Flows
+from ipttrace.trace.neighbours import Neighbours
+from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.store import Store
 from ipttrace.trace.text import clean
 
@@ -26,8 +28,15 @@ _NS_LIMIT: Final = 1 << 63
 class Trace:
     """Feed it frames; it keeps the rows, the books and the notes."""
 
-    def __init__(self, capacity: int = 1_000_000) -> None:
-        self.store = Store(capacity)
+    def __init__(
+        self, capacity: int = 1_000_000, *, store: Store | None = None, host: int = 0
+    ) -> None:
+        """`store`: one that other traces fill too; `host`: this one's number in it."""
+        self.store = Store(capacity) if store is None else store
+        self.host = host
+        self.rows = 0  # made by this trace, held or not
+        self.rulesets = self.store.rulesets[host] = Rulesets()
+        self.neighbours = Neighbours()
         self.hello: dict[str, Any] = {}
         self.books: dict[str, Any] = {}
         self.notes: list[tuple[str, str]] = []  # level and text, safe for a terminal
@@ -60,6 +69,12 @@ class Trace:
             self.books = _books(frame.json)
         elif frame.kind == Kind.NOTE:
             self._note(frame.json)
+        elif frame.kind == Kind.RULES:
+            self.rulesets.feed(frame.json)
+        elif frame.kind == Kind.COUNTERS:
+            self.rulesets.feed_counters(frame.json)
+        elif frame.kind == Kind.NEIGHBOURS:
+            self.neighbours.feed(frame.json)
         elif frame.kind == Kind.END:
             end = frame.json
             self.books = {**self.books, **_books(end)}
@@ -77,7 +92,7 @@ class Trace:
         `lost` and `missed` are 0 until the first books have come.
         """
         return {
-            "rows": self.store.end,
+            "rows": self.rows,
             "records": self.records,
             "lost": sum(self.books.get("lost", ())),
             "missed": self.books.get("missed", 0),
@@ -99,9 +114,11 @@ class Trace:
         if calls is None:
             return 0
         mono, wall = self.clock or (0, 0)
-        return self.store.append(
-            *fill(calls, self.store.names, self._flows, self._engine, wall - mono)
+        new = self.store.append(
+            *fill(calls, self.store.names, self._flows, self._engine, wall - mono, self.host)
         )
+        self.rows += new
+        return new
 
     def _hello(self, hello: dict[str, Any]) -> int:
         new = self.finish() if self.hello else 0

@@ -19,6 +19,7 @@ from ipttrace.trace.columns import SCHEMA, STEPS, Columns
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import Row
+from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.unfold import unfold
 
 _CHUNK_ROWS: Final = 1 << 16
@@ -100,6 +101,7 @@ class Store:
             raise ValueError(f"a store of {capacity} rows")
         self.capacity = capacity
         self.names = Names()
+        self.rulesets: dict[int, Rulesets] = {}  # by host: where rows get their rules' texts
         self._chunk_rows = max(1, min(_CHUNK_ROWS, capacity // 16))
         # Replaced, never changed, so that a reader's copy stays whole.
         self._chunks: tuple[_Chunk, ...] = ()
@@ -210,9 +212,16 @@ class Store:
                 chunk.ends,
                 chunk.steps,
                 self.names,
+                self.rulesets,
             )
             at += some
         return found
+
+    def raw(self, seq: int) -> dict[str, Array]:
+        """All columns of a held row, each of shape () or (k,).  Raises KeyError."""
+        for part in self.parts(seq, seq + 1):
+            return {name: column[0] for name, column in part.columns.items()}
+        raise KeyError(seq)
 
     def select_flow(self, flow: int, first: int | None = None, end: int | None = None) -> Array:
         """Sequence numbers, int64 and ascending, of the rows of a flow."""

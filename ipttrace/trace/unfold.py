@@ -6,7 +6,7 @@ Must not do I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Any, Final
@@ -20,6 +20,7 @@ from ipttrace.trace.columns import ENGINES, STEPS, Columns
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import HOOKS, VERDICTS, Row, Step
+from ipttrace.trace.rulesets import Rulesets
 
 _FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 
@@ -81,6 +82,8 @@ _PLAIN: Final = (
     "journey",
     "flow",
     "partial",
+    "host",
+    "ruleset",
 )
 
 
@@ -112,9 +115,18 @@ def _ct_state(tracked: bool, info: int) -> str | None:
 
 
 def unfold(
-    seqs: Array, first: int, columns: Columns, ends: Array, steps: Columns, names: Names
+    seqs: Array,
+    first: int,
+    columns: Columns,
+    ends: Array,
+    steps: Columns,
+    names: Names,
+    rulesets: Mapping[int, Rulesets],
 ) -> list[Row]:
-    """Rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`."""
+    """Rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`.
+
+    `rulesets`: by host, where the deciding rule's text comes from.
+    """
     at = seqs - first
     values = zip(*(_listed(columns[name][at]) for name in _PLAIN), strict=True)
     stop = ends[at].astype(np.int64)
@@ -130,7 +142,7 @@ def unfold(
     for seq, a, b, value in zip(seqs.tolist(), start.tolist(), stop.tolist(), values, strict=True):
         triples = zip(*(steps[name][a:b].tolist() for name in STEPS), strict=True)
         path = tuple(map(step, triples))
-        rows.append(_row(seq, dict(zip(_PLAIN, value, strict=True)), path, names))
+        rows.append(_row(seq, dict(zip(_PLAIN, value, strict=True)), path, names, rulesets))
     return rows
 
 
@@ -141,7 +153,13 @@ def _listed(column: Array) -> list[Any]:
     return listed
 
 
-def _row(seq: int, of: dict[str, Any], path: tuple[Step, ...], names: Names) -> Row:
+def _row(
+    seq: int,
+    of: dict[str, Any],
+    path: tuple[Step, ...],
+    names: Names,
+    rulesets: Mapping[int, Rulesets],
+) -> Row:
     known = of["known"]
     tracked = bool(of["flags"] & record.F_CONNTRACK)
     family = _FAMILIES.get(of["family"], of["family"])
@@ -167,7 +185,7 @@ def _row(seq: int, of: dict[str, Any], path: tuple[Step, ...], names: Names) -> 
         rulenum=of["rulenum"] if decided else None,
         match=_name(record.MATCHES, of["match"]) if decided else None,
         path=path,
-        rule=None,
+        rule=_rule(of, family, path[-1], names, rulesets) if decided and path else None,
         verdict=_name(VERDICTS, of["verdict"] & 0xFF),
         cost_ns=of["cost"],
         len=of["len"],
@@ -192,4 +210,17 @@ def _row(seq: int, of: dict[str, Any], path: tuple[Step, ...], names: Names) -> 
         journey=of["journey"],
         flow=of["flow"],
         partial=of["partial"],
+        host=of["host"],
+        ruleset=of["ruleset"],
     )
+
+
+def _rule(
+    of: dict[str, Any], family: int, step: Step, names: Names, rulesets: Mapping[int, Rulesets]
+) -> str | None:
+    """The text of the deciding rule; a policy has none."""
+    rules = rulesets.get(of["host"])
+    if rules is None or not of["ruleset"] or step.match == "policy":
+        return None
+    table = names.text(of["table"])
+    return rules.text(of["netns"], family, table, step.chain, step.rulenum, of["ruleset"])
