@@ -31,3 +31,24 @@ class ColumnsChanged(Message):
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, ColumnsChanged)
+
+
+class FilterAsked(Message):
+    """A person wants to see only what `query` says, on top of what is filtered now.
+
+    `name` is the word for it in a few cells: "flow", "rule", …
+    """
+
+    def __init__(self, query: str, name: str) -> None:
+        super().__init__()
+        self.query = query
+        self.name = name
+
+
+class Notice(Message):
+    """One line for a person, for a moment: what was done, or why it was not."""
+
+    def __init__(self, text: str, error: bool = False) -> None:
+        super().__init__()
+        self.text = text
+        self.error = error

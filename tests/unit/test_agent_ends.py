@@ -17,13 +17,16 @@ class Engine:
     books = lambda self: {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
     take = lambda self: []
     disarm = close = lambda self: None
+    watch = unwatch = lambda self, fd: None
 
     def wait(self, timeout):
         os.kill(os.getpid(), signal.SIGINT)
         return []
 
 engine = Engine()
-engine.buffers = SimpleNamespace(cpus=1, wait=engine.wait)
+engine.buffers = SimpleNamespace(
+    cpus=1, wait=engine.wait, watch=engine.watch, unwatch=engine.unwatch
+)
 agent.open_engine = lambda request: engine
 agent._refuse_in_vain = lambda host: None
 status = agent.main(agent.Request(), 1, None)
