@@ -27,6 +27,7 @@ from textual.content import Content
 from textual.widgets import Footer, Static
 
 from ipttrace.stream.frames import StreamError
+from ipttrace.trace.lens import Everything
 from ipttrace.trace.session import Trace
 from ipttrace.trace.text import clean
 from ipttrace.tui import situation as at
@@ -119,7 +120,7 @@ class TraceApp(App[Summary]):
         # In the place of the line above, so that nothing below it moves.
         yield Static(id="notice", markup=False)
         yield Titles(id="titles")
-        yield Rows(self.trace.store, id="rows")
+        yield Rows(Everything(self.trace.store), id="rows")
         yield Empty(id="empty")
         yield Bar(id="status")
         yield Footer(show_command_palette=False)

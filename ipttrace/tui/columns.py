@@ -34,6 +34,7 @@ VERDICT_ROLES: Final[Mapping[str, str]] = {"ACCEPT": "accept", "DROP": "drop"}
 BEGINS: Final = "┌"  # the first row of a packet
 GOES_ON: Final = "│"  # the same packet as the row above
 COMES_BACK: Final = "├"  # a packet that began further up, after rows of others
+MARKED: Final = "◆"  # a person has marked this row
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Context:
 
     previous: Row | None  # the row above
     netns: Mapping[int, str]  # names of namespaces by inode, safe for a terminal
+    marked: bool = False  # by a person
 
 
 # One cell: the text, not yet cut to its width, and its role.
@@ -123,6 +125,8 @@ def _goes_on(row: Row, context: Context) -> bool:
 
 
 def _rail(row: Row, width: int, context: Context) -> Cell:
+    if context.marked:
+        return MARKED, "drop"
     if _goes_on(row, context):
         mark = GOES_ON
     elif row.call == row.journey:
@@ -262,7 +266,7 @@ COLUMNS: Final = (
         "rail",
         "",
         f"{BEGINS} a packet begins, {GOES_ON} the same packet as above,"
-        f" {COMES_BACK} a packet that began further up",
+        f" {COMES_BACK} a packet that began further up, {MARKED} a row that you marked",
         _rail,
     ),
     Column(

@@ -33,6 +33,13 @@ class ColumnsChanged(Message):
         return isinstance(message, ColumnsChanged)
 
 
+class CursorMoved(Message):
+    """The cursor of the list is on another row."""
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, CursorMoved)
+
+
 class FilterAsked(Message):
     """A person wants to see only what `query` says, on top of what is filtered now.
 

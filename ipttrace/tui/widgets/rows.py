@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The live list of rows: a window on the store, drawn line by line.
+"""The live list of rows: a window on a lens, drawn line by line.
 
-Holds no rows but those it has drawn: a row is taken from the store and put
+Holds no rows but those it has drawn: a row is taken through the lens and put
 into words only when its line is on the screen, and both are remembered by
-sequence number, which eviction never shifts.  All is known by sequence number;
-a line number is `sequence number - base` and lives only as long as one frame.
+place, which eviction never shifts.  All is known by place; a line number is
+`place - base` and lives only as long as one frame.
 
-Following, the window ends with the store.  Paused, it keeps its rows whatever
+Following, the window ends with the lens.  Paused, it keeps its rows whatever
 comes or goes: the lines on the screen stay drawn even when the store has let
 go of them.  Otherwise a person reads: the window grows below and the lines
 stay under the eyes, until eviction reaches them.
@@ -16,8 +16,8 @@ Must not feed or change the store; must be touched from the app's thread alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, Protocol
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from rich.segment import Segment
 from rich.style import Style
@@ -30,10 +30,11 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
 
+from ipttrace.trace.lens import Lens
 from ipttrace.trace.row import Row
 from ipttrace.tui import columns
 from ipttrace.tui.columns import Context, Placed
-from ipttrace.tui.messages import ColumnsChanged, ViewChanged
+from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
 
 # Lines remembered; more than any terminal shows at once, so that the lines of
 # a paused picture are always among them.
@@ -47,20 +48,8 @@ ROLES: Final = frozenset(
 )
 
 
-class RowStore(Protocol):
-    """What the list needs of `ipttrace.trace.store.Store`."""
-
-    @property
-    def first(self) -> int: ...
-
-    @property
-    def end(self) -> int: ...
-
-    def rows(self, seqs: Sequence[int], /) -> list[Row]: ...
-
-
 class Rows(ScrollView, can_focus=True):
-    """The list.  `pull` takes over what the store has by now."""
+    """The list.  `pull` takes over what the lens has by now."""
 
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {PREFIX + role for role in ROLES}
@@ -75,13 +64,14 @@ class Rows(ScrollView, can_focus=True):
 
     follow: var[bool] = var(True, init=False)
     paused: var[bool] = var(False, init=False)
-    cursor: var[int] = var(-1, init=False)  # a sequence number; -1: no row yet
+    cursor: var[int] = var(-1, init=False)  # a place; -1: no row yet
 
-    def __init__(self, store: RowStore, *, id: str | None = None) -> None:
+    def __init__(self, lens: Lens, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._store = store
-        self._base = store.first
-        self._end = store.end
+        self._lens = lens
+        self._base = lens.first
+        self._end = lens.end
+        self._marks: frozenset[int] = frozenset()
         self._slid = 0
         self._own_scroll = False
         self._bar_timer: Timer | None = None
@@ -99,13 +89,13 @@ class Rows(ScrollView, can_focus=True):
     def newer(self) -> int:
         """Rows that came since the picture was frozen, or that are below the last line."""
         if self.paused:
-            return self._store.end - self._end
+            return self._lens.end - self._end
         return max(0, self._end - self._base - self._top - self.size.height)
 
     @property
     def gone(self) -> int:
         """Rows of a paused picture that the store no longer holds."""
-        return max(0, min(self._store.first, self._end) - self._base) if self.paused else 0
+        return max(0, min(self._lens.first, self._end) - self._base) if self.paused else 0
 
     @property
     def slid(self) -> int:
@@ -123,15 +113,54 @@ class Rows(ScrollView, can_focus=True):
             return max(0, self._end - self._base - self.size.height)
         return self.scroll_offset.y
 
+    @property
+    def at(self) -> Row | None:
+        """The row under the cursor, if it is held."""
+        return None if self._end == self._base else self._row(self.cursor)
+
+    @property
+    def lens(self) -> Lens:
+        """What the list looks through."""
+        return self._lens
+
+    def look_through(self, lens: Lens) -> None:
+        """Another lens.  The cursor stays on its row, or goes to the next one that is left."""
+        here = self._lens.seq(self.cursor)
+        last = self._lens.seq(self._end - 1)
+        line = self.cursor - self._base - self._top
+        self._lens = lens
+        self._rows.clear()
+        self._strips.clear()
+        self._slid = 0
+        self._base, self._end = lens.first, lens.end
+        if self.paused and last is not None:
+            self._end = min(lens.place(last + 1), lens.end)
+        self._resize_to(self._end - self._base)
+        if self._tailing or self._end == self._base:
+            self.cursor = self._end - 1
+            self._to_tail()
+        else:
+            place = self._base if here is None else lens.place(here)
+            self.cursor = min(max(place, self._base), self._end - 1)
+            self._scroll(self.cursor - self._base - max(0, line))
+        self.refresh()
+        self.post_message(ViewChanged())
+        self.post_message(CursorMoved())
+
+    def mark(self, marks: frozenset[int]) -> None:
+        """Sequence numbers of rows that a person has marked."""
+        self._marks = marks
+        self._redraw()
+
     # The store moves.
 
     def pull(self) -> None:
         """Show what the store has by now.  At most some 20 times a second."""
-        first, top = self._store.first, self._base + self._top
+        first, top = self._lens.first, self._base + self._top
         if not self.paused:
-            if self._end == self._store.end and self._base == first and not self.follow:
+            if self._end == self._lens.end and self._base == first and not self.follow:
                 return
-            self._end = self._store.end
+            self._end = self._lens.end
         base = max(self._base, min(first, top) if self.paused else first)
         shift = min(base, self._end) - self._base
         self._base += shift
@@ -267,6 +296,7 @@ class Rows(ScrollView, can_focus=True):
         self.post_message(ViewChanged())
 
     def watch_cursor(self, old: int, new: int) -> None:
+        self.post_message(CursorMoved())
         if not self._tailing:  # else all lines are drawn anew anyway
             for seq in (old, new):
                 self.refresh(Region(0, seq - self._base - self._top, self.size.width, 1))
@@ -344,7 +374,7 @@ class Rows(ScrollView, can_focus=True):
     def _draw(self, seq: int, under: str = "") -> Strip | None:
         if (row := self._row(seq)) is None:
             return None
-        context = Context(self._row(seq - 1), self._netns)
+        context = Context(self._row(seq - 1), self._netns, row.index in self._marks)
         style, width = self._style, columns.width_of(self.columns)
         segments = [
             Segment(text, style(role, under))
@@ -362,7 +392,7 @@ class Rows(ScrollView, can_focus=True):
         """Row `seq`, taken with all others that the screen now needs."""
         if (row := self._rows.get(seq)) is not None:
             return row
-        first, end = self._store.first, self._store.end
+        first, end = self._lens.first, self._lens.end
         if not first <= seq < end:
             return None
         top = self._base + self._top
@@ -370,6 +400,6 @@ class Rows(ScrollView, can_focus=True):
         wanted = [held for held in window if held not in self._rows]
         if seq not in window:
             wanted.append(seq)
-        for row in self._store.rows(wanted):
-            self._rows[row.index] = row
+        for place, row in zip(wanted, self._lens.rows(wanted), strict=True):
+            self._rows[place] = row
         return self._rows.get(seq)
