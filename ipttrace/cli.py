@@ -13,12 +13,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from ipttrace import __version__
 
+if TYPE_CHECKING:
+    from ipttrace.view.lines import Output
+
 COMMANDS: Final = ("print", "record", "replay", "export", "agent", "lab", "doctor")
-FORMATS: Final = ("text", "csv", "jsonl")
+FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
 
 EPILOG: Final = """commands:
   ipttrace [EXPR]                    the live screen on this host
@@ -149,18 +152,24 @@ def _show(source: object, title: str) -> int:
     return 1 if figures.get("error") else 0
 
 
-def _view(name: str, names: dict[int, str]) -> object:
-    from ipttrace.view import csv, jsonl, text
+def _view(name: str, names: dict[int, str]) -> Output:
+    """What writes format `name` to stdout."""
+    from ipttrace.view import formats, text
 
-    if name == "csv":
-        return csv.CsvView()
-    if name == "jsonl":
-        return jsonl.JsonlView()
-    return text.TextView(
+    return formats.output(
+        name,
         names,
         columns=shutil.get_terminal_size().columns if os.isatty(1) else None,
         colour=text.colour_wanted(1, os.environ),
     )
+
+
+def _takes(name: str | None) -> bool:
+    """Says so where stdout is no place for format `name`."""
+    if name == "pcapng" and os.isatty(1):
+        print("ipttrace: packets are nothing for a terminal: redirect them", file=sys.stderr)
+        return False
+    return True
 
 
 def _print(argv: list[str]) -> int:
@@ -169,7 +178,7 @@ def _print(argv: list[str]) -> int:
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
     options = parser.parse_args(argv)
-    if not _expr_is_good(options):
+    if not _takes(options.format) or not _expr_is_good(options):
         return 2
     from ipttrace.link import AgentLink
 
@@ -179,7 +188,7 @@ def _print(argv: list[str]) -> int:
     from ipttrace.pump import Pump
 
     view = _view(options.format, names)
-    pump = Pump(view, count=options.count, stop=link.stop, names=names)  # type: ignore[arg-type]
+    pump = Pump(view, count=options.count, stop=link.stop, names=names)
     return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
 
 
@@ -225,6 +234,8 @@ def _file(argv: list[str], name: str) -> int:
     parser.add_argument("--format", choices=FORMATS, default=None if name == "replay" else "csv")
     parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
     options = parser.parse_args(argv)
+    if not _takes(options.format):
+        return 2
     try:
         if name == "replay" and options.format is None and os.isatty(1) and os.isatty(0):
             from ipttrace.tui.source import FileSource
@@ -235,7 +246,7 @@ def _file(argv: list[str], name: str) -> int:
         names: dict[int, str] = {}
         view = _view(options.format or "text", names)
         with open(options.file, "rb", buffering=0) as file:
-            pump = Pump(view, count=options.count, names=names)  # type: ignore[arg-type]
+            pump = Pump(view, count=options.count, names=names)
             return pump.run(file)
     except OSError as error:
         print(f"ipttrace: {options.file}: {error.strerror}", file=sys.stderr)
@@ -310,7 +321,7 @@ def _lab(argv: list[str]) -> int:
             names: dict[int, str] = {}
             view = None if options.record else _view("text", names)
             copy = Recording(options.record) if options.record else None
-            pump = Pump(view, copy=copy, stop=machine.ask_stop, names=names)  # type: ignore[arg-type]
+            pump = Pump(view, copy=copy, stop=machine.ask_stop, names=names)
             status = pump.run(machine.socket) or (0 if pump.rows else 1)
             began = bool(pump.trace.hello) or pump.interrupted
         else:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Final, Protocol
 
 from ipttrace.stream.frames import Decoder, Kind, StreamError
+from ipttrace.trace.hashing import Array
 from ipttrace.trace.session import Trace
-from ipttrace.view.lines import LineWriter, OutputError, View, summary
+from ipttrace.trace.text import clean
+from ipttrace.view.lines import LineWriter, Output, OutputError, summary
 
 _PORTION: Final = 1 << 20
 # Rows made into lines at a time: bounds memory, and the wait for the first.
@@ -70,7 +73,7 @@ class Pump:
 
     def __init__(
         self,
-        view: View | None,
+        output: Output | None,
         *,
         count: int | None = None,
         copy: _Sink | None = None,
@@ -83,14 +86,16 @@ class Pump:
         """
         self.trace = Trace(capacity=4 * 65536)
         self.interrupted = False
-        self._view = view
+        self._output = output
         self._count = count
         self._copy = copy
         self._ask = stop
         self._names = names
         self._decoder = Decoder()
         self._writer = LineWriter()
-        self._shown = 0
+        self._begun = False
+        self._looked = 0  # the row after the last one that was looked at
+        self.rows = 0  # shown, or made where nothing is shown
         self._stopping = False
         self._deadline = 0.0
         self._said = 0
@@ -103,11 +108,14 @@ class Pump:
         before = signal.signal(signal.SIGINT, self._on_interrupt)
         term = signal.signal(signal.SIGTERM, self._on_interrupt)
         try:
-            self._read(stream.fileno())
-        except StreamError as error:
-            self.trace.finish()
-            self._rows()
-            self.errors.append(str(error))
+            try:
+                self._read(stream.fileno())
+            except StreamError as error:
+                self.errors.append(str(error))
+                self.trace.finish()
+                self._rows()
+            if self._output is not None and self._begun:
+                self._write(self._output.end())
         except (OutputError, OSError) as error:
             self.errors.append(str(error))
             self._finish()
@@ -126,8 +134,10 @@ class Pump:
                 self.errors.append("the agent does not answer: its last books are missing")
                 return
             if not ready:
-                if not self._stopping and self._view is not None and self._writer.reader_gone():
-                    self._finish()
+                if not self._stopping and self._output is not None:
+                    if self._writer.reader_gone():
+                        self._finish()
+                    self._write(self._output.pause())
                 continue
             data = os.read(fd, _PORTION)
             if not data:
@@ -150,29 +160,38 @@ class Pump:
             self._decoder.finish()
 
     def _hello(self) -> None:
-        if self._names is not None:
-            named = self.trace.hello.get("netns", {})
-            self._names.update({int(k): str(v) for k, v in named.items() if str(k).isdigit()})
-        if self._view is not None:
-            self._write(self._view.header())
+        named = self.trace.hello.get("netns")
+        if self._names is not None and isinstance(named, dict):
+            # An inode has at most ten digits; the stream may say anything.
+            inodes = {int(k): v for k, v in named.items() if re.fullmatch("[0-9]{1,10}", k)}
+            self._names.update({inode: clean(str(name)) for inode, name in inodes.items()})
+        if self._output is not None and not self._begun:
+            self._begun = True
+            self._write(self._output.begin(self.trace.hello))
 
     def _rows(self) -> None:
         store = self.trace.store
-        while self._shown < store.end:
-            first = max(self._shown, store.first)
+        while self._looked < store.end:
+            first = max(self._looked, store.first)
             last = min(first + _BATCH, store.end)
+            seqs = self._picked(first, last)
             if self._count is not None:
-                last = min(last, self._count)
-            if self._view is not None and first < last and not self._writer.closed:
-                self._write(self._view.lines(store.rows(range(first, last))))
-            self._shown = last
-            if self._count is not None and self._shown >= self._count:
+                seqs = seqs[: self._count - self.rows]
+            if self._output is not None and len(seqs) and not self._writer.closed:
+                self._write(self._output.rows(store, seqs)[0])
+            self._looked = last
+            self.rows += len(seqs)
+            if self._count is not None and self.rows >= self._count:
                 self._finish()
-                self._shown = store.end
+                self._looked = store.end
                 return
 
-    def _write(self, text: str) -> None:
-        if text and not self._writer.write(text):
+    def _picked(self, first: int, last: int) -> Sequence[int] | Array:
+        """Sequence numbers of the rows to show among those from `first` to `last`."""
+        return range(first, last)
+
+    def _write(self, data: bytes) -> None:
+        if data and not self._writer.write(data):
             self._finish()
 
     def _notes(self) -> None:
@@ -193,12 +212,6 @@ class Pump:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = self.interrupted or number == signal.SIGINT
         self._finish()
-
-    @property
-    def rows(self) -> int:
-        """Rows shown, or made where nothing is shown."""
-        end = self.trace.store.end
-        return end if self._count is None else min(end, self._count)
 
     def _close(self) -> int:
         if self.trace.hello:

@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from ipttrace.trace.row import Row, Step
-from ipttrace.view.cells import clock, cut, duration, safe, width
+from ipttrace.trace.row import Row
+from ipttrace.view.cells import clock, cut, duration, path_text, safe, width
 
 # Different texts that a column remembers; addresses of a scan would be endless.
 _REMEMBERED: Final = 16384
@@ -136,7 +136,7 @@ class TextView:
         if text is None:
             if len(self._paths) >= _REMEMBERED:
                 self._paths.clear()
-            text = cut(safe(_path_text(key)), _PATH_CAP)
+            text = cut(safe(path_text(*key)), _PATH_CAP)
             self._paths[key] = text
         if self._room is None:
             return text
@@ -219,13 +219,3 @@ def _process(key: tuple[str | None, int | None]) -> str:
 
 def _verdict_colour(verdict: str | None) -> str:
     return "" if verdict is None else _VERDICT.get(verdict, _OTHER_VERDICT)
-
-
-def _path_text(key: tuple[tuple[Step, ...], bool]) -> str:
-    """`FORWARD:2 → DOCKER:1 return`; what is no rule says so, and so does what is incomplete."""
-    path, partial = key
-    steps = [
-        f"{step.chain}:{step.rulenum}" + ("" if step.match == "rule" else f" {step.match}")
-        for step in path
-    ]
-    return " → ".join(steps) + (" (records lost)" if partial else "")
