@@ -121,6 +121,14 @@ class Store:
     def __len__(self) -> int:
         return self._end - self.first
 
+    @property
+    def newest(self) -> int:
+        """The time of the newest row, ns since the epoch; 0 when there is none."""
+        chunks = self._chunks
+        if not chunks or not chunks[-1].count:
+            return 0
+        return int(chunks[-1].columns["time"][chunks[-1].count - 1])
+
     def append(self, columns: Columns, ends: Array, steps: Columns) -> int:
         """Add rows: all columns of SCHEMA, shape (n, …), and their paths.
 

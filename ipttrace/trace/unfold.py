@@ -92,7 +92,8 @@ def _name(table: Sequence[str], number: int) -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def _address(raw: bytes, version: int) -> str:
+def address(raw: bytes, version: int) -> str:
+    """An address as people write it, from 16 bytes; "" where `version` is neither 4 nor 6."""
     if version == 4:
         return f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}"
     return str(IPv6Address(raw)) if version == 6 else ""
@@ -190,9 +191,9 @@ def _row(
         cost_ns=of["cost"],
         len=of["len"],
         proto=ip.proto_name(of["proto"]),
-        src=_address(of["src"], of["version"]),
+        src=address(of["src"], of["version"]),
         sport=of["sport"] if ports else None,
-        dst=_address(of["dst"], of["version"]),
+        dst=address(of["dst"], of["version"]),
         dport=of["dport"] if ports else None,
         flags=ip.tcp_flag_names(of["tcp_flags"]) if known & packet.TCP_FLAGS else None,
         icmp=f"{of['icmp_type']}/{of['icmp_code']}" if known & packet.ICMP else None,
@@ -201,9 +202,9 @@ def _row(
         mac_dst=_mac(of["mac"][:6]) if ethernet else None,
         mac_src=_mac(of["mac"][6:12]) if ethernet else None,
         ct_state=_ct_state(tracked, of["ct_info"]),
-        ct_orig_src=_address(of["ct_orig_src"], family) if tracked else None,
+        ct_orig_src=address(of["ct_orig_src"], family) if tracked else None,
         ct_orig_sport=of["ct_orig_sport"] if ct_ports else None,
-        ct_orig_dst=_address(of["ct_orig_dst"], family) if tracked else None,
+        ct_orig_dst=address(of["ct_orig_dst"], family) if tracked else None,
         ct_orig_dport=of["ct_orig_dport"] if ct_ports else None,
         call=of["call"],
         parent=of["parent"] or None,

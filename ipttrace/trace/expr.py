@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A row's flow as a pcap-filter expression, for the filter in the kernel.
+
+Both directions and both sides of NAT; with the ICMP errors that quote it and,
+for IPv4, fragments after the first.  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ipttrace.stream import record
+from ipttrace.trace import protocol as ip
+from ipttrace.trace.row import Row
+from ipttrace.trace.unfold import address
+
+_Tuple = tuple[str, int | None, str, int | None]
+
+_TRANSPORTS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
+# Unreachable, source quench, redirect, time exceeded, bad parameter: they quote a packet.
+_ERRORS: Final = "(icmp[0] >= 3 and icmp[0] <= 12 and icmp[0] != 8)"
+
+
+def expression(raw: Mapping[str, Any], row: Row) -> str:
+    """The expression; "" for a packet without readable addresses.
+
+    `raw`: the row's columns, from `Store.raw`.
+    """
+    if not row.src or not row.dst:
+        return ""
+    number = int(raw["proto"])
+    tuples = [(row.src, row.sport, row.dst, row.dport)]
+    if int(raw["flags"]) & record.F_CONNTRACK:
+        tuples += [_tracked(raw, side, row.family) for side in ("orig", "reply")]
+    texts = [_text(row.family, number, *one) for one in tuples]
+    return " or ".join(dict.fromkeys(texts))
+
+
+def _tracked(raw: Mapping[str, Any], side: str, family: int) -> _Tuple:
+    """One of the two tuples that conntrack has."""
+    ports = ip.DECODED[int(raw["ct_proto"])] == ip.HAS_PORTS
+    return (
+        address(bytes(raw[f"ct_{side}_src"]), family),
+        int(raw[f"ct_{side}_sport"]) if ports else None,
+        address(bytes(raw[f"ct_{side}_dst"]), family),
+        int(raw[f"ct_{side}_dport"]) if ports else None,
+    )
+
+
+def _text(
+    family: int, number: int, src: str, sport: int | None, dst: str, dport: int | None
+) -> str:
+    a, b = sorted([(src, sport), (dst, dport)], key=str)
+    hosts = f"host {a[0]} and host {b[0]}"
+    word = _TRANSPORTS.get(number)
+    if word is not None and a[1] is not None and b[1] is not None:
+        ports = f"{word} port {a[1]} and {word} port {b[1]}"
+        if family == 4:
+            ports = f"({ports} or (ip proto {number} and ip[6:2] & 0x1fff != 0))"
+        flow = f"({hosts} and {ports})"
+    else:
+        flow = f"({hosts} and {'ip6' if family == 6 else 'ip'} proto {number})"
+    if family != 4 or number == ip.ICMP:
+        return flow
+    x, y = _word(a[0]), _word(b[0])
+    # 8 bytes of ICMP, then the quoted header: its source is at 20, its destination at 24.
+    quoted = " or ".join(
+        f"(icmp[20:4] = {s} and icmp[24:4] = {d})" for s, d in ((x, y), (y, x))
+    )
+    return f"{flow} or ({_ERRORS} and ({quoted}))"
+
+
+def _word(address: str) -> str:
+    return f"0x{int.from_bytes(bytes(map(int, address.split('.'))), 'big'):08x}"

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A row's flow pushed into the kernel: the expression takes the flow and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture import pcapfilter
+from ipttrace.stream.frames import read_file
+from ipttrace.trace.expr import expression
+from ipttrace.trace.session import Trace
+
+RECORDING = Path(__file__).parent.parent / "data" / "lab.iptr"
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    trace = Trace()
+    for frame in read_file(RECORDING):
+        trace.feed(frame)
+    return trace
+
+
+def test_every_flow_of_a_recording_becomes_an_expression_that_libpcap_takes(trace: Trace) -> None:
+    store = trace.store
+    flows = {}
+    for row in store.rows(range(store.first, store.end)):
+        flows.setdefault((row.flow, row.proto, row.src), row)
+    assert len(flows) > 10
+    for row in flows.values():
+        text = expression(store.raw(row.index), row)
+        # THEN the kernel could take it: it is not empty, and libpcap makes a program of it
+        assert text
+        assert pcapfilter.compile(text)
+        assert row.src in text
+
+
+def test_a_translated_flow_is_filtered_on_both_sides_of_the_translation(trace: Trace) -> None:
+    # GIVEN a packet whose destination was rewritten
+    store = trace.store
+    rows = store.rows(range(store.first, store.end))
+    row = next(row for row in rows if row.ct_orig_dst and row.ct_orig_dst != row.dst and row.sport)
+    text = expression(store.raw(row.index), row)
+    # THEN both destinations are in the filter
+    assert f"host {row.dst}" in text
+    assert f"host {row.ct_orig_dst}" in text
