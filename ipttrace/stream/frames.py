@@ -112,7 +112,7 @@ class Writer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def _frame(self, kind: Kind, payload: bytes | memoryview) -> None:
+    def _frame(self, kind: int, payload: bytes | memoryview) -> None:
         head = struct.pack("<B3xI", kind, len(payload))
         crc = zlib.crc32(payload, zlib.crc32(head))
         self._sink.write(MAGIC + head + struct.pack("<I", crc))
@@ -120,6 +120,10 @@ class Writer:
 
     def _json(self, kind: Kind, value: Mapping[str, Any]) -> None:
         self._frame(kind, json.dumps(value, separators=(",", ":")).encode())
+
+    def copy(self, frame: Frame) -> None:
+        """A frame of another stream, as it is; HELLO must be the first, of the same layout."""
+        self._frame(frame.kind, frame.payload)
 
     def hello(self, about: Mapping[str, Any]) -> None:
         """The first frame: `about` and the record layout."""

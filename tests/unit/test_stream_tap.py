@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Recording while watching: the file is a stream of its own, from the key press on."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from ipttrace.stream.frames import Decoder, Kind, Writer, read
+from ipttrace.stream.tap import Tap
+from ipttrace.trace.session import Trace
+from tests.tui import streams
+
+
+def test_a_recording_begun_in_the_middle_reads_as_a_stream_with_the_clock_of_then() -> None:
+    # GIVEN a stream of which 400 rows and a step of the clock have gone by
+    tap, decoder = Tap(), Decoder()
+    clock = io.BytesIO()
+    Writer(clock).clock(0, streams.WALL + 5_000_000_000)
+    before = streams.hello() + streams.rows(400) + clock.getvalue()
+    for frame in decoder.feed(before):
+        tap.feed(frame)
+    # WHEN it is recorded from here, and ended
+    sink = io.BytesIO()
+    tap.start(sink)
+    for frame in decoder.feed(streams.rows(80, 400) + streams.books(calls=480)):
+        tap.feed(frame)
+    tap.stop({**streams.BOOKS, "state": "armed"})
+    for frame in decoder.feed(streams.rows(80, 480)):
+        tap.feed(frame)
+    # THEN the file has the rows of that time, with their wall clock, and an end
+    sink.seek(0)
+    trace = Trace()
+    for frame in read(sink):
+        trace.feed(frame)
+    assert trace.store.end == 80
+    assert trace.store.rows([0])[0].time >= streams.WALL + 5_000_000_000
+    assert trace.ended is not None
+    assert not tap.open
+
+
+def test_nothing_can_be_recorded_before_the_stream_has_begun() -> None:
+    with pytest.raises(ValueError, match="not begun"):
+        Tap().start(io.BytesIO())
+
+
+def test_the_newest_rules_of_each_table_come_first_and_once() -> None:
+    tap, decoder = Tap(), Decoder()
+    sink = io.BytesIO()
+    writer = Writer(sink)
+    for since in (1, 4):
+        for table in ("filter", "nat"):
+            writer.about(
+                Kind.RULES,
+                {"netns": 1, "family": 4, "table": table, "since": since, "chains": {}},
+            )
+    for frame in decoder.feed(streams.hello() + sink.getvalue()):
+        tap.feed(frame)
+    out = io.BytesIO()
+    tap.start(out)
+    frames = Decoder().feed(out.getvalue())
+    assert [frame.kind for frame in frames] == [Kind.HELLO, Kind.RULES, Kind.RULES]
+    assert [frame.json["since"] for frame in frames[1:]] == [4, 4]
+
+
+class Full:
+    def write(self, data: bytes | memoryview, /) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_stream() -> None:
+    tap, decoder = Tap(), Decoder()
+    for frame in decoder.feed(streams.hello()):
+        tap.feed(frame)
+    with pytest.raises(OSError, match="No space"):
+        tap.start(Full())
+    assert not tap.open
+    for frame in decoder.feed(streams.rows(4)):
+        tap.feed(frame)
