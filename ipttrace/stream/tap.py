@@ -72,7 +72,7 @@ class Tap:
         if frame.kind == Kind.NEIGHBOURS:
             # A change leaves out what stayed: all since the last whole one are needed.
             whole = "neighbours" in value
-            key = (frame.kind, str(value.get("netns")), whole)
+            key: tuple[object, ...] = (frame.kind, str(value.get("netns")), whole)
             if whole:
                 self._about.pop((frame.kind, str(value.get("netns")), False), None)
         else:

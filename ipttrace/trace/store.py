@@ -129,6 +129,18 @@ class Store:
             return 0
         return int(chunks[-1].columns["time"][chunks[-1].count - 1])
 
+    def at(self, time: int) -> int:
+        """The first held row that came at `time` or later, ns since the epoch; `end` if none.
+
+        Rows stand in the order in which their calls ended, which is that of
+        time but for moments.
+        """
+        for chunk in self._chunks:
+            times = chunk.columns["time"][: chunk.count]
+            if chunk.count and int(times.max()) >= time:
+                return min(chunk.first + int(np.argmax(times >= time)), self._end)
+        return self._end
+
     def append(self, columns: Columns, ends: Array, steps: Columns) -> int:
         """Add rows: all columns of SCHEMA, shape (n, …), and their paths.
 

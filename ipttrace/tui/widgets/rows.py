@@ -177,7 +177,8 @@ class Rows(ScrollView, can_focus=True):
                 # Before the height shrinks: it would clamp the position.
                 self._scroll(self._top - shift)
             self._resize_to(height)
-            self.cursor = max(self.cursor, self._base)
+            # A recording that is gone back in ends earlier than it did.
+            self.cursor = max(min(self.cursor, self._end - 1), self._base)
         if not self.paused:
             self.refresh()
         self.post_message(ViewChanged())

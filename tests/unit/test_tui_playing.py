@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A recording played at its own speed, and gone along."""
+
+from __future__ import annotations
+
+from ipttrace.stream.frames import Decoder
+from ipttrace.trace.lens import Everything
+from ipttrace.trace.session import Trace
+from ipttrace.tui.playing import Clock, Played
+from tests.tui import streams
+
+SECOND = 1_000_000_000
+
+
+def test_what_is_shown_ends_where_the_clock_stands() -> None:
+    # GIVEN a recording of 4,000 packets, one each millisecond, four rows each
+    trace = Trace()
+    for frame in Decoder().feed(streams.hello() + streams.rows(16_000)):
+        trace.feed(frame)
+    ours = [0]
+    clock = Clock(lambda: ours[0])
+    lens = Played(Everything(trace.store), trace.store, clock)
+    clock.put(streams.WALL)
+    clock.run(True)
+    # WHEN a second passes
+    ours[0] += SECOND
+    lens.pull()
+    # THEN the rows of one second are there
+    times = [row.time for row in lens.rows(range(lens.first, lens.end))]
+    assert max(times) <= streams.WALL + SECOND
+    assert 4000 <= len(times) <= 4004
+    # AND ten times faster, those of ten times as long
+    assert clock.turn(1) == 10.0
+    ours[0] += SECOND // 10
+    lens.pull()
+    assert 8000 <= lens.end <= 8004
+    # WHEN somebody goes back
+    clock.put(streams.WALL + SECOND // 2)
+    clock.run(False)
+    ours[0] += SECOND
+    lens.pull()
+    # THEN the later rows are not there any more, and it stands still
+    assert 2000 <= lens.end <= 2004
+
+
+def test_beyond_the_fastest_is_as_fast_as_it_goes() -> None:
+    clock = Clock(lambda: 0)
+    assert clock.turn(-1) == 0.1
+    assert clock.turn(-1) == 0.1
+    assert [clock.turn(1) for _ in range(3)] == [1.0, 10.0, 100.0]
+    assert clock.turn(1) is None
