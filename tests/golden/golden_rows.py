@@ -182,6 +182,17 @@ LONG = replace(
 )
 WIDE = replace(PLAIN, index=10, comm="防火墙", chain="Ä\u0301é🔥", in_="\udcff")
 AFTER = replace(PLAIN, index=11, time=START + 4_000_000_000)
+# Rules with comments as long as they can be, and as evil.
+COMMENT = replace(
+    PLAIN,
+    index=12,
+    time=START + 5_000_000_000,
+    rule="-A FORWARD -m comment --comment \"=cmd|' /C calc'!A0 "
+    + "\x1b[2J\x1b]0;owned\x07 \u202e[red]x[/red] "
+    + "c" * 4000
+    + '" -j DROP',
+)
+CALCULATED = replace(COMMENT, index=13, rule='=cmd()\r\n=HYPERLINK("http://evil","x"),"\x9b31m')
 
 ROWS = (
     PLAIN,
@@ -196,5 +207,7 @@ ROWS = (
     LONG,
     WIDE,
     AFTER,
+    COMMENT,
+    CALCULATED,
 )
-HOSTILE = (FORMULA, DELIMITERS, ESCAPES, MARKUP, LONG, WIDE)
+HOSTILE = (FORMULA, DELIMITERS, ESCAPES, MARKUP, LONG, WIDE, COMMENT, CALCULATED)
