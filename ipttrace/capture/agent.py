@@ -26,6 +26,7 @@ from ipttrace import __version__
 from ipttrace.capture import doctor, namespaces, pcapfilter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.host import Host
+from ipttrace.capture.neighbours import NeighbourWatch
 from ipttrace.capture.watch import Watcher
 from ipttrace.stream.frames import Kind, Writer
 
@@ -328,6 +329,7 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     watcher = Watcher()
+    watcher.add(lambda: NeighbourWatch(request.netns), "neighbours")
     try:
         Agent(request, engine, Writer(sink), watcher).run(stop, control)
     except BrokenPipeError:
