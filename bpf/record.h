@@ -18,7 +18,7 @@
 #ifndef IPTTRACE_RECORD_H
 #define IPTTRACE_RECORD_H
 
-#define IPTTRACE_RECORD_VERSION	1
+#define IPTTRACE_RECORD_VERSION	2
 
 #define IPTTRACE_PACKET_LEN	128
 #define IPTTRACE_NAME_LEN	32	/* XT_TABLE_MAXNAMELEN */
@@ -42,6 +42,7 @@ enum ipttrace_kind {
 
 /* ipttrace_exit.flags */
 #define IPTTRACE_F_ALIVE	0x01	/* skb was still ours: mark is valid */
+#define IPTTRACE_F_CHANGED	0x02	/* rules have changed since the entry */
 
 /* ipttrace_rule.match, and what nf_log_trace() calls its "comment" */
 enum ipttrace_match {
@@ -85,7 +86,7 @@ struct ipttrace_entry_head {
 	__u8	ct_reply_src[16];
 	__u8	ct_reply_dst[16];
 	char	table[IPTTRACE_NAME_LEN];
-	__u32	reserved0;
+	__u32	ruleset;	/* generation of all rules, 0: not known */
 	__u32	pid;		/* thread group, as ps shows it */
 	__u32	tid;
 	__u16	cpu;
@@ -142,6 +143,7 @@ IPTTRACE_AT(ipttrace_entry_head, ct_zone, 76);
 IPTTRACE_AT(ipttrace_entry_head, family, 86);
 IPTTRACE_AT(ipttrace_entry_head, ct_orig_src, 92);
 IPTTRACE_AT(ipttrace_entry_head, table, 156);
+IPTTRACE_AT(ipttrace_entry_head, ruleset, 188);
 IPTTRACE_AT(ipttrace_entry_head, pid, 192);
 IPTTRACE_AT(ipttrace_entry, packet, 280);
 IPTTRACE_AT(ipttrace_rule, rulenum, 16);

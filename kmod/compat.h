@@ -34,7 +34,7 @@
 
 /* Lost its allocation flags in 6.13, and where that was backported. */
 static inline int ipttrace_multicast(const struct genl_family *family,
-				     struct sk_buff *msg)
+				     struct sk_buff *msg, unsigned int group)
 {
 	typedef int (*without)(const struct genl_family *, struct sk_buff *,
 			       u32, unsigned int);
@@ -44,8 +44,8 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 
 	if (__builtin_types_compatible_p(typeof(&genlmsg_multicast_allns),
 					 without))
-		return ((without)multicast)(family, msg, 0, 0);
-	return ((with)multicast)(family, msg, 0, 0, GFP_KERNEL);
+		return ((without)multicast)(family, msg, 0, group);
+	return ((with)multicast)(family, msg, 0, group, GFP_KERNEL);
 }
 
 /*

@@ -46,6 +46,9 @@ static const struct nla_policy control_policy[IPTTRACE_A_MAX + 1] = {
 	[IPTTRACE_A_MAXACTIVE]	= { .type = NLA_U32 },
 };
 
+/* Indices of control_groups */
+enum { GROUP_STATE, GROUP_RULES };
+
 static void control_notify(enum ipttrace_reason reason)
 {
 	struct sk_buff *msg = nlmsg_new(NLMSG_DEFAULT_SIZE, GFP_KERNEL);
@@ -62,7 +65,28 @@ static void control_notify(enum ipttrace_reason reason)
 		return;
 	}
 	genlmsg_end(msg, head);
-	ipttrace_multicast(&control_family, msg);
+	ipttrace_multicast(&control_family, msg, GROUP_STATE);
+}
+
+/* From ruleset.c's worker; without the mutex. */
+void ipttrace_control_changed(const struct ipttrace_change *change)
+{
+	struct sk_buff *msg = nlmsg_new(NLMSG_DEFAULT_SIZE, GFP_KERNEL);
+	void *head;
+
+	if (!msg)
+		return;
+	head = genlmsg_put(msg, 0, 0, &control_family, 0, IPTTRACE_CMD_CHANGED);
+	if (!head ||
+	    nla_put_u32(msg, IPTTRACE_A_RULESET, change->generation) ||
+	    nla_put_u32(msg, IPTTRACE_A_NETNS, change->netns) ||
+	    nla_put_u32(msg, IPTTRACE_A_FAMILY, change->family) ||
+	    nla_put_string(msg, IPTTRACE_A_TABLE, change->table)) {
+		nlmsg_free(msg);
+		return;
+	}
+	genlmsg_end(msg, head);
+	ipttrace_multicast(&control_family, msg, GROUP_RULES);
 }
 
 /* Ends DRAINING at once, so that the next state may begin. */
@@ -85,6 +109,7 @@ static void control_drain(struct work_struct *work)
 static void disarm(enum ipttrace_reason reason)
 {
 	ipttrace_probes_teardown();
+	ipttrace_ruleset_teardown();
 	control_state = IPTTRACE_DRAINING;
 	control_notify(reason);
 	memset(&owner, 0, sizeof(owner));
@@ -224,8 +249,11 @@ static int control_arm(struct sk_buff *skb, struct genl_info *info)
 		goto put;
 	}
 	drain_end();
+	/* Tracing goes on without it. */
+	ipttrace_ruleset_setup();
 	err = ipttrace_probes_setup(&setup, info->extack);
 	if (err) {
+		ipttrace_ruleset_teardown();
 		module_put(THIS_MODULE);
 		goto put;
 	}
@@ -290,12 +318,16 @@ static int put_state(struct sk_buff *msg)
 {
 	struct ipttrace_stats stats;
 	u64 skipped;
+	u32 targets = ipttrace_probes_targets();
 
+	if (ipttrace_ruleset_watched())
+		targets |= BIT(2);
 	ipttrace_probes_stats(&stats, &skipped);
 	if (nla_put_u32(msg, IPTTRACE_A_STATE, control_state) ||
 	    nla_put_u32(msg, IPTTRACE_A_VERSION, IPTTRACE_RECORD_VERSION) ||
 	    nla_put_u32(msg, IPTTRACE_A_OWNER_PID, owner.pid) ||
-	    nla_put_u32(msg, IPTTRACE_A_TARGETS, ipttrace_probes_targets()) ||
+	    nla_put_u32(msg, IPTTRACE_A_TARGETS, targets) ||
+	    nla_put_u32(msg, IPTTRACE_A_RULESET, ipttrace_ruleset()) ||
 	    put_u64(msg, IPTTRACE_A_CALLS, stats.calls) ||
 	    put_u64(msg, IPTTRACE_A_REFUSED, stats.refused) ||
 	    put_u64(msg, IPTTRACE_A_MATCHED, stats.due[IPTTRACE_ENTRY]) ||
@@ -361,7 +393,8 @@ static const struct genl_small_ops control_ops[] = {
 };
 
 static const struct genl_multicast_group control_groups[] = {
-	{ .name = IPTTRACE_GENL_MCGRP },
+	[GROUP_STATE] = { .name = IPTTRACE_GENL_MCGRP },
+	[GROUP_RULES] = { .name = IPTTRACE_GENL_MCGRP_RULES },
 };
 
 static struct genl_family control_family __ro_after_init = {
@@ -400,8 +433,10 @@ static struct notifier_block control_socket_block = {
 static void control_rescan(struct work_struct *work)
 {
 	mutex_lock(&ipttrace_mutex);
-	if (control_state == IPTTRACE_ARMED)
+	if (control_state == IPTTRACE_ARMED) {
 		ipttrace_probes_rescan();
+		ipttrace_ruleset_rescan();
+	}
 	mutex_unlock(&ipttrace_mutex);
 }
 

@@ -45,6 +45,7 @@ struct ipttrace_call {
 	u64 id;
 	u64 start;
 	u64 overhead;	/* ns that our own handlers took of it */
+	u32 ruleset;	/* generation at its entry */
 	u16 rules;
 	u8 depth;	/* 1: no call around it */
 	u8 hook;
@@ -92,7 +93,23 @@ static inline bool ipttrace_follow_has(const struct sk_buff *skb)
 bool ipttrace_follow_add(const struct sk_buff *skb);
 void ipttrace_follow_del(const struct sk_buff *skb);
 
+/* A table has other rules from this generation on. */
+struct ipttrace_change {
+	u32 generation;
+	u32 netns;	/* inode; 0: not known, some namespace's */
+	u8 family;
+	char table[IPTTRACE_NAME_LEN];
+};
+
+/* ruleset.c: the generation from handlers, the rest under ipttrace_mutex */
+u32 ipttrace_ruleset(void);
+void ipttrace_ruleset_setup(void);
+void ipttrace_ruleset_teardown(void);
+void ipttrace_ruleset_rescan(void);
+bool ipttrace_ruleset_watched(void);
+
 /* control.c */
+void ipttrace_control_changed(const struct ipttrace_change *change);
 int ipttrace_control_setup(void);
 void ipttrace_control_teardown(void);
 

@@ -177,6 +177,8 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	if (call->depth > this_cpu_read(stats.depth))
 		this_cpu_write(stats.depth, call->depth);
 
+	call->ruleset = ipttrace_ruleset();
+	head.ruleset = call->ruleset;
 	head.call = call->id;
 	head.skb = (unsigned long)skb;
 	head.parent = call->parent ? call->parent->id : 0;
@@ -252,6 +254,8 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		.rules = call->rules,
 	};
 	record->cost -= min(record->cost, call->overhead);
+	if (ipttrace_ruleset() != call->ruleset)
+		record->flags |= IPTTRACE_F_CHANGED;
 
 	switch (verdict & NF_VERDICT_MASK) {
 	case NF_ACCEPT:
@@ -259,7 +263,7 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		enum ip_conntrack_info info;
 		const struct nf_conn *ct = nf_ct_get(call->skb, &info);
 
-		record->flags = IPTTRACE_F_ALIVE;
+		record->flags |= IPTTRACE_F_ALIVE;
 		record->mark = call->skb->mark;
 		record->ct_info = info;
 		if (ct)

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg
+from pyroute2.netlink import (
+    NETLINK_ADD_MEMBERSHIP,
+    NETLINK_GENERIC,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    SOL_NETLINK,
+    genlmsg,
+)
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
@@ -21,6 +29,15 @@ CMD_ARM: Final = 1
 CMD_DISARM: Final = 2
 CMD_GET: Final = 3
 CMD_FILTER: Final = 4
+CMD_CHANGED: Final = 6
+
+GROUP_RULES: Final = "rules"
+# Bit of Status.targets: changes of rules are seen.
+TARGET_RULES: Final = 4
+
+_RCVBUFFORCE: Final = 33  # SO_RCVBUFFORCE of socket(7)
+_ROOM: Final = 1 << 20
+_FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 
 STATES: Final = ("idle", "armed", "draining")
 
@@ -56,6 +73,9 @@ class Message(genlmsg):  # type: ignore[misc]
         ("IPTTRACE_A_SKIPPED", "uint64"),
         ("IPTTRACE_A_UNFOLLOWED", "uint64"),
         ("IPTTRACE_A_DEPTH", "uint32"),
+        ("IPTTRACE_A_RULESET", "uint32"),
+        ("IPTTRACE_A_FAMILY", "uint32"),
+        ("IPTTRACE_A_TABLE", "asciiz"),
     )
 
 
@@ -78,6 +98,17 @@ class Status:
     skipped: int
     unfollowed: int
     depth: int
+    ruleset: int  # generation of all rules; 0: one is being changed, or not known
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A table has other rules from `generation` on."""
+
+    generation: int
+    netns: int  # inode; 0: of some namespace
+    family: int  # 4 or 6
+    table: str
 
 
 class Control:
@@ -174,4 +205,57 @@ class Control:
             skipped=value("SKIPPED"),
             unfollowed=value("UNFOLLOWED"),
             depth=value("DEPTH"),
+            ruleset=value("RULESET"),
         )
+
+    def changes(self) -> Changes:
+        """A socket on which changes of rules are told from now on."""
+        return Changes(self._socket.mcast_groups[GROUP_RULES])
+
+
+class Changes:
+    """Changes of rules, as they come.  May be used from any one thread."""
+
+    def __init__(self, group: int) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_GENERIC)
+        self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _ROOM)
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+
+    def fileno(self) -> int:
+        """To wait on."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """No more are told."""
+        self._socket.close()
+
+    def take(self) -> list[Change]:
+        """Those that have come.  Some may have been lost: their generations are missing."""
+        found: list[Change] = []
+        while True:
+            try:
+                data, sender = self._socket.recvfrom(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            # From the kernel only: others may send to our address too.
+            if sender[0] == 0 and (change := _change(data)) is not None:
+                found.append(change)
+
+
+def _change(data: bytes) -> Change | None:
+    message = Message(data)
+    message.decode()
+    if message["cmd"] != CMD_CHANGED:
+        return None
+    return Change(
+        generation=int(message.get_attr("IPTTRACE_A_RULESET") or 0),
+        netns=int(message.get_attr("IPTTRACE_A_NETNS") or 0),
+        family=_FAMILIES.get(message.get_attr("IPTTRACE_A_FAMILY"), 0),
+        table=str(message.get_attr("IPTTRACE_A_TABLE") or ""),
+    )

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
 
 ENTRY: Final = 0
 RULE: Final = 1
@@ -26,6 +26,7 @@ F_CONNTRACK: Final = 0x04
 F_SOFTIRQ: Final = 0x08
 
 EXIT_F_ALIVE: Final = 0x01
+EXIT_F_CHANGED: Final = 0x02
 
 MATCHES: Final = ("rule", "return", "policy")
 
@@ -62,7 +63,7 @@ ENTRY_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("ct_reply_src", "u1", (16,)),
         ("ct_reply_dst", "u1", (16,)),
         ("table", "S32"),
-        ("reserved0", "<u4"),
+        ("ruleset", "<u4"),
         ("pid", "<u4"),
         ("tid", "<u4"),
         ("cpu", "<u2"),

@@ -199,7 +199,9 @@ def fill(
     columns["time"] = _wall(entries["time"], offset)
     columns["engine"] = np.full(len(calls), engine, np.uint8)
     columns["host"] = np.full(len(calls), host, np.uint8)
-    columns["ruleset"] = np.zeros(len(calls), np.uint32)
+    # A change while the packet was in the table: which rules it met is not known.
+    moved = exits["flags"] & record.EXIT_F_CHANGED != 0
+    columns["ruleset"] = np.where(moved, 0, entries["ruleset"]).astype(np.uint32)
     columns["partial"] = calls.partial
 
     steps: Columns = {

@@ -2,7 +2,7 @@
 /*
  * ipttrace: the generic netlink protocol
  *
- * Family "ipttrace", version 1, multicast group "state".  Every command needs
+ * Family "ipttrace", version 1, multicast groups "state" and "rules".  Every command needs
  * CAP_NET_ADMIN in the initial user namespace.
  *
  * ARM      starts tracing, bound to the socket that sends it: when that socket
@@ -36,11 +36,19 @@
  *          their way are kept silent.
  *	-EPERM	not armed by this socket.
  *
- * GET      gives STATE, VERSION, OWNER_PID, TARGETS and all counters.  The
- *          counters are those of the newest ARM and stay after DISARM.
+ * GET      gives STATE, VERSION, OWNER_PID, TARGETS, RULESET and all counters.
+ *          The counters are those of the newest ARM and stay after DISARM.
+ *          RULESET is the generation of all tables' rules: it begins at 1 with
+ *          ARM and rises by 1 with each change of a table.  0 while a change is
+ *          under way, and where changes are not seen (TARGETS has no bit 2).
  *
  * Group "state": a message of command NOTIFY with STATE, OWNER_PID and REASON
  * at every change.
+ *
+ * Group "rules": while armed, a message of command CHANGED for each change of a
+ * table's rules, with RULESET (the generation from which on they hold), NETNS
+ * (0: some namespace's), FAMILY and TABLE; no generation is left out unless the
+ * message of it was lost.
  */
 #ifndef _UAPI_IPTTRACE_H
 #define _UAPI_IPTTRACE_H
@@ -48,6 +56,7 @@
 #define IPTTRACE_GENL_NAME	"ipttrace"
 #define IPTTRACE_GENL_VERSION	1
 #define IPTTRACE_GENL_MCGRP	"state"
+#define IPTTRACE_GENL_MCGRP_RULES "rules"
 
 #define IPTTRACE_DRAIN_MS	250
 
@@ -58,6 +67,7 @@ enum ipttrace_cmd {
 	IPTTRACE_CMD_GET,
 	IPTTRACE_CMD_FILTER,
 	IPTTRACE_CMD_NOTIFY,
+	IPTTRACE_CMD_CHANGED,
 };
 
 enum ipttrace_attr {
@@ -73,7 +83,8 @@ enum ipttrace_attr {
 	IPTTRACE_A_VERSION,	/* u32: IPTTRACE_RECORD_VERSION */
 	IPTTRACE_A_OWNER_PID,	/* u32 */
 	IPTTRACE_A_REASON,	/* u32: enum ipttrace_reason */
-	IPTTRACE_A_TARGETS,	/* u32: bit 0 ipt_do_table, bit 1 ip6t_do_table */
+	IPTTRACE_A_TARGETS,	/* u32: bit 0 ipt_do_table, bit 1 ip6t_do_table,
+				   bit 2 changes of rules */
 	IPTTRACE_A_CALLS,	/* u64: calls that the probe saw */
 	IPTTRACE_A_REFUSED,	/* u64: of these, refused by filter or netns */
 	IPTTRACE_A_MATCHED,	/* u64: of these, matched by the filter */
@@ -87,6 +98,9 @@ enum ipttrace_attr {
 	IPTTRACE_A_SKIPPED,	/* u64: probe hits inside another probe's handler */
 	IPTTRACE_A_UNFOLLOWED,	/* u64: packets forgotten for want of room */
 	IPTTRACE_A_DEPTH,	/* u32: deepest nesting, 1: no call in a call */
+	IPTTRACE_A_RULESET,	/* u32: generation of all rules, 0: not known */
+	IPTTRACE_A_FAMILY,	/* u32: NFPROTO_IPV4, NFPROTO_IPV6 */
+	IPTTRACE_A_TABLE,	/* string */
 	__IPTTRACE_A_END,
 };
 #define IPTTRACE_A_MAX (__IPTTRACE_A_END - 1)
