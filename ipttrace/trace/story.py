@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The story of one packet: the journey that a row is part of, told in order.
+
+What the detail of a row shows: each traversal of the skb with its path, the
+text of the rules that it hit, and what changed on the way; around and between
+them the calls that one made from inside another (REJECT's answer).  Searches a
+bounded number of rows around the row that was asked for.  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ipttrace.stream import record
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.row import Row, Step
+from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.store import Part, Store
+from ipttrace.trace.story_changes import Change, Look, between, inside, status_names
+
+REACH: Final = 1 << 18  # rows searched to each side
+LIMIT: Final = 64  # traversals told
+_FIRST_LOOK: Final = 1 << 10  # rows; each further look is twice as wide
+_NEARBY: Final = 1 << 12  # calls made from inside come up within so many rows
+_DEEPEST: Final = 4  # calls inside calls
+_CALL: Final = (1 << 56) - 1  # a journey's number is its first call's, below the host's
+
+_OVER: Final = (0, 2)  # NF_DROP, NF_STOLEN: the skb is gone
+_LAST_HOOKS: Final = ("INPUT", "POSTROUTING")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHit:
+    """One step of a path and the rule's text in the generation that was hit."""
+
+    step: Step
+    rule: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Traversal:
+    """One line of the story."""
+
+    row: Row
+    own: bool  # of the row's skb; else of one inside of whose call it was made, or the reverse
+    depth: int  # calls of the story around this one
+    since: int  # ns since the journey began; negative for what is around it
+    gap: int | None  # ns since the traversal before let go of the skb; None: the first
+    steps: tuple[RuleHit, ...]
+    before: tuple[Change, ...]  # since the traversal before of the same skb
+    here: tuple[Change, ...]  # made by this traversal
+
+
+@dataclass(frozen=True, slots=True)
+class Conntrack:
+    """What conntrack knew of the packet as it came in."""
+
+    address: int
+    state: str | None  # NEW, ESTABLISHED reply, …
+    status: tuple[str, ...]
+    mark: int
+    zone: int
+    proto: int
+    orig: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What was captured."""
+
+    data: bytes  # from the network header on
+    length: int  # of the whole packet
+    mac: bytes  # link-layer header
+    ethertype: int
+    vlan: int  # tag control information; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A row and the journey around it."""
+
+    row: Row
+    tid: int | None
+    socket: int | None  # address of struct sock
+    interrupted: bool  # pid and comm are of whom a softirq interrupted
+    conntrack: Conntrack | None
+    packet: Packet
+    traversals: tuple[Traversal, ...]  # in time order
+    earlier: bool  # its beginning is not among them: no longer held, or too far
+    later: bool  # there may be more than were told or searched
+
+
+def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Story | None:
+    """The story of row `seq`; None when it is not, or no longer, held.
+
+    At most `limit` traversals, those nearest to the row, found among `reach`
+    rows to each side.
+    """
+    shown = store.rows((seq,))
+    if not shown:
+        return None
+    row = shown[0]
+    found, later = _journey(store, row, reach, limit)
+    rows = store.rows(found)
+    rows += store.rows(_around(store, rows or shown, limit))
+    looks = _looks(store, rows)
+    look = next((each for each in looks if each.row.index == seq), None)
+    if look is None:
+        return None  # it has just left
+    began = row.journey & _CALL
+    return Story(
+        row=row,
+        tid=look.number("tid") if row.pid is not None else None,
+        socket=look.number("sk") or None,
+        interrupted=bool(look.number("flags") & record.F_SOFTIRQ),
+        conntrack=_conntrack(look) if look.tracked else None,
+        packet=_packet(look),
+        traversals=_tell(looks, row.journey, store.rulesets),
+        earlier=not any(each.row.call == began for each in looks),
+        later=later,
+    )
+
+
+def _looks(store: Store, rows: list[Row]) -> list[Look]:
+    """The columns' side of these rows; without those that have just left."""
+    seqs = [row.index for row in rows]
+    parts = list(store.parts(min(seqs), max(seqs) + 1)) if seqs else []
+    firsts = [part.first for part in parts]
+    looks = []
+    for row in rows:
+        which = bisect_right(firsts, row.index) - 1
+        if which >= 0 and row.index - firsts[which] < len(parts[which]):
+            looks.append(Look(row, parts[which].columns, row.index - firsts[which]))
+    return looks
+
+
+# Finding.
+
+
+def _journey(store: Store, row: Row, reach: int, limit: int) -> tuple[Array, bool]:
+    """Rows of the row's journey, ascending, and whether some may be missing after them."""
+    seq = row.index
+    first, end = max(store.first, seq - reach), min(store.end, seq + 1 + reach)
+    began = row.call == row.journey & _CALL
+    over = False
+    backward: list[Array] = []
+    count = 0
+    for a, b in _wider(seq, first):
+        # A journey holds nothing before the call that it is named after.
+        if began or count >= limit:
+            break
+        found, began, _ = _among(store, row, a, b)
+        backward.append(found)
+        count += len(found)
+    forward: list[Array] = []
+    count = 0
+    for a, b in _wider(seq, end):
+        if over or count > limit:
+            break
+        found, _, over = _among(store, row, a, b)
+        forward.append(found)
+        count += len(found)
+    seqs = np.concatenate([*reversed(backward), *forward])
+    if not len(seqs):
+        return seqs, False  # it has just left
+    near = np.sort(np.argsort(np.abs(seqs - seq), kind="stable")[:limit])
+    seqs, more = seqs[near], int(near[-1]) < len(seqs) - 1
+    if not over and end < store.end:
+        # Where nothing follows as a rule, it is no news that nothing did.
+        more |= store.row(int(seqs[-1])).hook not in _LAST_HOOKS
+    return seqs, more
+
+
+def _wider(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Stretches (first, end) from `start` towards `stop`, each twice as wide as the last."""
+    at, wide = start, _FIRST_LOOK
+    while at != stop:
+        then = min(at + wide, stop) if stop > start else max(at - wide, stop)
+        yield min(at, then), max(at, then)
+        at, wide = then, 2 * wide
+
+
+def _among(store: Store, row: Row, first: int, end: int) -> tuple[Array, bool, bool]:
+    """The journey's rows of this stretch; whether it begins, whether it ends there."""
+    seqs: list[Array] = []
+    began = over = False
+    for part in store.parts(first, end):
+        at = np.flatnonzero(part.columns["journey"] == np.uint64(row.journey))
+        if at.size:
+            seqs.append(at.astype(np.int64) + part.first)
+            began |= bool((part.columns["call"][at] == np.uint64(row.journey & _CALL)).any())
+            verdicts = part.columns["verdict"][at] & np.uint32(0xFF)
+            over |= bool(np.isin(verdicts, _OVER).any())
+    return (np.concatenate(seqs) if seqs else np.zeros(0, np.int64)), began, over
+
+
+def _around(store: Store, rows: list[Row], limit: int) -> Array:
+    """Calls made from inside of these rows' calls, and those around them."""
+    seqs = [each.index for each in rows]
+    first, end = min(seqs) - _NEARBY, max(seqs) + 1 + _NEARBY
+    host = rows[0].host
+    inner = outer = 0
+    calls = {each.call for each in rows}
+    parents = {each.parent for each in rows if each.parent} - calls
+    nested: list[tuple[int, int, int]] = []
+    found: dict[int, int] = {}
+    for part in store.parts(first, end):
+        at = np.flatnonzero((part.columns["parent"] != 0) & (part.columns["host"] == host))
+        call, parent = part.columns["call"][at].tolist(), part.columns["parent"][at].tolist()
+        nested += zip((at + part.first).tolist(), call, parent, strict=True)
+    while inner < _DEEPEST and nested:
+        inner += 1
+        more = {call: seq for seq, call, parent in nested if parent in calls and call not in calls}
+        if not more:
+            break
+        calls |= more.keys()
+        found.update(more)
+    while outer < _DEEPEST and parents:
+        outer += 1
+        above: dict[int, tuple[int, int]] = {}
+        for part in store.parts(first, end):
+            above.update(_of_calls(part, parents, host))
+        calls |= parents
+        found.update({call: seq for call, (seq, _) in above.items()})
+        parents = {parent for _, parent in above.values() if parent} - calls
+    return np.sort(np.array(list(found.values())[:limit], np.int64))
+
+
+def _of_calls(part: Part, calls: set[int], host: int) -> dict[int, tuple[int, int]]:
+    """Call → sequence number and parent, of those of `calls` that are in the part."""
+    wanted = np.array(list(calls), np.uint64)
+    column = part.columns["call"]
+    at = np.flatnonzero(np.isin(column, wanted) & (part.columns["host"] == host))
+    places = zip((at + part.first).tolist(), part.columns["parent"][at].tolist(), strict=True)
+    return dict(zip(column[at].tolist(), places, strict=True))
+
+
+# Telling.
+
+
+def _tell(
+    looks: list[Look], journey: int, rulesets: Mapping[int, Rulesets]
+) -> tuple[Traversal, ...]:
+    looks.sort(key=lambda look: (look.row.time, look.row.index))
+    began = next((look.row.time for look in looks if look.row.journey == journey), 0)
+    parents = {look.row.call: look.row.parent for look in looks}
+    latest: dict[int, Look] = {}  # by journey
+    told = []
+    for look in looks:
+        row = look.row
+        before = latest.get(row.journey)
+        latest[row.journey] = look
+        told.append(
+            Traversal(
+                row=row,
+                own=row.journey == journey,
+                depth=_depth(row, parents),
+                since=row.time - began,
+                gap=None if before is None else _gap(before.row, row),
+                steps=tuple(_hits(row, rulesets)),
+                before=() if before is None else between(before, look),
+                here=inside(look),
+            )
+        )
+    return tuple(told)
+
+
+def _gap(before: Row, after: Row) -> int:
+    return max(0, after.time - before.time - (before.cost_ns or 0))
+
+
+def _depth(row: Row, parents: Mapping[int, int | None]) -> int:
+    depth, parent = 0, row.parent
+    while parent is not None and parent in parents and depth < 2 * _DEEPEST:
+        depth += 1
+        parent = parents[parent]
+    return depth
+
+
+def _hits(row: Row, rulesets: Mapping[int, Rulesets]) -> Iterator[RuleHit]:
+    rules = rulesets.get(row.host)
+    for step in row.path:
+        text = None
+        if rules is not None and row.ruleset and step.match != "policy":
+            text = rules.text(
+                row.netns, row.family, row.table, step.chain, step.rulenum, row.ruleset
+            )
+        yield RuleHit(step, text)
+
+
+def _conntrack(look: Look) -> Conntrack:
+    return Conntrack(
+        address=look.number("ct"),
+        state=look.state,
+        status=status_names(look.number("ct_status")),
+        mark=look.number("ct_mark"),
+        zone=look.number("ct_zone"),
+        proto=look.number("ct_proto"),
+        orig=look.tuple("orig"),
+        reply=look.tuple("reply"),
+    )
+
+
+def _packet(look: Look) -> Packet:
+    return Packet(
+        data=look.bytes,
+        length=look.number("len"),
+        mac=look.octets("mac")[: look.number("mac_len")],
+        ethertype=look.number("protocol"),
+        vlan=look.number("vlan_tci"),
+    )
