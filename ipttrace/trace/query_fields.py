@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The fields that a query can ask about: all of a row's, and words for several.
+
+What is known of a row, and what its numbers are called, is what `unfold` says.
+Must not know how a query is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+
+from ipttrace.stream import record
+from ipttrace.trace import packet
+from ipttrace.trace import protocol as ip
+from ipttrace.trace import query_kinds as kinds
+from ipttrace.trace import query_special as special
+from ipttrace.trace import query_values as values
+from ipttrace.trace.columns import ENGINES
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.row import HOOKS, VERDICTS
+from ipttrace.trace.store import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field, or with more than one kind a word for several of them."""
+
+    name: str
+    kinds: tuple[kinds.Kind, ...]
+    help: str
+
+
+# Other names of fields.  The one that a query is written back with is the key's value.
+ALIASES: Final = {"cost_ns": "cost", "ct": "ct_state", "device": "dev", "process": "comm"}
+
+PROTOCOLS: Final = ("TCP", "UDP", "ICMP", "ICMPv6", "GRE", "ESP", "AH", "SCTP", "DCCP", "IGMP")
+_ALSO_PROTOCOLS: Final = {"icmp6": "ICMPv6", "ipv6-icmp": "ICMPv6", "udp-lite": "UDPLITE"}
+TCP_FLAGS: Final = {ip.tcp_flag_names(1 << bit): 1 << bit for bit in range(9)}
+CT_STATES: Final = ("NEW", "ESTABLISHED", "RELATED", "UNTRACKED")
+# enum ip_conntrack_info, of which 7 is IP_CT_UNTRACKED.
+_CT_TEXTS: Final = ("ESTABLISHED", "RELATED", "NEW", "ESTABLISHED", "RELATED")
+_CT_NOTHING: Final = 5
+_CT_UNTRACKED: Final = 6
+
+
+def _tracked(part: Part) -> Array:
+    tracked: Array = (part.columns["flags"] & record.F_CONNTRACK) != 0
+    return tracked
+
+
+def _ct_ports(part: Part) -> Array:
+    ports: Array = ip.DECODED[part.columns["ct_proto"]] == ip.HAS_PORTS
+    return ports & _tracked(part)
+
+
+def _ct_state(part: Part) -> Array:
+    info = part.columns["ct_info"]
+    untracked = np.where(info == 7, np.uint8(_CT_UNTRACKED), np.uint8(_CT_NOTHING))
+    return np.where(_tracked(part), np.minimum(info, np.uint8(_CT_NOTHING)), untracked)
+
+
+def _decided(part: Part) -> Array:
+    decided: Array = part.columns["chain"] != 0
+    return decided
+
+
+def _knows(bit: int) -> kinds.Known:
+    def known(part: Part) -> Array:
+        bits: Array = (part.columns["known"] & np.uint8(bit)) != 0
+        return bits
+
+    return known
+
+
+def _not_zero(column: str) -> kinds.Known:
+    def known(part: Part) -> Array:
+        there: Array = part.columns[column] != 0
+        return there
+
+    return known
+
+
+def _version(part: Part) -> Array:
+    return part.columns["version"]
+
+
+def _partial(part: Part) -> Array:
+    return part.columns["partial"].view(np.uint8)
+
+
+def _named(names: tuple[str, ...], count: int = 256) -> list[str]:
+    return [names[at] if at < len(names) else str(at) for at in range(count)]
+
+
+def _families() -> kinds.Choice:
+    texts = [{2: "4", 10: "6"}.get(at, str(at)) for at in range(256)]
+    # 4 and 6 are what people see; no family of netfilter has these numbers here.
+    texts[4] = texts[6] = ""
+    also = {"ipv4": "4", "ip": "4", "ipv6": "6", "ip6": "6"}
+    return kinds.Choice(lambda part: part.columns["family"], texts, listed=("4", "6"), also=also)
+
+
+def _verdict() -> kinds.Choice:
+    return kinds.Choice(
+        lambda part: part.columns["verdict"] & np.uint32(0xFF), _named(VERDICTS), listed=VERDICTS
+    )
+
+
+def _proto() -> kinds.Choice:
+    # The last one is for -1: not known.
+    texts = [*map(ip.proto_name, range(256)), ""]
+    also = _ALSO_PROTOCOLS | {str(number): name for number, name in ip.NAMES.items()}
+    return kinds.Choice(lambda part: part.columns["proto"], texts, listed=PROTOCOLS, also=also)
+
+
+@cache
+def fields() -> dict[str, Field]:
+    """All fields by name, those of a row first and in its order."""
+    ports = {
+        name: kinds.Number(name, known)
+        for name, known in (
+            ("sport", _knows(packet.PORTS)),
+            ("dport", _knows(packet.PORTS)),
+            ("ct_orig_sport", _ct_ports),
+            ("ct_orig_dport", _ct_ports),
+        )
+    }
+    ct_version = special.versions(_tracked)
+    src, dst = special.Address("src", _version), special.Address("dst", _version)
+    ct_src = special.Address("ct_orig_src", ct_version)
+    ct_dst = special.Address("ct_orig_dst", ct_version)
+    into, out = kinds.Name("in"), kinds.Name("out")
+    flags = kinds.Flags(
+        [ip.tcp_flag_names(at) for at in range(512)],
+        TCP_FLAGS,
+        lambda part: part.columns["tcp_flags"] & np.uint16(0x1FF),
+        _knows(packet.TCP_FLAGS),
+    )
+    engine = kinds.Choice(lambda part: part.columns["engine"], ENGINES, listed=ENGINES[1:])
+    hook = kinds.Choice(lambda part: part.columns["hook"], _named(HOOKS), listed=HOOKS)
+    match = kinds.Choice(
+        lambda part: part.columns["match"],
+        _named(record.MATCHES),
+        listed=record.MATCHES,
+        known=_decided,
+    )
+    ct_state = kinds.Choice(_ct_state, (*_CT_TEXTS, "", "UNTRACKED"), listed=CT_STATES)
+    partial = kinds.Choice(
+        _partial,
+        ("no", "yes"),
+        listed=("yes", "no"),
+        also={"true": "yes", "1": "yes", "false": "no", "0": "no"},
+    )
+    number, name = kinds.Number, kinds.Name
+    made: list[tuple[str, tuple[kinds.Kind, ...], str]] = [
+        ("time", (kinds.Time(),), "when: 12:30:05, 2026-11-21T12:30, -30s"),
+        ("engine", (engine,), "what traced it"),
+        ("skb", (number("skb", _not_zero("skb")),), "address of the skb, 0x…"),
+        ("netns", (special.Netns(),), "network namespace: name or inode"),
+        ("cpu", (number("cpu"),), "CPU that it ran on"),
+        ("pid", (number("pid"),), "process that was running"),
+        ("comm", (name("comm"),), "name of the process that was running"),
+        ("in", (into,), "device that it came in by"),
+        ("out", (out,), "device that it goes out by"),
+        ("family", (_families(),), "4 or 6"),
+        ("hook", (hook,), "hook of netfilter"),
+        ("table", (name("table"),), "table"),
+        ("chain", (name("chain"),), "chain of the deciding rule"),
+        ("rulenum", (number("rulenum", _decided),), "number of the deciding rule"),
+        ("match", (match,), "what decided: rule, return or policy"),
+        ("path", (special.Path(),), "any step: chain or chain:rulenum"),
+        ("rule", (special.RuleText(),), "text of the deciding rule"),
+        ("verdict", (_verdict(),), "how it ended"),
+        ("cost", (number("cost", units=values.DURATIONS),), "time that it took: 50us, 1.5ms"),
+        ("len", (number("len", units=values.SIZES),), "length of the packet in bytes: 1500, 1.5k"),
+        ("proto", (_proto(),), "protocol: name or number"),
+        ("src", (src,), "source address or network"),
+        ("sport", (ports["sport"],), "source port"),
+        ("dst", (dst,), "destination address or network"),
+        ("dport", (ports["dport"],), "destination port"),
+        ("flags", (flags,), "TCP flags that are set: SYN, SYN,ACK"),
+        ("icmp", (kinds.Icmp("icmp_type", _knows(packet.ICMP)),), "ICMP type or type/code"),
+        ("frag", (special.Fragment(),), "fragment: id, id:offset"),
+        ("mark", (number("mark"),), "packet mark: 0x1, mark&0xff=0x10"),
+        ("mac_src", (special.Mac(6),), "source hardware address, or its beginning"),
+        ("mac_dst", (special.Mac(0),), "destination hardware address, or its beginning"),
+        ("ct_state", (ct_state,), "conntrack state"),
+        ("ct_orig_src", (ct_src,), "source before NAT"),
+        ("ct_orig_sport", (ports["ct_orig_sport"],), "source port before NAT"),
+        ("ct_orig_dst", (ct_dst,), "destination before NAT"),
+        ("ct_orig_dport", (ports["ct_orig_dport"],), "destination port before NAT"),
+        ("addr", (src, dst, ct_src, ct_dst), "src, dst, ct_orig_src or ct_orig_dst"),
+        ("port", (ports["sport"], ports["dport"]), "sport or dport"),
+        ("dev", (into, out), "in or out"),
+        ("flow", (number("flow", _not_zero("flow")),), "both directions of a flow, 0x…"),
+        ("journey", (number("journey"),), "all the way of one packet, 0x…"),
+        ("call", (number("call"),), "one run of a table"),
+        ("parent", (number("parent", _not_zero("parent")),), "call from inside which it was made"),
+        ("partial", (partial,), "were some of its rules lost?"),
+        ("host", (special.Host(),), "host that it was traced on"),
+    ]
+    return {name: Field(name, of, text) for name, of, text in made}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Words that say something without an operator: drop, tcp, 10.1.2.3, eth0.
+
+Only those that can mean one thing.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from typing import Final
+
+from ipttrace.trace.query_error import QueryError, shown, suggestion
+from ipttrace.trace.query_fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS, fields
+from ipttrace.trace.query_tree import Alone, Test, Value
+from ipttrace.trace.row import HOOKS, VERDICTS
+
+_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
+_FAMILIES: Final = {"ipv4": "4", "ipv6": "6", "ip6": "6"}
+
+# Word in lower case → field, operator, value.
+WORDS: Final[dict[str, tuple[str, str, str]]] = (
+    {table: ("table", "=", table) for table in _TABLES}
+    | {word: ("family", "=", number) for word, number in _FAMILIES.items()}
+    | {proto.lower(): ("proto", "=", proto) for proto in PROTOCOLS}
+    | {"icmp6": ("proto", "=", "ICMPv6")}
+    | {state.lower(): ("ct_state", "=", state) for state in CT_STATES}
+    | {flag.lower(): ("flags", "=", flag) for flag in TCP_FLAGS if flag not in ("NS", "ECE", "CWR")}
+    | {verdict.lower(): ("verdict", "=", verdict) for verdict in VERDICTS}
+    | {"partial": ("partial", "=", "yes"), "frag": ("frag", "!=", "none")}
+)
+
+_DEVICE: Final = re.compile(
+    r"lo|(?:eth|en[ops]|wl|ww|br|docker|veth|virbr|tun|tap|wg|bond|team|ppp|dummy|vlan|cni|vmbr)"
+    r"-?[\w.:@-]*\d[\w.:@-]*"
+)
+
+
+def meaning(leaf: Alone) -> Test:
+    """The test that a word alone stands for.  Raises QueryError when there is not one."""
+    value = leaf.value
+    word = value.text.lower()
+    if value.quoted:
+        raise value.wrong('a text alone says nothing: write what has it, as chain~"…"')
+    if word in WORDS:
+        return _test(leaf, *WORDS[word])
+    if _is_network(value.text):
+        return _test(leaf, "addr", "=", value.text)
+    if _DEVICE.fullmatch(value.text):
+        return _test(leaf, "dev", "=", value.text)
+    raise _unclear(value, word)
+
+
+def _test(leaf: Alone, name: str, op: str, text: str) -> Test:
+    start, end = leaf.value.start, leaf.value.end
+    wanted = Value(text, False, start, end)
+    return Test(Value(name, False, start, end), op, (wanted,), None, start, leaf.depth)
+
+
+def _is_network(text: str) -> bool:
+    if text.isdigit() or "%" in text:
+        return False
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _unclear(value: Value, word: str) -> QueryError:
+    known = fields()
+    name = ALIASES.get(word, word)
+    if name in known:
+        return value.wrong(f"an operator is missing after {word}, as in {word}={_example(name)}")
+    if value.text.upper() in HOOKS:
+        upper = value.text.upper()
+        return value.wrong(f"{upper} is a hook and a chain: write hook={upper} or chain={upper}")
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]+", word):
+        return value.wrong(f"{shown(word)} could be much: write port={shown(word)}, or what it is")
+    near = suggestion(word, (*WORDS, *known))
+    if not near:
+        near = ": write what has it, as chain=DOCKER or comm~curl"
+    return value.wrong(f"{shown(value.text)} alone says nothing{near}")
+
+
+_EXAMPLES: Final = {
+    "time": "12:30:05",
+    "rule": '"…"',
+    "src": "10.0.0.0/8",
+    "dst": "10.0.0.0/8",
+    "addr": "10.0.0.0/8",
+    "port": "443",
+    "cost": "50us",
+    "chain": "INPUT",
+    "path": "FORWARD:2",
+    "icmp": "8/0",
+}
+
+
+def _example(name: str) -> str:
+    listed = fields()[name].kinds[0].choices()
+    return _EXAMPLES.get(name) or (listed[0] if listed else "…")
