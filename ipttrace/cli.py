@@ -28,7 +28,7 @@ EPILOG: Final = """commands:
   ipttrace print [EXPR]              rows as lines
   ipttrace record FILE [EXPR]        the stream to a file
   ipttrace replay FILE               a recorded file on the screen, or as lines
-  ipttrace export FILE --format F    a recorded file as text, csv or jsonl
+  ipttrace export FILE --format F    a recorded file as text, csv, jsonl or pcapng
   ipttrace lab [-- COMMAND ...]      the screen on a throwaway VM with traffic in it
   ipttrace doctor                    what this machine can do, and what it lacks
   ipttrace agent                     the privileged half: the stream on stdout
@@ -164,10 +164,25 @@ def _view(name: str, names: dict[int, str]) -> Output:
     )
 
 
-def _takes(name: str | None) -> bool:
-    """Says so where stdout is no place for format `name`."""
-    if name == "pcapng" and os.isatty(1):
+def _picks(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that writes rows."""
+    parser.add_argument("--query", metavar="QUERY", help="only rows like these: 'verdict=DROP'")
+    parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
+
+
+def _can_write(options: argparse.Namespace) -> bool:
+    """Says why rows cannot be written so; --query is understood after it."""
+    if options.format == "pcapng" and os.isatty(1):
         print("ipttrace: packets are nothing for a terminal: redirect them", file=sys.stderr)
+        return False
+    if options.query is None:
+        return True
+    from ipttrace.trace import query
+
+    try:
+        options.query = query.compile(options.query)
+    except query.QueryError as error:
+        print(f"ipttrace: {error}\n{error.caret()}", file=sys.stderr)
         return False
     return True
 
@@ -176,9 +191,9 @@ def _print(argv: list[str]) -> int:
     parser = _Parser(prog="ipttrace print", description="Rows as lines on stdout, as they come.")
     _traces(parser)
     parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
+    _picks(parser)
     options = parser.parse_args(argv)
-    if not _takes(options.format) or not _expr_is_good(options):
+    if not _can_write(options) or not _expr_is_good(options):
         return 2
     from ipttrace.link import AgentLink
 
@@ -188,7 +203,7 @@ def _print(argv: list[str]) -> int:
     from ipttrace.pump import Pump
 
     view = _view(options.format, names)
-    pump = Pump(view, count=options.count, stop=link.stop, names=names)
+    pump = Pump(view, count=options.count, query=options.query, stop=link.stop, names=names)
     return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
 
 
@@ -232,12 +247,15 @@ def _file(argv: list[str], name: str) -> int:
     parser = _Parser(prog=f"ipttrace {name}", description="A recorded file, as rows.")
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--format", choices=FORMATS, default=None if name == "replay" else "csv")
-    parser.add_argument("--count", type=_count, metavar="N", help="stop after N rows")
+    _picks(parser)
     options = parser.parse_args(argv)
-    if not _takes(options.format):
+    screen = name == "replay" and options.format is None and os.isatty(1) and os.isatty(0)
+    if screen and (options.query is not None or options.count is not None):
+        parser.error("--query and --count are for rows as lines: add --format")
+    if not _can_write(options):
         return 2
     try:
-        if name == "replay" and options.format is None and os.isatty(1) and os.isatty(0):
+        if screen:
             from ipttrace.tui.source import FileSource
 
             return _show(FileSource(options.file), options.file.name)
@@ -246,7 +264,7 @@ def _file(argv: list[str], name: str) -> int:
         names: dict[int, str] = {}
         view = _view(options.format or "text", names)
         with open(options.file, "rb", buffering=0) as file:
-            pump = Pump(view, count=options.count, names=names)
+            pump = Pump(view, count=options.count, query=options.query, names=names)
             return pump.run(file)
     except OSError as error:
         print(f"ipttrace: {options.file}: {error.strerror}", file=sys.stderr)

@@ -16,13 +16,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
 
 from ipttrace.stream.frames import Decoder, Kind, StreamError
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.session import Trace
 from ipttrace.trace.text import clean
 from ipttrace.view.lines import LineWriter, Output, OutputError, summary
+
+if TYPE_CHECKING:
+    from ipttrace.trace.query import Query
 
 _PORTION: Final = 1 << 20
 # Rows made into lines at a time: bounds memory, and the wait for the first.
@@ -76,11 +81,14 @@ class Pump:
         output: Output | None,
         *,
         count: int | None = None,
+        query: Query | None = None,
         copy: _Sink | None = None,
         stop: Callable[[], None] | None = None,
         names: dict[int, str] | None = None,
     ) -> None:
-        """`copy` takes the bytes as they are; `stop` asks the far end to finish.
+        """`query` takes the rows to show, of which `count` are enough.
+
+        `copy` takes the bytes as they are; `stop` asks the far end to finish.
 
         `names` is filled with the namespaces' names once they are known.
         """
@@ -88,6 +96,7 @@ class Pump:
         self.interrupted = False
         self._output = output
         self._count = count
+        self._query = query
         self._copy = copy
         self._ask = stop
         self._names = names
@@ -188,7 +197,18 @@ class Pump:
 
     def _picked(self, first: int, last: int) -> Sequence[int] | Array:
         """Sequence numbers of the rows to show among those from `first` to `last`."""
-        return range(first, last)
+        if self._query is None:
+            return range(first, last)
+        from ipttrace.trace.query import context_of
+
+        store = self.trace.store
+        host = clean(str(self.trace.hello.get("host", "")))
+        context = context_of(store, netns=self._names, hosts=(host,))
+        found = [
+            np.flatnonzero(self._query.mask(part, context)) + part.first
+            for part in store.parts(first, last)
+        ]
+        return np.concatenate(found) if found else range(0)
 
     def _write(self, data: bytes) -> None:
         if data and not self._writer.write(data):
