@@ -2,7 +2,8 @@
 """Rows as CSV (RFC 4180): FIELDS as columns, in that order.
 
 Safe to open in a spreadsheet: a cell of text that a spreadsheet would take
-for a formula gets an apostrophe in front.  `skb` and `mark` are hex text
+for a formula gets an apostrophe in front, also where it takes semicolons for
+the ends of cells.  `skb` and `mark` are hex text
 ("0x1"), `time` is RFC 3339, `path` is `chain:rulenum` joined by `>`, and what
 is not known is empty.  Must not do I/O.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -21,6 +23,9 @@ from ipttrace.view.cells import joined_path, rfc3339, safe
 # = + - @ and their full-width forms; tab, CR and LF never come this far as
 # themselves, but a spreadsheet's own unescaping is not ours to rely on.
 FORMULA: Final = tuple("=+-@\t\r\n＝＋－＠")
+# Where a comma is the decimal point a spreadsheet begins a cell after a semicolon,
+# quotes or not.
+_NEXT_CELL: Final = re.compile(r""";(?=[\s"]*[=+\-@＝＋－＠])""")
 
 
 @lru_cache(maxsize=65536)
@@ -28,7 +33,7 @@ def cell(text: str | None) -> str | None:
     """`text` as a cell that no terminal obeys and no spreadsheet computes."""
     if not text:
         return text
-    guarded = safe(text)
+    guarded = _NEXT_CELL.sub(";'", safe(text))
     if text.startswith(FORMULA) or text.lstrip().startswith(FORMULA):
         return "'" + guarded
     return guarded

@@ -77,6 +77,18 @@ def test_a_spreadsheet_finds_no_formula(text: str) -> None:
 
 
 @given(ANY_TEXT)
+def test_a_spreadsheet_of_another_country_finds_none_either(text: str) -> None:
+    # GIVEN rows with semicolons in their names, WHEN they are written as CSV
+    names = [f"x;=cmd(){text}", f"{text}; @x", f';"+1{text}', f'"a";""-{text}', text]
+    written = CsvView().lines(map(hostile, names))
+    # THEN no cell begins as a formula does where semicolons part them, quotes or not
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+        for line in written.splitlines():
+            for cells in csv.reader([line], delimiter=";", quoting=quoting):
+                assert not [cell for cell in cells if cell.strip(' "').startswith(FORMULA)]
+
+
+@given(ANY_TEXT)
 def test_jsonl_gives_names_back_as_they_were(text: str) -> None:
     written = JsonlView().lines([hostile(text)])
     assert written.isascii()
