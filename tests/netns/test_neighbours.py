@@ -191,9 +191,21 @@ def _ntable(text: str) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def test_tables_and_parameters_are_those_of_ip_ntable(pair: Pair) -> None:
-    known = pair.look()
-    listed = _ntable(ip("-n", pair.near, "ntable", "show"))
-    tables = {view.table.name: view.table for view in pair.seen.tables()}
+    # References come and go; where nothing moved meanwhile, all must agree.
+    deadline = time.monotonic() + HANG
+    before, listed = "", "not yet"
+    while before != listed:
+        assert time.monotonic() < deadline
+        before = ip("-n", pair.near, "ntable", "show")
+        known = pair.look()
+        listed = ip("-n", pair.near, "ntable", "show")
+    _compare(known, pair.seen, _ntable(listed), pair.near)
+
+
+def _compare(
+    known: Namespace, seen: Neighbours, listed: dict[tuple[str, str], dict[str, int]], ns: str
+) -> None:
+    tables = {view.table.name: view.table for view in seen.tables()}
     assert tables.keys() == {"arp_cache", "ndisc_cache"}
     devices = {device.name: device for device in known.devices.values()}
     assert {("", name) for name in tables} | {
@@ -218,7 +230,7 @@ def test_tables_and_parameters_are_those_of_ip_ntable(pair: Pair) -> None:
                 ("queue_lenbytes", "unres_qlen_bytes"),
             ):
                 path = f"/proc/sys/net/{family}/neigh/{dev}/{file}"
-                value = ip("netns", "exec", pair.near, "cat", path)
+                value = ip("netns", "exec", ns, "cat", path)
                 assert parms[parm] == int(value)
 
 
