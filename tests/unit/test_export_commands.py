@@ -8,10 +8,13 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -26,6 +29,18 @@ LAB = str(Path(__file__).parents[1] / "data" / "lab.iptr")
 
 def table(written: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(written, newline="")))
+
+
+def stream(file: IO[bytes], about: dict[str, Any]) -> Writer:
+    """A short stream without its end."""
+    writer = Writer(file)
+    clock = {"mono": synth.MONO, "wall": synth.WALL}
+    writer.hello({"engine": "kernel", "clock": clock, **about})
+    records = synth.make(23)
+    writer.records(record.ENTRY, records.entries)
+    writer.records(record.RULE, records.rules)
+    writer.records(record.EXIT, records.exits)
+    return writer
 
 
 def test_a_query_picks_the_rows_and_the_summary_counts_them(
@@ -97,6 +112,48 @@ def test_tshark_opens_what_export_writes(
     assert [line.split("\t")[0] for line in found] == [row["in"] or row["out"] for row in rows]
 
 
+def test_packets_come_while_the_stream_stands_still(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    # GIVEN a stream that brings some packets within a moment and then stays open
+    fifo = tmp_path / "live"
+    os.mkfifo(fifo)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "ipttrace", "export", str(fifo), "--format", "pcapng"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert run.stdout is not None
+    assert run.stderr is not None
+    with open(fifo, "wb") as file:
+        stream(file, {})
+        file.flush()
+        # WHEN nothing follows THEN they are written all the same
+        data = b""
+        while struct.pack("<I", 6) not in [data[at : at + 4] for at in starts(data)]:
+            assert select.select([run.stdout], [], [], 60)[0]
+            came = os.read(run.stdout.fileno(), 65536)
+            assert came
+            data += came
+    # AND they are what a whole file gives
+    data += run.communicate()[0]
+    assert run.returncode == 0
+    whole = tmp_path / "x.iptr"
+    with open(whole, "wb") as file:
+        stream(file, {}).end({"reason": "done"})
+    assert main(["export", str(whole), "--format", "pcapng"]) == 0
+    assert capfdbinary.readouterr().out == data
+
+
+def starts(data: bytes) -> list[int]:
+    """Where the whole blocks of a pcapng file begin."""
+    found, at = [], 0
+    while at + 8 <= len(data) and at + struct.unpack_from("<I", data, at + 4)[0] <= len(data):
+        found.append(at)
+        at += struct.unpack_from("<I", data, at + 4)[0]
+    return found
+
+
 def test_packets_are_not_for_a_terminal() -> None:
     # GIVEN a terminal as stdout
     there, here = pty.openpty()
@@ -121,14 +178,7 @@ def test_names_of_namespaces_may_be_anything(
     for netns in (names, ["x"], "x", None):
         path = tmp_path / "x.iptr"
         with open(path, "wb") as file:
-            writer = Writer(file)
-            clock = {"mono": synth.MONO, "wall": synth.WALL}
-            writer.hello({"engine": "kernel", "clock": clock, "netns": netns})
-            records = synth.make(23)
-            writer.records(record.ENTRY, records.entries)
-            writer.records(record.RULE, records.rules)
-            writer.records(record.EXIT, records.exits)
-            writer.end({"reason": "done"})
+            stream(file, {"netns": netns}).end({"reason": "done"})
         # WHEN it is shown THEN the rows come, and nothing that a terminal obeys
         assert main(["export", str(path), "--format", "text"]) == 0
         shown = capfd.readouterr().out
