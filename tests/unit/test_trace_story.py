@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The journey of a row's packet, told in order."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipttrace.stream import record
+from ipttrace.stream.frames import Frame, Kind, read_file
+from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.session import Trace
+from ipttrace.trace.store import Store
+from ipttrace.trace.story import Story, story
+from tests.data.records import Array, entry, joined, leave, rule, tcp, v4
+
+LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
+
+CLIENT, PUBLIC, SERVER = (
+    bytes(map(int, a.split("."))) for a in ("10.1.0.2", "10.1.0.1", "10.2.0.2")
+)
+
+
+def store_of(entries: list[Array], rules: list[Array], exits: list[Array]) -> Store:
+    trace = Trace()
+    for kind, records in zip(
+        (Kind.ENTRY, Kind.RULE, Kind.EXIT), (entries, rules, exits), strict=True
+    ):
+        if records:
+            trace.feed(Frame(kind, joined(*records).tobytes()))
+    trace.finish()
+    return trace.store
+
+
+def forwarded(**mangled: Any) -> Store:
+    """raw, mangle that marks, nat that translates, filter that drops.
+
+    `mangled`: fields of the packet as it came to the last.
+    """
+    to_public = v4(6, "10.1.0.2", "10.1.0.1", tcp(40000, 8080, 2))
+    to_server = bytearray(v4(6, "10.1.0.2", "10.2.0.2", tcp(40000, 80, 2)))
+    to_server[8] = 63
+    ct: dict[str, Any] = {
+        "flags": record.F_FOLLOWED | record.F_CONNTRACK,
+        "ct_info": 2,
+        "ct_proto": 6,
+        "ct": 0x77,
+        "ct_orig_src": CLIENT,
+        "ct_orig_dst": PUBLIC,
+        "ct_orig_sport": 40000,
+        "ct_orig_dport": 8080,
+        "ct_reply_src": PUBLIC,
+        "ct_reply_dst": CLIENT,
+        "ct_reply_sport": 8080,
+        "ct_reply_dport": 40000,
+    }
+    nat = {**ct, "ct_reply_src": SERVER, "ct_reply_sport": 80, "ct_status": 0x120}
+    alive = {"flags": record.EXIT_F_ALIVE}
+    dev = {"in": b"lan0"}
+    last: dict[str, Any] = {"packet": bytes(to_server), "len": 40, "caplen": 40}
+    last |= {"hook": 2, "mark": 5, "out": b"wan0"}
+    entries = [
+        entry(10, 0, to_public, hook=0, table=b"raw", **dev),
+        entry(11, 1000, to_public, hook=0, table=b"mangle", **ct, **dev),
+        entry(12, 3000, to_public, hook=0, table=b"nat", mark=5, **ct, **dev),
+        entry(13, 5000, **{**nat, **dev, **last, **mangled}),
+    ]
+    rules = [
+        rule(10, 0, b"PREROUTING", 1, 2, 10),
+        rule(11, 0, b"PREROUTING", 1, 0, 1010),
+        rule(11, 1, b"MARKING", 2, 0, 1020),
+        rule(12, 0, b"PREROUTING", 3, 0, 3010),
+        rule(13, 0, b"FORWARD", 7, 0, 5010),
+    ]
+    exits = [
+        leave(10, 1, at=500, **alive),
+        leave(11, 2, at=1500, mark=5, ct_info=2, **alive),
+        leave(12, 1, at=3500, mark=5, ct_info=2, ct_status=0x120, **alive),
+        leave(13, 1, verdict=0, at=5500),
+    ]
+    return store_of(entries, rules, exits)
+
+
+def changes(told: Story, index: int) -> tuple[dict[str, str], dict[str, str]]:
+    """What had changed when the packet came into a table, and what the table changed."""
+    traversal = told.traversals[index]
+    return (
+        {change.name: change.text for change in traversal.before},
+        {change.name: change.text for change in traversal.here},
+    )
+
+
+def test_every_table_of_the_packet_is_told_in_order() -> None:
+    store = forwarded()
+    for seq in range(4):
+        told = story(store, seq)
+        assert told is not None
+        assert [t.row.table for t in told.traversals] == ["raw", "mangle", "nat", "filter"]
+        assert [t.since for t in told.traversals] == [0, 1000, 3000, 5000]
+        assert [t.gap for t in told.traversals] == [None, 500, 1500, 1500]
+        assert told.row.index == seq
+        assert (told.earlier, told.later) == (False, False)
+    steps = [hit.step for hit in story(store, 0).traversals[1].steps]  # type: ignore[union-attr]
+    assert [(step.chain, step.rulenum) for step in steps] == [("PREROUTING", 1), ("MARKING", 2)]
+
+
+def test_only_what_changed_is_told() -> None:
+    told = story(forwarded(), 2)
+    assert told is not None
+    assert changes(told, 0) == ({}, {})
+    assert changes(told, 1) == ({"ct": "- → NEW"}, {"mark": "0x0 → 0x5"})
+    assert changes(told, 2) == ({}, {"ct status": "+DNAT"})
+    assert changes(told, 3) == (
+        {
+            "dst": "10.1.0.1:8080 → 10.2.0.2:80",
+            "out": "- → wan0",
+            "ttl": "64 → 63",
+            "ct reply": "(10.1.0.1:8080 → 10.1.0.2:40000) → (10.2.0.2:80 → 10.1.0.2:40000)",
+        },
+        {},
+    )
+
+
+def test_other_bytes_that_changed_are_told_by_their_place() -> None:
+    packet = bytearray(v4(6, "10.1.0.2", "10.2.0.2", tcp(40000, 80, 2)))
+    packet[1] = 0xB8
+    packet[4:6] = b"\x55\x55"
+    packet[34:36] = b"\x00\x01"
+    before, _ = changes(story(forwarded(packet=bytes(packet)), 3), 3)  # type: ignore[arg-type]
+    assert before["dscp"] == "0 → 46"
+    assert "ttl" not in before
+    assert before["packet"] == "bytes 4-5, 34-35"
+
+
+def test_conntrack_is_told_as_it_was_when_the_packet_came() -> None:
+    store = forwarded()
+    assert story(store, 0).conntrack is None  # type: ignore[union-attr]
+    conntrack = story(store, 3).conntrack  # type: ignore[union-attr]
+    assert conntrack is not None
+    assert (conntrack.state, conntrack.status) == ("NEW", ("DNAT", "DNAT_DONE"))
+    assert conntrack.orig == "10.1.0.2:40000 → 10.1.0.1:8080"
+    assert conntrack.reply == "10.2.0.2:80 → 10.1.0.2:40000"
+
+
+def test_a_packet_taken_out_of_conntrack_is_told() -> None:
+    store = store_of(
+        [entry(1, 0, table=b"raw")], [], [leave(1, 0, ct_info=7, flags=record.EXIT_F_ALIVE)]
+    )
+    assert changes(story(store, 0), 0) == ({}, {"ct": "- → UNTRACKED"})  # type: ignore[arg-type]
+
+
+def test_nothing_is_told_of_a_packet_after_it_was_dropped() -> None:
+    store = store_of([entry(1, 0, mark=9)], [], [leave(1, 0, verdict=0)])
+    assert changes(story(store, 0), 0) == ({}, {})  # type: ignore[arg-type]
+
+
+def rejected() -> Store:
+    """A packet is dropped by REJECT, whose answer goes through two tables."""
+    answer = {"skb": 0x2000, "parent": 2}
+    return store_of(
+        [
+            entry(1, 0, table=b"mangle"),
+            entry(2, 1000, flags=record.F_FOLLOWED),
+            entry(3, 1100, table=b"mangle", **answer),
+            entry(4, 1200, flags=record.F_FOLLOWED, **answer),
+            entry(5, 9000, flags=record.F_FOLLOWED, skb=0x2000),
+        ],
+        [],
+        [
+            leave(1, 0, at=500),
+            leave(3, 0, at=1150, skb=0x2000),
+            leave(4, 0, at=1250, skb=0x2000),
+            leave(2, 0, verdict=0, at=1500),
+            leave(5, 0, at=9100, skb=0x2000),
+        ],
+    )
+
+
+def test_what_a_rule_sent_stands_inside_of_the_call_that_sent_it() -> None:
+    store = rejected()
+    seqs = {row.call: row.index for row in store.rows(range(store.end))}
+    told = story(store, seqs[1])
+    assert told is not None
+    assert [(t.row.call, t.depth, t.own) for t in told.traversals] == [
+        (1, 0, True),
+        (2, 0, True),
+        (3, 1, False),
+        (4, 1, False),
+    ]
+
+
+def test_an_answer_is_told_with_the_call_that_sent_it() -> None:
+    store = rejected()
+    seqs = {row.call: row.index for row in store.rows(range(store.end))}
+    told = story(store, seqs[5])
+    assert told is not None
+    assert [(t.row.call, t.depth, t.own) for t in told.traversals] == [
+        (2, 0, False),
+        (3, 1, True),
+        (4, 1, True),
+        (5, 0, True),
+    ]
+    assert [t.since for t in told.traversals] == [-100, 0, 100, 7900]
+
+
+def test_rules_are_told_as_they_were_when_the_packet_hit_them() -> None:
+    class Rules(Rulesets):
+        def text(
+            self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
+        ) -> str | None:
+            return f"{family} {table} -A {chain} #{rulenum} @{generation}"
+
+    store = forwarded()
+    store.rulesets[0] = Rules()
+    # GIVEN rows that know their generation
+    part = next(store.parts())
+    part.columns["ruleset"][:] = 3
+    told = story(store, 1)
+    assert told is not None
+    assert [hit.rule for hit in told.traversals[1].steps] == [
+        "4 mangle -A PREROUTING #1 @3",
+        "4 mangle -A MARKING #2 @3",
+    ]
+    # THEN a policy has no text
+    assert [hit.rule for hit in told.traversals[0].steps] == [None]
+
+
+def many(count: int, others: int = 0) -> Store:
+    """One skb that goes through `count` tables, and packets in between."""
+    entries, exits = [], []
+    for number in range(count):
+        first = record.F_FIRST if number == 0 else record.F_FOLLOWED
+        entries.append(entry(1 + number, 10_000 * number, flags=first, hook=2))
+        exits.append(leave(1 + number, 0, at=10_000 * number + 9))
+        for more in range(others):
+            call = 100_000 + number * others + more
+            at = 10_000 * number + 10 + more
+            entries.append(entry(call, at, skb=0x9000 + 8 * more))
+            exits.append(leave(call, 0, at=at, skb=0x9000 + 8 * more))
+    return store_of(entries, [], exits)
+
+
+def test_a_journey_without_end_is_cut_and_it_is_said() -> None:
+    store = many(100)
+    told = story(store, 50, limit=10)
+    assert told is not None
+    assert len(told.traversals) == 10
+    assert any(traversal.row.index == 50 for traversal in told.traversals)
+    assert (told.earlier, told.later) == (True, True)
+    assert story(store, 99).later is False  # type: ignore[union-attr]
+    assert story(store, 2).earlier is False  # type: ignore[union-attr]
+
+
+def test_rows_too_far_away_are_not_searched_and_it_is_said() -> None:
+    store = many(3, others=50)
+    assert len(story(store, 51).traversals) == 3  # type: ignore[union-attr]
+    told = story(store, 51, reach=20)
+    assert told is not None
+    assert len(told.traversals) == 1
+    assert (told.earlier, told.later) == (True, True)
+
+
+def test_a_row_that_is_not_held_has_no_story() -> None:
+    store = many(2)
+    assert story(store, 2) is None
+    assert story(store, -1) is None
+    assert story(Store(), 0) is None
+
+
+@pytest.fixture(scope="module")
+def lab() -> Store:
+    trace = Trace()
+    for frame in read_file(LAB):
+        trace.feed(frame)
+    return trace.store
+
+
+def test_every_row_of_the_lab_is_part_of_its_own_story(lab: Store) -> None:
+    for seq in range(lab.first, lab.end):
+        told = story(lab, seq)
+        assert told is not None
+        own = [t.row.index for t in told.traversals if t.own]
+        assert own == [
+            row.index
+            for row in sorted(
+                lab.rows(lab.select_journey(told.row.journey)),
+                key=lambda row: (row.time, row.index),
+            )
+        ]
+        assert not told.earlier
+
+
+def test_names_in_changes_are_harmless() -> None:
+    hostile = b"\x1b[2J[b]"
+    told = story(forwarded(out=hostile), 3)
+    assert told is not None
+    assert changes(told, 3)[0]["out"] == "- → \\x1b[2J[b]"
+
+
+def test_addresses_of_ipv6_have_their_ports_beside_brackets() -> None:
+    head = struct.pack(">IHBB", 6 << 28, 20, 6, 64) + bytes(15) + b"\x01" + bytes(15)
+    fields = {"family": 10, "flags": record.F_FOLLOWED}
+    store = store_of(
+        [
+            entry(1, 0, head + b"\x02" + tcp(1, 80, 2), family=10),
+            entry(2, 100, head + b"\x03" + tcp(1, 81, 2), **fields),
+        ],
+        [],
+        [leave(1, 0, at=10), leave(2, 0, at=110)],
+    )
+    before, _ = changes(story(store, 1), 1)  # type: ignore[arg-type]
+    assert before == {"dst": "[::2]:80 → [::3]:81"}
