@@ -64,7 +64,7 @@ class NeighbourPane(ScrollView, can_focus=True):
     NeighbourPane > .neighbours--dim { color: $foreground 65%; }
     NeighbourPane > .neighbours--value { color: $foreground; }
     NeighbourPane > .neighbours--lladdr { color: $foreground 65%; }
-    NeighbourPane > .neighbours--spark { color: $text-accent; }
+    NeighbourPane > .neighbours--spark { color: $text-primary; }
     NeighbourPane > .neighbours--bar { color: $text-success; }
     NeighbourPane > .neighbours--ok { color: $text-success; }
     NeighbourPane > .neighbours--warn { color: $text-warning; text-style: bold; }
@@ -221,7 +221,7 @@ class NeighbourPane(ScrollView, can_focus=True):
                 known = device, words.device_lines(device, self._width)
             self._devices[index] = known
             lines += known[1]
-        return [*lines, []]
+        return [[("Parameters per device", "head")], *lines, []]
 
     @property
     def _per(self) -> int:

@@ -59,13 +59,13 @@ _COUNTS: Final = frozenset({"refcnt", "queue_len", "proxy_qlen", "queue_lenbytes
 
 def number(value: float, width: int) -> str:
     """A count in at most `width` cells (5 or more)."""
-    text = f"{value:,.0f}"
+    if len(text := f"{value:,.0f}") <= width:
+        return text
     for unit in "kMGTPE":
-        if len(text) <= width:
-            return text
         value /= 1000
-        text = f"{value:.{1 if value < 100 else 0}f}{unit}"
-    return text
+        if value < 999.5:
+            return f"{value:.{1 if value < 99.95 else 0}f}{unit}"
+    return "many"
 
 
 def rate(value: float | None) -> str:
@@ -75,22 +75,22 @@ def rate(value: float | None) -> str:
     return f"{value:.1f}/s" if 0 < value < 9.95 else f"{number(value, 5)}/s"
 
 
-def duration(ms: float) -> str:
-    """A span of time in at most 6 cells."""
+def duration(ms: int) -> str:
+    """A span of time, in its two highest units."""
     if ms < 1000:
-        return f"{ms:.0f}ms"
-    seconds = ms / 1000
+        return f"{ms}ms"
+    seconds, rest = divmod(ms, 1000)
     if seconds < 60:
-        return f"{seconds:.1f}s".replace(".0s", "s")
-    for size, unit, less, lesser in (
-        (60, "m", 1, "s"),
-        (3600, "h", 60, "m"),
-        (86400, "d", 3600, "h"),
+        return f"{seconds}.{rest // 100}s" if rest >= 100 else f"{seconds}s"
+    for limit, unit, size, lesser, part in (
+        (3600, "m", 60, "s", 1),
+        (86400, "h", 3600, "m", 60),
+        (1 << 64, "d", 86400, "h", 3600),
     ):
-        if seconds < size * (60 if size < 3600 else 24 if size < 86400 else 1e9):
-            whole, rest = divmod(int(seconds), size)
-            return f"{whole}{unit}{rest // less}{lesser}" if rest // less else f"{whole}{unit}"
-    return ""
+        if seconds < limit:
+            break
+    count, rest = divmod(seconds, size)
+    return f"{count}{unit}{rest // part}{lesser}" if rest >= part else f"{count}{unit}"
 
 
 def age(seconds: float) -> str:
@@ -243,7 +243,7 @@ def device_lines(device: Device, width: int) -> list[Line]:
     about = " ".join(part for part in (device.lladdr, f"mtu {device.mtu}", flags) if part)
     if not device.index:
         about = "the kernel's own, for routes that lead nowhere"
-    lines: list[Line] = [[(f"{device.name}  ", "head"), (about, "dim")]]
+    lines: list[Line] = [[(f"  {device.name}  ", "value"), (about, "dim")]]
     for family, parms in sorted(device.parms.items()):
         lines.append([(f"  {_FAMILY[family]}", "text")])
         lines += _packed((_parm(*pair) for pair in parms.items()), width, 4)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""rtnetlink messages about neighbours, byte by byte, and bytes that are none."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipttrace.capture import ndtmsg
+from ipttrace.capture.rtdump import dump
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def message(kind: int, body: bytes, seq: int = 1) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, 2, seq, 0) + body
+
+
+U32, U64 = (lambda n: struct.pack("=I", n)), (lambda n: struct.pack("=Q", n))
+
+# In the order of include/uapi/linux/neighbour.h, each with a number of its own.
+PARMS = {
+    2: ("refcnt", U32),
+    3: ("reachable_time", U64),
+    4: ("base_reachable_time", U64),
+    5: ("retrans_time", U64),
+    6: ("gc_staletime", U64),
+    7: ("delay_probe_time", U64),
+    8: ("queue_len", U32),
+    9: ("app_probes", U32),
+    10: ("ucast_probes", U32),
+    11: ("mcast_probes", U32),
+    12: ("anycast_delay", U64),
+    13: ("proxy_delay", U64),
+    14: ("proxy_qlen", U32),
+    15: ("locktime", U64),
+    16: ("queue_lenbytes", U32),
+    17: ("mcast_reprobes", U32),
+    19: ("interval_probe_time_ms", U64),
+}
+STATS = (
+    "allocs",
+    "destroys",
+    "hash_grows",
+    "res_failed",
+    "lookups",
+    "hits",
+    "rcv_probes_mcast",
+    "rcv_probes_ucast",
+    "periodic_gc_runs",
+    "forced_gc_runs",
+    "table_fulls",
+)
+
+
+def parms(*first: bytes) -> bytes:
+    rest = b"".join(attribute(kind, pack(100 + kind)) for kind, (_, pack) in PARMS.items())
+    return attribute(6, b"".join(first) + rest + attribute(18, b""))
+
+
+WANTED_PARMS = {name: 100 + kind for kind, (name, _) in PARMS.items()}
+
+
+def test_a_table_s_message_is_read_to_its_last_field() -> None:
+    raw = message(
+        64,
+        struct.pack("=B3x", 2)
+        + attribute(1, b"arp_cache\0")
+        + attribute(8, U64(30_000))
+        + b"".join(attribute(1 + n, U32(128 << n)) for n in (1, 2, 3))
+        + attribute(5, struct.pack("=HHIIIIIII", 4, 336, 12, 13, 14, 15, 16, 17, 18))
+        + attribute(9, b"")
+        + attribute(7, struct.pack("=11Q", *range(1 << 40, (1 << 40) + 11)))
+        + parms(),
+    )
+    name, index, value = ndtmsg.table(raw) or ("", 0, {})
+    assert (name, index) == ("arp_cache", -1)
+    assert value["family"] == 4
+    assert value["thresholds"] == [256, 512, 1024]
+    assert value["gc_interval"] == 30_000
+    assert list(value["config"].values()) == [4, 336, 12, 13, 14, 15, 16, 17, 18]
+    assert value["stats"] == {one: (1 << 40) + n for n, one in enumerate(STATS)}
+    assert value["parms"] == WANTED_PARMS
+
+
+def test_a_device_s_parameters_are_read_to_the_last() -> None:
+    body = struct.pack("=B3x", 10) + attribute(1, b"ndisc_cache\0")
+    raw = message(64, body + parms(attribute(1, U32(7))))
+    assert ndtmsg.table(raw) == ("ndisc_cache", 7, {"family": 6, "parms": WANTED_PARMS})
+
+
+def _neighbour(*attributes: bytes, family: int = 2, state: int = 2, flags: int = 0) -> bytes:
+    head = struct.pack("=B3xiHBB", family, 3, state, flags, 1)
+    return message(28, head + b"".join(attributes))
+
+
+DST = attribute(1, bytes([10, 0, 0, 2]))
+LLADDR = attribute(2, bytes.fromhex("001b21aabbcc"))
+PROBES = attribute(4, U32(3))
+CACHE = attribute(3, struct.pack("=4I", 100, 200, 300, 4))
+
+
+def test_a_neighbour_is_read_with_all_its_flags() -> None:
+    extended = attribute(15, U32(1))
+    raw = _neighbour(DST, LLADDR, PROBES, CACHE, attribute(12, b"\x10"), extended, flags=0x80)
+    assert ndtmsg.neighbour(raw) == {
+        "family": 4,
+        "dst": "10.0.0.2",
+        "dev": 3,
+        "state": 2,
+        "flags": 0x180,
+        "lladdr": "00:1b:21:aa:bb:cc",
+        "probes": 3,
+        "protocol": 16,
+    }
+
+
+def test_what_time_changes_is_split_off() -> None:
+    still, times = ndtmsg.split_times(
+        _neighbour(DST, LLADDR, PROBES, CACHE, attribute(12, b"\x10"))
+    )
+    assert times == (1000, 2000, 3000, 4)
+    later = attribute(3, struct.pack("=4I", 7, 8, 9, 9))
+    again, times = ndtmsg.split_times(
+        _neighbour(DST, LLADDR, PROBES, later, attribute(12, b"\x10"))
+    )
+    assert again == still
+    assert times == (70, 80, 90, 9)
+
+
+def test_an_address_that_looks_like_the_times_is_none() -> None:
+    # the header of NDA_CACHEINFO in a link-layer address
+    raw = _neighbour(DST, attribute(2, struct.pack("=HH", 20, 3) + bytes(16)), CACHE)
+    assert ndtmsg.split_times(raw)[1] == (1000, 2000, 3000, 4)
+    assert ndtmsg.split_times(_neighbour(DST))[1] is None
+
+
+def test_a_route_of_several_ways_leaves_out_those_that_are_dead() -> None:
+    def hop(flags: int, device: int, via: bytes) -> bytes:
+        rest = attribute(5, via) if via else b""
+        return struct.pack("=HBBi", 8 + len(rest), flags, 0, device) + rest
+
+    hops = hop(0, 2, bytes([10, 0, 0, 2])) + hop(1, 3, bytes([10, 0, 0, 3])) + hop(0, 4, b"")
+    head = struct.pack("=8BI", 2, 16, 0, 0, 254, 3, 0, 1, 0)
+    body = attribute(1, bytes([10, 7, 0, 0])) + attribute(15, U32(254)) + attribute(9, hops)
+    assert ndtmsg.route(message(24, head + body)) == {
+        "family": 4,
+        "dst": "10.7.0.0/16",
+        "type": 1,
+        "table": 254,
+        "metric": 0,
+        "hops": [[2, "10.0.0.2"], [4, None]],
+    }
+
+
+def test_a_gateway_of_the_other_family_is_read() -> None:
+    head = struct.pack("=8BI", 2, 0, 0, 0, 254, 3, 0, 1, 0)
+    via = attribute(18, struct.pack("=H", 10) + bytes.fromhex("fe80" + "00" * 13 + "01"))
+    raw = message(24, head + attribute(15, U32(254)) + via + attribute(4, U32(2)))
+    assert (ndtmsg.route(raw) or {})["hops"] == [[2, "fe80::1"]]
+
+
+@pytest.mark.parametrize(("table", "flags"), [(100, 0), (254, 0x200)])
+def test_routes_of_other_tables_and_cached_ones_are_left_out(table: int, flags: int) -> None:
+    head = struct.pack("=8BI", 2, 0, 0, 0, 0, 3, 0, 1, flags)
+    assert ndtmsg.route(message(24, head + attribute(15, U32(table)))) is None
+
+
+def test_a_device_s_name_may_hold_any_bytes() -> None:
+    body = struct.pack("=BxHiII", 0, 1, 9, 0x1003, 0) + attribute(3, b"v\xff\x1b\0")
+    value = ndtmsg.link(message(16, body + attribute(4, U32(1500)))) or {}
+    assert value["name"].encode("utf-8", "surrogateescape") == b"v\xff\x1b"
+    assert (value["index"], value["mtu"], value["flags"]) == (9, 1500, 0x1003)
+
+
+READERS = (
+    ndtmsg.table,
+    ndtmsg.link,
+    ndtmsg.neighbour,
+    ndtmsg.route,
+    ndtmsg.is_policy,
+    ndtmsg.split_times,
+)
+
+
+@given(st.binary(max_size=200), st.integers(0, 0xFFFF))
+def test_bytes_that_are_no_such_message_are_passed_over(body: bytes, kind: int) -> None:
+    for read in READERS:
+        read(message(kind, body))
+
+
+@given(st.data())
+def test_a_message_cut_anywhere_is_passed_over_or_read(data: st.DataObject) -> None:
+    raw = bytearray(_neighbour(DST, LLADDR, PROBES, CACHE))
+    at = data.draw(st.integers(16, len(raw) - 1))
+    raw[at] = data.draw(st.integers(0, 255))
+    for read in READERS:
+        read(bytes(raw))
+
+
+class Answers:
+    """A socket on which these come."""
+
+    def __init__(self, *parts: bytes, sender: int = 0) -> None:
+        self._parts = [(part, (sender, 0)) for part in parts]
+
+    def send(self, data: bytes) -> int:
+        return len(data)
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+        if not self._parts:
+            raise TimeoutError("timed out")
+        return self._parts.pop(0)
+
+
+def _dump(*parts: bytes, **more: Any) -> list[bytes]:
+    return list(dump(Answers(*parts, **more), 30, b""))  # type: ignore[arg-type]
+
+
+def test_a_dump_is_read_to_its_end_in_any_portions() -> None:
+    one, two = message(28, b"1234", 30), message(28, b"12345678", 30)
+    done = message(3, U32(0), 30)
+    assert _dump(one + two, one, done + two) == [one, two, one]
+    # of another request
+    assert _dump(message(28, b"", 29) + one + done) == [one]
+
+
+def test_a_dump_that_the_kernel_refuses_says_why() -> None:
+    with pytest.raises(PermissionError, match="Operation not permitted"):
+        _dump(message(2, struct.pack("=i", -1) + bytes(16), 30))
+
+
+@pytest.mark.parametrize("size", [0, 15, 1000])
+def test_lengths_that_lie_end_a_dump(size: int) -> None:
+    with pytest.raises(OSError, match="cut off"):
+        _dump(struct.pack("=IHHII", size, 28, 2, 30, 0) + bytes(20))
+
+
+def test_what_another_process_sends_is_not_taken_for_the_kernel_s() -> None:
+    with pytest.raises(TimeoutError):
+        _dump(message(28, b"1234", 30) + message(3, U32(0), 30), sender=4711)
