@@ -54,6 +54,8 @@ _STATES: Final = {
 }
 _BAD: Final = frozenset({"INCOMPLETE", "FAILED"})
 _IFF: Final = ((0x1, "UP"), (0x8, "LOOPBACK"), (0x10, "POINTOPOINT"), (0x80, "NOARP"))
+# A unit and the one below it, in s.
+_SPANS: Final = (("m", 60, "s", 1), ("h", 3600, "m", 60), ("d", 86400, "h", 3600))
 _COUNTS: Final = frozenset({"refcnt", "queue_len", "proxy_qlen", "queue_lenbytes"})
 
 
@@ -82,13 +84,7 @@ def duration(ms: int) -> str:
     seconds, rest = divmod(ms, 1000)
     if seconds < 60:
         return f"{seconds}.{rest // 100}s" if rest >= 100 else f"{seconds}s"
-    for limit, unit, size, lesser, part in (
-        (3600, "m", 60, "s", 1),
-        (86400, "h", 3600, "m", 60),
-        (1 << 64, "d", 86400, "h", 3600),
-    ):
-        if seconds < limit:
-            break
+    unit, size, lesser, part = _SPANS[(seconds >= 3600) + (seconds >= 86400)]
     count, rest = divmod(seconds, size)
     return f"{count}{unit}{rest // part}{lesser}" if rest >= part else f"{count}{unit}"
 
