@@ -31,7 +31,7 @@ from ipttrace.trace.query_build import (
 )
 from ipttrace.trace.query_complete import Completion, complete, values_of
 from ipttrace.trace.query_context import Context, RuleTexts, context_of
-from ipttrace.trace.query_error import QueryError, suggestion
+from ipttrace.trace.query_error import QueryError, shown, suggestion
 from ipttrace.trace.query_fields import ALIASES, Field, fields
 from ipttrace.trace.query_kinds import Hit, Kind, fitting
 from ipttrace.trace.query_tree import Alone, Node, Not, Test, Value, parse, quote, replaced, written
@@ -118,7 +118,7 @@ def _canonical(leaf: Test | Alone) -> Node:
     known = fields()
     if leaf.name.quoted or name not in known:
         near = suggestion(leaf.name.text, (*known, *ALIASES))
-        raise leaf.name.wrong(f"there is no field {quote(leaf.name.text)[:40]}{near}")
+        raise leaf.name.wrong(f"there is no field {shown(leaf.name.text)}{near}")
     named = Value(name, False, leaf.name.start, leaf.name.end)
     return Test(named, leaf.op, leaf.values, leaf.mask, leaf.at, leaf.depth)
 
@@ -185,7 +185,8 @@ def _combined(hits: Sequence[tuple[Kind, Hit | None]], negative: bool, none: boo
         known: Array | None = None
         everywhere = False
         for kind, hit in hits:
-            there = kind.known(part, context)
+            sure = kind.implied and not negative and not none
+            there = None if sure else kind.known(part, context)
             if there is None:
                 everywhere = True
             else:

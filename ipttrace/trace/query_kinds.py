@@ -35,6 +35,8 @@ class Kind:
     title: ClassVar[str]
     operators: ClassVar[tuple[str, ...]]
     maskable: ClassVar[bool] = False
+    # Does it hit only rows whose value is known?
+    implied: ClassVar[bool] = False
 
     def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
         """Rows for which `op` (one of = < <= > >= ~) holds for one of `wanted`.
@@ -195,8 +197,7 @@ class Time(Kind):
         if len(wanted) > 1:
             raise wanted[1].wrong("one time is enough here")
         value = wanted[0]
-        values.moment(value)
-        local, utc = values.moment(value, False), values.moment(value, True)
+        local, utc = values.moment(value), values.moment(value, utc=True)
 
         def compared(part: Part, context: Context) -> Array:
             times = part.columns["time"]

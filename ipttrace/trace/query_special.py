@@ -223,9 +223,13 @@ class RuleText(Kind):
 
     title = "a text"
     operators = EQUAL + SEARCH
+    implied = True
+
+    def __init__(self) -> None:
+        self._any = _Rules(lambda text: True)
 
     def known(self, part: Part, context: Context) -> Array | None:
-        return _Rules(lambda text: True).hit(part, context)
+        return self._any.hit(part, context)
 
     def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
         return _Rules(predicate_of(op, wanted, source)).hit
@@ -241,7 +245,8 @@ class _Rules:
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
         self._hash = Hash(6)
-        self._held: tuple[object, dict[int, bool]] = (None, {})
+        # Of which store; hashes, ascending; whether each is meant.  Replaced whole.
+        self._held: tuple[object, Array, Array] = (None, _NO_KEYS, _NO_KEYS.astype(bool))
 
     def hit(self, part: Part, context: Context) -> Array:
         found = np.zeros(len(part), bool)
@@ -253,25 +258,46 @@ class _Rules:
         )
         if not rows.size:
             return found
-        held, meant = self._held
-        if held is not context.names or len(meant) > _REMEMBERED:
-            meant = {}
-            self._held = (context.names, meant)
         words = [columns[name][rows] for name in ("chain", "rulenum", "table", "netns", "ruleset")]
         kind = columns["family"][rows].astype(np.uint32) << np.uint32(8) | columns["host"][rows]
-        keys, heads, which = np.unique(
-            self._hash.full([*words, kind]), return_index=True, return_inverse=True
-        )
-        table = np.zeros(len(keys), bool)
-        for at, (key, head) in enumerate(zip(keys.tolist(), rows[heads].tolist(), strict=True)):
-            if key not in meant:
-                text = _text_of(part, context, head)
-                if text is None:
-                    continue  # it may come yet
-                meant[key] = self._predicate(text)
-            table[at] = meant[key]
-        found[rows] = table[which]
+        hashes = self._hash.full([*words, kind])
+        held, keys, meant = self._held
+        if held is not context.names or len(keys) > _REMEMBERED:
+            keys, meant = _NO_KEYS, _NO_KEYS.astype(bool)
+        at, known = _looked_up(keys, hashes)
+        if not known.all():
+            missed = np.flatnonzero(~known)
+            keys, meant = self._learn(part, context, rows[missed], hashes[missed], keys, meant)
+            at, known = _looked_up(keys, hashes)
+        if len(keys):
+            found[rows] = meant[at] & known
         return found
+
+    def _learn(
+        self, part: Part, context: Context, rows: Array, hashes: Array, keys: Array, meant: Array
+    ) -> tuple[Array, Array]:
+        """Ask for the texts of new rules; those without one may have it later."""
+        fresh, heads = np.unique(hashes, return_index=True)
+        texts = [_text_of(part, context, row) for row in rows[heads].tolist()]
+        there = [at for at, text in enumerate(texts) if text is not None]
+        keys = np.concatenate([keys, fresh[there]])
+        meant = np.concatenate([meant, [self._predicate(texts[at] or "") for at in there]])
+        order = np.argsort(keys)
+        keys, meant = keys[order], meant[order].astype(bool)
+        self._held = (context.names, keys, meant)
+        return keys, meant
+
+
+_NO_KEYS: Final = np.zeros(0, np.uint64)
+
+
+def _looked_up(keys: Array, hashes: Array) -> tuple[Array, Array]:
+    """Where each hash is in `keys`, and whether it is."""
+    if not len(keys):
+        return np.zeros(len(hashes), np.intp), np.zeros(len(hashes), bool)
+    at = np.searchsorted(keys, hashes)
+    at[at == len(keys)] = 0
+    return at, keys[at] == hashes
 
 
 def _text_of(part: Part, context: Context, row: int) -> str | None:

@@ -46,8 +46,8 @@ NOT.2: /(?i:not)(?![^{_STOP}])/
 IN.2: /(?i:in)(?![^{_STOP}])/
 EQ.3: /==?|!=/
 REL.3: /[<>]=?/
-MATCH.3: /=?~/
-UNMATCH.3: /!~/
+MATCH.4: /=?~/
+UNMATCH.4: /!~/
 BANG.1: "!"
 AMP.1: "&"
 COMMA: ","
@@ -229,7 +229,13 @@ def _value(token: Any) -> Value:
 def _many(word: str, parts: list[Node]) -> Node:
     if len(parts) == 1:
         return parts[0]
-    return Many(word, tuple(parts), max(part.depth for part in parts))
+    flat: list[Node] = []
+    for part in parts:
+        if isinstance(part, Many) and part.word == word:
+            flat += part.parts
+        else:
+            flat.append(part)
+    return Many(word, tuple(flat), max(part.depth for part in parts))
 
 
 def _deeper(part: Node, token: Any) -> int:
@@ -265,6 +271,9 @@ def parse(text: str) -> Node | None:
 
 
 _VALUES: Final = {"WORD", "STRING", "PATTERN"}
+# Where it ends in a pattern without quotes, or after a mask.
+_OPEN_PATTERN: Final = re.compile(r"~[^\s\"'()]+\Z")
+_OPEN_MASK: Final = re.compile(rf"[^&]&\s*[^{_STOP}]+\Z")
 
 
 def _unreadable(text: str, at: int) -> QueryError:
@@ -281,11 +290,11 @@ def _unexpected(text: str, error: Any) -> QueryError:
     length = 1 if end else max(len(token), 1)
     before = text[:at].rstrip()
     word = shown(str(token))
-    if "PATTERN" in expected and token.type == "LPAR":
+    if token.type == "LPAR" and ("PATTERN" in expected or _OPEN_PATTERN.search(text[:at])):
         message = "a pattern with ( or a blank in it has to stand in quotes"
     elif end and "RPAR" in expected and (opened := _open(text)) < len(text):
         message, at = "this ( is never closed", opened
-    elif expected <= {"EQ"}:
+    elif _OPEN_MASK.search(before):
         message = "= or != is missing: write mark&0xff=0x10"
     elif expected <= {"IN"}:
         message = "in is missing after not: write field not in values"

@@ -140,14 +140,15 @@ _AGO_UNITS: Final = DURATIONS | {
 }
 _CLOCK: Final = r"(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?"
 _TIME: Final = re.compile(
-    rf"(?:(\d{{4}})-(\d\d)-(\d\d)(?:[Tt ]{_CLOCK})?|{_CLOCK})(Z|z|[+-]\d\d:?\d\d)?"
+    rf"(?:(\d{{4}})-(\d\d)-(\d\d)(?:[Tt ]{_CLOCK})?|{_CLOCK})(Z|z|[+-]\d\d:?\d\d)?",
+    re.ASCII,
 )
 
 
-def moment(value: Value, utc: bool | None = None) -> Moment:
+def moment(value: Value, utc: bool = False) -> Moment:
     """A time: of day, with a date, or relative to the newest row.  Raises QueryError.
 
-    Times without a zone are local; `utc` only says so for dates at mask time.
+    Dates without a zone are local, or UTC with `utc`.
     """
     if found := _AGO.fullmatch(value.text):
         scale = _AGO_UNITS[found[2] or "s"]

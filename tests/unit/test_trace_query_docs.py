@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""docs/fields.md: what it lists is what there is, and what it shows works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ipttrace.trace import query
+from ipttrace.trace.query_fields import ALIASES, fields
+from ipttrace.trace.query_words import WORDS
+from ipttrace.trace.row import FIELDS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "fields.md").read_text(encoding="utf-8")
+# Shown because they are wrong; the text below each says so.
+WRONG = ("chain~^(DOCKER", "new syn")
+
+
+def cells(*titles: str) -> list[list[str]]:
+    """The cells of the table with these first headings."""
+    heading = re.escape("| " + " | ".join(titles) + " |")
+    (table,) = re.findall(rf"^{heading}.*\n\|[ |-]*\n((?:\|.*\n)+)", PAGE, re.M)
+    return [line.strip("| ").split(" | ") for line in table.splitlines()]
+
+
+def examples() -> list[str]:
+    tables = [*cells("field", "type"), *cells("word", "stands for")]
+    blocks = re.findall(r"```query\n(.*?)```", PAGE, re.S)
+    return [row[-1].strip("`") for row in tables] + "".join(blocks).splitlines()
+
+
+def test_the_page_lists_every_field_of_a_row_in_order() -> None:
+    assert tuple(row[0].strip("`") for row in cells("field", "type")) == FIELDS
+
+
+def test_the_page_and_the_language_know_the_same_words() -> None:
+    listed = {row[0].strip("`") for row in (*cells("field", "type"), *cells("word", "stands for"))}
+    assert listed == {*fields(), "cost_ns"}
+    assert "cost_ns" in ALIASES
+    for name in FIELDS:
+        assert ALIASES.get(name, name) in fields()
+
+
+def test_the_page_lists_every_word_that_says_something_alone() -> None:
+    listed = {word for row in cells("word", "means") for word in re.findall(r"`([^`]+)`", row[0])}
+    assert set(WORDS) <= listed
+    for word in listed:
+        assert query.compile(word).text
+
+
+@pytest.mark.parametrize("text", [text for text in examples() if text not in WRONG])
+def test_every_example_of_the_page_works(text: str) -> None:
+    asked = query.compile(text)
+    assert query.compile(asked.text).text == asked.text
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_the_page_calls_wrong_is_refused(text: str) -> None:
+    assert text in examples()
+    with pytest.raises(query.QueryError):
+        query.compile(text)

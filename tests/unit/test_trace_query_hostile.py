@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whatever is typed or pasted as a query: it works or it is refused, in one line."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipttrace.trace import query
+from ipttrace.trace.query import QueryError
+from ipttrace.trace.query_patterns import pattern
+from ipttrace.trace.query_tree import MAX_TEXT, Value
+from ipttrace.trace.session import Trace
+from ipttrace.trace.text import clean
+from tests.unit.test_trace_query_rows import one
+
+# Without the blanks between them they make still other words.
+PIECES = r"""
+( ) not and or ! && || in = != < <= > >= ~ !~ & , " ' \ none "" src sport dst in out comm chain
+path rule flags icmp frag mark cost len time netns host proto mac_src addr port dev flow partial
+0x10 0xff 80 8000-8100 -30s 12:30 2026-11-21T12:30 10.0.0.0/8 ::1/64 50us 1.5k 8/0 SYN SYN,ACK
+tcp drop eth0 ^a.*b$ [ a** (a+)+ 52:54:00 9999999999999999999999999 1e9 -1 日本 verdict=DROP
+src=1.2.3.4 not(tcp)
+"""
+WORDS = st.sampled_from([*PIECES.split(), "\0", "\x1b"])
+TEXTS = st.one_of(
+    st.text(max_size=60),
+    st.lists(WORDS, max_size=14).map(" ".join),
+    st.lists(WORDS, max_size=14).map("".join),
+)
+
+
+def understood(text: str, trace: Trace) -> query.Query | None:
+    """The query, asked of a row; None where it was refused in one good line."""
+    context = query.context_of(trace.store, netns={1: "a"}, hosts=("b",))
+    error = None
+    try:
+        asked = query.compile(text)
+    except QueryError as caught:
+        error = caught
+    if error is not None:
+        assert str(error)
+        assert clean(str(error)) == str(error)
+        assert len(str(error)) < 200
+        assert 0 <= error.position <= len(text)
+        assert error.length >= 1
+        for columns in (20, 80):
+            lines = error.caret(columns).split("\n")
+            assert len(lines) == 2
+            assert all(clean(line) == line for line in lines)
+            assert set(lines[1].lstrip()) == {"^"}
+        return None
+    for part in trace.store.parts():
+        mask = asked.mask(part, context)
+        assert mask.dtype == np.bool_
+        assert mask.shape == (len(part),)
+    return asked
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS)
+def test_any_text_is_a_query_or_an_error_in_one_line(text: str) -> None:
+    asked = understood(text, _ROW)
+    if asked is not None:
+        again = query.compile(asked.text)
+        assert again.text == asked.text
+        for part in _ROW.store.parts():
+            context = query.context_of(_ROW.store)
+            assert (again.mask(part, context) == asked.mask(part, context)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.integers(-1, 100))
+def test_completion_never_fails(text: str, cursor: int) -> None:
+    context = query.Context(_ROW.store.names, netns={1: "a b"}, values={"chain": ("x y", "z")})
+    for one_of in query.complete(text, cursor, context):
+        assert 0 <= one_of.start <= one_of.end <= len(text)
+        assert one_of.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_any_value_comes_back_from_its_quotes(value: str) -> None:
+    asked = query.compile(f"comm={query.quote(value)}")
+    assert asked.text == f"comm={query.quote(value)}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(" * 1000 + "tcp" + ")" * 1000, "(" * 1000, "not " * 1000 + "tcp", "!" * 5000 + "tcp",
+     "((tcp) or " * 500 + "tcp" + ")" * 500],
+)  # fmt: skip
+def test_deep_nesting_is_refused_and_not_a_crash(text: str) -> None:
+    with pytest.raises(QueryError, match=r"nested more than 100 deep|something is missing"):
+        query.compile(text)
+    assert understood(text, _ROW) is None
+
+
+def test_what_is_as_deep_as_allowed_works() -> None:
+    assert understood("(" * 100 + "tcp" + ")" * 100, _ROW)
+    text = "(udp or (tcp and " * 45 + "drop" + "))" * 45
+    assert understood(text, _ROW)
+
+
+def test_a_query_of_ten_thousand_characters_works() -> None:
+    text = " or ".join(f"(src=10.{at % 256}.0.0/16 and dport={at})" for at in range(300))
+    text = text[:9900].rpartition(" or ")[0]
+    assert len(text) > 9800
+    assert understood(text, _ROW)
+    assert understood("dport in " + ",".join(map(str, range(2000))), _ROW)
+    assert understood("x" * MAX_TEXT, _ROW) is None
+    with pytest.raises(QueryError, match="longer than"):
+        query.compile("tcp " * MAX_TEXT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(a+)+$", "(a|a)*$", "(a?){30}a{30}", "a?" * 30 + "a" * 30, "(a*)*", "(.*a){20}", "(a|b|ab)*c",
+     ".*.*.*.*x", "(?:a{0,9}){9}", "(" * 500, "a{99999999999}", "x" * 1001],
+)  # fmt: skip
+def test_a_pattern_that_could_take_for_ever_is_refused(text: str) -> None:
+    with pytest.raises(QueryError):
+        pattern(Value(text, True, 0, len(text) + 2), f'"{text}"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["DOCKER", "^(FORWARD|INPUT)$", r"^veth[0-9a-f]+$", "a.*b.*c.*d", r"\d{1,3}(\.\d{1,3}){3}",
+     "(?:ab){2}", "[[a]", "(?i)x", "kworker/[0-9]+:[0-9]+"],
+)  # fmt: skip
+def test_patterns_that_people_use_are_taken(text: str) -> None:
+    search = pattern(Value(text, True, 0, len(text) + 2), f'"{text}"')
+    for name in ("FORWARD", "veth12", "a-b-c-d", "a" * 128, ""):
+        assert search(name) == bool(re.search(text, name, re.I))
+
+
+_ROW = one(b"a")

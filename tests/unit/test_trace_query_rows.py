@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which rows a query takes: the same as somebody who reads the rows would."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import cache
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ipttrace.stream import record
+from ipttrace.stream.frames import Frame, Kind, read_file
+from ipttrace.trace import query
+from ipttrace.trace.row import FIELDS, Row
+from ipttrace.trace.session import Trace
+from tests.data import synth
+from tests.data.records import entry, leave, rule, tcp, udp, v4
+
+LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
+PLAIN = tuple(name for name in FIELDS if name not in ("time", "path", "rule", "flags", "frag"))
+
+
+@cache
+def lab() -> Trace:
+    trace = Trace(10_000)
+    for frame in read_file(LAB):
+        trace.feed(frame)
+    return trace
+
+
+@cache
+def synthetic() -> Trace:
+    trace = Trace(2_000)
+    for batch in synth.make(3_000, flows=40).batches(700):
+        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
+            trace.feed(Frame(kind, some.tobytes()))
+    return trace
+
+
+@cache
+def rows_of(which: Callable[[], Trace]) -> tuple[Row, ...]:
+    store = which().store
+    return tuple(store.rows(range(store.first, store.end)))
+
+
+def context_of(trace: Trace) -> query.Context:
+    names = {int(inode): name for inode, name in trace.hello.get("netns", {}).items()}
+    return query.context_of(trace.store, netns=names, utc=True)
+
+
+def taken(trace: Trace, text: str, **more: object) -> set[int]:
+    """Sequence numbers of the rows that a query takes."""
+    asked, context = query.compile(text), context_of(trace)
+    for name, value in more.items():
+        object.__setattr__(context, name, value)
+    found: set[int] = set()
+    for part in trace.store.parts():
+        mask = asked.mask(part, context)
+        assert mask.dtype == bool
+        assert mask.shape == (len(part),)
+        found.update((np.flatnonzero(mask) + part.first).tolist())
+    return found
+
+
+def value_of(row: Row, name: str) -> object:
+    return getattr(row, "in_" if name == "in" else name)
+
+
+def those(rows: tuple[Row, ...], test: Callable[[Row], object]) -> set[int]:
+    return {row.index for row in rows if test(row)}
+
+
+def unknown(value: object) -> bool:
+    return value is None or value == ""
+
+
+@pytest.mark.parametrize("which", [lab, synthetic])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_value_finds_the_rows_that_show_it_and_no_others(
+    which: Callable[[], Trace], name: str
+) -> None:
+    trace, rows = which(), rows_of(which)
+    seen = list(dict.fromkeys(value_of(row, name) for row in rows))
+    for value in seen[:: max(1, len(seen) // 20)]:
+        if unknown(value):
+            continue
+        text = query.quote(value)
+        assert taken(trace, f"{name}={text}") == those(
+            rows, lambda row, value=value: value_of(row, name) == value
+        )
+        # AND != takes the others, but for those that have no value
+        assert taken(trace, f"{name}!={text}") == those(
+            rows,
+            lambda row, value=value: (
+                not unknown(value_of(row, name)) and value_of(row, name) != value
+            ),
+        )
+    missing = those(rows, lambda row: unknown(value_of(row, name)))
+    assert taken(trace, f"{name}=none") == taken(trace, f'{name}=""') == missing
+    assert taken(trace, f"{name}!=none") == {row.index for row in rows} - missing
+
+
+@pytest.mark.parametrize("which", [lab, synthetic])
+def test_conditions_are_what_somebody_who_reads_the_rows_would_say(
+    which: Callable[[], Trace],
+) -> None:
+    rows = rows_of(which)
+    net = ip_network("10.0.0.0/8")
+
+    def inside(text: str | None) -> bool:
+        return bool(text) and ip_address(text) in net
+
+    def flags(row: Row) -> set[str]:
+        return set((row.flags or "").split(","))
+
+    everyone: dict[str, Callable[[Row], object]] = {
+        "": lambda row: True,
+        "drop": lambda row: row.verdict == "DROP",
+        "verdict=drop and src in 10.0.0.0/8 and chain~input and cost>1us": lambda row: (
+            row.verdict == "DROP"
+            and inside(row.src)
+            and "INPUT" in (row.chain or "")
+            and (row.cost_ns or 0) > 1000
+        ),
+        "src not in 10.0.0.0/8": lambda row: row.src and not inside(row.src),
+        "src in 2001:db8::/32,10.0.0.0/8": lambda row: (
+            row.src.startswith("2001:") or inside(row.src)
+        ),
+        "addr in 10.0.0.0/8": lambda row: any(
+            map(inside, (row.src, row.dst, row.ct_orig_src, row.ct_orig_dst))
+        ),
+        "addr!=10.1.0.2": lambda row: "10.1.0.2"
+        not in (row.src, row.dst, row.ct_orig_src, row.ct_orig_dst),
+        "dport in 53,443,8000-8100": lambda row: row.dport in (53, 443, *range(8000, 8101)),
+        "dport not in 53,443": lambda row: row.dport is not None and row.dport not in (53, 443),
+        "not dport in 53,443": lambda row: row.dport not in (53, 443),
+        "port>=50000": lambda row: max(row.sport or 0, row.dport or 0) >= 50000,
+        "port!=443": lambda row: row.dport is not None and 443 not in (row.sport, row.dport),
+        "dev=eth0": lambda row: "eth0" in (row.in_, row.out),
+        "dev~^ETH": lambda row: any((name or "").startswith("eth") for name in (row.in_, row.out)),
+        "dev!~eth": lambda row: (
+            (row.in_ or row.out)
+            and not any("eth" in (name or "") for name in (row.in_, row.out))
+        ),
+        "dport<1024": lambda row: row.dport is not None and row.dport < 1024,
+        "dport>70000 or dport<0": lambda row: False,
+        "dport<=99999999999999999999999": lambda row: row.dport is not None,
+        "flags=SYN": lambda row: "SYN" in flags(row),
+        "flags=SYN,ACK": lambda row: {"SYN", "ACK"} <= flags(row),
+        'flags="SYN,ACK"': lambda row: {"SYN", "ACK"} <= flags(row),
+        "flags in SYN,RST": lambda row: {"SYN", "RST"} & flags(row),
+        "flags!=SYN": lambda row: row.flags is not None and "SYN" not in flags(row),
+        "flags~^SYN$": lambda row: row.flags == "SYN",
+        "flags&0x12=2": lambda row: "SYN" in flags(row) and "ACK" not in flags(row),
+        "flags=none": lambda row: row.flags is None,
+        "icmp=8": lambda row: (row.icmp or "").startswith("8/"),
+        "icmp in 3/3,8/0": lambda row: row.icmp in ("3/3", "8/0"),
+        "path~log": lambda row: any("LOG" in step.chain.upper() for step in row.path),
+        "path=FORWARD:2": lambda row: any(
+            (step.chain, step.rulenum) == ("FORWARD", 2) for step in row.path
+        ),
+        "path!=FORWARD": lambda row: row.path and all(step.chain != "FORWARD" for step in row.path),
+        "path in FORWARD:2,INPUT": lambda row: any(
+            (step.chain, step.rulenum) == ("FORWARD", 2) or step.chain == "INPUT"
+            for step in row.path
+        ),
+        "match=policy and not chain~out": lambda row: (
+            row.match == "policy" and "OUT" not in (row.chain or "").upper()
+        ),
+        "frag!=none": lambda row: row.frag is not None,
+        "rulenum>1 and rulenum<=3": lambda row: row.rulenum in (2, 3),
+        "mark=0x0 and mark&0xff=0 and mark=0/0xff": lambda row: row.mark == 0,
+        "proto=6 or proto=udp": lambda row: row.proto in ("TCP", "UDP"),
+        "proto~^icmp": lambda row: row.proto in ("ICMP", "ICMPv6"),
+        "ipv6 and not new": lambda row: row.family == 6 and row.ct_state != "NEW",
+        "partial or journey=0x1": lambda row: row.partial or row.journey == 1,
+        "netns=4026531840": lambda row: row.netns == 4026531840,
+        "len>0.1k": lambda row: row.len > 100,
+        "mac_src=52:54:00": lambda row: (row.mac_src or "").startswith("52:54:00"),
+        "host=0": lambda row: True,
+        "host!=0": lambda row: False,
+        "parent!=none": lambda row: row.parent is not None,
+        "engine=kernel": lambda row: row.engine == "kernel",
+    }  # fmt: skip
+    for text, expected in everyone.items():
+        assert taken(which(), text) == those(rows, expected), text
+
+
+@pytest.mark.parametrize("which", [lab, synthetic])
+def test_what_a_key_asks_for_takes_the_row_under_the_cursor(which: Callable[[], Trace]) -> None:
+    trace, rows = which(), rows_of(which)
+    same: list[tuple[Callable[[Row], str], Callable[[Row], object]]] = [
+        (query.by_flow, lambda row: row.flow),
+        (query.by_journey, lambda row: row.journey),
+        (
+            query.by_rule,
+            lambda row: (row.table, row.chain, row.rulenum, row.family, row.netns),
+        ),
+        (query.by_chain, lambda row: (row.table, row.chain)),
+        (query.by_verdict, lambda row: row.verdict),
+        (query.by_process, lambda row: (row.comm, row.pid or 0)),
+        (query.by_netns, lambda row: row.netns),
+    ]
+    for row in rows[:: len(rows) // 23]:
+        for made, key in same:
+            text = made(row)
+            if made is query.by_process and not row.pid:
+                continue
+            assert taken(trace, text) == those(
+                rows, lambda other, key=key, row=row: key(other) == key(row)
+            ), text
+            # AND hiding takes all the others
+            others = {each.index for each in rows} - taken(trace, text)
+            assert taken(trace, query.hide(text)) == others
+        for end in (False, True):
+            assert row.index in taken(trace, query.by_host_address(row, end))
+        assert row.index in taken(trace, query.by_process(row))
+        step = row.path[0]
+        hit = query.by_hit(row.table, step.chain, step.rulenum, row.family, row.netns)
+        assert row.index in taken(trace, hit)
+        assert row.index in taken(trace, query.by_host(row, ()))
+
+
+def one(name: bytes = b"x", table: bytes = b"filter", **fields: object) -> Trace:
+    """A trace of one row, whose names are `name`."""
+    trace = Trace(100)
+    data = v4(17, "10.0.0.1", "10.0.0.2", udp(53, 1000))
+    given = {"packet": data, "comm": name[:15], "in": name[:15], "out": name[:15], "table": table}
+    trace.feed(Frame(Kind.ENTRY, entry(1, **(given | fields)).tobytes()))
+    trace.feed(Frame(Kind.RULE, rule(1, 0, name, 7).tobytes()))
+    trace.feed(Frame(Kind.EXIT, leave(1, 1).tobytes()))
+    trace.finish()
+    assert len(trace.store) == 1
+    return trace
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b'a" or tcp', b"\x1b[31mred", b"back\\slash\\", b"it's (1)", b"none", b"and", b"\xff\xfe", b"",
+     "日本 e\u0301".encode(), b"[link=x]", b"=cmd()", b"a:7", b"  ", b"\n", b"in", b"50us", b"'\""],
+)  # fmt: skip
+def test_hostile_names_are_found_by_what_the_keys_write(name: bytes) -> None:
+    trace = one(name, table=name)
+    row = trace.store.row(0)
+    texts = [
+        query.by_rule(row),
+        query.by_chain(row),
+        query.by_process(row),
+        query.by_hit(row.table, row.path[0].chain, 7, row.family, row.netns),
+    ]
+    texts += [f"{field}={query.quote(value_of(row, field))}" for field in ("in", "out", "comm")]
+    for text in texts:
+        # A chain without a name is one that nobody can ask for but by its being none.
+        if name or "path" not in text:
+            assert taken(trace, text) == {0}, text
+        assert query.compile(query.compile(text).text).text == query.compile(text).text
+
+
+def test_times_count_from_the_newest_row_or_its_day() -> None:
+    trace, rows = lab(), rows_of(lab)
+    times = [row.time for row in rows]
+    second = 1_000_000_000
+    newest = rows[-1].time
+    assert taken(trace, "time>-1s") == those(rows, lambda row: row.time > newest - second)
+    assert taken(trace, "time<=-250ms") == those(rows, lambda row: row.time <= newest - second // 4)
+    middle = sorted(times)[len(times) // 2]
+    stamp = np.datetime_as_string(np.datetime64(middle, "ns"))
+    late = those(rows, lambda row: row.time > middle)
+    assert taken(trace, f"time>{stamp}Z") == late
+    assert taken(trace, f"time>{stamp}") == late
+    assert taken(trace, f"time>{stamp.split('T')[1]}") == late
+    # AND = takes all that is in the second, minute or day that is written
+    for digits, span in ((19, second), (16, 60 * second), (10, 86400 * second)):
+        at = middle // span * span
+        text = stamp[:digits]
+        assert taken(trace, f"time={text}") == those(
+            rows, lambda row, at=at, end=at + span: at <= row.time < end
+        )
+    east = np.datetime_as_string(np.datetime64(middle + 7200 * second, "ns"))
+    assert taken(trace, f"time>{east}+02:00") == late
+
+
+def test_after_midnight_an_evening_hour_is_that_of_yesterday() -> None:
+    trace = one()
+    midnight = 1_795_219_200_000_000_000
+    part = next(trace.store.parts())
+    part.columns["time"][:] = midnight - 600 * 10**9  # 23:50
+    for newest in (midnight + 600 * 10**9, midnight - 1):
+        assert taken(trace, "time>23:49 and time<23:51", newest=newest) == {0}
+    assert taken(trace, "time>23:49", newest=midnight + 23 * 3600 * 10**9) == set()
+
+
+def test_times_that_no_clock_shows_are_answered_too() -> None:
+    trace = one()
+    part = next(trace.store.parts())
+    for time in (0, np.iinfo(np.int64).max):
+        part.columns["time"][:] = time
+        for text in ("time>12:30", "time>-900000000d", "time=9999-12-31", "time<1900-01-01"):
+            taken(trace, text)
+        assert taken(trace, "time>12:30 or time<=12:30", newest=time) == {0}
+
+
+class Rules:
+    """What a ruleset says, and how often it was asked."""
+
+    def __init__(self, texts: dict[tuple[str, int], str]) -> None:
+        self.texts = texts
+        self.asked = 0
+
+    def text(
+        self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
+    ) -> str | None:
+        self.asked += 1
+        return self.texts.get((chain, rulenum)) if generation == 3 else None
+
+
+def test_a_rule_is_found_by_its_text_and_asked_for_once_only() -> None:
+    trace = synthetic()
+    rows = rows_of(synthetic)
+    for part in trace.store.parts():
+        part.columns["ruleset"][:] = 3
+    try:
+        decided = {(row.chain or "", row.rulenum or 0) for row in rows if row.match != "policy"}
+        rules = Rules({key: f"-A {key[0]} --dport {key[1]}" for key in decided})
+        expected = those(rows, lambda row: row.match != "policy" and row.rulenum == 3)
+        assert taken(trace, 'rule~"--dport 3$"', rulesets={0: rules}) == expected
+        assert rules.asked < 40
+        assert taken(trace, 'rule="-A INPUT --dport 5"', rulesets={0: rules}) == those(
+            rows, lambda row: (row.chain, row.rulenum, row.match) == ("INPUT", 5, "rule")
+        )
+        assert taken(trace, "rule=none", rulesets={0: rules}) == those(
+            rows, lambda row: row.match == "policy"
+        )
+        # AND a text that comes later is seen
+        asked = query.compile("rule~dport")
+        part = next(trace.store.parts())
+        late = Rules({})
+        context = query.Context(trace.store.names, rulesets={0: late})
+        assert not asked.mask(part, context).any()
+        late.texts = rules.texts
+        assert asked.mask(part, context).any()
+    finally:
+        for part in trace.store.parts():
+            part.columns["ruleset"][:] = 0
+
+
+def test_namespaces_and_hosts_are_known_by_name_and_by_number() -> None:
+    trace = one(netns=77)
+    assert taken(trace, "netns=router", netns={77: "router", 78: "other"}) == {0}
+    assert taken(trace, "netns~^ROU", netns={77: "router"}) == {0}
+    assert taken(trace, "netns!=router", netns={77: "router"}) == set()
+    assert taken(trace, "netns=77 and netns~7 and netns in 77,78") == {0}
+    assert taken(trace, "netns=router") == set()
+    assert taken(trace, "netns=99999999999999") == set()
+    assert taken(trace, "host=web1", hosts=("web1", "web2")) == {0}
+    assert taken(trace, "host=web2 or host=nobody", hosts=("web1", "web2")) == set()
+    assert taken(trace, "host~web and host=0", hosts=("web1", "web2")) == {0}
+
+
+def test_a_name_that_comes_after_the_query_is_found() -> None:
+    # GIVEN a query that was asked before a chain was ever seen
+    trace = one(b"FIRST")
+    asked, context = query.compile("chain~late"), context_of(trace)
+    part = next(trace.store.parts())
+    assert not asked.mask(part, context).any()
+    # WHEN the chain comes
+    data = v4(6, "10.0.0.1", "10.0.0.2", tcp(1, 2, 2))
+    trace.feed(Frame(Kind.ENTRY, entry(2, at=1000, packet=data).tobytes()))
+    trace.feed(Frame(Kind.RULE, rule(2, 0, b"LATE", 1, at=1000).tobytes()))
+    trace.feed(Frame(Kind.EXIT, leave(2, 1, at=1000).tobytes()))
+    trace.finish()
+    # THEN its row is taken; and another store's names are not mixed up with these
+    (part,) = trace.store.parts()
+    assert asked.mask(part, context).tolist() == [False, True]
+    other = one(b"LATER")
+    (part,) = other.store.parts()
+    assert asked.mask(part, context_of(other)).tolist() == [True]
+
+
+def test_a_cut_packet_is_hit_by_no_test_of_what_it_lacks() -> None:
+    trace = one(packet=b"\x45\x00", caplen=2, len=2)
+    assert taken(trace, "src=0.0.0.0 or src!=0.0.0.0 or proto=0 or sport=0 or tcp") == set()
+    assert taken(trace, "src=none and proto=none and sport=none and flags=none") == {0}
+
+
+def test_an_icmp_error_has_type_and_code() -> None:
+    data = v4(1, "10.0.0.1", "10.0.0.2", struct.pack(">BBHI", 3, 13, 0, 0))
+    trace = one(packet=data, caplen=len(data), len=len(data))
+    assert taken(trace, "icmp=3/13 and icmp=3 and icmp!=3/3") == {0}
+    assert taken(trace, "icmp=13 or icmp=3/1") == set()
+
+
+def test_a_fragment_is_known_by_number_and_offset() -> None:
+    data = v4(17, "10.0.0.1", "10.0.0.2", b"x" * 16, frag=0x2000 | 185, ident=4711)
+    trace = one(packet=data, caplen=len(data), len=len(data))
+    assert trace.store.row(0).frag == "4711:1480+"
+    assert taken(trace, "frag=4711 and frag=4711:1480+ and frag and frag!=4712") == {0}
+    assert taken(trace, "frag=4711:1480 or frag=4711:0+ or frag=1480") == set()
+
+
+def test_masks_of_marks() -> None:
+    trace = one(mark=0x1234)
+    assert taken(trace, "mark&0xff=0x34 and mark&0xff00!=0 and mark=0x34/0xff") == {0}
+    assert taken(trace, "mark&0xff=0x1234 or mark=0x33/0xff or mark&0xff=0xfffffffff") == set()
+
+
+def test_an_empty_part_gives_an_empty_mask() -> None:
+    trace = one()
+    (part,) = trace.store.parts()
+    columns = {name: column[:0] for name, column in part.columns.items()}
+    empty = type(part)(0, columns, part.begins[:0], part.ends[:0], part.steps)
+    for text in ("", "path=x", "time>-1s", "rule~x", "netns~1", "tcp or udp and not icmp"):
+        assert query.compile(text).mask(empty, context_of(trace)).shape == (0,)
+
+
+def test_conntrack_states_are_those_that_rows_show() -> None:
+    for flags, info, state in (
+        (record.F_CONNTRACK, 2, "NEW"),
+        (record.F_CONNTRACK, 4, "RELATED"),
+        (record.F_CONNTRACK, 9, None),
+        (0, 7, "UNTRACKED"),
+        (0, 2, None),
+    ):
+        trace = one(flags=flags | record.F_FIRST, ct_info=info)
+        assert trace.store.row(0).ct_state == state
+        assert taken(trace, f"ct_state={query.quote(state)}") == {0}
+        assert taken(trace, "ct_state!=none") == ({0} if state else set())
