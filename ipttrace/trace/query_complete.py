@@ -19,7 +19,8 @@ from ipttrace.trace.query_context import Context
 from ipttrace.trace.query_fields import ALIASES, fields
 from ipttrace.trace.query_kinds import SEARCH
 from ipttrace.trace.query_tree import MAX_TEXT, parser, quote
-from ipttrace.trace.query_words import WORDS
+from ipttrace.trace.query_words import TABLES, WORDS, means
+from ipttrace.trace.row import HOOKS
 from ipttrace.trace.store import Part
 
 LIMIT: Final = 50
@@ -33,6 +34,8 @@ _NAMED: Final = {
     "out": ("out",),
     "dev": ("in", "out"),
 }
+# Where nobody knows better.
+_USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": HOOKS}
 _KEYWORDS: Final = {
     "AND": ("and", "both have to hold"),
     "OR": ("or", "one has to hold"),
@@ -50,6 +53,7 @@ _OPERATORS: Final = {
     "in": "is one of, or in a network or range",
     "not in": "is none of",
 }
+_SPECIAL: Final = re.compile(r"[.^$*+?{}\[\]\\|()]")
 _TAIL: Final = re.compile(r"[^\s()\"'=!<>~&|,]*\Z")
 _HEAD: Final = re.compile(r"[^\s()\"'=!<>~&|,]*")
 
@@ -80,7 +84,11 @@ def complete(text: str, cursor: int, context: Context) -> list[Completion]:
         start, end = quote_at, cursor
         word = text[quote_at + 1 : cursor]
     state = _State(text[:start], start, end)
-    return _ranked(state.completions(context), word)
+    found = _ranked(state.completions(context), word)
+    if state.begins and word.lower() in {*fields(), *ALIASES}:
+        # The field is whole: what could come right after it.
+        found += [Completion(one, end, end, text) for one, text in _operators_of(word)]
+    return found
 
 
 def _open_quote(text: str) -> int | None:
@@ -121,12 +129,17 @@ class _State:
             # Something before the cursor is wrong; the error under it says what.
             return
 
+    @property
+    def begins(self) -> bool:
+        """Is it the place of a field?"""
+        return {"WORD", "NOT"} <= self._fits
+
     def _made(self, text: str, help: str) -> Completion:
         return Completion(text, self._start, self._end, help)
 
     def completions(self, context: Context) -> Iterator[Completion]:
         fits = self._fits
-        if {"WORD", "NOT"} <= fits:
+        if self.begins:
             yield from self._begin()
         elif fits & {"WORD", "PATTERN"}:
             yield from self._values(context)
@@ -136,6 +149,8 @@ class _State:
             yield self._made("=", "is, under the mask")
         elif "IN" in fits:
             yield self._made("in", _OPERATORS["in"])
+        if "EQ" in fits and "IN" in fits and not means(str(self._tokens[-1])):
+            return  # a word that says nothing yet
         for kind, (text, help) in _KEYWORDS.items():
             if kind in fits:
                 yield self._made(text, help)
@@ -160,29 +175,32 @@ class _State:
         return ALIASES.get(name, name)
 
     def _operators(self) -> Iterator[Completion]:
-        name = str(self._tokens[-1]).lower()
-        field = fields().get(ALIASES.get(name, name))
-        if field is None:
-            return
-        kind = field.kinds[0]
-        # The usual one first.
-        for op in kind.operators:
-            yield self._made(op, _OPERATORS[op])
-        if kind.maskable:
-            yield self._made("&", "bits: mark&0xff=0x10")
+        for op, help in _operators_of(str(self._tokens[-1])):
+            yield self._made(op, help)
 
     def _values(self, context: Context) -> Iterator[Completion]:
         name = self._field()
         field = fields().get(name)
         if field is None:
             return
+        last = str(self._tokens[-1]) if self._tokens else ""
         for text, help in _values_of(name, context):
-            yield self._made(quote(text), help)
+            literal = _SPECIAL.sub(r"\\\g<0>", text) if last in SEARCH else text
+            yield self._made(quote(literal), help)
         kind = field.kinds[0]
         for choice in kind.choices():
             yield self._made(quote(choice), field.help)
-        if self._tokens and str(self._tokens[-1]) not in SEARCH:
+        if last not in (*SEARCH, "<", "<=", ">", ">=", "&"):
             yield self._made("none", "not known, or there is none")
+
+
+def _operators_of(name: str) -> Iterator[tuple[str, str]]:
+    field = fields().get(ALIASES.get(name.lower(), name.lower()))
+    if field is not None:
+        for op in field.kinds[0].operators:
+            yield op, _OPERATORS[op]
+        if field.kinds[0].maskable:
+            yield "&", "bits: mark&0xff=0x10"
 
 
 def _values_of(name: str, context: Context) -> Iterator[tuple[str, str]]:
@@ -193,7 +211,7 @@ def _values_of(name: str, context: Context) -> Iterator[tuple[str, str]]:
         for text in context.hosts:
             yield text, ""
     of = "chain" if name == "path" else name
-    for text in context.values.get(of, ()):
+    for text in context.values.get(of, _USUAL.get(of, ())):
         yield text, name
 
 

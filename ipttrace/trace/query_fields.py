@@ -21,6 +21,7 @@ from ipttrace.trace import query_special as special
 from ipttrace.trace import query_values as values
 from ipttrace.trace.columns import ENGINES
 from ipttrace.trace.hashing import Array
+from ipttrace.trace.query_names import Name
 from ipttrace.trace.row import HOOKS, VERDICTS
 from ipttrace.trace.store import Part
 
@@ -133,7 +134,7 @@ def fields() -> dict[str, Field]:
     src, dst = special.Address("src", _version), special.Address("dst", _version)
     ct_src = special.Address("ct_orig_src", ct_version)
     ct_dst = special.Address("ct_orig_dst", ct_version)
-    into, out = kinds.Name("in"), kinds.Name("out")
+    into, out = Name("in"), Name("out")
     flags = kinds.Flags(
         [ip.tcp_flag_names(at) for at in range(512)],
         TCP_FLAGS,
@@ -155,7 +156,7 @@ def fields() -> dict[str, Field]:
         listed=("yes", "no"),
         also={"true": "yes", "1": "yes", "false": "no", "0": "no"},
     )
-    number, name = kinds.Number, kinds.Name
+    number, name = kinds.Number, Name
     made: list[tuple[str, tuple[kinds.Kind, ...], str]] = [
         ("time", (kinds.Time(),), "when: 12:30:05, 2026-11-21T12:30, -30s"),
         ("engine", (engine,), "what traced it"),

@@ -16,16 +16,8 @@ from ipttrace.trace import packet
 from ipttrace.trace import query_values as values
 from ipttrace.trace.hashing import Array, Hash
 from ipttrace.trace.query_context import Context
-from ipttrace.trace.query_kinds import (
-    EQUAL,
-    SEARCH,
-    Hit,
-    Kind,
-    Known,
-    NameTable,
-    either,
-    predicate_of,
-)
+from ipttrace.trace.query_kinds import EQUAL, SEARCH, Hit, Kind, Known, either
+from ipttrace.trace.query_names import NameTable, predicate_of
 from ipttrace.trace.query_patterns import Predicate
 from ipttrace.trace.query_tree import Test, Value
 from ipttrace.trace.store import Part

@@ -15,12 +15,12 @@ from ipttrace.trace.query_fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS
 from ipttrace.trace.query_tree import Alone, Test, Value
 from ipttrace.trace.row import HOOKS, VERDICTS
 
-_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
+TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 _FAMILIES: Final = {"ipv4": "4", "ipv6": "6", "ip6": "6"}
 
 # Word in lower case → field, operator, value.
 WORDS: Final[dict[str, tuple[str, str, str]]] = (
-    {table: ("table", "=", table) for table in _TABLES}
+    {table: ("table", "=", table) for table in TABLES}
     | {word: ("family", "=", number) for word, number in _FAMILIES.items()}
     | {proto.lower(): ("proto", "=", proto) for proto in PROTOCOLS}
     | {"icmp6": ("proto", "=", "ICMPv6")}
@@ -49,6 +49,15 @@ def meaning(leaf: Alone) -> Test:
     if _DEVICE.fullmatch(value.text):
         return _test(leaf, "dev", "=", value.text)
     raise _unclear(value, word)
+
+
+def means(word: str) -> bool:
+    """Does a word say something alone?"""
+    try:
+        meaning(Alone(Value(word, False, 0, len(word))))
+    except QueryError:
+        return False
+    return True
 
 
 def _test(leaf: Alone, name: str, op: str, text: str) -> Test:

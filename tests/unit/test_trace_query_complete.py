@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is offered where a query is being written."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipttrace.trace import query
+from ipttrace.trace.names import Names
+from tests.unit.test_trace_query_rows import one
+
+CONTEXT = query.Context(
+    Names(),
+    netns={1: "router", 2: "my ns"},
+    hosts=("web1",),
+    values={
+        "chain": ("INPUT", "DOCKER-USER"),
+        "dev": ("eth0",),
+        "in": ("wlan0.1",),
+        "comm": ('a "b"',),
+    },
+)
+
+
+def offered(text: str, cursor: int | None = None) -> list[str]:
+    at = len(text) if cursor is None else cursor
+    return [each.text for each in query.complete(text, at, CONTEXT)]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("", ["time", "engine"]),
+        ("ver", ["verdict"]),
+        ("not ver", ["verdict"]),
+        ("(drop and ver", ["verdict"]),
+        ("dr", ["drop", "addr"]),
+        ("verdict=", ["DROP", "ACCEPT"]),
+        ("verdict in DROP,ac", ["ACCEPT"]),
+        ("verdict in (DROP, ac", ["ACCEPT"]),
+        ("chain~do", ["DOCKER-USER"]),
+        ("chain=user", ["DOCKER-USER"]),
+        ("path=", ["INPUT", "DOCKER-USER", "none"]),
+        ("hook!=f", ["FORWARD"]),
+        ("table=", ["raw", "mangle", "nat"]),
+        ("dev=", ["eth0", "none"]),
+        ("netns=", ["router", '"my ns"', "none"]),
+        ('netns="my', ['"my ns"']),
+        ("comm=a", ['"a \\"b\\""']),
+        ("host=", ["web1"]),
+        ("in~", ['"wlan0\\\\.1"']),
+        ("flags=S", ["SYN"]),
+        ("src n", ["not in"]),
+        ("src not ", ["in"]),
+        ("src ", ["=", "!=", "in", "not in"]),
+        ("cost", ["cost", "=", "!=", "in", "not in", "<"]),
+        ("verdict=DROP ", ["and", "or"]),
+        ("(tcp ", ["and", "or", ")"]),
+        ("drop a", ["and"]),
+    ],
+)
+def test_what_fits_is_offered_first(text: str, first: list[str]) -> None:
+    assert offered(text)[: len(first)] == first
+
+
+@pytest.mark.parametrize(
+    "text", ["foo=", "foo ", "a b ", "mark&", "mark&0x", "cost>", "rule~'", ")", "='"]
+)
+def test_nothing_is_offered_where_nothing_is_known(text: str) -> None:
+    assert offered(text) == []
+
+
+def test_what_stands_under_the_cursor_is_replaced() -> None:
+    (only,) = query.complete("tcp and verdXX=DROP", 12, CONTEXT)
+    assert (only.text, only.start, only.end) == ("verdict", 8, 14)
+    assert only.help
+    # AND inside a quote that is still open, all of the quote
+    (only,) = query.complete('netns="my', 9, CONTEXT)
+    assert (only.start, only.end) == (6, 9)
+
+
+def test_all_that_is_offered_for_a_value_is_understood() -> None:
+    for name in ("verdict", "hook", "family", "proto", "ct_state", "flags", "match", "engine",
+                 "partial", "netns", "host", "chain", "comm", "dev", "path", "table"):  # fmt: skip
+        values = offered(f"{name}=")
+        assert values
+        for value in values:
+            assert query.compile(f"{name}={value}")
+
+
+def test_names_are_those_that_rows_have() -> None:
+    trace = one(b"LOGDROP")
+    found = query.values_of(trace.store.parts(), trace.store.names)
+    assert found["chain"] == ["LOGDROP"]
+    assert found["table"] == ["filter"]
+    assert found["dev"] == found["in"] == found["comm"] == ["LOGDROP"]
+    assert query.values_of([], trace.store.names)["chain"] == []
