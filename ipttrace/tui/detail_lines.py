@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The detail of a row as lines of text, for any width.
+
+Pure: knows stories and cell widths, no Textual, no colours.  A piece of a line
+comes with the name of a role; the widget gives roles their colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from rich.cells import cell_len, set_cell_size
+
+from ipttrace.trace import protocol as ip
+from ipttrace.trace.dissect import dissect, hex_dump
+from ipttrace.trace.row import Row, Step
+from ipttrace.trace.story import Conntrack, Packet, RuleHit, Story, Traversal
+from ipttrace.trace.story_changes import Change, endpoint
+from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit
+
+ROLES: Final = frozenset(
+    {"head", "title", "name", "value", "dim", "chain", "rule", "changed", "bad", "shown"}
+    | {"accept", "drop", "other", "hex", "text"}
+)
+
+Piece = tuple[str, str]  # text and role
+SHOWN: Final = "▶"  # the traversal that is the row itself
+
+_NARROW: Final = 100  # cells; below, namespaces only where they change
+_NARROWEST: Final = 40  # cells; below, lines are cut
+_WIDE_DUMP: Final = 140  # cells; from here on 32 bytes a line
+_MOST_LINES: Final = 8  # of one text: a hostile comment must not be all there is
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line, not longer than the width it was made for."""
+
+    pieces: tuple[Piece, ...]
+    shown: bool = False  # it is the row's own traversal
+    belongs: bool = False  # to the traversal above
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Names that rows know by number, safe for a terminal."""
+
+    netns: Mapping[int, str] = field(default_factory=dict)  # by inode
+    hosts: Mapping[int, str] = field(default_factory=dict)  # by number of the trace
+
+
+def lines(story: Story, width: int, where: Where, folded: bool = False) -> list[Line]:
+    """All lines of the detail; `folded`: without the packet's bytes."""
+    width = max(width, 20)
+    made = _wrap(_about(story, where), width, 2)
+    made += _journey(story, width, where)
+    made += _conntrack(story.conntrack, width)
+    made += _packet(story.packet, width)
+    made += _bytes(story.packet, width, folded)
+    if width < _NARROWEST:
+        made = [Line(_cut(line.pieces, width), line.shown, line.belongs) for line in made]
+    return made
+
+
+# Putting pieces into lines.
+
+
+def _wrap(
+    items: Iterable[tuple[Piece, ...]], width: int, indent: int, gap: str = "  "
+) -> list[Line]:
+    """Items one after another; one that does not fit begins a line, or is cut if it never could."""
+    made: list[Line] = []
+    line: list[Piece] = []
+    used = 0
+    for item in items:
+        size = sum(cell_len(text) for text, _ in item)
+        if line and used + len(gap) + size > width:
+            made.append(Line(tuple(line)))
+            line, used = [(" " * indent, "value")], indent
+        elif line:
+            line.append((gap, "value"))
+            used += len(gap)
+        if used + size > width:
+            *begun, item = _long(item, width, used, indent + 2)
+            for piece in begun:
+                made.append(Line((*line, *piece)))
+                line, used = [], 0
+        line += item
+        used += sum(cell_len(text) for text, _ in item)
+    if line:
+        made.append(Line(tuple(line)))
+    return made
+
+
+def _long(item: tuple[Piece, ...], width: int, used: int, indent: int) -> list[tuple[Piece, ...]]:
+    """An item that no line has room for: its last text goes on in more lines."""
+    *head, (text, role) = _cut(item[:-1], width - used - 8) + item[-1:]
+    used += sum(cell_len(piece) for piece, _ in head)
+    texts = _folded(text, max(width - max(used, indent), 8), _MOST_LINES) or [""]
+    made = [_cut((*head, (texts[0], role)), width)]
+    return made + [_cut(((" " * indent, role), (text, role)), width) for text in texts[1:]]
+
+
+def _cut(pieces: Iterable[Piece], room: int) -> tuple[Piece, ...]:
+    """The pieces in at most `room` cells; … where some is missing."""
+    kept: list[Piece] = []
+    for text, role in pieces:
+        size = cell_len(text)
+        if size > room:
+            if room > 0:
+                kept.append((fit(text, room), role))
+            break
+        kept.append((text, role))
+        room -= size
+    return tuple(kept)
+
+
+def _folded(text: str, width: int, most: int) -> list[str]:
+    """`text` in up to `most` lines of `width` cells, broken at spaces where it has some."""
+    made: list[str] = []
+    text = text[: 4 * width * most]  # combining marks take no cell
+    while text and len(made) < most - 1 and cell_len(text) > width:
+        some = set_cell_size(text, width).rstrip(" ") if not text.isascii() else text[:width]
+        space = some.rfind(" ") if text[len(some) : len(some) + 1] != " " else len(some)
+        at = space if space > width // 3 else len(some)
+        if at <= 0:
+            break
+        made.append(text[:at])
+        text = text[at:].lstrip(" ")
+    if text:
+        made.append(fit(text, width).rstrip(" "))
+    return made
+
+
+def _title(text: str, rest: Iterable[Piece] = ()) -> tuple[Piece, ...]:
+    return ((text, "title"), *rest)
+
+
+# The sections.
+
+
+def _about(story: Story, where: Where) -> list[tuple[Piece, ...]]:
+    row = story.row
+    items: list[tuple[Piece, ...]] = []
+    packet = f"{endpoint(row.src, row.sport)} → {endpoint(row.dst, row.dport)}"
+    kind = " ".join(filter(None, (row.proto or "-", row.flags, row.icmp, row.frag and "frag")))
+    items.append(((f"{kind} ", "head"), (packet, "head")))
+    items.append(_named("skb", "-" if row.skb is None else f"0x{row.skb:x}"))
+    items.append(_process(story))
+    items.append(_named("sock", "-" if story.socket is None else f"0x{story.socket:x}"))
+    items.append(_named("cpu", "-" if row.cpu is None else str(row.cpu)))
+    items.append(_named("netns", _netns(row, where)))
+    if host := where.hosts.get(row.host):
+        items.append(_named("host", host))
+    items.append(_named("mark", f"0x{row.mark:x}"))
+    items.append(_named("len", str(row.len)))
+    if row.ruleset:
+        items.append(_named("rules", f"#{row.ruleset}"))
+    if row.engine:
+        items.append(_named("engine", row.engine))
+    return items
+
+
+def _named(name: str, value: str) -> tuple[Piece, ...]:
+    return ((f"{name} ", "name"), (value, "value"))
+
+
+def _process(story: Story) -> tuple[Piece, ...]:
+    row = story.row
+    if row.pid is None and not row.comm:
+        return _named("process", "-")
+    tid = "" if story.tid in (None, row.pid) else f" thread {story.tid}"
+    who = f"{row.comm or '-'} {'-' if row.pid is None else row.pid}{tid}"
+    # Then it need not have to do with the packet.
+    return _named("interrupted" if story.interrupted else "process", who)
+
+
+def _netns(row: Row, where: Where) -> str:
+    return where.netns.get(row.netns) or str(row.netns)
+
+
+def _journey(story: Story, width: int, where: Where) -> list[Line]:
+    told = story.traversals
+    own = [traversal for traversal in told if traversal.own]
+    count = f"{len(own)} table{'s' if len(own) != 1 else ''}"
+    total = own[-1].since + (own[-1].row.cost_ns or 0) if own else 0
+    notes = [f"  {count} in {duration(total)}"]
+    if len(own) < len(told):
+        notes.append(f"  indented: from inside of a call; {len(told) - len(own)} of another skb")
+    made = [Line(_cut(_title("Journey", [(note, "dim") for note in notes]), width))]
+    widths = _Widths(told, width, where)
+    made.append(widths.titles())
+    if story.earlier:
+        made.append(Line(_cut([("  its beginning is not held, or too far away", "dim")], width)))
+    for traversal in told:
+        made += _traversal(traversal, story.row.index, widths)
+    if story.later:
+        made.append(
+            Line(_cut([("  more may follow: this is as far as was searched", "dim")], width))
+        )
+    return made
+
+
+_LEAST_RULE: Final = 12
+_RIGHT: Final = frozenset({"since", "gap", "cost"})
+
+
+class _Widths:
+    """The columns of the journey's lines."""
+
+    def __init__(self, told: tuple[Traversal, ...], width: int, where: Where) -> None:
+        self.width = width
+        self.where = where
+        netns = 0
+        devices = max((cell_len(_devices(t.row)) for t in told), default=0)
+        hooks = max((len(t.row.hook) + 2 * t.depth for t in told), default=0)
+        tables = max((cell_len(t.row.table) for t in told), default=0)
+        hook = min(max(hooks, 4), 17)
+        table = min(max(tables, 5), 12 if width >= 60 else 8)
+        devices = min(max(devices, 6), 13 if width < _NARROW else 25)
+        if width >= _NARROW:
+            names = max((cell_len(_netns(t.row, where)) for t in told), default=0)
+            netns = min(max(names, 5), 16)
+        self.sizes = {
+            "since": 7,
+            "gap": 7,
+            "hook": hook,
+            "table": table,
+            "rule": 0,
+            "verdict": 8,
+            "cost": 6,
+            "devices": devices,
+            "netns": netns,
+        }
+        # What tells the least goes first.
+        for name in ("gap", "devices", "cost", "since"):
+            if self._used() + _LEAST_RULE < width:
+                break
+            self.sizes[name] = 0
+        rules = max((cell_len(_decision(t.row)) for t in told), default=0)
+        self.sizes["rule"] = max(min(rules, width - self._used() - 1, 34), 4)
+
+    def _used(self) -> int:
+        return 2 + sum(size + 1 for size in self.sizes.values() if size)
+
+    def line(self, cells: Mapping[str, Piece], mark: str, shown: bool) -> Line:
+        """`cells`: the text and role of each column by its name."""
+        pieces: list[Piece] = [(f"{mark:<2}", "changed" if shown else "dim")]
+        for name, size in self.sizes.items():
+            if size:
+                text, role = cells[name]
+                pieces.append((fit(text, size, name in _RIGHT) + " ", role))
+        return Line(_cut(pieces, self.width), shown)
+
+    def titles(self) -> Line:
+        names = {"since": "time", "gap": "gap", "hook": "hook", "table": "table", "rule": "rule"}
+        names |= {"verdict": "verdict", "cost": "cost", "devices": "in→out", "netns": "netns"}
+        return self.line({key: (name, "name") for key, name in names.items()}, "", False)
+
+
+def _devices(row: Row) -> str:
+    return f"{row.in_ or ''}→{row.out or ''}"
+
+
+def _hit(step: Step) -> str:
+    if step.match == "policy":
+        return f"{step.chain} policy"
+    return f"{step.chain} {step.rulenum}{'↩' if step.match == 'return' else ''}"
+
+
+def _decision(row: Row) -> str:
+    if row.match == "policy":
+        return "policy"  # of the chain that has the hook's name
+    if row.path:
+        return _hit(row.path[-1])
+    return "? (records lost)" if row.partial else "-"
+
+
+def _signed(ns: int) -> str:
+    return f"-{duration(-ns)}" if ns < 0 else f"+{duration(ns)}"
+
+
+def _verdict(row: Row) -> Piece:
+    if row.verdict is None:
+        return "-", "dim"
+    mark = VERDICT_MARKS.get(row.verdict, "?")
+    return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
+
+
+def _traversal(traversal: Traversal, shown: int, widths: _Widths) -> list[Line]:
+    row = traversal.row
+    is_shown = row.index == shown
+    plain = "value" if traversal.own else "dim"
+    cells: dict[str, Piece] = {
+        "since": (_signed(traversal.since), plain),
+        "gap": ("" if traversal.gap is None else duration(traversal.gap), "dim"),
+        "hook": ("  " * traversal.depth + row.hook, "head" if traversal.own else "dim"),
+        "table": (row.table, plain),
+        "rule": (_decision(row), "chain" if traversal.own else "dim"),
+        "verdict": _verdict(row),
+        "cost": (duration(row.cost_ns), plain),
+        "devices": (_devices(row), plain),
+        "netns": (_netns(row, widths.where), "dim"),
+    }
+    made = [widths.line(cells, SHOWN if is_shown else "", is_shown)]
+    made += _changes("came with", traversal.before, widths)
+    # In full where the row itself is.
+    made += _steps(traversal, widths.width, _MOST_LINES if is_shown else 1)
+    made += _changes("changed", traversal.here, widths)
+    return made[:1] + [Line(line.pieces, belongs=True) for line in made[1:]]
+
+
+_INDENT: Final = 4
+
+
+def _changes(what: str, changes: tuple[Change, ...], widths: _Widths) -> list[Line]:
+    if not changes:
+        return []
+    items: list[tuple[Piece, ...]] = [((" " * _INDENT, "value"), (what, "dim"))]
+    for change in changes:
+        text = change.text
+        if change.name == "netns":
+            text = " → ".join(
+                widths.where.netns.get(int(part), part) if part.isdigit() else part
+                for part in text.split(" → ")
+            )
+        items.append(((f"{change.name} ", "name"), (text, "changed")))
+    return _wrap(items, widths.width, _INDENT + 2)
+
+
+def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
+    hits = traversal.steps
+    if not any(hit.rule for hit in hits):
+        if len(hits) < 2:
+            return []
+        items = []
+        for at, hit in enumerate(hits):
+            arrow = "→ " if at else " " * _INDENT
+            items.append(((arrow, "dim"), (_hit(hit.step), "chain")))
+        return _wrap(items, width, _INDENT, " ")
+    name_width = min(max(cell_len(_hit(hit.step)) for hit in hits), max(width // 3, 12))
+    made = []
+    for hit in hits:
+        made += _step(hit, name_width, width, most)
+    return made
+
+
+def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
+    name = " " * _INDENT + fit(_hit(hit.step), name_width) + "  "
+    room = max(width - cell_len(name), 8)
+    # The chain stands before it already.
+    rule = (hit.rule or "").removeprefix(f"-A {hit.step.chain} ")
+    texts = _folded(rule, room, most) or [""]
+    made = [Line(_cut(((name, "chain"), (texts[0], "rule")), width))]
+    for text in texts[1:]:
+        made.append(Line(_cut(((" " * cell_len(name), "rule"), (text, "rule")), width)))
+    return made
+
+
+def _conntrack(conntrack: Conntrack | None, width: int) -> list[Line]:
+    if conntrack is None:
+        return [Line(_title("Conntrack", [("  no entry as it came in", "dim")]))]
+    items = [
+        _title("Conntrack"),
+        _named("state", conntrack.state or "-"),
+        _named("proto", ip.proto_name(conntrack.proto)),
+        _named("status", " ".join(conntrack.status) or "-"),
+        _named("mark", f"0x{conntrack.mark:x}"),
+        _named("zone", str(conntrack.zone)),
+        _named("orig", conntrack.orig),
+        _named("reply", conntrack.reply),
+        _named("entry", f"0x{conntrack.address:x}" if conntrack.address else "-"),
+    ]
+    return _wrap(items, width, 2)
+
+
+def _packet(packet: Packet, width: int) -> list[Line]:
+    made: list[Line] = [Line(_title("Packet"))]
+    layers = dissect(packet.data, packet.length, packet.mac, packet.ethertype, packet.vlan)
+    for layer in layers:
+        indent = 2 + 2 * layer.depth
+        items: list[tuple[Piece, ...]] = [((" " * indent, "dim"), (layer.name, "title"))]
+        items += [_named(name, value) for name, value in layer.fields]
+        if layer.note:
+            items.append((("! " + layer.note, "bad"),))
+        made += _wrap(items, width, indent + 2)
+    return made
+
+
+def _bytes(packet: Packet, width: int, folded: bool) -> list[Line]:
+    here, length = len(packet.data), packet.length
+    said = f"  {here} of {length} from the network header"
+    hint = "  z shows them" if folded else "  z folds them"
+    made = [Line(_cut(_title("Bytes", [(said, "dim"), (hint, "dim")]), width))]
+    if folded:
+        return made
+    wide = 32 if width >= _WIDE_DUMP else 16 if width >= 75 else 8 if width >= 42 else 4
+    room = 3 * wide - 1 + max(wide // 8 - 1, 0)
+    for offset, octets, text in hex_dump(packet.data, wide):
+        pieces = ((f"  {offset}  ", "dim"), (f"{octets:<{room}}", "hex"), (f"  {text}", "text"))
+        made.append(Line(_cut(pieces, width)))
+    return made
