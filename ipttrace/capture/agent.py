@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ipttrace.capture import doctor, namespaces, pcapfilter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.host import Host
 from ipttrace.capture.neighbours import NeighbourWatch
+from ipttrace.capture.ruleset import Rules
 from ipttrace.capture.watch import Watcher
 from ipttrace.stream.frames import Kind, Writer
 
@@ -38,6 +40,8 @@ _REST: Final = 0.2
 _BOOKS_EVERY: Final = 1.0
 # Seconds that a reader may stand still once we were told to end.
 _STALLS: Final = 4
+# How long what is there already may take to be read before we say that we are ready.
+_FIRST_LOOK: Final = 1.0
 # A step of the wall clock that is worth telling, ns.
 _STEP: Final = 1_000_000
 
@@ -177,12 +181,19 @@ class Agent:
     """One run: from an armed engine to the stream's last frame."""
 
     def __init__(
-        self, request: Request, engine: Any, writer: Writer, watcher: Watcher | None = None
+        self,
+        request: Request,
+        engine: Any,
+        writer: Writer,
+        watcher: Watcher | None = None,
+        first: threading.Event | None = None,
     ) -> None:
+        """`first`: set once what rows need has been read for the first time."""
         self._request = request
         self._engine = engine
         self._writer = writer
         self._watcher = watcher
+        self._first = first
         self._offset = 0
         self._armed = True
         self._control = b""
@@ -203,6 +214,7 @@ class Agent:
         for level, text in engine.notes:
             writer.note(level, text)
         writer.books(engine.books())
+        self._first_look(stop)
         if self._request.ready_file is not None:
             self._request.ready_file.write_text(f"{os.getpid()}\n")
 
@@ -227,9 +239,24 @@ class Agent:
             engine.buffers.unwatch(fd)
         return self._finish(stop.reason)
 
+    def _first_look(self, stop: Any) -> None:
+        """Waits a little for the rules; records that come meanwhile come after them."""
+        if self._first is None:
+            return
+        taken = []
+        deadline = time.monotonic() + _FIRST_LOOK
+        while not stop.reason and time.monotonic() < deadline and not self._first.wait(0.02):
+            taken.append(self._engine.take())
+        self._relay()
+        for records in taken:
+            self._write(records)
+
     def _pump(self) -> int:
+        return self._write(self._engine.take())
+
+    def _write(self, taken: Any) -> int:
         came = 0
-        for kind, records in enumerate(self._engine.take()):
+        for kind, records in enumerate(taken):
             if len(records):
                 came += len(records)
                 self._writer.records(kind, records)
@@ -329,9 +356,11 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     watcher = Watcher()
+    rules = Rules(request.netns)
+    watcher.add(rules.make, "rules")
     watcher.add(lambda: NeighbourWatch(request.netns), "neighbours")
     try:
-        Agent(request, engine, Writer(sink), watcher).run(stop, control)
+        Agent(request, engine, Writer(sink), watcher, rules.first).run(stop, control)
     except BrokenPipeError:
         # Nobody reads any more: that is how a reader says goodbye.
         return 0
@@ -339,6 +368,7 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     finally:
+        rules.end()
         watcher.close()
         engine.close()
     return 130 if stop.reason == "SIGINT" else 0

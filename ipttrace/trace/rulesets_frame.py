@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""RULES and COUNTERS frames checked: what of them is kept, or StreamError.
+
+Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from ipttrace.stream.frames import StreamError
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.text import clean
+
+U32: Final = 1 << 32
+U64: Final = 1 << 64
+_NAME_LIMIT: Final = 128
+
+Key = tuple[int, int, str]
+"""Inode of the namespace, 4 or 6, table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain: its policy, None for one that is not built in, and its rules in order."""
+
+    policy: str | None
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Packets and bytes of a chain: `rules` is uint64 of shape (n, 2)."""
+
+    policy: tuple[int, int] | None
+    rules: Array
+
+
+def frame_number(frame: dict[str, Any], name: str, limit: int, what: str) -> int:
+    """The whole number `name` of the frame, below `limit`."""
+    value = frame.get(name)
+    if type(value) is int and 0 <= value < limit:
+        return value
+    raise StreamError(f"{what} in the stream are not readable: {name}")
+
+
+def frame_key(frame: dict[str, Any], what: str) -> Key:
+    """Which table the frame is about."""
+    netns, family = frame_number(frame, "netns", U32, what), frame.get("family")
+    table = frame.get("table")
+    if family not in (4, 6) or type(family) is not int:
+        raise StreamError(f"{what} in the stream are not readable: family")
+    if not isinstance(table, str) or len(table) > _NAME_LIMIT:
+        raise StreamError(f"{what} in the stream are not readable: table")
+    return netns, family, clean(table)
+
+
+def frame_chains(value: object) -> dict[str, Chain]:
+    """The chains of a RULES frame, by clean name; the rules as they came."""
+    if not isinstance(value, dict):
+        raise StreamError("rules in the stream are not readable: chains")
+    found: dict[str, Chain] = {}
+    for name, chain in value.items():
+        shown = clean(name)
+        if not isinstance(chain, dict) or len(name) > _NAME_LIMIT:
+            raise StreamError("rules in the stream are not readable: chains")
+        policy, rules = chain.get("policy"), chain.get("rules")
+        if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
+            raise StreamError("rules in the stream are not readable: rules of a chain")
+        if policy is not None and not isinstance(policy, str):
+            raise StreamError("rules in the stream are not readable: policy")
+        # Two names that look alike: which one a packet was in cannot be told.
+        twice = shown in found
+        policy = None if policy is None else clean(policy, 32)
+        found[shown] = Chain(None if twice else policy, () if twice else tuple(rules))
+    return found
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if isinstance(value, list) and len(value) == 2:
+        packets, size = value
+        if type(packets) is int and type(size) is int and packets >= 0 and size >= 0:
+            return min(packets, U64 - 1), min(size, U64 - 1)
+    raise StreamError("counters in the stream are not readable")
+
+
+def frame_counted(value: object) -> Counted:
+    """A chain of a COUNTERS frame."""
+    if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
+        raise StreamError("counters in the stream are not readable")
+    policy = value.get("policy")
+    rules = np.array([_pair(rule) for rule in value["rules"]], np.uint64).reshape(-1, 2)
+    return Counted(None if policy is None else _pair(policy), rules)
