@@ -99,21 +99,25 @@ class Story:
 def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Story | None:
     """The story of row `seq`; None when it is not, or no longer, held.
 
-    At most `limit` traversals, those nearest to the row, found among `reach`
-    rows to each side.
+    At most `limit` traversals, those nearest to the row, and as many of calls
+    inside and around; found among `reach` rows to each side.
     """
-    shown = store.rows((seq,))
-    if not shown:
+    part = next(iter(store.parts(seq, seq + 1)), None)
+    if part is None:
         return None
-    row = shown[0]
-    found, later = _journey(store, row, reach, limit)
+    journey, call = int(part.columns["journey"][0]), int(part.columns["call"][0])
+    found, over, cut = _journey(store, seq, journey, call, reach, limit)
     rows = store.rows(found)
-    rows += store.rows(_around(store, rows or shown, limit))
+    if not rows:
+        return None  # it has just left
+    # Where nothing follows as a rule, it is no news that nothing did.
+    far = not over and seq + 1 + reach < store.end and rows[-1].hook not in _LAST_HOOKS
+    rows += store.rows(_around(store, rows, limit))
     looks = _looks(store, rows)
     look = next((each for each in looks if each.row.index == seq), None)
     if look is None:
-        return None  # it has just left
-    began = row.journey & _CALL
+        return None
+    row, began = look.row, journey & _CALL
     return Story(
         row=row,
         tid=look.number("tid") if row.pid is not None else None,
@@ -123,7 +127,7 @@ def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Sto
         packet=_packet(look),
         traversals=_tell(looks, row.journey, store.rulesets),
         earlier=not any(each.row.call == began for each in looks),
-        later=later,
+        later=cut or far,
     )
 
 
@@ -143,11 +147,12 @@ def _looks(store: Store, rows: list[Row]) -> list[Look]:
 # Finding.
 
 
-def _journey(store: Store, row: Row, reach: int, limit: int) -> tuple[Array, bool]:
-    """Rows of the row's journey, ascending, and whether some may be missing after them."""
-    seq = row.index
+def _journey(
+    store: Store, seq: int, journey: int, call: int, reach: int, limit: int
+) -> tuple[Array, bool, bool]:
+    """Rows of the journey, ascending; whether its end is known; whether later ones were cut."""
     first, end = max(store.first, seq - reach), min(store.end, seq + 1 + reach)
-    began = row.call == row.journey & _CALL
+    began = call == journey & _CALL
     over = False
     backward: list[Array] = []
     count = 0
@@ -155,7 +160,7 @@ def _journey(store: Store, row: Row, reach: int, limit: int) -> tuple[Array, boo
         # A journey holds nothing before the call that it is named after.
         if began or count >= limit:
             break
-        found, began, _ = _among(store, row, a, b)
+        found, began, _ = _among(store, journey, a, b)
         backward.append(found)
         count += len(found)
     forward: list[Array] = []
@@ -163,18 +168,13 @@ def _journey(store: Store, row: Row, reach: int, limit: int) -> tuple[Array, boo
     for a, b in _wider(seq, end):
         if over or count > limit:
             break
-        found, _, over = _among(store, row, a, b)
+        found, _, over = _among(store, journey, a, b)
         forward.append(found)
         count += len(found)
     seqs = np.concatenate([*reversed(backward), *forward])
-    if not len(seqs):
-        return seqs, False  # it has just left
     near = np.sort(np.argsort(np.abs(seqs - seq), kind="stable")[:limit])
-    seqs, more = seqs[near], int(near[-1]) < len(seqs) - 1
-    if not over and end < store.end:
-        # Where nothing follows as a rule, it is no news that nothing did.
-        more |= store.row(int(seqs[-1])).hook not in _LAST_HOOKS
-    return seqs, more
+    cut = bool(near.size) and int(near[-1]) < len(seqs) - 1
+    return seqs[near], over, cut
 
 
 def _wider(start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -186,15 +186,15 @@ def _wider(start: int, stop: int) -> Iterator[tuple[int, int]]:
         at, wide = then, 2 * wide
 
 
-def _among(store: Store, row: Row, first: int, end: int) -> tuple[Array, bool, bool]:
+def _among(store: Store, journey: int, first: int, end: int) -> tuple[Array, bool, bool]:
     """The journey's rows of this stretch; whether it begins, whether it ends there."""
     seqs: list[Array] = []
     began = over = False
     for part in store.parts(first, end):
-        at = np.flatnonzero(part.columns["journey"] == np.uint64(row.journey))
+        at = np.flatnonzero(part.columns["journey"] == np.uint64(journey))
         if at.size:
             seqs.append(at.astype(np.int64) + part.first)
-            began |= bool((part.columns["call"][at] == np.uint64(row.journey & _CALL)).any())
+            began |= bool((part.columns["call"][at] == np.uint64(journey & _CALL)).any())
             verdicts = part.columns["verdict"][at] & np.uint32(0xFF)
             over |= bool(np.isin(verdicts, _OVER).any())
     return (np.concatenate(seqs) if seqs else np.zeros(0, np.int64)), began, over
@@ -203,42 +203,46 @@ def _among(store: Store, row: Row, first: int, end: int) -> tuple[Array, bool, b
 def _around(store: Store, rows: list[Row], limit: int) -> Array:
     """Calls made from inside of these rows' calls, and those around them."""
     seqs = [each.index for each in rows]
-    first, end = min(seqs) - _NEARBY, max(seqs) + 1 + _NEARBY
+    parts = list(store.parts(min(seqs) - _NEARBY, max(seqs) + 1 + _NEARBY))
     host = rows[0].host
-    inner = outer = 0
     calls = {each.call for each in rows}
-    parents = {each.parent for each in rows if each.parent} - calls
-    nested: list[tuple[int, int, int]] = []
     found: dict[int, int] = {}
-    for part in store.parts(first, end):
-        at = np.flatnonzero((part.columns["parent"] != 0) & (part.columns["host"] == host))
-        call, parent = part.columns["call"][at].tolist(), part.columns["parent"][at].tolist()
-        nested += zip((at + part.first).tolist(), call, parent, strict=True)
-    while inner < _DEEPEST and nested:
-        inner += 1
-        more = {call: seq for seq, call, parent in nested if parent in calls and call not in calls}
-        if not more:
+    # Down: calls whose parents are among those that are known.
+    latest = calls
+    for _ in range(_DEEPEST):
+        below: dict[int, int] = {}
+        for part in parts:
+            at = _rows_of(part, "parent", latest, host)[:limit]
+            below.update(
+                zip(part.columns["call"][at].tolist(), (at + part.first).tolist(), strict=True)
+            )
+        latest = below.keys() - calls
+        if not latest:
             break
-        calls |= more.keys()
-        found.update(more)
-    while outer < _DEEPEST and parents:
-        outer += 1
-        above: dict[int, tuple[int, int]] = {}
-        for part in store.parts(first, end):
-            above.update(_of_calls(part, parents, host))
-        calls |= parents
-        found.update({call: seq for call, (seq, _) in above.items()})
-        parents = {parent for _, parent in above.values() if parent} - calls
+        calls |= latest
+        found.update({call: below[call] for call in latest})
+    # Up: the parents themselves.
+    wanted = {each.parent for each in rows if each.parent} - calls
+    for _ in range(_DEEPEST):
+        if not wanted:
+            break
+        calls |= wanted
+        above: set[int] = set()
+        for part in parts:
+            at = _rows_of(part, "call", wanted, host)[:limit]
+            found.update(
+                zip(part.columns["call"][at].tolist(), (at + part.first).tolist(), strict=True)
+            )
+            above.update(part.columns["parent"][at].tolist())
+        wanted = above - calls - {0}
     return np.sort(np.array(list(found.values())[:limit], np.int64))
 
 
-def _of_calls(part: Part, calls: set[int], host: int) -> dict[int, tuple[int, int]]:
-    """Call → sequence number and parent, of those of `calls` that are in the part."""
-    wanted = np.array(list(calls), np.uint64)
-    column = part.columns["call"]
-    at = np.flatnonzero(np.isin(column, wanted) & (part.columns["host"] == host))
-    places = zip((at + part.first).tolist(), part.columns["parent"][at].tolist(), strict=True)
-    return dict(zip(column[at].tolist(), places, strict=True))
+def _rows_of(part: Part, column: str, values: set[int], host: int) -> Array:
+    """Places in the part of the host's rows that have one of `values` in this column."""
+    wanted = np.array(list(values), np.uint64)
+    hit: Array = np.isin(part.columns[column], wanted)
+    return np.flatnonzero(hit & (part.columns["host"] == host))
 
 
 # Telling.

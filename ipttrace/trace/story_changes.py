@@ -210,6 +210,9 @@ def _conntrack(changes: _Changes, before: Look, after: Look) -> None:
         changes.status(0, after.number("ct_status"))
         return
     for direction in ("orig", "reply"):
+        names = [f"ct_{direction}_{end}" for end in ("src", "dst", "sport", "dport")]
+        if all(before.octets(name) == after.octets(name) for name in names):
+            continue
         old, new = before.tuple(direction), after.tuple(direction)
         changes.note(f"ct {direction}", f"({old})", f"({new})")
     name = "ct_status_after" if before.alive else "ct_status"

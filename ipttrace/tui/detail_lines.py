@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 from ipttrace.trace import protocol as ip
 from ipttrace.trace.dissect import dissect, hex_dump
@@ -19,28 +19,18 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.story import Conntrack, Packet, RuleHit, Story, Traversal
 from ipttrace.trace.story_changes import Change, endpoint
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit
+from ipttrace.tui.detail_wrap import MOST_LINES, Line, Piece, cut, fold, wrap
 
 ROLES: Final = frozenset(
     {"head", "title", "name", "value", "dim", "chain", "rule", "changed", "bad", "shown"}
     | {"accept", "drop", "other", "hex", "text"}
 )
 
-Piece = tuple[str, str]  # text and role
 SHOWN: Final = "▶"  # the traversal that is the row itself
 
 _NARROW: Final = 100  # cells; below, namespaces only where they change
 _NARROWEST: Final = 40  # cells; below, lines are cut
 _WIDE_DUMP: Final = 140  # cells; from here on 32 bytes a line
-_MOST_LINES: Final = 8  # of one text: a hostile comment must not be all there is
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line, not longer than the width it was made for."""
-
-    pieces: tuple[Piece, ...]
-    shown: bool = False  # it is the row's own traversal
-    belongs: bool = False  # to the traversal above
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,83 +44,13 @@ class Where:
 def lines(story: Story, width: int, where: Where, folded: bool = False) -> list[Line]:
     """All lines of the detail; `folded`: without the packet's bytes."""
     width = max(width, 20)
-    made = _wrap(_about(story, where), width, 2)
+    made = wrap(_about(story, where), width, 2)
     made += _journey(story, width, where)
     made += _conntrack(story.conntrack, width)
     made += _packet(story.packet, width)
     made += _bytes(story.packet, width, folded)
     if width < _NARROWEST:
-        made = [Line(_cut(line.pieces, width), line.shown, line.belongs) for line in made]
-    return made
-
-
-# Putting pieces into lines.
-
-
-def _wrap(
-    items: Iterable[tuple[Piece, ...]], width: int, indent: int, gap: str = "  "
-) -> list[Line]:
-    """Items one after another; one that does not fit begins a line, or is cut if it never could."""
-    made: list[Line] = []
-    line: list[Piece] = []
-    used = 0
-    for item in items:
-        size = sum(cell_len(text) for text, _ in item)
-        if line and used + len(gap) + size > width:
-            made.append(Line(tuple(line)))
-            line, used = [(" " * indent, "value")], indent
-        elif line:
-            line.append((gap, "value"))
-            used += len(gap)
-        if used + size > width:
-            *begun, item = _long(item, width, used, indent + 2)
-            for piece in begun:
-                made.append(Line((*line, *piece)))
-                line, used = [], 0
-        line += item
-        used += sum(cell_len(text) for text, _ in item)
-    if line:
-        made.append(Line(tuple(line)))
-    return made
-
-
-def _long(item: tuple[Piece, ...], width: int, used: int, indent: int) -> list[tuple[Piece, ...]]:
-    """An item that no line has room for: its last text goes on in more lines."""
-    *head, (text, role) = _cut(item[:-1], width - used - 8) + item[-1:]
-    used += sum(cell_len(piece) for piece, _ in head)
-    texts = _folded(text, max(width - max(used, indent), 8), _MOST_LINES) or [""]
-    made = [_cut((*head, (texts[0], role)), width)]
-    return made + [_cut(((" " * indent, role), (text, role)), width) for text in texts[1:]]
-
-
-def _cut(pieces: Iterable[Piece], room: int) -> tuple[Piece, ...]:
-    """The pieces in at most `room` cells; … where some is missing."""
-    kept: list[Piece] = []
-    for text, role in pieces:
-        size = cell_len(text)
-        if size > room:
-            if room > 0:
-                kept.append((fit(text, room), role))
-            break
-        kept.append((text, role))
-        room -= size
-    return tuple(kept)
-
-
-def _folded(text: str, width: int, most: int) -> list[str]:
-    """`text` in up to `most` lines of `width` cells, broken at spaces where it has some."""
-    made: list[str] = []
-    text = text[: 4 * width * most]  # combining marks take no cell
-    while text and len(made) < most - 1 and cell_len(text) > width:
-        some = set_cell_size(text, width).rstrip(" ") if not text.isascii() else text[:width]
-        space = some.rfind(" ") if text[len(some) : len(some) + 1] != " " else len(some)
-        at = space if space > width // 3 else len(some)
-        if at <= 0:
-            break
-        made.append(text[:at])
-        text = text[at:].lstrip(" ")
-    if text:
-        made.append(fit(text, width).rstrip(" "))
+        made = [Line(cut(line.pieces, width), line.shown, line.belongs) for line in made]
     return made
 
 
@@ -189,16 +109,16 @@ def _journey(story: Story, width: int, where: Where) -> list[Line]:
     notes = [f"  {count} in {duration(total)}"]
     if len(own) < len(told):
         notes.append(f"  indented: from inside of a call; {len(told) - len(own)} of another skb")
-    made = [Line(_cut(_title("Journey", [(note, "dim") for note in notes]), width))]
+    made = [Line(cut(_title("Journey", [(note, "dim") for note in notes]), width))]
     widths = _Widths(told, width, where)
     made.append(widths.titles())
     if story.earlier:
-        made.append(Line(_cut([("  its beginning is not held, or too far away", "dim")], width)))
+        made.append(Line(cut([("  its beginning is not held, or too far away", "dim")], width)))
     for traversal in told:
         made += _traversal(traversal, story.row.index, widths)
     if story.later:
         made.append(
-            Line(_cut([("  more may follow: this is as far as was searched", "dim")], width))
+            Line(cut([("  more may follow: this is as far as was searched", "dim")], width))
         )
     return made
 
@@ -252,7 +172,7 @@ class _Widths:
             if size:
                 text, role = cells[name]
                 pieces.append((fit(text, size, name in _RIGHT) + " ", role))
-        return Line(_cut(pieces, self.width), shown)
+        return Line(cut(pieces, self.width), shown)
 
     def titles(self) -> Line:
         names = {"since": "time", "gap": "gap", "hook": "hook", "table": "table", "rule": "rule"}
@@ -307,7 +227,7 @@ def _traversal(traversal: Traversal, shown: int, widths: _Widths) -> list[Line]:
     made = [widths.line(cells, SHOWN if is_shown else "", is_shown)]
     made += _changes("came with", traversal.before, widths)
     # In full where the row itself is.
-    made += _steps(traversal, widths.width, _MOST_LINES if is_shown else 1)
+    made += _steps(traversal, widths.width, MOST_LINES if is_shown else 1)
     made += _changes("changed", traversal.here, widths)
     return made[:1] + [Line(line.pieces, belongs=True) for line in made[1:]]
 
@@ -327,7 +247,7 @@ def _changes(what: str, changes: tuple[Change, ...], widths: _Widths) -> list[Li
                 for part in text.split(" → ")
             )
         items.append(((f"{change.name} ", "name"), (text, "changed")))
-    return _wrap(items, widths.width, _INDENT + 2)
+    return wrap(items, widths.width, _INDENT + 2)
 
 
 def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
@@ -339,7 +259,7 @@ def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
         for at, hit in enumerate(hits):
             arrow = "→ " if at else " " * _INDENT
             items.append(((arrow, "dim"), (_hit(hit.step), "chain")))
-        return _wrap(items, width, _INDENT, " ")
+        return wrap(items, width, _INDENT, " ")
     name_width = min(max(cell_len(_hit(hit.step)) for hit in hits), max(width // 3, 12))
     made = []
     for hit in hits:
@@ -352,10 +272,10 @@ def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
     room = max(width - cell_len(name), 8)
     # The chain stands before it already.
     rule = (hit.rule or "").removeprefix(f"-A {hit.step.chain} ")
-    texts = _folded(rule, room, most) or [""]
-    made = [Line(_cut(((name, "chain"), (texts[0], "rule")), width))]
+    texts = fold(rule, room, most) or [""]
+    made = [Line(cut(((name, "chain"), (texts[0], "rule")), width))]
     for text in texts[1:]:
-        made.append(Line(_cut(((" " * cell_len(name), "rule"), (text, "rule")), width)))
+        made.append(Line(cut(((" " * cell_len(name), "rule"), (text, "rule")), width)))
     return made
 
 
@@ -373,7 +293,7 @@ def _conntrack(conntrack: Conntrack | None, width: int) -> list[Line]:
         _named("reply", conntrack.reply),
         _named("entry", f"0x{conntrack.address:x}" if conntrack.address else "-"),
     ]
-    return _wrap(items, width, 2)
+    return wrap(items, width, 2)
 
 
 def _packet(packet: Packet, width: int) -> list[Line]:
@@ -385,7 +305,7 @@ def _packet(packet: Packet, width: int) -> list[Line]:
         items += [_named(name, value) for name, value in layer.fields]
         if layer.note:
             items.append((("! " + layer.note, "bad"),))
-        made += _wrap(items, width, indent + 2)
+        made += wrap(items, width, indent + 2)
     return made
 
 
@@ -393,12 +313,12 @@ def _bytes(packet: Packet, width: int, folded: bool) -> list[Line]:
     here, length = len(packet.data), packet.length
     said = f"  {here} of {length} from the network header"
     hint = "  z shows them" if folded else "  z folds them"
-    made = [Line(_cut(_title("Bytes", [(said, "dim"), (hint, "dim")]), width))]
+    made = [Line(cut(_title("Bytes", [(said, "dim"), (hint, "dim")]), width))]
     if folded:
         return made
     wide = 32 if width >= _WIDE_DUMP else 16 if width >= 75 else 8 if width >= 42 else 4
     room = 3 * wide - 1 + max(wide // 8 - 1, 0)
     for offset, octets, text in hex_dump(packet.data, wide):
         pieces = ((f"  {offset}  ", "dim"), (f"{octets:<{room}}", "hex"), (f"  {text}", "text"))
-        made.append(Line(_cut(pieces, width)))
+        made.append(Line(cut(pieces, width)))
     return made

@@ -313,3 +313,20 @@ def test_addresses_of_ipv6_have_their_ports_beside_brackets() -> None:
     )
     before, _ = changes(story(store, 1), 1)  # type: ignore[arg-type]
     assert before == {"dst": "[::2]:80 → [::3]:81"}
+
+
+def test_calls_inside_of_calls_come_to_an_end() -> None:
+    # GIVEN a call inside of a call inside of …, and many inside of one
+    deep = [
+        entry(1 + at, at, skb=0x3000 + 8 * at, parent=at, hook=3, table=b"filter")
+        for at in range(40)
+    ]
+    wide = [entry(1000 + at, 50 + at, skb=0x9000 + 8 * at, parent=1) for at in range(500)]
+    ends = [leave(int(each["call"][0]), 0, skb=int(each["skb"][0])) for each in deep + wide]
+    store = store_of(deep + wide, [], ends)
+    for seq in range(store.end):
+        told = story(store, seq, limit=16)
+        assert told is not None
+        assert len(told.traversals) <= 32
+        assert any(traversal.row.index == seq for traversal in told.traversals)
+        assert max(traversal.depth for traversal in told.traversals) <= 8
