@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The flows that matter most: by packets, drops, cost, bytes or time.
+
+Must not count: `show` gives it the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, Final
+
+from textual.binding import Binding, BindingType
+
+from ipttrace.trace.names import Names
+from ipttrace.trace.tally_flows import Flow, FlowsTally
+from ipttrace.tui import figures
+from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail
+from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.widgets.ledger import Cells, Ledger, column
+
+SORTS: Final = ("packets", "drops", "cost", "bytes", "last")
+SHOWN: Final = 500
+_SORTED: Final = "▾"
+
+# Left to right: title, width.
+_COLUMNS: Final[dict[str, tuple[str, int]]] = {
+    "packets": ("packets", 7),
+    "rows": ("rows", 6),
+    "drops": ("drops", 6),
+    "bytes": ("bytes", 6),
+    "cost": ("cost", 6),
+    "dearest": ("max", 6),
+    "host": ("host", 10),
+    "netns": ("netns", 12),
+    "last": ("ago", 4),
+    "proto": ("proto", 6),
+    "ends": ("source → destination", 28),
+    "verdict": ("last verdict, or where dropped", 13),
+}
+_LONGEST: Final = 97
+_ALWAYS: Final = ("packets", "drops", "bytes", "cost", "proto", "ends", "verdict")
+# Columns that more room is spent on, in this order, or a column's new width.
+_STEPS: Final = (
+    ("ends", 37),
+    ("verdict", 22),
+    ("last", 4),
+    ("dearest", 6),
+    ("host", 10),
+    ("netns", 12),
+    ("rows", 6),
+    ("ends", 45),
+    ("verdict", 32),
+    ("ends", 61),
+    ("ends", _LONGEST),
+)
+_LEFT: Final = ("host", "netns", "proto", "ends", "verdict")
+_EMPTY: Final = "  No packets have come yet."
+
+
+class FlowsView(Ledger):
+    """The view.  `show` gives it what there is."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows of this flow"),
+        Binding("s", "sort", "Sort", tooltip="by packets, drops, cost, bytes, or the newest first"),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._tally: FlowsTally | None = None
+        self._store_names: Names | None = None
+        self._netns: Mapping[int, str] = {}
+        self._hosts: Sequence[str] = ()
+        self._now: int | None = None
+        self._version: Hashable = None
+        self._sort = 0
+        self._flows: dict[Hashable, Flow] = {}
+        self._newest = 0
+        self._columns: dict[str, int] = {}
+
+    def show(
+        self,
+        tally: FlowsTally,
+        names: Names,
+        netns: Mapping[int, str],
+        hosts: Sequence[str] = (),
+        now: int | None = None,
+    ) -> None:
+        """Show what there is by now; call it as often as you like.
+
+        `names`: the store's; `netns`: names of namespaces by inode; `hosts`:
+        names by number, when there are several; all safe for a terminal.
+        `now`: ns since the epoch by the stream's clock; None: the newest row is
+        now.
+        """
+        version = (tally.version, now, dict(netns), tuple(hosts))
+        if tally is self._tally and version == self._version:
+            return
+        self._tally, self._store_names, self._version = tally, names, version
+        self._netns, self._hosts, self._now = netns, hosts, now
+        self.changed()
+
+    @property
+    def sort(self) -> str:
+        """The order of the lines: one of SORTS."""
+        return SORTS[self._sort]
+
+    # A person acts.
+
+    def action_sort(self) -> None:
+        self._sort = (self._sort + 1) % len(SORTS)
+        self._moved = False
+        self.fill()
+
+    def on_click(self, event: object) -> None:
+        """A second click on a line is enter."""
+        if getattr(event, "chain", 1) > 1:
+            self.action_filter()
+
+    def action_filter(self) -> None:
+        flow = self._flows.get(self.picked)
+        if flow is None:
+            self.post_message(Notice("there is no flow under the cursor", error=True))
+        else:
+            name = hex(flow.flow) if flow.flow else "none"
+            self.post_message(FilterAsked(f"flow={name}", "flow"))
+
+    # From what there is to lines.
+
+    def refill(self) -> Sequence[Hashable]:
+        if self._tally is None or self._store_names is None or not len(self._tally):
+            self._flows = {}
+            self._columns = self._choose_columns()
+            return [_EMPTY]
+        top = self._tally.top(self.sort, SHOWN, self._store_names)
+        self._newest = max(flow.last for flow in top) if self._now is None else self._now
+        if self.sort == "drops":
+            top = [flow for flow in top if flow.drops]
+        self._flows = {(flow.host, flow.flow): flow for flow in top}
+        self._columns = self._choose_columns()
+        lines: list[Hashable] = list(self._flows)
+        if not lines:
+            lines.append("  Nothing was dropped.")
+        more = len(self._tally) - len(top)
+        if more > 0 and self.sort != "drops":
+            lines.append(f"  and {more:,} more flows")
+        if (other := self._tally.other).flows:
+            lines.append(
+                f"  {other.flows:,} older flows are counted no longer: {other.packets:,} packets,"
+                f" {other.drops:,} drops"
+            )
+        return lines
+
+    def pickable(self, key: Hashable) -> bool:
+        return key in self._flows
+
+    # Words.
+
+    def _choose_columns(self) -> dict[str, int]:
+        chosen = {name: _COLUMNS[name][1] for name in _ALWAYS}
+
+        def used() -> int:
+            return sum(width + 1 for width in chosen.values()) - 1
+
+        for name, width in _STEPS:
+            if name == "host" and len(self._hosts) < 2:
+                continue
+            before = dict(chosen)
+            chosen[name] = width
+            if used() > self.width:
+                chosen = before
+                break
+        # Nobody should have to read across an empty field.
+        longest = max((len(ends(flow, _LONGEST)) for flow in self._flows.values()), default=0)
+        chosen["ends"] = min(chosen["ends"], max(longest, _COLUMNS["ends"][1]))
+        # What is left over is for the words at the end.
+        chosen["verdict"] += max(0, self.width - used())
+        if used() > self.width:
+            chosen["ends"] = max(9, chosen["ends"] + self.width - used())
+        return {name: chosen[name] for name in _COLUMNS if name in chosen}
+
+    def heading(self) -> list[Cells]:
+        many = 0 if self._tally is None else len(self._tally)
+        right = f"  s by {'newest' if self.sort == 'last' else self.sort} "
+        title = fit(f" Flows {many:,}", max(1, self.width - len(right))) + right
+        titles = []
+        for name, width in self._columns.items():
+            text = _COLUMNS[name][0]
+            if name == self.sort:
+                text = f"{_SORTED}{text}" if len(text) < width else text
+            if name == "verdict" and len(text) > width:
+                text = "last verdict"
+            role = "table" if name == self.sort else "titles"
+            titles.append(column(text, width, role, name not in _LEFT))
+        return [[(title, "title")], titles]
+
+    def cells(self, key: Hashable) -> Cells:
+        flow = self._flows.get(key)
+        if flow is None:
+            return [(str(key), "dim")]
+        return [self._cell(name, width, flow) for name, width in self._columns.items()]
+
+    def _cell(self, name: str, width: int, flow: Flow) -> tuple[str, str]:
+        if name == "drops":
+            return column(figures.count(flow.drops) if flow.drops else "", width, "drop")
+        if name in ("packets", "rows", "bytes"):
+            return column(figures.count(getattr(flow, name)), width)
+        if name == "cost":
+            return column(figures.cost(flow.cost_ns), width)
+        if name == "dearest":
+            return column(figures.cost(flow.dearest_ns), width, "dim")
+        if name == "last":
+            return column(figures.span((self._newest - flow.last) / 1e9), width, "dim")
+        if name == "proto":
+            return column(flow.proto or "?", width, right=False)
+        if name == "host":
+            known = flow.host < len(self._hosts)
+            text = self._hosts[flow.host] if known else str(flow.host)
+            return column(text, width, "dim", right=False)
+        if name == "netns":
+            netns = self._netns.get(flow.netns) or fit_tail(str(flow.netns), width)
+            return column(netns, width, "dim", right=False)
+        if name == "ends":
+            return column(ends(flow, width), width, "text", right=False)
+        return self._verdict(width, flow)
+
+    def _verdict(self, width: int, flow: Flow) -> tuple[str, str]:
+        mark = VERDICT_MARKS.get(flow.verdict, "?")
+        if not flow.drops:
+            role = VERDICT_ROLES.get(flow.verdict, "other")
+            return column(f"{mark} {flow.verdict}", width, role, right=False)
+        place = f" {flow.dropped_table}"
+        if flow.dropped_at is not None:
+            step = flow.dropped_at
+            number = "policy" if step.match == "policy" else str(step.rulenum)
+            # The chain gives way: table and number are what one looks for.
+            room = width - len(place) - len(number) - 5
+            if room < 6:
+                place, room = "", width - len(number) - 4
+            place += f" {fit(step.chain, max(room, 4)).rstrip()}:{number}"
+        if flow.verdict == "DROP":
+            return column(f"{mark}{place}", width, "drop", right=False)
+        return column(f"{mark} {VERDICT_MARKS['DROP']}{place}", width, "drop", right=False)
+
+
+def _end(address: str, port: int | None) -> str:
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def ends(flow: Flow, width: int) -> str:
+    """Source and destination in `width` cells: without the client's port where narrow."""
+    if not flow.flow:
+        return "packets of no known flow"
+    src, dst = _end(flow.src, flow.sport), _end(flow.dst, flow.dport)
+    if len(src) + len(dst) + 3 <= width:
+        return f"{src} → {dst}"
+    if len(src) + len(dst) + 1 > width and flow.sport is not None and flow.dport is not None:
+        if flow.sport > flow.dport:
+            src = flow.src
+        else:
+            dst = flow.dst
+    room = width - 1
+    if len(src) + len(dst) > room:
+        src = fit_tail(src, max(room // 2, room - len(dst)))
+        dst = fit_tail(dst, room - len(src))
+    return f"{src}→{dst}"

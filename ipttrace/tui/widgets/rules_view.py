@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rules of a namespace with what hit them: hits, rate, drops, cost, text.
+
+In their order a table's chains follow each other as iptables prints them, the
+line of a chain having what its policy was hit; sorted, only what was hit is
+listed.  Must not count: `show` gives it the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from math import isnan
+from typing import ClassVar, Final, NamedTuple
+
+from textual.binding import Binding, BindingType
+
+from ipttrace.trace import query
+from ipttrace.trace.names import Names
+from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.tally_listing import (
+    POLICY,
+    ChainListing,
+    Figures,
+    Listing,
+    Listings,
+    RuleKey,
+    TableListing,
+)
+from ipttrace.trace.tally_rules import RulesTally
+from ipttrace.tui import figures
+from ipttrace.tui.columns import fit
+from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.widgets.ledger import Cells, Ledger
+from ipttrace.tui.widgets.rules_words import Words
+
+SORTS: Final = ("number", "hits", "drops", "cost")
+_EMPTY: Final = "  No rule has been hit yet, and no rules have come."
+
+
+class _TableLine(NamedTuple):
+    family: int
+    table: str
+
+
+class _ChainLine(NamedTuple):
+    family: int
+    table: str
+    chain: str
+
+
+class _Note(NamedTuple):
+    text: str
+
+
+class RulesView(Ledger):
+    """The view.  `show` gives it what there is; the app moves it to a namespace by `choose`."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows that hit this rule"),
+        Binding("s", "sort", "Sort", tooltip="by number, hits, drops or cost"),
+        Binding("0", "hide", "Hide 0", tooltip="hide what was never hit, or show it"),
+        Binding("left_square_bracket", "other(-1)", "Namespace", key_display="["),
+        Binding("right_square_bracket", "other(1)", "Namespace", key_display="]"),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._tally: RulesTally | None = None
+        self._listings: Listings | None = None
+        self._rulesets: Mapping[int, Rulesets] = {}
+        self._netns: Mapping[int, str] = {}
+        self._hosts: Sequence[str] = ()
+        self._now: int | None = None
+        self._version: Hashable = None
+        self._namespace: tuple[int, int] | None = None
+        self._order: list[tuple[int, int]] = []
+        self._sort = 0
+        self._hidden = False
+        self._listing: Listing | None = None
+        self._chains: dict[tuple[int, str, str], ChainListing] = {}
+        self._tables: dict[tuple[int, str], TableListing] = {}
+        self._most = 0.0
+        self._by_rate = False
+        self._words = Words(80, flat=False)
+
+    def show(
+        self,
+        tally: RulesTally,
+        names: Names,
+        rulesets: Mapping[int, Rulesets],
+        netns: Mapping[int, str],
+        hosts: Sequence[str] = (),
+        now: int | None = None,
+    ) -> None:
+        """Show what there is by now; call it as often as you like.
+
+        `names` and `rulesets`: the store's; `netns`: names of namespaces by
+        inode; `hosts`: names by number, when there are several; all safe for a
+        terminal.  `now`: ns since the epoch by the stream's clock, so that rates
+        fall when nothing comes; None: the newest row is now.
+        """
+        version = (
+            tally.version,
+            now,
+            dict(netns),
+            tuple(hosts),
+            [(one.version, one.counted) for one in rulesets.values()],
+        )
+        if tally is not self._tally or self._listings is None:
+            self._listings = Listings(tally, names)
+        elif version == self._version:
+            return
+        self._tally, self._rulesets, self._version = tally, rulesets, version
+        self._netns, self._hosts, self._now = netns, hosts, now
+        self.changed()
+
+    def choose(self, host: int, netns: int) -> None:
+        """Show this namespace, if anything is known of its rules."""
+        if (host, netns) in self._namespaces():
+            self._turn_to((host, netns))
+
+    @property
+    def sort(self) -> str:
+        """The order of the lines: one of SORTS."""
+        return SORTS[self._sort]
+
+    # A person acts.
+
+    def action_sort(self) -> None:
+        self._sort = (self._sort + 1) % len(SORTS)
+        self._moved = False
+        self.fill()
+
+    def action_hide(self) -> None:
+        self._hidden = not self._hidden
+        self.fill()
+
+    def action_other(self, step: int) -> None:
+        if self._order and self._namespace in self._order:
+            at = self._order.index(self._namespace)
+            self._turn_to(self._order[(at + step) % len(self._order)])
+
+    def _turn_to(self, namespace: tuple[int, int]) -> None:
+        self._namespace = namespace
+        self._moved = False
+        self.fill()
+
+    def on_click(self, event: object) -> None:
+        """A second click on a line is enter."""
+        if getattr(event, "chain", 1) > 1:
+            self.action_filter()
+
+    def action_filter(self) -> None:
+        key, listing = self.picked, self._listing
+        if listing is None or not isinstance(key, RuleKey | _ChainLine):
+            self.post_message(Notice("there is no rule under the cursor", error=True))
+            return
+        if isinstance(key, RuleKey):
+            text = query.by_hit(key.table, key.chain, key.number, key.family, listing.netns)
+            name = "policy" if key.kind == POLICY else "rule"
+        else:
+            path = query.quote(key.chain)
+            text = f"table={query.quote(key.table)} and path={path}"
+            text += f" and family={key.family} and netns={listing.netns}"
+            name = "chain"
+        if len(self._hosts) > 1 and listing.host < len(self._hosts):
+            text += f" and host={query.quote(self._hosts[listing.host])}"
+        self.post_message(FilterAsked(text, name))
+
+    # From what there is to lines.
+
+    def _namespaces(self) -> list[tuple[int, int]]:
+        found = set() if self._tally is None else set(self._tally.namespaces())
+        for host, rulesets in self._rulesets.items():
+            found.update((host, netns) for netns in rulesets.namespaces())
+        return sorted(found, key=lambda one: (one[0], self._called(one[1]), one[1]))
+
+    def _called(self, netns: int) -> str:
+        return self._netns.get(netns) or f"netns {netns}"
+
+    def refill(self) -> Sequence[Hashable]:
+        self._order = self._namespaces()
+        self._listing = None
+        self._words = Words(self.width, flat=self.sort != "number")
+        if self._listings is None or self._tally is None or not self._order:
+            return [_Note(_EMPTY)]
+        if self._namespace not in self._order:
+            self._namespace = self._busiest()
+        host, netns = self._namespace
+        listing = self._listings.of(host, netns, self._rulesets.get(host), self._now)
+        self._listing = listing
+        self._by_rate = any(one.rate > 0 for one in listing.figures.values())
+        self._most = max(map(self._heat_of, listing.figures.values()), default=0.0)
+        self._tables = {(one.family, one.table): one for one in listing.tables}
+        self._chains = {
+            (table.family, table.table, chain.chain): chain
+            for table in listing.tables
+            for chain in table.chains
+        }
+        lines = self._in_order(listing) if self.sort == "number" else self._sorted(listing)
+        if self._tally.other:
+            note = f"{self._tally.other:,} hits of rules that were not hit for long are not listed"
+            lines.append(_Note("  " + note))
+        return lines
+
+    def _busiest(self) -> tuple[int, int]:
+        assert self._tally is not None
+        held, live = self._tally.slots.columns, self._tally.slots.live
+        if not len(live):
+            return self._order[0]
+        slot = live[held["hits"][live].argmax()]
+        busiest = int(held["host"][slot]), int(held["netns"][slot])
+        return busiest if busiest in self._order else self._order[0]
+
+    def _in_order(self, listing: Listing) -> list[Hashable]:
+        lines: list[Hashable] = []
+        hit = listing.figures
+        for table in listing.tables:
+            begins = len(lines)
+            for chain in table.chains:
+                policy = [key for key in chain.keys if key.kind == POLICY]
+                rules = [
+                    key
+                    for key in chain.keys
+                    if key.kind != POLICY and (not self._hidden or key in hit)
+                ]
+                if self._hidden and not rules and not any(key in hit for key in policy):
+                    continue
+                # The policy's line is the chain's.
+                head = policy[0] if policy else None
+                lines.append(head or _ChainLine(table.family, table.table, chain.chain))
+                lines += rules
+                lines += policy[1:]
+            if len(lines) > begins or not self._hidden:
+                lines.insert(begins, _TableLine(table.family, table.table))
+        return lines
+
+    def _sorted(self, listing: Listing) -> list[Hashable]:
+        def value(key: RuleKey) -> float:
+            of = listing.figures_of(key)
+            if self.sort == "cost":
+                return -1.0 if isnan(of.p99_ns) else of.p99_ns
+            return of.drops if self.sort == "drops" else of.hits
+
+        hit = [key for key, of in listing.figures.items() if of.hits and value(key) > 0]
+        hit.sort(key=lambda key: (-value(key), key))
+        return list(hit) or [_Note(f"  Nothing to sort by {self.sort} yet.")]
+
+    def pickable(self, key: Hashable) -> bool:
+        return isinstance(key, RuleKey | _ChainLine)
+
+    # Words.
+
+    def heading(self) -> list[Cells]:
+        many = len(self._order)
+        where = " Rules"
+        if self._namespace is not None and self._order:
+            host, netns = self._namespace
+            where = f" {self._called(netns)}"
+            if len(self._hosts) > 1 and host < len(self._hosts):
+                where += f" on {self._hosts[host]}"
+        right = f"  s by {self.sort}  0 {'hidden' if self._hidden else 'shown'} "
+        if many > 1 and self._namespace in self._order:
+            right = f"  {self._order.index(self._namespace) + 1}/{many} [ ]" + right
+        title = fit(where, max(1, self.width - len(right))) + right
+        return [[(title, "title")], self._words.titles()]
+
+    def cells(self, key: Hashable) -> Cells:
+        if isinstance(key, _TableLine):
+            return self._words.table(self._tables[key])
+        if isinstance(key, _ChainLine):
+            return self._words.chain(self._chains[key])
+        if isinstance(key, RuleKey) and self._listing is not None:
+            of = self._listing.figures_of(key)
+            chain = self._chains[key.family, key.table, key.chain]
+            heat = figures.heat(self._heat_of(of), self._most)
+            return self._words.rule(key, of, self._listing.share(key), heat, chain)
+        return [(key.text if isinstance(key, _Note) else "", "dim")]
+
+    def _heat_of(self, of: Figures) -> float:
+        # In hits of the window, so that the least rate is 1.
+        return 2 * of.rate if self._by_rate else float(of.hits)

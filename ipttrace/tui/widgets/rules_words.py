@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The words of the rules view: columns by width, and what stands in each.
+
+Pure: no widget, no colours; roles are those of `ledger`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ipttrace.trace.tally_listing import (
+    END,
+    POLICY,
+    ChainListing,
+    Figures,
+    RuleKey,
+    TableListing,
+    kernel_packets,
+)
+from ipttrace.tui import figures
+from ipttrace.tui.columns import fit
+from ipttrace.tui.widgets.ledger import Cells, column
+
+# From which part of the scale on a bar has which colour.
+_HEAT: Final = ((0.9, "hot"), (0.7, "warm"), (0.5, "mild"), (0.25, "cool"), (0.0, "cold"))
+_NUMBER: Final = 4
+_PLACE: Final = 26  # table, chain and number, where lines stand alone
+_TEXT: Final = 30  # cells that a rule's text needs before more columns come
+_WIDE: Final = 110
+_TITLES: Final = {
+    "hits": "hits",
+    "rate": "/s",
+    "kernel": "kernel",
+    "dropped": "drops",
+    "share": "drop%",
+    "p50": "p50",
+    "p99": "p99",
+}
+_ALWAYS: Final = {"hits": 6, "rate": 6, "share": 5}
+# Columns that more room is spent on, in this order, and their widths.
+_MORE: Final = (("p99", 6), ("kernel", 6), ("p50", 6), ("dropped", 6))
+
+
+class Words:
+    """What lines look like on `width` cells.  `flat`: each line says where it stands."""
+
+    def __init__(self, width: int, flat: bool) -> None:
+        self.width = width
+        self.flat = flat
+        self.bar = 8 if width >= _WIDE else 3
+        chosen = dict(_ALWAYS)
+        spare = width - (_PLACE if flat else _NUMBER) - self.bar - 2 - _TEXT
+        spare -= sum(cells + 1 for cells in chosen.values())
+        for name, cells in _MORE:
+            spare -= cells + 1
+            if spare < 0:
+                break
+            chosen[name] = cells
+        self.columns = {name: chosen[name] for name in _TITLES if name in chosen}
+
+    def titles(self) -> Cells:
+        """The line of column titles."""
+        first = column("where", _PLACE, "titles", False) if self.flat else column("#", _NUMBER)
+        cells = [(first[0], "titles"), column("", self.bar, "titles")]
+        cells += [column(_TITLES[name], width, "titles") for name, width in self.columns.items()]
+        return [*cells, ("rule", "titles")]
+
+    def table(self, table: TableListing) -> Cells:
+        """The line above a table's chains."""
+        cells: Cells = [(f"IPv{table.family} {table.table}", "table")]
+        if table.since is None:
+            cells.append(("  its rules are not known: hits by number", "dim"))
+        elif not table.current:
+            cells.append(("  changed since: these are the rules before", "warn"))
+        if table.elsewhere:
+            cells.append((f"  and {table.elsewhere:,} hits under other rules", "dim"))
+        return cells
+
+    def chain(self, chain: ChainListing) -> Cells:
+        """The line of a chain without a policy."""
+        used = _NUMBER + 1 + self.bar + 1 + sum(width + 1 for width in self.columns.values())
+        return [(" " * used, "text"), *chain_words(chain)]
+
+    def rule(
+        self, key: RuleKey, of: Figures, share: float, heat: float, chain: ChainListing
+    ) -> Cells:
+        """The line of a rule or policy.
+
+        `share`: its part of all drops; `heat`: 0 to 1; `chain`: the one it is in.
+        """
+        never = not of.hits
+        cells = [self._place(key, never)]
+        role = next(role for least, role in _HEAT if heat >= least)
+        cells.append((figures.bar(heat, self.bar) + " ", role))
+        cells += [
+            _figure(name, width, of, share, kernel_packets(chain, key))
+            for name, width in self.columns.items()
+        ]
+        if key.kind == POLICY:
+            return cells + chain_words(chain)
+        indent = "" if self.flat else "  "
+        if key.kind == END:
+            return [*cells, (f"{indent}end of the chain: back to where it was called", "dim")]
+        if 0 < key.number <= len(chain.rules):
+            text = chain.rules[key.number - 1] or "(every packet)"
+            room = self.width - sum(len(text) for text, _ in cells)
+            text = fit(indent + text, room) if room > 0 else ""
+            return [*cells, (text, "never" if never else "text")]
+        return [*cells, (f"{indent}rule {key.number} (its text is not known)", "dim")]
+
+    def _place(self, key: RuleKey, never: bool) -> tuple[str, str]:
+        role = "never" if never else "text"
+        number = {POLICY: "pol", END: "ret"}.get(key.kind, str(key.number))
+        if not self.flat:
+            return column(number, _NUMBER, role)
+        six = "6 " if key.family == 6 else ""
+        room = _PLACE - len(six) - len(key.table) - len(number) - 2
+        place = f"{six}{key.table} {fit(key.chain, max(room, 4)).rstrip()}:{number}"
+        return column(place, _PLACE, role, right=False)
+
+
+def _figure(
+    name: str, width: int, of: Figures, share: float, packets: int | None
+) -> tuple[str, str]:
+    if name == "kernel":
+        text = "" if packets is None else figures.count(packets)
+        return column(text, width, "dim" if packets else "never")
+    if not of.hits:
+        return column("0" if name == "hits" else "", width, "never")
+    if name == "hits":
+        return column(figures.count(of.hits), width, "text")
+    if name == "rate":
+        return column(figures.rate(of.rate) if of.rate else "", width)
+    if name == "dropped":
+        return column(figures.count(of.drops) if of.drops else "", width, "drop")
+    if name == "share":
+        return column(figures.share(share) if of.drops else "", width, "drop")
+    return column(figures.cost(of.p50_ns if name == "p50" else of.p99_ns), width, "dim")
+
+
+def chain_words(chain: ChainListing) -> Cells:
+    """A chain as `iptables -L` names it."""
+    words = ""
+    if chain.policy is not None:
+        words = f" (policy {chain.policy})"
+    elif chain.references is not None:
+        words = f" ({chain.references} reference{'' if chain.references == 1 else 's'})"
+    elif any(key.kind == POLICY for key in chain.keys):
+        words = " (policy)"
+    role = "drop" if chain.policy == "DROP" else "dim"
+    return [(f"Chain {chain.chain}", "chain"), (words, role)]

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Totals: verdicts, cost and losses over time as plots, and the counters in words.
+
+Plots are of blocks drawn here: a plotting library takes longer for one of them
+than a whole frame may.  Must not count: `show` gives it the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import ClassVar, Final
+
+import numpy as np
+from textual.binding import Binding, BindingType
+
+from ipttrace.trace.hashing import Array
+from ipttrace.trace.names import Names
+from ipttrace.trace.tally_totals import ENDS, Seconds, TotalsTally
+from ipttrace.tui import figures
+from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit
+from ipttrace.tui.widgets.ledger import Cells, Ledger, column
+
+WIDE: Final = 120  # cells from which on words stand beside the plots
+SPANS: Final = (15, 30, 60, 120, 300, 600)  # s
+_WORDS: Final = 62  # cells that the words need
+_TALLEST: Final = 12
+_ORDER: Final = ("ACCEPT", "DROP", *(name for name in ENDS if name not in ("ACCEPT", "DROP")))
+_EMPTY: Final = "No packets have come yet."
+
+
+class TotalsView(Ledger):
+    """The view.  `show` gives it what there is."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("z", "zoom", "Time", tooltip="how far back the plots go: 15 seconds to 10 minutes"),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._tally: TotalsTally | None = None
+        self._store_names: Names | None = None
+        self._now: int | None = None
+        self._skipped = 0
+        self._version: Hashable = None
+        self._span: int | None = None  # None: what there is decides
+        self._lines: list[Cells] = []
+
+    def show(
+        self, tally: TotalsTally, names: Names, now: int | None = None, skipped: int = 0
+    ) -> None:
+        """Show what there is by now; call it as often as you like.
+
+        `names`: the store's; `now`: ns since the epoch by the stream's clock, so
+        that time goes on when nothing comes; `skipped`: rows that were not
+        counted (`Tallies.skipped`).
+        """
+        version = (tally.version, None if now is None else now // 1_000_000_000, skipped)
+        if tally is self._tally and version == self._version:
+            return
+        self._tally, self._store_names, self._version = tally, names, version
+        self._now, self._skipped = now, skipped
+        self.changed()
+
+    @property
+    def span(self) -> int:
+        """Seconds that the plots show."""
+        if self._span is not None:
+            return self._span
+        if self._tally is None:
+            return SPANS[0]
+        used = np.zeros(SPANS[-1], bool)
+        for series in self._tally.seconds(SPANS[-1], self._now).ends.values():
+            used[-len(series) :] |= series > 0
+        since = SPANS[-1] - int(np.argmax(used)) if used.any() else 0
+        return next((span for span in SPANS if span >= since), SPANS[-1])
+
+    def action_zoom(self) -> None:
+        at = SPANS.index(self.span)
+        self._span = SPANS[(at + 1) % len(SPANS)]
+        self.fill()
+
+    # From what there is to lines.
+
+    def pickable(self, key: Hashable) -> bool:
+        return False
+
+    def refill(self) -> Sequence[Hashable]:
+        tally, names = self._tally, self._store_names
+        if tally is None or names is None or not tally.rows:
+            self._lines = [[], [("  " + _EMPTY, "dim")]]
+        elif self.width >= WIDE:
+            left = self.width - _WORDS - 3
+            plots, words = self._plots(tally, left, self.size.height - 1), self._words(tally, names)
+            self._lines = _beside(plots, words, left + 3)
+        else:
+            # At least half of the words are on the screen, and all of the plots.
+            height = max(self.size.height * 3 // 5, 9)
+            plots = self._plots(tally, self.width - 2, height)
+            self._lines = [*plots, [], *self._words(tally, names)]
+            self._lines = [[(" ", "text"), *line] for line in self._lines]
+        return range(len(self._lines))
+
+    def heading(self) -> list[Cells]:
+        span = self.span
+        right = f"  z last {f'{span} seconds' if span <= 60 else f'{span // 60} minutes'} "
+        return [[(fit(" Totals", max(1, self.width - len(right))) + right, "title")]]
+
+    def cells(self, key: Hashable) -> Cells:
+        return self._lines[key] if isinstance(key, int) else []
+
+    # Plots.
+
+    def _plots(self, tally: TotalsTally, width: int, height: int) -> list[Cells]:
+        """As many plots as there is something to show of, in `height` lines at most."""
+        seconds = tally.seconds(self.span + 1, self._now)
+        drawn = [name for number, name in enumerate(ENDS) if tally.ends[number] or name == "ACCEPT"]
+        if "DROP" not in drawn:
+            drawn.insert(0, "DROP")
+        drawn.sort(key=_ORDER.index)
+        plots: list[tuple[str, str, Array, bool]] = [
+            (
+                f"{VERDICT_MARKS.get(name, '?')} {name}",
+                VERDICT_ROLES.get(name, "other"),
+                seconds.ends[name].astype(np.float64),
+                False,
+            )
+            for name in drawn
+        ]
+        plots.append(("cost of a row, mean", "table", _mean_cost(seconds), True))
+        plots += [
+            (name, "warn", seconds.series[name].astype(np.float64), False)
+            for name, total in (("lost", tally.lost), ("missed", tally.missed))
+            if total
+        ]
+        each = (height - 1) // len(plots) - 1
+        tall = min(max(each, 1), _TALLEST)
+        lines: list[Cells] = []
+        for title, role, values, is_cost in plots:
+            lines += _plot(title, role, values, is_cost, width, tall)
+        lines.append([(_axis(width, self.span), "dim")])
+        return lines
+
+    # Words.
+
+    def _words(self, tally: TotalsTally, names: Names) -> list[Cells]:
+        return [
+            *self._counters(tally),
+            [],
+            *_places(tally, names),
+            [],
+            *_protocols(tally),
+        ]
+
+    def _counters(self, tally: TotalsTally) -> list[Cells]:
+        lines: list[Cells] = [
+            [(f"{tally.rows:,} rows of {tally.packets:,} packets", "text")],
+        ]
+        verdicts: Cells = []
+        for name in _ORDER:
+            if count := int(tally.ends[ENDS.index(name)]):
+                mark = VERDICT_MARKS.get(name, "?")
+                role = VERDICT_ROLES.get(name, "other")
+                part = figures.share(count / tally.rows)
+                verdicts.append((f"{mark} {name} {count:,} ({part})  ", role))
+        lines.append(verdicts)
+        p50, p99 = (figures.cost(tally.quantile(share)) for share in (0.5, 0.99))
+        lines.append([(f"cost of a row  p50 {p50}  p99 {p99}", "value")])
+        losses: Cells = []
+        for name, number in (("lost", tally.lost), ("missed", tally.missed)):
+            losses.append((f"{name} {number:,}  ", "drop" if number else "dim"))
+        if not tally.lost and not tally.missed:
+            losses.append(("the trace has no holes", "dim"))
+        lines.append(losses)
+        if self._skipped:
+            text = f"{self._skipped:,} rows had left before they were counted"
+            lines.append([(text, "warn")])
+        return lines
+
+
+def _mean_cost(seconds: Seconds) -> Array:
+    rows = sum(seconds.ends.values(), np.zeros(len(seconds.series["cost_ns"]), np.int64))
+    mean: Array = seconds.series["cost_ns"] / np.maximum(rows, 1)
+    return mean
+
+
+def _binned(values: Array, width: int, mean_of_some: bool) -> Array:
+    """`values` by cell: several seconds in one where there are more than cells.
+
+    `mean_of_some`: seconds without any do not count, as nothing costs nothing.
+    """
+    if len(values) <= width:
+        return values
+    each = -(-len(values) // width)
+    padded = np.concatenate([np.zeros(-len(values) % each), values]).reshape(-1, each)
+    if not mean_of_some:
+        binned: Array = padded.mean(axis=1)
+        return binned
+    some = np.count_nonzero(padded, axis=1)
+    mean: Array = padded.sum(axis=1) / np.maximum(some, 1)
+    return mean
+
+
+def _plot(
+    title: str, role: str, values: Array, is_cost: bool, width: int, tall: int
+) -> list[Cells]:
+    # The last second is not over; of a few it is what there is.
+    whole = values[:-1] if np.count_nonzero(values) > 5 else values[1:]
+    most = float(whole.max(initial=0.0))
+    now = float(whole[-1]) if len(whole) else 0.0
+    if is_cost:
+        said = f"now {figures.cost(now) if now else '-':>6}  most {figures.cost(most)}"
+    else:
+        said = f"now {figures.rate(now):>6}/s  most {figures.rate(most)}/s"
+    bins = _binned(whole, width, is_cost)
+    wide = np.repeat(bins, max(1, width // max(len(bins), 1)))[-width:]
+    head = fit(title, max(width - len(said), 1)) + said
+    lines: list[Cells] = [[(head[:width], role)]]
+    for line in figures.plot(wide.tolist(), tall, float(bins.max(initial=0.0))):
+        lines.append([(line.rjust(width), role)])
+    return lines
+
+
+def _axis(width: int, span: int) -> str:
+    """The line below the plots: when that was."""
+    begin, half = f"-{figures.span(span)}", f"-{figures.span(span / 2)}"
+    cells = min(width, max(1, width // span) * span) if span < width else width
+    line = begin + half.center(cells - len(begin) - 3) + "now"
+    return line.rjust(width)
+
+
+def _places(tally: TotalsTally, names: Names) -> list[Cells]:
+    titles = (("hook", 13, False), ("table", 10, False), ("rows", 7, True), ("drops", 6, True))
+    head = [column(name, width, "titles", right) for name, width, right in titles]
+    head += [column(name, 6, "titles") for name in ("p50", "p99")]
+    lines: list[Cells] = [head]
+    for place in tally.places(names):
+        six = "6 " if place.family == 6 else ""
+        drops = figures.count(place.drops) if place.drops else ""
+        lines.append(
+            [
+                column(six + place.hook, 13, "text", right=False),
+                column(place.table, 10, "text", right=False),
+                column(figures.count(place.rows), 7),
+                column(drops, 6, "drop"),
+                column(figures.cost(place.p50_ns), 6, "dim"),
+                column(figures.cost(place.p99_ns), 6, "dim"),
+            ]
+        )
+    return lines
+
+
+def _protocols(tally: TotalsTally) -> list[Cells]:
+    titles = ("rows", "drops", "packets", "bytes")
+    head = [column("protocol", 13, "titles", right=False)]
+    head += [column(name, 7, "titles") for name in titles]
+    lines: list[Cells] = [head]
+    for one in tally.protocols():
+        drops = figures.count(one.drops) if one.drops else ""
+        lines.append(
+            [
+                column(one.proto or "(unreadable)", 13, "text", right=False),
+                column(figures.count(one.rows), 7),
+                column(drops, 7, "drop"),
+                column(figures.count(one.packets), 7),
+                column(figures.count(one.bytes), 7),
+            ]
+        )
+    return lines
+
+
+def _beside(left: list[Cells], right: list[Cells], at: int) -> list[Cells]:
+    """Two columns, the second of which begins at cell `at`."""
+    lines: list[Cells] = []
+    for number in range(max(len(left), len(right))):
+        line: Cells = [(" ", "text"), *(left[number] if number < len(left) else [])]
+        used = sum(len(text) for text, _ in line)
+        line.append((" " * max(at - used, 0), "text"))
+        lines.append(line + (right[number] if number < len(right) else []))
+    return lines
