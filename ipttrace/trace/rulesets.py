@@ -115,12 +115,15 @@ class Rulesets:
         self._gone: frozenset[Key] = frozenset()
         self._arrived: deque[tuple[Key, _Generation]] = deque()
         self._counters: dict[Key, tuple[Counters, Counters | None]] = {}
+        self._numbers = 0  # in all of them
 
     def feed(self, rules: dict[str, Any]) -> None:
         """Take a RULES frame.  Raises StreamError, one line, where it cannot be one."""
         upto = 0
         if rules.get("gone") is True:
-            self._gone = self._gone | ({frame_key(rules, "rules")} & self._tables.keys())
+            key = frame_key(rules, "rules")
+            if key in self._tables:
+                self._gone |= {key}
         elif "table" in rules:
             key, since = frame_key(rules, "rules"), frame_number(rules, "since", U32, "rules")
             self._add(key, since, frame_chains(rules["chains"]) if "chains" in rules else None)
@@ -145,12 +148,13 @@ class Rulesets:
             chains={clean(name): frame_counted(chain) for name, chain in chains.items()},
         )
         old = self._counters.pop(key, None)
-        last = old[0] if old is not None else None
+        if old is not None:
+            self._numbers -= _numbers(old)
         # Last in the dict is newest: what is dropped is the first.
-        kept = {**self._counters, key: (new, last)}
-        while len(kept) > 1 and sum(map(_numbers, kept.values())) > _COUNT_ROOM:
-            del kept[next(iter(kept))]
-        self._counters = kept
+        self._counters[key] = (new, None if old is None else old[0])
+        self._numbers += _numbers(self._counters[key])
+        while len(self._counters) > 1 and self._numbers > _COUNT_ROOM:
+            self._numbers -= _numbers(self._counters.pop(next(iter(self._counters))))
         self.counted += 1
 
     def text(
@@ -171,7 +175,7 @@ class Rulesets:
     def tables(self, netns: int) -> list[Table]:
         """The newest known rules of each table, IPv4 first, in the order that packets meet them."""
         found = []
-        for key, history in sorted(self._tables.items(), key=_order):
+        for key, history in sorted(self._tables.copy().items(), key=_order):
             known = next((one for one in reversed(history) if one.chains is not None), None)
             if key[0] != netns or key in self._gone or known is None or not known.chains:
                 continue
@@ -183,7 +187,7 @@ class Rulesets:
 
     def namespaces(self) -> list[int]:
         """Those of which rules were told, by inode."""
-        return sorted({key[0] for key in self._tables.keys() - self._gone})
+        return sorted({key[0] for key in list(self._tables) if key not in self._gone})
 
     def counters(
         self, netns: int, family: int, table: str
@@ -232,7 +236,7 @@ class Rulesets:
         self._gone -= {key}
         new = _Generation(since, None if chains is None else self._pool.keep(chains))
         self._used += _GENERATION
-        self._tables = {**self._tables, key: (*history, new)}
+        self._tables[key] = (*history, new)
         self._arrived.append((key, new))
         self._shrink()
 
@@ -257,10 +261,10 @@ class Rulesets:
             for one in history[: at + 1]:
                 self._forget(one)
             rest = history[at + 1 :]
-            tables = {**self._tables, key: rest}
-            if not rest:
-                del tables[key]
-            self._tables = tables
+            if rest:
+                self._tables[key] = rest
+            else:
+                del self._tables[key]
         self._arrived.extendleft(reversed(newest))
 
 

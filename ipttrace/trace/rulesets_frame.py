@@ -92,5 +92,16 @@ def frame_counted(value: object) -> Counted:
     if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
         raise StreamError("counters in the stream are not readable")
     policy = value.get("policy")
-    rules = np.array([_pair(rule) for rule in value["rules"]], np.uint64).reshape(-1, 2)
-    return Counted(None if policy is None else _pair(policy), rules)
+    return Counted(None if policy is None else _pair(policy), _pairs(value["rules"]))
+
+
+def _pairs(value: list[Any]) -> Array:
+    """uint64 of shape (n, 2)."""
+    try:
+        found = np.array(value)
+    except ValueError:  # of different lengths
+        found = np.zeros(0)
+    if found.dtype.kind == "i" and found.shape == (len(value), 2) and (found >= 0).all():
+        return found.astype(np.uint64)
+    # Beyond 63 bits, or not what it should be: one by one.
+    return np.array([_pair(pair) for pair in value], np.uint64).reshape(-1, 2)
