@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Hits beside the rules that they are of, also when the rules change."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ipttrace.stream import record
+from ipttrace.stream.frames import Frame, Kind
+from ipttrace.trace.session import Trace
+from ipttrace.trace.tally import Tallies
+from ipttrace.trace.tally_listing import (
+    END,
+    POLICY,
+    RULE,
+    Listing,
+    Listings,
+    RuleKey,
+    kernel_packets,
+)
+
+NETNS = 4026532456
+FORWARD = {"policy": "DROP", "rules": ["-j WEB", "-p udp -j ACCEPT", "-j ACCEPT"]}
+WEB = {"policy": None, "rules": ["-p tcp --dport 80 -j ACCEPT", "-j RETURN"]}
+RULE_, RETURN_, POLICY_ = range(3)
+
+Path_ = list[tuple[bytes, int, int]]
+
+
+class Lab:
+    """A trace that is fed calls and rules."""
+
+    def __init__(self) -> None:
+        self.trace = Trace()
+        self.tallies = Tallies()
+        self._call = 0
+
+    def call(
+        self, path: Path_, *, generation: int = 0, verdict: int = 1, table: bytes = b"filter"
+    ) -> None:
+        self._call += 1
+        entry = np.zeros(1, record.ENTRY_DTYPE)
+        entry["call"], entry["netns"], entry["family"] = self._call, NETNS, 2
+        entry["skb"], entry["flags"] = self._call, record.F_FIRST
+        entry["table"], entry["ruleset"], entry["hook"] = table, generation, 2
+        rules = np.zeros(len(path), record.RULE_DTYPE)
+        rules["call"], rules["table"] = self._call, table
+        for at, (chain, number, match) in enumerate(path):
+            rules[at]["seq"], rules[at]["chain"] = at, chain
+            rules[at]["rulenum"], rules[at]["match"] = number, match
+        end = np.zeros(1, record.EXIT_DTYPE)
+        end["call"], end["cost"], end["verdict"], end["rules"] = (
+            self._call,
+            1000,
+            verdict,
+            len(path),
+        )
+        for kind, some in ((Kind.ENTRY, entry), (Kind.RULE, rules), (Kind.EXIT, end)):
+            self.trace.feed(Frame(kind, some.tobytes()))
+
+    def rules(self, since: int, **changes: Any) -> None:
+        frame: dict[str, Any] = {
+            "netns": NETNS,
+            "family": 4,
+            "table": "filter",
+            "backend": "legacy",
+            "since": since,
+            "mono": 1,
+            "upto": since,
+            "chains": {"WEB": WEB, "FORWARD": FORWARD},
+            **changes,
+        }
+        if frame["chains"] is None:
+            del frame["chains"]
+        self.trace.rulesets.feed(frame)
+
+    def listing(self) -> Listing:
+        while self.tallies.pull(self.trace.store):
+            pass
+        listings = Listings(self.tallies.rules, self.trace.store.names)
+        return listings.of(0, NETNS, self.trace.rulesets)
+
+
+def key(chain: str, number: int, kind: str = RULE) -> RuleKey:
+    return RuleKey(4, "filter", chain, number, kind)
+
+
+def test_built_in_chains_come_first_and_the_others_say_who_calls_them() -> None:
+    lab = Lab()
+    lab.rules(1)
+    (table,) = lab.listing().tables
+    assert (table.family, table.table, table.since, table.current) == (4, "filter", 1, True)
+    forward, web = table.chains
+    assert (forward.chain, forward.policy, forward.references) == ("FORWARD", "DROP", None)
+    assert (web.chain, web.policy, web.references) == ("WEB", None, 1)
+    assert forward.keys == [
+        key("FORWARD", 1),
+        key("FORWARD", 2),
+        key("FORWARD", 3),
+        key("FORWARD", 4, POLICY),
+    ]
+    assert forward.rules[1] == "-p udp -j ACCEPT"
+
+
+def test_a_target_in_a_comment_calls_nobody() -> None:
+    lab = Lab()
+    chains = {
+        "FORWARD": {
+            "policy": "ACCEPT",
+            "rules": ['-m comment --comment "x -j WEB \\" -g WEB" -j ACCEPT', '-j WEB "-j WEB'],
+        },
+        "WEB": WEB,
+    }
+    lab.rules(1, chains=chains)
+    assert lab.listing().tables[0].chains[1].references == 1
+
+
+def test_policy_return_and_the_end_of_a_chain_are_lines_of_their_own() -> None:
+    lab = Lab()
+    lab.rules(1)
+    # GIVEN packets that return by rule 2, by the end of the chain, and meet the policy
+    lab.call(
+        [(b"FORWARD", 1, RULE_), (b"WEB", 2, RETURN_), (b"FORWARD", 4, POLICY_)],
+        generation=1,
+        verdict=0,
+    )
+    lab.call([(b"FORWARD", 1, RULE_), (b"WEB", 3, RETURN_), (b"FORWARD", 3, RULE_)], generation=1)
+    listing = lab.listing()
+    hits = {key: of.hits for key, of in listing.figures.items()}
+    assert hits == {
+        key("FORWARD", 1): 2,
+        key("WEB", 2): 1,
+        key("WEB", 3, END): 1,
+        key("FORWARD", 3): 1,
+        key("FORWARD", 4, POLICY): 1,
+    }
+    # THEN the policy has the drop, and all of them
+    assert listing.share(key("FORWARD", 4, POLICY)) == 1.0
+    assert listing.share(key("FORWARD", 1)) == 0.0
+    web = listing.tables[0].chains[1]
+    assert web.keys == [key("WEB", 1), key("WEB", 2), key("WEB", 3, END)]
+
+
+def test_a_change_of_the_rules_begins_the_hits_anew() -> None:
+    lab = Lab()
+    lab.rules(1)
+    for _ in range(5):
+        lab.call([(b"FORWARD", 2, RULE_)], generation=1)
+    assert lab.listing().figures_of(key("FORWARD", 2)).hits == 5
+    # WHEN rule 2 is another from generation 4 on; packets came before its text did
+    lab.call([(b"FORWARD", 2, RULE_)], generation=3)
+    lab.call([(b"FORWARD", 2, RULE_)], generation=4)
+    lab.call([(b"FORWARD", 2, RULE_)], generation=6)
+    lab.rules(4, chains={"FORWARD": {"policy": "DROP", "rules": ["-j ACCEPT", "-j DROP"]}})
+    # THEN only those that met the new rules are its hits, the others are told as a sum
+    listing = lab.listing()
+    assert listing.figures_of(key("FORWARD", 2)).hits == 2
+    assert listing.tables[0].elsewhere == 6
+
+
+def test_hits_of_unknown_rules_are_not_guessed_to_be_of_those_that_are_listed() -> None:
+    lab = Lab()
+    lab.rules(1)
+    lab.call([(b"FORWARD", 2, RULE_)], generation=0)
+    # AND the table was changed at 3, and nobody could read it since
+    lab.call([(b"FORWARD", 2, RULE_)], generation=2)
+    lab.call([(b"FORWARD", 2, RULE_)], generation=3)
+    lab.rules(3, chains=None)
+    listing = lab.listing()
+    assert listing.tables[0].current is False
+    assert listing.figures_of(key("FORWARD", 2)).hits == 1
+    assert listing.tables[0].elsewhere == 2
+
+
+def test_without_rules_hits_are_listed_by_number() -> None:
+    lab = Lab()
+    lab.call([(b"WEB", 2, RULE_), (b"FORWARD", 4, POLICY_)])
+    lab.call([(b"FORWARD", 10, RULE_)], generation=7)
+    lab.call([(b"PREROUTING", 1, RULE_)], table=b"raw")
+    raw, table = lab.listing().tables
+    assert (raw.table, table.table, table.since, table.elsewhere) == ("raw", "filter", None, 0)
+    assert [chain.chain for chain in table.chains] == ["FORWARD", "WEB"]
+    assert table.chains[0].keys == [key("FORWARD", 4, POLICY), key("FORWARD", 10)]
+
+
+def test_hits_that_the_rules_do_not_have_are_listed_behind_them() -> None:
+    lab = Lab()
+    lab.rules(1)
+    lab.call([(b"FORWARD", 9, RULE_)], generation=1)
+    lab.call([(b"NEW", 1, RULE_)], generation=1)
+    forward, _, new = lab.listing().tables[0].chains
+    assert forward.keys[-1] == key("FORWARD", 9)
+    assert new.keys == [key("NEW", 1)]
+
+
+def test_the_kernels_counters_stand_beside_the_rules_that_they_are_of() -> None:
+    lab = Lab()
+    lab.rules(2)
+    counters = {
+        "netns": NETNS,
+        "family": 4,
+        "table": "filter",
+        "mono": 5,
+        "since": 2,
+        "chains": {"FORWARD": {"policy": [7, 1], "rules": [[5, 1], [6, 1], [0, 0]]}},
+    }
+    lab.trace.rulesets.feed_counters(counters)
+    forward, web = lab.listing().tables[0].chains
+    assert [kernel_packets(forward, key) for key in forward.keys] == [5, 6, 0, 7]
+    assert [kernel_packets(web, key) for key in web.keys] == [None, None]
+    # WHEN they are of other rules, they say nothing of these
+    lab.trace.rulesets.feed_counters({**counters, "since": 1})
+    forward, _ = lab.listing().tables[0].chains
+    assert kernel_packets(forward, forward.keys[0]) is None
