@@ -359,7 +359,7 @@ class RuleWatch:
             else:
                 yield from self._say(
                     f"table {key[2]} of {self._name(key[0])} has more than {MOST >> 20} MB of"
-                    " rules: their texts are not known"
+                    " rules: the texts of these are not known"
                 )
         counted = {
             name: {"policy": chain.counted, "rules": chain.counters}
