@@ -68,7 +68,7 @@ static void control_notify(enum ipttrace_reason reason)
 	ipttrace_multicast(&control_family, msg, GROUP_STATE);
 }
 
-/* From ruleset.c's worker; without the mutex. */
+/* From ruleset.c's worker, or while it is set up. */
 void ipttrace_control_changed(const struct ipttrace_change *change)
 {
 	struct sk_buff *msg = nlmsg_new(NLMSG_DEFAULT_SIZE, GFP_KERNEL);

@@ -298,22 +298,23 @@ static void probes_unregister(void)
 	unregister_kretprobes(all, RULESET_PROBES);
 }
 
-static void ruleset_watch(u32 done)
+/*
+ * Where it fails, generations are not known: ipttrace_ruleset() gives 0.
+ * They go on from where they ended: a reader may have been there before.
+ */
+void ipttrace_ruleset_setup(void)
 {
+	const struct ipttrace_change any = { .generation = ruleset.done + 1 };
+
+	if (ruleset.done)
+		ipttrace_control_changed(&any);
 	ruleset.lock = (arch_spinlock_t)__ARCH_SPIN_LOCK_UNLOCKED;
-	ruleset.begun = done;
-	ruleset.done = done;
+	ruleset.begun = ruleset.done;
 	ruleset.head = 0;
 	ruleset.tail = 0;
 	memset(ruleset_found, 0, sizeof(ruleset_found));
 	init_irq_work(&ruleset_irq_work, ruleset_wake);
 	WRITE_ONCE(ruleset.watching, !probes_register());
-}
-
-/* Where it fails, generations are not known: ipttrace_ruleset() gives 0. */
-void ipttrace_ruleset_setup(void)
-{
-	ruleset_watch(0);
 }
 
 void ipttrace_ruleset_teardown(void)
@@ -324,12 +325,11 @@ void ipttrace_ruleset_teardown(void)
 	probes_unregister();
 	irq_work_sync(&ruleset_irq_work);
 	cancel_work_sync(&ruleset_work);
+	/* What is changed from here on is not seen: that is a change, too. */
+	ruleset.done++;
 }
 
-/*
- * x_tables may go, and come again, while we are armed: what is changed between
- * is not seen, which makes a gap in the numbers.
- */
+/* x_tables may go, and come again, while we are armed. */
 void ipttrace_ruleset_rescan(void)
 {
 	int i;
@@ -342,7 +342,7 @@ void ipttrace_ruleset_rescan(void)
 			return;
 		ipttrace_ruleset_teardown();
 	}
-	ruleset_watch(ruleset.done + 1);
+	ipttrace_ruleset_setup();
 }
 
 bool ipttrace_ruleset_watched(void)

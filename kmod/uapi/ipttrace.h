@@ -39,16 +39,18 @@
  * GET      gives STATE, VERSION, OWNER_PID, TARGETS, RULESET and all counters.
  *          The counters are those of the newest ARM and stay after DISARM.
  *          RULESET is the generation of all tables' rules: it begins at 1 with
- *          ARM and rises by 1 with each change of a table.  0 while a change is
- *          under way, and where changes are not seen (TARGETS has no bit 2).
+ *          the first ARM and rises by 1 with each change of a table, and by 1
+ *          for all that may have been changed between a DISARM and an ARM.  0
+ *          while a change is under way, and where changes are not seen (TARGETS
+ *          has no bit 2).
  *
  * Group "state": a message of command NOTIFY with STATE, OWNER_PID and REASON
  * at every change.
  *
  * Group "rules": while armed, a message of command CHANGED for each change of a
  * table's rules, with RULESET (the generation from which on they hold), NETNS
- * (0: some namespace's), FAMILY and TABLE; no generation is left out unless the
- * message of it was lost.
+ * (0: some namespace's), FAMILY (0: any table may have been changed) and TABLE;
+ * no generation is left out unless the message of it was lost.
  */
 #ifndef _UAPI_IPTTRACE_H
 #define _UAPI_IPTTRACE_H
