@@ -32,8 +32,9 @@ CMD_FILTER: Final = 4
 CMD_CHANGED: Final = 6
 
 GROUP_RULES: Final = "rules"
-# Bit of Status.targets: changes of rules are seen.
-TARGET_RULES: Final = 4
+# Bits of TARGETS: the functions that are probed, and whether changes of rules are seen.
+_TARGETS: Final = 3
+_TARGET_RULES: Final = 4
 
 _RCVBUFFORCE: Final = 33  # SO_RCVBUFFORCE of socket(7)
 _ROOM: Final = 1 << 20
@@ -98,6 +99,7 @@ class Status:
     skipped: int
     unfollowed: int
     depth: int
+    rules_seen: bool  # whether changes of rules are
     ruleset: int  # generation of all rules; 0: one is being changed, or not known
 
 
@@ -193,7 +195,7 @@ class Control:
             state=STATES[state] if state < len(STATES) else str(state),
             version=value("VERSION"),
             owner_pid=value("OWNER_PID"),
-            targets=value("TARGETS"),
+            targets=value("TARGETS") & _TARGETS,
             calls=value("CALLS"),
             refused=value("REFUSED"),
             matched=value("MATCHED"),
@@ -205,6 +207,7 @@ class Control:
             skipped=value("SKIPPED"),
             unfollowed=value("UNFOLLOWED"),
             depth=value("DEPTH"),
+            rules_seen=bool(value("TARGETS") & _TARGET_RULES),
             ruleset=value("RULESET"),
         )
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipttrace.capture import kmod, namespaces, ruleset_save
-from ipttrace.capture.control import TARGET_RULES, Change, Control
+from ipttrace.capture.control import Change, Control
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.ruleset_save import CommandMissing, Table, Unreadable
 from ipttrace.capture.watch import Seen
@@ -194,7 +194,7 @@ class RuleWatch:
                 return status.ruleset
             if status.state != "armed":
                 return None
-            if not status.targets & TARGET_RULES:
+            if not status.rules_seen:
                 raise CaptureError(
                     "this kernel does not let changes of rules be seen: no row has its rule's text"
                 )

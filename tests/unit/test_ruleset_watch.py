@@ -29,7 +29,7 @@ class Host:
 
     generation: int = 1
     state: str = "armed"
-    targets: int = 7
+    rules_seen: bool = True
     pending: list[Change] = field(default_factory=list)
     # What happens, once each, while the rules are being read.
     meanwhile: list[Callable[[], None]] = field(default_factory=list)
@@ -65,7 +65,9 @@ class Host:
         return found
 
     def status(self) -> Any:
-        return SimpleNamespace(ruleset=self.generation, state=self.state, targets=self.targets)
+        return SimpleNamespace(
+            ruleset=self.generation, state=self.state, rules_seen=self.rules_seen
+        )
 
     def close(self) -> None:
         pass
@@ -265,7 +267,7 @@ def test_what_cannot_be_read_is_said_once_in_one_line_and_has_no_text(
 def test_where_changes_cannot_be_seen_there_are_no_texts_and_that_is_said(
     host: Host, reader: Reader
 ) -> None:
-    host.generation, host.targets = 0, 3
+    host.generation, host.rules_seen = 0, False
     with pytest.raises(CaptureError, match=r"no row has its rule's text$"):
         reader.look(host)
     assert reader.watch.interval > 1  # no busy loop about it
