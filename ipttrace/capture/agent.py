@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The privileged half: an engine on one side, the stream on the other.
 
-Thin: it moves records and answers the control line, which is one JSON object a
-line: ``{"cmd": "filter", "expr": "tcp port 80"}``, ``{"cmd": "disarm"}``,
-``{"cmd": "arm"}``, ``{"cmd": "stop"}``.  The end of the control line means
-stop, so that an agent never outlives who started it.  Must not import a view.
+Thin: it moves records, carries out what the control line says (orders.py), and
+keeps to the budget.  Must not import a view.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import platform
-import select
-import signal
 import socket
 import sys
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from ipttrace import __version__
 from ipttrace.capture import doctor, namespaces, pcapfilter
+from ipttrace.capture.budget import Budget
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.host import Host
 from ipttrace.capture.neighbours import NeighbourWatch
+from ipttrace.capture.orders import ControlLine, Order, parse
 from ipttrace.capture.ruleset import Rules
+from ipttrace.capture.sink import Descriptor
+from ipttrace.capture.stop import Stop
 from ipttrace.capture.watch import Watcher
 from ipttrace.stream.frames import Kind, Writer
+from ipttrace.stream.record import EXIT
 
 # How often buffers are looked at, s: short enough for eyes, long enough to cost
 # an idle host nothing and to take many records at once.  A flood wakes us sooner.
@@ -38,8 +38,6 @@ _PAUSE: Final = 0.05
 # The same once nothing has come for a second.
 _REST: Final = 0.2
 _BOOKS_EVERY: Final = 1.0
-# Seconds that a reader may stand still once we were told to end.
-_STALLS: Final = 4
 # How long what is there already may take to be read before we say that we are ready.
 _FIRST_LOOK: Final = 1.0
 # A step of the wall clock that is worth telling, ns.
@@ -57,79 +55,8 @@ class Request:
     maxactive: int | None = None
     duration: float | None = None
     ready_file: Path | None = None
-
-
-class Descriptor:
-    """A sink on a file descriptor: all of the data, whatever write(2) takes at once."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._writing = False
-        self._taken = 0
-        self._seen = -1
-        self._stalls = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data)
-        self._writing = True
-        try:
-            while rest:
-                try:
-                    count = os.write(self._fd, rest)
-                except BlockingIOError:
-                    # Somebody whose pipe it is too made it so.
-                    poll = select.poll()
-                    poll.register(self._fd, select.POLLOUT)
-                    poll.poll()
-                    continue
-                rest = rest[count:]
-                self._taken += count
-        finally:
-            self._writing = False
-        return len(data)
-
-    def check(self) -> None:
-        """To be called by a timer's signal.  Raises CaptureError if the reader stands still.
-
-        By exception, because a write(2) that blocks is gone on with after any
-        other signal.
-        """
-        if not self._writing:
-            return
-        self._stalls = self._stalls + 1 if self._taken == self._seen else 0
-        self._seen = self._taken
-        if self._stalls >= _STALLS:
-            raise CaptureError("nobody reads the stream: its end is missing")
-
-
-class _Stop:
-    """Set by signals; a flag, so that a frame is never cut in two.
-
-    From then on a reader that stands still is given up after a while.
-    """
-
-    def __init__(self, sink: Descriptor) -> None:
-        self.reason = ""
-        self._sink = sink
-        signal.signal(signal.SIGALRM, self._on_alarm)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup(1) means it.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on)
-
-    def _on(self, number: int, frame: FrameType | None) -> None:
-        self.reason = self.reason or signal.Signals(number).name
-        signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
-
-    def over(self) -> None:
-        """To be called last: python sets signals back to their default, and is then killed by
-        an alarm or a second Ctrl-C if it takes long to be gone."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-
-    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        self._sink.check()
+    max_rate: int | None = None
+    stop_after: int | None = None
 
 
 def _clock() -> tuple[int, int]:
@@ -196,7 +123,9 @@ class Agent:
         self._first = first
         self._offset = 0
         self._armed = True
-        self._control = b""
+        self._budget = Budget(request.max_rate, request.stop_after)
+        self._exits = 0
+        self._spent = False  # the budget has disarmed, which is still to be told
 
     def run(self, stop: Any, control: int | None) -> dict[str, Any]:
         """Until `stop` has a reason, time is up or the control line ends.
@@ -206,14 +135,16 @@ class Agent:
         engine, writer = self._engine, self._writer
         watched = [] if self._watcher is None else [self._watcher.fd]
         watched += [] if control is None else [control]
+        line = None if control is None else ControlLine(control)
         for fd in watched:
             engine.buffers.watch(fd)
+        self._begin_budget()
         hello = _hello(self._request, engine)
         self._offset = hello["clock"]["wall"] - hello["clock"]["mono"]
         writer.hello(hello)
         for level, text in engine.notes:
             writer.note(level, text)
-        writer.books(engine.books())
+        writer.books(self._books())
         self._first_look(stop)
         if self._request.ready_file is not None:
             self._request.ready_file.write_text(f"{os.getpid()}\n")
@@ -224,12 +155,14 @@ class Agent:
         while not stop.reason:
             busy = time.monotonic() - came < 1
             ready = engine.buffers.wait(_PAUSE if busy else _REST)
-            if control is not None and control in ready and not self._obey(control):
+            if line is not None and line.fd in ready and not self._obey(line):
                 stop.reason = "stopped"
             now = time.monotonic()
             self._relay()
             if self._pump():
                 came = now
+            if self._spent:
+                self._tell_spent()
             if now >= books_due:
                 books_due = now + _BOOKS_EVERY
                 self._tick()
@@ -246,13 +179,20 @@ class Agent:
         taken = []
         deadline = time.monotonic() + _FIRST_LOOK
         while not stop.reason and time.monotonic() < deadline and not self._first.wait(0.02):
-            taken.append(self._engine.take())
+            taken.append(self._take())
         self._relay()
         for records in taken:
             self._write(records)
 
+    def _take(self) -> Any:
+        taken = self._engine.take()
+        self._exits += sum(map(len, taken[EXIT:]))
+        if self._armed and self._budget.limited:
+            self._spend(self._exits, self._engine.lost_exits())
+        return taken
+
     def _pump(self) -> int:
-        return self._write(self._engine.take())
+        return self._write(self._take())
 
     def _write(self, taken: Any) -> int:
         came = 0
@@ -277,51 +217,102 @@ class Agent:
         if abs(wall - mono - self._offset) > _STEP:
             self._offset = wall - mono
             self._writer.clock(mono, wall)
-        self._writer.books(self._engine.books())
+        self._writer.books(self._books())
+
+    def _books(self) -> dict[str, Any]:
+        return {**self._engine.books(), "expr": self._request.expr}
+
+    # -- the budget
+
+    def _begin_budget(self) -> None:
+        if self._budget.limited:
+            self._budget.begin(self._exits, self._engine.lost_exits(), time.monotonic())
+
+    def _spend(self, came: int, lost: int) -> None:
+        """At once, before anything is written: the reader may be slow."""
+        if self._budget.spent(came, lost, time.monotonic()):
+            self._engine.disarm()
+            self._armed = False
+            self._spent = True
+
+    def spend_aside(self) -> None:
+        """To be called by a timer's signal while the stream is being written.
+
+        A reader that stands still must not make the budget last longer.
+        """
+        if not self._armed:
+            return
+        # What fails here fails again in the loop, which says so.
+        with contextlib.suppress(CaptureError):
+            books = self._engine.books()
+            lost = books["lost"][EXIT]
+            self._spend(books["due"][EXIT] - lost, lost)
+
+    def _tell_spent(self) -> None:
+        self._spent = False
+        self._drain()
+        self._writer.note(*self._budget.words(self._exits))
+        self._writer.books(self._books())
+
+    def _drain(self) -> None:
+        """What was written before the disarm, so that the books balance."""
+        while self._pump():
+            pass
 
     def _finish(self, reason: str) -> dict[str, Any]:
         if self._armed:
             self._engine.disarm()
-        while self._pump():
-            pass
-        books: dict[str, Any] = self._engine.books()
+            self._armed = False
+        self._drain()
+        if self._spent:
+            self._tell_spent()
+        books = self._books()
         self._writer.end({**books, "reason": reason})
         return books
 
-    def _obey(self, control: int) -> bool:
-        """Carries out what stands on the control line; False when it has ended."""
-        data = os.read(control, 65536)
-        if not data:
-            return False
-        *lines, self._control = (self._control + data).split(b"\n")
-        if len(self._control) > 1 << 20:
-            raise CaptureError("the control line has no end")
-        return all(self._command(line) for line in lines if line.strip())
+    # -- the control line
+
+    def _obey(self, line: ControlLine) -> bool:
+        """Carries out what stands on the control line; False when it is over."""
+        lines = line.lines()
+        return lines is not None and all(map(self._command, lines))
 
     def _command(self, line: bytes) -> bool:
         try:
-            command = json.loads(line)
-            name = command["cmd"]
-            if name == "stop":
+            order = parse(line)
+            if order.name == "stop":
                 return False
-            if name == "filter":
-                expr = str(command["expr"])
-                self._engine.filter(pcapfilter.compile(expr))
-                self._request = replace(self._request, expr=expr)
-                self._writer.note("info", f"filter: {expr or 'none'}")
-            elif name == "disarm" and self._armed:
-                self._engine.disarm()
-                self._armed = False
-                self._writer.note("info", "disarmed")
-            elif name == "arm" and not self._armed:
-                raise CaptureError("arming again is done by starting again")
-            else:
-                raise CaptureError(f"unknown or untimely command {name!r}")
-        except (ValueError, KeyError, TypeError):
-            self._writer.note("error", "a line on the control line is no command")
-        except (CaptureError, pcapfilter.FilterError) as error:
+            self._carry_out(order)
+        except pcapfilter.FilterError as error:
+            at = error.position
+            where = "" if at is None else f", at character {at + 1}"
+            self._writer.note("error", f"{error.message}{where}")
+        except CaptureError as error:
             self._writer.note("error", str(error))
         return True
+
+    def _carry_out(self, order: Order) -> None:
+        """Raises CaptureError; then all is as before."""
+        if order.name == "filter":
+            self._engine.filter(pcapfilter.compile(order.expr))
+            self._request = replace(self._request, expr=order.expr)
+            said = f"filter: {order.expr or 'none'}"
+        elif order.name == "arm":
+            if self._spent:
+                self._tell_spent()
+            if not self._armed:
+                self._engine.arm()
+                self._armed = True
+                self._begin_budget()
+            said = f"armed; filter: {self._request.expr or 'none'}"
+        else:
+            if self._armed:
+                self._engine.disarm()
+                self._armed = False
+            self._drain()
+            said = "disarmed"
+        self._writer.note("info", said)
+        self._writer.books(self._books())
 
 
 def _refuse_in_vain(host: Host) -> None:
@@ -340,14 +331,14 @@ def _refuse_in_vain(host: Host) -> None:
 def main(request: Request, out: int, control: int | None) -> int:
     """Runs an agent with its stream on `out`.  Returns the exit status."""
     sink = Descriptor(out)
-    stop = _Stop(sink)
+    stop = Stop(sink)
     try:
         return _run(request, sink, stop, control)
     finally:
         stop.over()
 
 
-def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -> int:
+def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) -> int:
     try:
         if request.engine != "netlink":
             _refuse_in_vain(Host.here())
@@ -360,7 +351,10 @@ def _run(request: Request, sink: Descriptor, stop: _Stop, control: int | None) -
     watcher.add(rules.make, "rules")
     watcher.add(lambda: NeighbourWatch(request.netns), "neighbours")
     try:
-        Agent(request, engine, Writer(sink), watcher, rules.first).run(stop, control)
+        agent = Agent(request, engine, Writer(sink), watcher, rules.first)
+        if request.max_rate is not None or request.stop_after is not None:
+            stop.meanwhile(agent.spend_aside)
+        agent.run(stop, control)
     except BrokenPipeError:
         # Nobody reads any more: that is how a reader says goodbye.
         return 0
