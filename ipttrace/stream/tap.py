@@ -9,9 +9,12 @@ frames mean beyond that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 from ipttrace.stream.frames import Frame, Kind, Sink, StreamError, Writer
+
+_MOST_CHANGES: Final = 1000
 
 
 class Tap:
@@ -22,6 +25,7 @@ class Tap:
         self._clock: Frame | None = None
         # By what they are about: a namespace, or a table and its generation.
         self._about: dict[tuple[object, ...], Frame] = {}
+        self._changes: dict[str, list[Frame]] = {}  # by namespace
         self._writer: Writer | None = None
 
     @property
@@ -34,6 +38,7 @@ class Tap:
         if frame.kind == Kind.HELLO:
             self._hello, self._clock = frame, None
             self._about.clear()
+            self._changes.clear()
         elif frame.kind == Kind.CLOCK:
             self._clock = frame
         elif frame.kind in (Kind.RULES, Kind.NEIGHBOURS):
@@ -46,7 +51,8 @@ class Tap:
         if self._hello is None:
             raise ValueError("the stream has not begun")
         self._writer = Writer(sink)
-        for frame in (self._hello, self._clock, *self._about.values()):
+        changes = chain.from_iterable(self._changes.values())
+        for frame in (self._hello, self._clock, *self._about.values(), *changes):
             if frame is not None:
                 self._write(frame)
 
@@ -70,12 +76,27 @@ class Tap:
         except StreamError:
             return
         if frame.kind == Kind.NEIGHBOURS:
-            # A change leaves out what stayed: all since the last whole one are needed.
-            whole = "neighbours" in value
-            key: tuple[object, ...] = (frame.kind, str(value.get("netns")), whole)
-            if whole:
-                self._about.pop((frame.kind, str(value.get("netns")), False), None)
-        else:
-            key = (frame.kind, *(str(value.get(name)) for name in ("netns", "family", "table")))
+            self._keep_neighbours(frame, value)
+            return
+        key = (frame.kind, *(str(value.get(name)) for name in ("netns", "family", "table")))
+        self._put(key, frame)
+
+    def _keep_neighbours(self, frame: Frame, value: dict[str, Any]) -> None:
+        """Of each namespace the newest whole frame and the changes since."""
+        if "tables" in value:
+            self._put((frame.kind, "tables"), frame)
+        for netns in value["gone"] if isinstance(value.get("gone"), list) else ():
+            self._changes.pop(str(netns), None)
+        if "netns" not in value:
+            return
+        name = str(value["netns"])
+        if "neighbours" in value:
+            self._changes[name] = []
+        kept = self._changes.get(name)
+        # The next whole frame is not far where there are so many changes.
+        if kept is not None and len(kept) < _MOST_CHANGES:
+            kept.append(frame)
+
+    def _put(self, key: tuple[object, ...], frame: Frame) -> None:
         self._about.pop(key, None)
         self._about[key] = frame

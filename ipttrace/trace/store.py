@@ -129,6 +129,12 @@ class Store:
             return 0
         return int(chunks[-1].columns["time"][chunks[-1].count - 1])
 
+    def time(self, seq: int) -> int:
+        """The time of a row, ns since the epoch; 0 where it is not held."""
+        for part in self.parts(seq, seq + 1):
+            return int(part.columns["time"][0])
+        return 0
+
     def at(self, time: int) -> int:
         """The first held row that came at `time` or later, ns since the epoch; `end` if none.
 

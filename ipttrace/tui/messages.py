@@ -59,3 +59,28 @@ class Notice(Message):
         super().__init__()
         self.text = text
         self.error = error
+
+
+class PromptClosed(Message):
+    """The prompt is gone: whoever had the keys before gets them back."""
+
+
+class Exporting(Message, bubble=False):
+    """How far an export is, in rows."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__()
+        self.done = done
+        self.total = total
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, Exporting)
+
+
+class ExportEnded(Message, bubble=False):
+    """An export is over; `text` says how."""
+
+    def __init__(self, text: str, error: bool = False) -> None:
+        super().__init__()
+        self.text = text
+        self.error = error

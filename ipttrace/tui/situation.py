@@ -21,6 +21,8 @@ REPLAYING: Final = "replaying"
 STOPPING: Final = "stopping"
 ENDED: Final = "ended"
 ERROR: Final = "error"
+# Of several hosts, the state that a person must know of comes first.
+URGENCY: Final = (ERROR, STOPPING, BOOTING, DISARMED, ARMED, REPLAYING, ENDED)
 
 
 @dataclass(frozen=True, slots=True)

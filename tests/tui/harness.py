@@ -62,9 +62,10 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = 
 def laid_out(app: TraceApp, width: int) -> bool:
     """Whether the list has its size on a screen of `width` cells, and has taken it in."""
     rows = app.rows
+    beside = app.side.outer_size.width if app.side.display else 0
     return (
-        rows.size.width == width
-        and rows._width == width - 1
+        rows.size.width == width - beside
+        and rows._width == rows.size.width - 1
         and app._titles._columns == rows.columns
     )
 

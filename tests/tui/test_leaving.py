@@ -42,7 +42,7 @@ async def test_quit_asks_the_agent_to_end_and_takes_its_last_counts(key: str) ->
         "incomplete": 0,
         "error": None,
     }
-    assert not app._intake.alive
+    assert not app.lines[0].intake.alive
     assert agent.closed.is_set()
     assert agent.near.fileno() == -1
 
@@ -54,7 +54,7 @@ async def test_quit_does_not_wait_for_an_agent_that_does_not_answer() -> None:
         assert agent.received() == STOP
     assert app.return_value is not None
     assert app.return_value["rows"] == 8
-    assert not app._intake.alive
+    assert not app.lines[0].intake.alive
 
 
 async def test_a_second_key_leaves_at_once() -> None:
@@ -64,14 +64,14 @@ async def test_a_second_key_leaves_at_once() -> None:
         await until(pilot, lambda: "STOPPING" in app._status.text)
         await pilot.press("ctrl+c")
         await until(pilot, lambda: app.return_value is not None)
-    assert not app._intake.alive
+    assert not app.lines[0].intake.alive
 
 
 async def test_ctrl_c_leaves_from_the_help_screen_too() -> None:
     async with live(streams.hello(), streams.rows(8), rows=8, grace=0.05) as (_, app, pilot):
         await pilot.press("question_mark", "ctrl+c")
         await until(pilot, lambda: app.return_value is not None)
-    assert not app._intake.alive
+    assert not app.lines[0].intake.alive
 
 
 async def test_quit_before_anything_came() -> None:
@@ -87,18 +87,18 @@ async def test_quit_while_the_reader_waits_for_room() -> None:
     # GIVEN a screen that takes nothing, and a reader that waits for room
     agent = Agent()
     app = TraceApp(agent.source, title="lab", grace=0.05)
-    app._intake._limit = 1
-    app._intake._notify = lambda: None
+    app.lines[0].intake._limit = 1
+    app.lines[0].intake._notify = lambda: None
     async with app.run_test() as pilot:
         sender = threading.Thread(
             target=agent.send, args=(streams.hello() + streams.rows(8),), daemon=True
         )
         sender.start()
-        await until(pilot, lambda: app._intake.waiting)
+        await until(pilot, lambda: app.lines[0].intake.waiting)
         # WHEN a person quits THEN it ends
         await pilot.press("q")
         await until(pilot, lambda: app.return_value is not None)
-    assert not app._intake.alive
+    assert not app.lines[0].intake.alive
     agent.hang_up()
 
 
@@ -114,7 +114,7 @@ async def test_a_crash_of_the_screen_leaves_no_reader_and_no_agent() -> None:
     with pytest.raises(ZeroDivisionError):
         await crash()
     assert agent.closed.is_set()
-    assert not app._intake.alive
+    assert not app.lines[0].intake.alive
 
 
 async def test_an_end_keeps_the_screen_and_the_rows() -> None:
@@ -211,14 +211,14 @@ async def test_a_flood_posts_no_flood_of_messages() -> None:
     async with live(streams.hello(), streams.rows(4), rows=4) as (agent, app, pilot):
         # GIVEN a count of the reader's notices and of the pictures drawn
         notices = 0
-        post = app._intake._notify
+        post = app.lines[0].intake._notify
 
         def count() -> None:
             nonlocal notices
             notices += 1
             post()
 
-        app._intake._notify = count
+        app.lines[0].intake._notify = count
         pictures = 0
         draw = app._draw
 

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What keys do that concern the whole screen: filters, search, time, the agent.
+
+A part of `TraceApp`, in a file of its own.  Must not feed or draw.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, ClassVar, Final
+
+from textual.binding import Binding, BindingType
+
+from ipttrace.trace import query
+from ipttrace.trace.expr import expression
+from ipttrace.trace.query_complete import complete, values_of
+from ipttrace.tui.base import Base
+from ipttrace.tui.help import Help
+from ipttrace.tui.messages import FilterAsked, PromptClosed
+from ipttrace.tui.source import StreamSource
+from ipttrace.tui.widgets.prompt import Ask, Hint
+from ipttrace.tui.widgets.rows import Rows
+from ipttrace.tui.widgets.trace_view import TraceView
+
+GATHERED: Final = 1 << 16  # rows whose names completion knows
+SEARCHES: Final = ("comm", "in", "out", "table", "chain", "verdict", "proto", "rule")
+
+
+class Commands(Base):
+    """Actions of the app."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "space",
+            "pause",
+            "Pause",
+            key_display="Space",
+            tooltip="freeze the picture, or go on; rows keep coming in",
+        ),
+        Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here"),
+        Binding(
+            "backspace", "unfilter", "Back", key_display="⌫", tooltip="one filter of the view less"
+        ),
+        Binding("colon", "write", "Filter", key_display=":", tooltip="write the view's filter"),
+        Binding("slash", "search", "Search", key_display="/", tooltip="go to a row that matches"),
+        Binding(
+            "K",
+            "kernel",
+            "Kernel",
+            tooltip="filter in the kernel: this row's flow, or what you write",
+        ),
+        Binding(
+            "question_mark,f1", "help", "Help", key_display="?", tooltip="keys, columns, words"
+        ),
+        Binding("escape", "put_away", "put away the agent's warning", show=False),
+        Binding("q", "quit", "Quit", tooltip="disarm, clean up and leave"),
+        Binding(
+            "ctrl+c,ctrl+q",
+            "quit",
+            "Quit",
+            show=False,
+            priority=True,
+            tooltip="the same; again: at once",
+        ),
+    ]
+
+    # The list.
+
+    def action_pause(self) -> None:
+        self.rows.toggle_pause()
+
+    def action_follow(self) -> None:
+        self.rows.toggle_follow()
+
+    def action_put_away(self) -> None:
+        if self.stop_export():
+            return
+        for line in self.lines:
+            line.word = ""
+        self.unsay()
+
+    def action_help(self) -> None:
+        keys = [key for part in type(self).__mro__ for key in part.__dict__.get("BINDINGS", ())]
+        self.push_screen(Help([*keys, *TraceView.BINDINGS, *Rows.BINDINGS]))
+
+    def action_view(self, name: str) -> None:
+        self.switcher.current = name
+        self.focus_view()
+        self.look()
+
+    def focus_view(self) -> None:
+        """Give the keys to the view that is shown."""
+        shown = self.switcher.visible_content
+        if shown is self.view or shown is None:
+            self.rows.focus()
+        else:
+            shown.focus()
+
+    def action_side(self) -> None:
+        self.toggle_side()
+
+    # The view's filter.
+
+    _completions: query.Context
+
+    def on_filter_asked(self, message: FilterAsked) -> None:
+        try:
+            new = self.looking.narrow(message.query, message.name)
+        except query.QueryError as error:
+            self.say(str(error), error=True)
+            return
+        self.switcher.current = "trace"
+        if not new:
+            self.say("that is the filter already: ⌫ goes back")
+        self.turned()
+
+    def action_unfilter(self) -> None:
+        if not self.looking.back():
+            self.say("no filter is in force: all rows are shown")
+        self.turned()
+
+    def _gather(self) -> None:
+        """What the newest rows have, for completion."""
+        newest = self.store.parts(self.store.end - GATHERED)
+        values = values_of(newest, self.store.names)
+        self._completions = replace(self.query_context(), values=values)
+
+    def action_write(self) -> None:
+        self._gather()
+        self.prompt.ask(
+            Ask(
+                "filter",
+                self._written,
+                initial=self.looking.filters.text,
+                placeholder="verdict=DROP and src in 10.0.0.0/8   (empty: all rows)",
+                check=self.looking.check,
+                complete=self._complete,
+            )
+        )
+
+    def _written(self, text: str) -> None:
+        self.looking.write(text)
+        self.turned()
+
+    def _complete(self, text: str, cursor: int) -> list[Hint]:
+        return [
+            Hint(one.text, one.start, one.end, one.help)
+            for one in complete(text, cursor, self._completions)
+        ]
+
+    # The search.
+
+    def action_search(self) -> None:
+        self._gather()
+        self.prompt.ask(
+            Ask(
+                "search",
+                self._search,
+                placeholder="a word, or a query: dport=443   (n: the next, N: the one before)",
+                complete=self._complete,
+            )
+        )
+
+    def _search(self, text: str) -> None:
+        if not text:
+            self.looking.sought = ""
+            return
+        if self.looking.check(text) is not None:
+            word = query.quote(text)
+            text = " or ".join(f"{name}~{word}" for name in SEARCHES)
+        self.looking.sought = text
+        self.view.find(text)
+
+    # The agent.
+
+    def tell(self, command: dict[str, Any]) -> int:
+        """One line on the control line of every live source; how many took it."""
+        data = json.dumps(command).encode() + b"\n"
+        return sum(
+            isinstance(line.source, StreamSource) and line.source.send(data)
+            for line in self.lines
+            if not line.over
+        )
+
+    def action_kernel(self) -> None:
+        if not self.live or self.over:
+            self.say("nothing is traced here: a recording has no kernel to filter in", error=True)
+            return
+        row = self.view.row
+        initial = self.situation().filter
+        if row is not None and self.looking.filters.text:
+            initial = expression(self.store.raw(row.index), row) or initial
+        self.prompt.ask(
+            Ask(
+                "kernel filter",
+                self._pushed,
+                initial=initial,
+                placeholder="a pcap-filter expression: tcp port 443   (empty: all packets)",
+            )
+        )
+
+    def _pushed(self, text: str) -> None:
+        if self.tell({"cmd": "filter", "expr": text}):
+            self.say(f"sent to the kernel: {text or 'all packets'}")
+        else:
+            self.say("the agent does not take commands now", error=True)
+
+    def on_prompt_closed(self, message: PromptClosed) -> None:
+        self.focus_view()

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One line that a person fills in: a filter, a search, a time, a file.
+
+Knows nothing of what it asks: an `Ask` brings the check and the completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from ipttrace.tui.messages import PromptClosed
+
+HINTS: Final = 8  # completions shown
+LONGEST: Final = 4000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """One way to go on: `text` in place of the characters from `start` to `end`."""
+
+    text: str
+    start: int
+    end: int
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked.
+
+    `check` says what is wrong with a text: a line and the place in the text it
+    points at, or None.  `accept` gets the text that a person has ended with
+    Enter and that `check` does not mind.
+    """
+
+    title: str
+    accept: Callable[[str], object]
+    initial: str = ""
+    placeholder: str = ""
+    check: Callable[[str], tuple[str, int] | None] = lambda text: None
+    complete: Callable[[str, int], Sequence[Hint]] = field(default=lambda text, cursor: ())
+
+
+class Prompt(Vertical):
+    """Hidden until `ask`."""
+
+    DEFAULT_CSS = """
+    Prompt { height: auto; display: none; background: $panel; }
+    Prompt Horizontal { height: 1; }
+    Prompt #prompt-title { width: auto; padding: 0 1; color: $text-primary; text-style: bold; }
+    Prompt Input {
+        width: 1fr; height: 1; border: none; padding: 0;
+        background: $panel; color: $foreground;
+    }
+    Prompt #prompt-hint { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "leave it as it was", show=False),
+        Binding("tab", "take_hint", "complete", show=False, priority=True),
+        Binding("up", "older", "what was entered before", show=False),
+        Binding("down", "newer", "and after", show=False),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._ask: Ask | None = None
+        self._hints: Sequence[Hint] = ()
+        self._past: dict[str, list[str]] = {}
+        self._at = 0
+
+    def compose(self) -> ComposeResult:
+        with Horizontal():
+            yield Static(id="prompt-title", markup=False)
+            yield Input(id="prompt-input", max_length=LONGEST, select_on_focus=False)
+        yield Static(id="prompt-hint", markup=False)
+
+    def on_mount(self) -> None:
+        self._input = self.query_one(Input)
+        self._hint = self.query_one("#prompt-hint", Static)
+        self._title = self.query_one("#prompt-title", Static)
+
+    @property
+    def asking(self) -> bool:
+        """Whether it is open."""
+        return self._ask is not None
+
+    @property
+    def hint(self) -> str:
+        """What the line under the input now says."""
+        return str(self._hint.content)
+
+    def ask(self, ask: Ask) -> None:
+        """Open for this."""
+        self._ask = ask
+        self._at = len(self._past.setdefault(ask.title, []))
+        self._title.update(Content(ask.title))
+        self._input.placeholder = ask.placeholder
+        self._input.value = ask.initial
+        self._input.cursor_position = len(ask.initial)
+        self.display = True
+        self._input.focus()
+        self._advise()
+
+    def action_leave(self) -> None:
+        self._close()
+
+    def action_take_hint(self) -> None:
+        if not self._hints:
+            return
+        hint, text = self._hints[0], self._input.value
+        self._input.value = text[: hint.start] + hint.text + text[hint.end :]
+        self._input.cursor_position = hint.start + len(hint.text)
+
+    def action_older(self) -> None:
+        self._recall(-1)
+
+    def action_newer(self) -> None:
+        self._recall(1)
+
+    def _recall(self, step: int) -> None:
+        assert self._ask is not None
+        past = self._past[self._ask.title]
+        self._at = min(max(self._at + step, 0), len(past))
+        self._input.value = past[self._at] if self._at < len(past) else self._ask.initial
+        self._input.cursor_position = len(self._input.value)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self._advise()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        if (ask := self._ask) is None:
+            return
+        text = event.value.strip()
+        if (wrong := ask.check(text)) is not None:
+            self._complain(*wrong)
+            return
+        past = self._past[ask.title]
+        if text and (not past or past[-1] != text):
+            past.append(text)
+        self._close()
+        ask.accept(text)
+
+    def _advise(self) -> None:
+        """Say what is wrong so far, or how it may go on."""
+        if self._ask is None:
+            return
+        text = self._input.value
+        self._hints = self._ask.complete(text, self._input.cursor_position)[:HINTS]
+        wrong = self._ask.check(text.strip()) if text.strip() else None
+        if wrong is not None and not self._hints:
+            self._complain(*wrong)
+            return
+        parts: list[str | tuple[str, str]] = []
+        for number, hint in enumerate(self._hints):
+            parts += [(hint.text.strip(), "bold $text-accent" if not number else "$text-accent")]
+            help_ = f" {hint.help}" if hint.help and not number else ""
+            parts += [(help_, "$foreground 70%"), "  "]
+        if not parts:
+            parts = [("Enter: take it   Esc: leave it", "$foreground 70%")]
+        elif self._hints:
+            parts.insert(0, ("Tab ", "$foreground 70%"))
+        self._hint.update(Content.assemble(*parts))
+
+    def _complain(self, line: str, place: int) -> None:
+        """An error, under the character that it is about."""
+        caret = self._title.size.width + max(0, place - int(self._input.scroll_offset.x)) - 1
+        room = max(0, self.size.width - 4 - len(line))
+        before = " " * min(caret, room)
+        self._hint.update(Content.assemble((f"{before}^ {line}", "bold $text-error")))
+
+    def _close(self) -> None:
+        self._ask = None
+        self.display = False
+        self.post_message(PromptClosed())
