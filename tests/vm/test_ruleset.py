@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from ipttrace.capture.control import Change
 from ipttrace.lab import traffic
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
+from tests.vm.bare import Bare
 from tests.vm.forked import PATIENCE, Agent, flooding, fork, until
 from tests.vm.plain import COMMANDS, LOOPBACK, Plain
 
@@ -316,3 +319,51 @@ def test_books_and_rules_share_a_stream(tmp_path: Path) -> None:
         assert sum(books["due"]) == sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
         kinds = Counter(frame.kind for frame in one.agent.frames)
         assert kinds[Kind.RULES] >= 1
+
+
+def test_x_tables_that_goes_and_comes_again_is_watched_again() -> None:
+    with Bare() as bare:
+        bare.control.arm(bare.pins)
+        changes = bare.control.changes()
+        try:
+            with Plain() as plain:
+                plain.load(rules("before"), 4)
+            before = bare.control.status().ruleset
+            assert before > 1
+            # WHEN all of it is unloaded, as an upgrade might do, and loaded again
+            assert until(lambda: unloaded("x_tables"))
+            subprocess.run(["modprobe", "-a", "iptable_filter", "ip6table_filter"], check=True)
+            assert until(lambda: len(probed()) == 3)
+            assert until(lambda: bare.control.status().rules_seen)
+            again = bare.control.status().ruleset
+            assert again > before
+            with Plain() as plain:
+                plain.load(rules("after"), 4)
+                inode = plain.inode
+            # THEN changes are seen again, and that some were not seen
+            assert until(lambda: bare.control.status().ruleset > again)
+            found: list[Change] = []
+
+            def last() -> bool:
+                found.extend(changes.take())
+                return found[-1].generation == bare.control.status().ruleset
+
+            assert until(last)
+            assert [one.generation for one in found] == list(range(2, found[-1].generation + 1))
+            assert [one.family for one in found if one.generation == again] == [0]
+            assert {one.netns for one in found if one.generation > again} == {inode}
+        finally:
+            changes.close()
+            bare.control.disarm()
+    assert not probed()
+
+
+def unloaded(module: str) -> bool:
+    """Removes the module and what stands on it; whether it has gone."""
+    folder = Path("/sys/module") / module
+    if not folder.exists():
+        return True
+    for holder in (folder / "holders").iterdir():
+        unloaded(holder.name)
+    subprocess.run(["rmmod", module], stderr=subprocess.DEVNULL)
+    return not folder.exists()
