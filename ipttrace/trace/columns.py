@@ -16,6 +16,7 @@ from ipttrace.trace.assemble import Calls
 from ipttrace.trace.flow import Flows, is_tracked
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
+from ipttrace.trace.rulesets import Rulesets
 
 # Copied from the entry record as they are.
 _ENTRY: Final = (
@@ -174,7 +175,13 @@ _LATEST: Final = np.iinfo(np.int64).max
 
 
 def fill(
-    calls: Calls, names: Names, flows: Flows, engine: int, offset: int, host: int = 0
+    calls: Calls,
+    names: Names,
+    flows: Flows,
+    rulesets: Rulesets,
+    engine: int,
+    offset: int,
+    host: int = 0,
 ) -> tuple[Columns, Array, Columns]:
     """The columns of `calls`, the end of each row's path, and the steps' columns.
 
@@ -201,7 +208,7 @@ def fill(
     columns["host"] = np.full(len(calls), host, np.uint8)
     # A change while the packet was in the table: which rules it met is not known.
     moved = exits["flags"] & record.EXIT_F_CHANGED != 0
-    columns["ruleset"] = np.where(moved, 0, entries["ruleset"]).astype(np.uint32)
+    columns["ruleset"] = rulesets.place(np.where(moved, 0, entries["ruleset"]))
     columns["partial"] = calls.partial
 
     steps: Columns = {

@@ -32,7 +32,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+
 from ipttrace.stream.frames import StreamError
+from ipttrace.trace.hashing import Array
 from ipttrace.trace.rulesets_frame import (
     U32,
     U64,
@@ -109,6 +112,8 @@ class Rulesets:
         self._room = room
         self._used = 0
         self._upto = 0
+        self._base = 0  # what generation 0 of the stream that is fed is here
+        self._highest = 0  # that a row has, or rules
         self._breaks: tuple[int, ...] = ()
         self._tables: dict[Key, _History] = {}
         self._pool = _Pool()
@@ -116,6 +121,20 @@ class Rulesets:
         self._arrived: deque[tuple[Key, _Generation]] = deque()
         self._counters: dict[Key, tuple[Counters, Counters | None]] = {}
         self._numbers = 0  # in all of them
+
+    def begin(self) -> None:
+        """Another stream begins, with generations of its own: nothing of it is known yet."""
+        # Nobody has told what later rows of the stream before met.
+        self._break(self._upto + 1)
+        self._base = self._highest = self._upto = max(self._highest, self._upto)
+        self._gone = frozenset(self._tables)
+
+    def place(self, generations: Array) -> Array:
+        """The stream's generations, uint32 of shape (n,), as rows keep them: each its own."""
+        placed = generations.astype(np.uint64) + np.uint64(self._base)
+        placed[(generations == 0) | (placed >= U32)] = 0
+        self._highest = max(self._highest, int(placed.max(initial=0)))
+        return placed.astype(np.uint32)
 
     def feed(self, rules: dict[str, Any]) -> None:
         """Take a RULES frame.  Raises StreamError, one line, where it cannot be one."""
@@ -125,14 +144,14 @@ class Rulesets:
             if key in self._tables:
                 self._gone |= {key}
         elif "table" in rules:
-            key, since = frame_key(rules, "rules"), frame_number(rules, "since", U32, "rules")
+            key, since = frame_key(rules, "rules"), self._generation(rules, "since")
             self._add(key, since, frame_chains(rules["chains"]) if "chains" in rules else None)
             upto = since
         elif "since" in rules:
-            upto = frame_number(rules, "since", U32, "rules")
+            upto = self._generation(rules, "since")
             self._break(upto)
         if "upto" in rules:
-            upto = max(upto, frame_number(rules, "upto", U32, "rules"))
+            upto = max(upto, self._generation(rules, "upto"))
         self._upto = max(self._upto, upto)
         self.version += 1
 
@@ -144,7 +163,7 @@ class Rulesets:
             raise StreamError("counters in the stream have no chains")
         new = Counters(
             mono=frame_number(counters, "mono", U64, "counters"),
-            since=frame_number(counters, "since", U32, "counters"),
+            since=self._base + frame_number(counters, "since", U32, "counters"),
             chains={clean(name): frame_counted(chain) for name, chain in chains.items()},
         )
         old = self._counters.pop(key, None)
@@ -160,7 +179,7 @@ class Rulesets:
     def text(
         self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
     ) -> str | None:
-        """The rule's text in that generation, clean; None where it is not known.
+        """The rule's text in a row's generation, clean; None where it is not known.
 
         At most 4,096 characters.  A policy, and the end of a chain, have none.
         """
@@ -197,6 +216,9 @@ class Rulesets:
         if found is None or found[1] is None or found[0].since == found[1].since:
             return found
         return found[0], None
+
+    def _generation(self, rules: dict[str, Any], name: str) -> int:
+        return self._base + frame_number(rules, name, U32, "rules")
 
     def _at(self, key: Key, generation: int) -> _Generation | None:
         history = self._tables.get(key)

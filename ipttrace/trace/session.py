@@ -35,7 +35,9 @@ class Trace:
         self.store = Store(capacity) if store is None else store
         self.host = host
         self.rows = 0  # made by this trace, held or not
-        self.rulesets = self.store.rulesets[host] = Rulesets()
+        # Rows of an earlier trace of this host keep their rules.
+        self.rulesets = self.store.rulesets.setdefault(host, Rulesets())
+        self.rulesets.begin()
         self.neighbours = Neighbours()
         self.hello: dict[str, Any] = {}
         self.books: dict[str, Any] = {}
@@ -115,13 +117,24 @@ class Trace:
             return 0
         mono, wall = self.clock or (0, 0)
         new = self.store.append(
-            *fill(calls, self.store.names, self._flows, self._engine, wall - mono, self.host)
+            *fill(
+                calls,
+                self.store.names,
+                self._flows,
+                self.rulesets,
+                self._engine,
+                wall - mono,
+                self.host,
+            )
         )
         self.rows += new
         return new
 
     def _hello(self, hello: dict[str, Any]) -> int:
-        new = self.finish() if self.hello else 0
+        new = 0
+        if self.hello:
+            new = self.finish()
+            self.rulesets.begin()
         engine = hello.get("engine", "")
         if engine not in ENGINES:
             raise StreamError(f"the stream comes from an unknown engine: {clean(str(engine), 80)}")

@@ -276,6 +276,42 @@ def test_counters_beyond_64_bits_are_kept_at_most() -> None:
     assert found[0].chains["INPUT"].rules.tolist() == [[(1 << 64) - 1, 5]]
 
 
+def test_a_second_stream_has_generations_of_its_own() -> None:
+    # GIVEN two recordings in one, of which each has other rules in generation 1
+    sink = io.BytesIO()
+    writer = Writer(sink)
+    packet = records.v4(17, "10.0.0.1", "10.0.0.2", records.udp(1, 2))
+    for words in ("first", "second"):
+        writer.hello(synth.hello())
+        writer.about(Kind.RULES, frame(1, words))
+        for call, ruleset in ((1, 1), (2, 2)):
+            writer.records(0, records.entry(call, 0, packet, hook=1, netns=NETNS, ruleset=ruleset))
+            writer.records(1, records.rule(call, 0, b"INPUT", 1))
+            writer.records(2, records.leave(call, 1, 0, at=9))
+    sink.seek(0)
+    trace = Trace()
+    for one in read(sink):
+        trace.feed(one)
+    trace.finish()
+    # AND a third, of the same host, that has been told of nothing yet
+    again = Trace(store=trace.store, host=trace.host)
+    again.feed(Frame(Kind.HELLO, json.dumps(synth.hello()).encode()))
+    for kind, some in enumerate(
+        (
+            records.entry(1, 0, packet, hook=1, netns=NETNS, ruleset=1),
+            records.rule(1, 0, b"INPUT", 1),
+            records.leave(1, 1, 0, at=9),
+        )
+    ):
+        again.feed(Frame(Kind.ENTRY + kind, some.tobytes()))
+    again.finish()
+    # THEN each row has the rule of its own, or none
+    store = trace.store
+    texts = [row.rule for row in store.rows(range(store.end))]
+    assert texts == ["first", None, "second", None, None]
+    assert store.rulesets[0].tables(NETNS) == []
+
+
 def row_of(ruleset: int, flags: int) -> Any:
     """The row of a call in generation `ruleset`, that hit rule 2 of INPUT."""
     sink = io.BytesIO()
