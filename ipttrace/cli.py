@@ -77,11 +77,30 @@ def _traces(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
     parser.add_argument("--ready-file", type=Path, metavar="F", help="written once armed")
     parser.add_argument("--buffer", type=_size, metavar="SIZE", help="perf buffers in all (64M)")
+    parser.add_argument(
+        "--max-rate",
+        type=_count,
+        metavar="N",
+        help="disarm when more than N rows a second come, averaged over one second",
+    )
+    parser.add_argument(
+        "--stop-after",
+        type=_count,
+        metavar="N",
+        help="disarm once N rows have come; those on their way come too, see --count of print",
+    )
+
+
+def _ends(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that traces and sees rows."""
+    parser.add_argument(
+        "--until", metavar="QUERY", help="end with the first row like this: 'verdict=DROP'"
+    )
 
 
 def _agent_arguments(options: argparse.Namespace) -> list[str]:
     found = ["--engine", options.engine]
-    for name in ("netns", "duration", "ready_file", "buffer"):
+    for name in ("netns", "duration", "ready_file", "buffer", "max_rate", "stop_after"):
         value = getattr(options, name)
         if value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]
@@ -175,12 +194,18 @@ def _can_write(options: argparse.Namespace) -> bool:
     if options.format == "pcapng" and os.isatty(1):
         print("ipttrace: packets are nothing for a terminal: redirect them", file=sys.stderr)
         return False
-    if options.query is None:
+    return _understood(options, "query")
+
+
+def _understood(options: argparse.Namespace, name: str) -> bool:
+    """Compiles the query that is option `name`, or says what is wrong with it."""
+    text = getattr(options, name)
+    if text is None:
         return True
     from ipttrace.trace import query
 
     try:
-        options.query = query.compile(options.query)
+        setattr(options, name, query.compile(text))
     except query.QueryError as error:
         print(f"ipttrace: {error}\n{error.caret()}", file=sys.stderr)
         return False
@@ -190,10 +215,11 @@ def _can_write(options: argparse.Namespace) -> bool:
 def _print(argv: list[str]) -> int:
     parser = _Parser(prog="ipttrace print", description="Rows as lines on stdout, as they come.")
     _traces(parser)
+    _ends(parser)
     parser.add_argument("--format", choices=FORMATS, default="text")
     _picks(parser)
     options = parser.parse_args(argv)
-    if not _can_write(options) or not _expr_is_good(options):
+    if not _can_write(options) or not _understood(options, "until") or not _expr_is_good(options):
         return 2
     from ipttrace.link import AgentLink
 
@@ -203,7 +229,14 @@ def _print(argv: list[str]) -> int:
     from ipttrace.pump import Pump
 
     view = _view(options.format, names)
-    pump = Pump(view, count=options.count, query=options.query, stop=link.stop, names=names)
+    pump = Pump(
+        view,
+        count=options.count,
+        query=options.query,
+        until=options.until,
+        stop=link.stop,
+        names=names,
+    )
     return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
 
 
@@ -221,8 +254,9 @@ def _record(argv: list[str]) -> int:
     parser = _Parser(prog="ipttrace record", description="The stream to a file.")
     parser.add_argument("file", metavar="FILE", help="- is stdout")
     _traces(parser)
+    _ends(parser)
     options = parser.parse_args(argv)
-    if not _expr_is_good(options):
+    if not _understood(options, "until") or not _expr_is_good(options):
         return 2
     from ipttrace.link import AgentLink
     from ipttrace.pump import Pump, Recording
@@ -237,7 +271,7 @@ def _record(argv: list[str]) -> int:
         return 1
     with contextlib.closing(file):
         link = AgentLink(_agent_arguments(options))
-        pump = Pump(None, copy=file, stop=link.stop)
+        pump = Pump(None, copy=file, until=options.until, stop=link.stop, names={})
         status = pump.run(link.stream)
         return _ended(status, link.close(), bool(pump.trace.hello))
 
@@ -301,6 +335,8 @@ def _agent(argv: list[str]) -> int:
         maxactive=options.maxactive,
         duration=options.duration,
         ready_file=options.ready_file,
+        max_rate=options.max_rate,
+        stop_after=options.stop_after,
     )
     if not options.lab:
         return main(request, out, control)

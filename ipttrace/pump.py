@@ -28,6 +28,7 @@ from ipttrace.view.lines import LineWriter, Output, OutputError, summary
 
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
+    from ipttrace.trace.until import Until
 
 _PORTION: Final = 1 << 20
 # Rows made into lines at a time: bounds memory, and the wait for the first.
@@ -82,11 +83,14 @@ class Pump:
         *,
         count: int | None = None,
         query: Query | None = None,
+        until: Query | None = None,
         copy: _Sink | None = None,
         stop: Callable[[], None] | None = None,
         names: dict[int, str] | None = None,
     ) -> None:
         """`query` takes the rows to show, of which `count` are enough.
+
+        The first row that `until` takes is the last one.
 
         `copy` takes the bytes as they are; `stop` asks the far end to finish.
 
@@ -97,6 +101,8 @@ class Pump:
         self._output = output
         self._count = count
         self._query = query
+        self._wanted = until
+        self._until: Until | None = None
         self._copy = copy
         self._ask = stop
         self._names = names
@@ -158,6 +164,8 @@ class Pump:
                 self.trace.feed(frame)
                 if frame.kind == Kind.HELLO:
                     self._hello()
+                elif frame.kind == Kind.BOOKS:
+                    self._books()
                 self._rows()
             self._notes()
         if self.trace.ended is None and self.trace.hello:
@@ -174,15 +182,28 @@ class Pump:
             # An inode has at most ten digits; the stream may say anything.
             inodes = {int(k): v for k, v in named.items() if re.fullmatch("[0-9]{1,10}", k)}
             self._names.update({inode: clean(str(name)) for inode, name in inodes.items()})
+        if self._wanted is not None and self._until is None:
+            from ipttrace.trace.until import Until
+
+            self._until = Until(self._wanted, netns=self._names, hosts=(self._host(),))
         if self._output is not None and not self._begun:
             self._begun = True
             self._write(self._output.begin(self.trace.hello))
 
+    def _books(self) -> None:
+        # Nobody arms it again from here: its budget is used up, as a note says.
+        if self._ask is not None and self.trace.books.get("state") == "disarmed":
+            self._finish()
+
+    def _host(self) -> str:
+        return clean(str(self.trace.hello.get("host", "")))
+
     def _rows(self) -> None:
         store = self.trace.store
-        while self._looked < store.end:
+        end = self._last_row()
+        while self._looked < end:
             first = max(self._looked, store.first)
-            last = min(first + _BATCH, store.end)
+            last = min(first + _BATCH, end)
             seqs = self._picked(first, last)
             if self._count is not None:
                 seqs = seqs[: self._count - self.rows]
@@ -194,6 +215,17 @@ class Pump:
                 self._finish()
                 self._looked = store.end
                 return
+        self._looked = store.end
+
+    def _last_row(self) -> int:
+        """One past the last row that is wanted; ends the run where that is certain."""
+        store = self.trace.store
+        found = None if self._until is None else self._until.feed(store)
+        if found is None:
+            return store.end
+        self._finish()
+        # What only takes the bytes has taken all of them.
+        return store.end if self._output is None else found + 1
 
     def _picked(self, first: int, last: int) -> Sequence[int] | Array:
         """Sequence numbers of the rows to show among those from `first` to `last`."""
@@ -202,8 +234,7 @@ class Pump:
         from ipttrace.trace.query import context_of
 
         store = self.trace.store
-        host = clean(str(self.trace.hello.get("host", "")))
-        context = context_of(store, netns=self._names, hosts=(host,))
+        context = context_of(store, netns=self._names, hosts=(self._host(),))
         found = [
             np.flatnonzero(self._query.mask(part, context)) + part.first
             for part in store.parts(first, last)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ipttrace.cli import main
@@ -20,7 +22,15 @@ def test_a_bad_expression_is_bad_usage(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["print", "--count", "0"], ["print", "--duration", "-1"], ["print", "--format", "xml"]],
+    [
+        ["print", "--count", "0"],
+        ["print", "--duration", "-1"],
+        ["print", "--format", "xml"],
+        ["print", "--max-rate", "0"],
+        ["record", "trace", "--stop-after", "some"],
+        ["agent", "--max-rate", "1e3"],
+        ["agent", "--until", "verdict=DROP"],
+    ],
 )
 def test_an_option_that_makes_no_sense_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -29,3 +39,31 @@ def test_an_option_that_makes_no_sense_is_one_line(
         main(arguments)
     assert ended.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["print"], ["record", "trace"]])
+def test_until_a_query_that_is_none_is_bad_usage_before_anything_starts(
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    # GIVEN a place where a file would be seen
+    monkeypatch.chdir(tmp_path)
+    # WHEN --until cannot be understood
+    assert main([*command, "--until", "verdict=DROP and sprot=53"]) == 2
+    # THEN it says where, and nothing was begun
+    line, text, caret = capsys.readouterr().err.splitlines()
+    assert line.startswith("ipttrace: there is no field sprot")
+    assert text[caret.index("^") :].startswith("sprot")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["print", "record", "agent"])
+def test_help_tells_every_way_to_end(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert "--max-rate N" in said
+    assert "--stop-after N" in said
+    assert ("--until QUERY" in said) == (command != "agent")
