@@ -17,10 +17,10 @@ from ipttrace.trace.tally_flows import FlowsTally
 from ipttrace.trace.tally_rules import RulesTally
 from ipttrace.trace.tally_totals import TotalsTally
 
-# Rows counted in one go: some 4 ms, which a frame can bear.
-PORTION: Final = 6_000
+# Rows counted in one go: some 3 ms, which a frame can bear.
+PORTION: Final = 8_000
 # Steps: a row may have thousands.
-_STEPS: Final = 30_000
+_STEPS: Final = 20_000
 
 
 class Tallies:
