@@ -19,25 +19,30 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from textual import events
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SystemCommand
 from textual.containers import Horizontal
 from textual.content import Content
+from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer, ProgressBar, Static
 
 from ipttrace.trace import query, query_tree
+from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
+from ipttrace.trace.tally import Tallies
 from ipttrace.trace.text import clean
 from ipttrace.tui import situation as at
 from ipttrace.tui.commands import Commands
 from ipttrace.tui.detail_lines import Where
 from ipttrace.tui.files import Files
+from ipttrace.tui.help import key_names
 from ipttrace.tui.line import Line, add_up
 from ipttrace.tui.looking import Looking
 from ipttrace.tui.messages import Arrived, Notice, ViewChanged
@@ -45,10 +50,13 @@ from ipttrace.tui.situation import Situation
 from ipttrace.tui.source import Source
 from ipttrace.tui.timing import TICK, Timing
 from ipttrace.tui.widgets.filter_bar import FilterBar, filter_pieces
+from ipttrace.tui.widgets.flows_view import FlowsView
 from ipttrace.tui.widgets.neighbours import NeighbourPane
 from ipttrace.tui.widgets.prompt import Prompt
 from ipttrace.tui.widgets.rows import Rows
+from ipttrace.tui.widgets.rules_view import RulesView
 from ipttrace.tui.widgets.status import Bar, about_pieces, status_pieces
+from ipttrace.tui.widgets.totals_view import TotalsView
 from ipttrace.tui.widgets.trace_view import TraceView
 
 FRAME: Final = 0.05  # s between two pictures
@@ -57,6 +65,7 @@ BREATH: Final = 0.001  # s of that turn
 STATUS: Final = 0.25  # s between two looks at the counters
 GRACE: Final = 2.0  # s that a live source gets to send its last counts
 WIDE: Final = 160  # cells from which on the neighbours stand beside the rows
+UNREACHED: Final = ("FAILED", "INCOMPLETE")
 SAID: Final = 4.0  # s that a word stays
 
 
@@ -90,6 +99,7 @@ class TraceApp(Commands, Files, Timing):
             )
             for number, one in enumerate(sources)
         ]
+        self.tallies = Tallies()
         self.looking = Looking(self.store, self.query_context)
         self.exporting = False
         self.side = NeighbourPane(id="side")
@@ -105,6 +115,7 @@ class TraceApp(Commands, Files, Timing):
         self._said: tuple[str, bool, float] = ("", False, 0.0)
         self._read_notes = [0] * len(sources)
         self._named: dict[int, str] = {}
+        self._neighbours_known = 0
         self._progress: deque[str] = deque(maxlen=10)
         self._samples: deque[tuple[float, int]] = deque(maxlen=9)
 
@@ -119,6 +130,9 @@ class TraceApp(Commands, Files, Timing):
         with Horizontal(id="middle"):
             with ContentSwitcher(id="views", initial="trace"):
                 yield TraceView(self.store, self.looking, self._where, id="trace")
+                yield RulesView(id="rules-view")
+                yield FlowsView(id="flows-view")
+                yield TotalsView(id="totals-view")
                 yield NeighbourPane(id="neighbours")
             yield self.side
         yield ProgressBar(id="progress", show_eta=False)
@@ -138,6 +152,9 @@ class TraceApp(Commands, Files, Timing):
         self._notice_line = self.query_one("#notice", Static)
         self.progress_bar = self.query_one(ProgressBar)
         self._neighbours = self.query_one("#neighbours", NeighbourPane)
+        self._rules = self.query_one(RulesView)
+        self._flows = self.query_one(FlowsView)
+        self._totals = self.query_one(TotalsView)
         self._notice_line.display = self.progress_bar.display = False
         self.rows.focus()
         self._draw()
@@ -146,7 +163,7 @@ class TraceApp(Commands, Files, Timing):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self._leave, 128 + number)
         self.set_interval(STATUS, self.look)
-        self.set_interval(TICK, self.tick)
+        self.set_interval(TICK, self._tick)
         for line in self.lines:
             line.intake.start()
         # The first query would have the keys wait for the parser.
@@ -220,6 +237,10 @@ class TraceApp(Commands, Files, Timing):
         if (names := self.netns_names()) != self._named:
             self._named = names
             self.rows.name_netns(names)
+        known = sum(line.trace.neighbours.version for line in self.lines)
+        if known != self._neighbours_known:
+            self._neighbours_known = known
+            self.rows.ask_lost(self._lost)
         self.view.pull()
         if self.store.end == 0:
             self.look()
@@ -231,6 +252,20 @@ class TraceApp(Commands, Files, Timing):
             for line in self.lines
             for inode, name in at.netns_names(line.trace.hello).items()
         }
+
+    def _lost(self, row: Row) -> bool:
+        """Whether it was accepted, and its next hop has now no link-layer address.
+
+        Told only where the destination is the last one: after any DNAT.  A
+        neighbour that is merely not there may just have been forgotten.
+        """
+        if row.verdict != "ACCEPT" or not row.out or not row.dst:
+            return False
+        leaves = row.hook == "POSTROUTING"
+        if not leaves and (row.table != "filter" or row.hook not in ("OUTPUT", "FORWARD")):
+            return False
+        reach = self.lines[row.host].trace.neighbours.usable(row.netns, row.dst, row.out)
+        return reach.state in UNREACHED
 
     def _where(self) -> Where:
         return Where(self.netns_names(), {at_: line.host for at_, line in enumerate(self.lines)})
@@ -279,12 +314,32 @@ class TraceApp(Commands, Files, Timing):
                 pane.show(self.view_line.trace.neighbours, self.netns_names())
                 if (row := self.view.row) is not None and not view.follow:
                     pane.choose(row.netns)
+        self._show_tallies()
         if now.rows == 0:
             for line in self.lines:
                 progress = clean(line.source.progress)
                 if progress and progress not in self._progress:
                     self._progress.append(progress)
             self.view.empty.show(now, tuple(self._progress), self._notes()[-6:])
+
+    def _tick(self) -> None:
+        self.tallies.pull(self.store)
+        self.tick()
+
+    def _show_tallies(self) -> None:
+        """Bring the view that is shown up to date, if it counts."""
+        for line in self.lines:
+            self.tallies.totals.note_books(line.trace.host, line.trace.books)
+        if (shown := self.switcher.current) == "trace":
+            return
+        tallies, names, netns = self.tallies, self.store.names, self.netns_names()
+        hosts = [line.host for line in self.lines] if len(self.lines) > 1 else []
+        if shown == "rules-view":
+            self._rules.show(tallies.rules, names, self.store.rulesets, netns, hosts)
+        elif shown == "flows-view":
+            self._flows.show(tallies.flows, names, netns, hosts)
+        elif shown == "totals-view":
+            self._totals.show(tallies.totals, names, skipped=tallies.skipped)
 
     def situation(self) -> Situation:
         counts = add_up(self.lines)
@@ -363,6 +418,27 @@ class TraceApp(Commands, Files, Timing):
         self._side_wanted = not self.side.display
         self.side.display = self._side_wanted
         self.look()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The command palette: all that keys do, by name, and what Textual brings."""
+        for binding in self.all_bindings():
+            keys = key_names(binding.key)
+            yield SystemCommand(
+                (binding.tooltip or binding.description).capitalize(),
+                f"key: {keys}",
+                partial(self._run_binding, binding.action),
+            )
+        wanted = ("Theme", "Maximize", "Minimize")
+        yield from (
+            command for command in super().get_system_commands(screen) if command.title in wanted
+        )
+
+    def _run_binding(self, action: str) -> None:
+        owner = self.rows if hasattr(self.rows, f"action_{action.split('(')[0]}") else self.view
+        if not hasattr(owner, f"action_{action.split('(')[0]}"):
+            self.call_later(self.run_action, action)
+        else:
+            self.call_later(owner.run_action, action)
 
     def unsay(self) -> None:
         """Put away what was said, and what agents have said."""

@@ -44,6 +44,7 @@ class Context:
     previous: Row | None  # the row above
     netns: Mapping[int, str]  # names of namespaces by inode, safe for a terminal
     marked: bool = False  # by a person
+    lost: bool = False  # accepted, but its next hop has no link-layer address
 
 
 # One cell: the text, not yet cut to its width, and its role.
@@ -237,6 +238,8 @@ def _rulenum(row: Row, width: int, context: Context) -> Cell:
 def _verdict(row: Row, width: int, context: Context) -> Cell:
     if row.verdict is None:
         return f"  {_unknown(row)}", "policy"
+    if context.lost:
+        return ("✓ no ARP" if row.family == 4 else "✓ no ND"), "lost"
     mark = VERDICT_MARKS.get(row.verdict, "?")
     return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
 
@@ -307,7 +310,8 @@ COLUMNS: Final = (
     Column(
         "verdict",
         "verdict",
-        "  ".join(f"{mark} {name}" for name, mark in VERDICT_MARKS.items()),
+        "  ".join(f"{mark} {name}" for name, mark in VERDICT_MARKS.items())
+        + "  ✓ no ARP, no ND: accepted, but now the next hop's link-layer address is not known",
         _verdict,
     ),
     Column(

@@ -10,17 +10,20 @@ import json
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
+from textual.app import App
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace import query
 from ipttrace.trace.expr import expression
 from ipttrace.trace.query_complete import complete, values_of
+from ipttrace.tui import situation as at
 from ipttrace.tui.base import Base
 from ipttrace.tui.help import Help
 from ipttrace.tui.messages import FilterAsked, PromptClosed
 from ipttrace.tui.source import StreamSource
 from ipttrace.tui.widgets.prompt import Ask, Hint
 from ipttrace.tui.widgets.rows import Rows
+from ipttrace.tui.widgets.rules_view import RulesView
 from ipttrace.tui.widgets.trace_view import TraceView
 
 GATHERED: Final = 1 << 16  # rows whose names completion knows
@@ -50,6 +53,15 @@ class Commands(Base):
             "Kernel",
             tooltip="filter in the kernel: this row's flow, or what you write",
         ),
+        Binding("1", "view('trace')", "the rows", show=False),
+        Binding("2", "view('rules-view')", "the rules, with what they hit and cost", show=False),
+        Binding(
+            "3", "view('flows-view')", "the flows with the most packets, drops, cost", show=False
+        ),
+        Binding("4", "view('totals-view')", "totals and rates over time", show=False),
+        Binding("5", "view('neighbours')", "neighbour tables, the whole screen", show=False),
+        Binding("o", "side", "neighbour tables beside the rows, or not", show=False),
+        Binding("A", "arm", "disarm: no packet is traced; again: arm", show=False),
         Binding(
             "question_mark,f1", "help", "Help", key_display="?", tooltip="keys, columns, words"
         ),
@@ -80,9 +92,33 @@ class Commands(Base):
             line.word = ""
         self.unsay()
 
+    def all_bindings(self) -> list[Binding]:
+        """Every key of the screen, once."""
+        found: dict[str, Binding] = {}
+        for part in (
+            TraceView,
+            Rows,
+            RulesView,
+            *(base for base in type(self).__mro__ if base is not App),
+        ):
+            for binding in part.__dict__.get("BINDINGS", ()):
+                if isinstance(binding, Binding):
+                    found.setdefault(binding.key, binding)
+        found.pop("ctrl+q", None)
+        return list(found.values())
+
     def action_help(self) -> None:
-        keys = [key for part in type(self).__mro__ for key in part.__dict__.get("BINDINGS", ())]
-        self.push_screen(Help([*keys, *TraceView.BINDINGS, *Rows.BINDINGS]))
+        self.push_screen(Help(self.all_bindings()))
+
+    def action_arm(self) -> None:
+        if not self.live or self.over:
+            self.say("nothing is traced here that could be armed or disarmed", error=True)
+            return
+        armed = self.situation().state == at.ARMED
+        if self.tell({"cmd": "disarm" if armed else "arm"}):
+            self.say("disarming: no packet is traced until A arms again" if armed else "arming")
+        else:
+            self.say("the agent does not take commands now", error=True)
 
     def action_view(self, name: str) -> None:
         self.switcher.current = name

@@ -31,6 +31,18 @@ _KEY_NAMES: Final = {
     "question_mark": "?",
     "f1": "F1",
     "escape": "Esc",
+    "enter": "⏎",
+    "backspace": "⌫",
+    "colon": ":",
+    "slash": "/",
+    "apostrophe": "'",
+    "at": "@",
+    "comma": ",",
+    "full_stop": ".",
+    "less_than_sign": "<",
+    "greater_than_sign": ">",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
 }
 
 _ROWS: Final = (

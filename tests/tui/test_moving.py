@@ -173,7 +173,7 @@ async def test_help_tells_keys_and_columns_and_closes(key: str) -> None:
         pilot,
     ):
         await pilot.press(key)
-        await until(pilot, lambda: "Columns" in "\n".join(screen_text(app)))
+        await until(pilot, lambda: "Keys" in "\n".join(screen_text(app)))
         text = str(app.screen.query_one("#help-text", Static).content)
         for part in ("Space  ", "PgUp", "Keys", "Columns", "verdict", "✗ DROP", "missed"):
             assert part in text

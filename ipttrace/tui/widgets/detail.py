@@ -175,11 +175,12 @@ class Detail(ScrollView, can_focus=True):
 
     def _lines_anew(self) -> None:
         """New lines at once; the scroll bar follows when the drawing is over."""
-        self._made_for = self._width
+        # Lines of a pane that had no size yet had no place to keep.
+        keep, self._made_for = self._made_for > 1, self._width
         if self._story is not None:
             self._lines = lines(self._story, self._width, self._where, self.folded)
         self._strips.clear()
-        self.call_later(self._make, True)
+        self.call_later(self._make, keep)
 
     def notify_style_update(self) -> None:
         """Another theme, or focus came or went."""

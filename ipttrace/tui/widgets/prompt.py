@@ -56,7 +56,7 @@ class Prompt(Vertical):
     Prompt { height: auto; display: none; background: $panel; }
     Prompt Horizontal { height: 1; }
     Prompt #prompt-title { width: auto; padding: 0 1; color: $text-primary; text-style: bold; }
-    Prompt Input {
+    Prompt Input, Prompt Input:focus {
         width: 1fr; height: 1; border: none; padding: 0;
         background: $panel; color: $foreground;
     }

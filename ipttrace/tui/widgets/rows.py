@@ -16,7 +16,7 @@ Must not feed or change the store; must be touched from the app's thread alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from rich.segment import Segment
@@ -44,7 +44,7 @@ PREFIX: Final = "rows--"
 ROLES: Final = frozenset(
     {"time", "same", "netns", "process", "device", "proto", "endpoints", "cursor", "gone"}
     | {"chain", "policy", "rulenum", "accept", "drop", "other", "cost", "table"}
-    | {"raw", "mangle", "nat", "filter", "security", "rail0", "rail1", "rail2", "rail3"}
+    | {"lost", "raw", "mangle", "nat", "filter", "security", "rail0", "rail1", "rail2", "rail3"}
 )
 
 
@@ -72,6 +72,7 @@ class Rows(ScrollView, can_focus=True):
         self._base = lens.first
         self._end = lens.end
         self._marks: frozenset[int] = frozenset()
+        self._lost: Callable[[Row], bool] = lambda row: False
         self._slid = 0
         self._own_scroll = False
         self._bar_timer: Timer | None = None
@@ -146,6 +147,11 @@ class Rows(ScrollView, can_focus=True):
         self.refresh()
         self.post_message(ViewChanged())
         self.post_message(CursorMoved())
+
+    def ask_lost(self, lost: Callable[[Row], bool]) -> None:
+        """`lost` says whether a row was accepted and yet cannot leave; asked anew from now on."""
+        self._lost = lost
+        self._redraw()
 
     def mark(self, marks: frozenset[int]) -> None:
         """Sequence numbers of rows that a person has marked."""
@@ -375,7 +381,9 @@ class Rows(ScrollView, can_focus=True):
     def _draw(self, seq: int, under: str = "") -> Strip | None:
         if (row := self._row(seq)) is None:
             return None
-        context = Context(self._row(seq - 1), self._netns, row.index in self._marks)
+        context = Context(
+            self._row(seq - 1), self._netns, row.index in self._marks, self._lost(row)
+        )
         style, width = self._style, columns.width_of(self.columns)
         segments = [
             Segment(text, style(role, under))

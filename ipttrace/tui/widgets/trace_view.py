@@ -129,7 +129,8 @@ class TraceView(Vertical):
         self.toggle_class("-detail")
         if not self.detailed and self.detail.has_focus:
             self.rows.focus()
-        self._show_detail()
+        # It has no size before.
+        self.call_after_refresh(self._show_detail)
 
     def on_cursor_moved(self, message: CursorMoved) -> None:
         message.stop()
