@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A flood that is more than was asked for: tracing ends by itself, and the stream goes on."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.lab import traffic
+from ipttrace.lab.network_ns import socket_in
+from tests.vm.commands import Command
+from tests.vm.conftest import kprobes
+from tests.vm.forked import Agent, flooding, until
+from tests.vm.live import Live, balanced, live
+from tests.vm.plain import LOOPBACK, Plain
+
+RULES = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -p udp -m udp --dport 9 -m comment --comment "budget" -j ACCEPT
+COMMIT
+"""
+# raw and filter, OUTPUT and INPUT or PREROUTING
+CALLS = 4
+
+
+@pytest.fixture
+def plain() -> Iterator[Plain]:
+    """A namespace in which somebody listens, so that nothing is answered."""
+    kind = (socket.AF_INET, socket.SOCK_DGRAM)
+    with (
+        Plain() as namespace,
+        socket_in(namespace.name, *kind) as sink,
+        socket_in(namespace.name, *kind) as other,
+    ):
+        sink.bind((LOOPBACK[4], 9))
+        other.bind((LOOPBACK[4], 53))
+        namespace.load(RULES, 4)
+        yield namespace
+
+
+def send(plain: Plain, count: int, port: int = 9) -> None:
+    assert traffic.udp(plain.name, LOOPBACK[4], port, count).sent == count
+
+
+def test_a_flood_beyond_max_rate_disarms_and_can_be_armed_again(
+    plain: Plain, tmp_path: Path
+) -> None:
+    # GIVEN an agent with a budget, and little traffic, which it bears
+    one = live(plain, tmp_path / "ready", max_rate=200)
+    with one.agent:
+        send(plain, 23)
+        one.wait_rows(CALLS * 23)
+        assert one.trace.books["state"] == "armed"
+        # WHEN there is a flood
+        with flooding(plain.name):
+            one.wait(lambda: one.trace.books["state"] == "disarmed", "the end of the budget")
+            # THEN nothing is probed any more, and the note says why
+            assert until(lambda: not kprobes())
+            (said,) = [text for level, text in one.trace.notes if level == "warn"]
+            assert said.startswith("disarmed: ")
+            assert said.endswith(
+                " rows/s is more than --max-rate 200; arm again with a narrower filter"
+            )
+            balanced(one.trace.books)
+            # AND armed again with a filter that spares the flood, it stays armed
+            one.tell("filter", "disarmed", expr="udp dst port 53")
+            one.tell("arm", "armed")
+            before = one.trace.rows
+            send(plain, 29, 53)
+            one.wait_rows(before + CALLS * 29)
+            count = len(one.states)
+            one.wait(lambda: len(one.states) > count + 2, "books")
+            assert {books["state"] for books in one.states[count:]} == {"armed"}
+        rows = one.finish()
+    assert Counter(row.dport for row in rows)[53] >= CALLS * 29
+
+
+def test_a_reader_that_stands_still_does_not_let_a_flood_go_on(
+    plain: Plain, tmp_path: Path
+) -> None:
+    # GIVEN an agent with a budget of far more rows than the pipe to its reader holds
+    ready = tmp_path / "ready"
+    with Agent(netns=plain.name, stop_after=3001, ready_file=ready) as agent:
+        agent.wait_for_hello()
+        assert until(ready.exists)
+        # WHEN there is a flood and nobody reads, so that the agent stands still in a write
+        with flooding(plain.name):
+            wchan = Path(f"/proc/{agent.pid}/wchan")
+            assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
+            # THEN it is disarmed all the same, before anybody reads
+            assert until(lambda: not [line for line in kprobes() if "t_do_table" in line])
+            assert "pipe_write" in wchan.read_text()
+        # AND tells so once somebody does
+        one = Live(agent)
+        one.wait(lambda: one.trace.books.get("state") == "disarmed", "the note")
+        assert any("--stop-after 3001 is reached" in text for _, text in one.trace.notes)
+        assert len(one.finish()) >= 3001
+
+
+def test_print_ends_in_order_when_its_budget_is_used_up(plain: Plain, tmp_path: Path) -> None:
+    # GIVEN print with a budget
+    arguments = ["print", "--netns", plain.name, "--max-rate", "200", "--format", "jsonl"]
+    ready = ["--ready-file", str(tmp_path / "ready")]
+    out = tmp_path / "out"
+    with out.open("wb") as file, Command(tmp_path, [*arguments, *ready], stdout=file) as command:
+        command.wait_ready()
+        # WHEN there is a flood
+        with flooding(plain.name):
+            status, _ = command.finish()
+        said = command.stderr()
+    # THEN it ends with status 0, says why, and sums up
+    assert status == 0, said
+    assert len(said) == 2, said
+    assert "rows/s is more than --max-rate 200" in said[0]
+    rows = len(out.read_text().splitlines())
+    assert said[1].startswith(f"rows={rows} ")
+    assert rows > 200
