@@ -264,6 +264,10 @@ def _cost(row: Row, width: int, context: Context) -> Cell:
     return duration(row.cost_ns), "cost"
 
 
+def _rule(row: Row, width: int, context: Context) -> Cell:
+    return row.rule or "", "rule"
+
+
 COLUMNS: Final = (
     Column(
         "rail",
@@ -321,6 +325,7 @@ COLUMNS: Final = (
         _cost,
         right=True,
     ),
+    Column("rule", "rule", "the text of the rule that decided, as it was then", _rule),
 )
 _BY_KEY: Final = {column.key: column for column in COLUMNS}
 
@@ -350,11 +355,13 @@ _STEPS: Final = (
     ("devices", 13),
     ("table", 8),
     ("time", 15),
+    ("rule", 30),
     ("chain", 18),
     ("netns", 12),
     ("devices", 19),
     ("process", 22),
     ("endpoints", 61),
+    ("rule", 60),
     ("chain", 28),
     ("endpoints", 97),
 )

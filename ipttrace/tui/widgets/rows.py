@@ -40,11 +40,25 @@ from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
 # a paused picture are always among them.
 REMEMBERED: Final = 1024
 BAR: Final = 0.25  # s between two moves of the scroll bar while following
+ALL_COLUMNS: Final = 260  # cells that have room for every column
+ASIDE: Final = 20  # cells that a key goes aside
 PREFIX: Final = "rows--"
 ROLES: Final = frozenset(
     {"time", "same", "netns", "process", "device", "proto", "endpoints", "cursor", "gone"}
     | {"chain", "policy", "rulenum", "accept", "drop", "other", "cost", "table"}
-    | {"lost", "raw", "mangle", "nat", "filter", "security", "rail0", "rail1", "rail2", "rail3"}
+    | {
+        "lost",
+        "rule",
+        "raw",
+        "mangle",
+        "nat",
+        "filter",
+        "security",
+        "rail0",
+        "rail1",
+        "rail2",
+        "rail3",
+    }
 )
 
 
@@ -60,6 +74,8 @@ class Rows(ScrollView, can_focus=True):
         Binding("pagedown,ctrl+f", "page(1)", "down one page", show=False),
         Binding("home,g", "oldest", "the oldest row held", show=False),
         Binding("end,G", "newest", "the newest row, and follow", show=False),
+        Binding("right", "aside(1)", "all columns, and further to the right", show=False),
+        Binding("left", "aside(-1)", "back to the left", show=False),
     ]
 
     follow: var[bool] = var(True, init=False)
@@ -83,6 +99,7 @@ class Rows(ScrollView, can_focus=True):
         self._fitted = Size(0, 0)
         self._width = 80  # cells of a line, the scroll bar's left out
         self.columns: tuple[Placed, ...] = columns.choose(80)
+        self.aside: int | None = None  # cells cut off at the left; None: the columns that fit
 
     # What the bars show.
 
@@ -274,6 +291,18 @@ class Rows(ScrollView, can_focus=True):
         if offset is not None and (seq := self._base + self._top + offset.y) < self._end:
             self.move_to(seq)
 
+    def action_aside(self, step: int) -> None:
+        """All columns, seen through the list's width, or those that fit again."""
+        most = columns.width_of(columns.choose(ALL_COLUMNS)) - self._width
+        if self.aside is None:
+            self.aside = 0 if step > 0 and most > 0 else None
+        elif step < 0 and not self.aside:
+            self.aside = None
+        else:
+            self.aside = min(max(0, self.aside + step * ASIDE), most)
+        self._fit()
+        self.refresh()
+
     def toggle_pause(self) -> None:
         """Freeze the picture, or go on."""
         self.paused = not self.paused
@@ -326,7 +355,9 @@ class Rows(ScrollView, can_focus=True):
         self._fitted = self.size
         # Not the scrollable region: at first the bar may not be there yet.
         self._width = max(1, self.size.width - self.styles.scrollbar_size_vertical)
-        self.columns = columns.choose(self._width)
+        if self.aside is not None and self._width >= columns.width_of(columns.choose(ALL_COLUMNS)):
+            self.aside = None
+        self.columns = columns.choose(self._width if self.aside is None else ALL_COLUMNS)
         self._strips.clear()
         # Not now: a message posted while the screen draws stops at the screen.
         self.call_later(self._settle)
@@ -384,14 +415,15 @@ class Rows(ScrollView, can_focus=True):
         context = Context(
             self._row(seq - 1), self._netns, row.index in self._marks, self._lost(row)
         )
-        style, width = self._style, columns.width_of(self.columns)
+        style = self._style
         segments = [
             Segment(text, style(role, under))
             for text, role in columns.cells(row, self.columns, context)
         ]
-        return Strip(segments, columns.width_of(self.columns)).adjust_cell_length(
-            width, style("gone", under)
-        )
+        strip = Strip(segments, columns.width_of(self.columns))
+        if self.aside is not None:
+            strip = strip.crop(self.aside, self.aside + self._width)
+        return strip.adjust_cell_length(self._width, style("gone", under))
 
     def _held_no_more(self, seq: int, under: str = "") -> Strip:
         text = columns.fit(f"  row {seq + 1:,} is no longer held", self._width)

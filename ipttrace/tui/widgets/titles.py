@@ -16,12 +16,13 @@ class Titles(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._columns: tuple[Placed, ...] = columns.choose(80)
+        self._aside = 0
 
-    def show(self, chosen: tuple[Placed, ...]) -> None:
-        """Show the titles of `chosen`."""
-        if chosen != self._columns:
-            self._columns = chosen
+    def show(self, chosen: tuple[Placed, ...], aside: int = 0) -> None:
+        """Show the titles of `chosen`, without the first `aside` cells."""
+        if (chosen, aside) != (self._columns, self._aside):
+            self._columns, self._aside = chosen, aside
             self.refresh()
 
     def render(self) -> Content:
-        return Content(columns.titles(self._columns))
+        return Content(columns.titles(self._columns)[self._aside :])

@@ -116,7 +116,7 @@ class TraceView(Vertical):
 
     def on_columns_changed(self, message: ColumnsChanged) -> None:
         message.stop()
-        self.titles.show(self.rows.columns)
+        self.titles.show(self.rows.columns, self.rows.aside or 0)
 
     # The detail.
 
