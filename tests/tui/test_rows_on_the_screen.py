@@ -22,7 +22,7 @@ async def test_a_row_shows_table_chain_rule_and_verdict() -> None:
 
 
 async def test_a_wide_screen_shows_names_devices_process_and_cost() -> None:
-    async with live(streams.hello(), streams.rows(8), rows=8, size=(250, 50)) as (_, app, _p):
+    async with live(streams.hello(), streams.rows(8), rows=8, size=(300, 50)) as (_, app, _p):
         line = shown(app)[3]
         for text in (
             "router",
