@@ -194,4 +194,6 @@ def as_cell(name: str, value: Any) -> str:
     """A value of jsonl as CSV has it."""
     if name == "path":
         return ">".join(f"{step['chain']}:{step['rulenum']}" for step in value)
-    return "" if value is None else str(value)
+    # What begins as a rule's text does would be a formula in a spreadsheet.
+    guard = "'" if isinstance(value, str) and value.startswith("-") else ""
+    return "" if value is None else guard + str(value)
