@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ipttrace import __version__
+from ipttrace import __version__, cli_ssh
 
 if TYPE_CHECKING:
     from ipttrace.view.lines import Output
@@ -25,6 +25,7 @@ FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
 
 EPILOG: Final = """commands:
   ipttrace [EXPR]                    the live screen on this host
+  ipttrace --ssh HOST [EXPR]         the same of another host, or of several
   ipttrace print [EXPR]              rows as lines
   ipttrace record FILE [EXPR]        the stream to a file
   ipttrace replay FILE               a recorded file on the screen, or as lines
@@ -102,6 +103,8 @@ def _agent_arguments(options: argparse.Namespace) -> list[str]:
     found = ["--engine", options.engine]
     for name in ("netns", "duration", "ready_file", "buffer", "max_rate", "stop_after"):
         value = getattr(options, name)
+        if name == "ready_file" and options.ssh:
+            continue  # it is meant for whoever waits here
         if value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]
     return [*found, "--", *options.expr]
@@ -128,13 +131,17 @@ def _screen(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
     _traces(parser)
+    cli_ssh.add_options(parser)
     options = parser.parse_args(argv)
+    cli_ssh.check(parser, options, several=True)
     # Textual draws on stderr.
     if not (os.isatty(0) and os.isatty(1) and os.isatty(2)):
         print("ipttrace: the screen needs a terminal: use ipttrace print", file=sys.stderr)
         return 2
     if not _expr_is_good(options):
         return 2
+    if options.ssh:
+        return _screen_of_hosts(options)
     import tempfile
 
     from ipttrace.link import STOP, AgentLink
@@ -146,6 +153,15 @@ def _screen(argv: list[str]) -> int:
         status = _show(source, "this host")
         ended = link.close()
         return _repeat(said) or status or max(ended, 0)
+
+
+def _screen_of_hosts(options: argparse.Namespace) -> int:
+    with cli_ssh.far_agents(options, _agent_arguments(options), quiet=True) as links:
+        title = links[0].host if len(links) == 1 else f"{len(links)} hosts"
+        status = _show(cli_ssh.sources(links), title)
+        ended = max([link.close() for link in links])
+        said = [link.repeat() for link in links]
+        return status or ended or int(any(said))
 
 
 def _repeat(said: IO[bytes]) -> int:
@@ -215,29 +231,29 @@ def _understood(options: argparse.Namespace, name: str) -> bool:
 def _print(argv: list[str]) -> int:
     parser = _Parser(prog="ipttrace print", description="Rows as lines on stdout, as they come.")
     _traces(parser)
+    cli_ssh.add_options(parser)
     _ends(parser)
     parser.add_argument("--format", choices=FORMATS, default="text")
     _picks(parser)
     options = parser.parse_args(argv)
+    cli_ssh.check(parser, options, several=False)
     if not _can_write(options) or not _understood(options, "until") or not _expr_is_good(options):
         return 2
-    from ipttrace.link import AgentLink
-
     names: dict[int, str] = {}
-    link = AgentLink(_agent_arguments(options))
-    # Beside the agent's start, which takes longer.
-    from ipttrace.pump import Pump
+    with cli_ssh.one_agent(options, _agent_arguments(options)) as link:
+        # Beside the agent's start, which takes longer.
+        from ipttrace.pump import Pump
 
-    view = _view(options.format, names)
-    pump = Pump(
-        view,
-        count=options.count,
-        query=options.query,
-        until=options.until,
-        stop=link.stop,
-        names=names,
-    )
-    return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
+        view = _view(options.format, names)
+        pump = Pump(
+            view,
+            count=options.count,
+            query=options.query,
+            until=options.until,
+            stop=link.stop,
+            names=names,
+        )
+        return _ended(pump.run(link.stream), link.close(), bool(pump.trace.hello))
 
 
 def _ended(status: int, agent: int, armed: bool) -> int:
@@ -254,11 +270,12 @@ def _record(argv: list[str]) -> int:
     parser = _Parser(prog="ipttrace record", description="The stream to a file.")
     parser.add_argument("file", metavar="FILE", help="- is stdout")
     _traces(parser)
+    cli_ssh.add_options(parser)
     _ends(parser)
     options = parser.parse_args(argv)
+    cli_ssh.check(parser, options, several=False)
     if not _understood(options, "until") or not _expr_is_good(options):
         return 2
-    from ipttrace.link import AgentLink
     from ipttrace.pump import Pump, Recording
 
     if options.file == "-" and os.isatty(1):
@@ -269,8 +286,10 @@ def _record(argv: list[str]) -> int:
     except OSError as error:
         print(f"ipttrace: {options.file}: {error.strerror}", file=sys.stderr)
         return 1
-    with contextlib.closing(file):
-        link = AgentLink(_agent_arguments(options))
+    with (
+        contextlib.closing(file),
+        cli_ssh.one_agent(options, _agent_arguments(options)) as link,
+    ):
         pump = Pump(None, copy=file, until=options.until, stop=link.stop, names={})
         status = pump.run(link.stream)
         return _ended(status, link.close(), bool(pump.trace.hello))
@@ -420,7 +439,8 @@ def main(argv: list[str] | None = None) -> int:
         }[command]
         return run(rest)
     except LinkError as error:
-        print(f"ipttrace: {error}", file=sys.stderr)
+        if not error.said:
+            print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -16,11 +16,18 @@ from collections.abc import Sequence
 from typing import IO, BinaryIO, Final, cast
 
 STOP: Final = b'{"cmd":"stop"}\n'
-_PATIENCE: Final = 10.0
+PATIENCE: Final = 10.0
 
 
 class LinkError(Exception):
-    """The agent cannot be started; one line says why."""
+    """The agent cannot be started; one line says why.
+
+    `said`: the terminal shows that line already.
+    """
+
+    def __init__(self, text: str, *, said: bool = False) -> None:
+        super().__init__(text)
+        self.said = said
 
 
 def program() -> list[str]:
@@ -69,7 +76,7 @@ class AgentLink:
         with contextlib.suppress(OSError, ValueError):
             self.stream.close()
         try:
-            return self._process.wait(_PATIENCE)
+            return self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
