@@ -229,18 +229,19 @@ class FlowsView(Ledger):
         if not flow.drops:
             role = VERDICT_ROLES.get(flow.verdict, "other")
             return column(f"{mark} {flow.verdict}", width, role, right=False)
-        place = f" {flow.dropped_table}"
-        if flow.dropped_at is not None:
-            step = flow.dropped_at
-            number = "policy" if step.match == "policy" else str(step.rulenum)
-            # The chain gives way: table and number are what one looks for.
-            room = width - len(place) - len(number) - 5
-            if room < 6:
-                place, room = "", width - len(number) - 4
-            place += f" {fit(step.chain, max(room, 4)).rstrip()}:{number}"
-        if flow.verdict == "DROP":
-            return column(f"{mark}{place}", width, "drop", right=False)
-        return column(f"{mark} {VERDICT_MARKS['DROP']}{place}", width, "drop", right=False)
+        # An earlier packet may have been dropped, and the last one not.
+        marks = mark if flow.verdict == "DROP" else f"{mark} {VERDICT_MARKS['DROP']}"
+        text = f"{marks} {flow.dropped_table}"
+        if (step := flow.dropped_at) is not None:
+            number = ":policy" if step.match == "policy" else f":{step.rulenum}"
+            # Where it is narrow the table goes first, then the chain is cut.
+            room = width - len(text) - len(number) - 1
+            if room < min(len(step.chain), 8):
+                text = marks
+                room = width - len(text) - len(number) - 1
+            chain = step.chain if len(step.chain) <= room else fit(step.chain, max(room, 1))
+            text += f" {chain}{number}"
+        return column(text, width, "drop", right=False)
 
 
 def _end(address: str, port: int | None) -> str:

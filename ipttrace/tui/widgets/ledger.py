@@ -194,6 +194,10 @@ class Ledger(ScrollView, can_focus=True):
             return
         self._to(0 if way < 0 else len(self._keys) - 1, -way)
         self._moved = way > 0
+        last = len(self._keys) - self.page
+        # With the lines before and behind it on which the cursor cannot stand.
+        if way < 0 or self._line >= last:
+            self._scroll(0 if way < 0 else last)
 
     def _to(self, line: int, way: int) -> None:
         if self._line < 0:  # nothing to stand on: then the page moves

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a person sees of flows, and what the keys of the flows view do."""
+
+from __future__ import annotations
+
+import pytest
+import streams
+from rich.cells import cell_len
+from tallied import LAB, Tallied, line_with, lines, on_screen, picked
+
+from ipttrace.tui.widgets.flows_view import FlowsView
+
+
+def lab() -> Tallied:
+    tallied = Tallied()
+    tallied.replay(LAB)
+    return tallied
+
+
+def made(count: int = 400) -> Tallied:
+    tallied = Tallied()
+    tallied.feed(streams.rows(count))
+    return tallied
+
+
+async def test_the_busiest_flow_stands_first_with_its_ends_and_its_last_verdict() -> None:
+    async with on_screen(FlowsView(), lab()) as (app, _):
+        assert "Flows 47" in lines(app)[0]
+        first = lines(app)[2]
+        assert first.split()[0] == "96"
+        assert "10.1.0.2:56428→10.2.0.2:5001" in first
+        assert "✓ ACCEPT" in first
+
+
+async def test_a_dropped_flow_says_by_which_rule() -> None:
+    async with on_screen(FlowsView(), lab(), (120, 60)) as (app, _):
+        line = line_with(app, "filter BLOCKLIST:1")
+        assert "✗" in line
+        assert "10.2.0.2:4444" in line
+        assert "filter FORWARD:policy" in "\n".join(lines(app))
+
+
+async def test_enter_shows_the_rows_of_the_flow() -> None:
+    tallied = lab()
+    view = FlowsView()
+    async with on_screen(view, tallied, (200, 60)) as (app, pilot):
+        for flow in list(view._flows.values()):
+            await pilot.press("enter")
+            assert app.asked[-1].name == "flow"
+            assert tallied.taken(app.asked[-1].query) == flow.rows
+            await pilot.press("down")
+        assert len(app.asked) == 47
+
+
+async def test_s_sorts_by_drops_cost_bytes_and_time() -> None:
+    view = FlowsView()
+    async with on_screen(view, lab(), (120, 60)) as (app, pilot):
+        for order, name in (
+            ("packets", "packets"),
+            ("drops", "drops"),
+            ("cost", "cost_ns"),
+            ("bytes", "bytes"),
+            ("last", "last"),
+        ):
+            assert view.sort == order
+            values = [getattr(flow, name) for flow in view._flows.values()]
+            assert values == sorted(values, reverse=True)
+            assert values
+            await pilot.press("s")
+        assert view.sort == "packets"
+        await pilot.press("s")
+        assert all(flow.drops for flow in view._flows.values())
+        assert "by drops" in lines(app)[0]
+
+
+async def test_the_cursor_stays_on_its_flow_while_others_overtake_it() -> None:
+    tallied = made()
+    view = FlowsView()
+    async with on_screen(view, tallied, (80, 12)) as (app, pilot):
+        for _ in range(3):
+            await pilot.press("down")
+        before = picked(app)
+        key, line = view.picked, view._line
+        # WHEN all others get more packets
+        tallied.feed(streams.rows(4000, start=16))
+        tallied.show(view)
+        await pilot.pause()
+        # THEN the cursor is still on it, further down, and on the screen
+        assert view.picked == key
+        assert view._line > line
+        assert picked(app) in lines(app)
+        assert "10.1." in before
+
+
+async def test_who_has_not_moved_sees_the_top() -> None:
+    tallied = made()
+    view = FlowsView()
+    async with on_screen(view, tallied, (80, 12)) as (app, pilot):
+        tallied.feed(streams.rows(4000, start=16))
+        tallied.show(view)
+        await pilot.pause()
+        assert view._line == 0
+        assert picked(app) == lines(app)[2]
+
+
+async def test_a_click_moves_the_cursor_and_a_second_one_filters() -> None:
+    async with on_screen(FlowsView(), lab()) as (app, pilot):
+        await pilot.click(FlowsView, offset=(10, 6))
+        assert picked(app) == lines(app)[6]
+        assert app.asked == []
+        await pilot.click(FlowsView, offset=(10, 6), times=2)
+        assert [asked.name for asked in app.asked] == ["flow"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 79, 80, 100, 132, 200, 300])
+async def test_no_width_breaks_a_line(width: int) -> None:
+    async with on_screen(FlowsView(), lab(), (width, 40)) as (app, _):
+        assert all(cell_len(line) == width - 1 for line in lines(app))
+        if width >= 80:
+            assert "BLOCKLIST:1" in "\n".join(lines(app))
+
+
+async def test_several_hosts_have_a_column() -> None:
+    tallied = Tallied(("alpha", "beta"))
+    tallied.feed(streams.rows(40))
+    tallied.feed(streams.rows(40), host=1)
+    async with on_screen(FlowsView(), tallied, (200, 60)) as (app, _):
+        text = "\n".join(lines(app))
+        assert text.count("alpha") == text.count("beta") == 10
+
+
+async def test_more_flows_than_are_shown_are_counted_in_words() -> None:
+    async with on_screen(FlowsView(), made(8000), (80, 24)) as (app, pilot):
+        await pilot.press("end")
+        assert "more flows" in lines(app)[-1] or "more flows" in lines(app)[-2]
+
+
+async def test_an_empty_view_says_so() -> None:
+    async with on_screen(FlowsView(), Tallied()) as (app, pilot):
+        assert "No packets have come yet" in lines(app)[2]
+        for key in ("enter", "s", "down", "up", "end", "home"):
+            await pilot.press(key)
+        assert app.asked == []
+        assert app.notices == ["there is no flow under the cursor"]

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a person sees of rules, and what the keys of the rules view do."""
+
+from __future__ import annotations
+
+import pytest
+import streams
+from rich.cells import cell_len
+from tallied import LAB, NETNS, Tallied, line_with, lines, on_screen, picked
+from textual.widgets import ContentSwitcher
+
+from ipttrace.tui.widgets.ledger import Ledger
+from ipttrace.tui.widgets.rules_view import RulesView
+
+CHAINS = {
+    "FORWARD": {
+        "policy": "DROP",
+        "rules": ["-i eth0 -j ACCEPT", "-p udp -j DROP", "-p tcp -j WEB", "-j ACCEPT", "-j LOG"],
+    },
+    "WEB": {"policy": None, "rules": ["--dport 80 -j ACCEPT"]},
+}
+
+
+def hit(count: int = 280, generation: int = 1, start: int = 0) -> bytes:
+    """Rows that met the rules of this generation."""
+    entry, rule, end = streams.records(count, start)
+    entry["ruleset"] = generation
+    return streams.frames(entry, rule, end)
+
+
+def lab(rules: bool = True) -> Tallied:
+    tallied = Tallied()
+    if rules:
+        tallied.rules(CHAINS)
+    tallied.feed(hit())
+    return tallied
+
+
+async def test_a_rule_stands_in_its_chain_with_its_hits_its_share_of_drops_and_its_text() -> None:
+    # GIVEN 70 packets in FORWARD, five rules hit in turn, each seventh packet dropped
+    async with on_screen(RulesView(), lab(), (120, 40)) as (app, _):
+        text = "\n".join(lines(app))
+        assert "Chain FORWARD (policy DROP)" in text
+        assert "Chain WEB (1 reference)" in text
+        assert text.index("-i eth0 -j ACCEPT") < text.index("-p udp -j DROP")
+        rule = line_with(app, "-p udp -j DROP").split()
+        assert rule[0] == "2"
+        assert "14" in rule
+        assert "20%" in rule
+        # THEN what was never hit says so
+        assert line_with(app, "--dport 80").split()[:2] == ["1", "0"]
+        # AND the tables of which no rules came show hits by number
+        assert "IPv4 raw  its rules are not known: hits by number" in text
+
+
+async def test_heat_is_told_by_a_bar_too() -> None:
+    async with on_screen(RulesView(), lab(), (120, 40)) as (app, _):
+        assert "█" in line_with(app, "-p udp -j DROP")
+        assert "█" not in line_with(app, "--dport 80")
+
+
+async def test_enter_shows_the_rows_that_hit_the_rule() -> None:
+    tallied = lab()
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, pilot):
+        while "-p udp -j DROP" not in picked(app):
+            await pilot.press("down")
+        await pilot.press("enter")
+        (asked,) = app.asked
+        assert asked.name == "rule"
+        assert tallied.taken(asked.query) == 14
+        assert tallied.taken(f"({asked.query}) and path!=FORWARD:2") == 0
+
+
+async def test_enter_on_a_chain_shows_the_rows_that_passed_it() -> None:
+    tallied = lab()
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, pilot):
+        while "Chain WEB" not in picked(app):
+            await pilot.press("down")
+        await pilot.press("enter")
+        while "Chain FORWARD" not in picked(app):
+            await pilot.press("up")
+        await pilot.press("enter")
+        assert [asked.name for asked in app.asked] == ["chain", "policy"]
+        assert [tallied.taken(asked.query) for asked in app.asked] == [0, 0]
+
+
+async def test_every_line_of_the_lab_asks_for_as_many_rows_as_it_has_hits() -> None:
+    # GIVEN a recording without rules, in which no path hits a rule twice
+    tallied = Tallied()
+    tallied.replay(LAB)
+    view = RulesView()
+    async with on_screen(view, tallied, (120, 400)) as (app, pilot):
+        for _ in view._order:
+            assert view._listing is not None
+            for key, of in view._listing.figures.items():
+                view._line = view._at[key]
+                view.action_filter()
+                await pilot.pause()
+                assert tallied.taken(app.asked[-1].query) == of.hits, app.asked[-1].query
+            await pilot.press("]")
+        assert len(app.asked) > 80
+
+
+async def test_brackets_go_through_the_namespaces_and_begin_at_the_busiest() -> None:
+    tallied = Tallied()
+    tallied.replay(LAB)
+    async with on_screen(RulesView(), tallied) as (app, pilot):
+        assert "ipt-router" in lines(app)[0]
+        seen = set()
+        for _ in range(3):
+            await pilot.press("right_square_bracket")
+            seen.add(lines(app)[0].split()[0])
+        assert seen == {"ipt-client", "ipt-router", "ipt-server"}
+        await pilot.press("left_square_bracket")
+        assert "ipt-client" in lines(app)[0]
+
+
+async def test_s_sorts_by_hits_drops_and_cost_and_goes_back() -> None:
+    async with on_screen(RulesView(), lab(), (120, 40)) as (app, pilot):
+        before = lines(app)
+        await pilot.press("s")
+        assert "by hits" in lines(app)[0]
+        assert not any(line.startswith("IPv4") for line in lines(app))
+        assert "filter FORWARD:2" in "\n".join(lines(app))
+        await pilot.press("s")
+        dropped = [line.split() for line in lines(app)[2:] if line.strip()]
+        assert [line[1].split(":")[0] for line in dropped] == ["FORWARD"] * len(dropped)
+        assert dropped
+        await pilot.press("s")
+        assert "by cost" in lines(app)[0]
+        await pilot.press("s")
+        assert lines(app) == before
+
+
+async def test_0_hides_what_was_never_hit() -> None:
+    async with on_screen(RulesView(), lab(), (120, 40)) as (app, pilot):
+        await pilot.press("0")
+        text = "\n".join(lines(app))
+        assert "--dport 80" not in text
+        assert "Chain WEB" not in text
+        assert "-p udp -j DROP" in text
+        await pilot.press("0")
+        assert "Chain WEB" in "\n".join(lines(app))
+
+
+async def test_the_cursor_stays_on_its_rule_while_others_move() -> None:
+    tallied = lab()
+    async with on_screen(RulesView(), tallied, (120, 12)) as (app, pilot):
+        await pilot.press("s")
+        for _ in range(4):
+            await pilot.press("down")
+        key, line = app.view.picked, app.view._line
+        y = line - app.view.scroll_offset.y
+        # WHEN rules that were hit less are hit much more
+        entry, rule, end = streams.records(4000, 1000)
+        entry["ruleset"], rule["rulenum"] = 1, 5
+        tallied.feed(streams.frames(entry, rule, end))
+        tallied.show(app.view)
+        await pilot.pause()
+        # THEN the cursor is on the same rule, at the same height, though its place is another
+        assert app.view.picked == key
+        assert app.view._line - app.view.scroll_offset.y in (y, app.view._line)
+
+
+async def test_who_has_not_moved_sees_the_top() -> None:
+    tallied = lab()
+    async with on_screen(RulesView(), tallied, (120, 12)) as (app, pilot):
+        await pilot.press("s")
+        tallied.feed(hit(4000, start=1000))
+        tallied.show(app.view)
+        await pilot.pause()
+        assert app.view._line == 0
+        assert app.view.scroll_offset.y == 0
+
+
+async def test_a_change_of_rules_shows_the_new_ones_with_their_own_hits() -> None:
+    tallied = lab()
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, pilot):
+        chains = {"FORWARD": {"policy": "ACCEPT", "rules": ["-j NEW"]}}
+        tallied.rules(chains, since=2, upto=2)
+        tallied.feed(hit(40, generation=2, start=1000))
+        tallied.show(app.view)
+        await pilot.pause()
+        text = "\n".join(lines(app))
+        assert "-p udp -j DROP" not in text
+        assert line_with(app, "-j NEW").split()[0] == "1"
+        assert "2" in line_with(app, "-j NEW").split()
+        assert "and 70 hits under other rules" in text
+
+
+async def test_rules_that_changed_and_could_not_be_read_are_said_to_be_old() -> None:
+    tallied = lab()
+    tallied.traces[0].rulesets.feed(
+        {"netns": NETNS, "family": 4, "table": "filter", "since": 5, "upto": 5}
+    )
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, _):
+        assert "changed since: these are the rules before" in "\n".join(lines(app))
+
+
+async def test_two_hosts_have_rules_of_their_own() -> None:
+    tallied = Tallied(("one", "two"))
+    for host in (0, 1):
+        tallied.rules(CHAINS, host=host)
+        tallied.feed(hit(280 * (1 + host)), host=host)
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, pilot):
+        assert "router on two" in lines(app)[0]
+        await pilot.press("right_square_bracket")
+        assert "router on one" in lines(app)[0]
+        while "-p udp -j DROP" not in picked(app):
+            await pilot.press("down")
+        await pilot.press("enter")
+        assert tallied.taken(app.asked[0].query) == 14
+
+
+async def test_hostile_rules_are_shown_as_text() -> None:
+    tallied = Tallied()
+    evil = '-m comment --comment "[bold red]\x1b[31m\u202e' + "x" * 4000 + '" -j DROP'
+    tallied.rules({"FORWARD": {"policy": "[/]", "rules": [evil]}, "[@click=x]": {"rules": []}})
+    tallied.feed(hit(40))
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, _):
+        text = "\n".join(lines(app))
+        assert "[bold red]\\x1b[31m\\u202e" in text
+        assert "Chain [@click=x]" in text
+        assert "\x1b" not in text
+        assert all(cell_len(line) == 119 for line in lines(app))
+
+
+@pytest.mark.parametrize("width", [20, 40, 79, 80, 100, 132, 200, 300])
+@pytest.mark.parametrize("sort", [0, 1])
+async def test_no_width_breaks_a_line(width: int, sort: int) -> None:
+    async with on_screen(RulesView(), lab(), (width, 24)) as (app, pilot):
+        for _ in range(sort):
+            await pilot.press("s")
+        assert all(cell_len(line) == width - 1 for line in lines(app))
+        if width >= 79:
+            assert "-p udp -j DROP" in "\n".join(lines(app)) or not sort
+
+
+async def test_resizing_chooses_other_columns_and_keeps_the_cursor_in_sight() -> None:
+    async with on_screen(RulesView(), lab(), (200, 50)) as (app, pilot):
+        assert "p50" in lines(app)[1]
+        await pilot.press("end")
+        key = app.view.picked
+        await pilot.resize_terminal(80, 12)
+        await pilot.pause()
+        assert "p50" not in lines(app)[1]
+        assert app.view.picked == key
+        assert picked(app) in lines(app)
+
+
+async def test_an_empty_view_says_so() -> None:
+    async with on_screen(RulesView(), Tallied()) as (app, pilot):
+        assert "No rule has been hit yet" in lines(app)[2]
+        for key in ("enter", "s", "0", "down", "up", "end", "home", "right_square_bracket"):
+            await pilot.press(key)
+        assert app.asked == []
+        assert app.notices == ["there is no rule under the cursor"]
+
+
+async def test_what_came_while_the_view_was_hidden_is_there_when_it_comes_back() -> None:
+    tallied = lab()
+    view: Ledger = RulesView()
+    async with on_screen(view, tallied, (120, 40)) as (app, pilot):
+        switcher = app.query_one(ContentSwitcher)
+        switcher.current = "other"
+        await pilot.pause()
+        tallied.feed(hit(280, start=1000))
+        tallied.show(view)
+        switcher.current = "view"
+        await pilot.pause()
+        assert "28" in line_with(app, "-p udp -j DROP").split()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a person sees of totals."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import streams
+from rich.cells import cell_len
+from tallied import LAB, Tallied, line_with, lines, on_screen
+
+from ipttrace.tui import figures
+from ipttrace.tui.widgets.totals_view import TotalsView
+
+BLOCKS = set("▁▂▃▄▅▆▇█")
+
+
+def lab() -> Tallied:
+    tallied = Tallied()
+    tallied.replay(LAB)
+    return tallied
+
+
+def minutes(count: int, seconds: int) -> Tallied:
+    """So many rows, spread over so many seconds."""
+    entry, rule, end = streams.records(count)
+    entry["time"] = np.arange(count) * (seconds * 10**9 // count)
+    end["time"] = entry["time"] + end["cost"]
+    tallied = Tallied()
+    # A few seconds at a time, as an agent sends them.
+    for at in range(0, count, 400):
+        some = slice(at, at + 400)
+        tallied.feed(streams.frames(entry[some], rule[some], end[some]))
+    return tallied
+
+
+async def test_totals_are_told_in_words() -> None:
+    async with on_screen(TotalsView(), lab(), (160, 50)) as (app, _):
+        text = "\n".join(lines(app))
+        assert "985 rows of 359 packets" in text
+        assert "✓ ACCEPT 973 (99%)  ✗ DROP 12 (1%)" in text
+        assert "lost 0  missed 0  the trace has no holes" in text
+        assert "FORWARD       filter          89      6" in text
+        assert "6 FORWARD     filter" in text
+        assert any("ICMPv6" in line and "54" in line for line in lines(app))
+
+
+async def test_verdicts_and_cost_are_plotted_over_time() -> None:
+    async with on_screen(TotalsView(), lab(), (80, 24)) as (app, _):
+        drawn = lines(app)
+        order = [
+            next(at for at, line in enumerate(drawn) if title in line)
+            for title in ("✓ ACCEPT", "✗ DROP", "cost of a row", "-15s")
+        ]
+        assert order == sorted(order)
+        for begin, end in pairwise(order):
+            assert BLOCKS & set("".join(drawn[begin + 1 : end]))
+        assert "most 456/s" in drawn[order[0]]
+        assert "most 5.0/s" in drawn[order[1]]
+
+
+async def test_what_was_lost_cannot_be_overlooked() -> None:
+    tallied = lab()
+    tallied.feed(streams.books(lost=[3, 0, 4], missed=2))
+    async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
+        text = "\n".join(lines(app))
+        assert "lost 7  missed 2" in text
+        assert "no holes" not in text
+        # AND it has plots of its own
+        assert any(line.lstrip().startswith("lost") and "/s" in line for line in lines(app))
+
+
+async def test_the_plots_go_back_as_far_as_there_is_something_up_to_ten_minutes() -> None:
+    for seconds, said in ((20, "30 seconds"), (100, "2 minutes"), (900, "10 minutes")):
+        async with on_screen(TotalsView(), minutes(6000, seconds), (80, 24)) as (app, _):
+            assert f"last {said}" in lines(app)[0]
+
+
+async def test_z_looks_further_back_or_closer() -> None:
+    async with on_screen(TotalsView(), lab(), (80, 24)) as (app, pilot):
+        seen = []
+        for _ in range(6):
+            seen.append(lines(app)[0].split("last ")[1].strip())
+            await pilot.press("z")
+        assert seen == [
+            *("15 seconds", "30 seconds", "60 seconds"),
+            *("2 minutes", "5 minutes", "10 minutes"),
+        ]
+        assert "15 seconds" in lines(app)[0]
+
+
+async def test_an_even_rate_is_an_even_plot() -> None:
+    # GIVEN 100 rows each second for ten minutes, on fewer cells than seconds
+    async with on_screen(TotalsView(), minutes(60_000, 600), (80, 24)) as (app, _):
+        drawn = lines(app)
+        at = next(at for at, line in enumerate(drawn) if "✓ ACCEPT" in line)
+        line = drawn[at + 1].rstrip()
+        full = [cell for cell in line if cell in BLOCKS]
+        assert len(full) > 60
+        assert full.count("█") + full.count("▇") > len(full) - 3
+
+
+async def test_every_line_can_be_reached_on_a_small_screen() -> None:
+    async with on_screen(TotalsView(), lab(), (80, 24)) as (app, pilot):
+        assert not any("protocol" in line for line in lines(app))
+        await pilot.press("end")
+        await pilot.pause()
+        assert any("ESP" in line for line in lines(app))
+        await pilot.press("home")
+        await pilot.pause()
+        assert "✓ ACCEPT" in lines(app)[1]
+        await pilot.press("down")
+        await pilot.pause()
+        assert "✓ ACCEPT" not in lines(app)[1]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 119, 120, 121, 200, 300])
+async def test_no_width_breaks_a_line(width: int) -> None:
+    async with on_screen(TotalsView(), lab(), (width, 50)) as (app, _):
+        assert all(cell_len(line) == width - 1 for line in lines(app))
+
+
+async def test_rows_that_were_not_counted_are_told() -> None:
+    tallied = lab()
+    tallied.tallies.skipped = 1234
+    async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
+        assert line_with(app, "1,234 rows had left before they were counted")
+
+
+async def test_an_empty_view_says_so() -> None:
+    async with on_screen(TotalsView(), Tallied()) as (app, pilot):
+        assert any("No packets have come yet" in line for line in lines(app))
+        for key in ("z", "down", "up", "end", "home"):
+            await pilot.press(key)
+
+
+def test_numbers_stay_within_their_cells() -> None:
+    for number in (0, 7, 99_999, 99_999.6, 100_000, 999_949, 999_951, 10**7, 10**12, 10**20, 2**80):
+        assert len(figures.count(number)) <= 6
+        assert len(figures.rate(number)) <= 6
+    assert figures.count(99_999) == "99,999"
+    assert figures.count(123_456) == "123.5k"
+    assert figures.count(1_234_567) == "1.235M"
+    assert figures.rate(0.5) == "0.5"
+    for part, said in ((0, "0%"), (0.001, "<1%"), (0.25, "25%"), (0.999, "99%"), (1, "100%")):
+        assert figures.share(part) == said
+    for seconds in (0, 5, 89, 90, 3599, 3600, 86_399, 86_400, 10**9):
+        assert len(figures.span(seconds)) <= 4
+
+
+def test_what_is_little_still_shows() -> None:
+    assert figures.plot([0, 0.001, 1000], 2, 1000) == ["  █", " ▁█"]
+    assert figures.plot([1, 2], 1, 0) == ["▁▁"]
+    assert figures.bar(0, 3) == "   "
+    assert figures.bar(0.0001, 3) == "▏  "
+    assert figures.bar(1, 3) == "███"
