@@ -72,7 +72,9 @@ def _size(text: str) -> int:
 
 def _traces(parser: argparse.ArgumentParser) -> None:
     """The options of everything that traces."""
-    parser.add_argument("expr", nargs="*", metavar="EXPR", help="pcap-filter expression")
+    parser.add_argument(
+        "expr", nargs="*", default=[], metavar="EXPR", help="pcap-filter expression"
+    )
     parser.add_argument("--engine", choices=("auto", "kernel", "netlink"), default="auto")
     parser.add_argument("--netns", metavar="NAME", help="only this network namespace")
     parser.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
@@ -132,7 +134,7 @@ def _screen(argv: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
     _traces(parser)
     cli_ssh.add_options(parser)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     cli_ssh.check(parser, options, several=True)
     # Textual draws on stderr.
     if not (os.isatty(0) and os.isatty(1) and os.isatty(2)):
@@ -235,7 +237,7 @@ def _print(argv: list[str]) -> int:
     _ends(parser)
     parser.add_argument("--format", choices=FORMATS, default="text")
     _picks(parser)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     cli_ssh.check(parser, options, several=False)
     if not _can_write(options) or not _understood(options, "until") or not _expr_is_good(options):
         return 2
@@ -272,7 +274,7 @@ def _record(argv: list[str]) -> int:
     _traces(parser)
     cli_ssh.add_options(parser)
     _ends(parser)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     cli_ssh.check(parser, options, several=False)
     if not _understood(options, "until") or not _expr_is_good(options):
         return 2

@@ -216,7 +216,7 @@ class SshLink:
         self._heard += data
         if _PROMPT in self._heard:
             self._asked = True
-            del self._heard[: self._heard.rindex(_PROMPT) + len(_PROMPT)]
+            self._heard[:] = self._heard.replace(_PROMPT, b"\n")
         *lines, rest = self._heard.split(b"\n")
         self._heard[:] = rest[-_MOST:]
         for line in lines:
@@ -373,24 +373,29 @@ class _Passwords:
         self._last: tuple[str, str] | None = None  # host and password
 
     def ask(self, host: str) -> str:
-        try:
-            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-        except OSError:
-            raise LinkError(
-                f"{host}: sudo asks for a password, and there is no terminal to ask it on:"
-                " log in as root (root@…), or have sudo let ipttrace go without"
-            ) from None
         hint = ""
         if self._last is not None and self._last[0] != host:
             hint = f" (Enter: as for {self._last[0]})"
-        try:
-            password = getpass.getpass(f"sudo password for {host}{hint}: ")
-        except EOFError:
-            raise LinkError(f"{host}: sudo got no password") from None
+        password = ask_secret(host, f"sudo password for {host}{hint}: ")
         if not password and hint and self._last is not None:
             password = self._last[1]
         self._last = host, password
         return password
+
+
+def ask_secret(host: str, prompt: str) -> str:
+    """What a person types at the terminal, unseen.  Raises LinkError where there is nobody."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise LinkError(
+            f"{host}: sudo asks for a password, and there is no terminal to ask on:"
+            " log in as root (root@HOST), or let sudo there run ipttrace without one"
+        ) from None
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise LinkError(f"{host}: sudo got no password") from None
 
 
 def _deaf_to_interrupts(argv: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plays an agent on another host: the recorded lab, then quiet until it is told to stop.
+
+``python far_agent.py NAME [agent's arguments …]``.  Its HELLO tells NAME as the
+host, its process id and its arguments.  Needs no root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from ipttrace.capture.orders import ControlLine, parse
+from ipttrace.stream.frames import Kind, Writer, read_file
+
+
+class _Stdout:
+    def write(self, data: bytes | memoryview, /) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(1, rest) :]
+
+
+def main() -> None:
+    writer = Writer(_Stdout())
+    books = {}
+    for frame in read_file(Path(__file__).with_name("lab.iptr")):
+        if frame.kind == Kind.HELLO:
+            about = {"host": sys.argv[1], "pid": os.getpid(), "argv": sys.argv[2:]}
+            writer.hello({**frame.json, **about})
+        elif frame.kind == Kind.END:
+            books = frame.json
+        else:
+            writer.copy(frame)
+    control = ControlLine(0)
+    reason = ""
+    while not reason:
+        lines = control.lines()
+        if lines is None:
+            reason = "left alone"
+        elif any(parse(line).name == "stop" for line in lines):
+            reason = "stopped"
+    writer.end({**books, "reason": reason})
+
+
+if __name__ == "__main__":
+    # Nobody reads any more: that is how a reader says goodbye.
+    with contextlib.suppress(BrokenPipeError):
+        main()

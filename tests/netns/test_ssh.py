@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Other hosts over a real ssh: the rows come, and whatever breaks, nothing stays behind there.
+
+Each connection gets an sshd of its own on the other end of a pipe, so nothing
+listens anywhere; like one elsewhere it does not hear our terminal's signals.
+The agent there is a recording, played.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipttrace.stream.frames import Decoder, Frame
+
+HANG = 60.0
+FAR = Path(__file__).parents[1] / "data" / "far_agent.py"
+SSHD = "/usr/sbin/sshd"
+
+SSHD_CONFIG = """
+HostKey {place}/host_key
+AuthorizedKeysFile {place}/key.pub
+StrictModes no
+UsePAM no
+PermitRootLogin prohibit-password
+PidFile none
+"""
+SSH_CONFIG = """
+Host web1 web2
+    ProxyCommand setsid {sshd} -i -f {place}/sshd_config -E {place}/sshd.log
+    IdentityFile {place}/key
+    IdentitiesOnly yes
+    BatchMode yes
+    User {user}
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+"""
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """A place with a client that reaches two hosts."""
+
+    place: Path
+    stack: ExitStack
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """``ipttrace ARGUMENTS``, ended with the test."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ipttrace", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PATH": f"{self.place}:{os.environ['PATH']}"},
+            **options,
+        )
+        self.stack.enter_context(process)
+        self.stack.callback(process.kill)
+        return process
+
+    def run(self, *arguments: str) -> tuple[int, list[str], list[str]]:
+        """Its exit status and the lines it wrote to stdout and stderr."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=HANG)
+        return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not os.path.exists(SSHD) or shutil.which("ssh") is None:
+        pytest.skip("needs openssh-client and openssh-server")
+    if os.geteuid() != 0:
+        pytest.skip("an sshd of our own needs root")
+    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # it wants one, and nothing in it
+    place = tmp_path_factory.mktemp("ssh")
+    for name in ("host_key", "key"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True
+        )
+    words = {"place": place, "sshd": SSHD, "user": pwd.getpwuid(os.geteuid()).pw_name}
+    (place / "sshd_config").write_text(SSHD_CONFIG.format(**words))
+    (place / "config").write_text(SSH_CONFIG.format(**words))
+    client = place / "ssh"
+    client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {place}/config "$@"\n')
+    client.chmod(0o755)
+    return place
+
+
+@pytest.fixture
+def ssh(keys: Path) -> Iterator[Ssh]:
+    with ExitStack() as stack:
+        yield Ssh(keys, stack)
+
+
+def _far(name: str) -> list[str]:
+    return ["--remote-command", shlex.join([sys.executable, str(FAR), name])]
+
+
+def _first_frame(process: subprocess.Popen[bytes]) -> Frame:
+    decoder = Decoder()
+    assert process.stdout is not None
+    while True:
+        data = os.read(process.stdout.fileno(), 65536)
+        assert data, process.stderr and process.stderr.read()
+        if frames := decoder.feed(data):
+            return frames[0]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _gone(pidfd: int) -> bool:
+    """Waits until that process has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(HANG * 1000))
+
+
+def test_rows_of_another_host_come_as_lines_here(ssh: Ssh) -> None:
+    # GIVEN a host that is reached by ssh, WHEN some of its rows are printed
+    status, out, err = ssh.run("print", "--ssh", "web1", *_far("far"), "--count", "23")
+    # THEN they come, with the same summary as those of this host
+    assert status == 0, err
+    assert len(out) >= 23
+    assert err[-1].startswith("rows=23 records=") and "engine=kernel" in err[-1]
+
+
+def test_an_expression_arrives_there_as_it_was_typed(ssh: Ssh) -> None:
+    words = ["tcp[13] & 2 != 0 and not (host 10.0.0.1 or port 443)"]
+    process = ssh.start("record", "-", "--ssh", "web1", *_far("far"), *words)
+    hello = _first_frame(process).json
+    assert hello["argv"] == ["agent", "--control", "--engine", "auto", "--", *words]
+
+
+def test_the_ready_file_is_written_here(ssh: Ssh, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    where = ["--ssh", "web1", *_far("far")]
+    status, *_ = ssh.run("print", *where, "--count", "1", "--ready-file", str(ready))
+    assert status == 0
+    assert ready.read_text().strip().isdigit()
+
+
+def test_ctrl_c_here_still_brings_the_last_books_from_there(ssh: Ssh) -> None:
+    # GIVEN a recording that goes on, in a process group of its own, as a shell would have it
+    process = ssh.start("record", "-", "--ssh", "web1", *_far("far"), process_group=0)
+    _first_frame(process)
+    # WHEN the terminal sends the whole group an interrupt
+    os.killpg(process.pid, signal.SIGINT)
+    # THEN the far agent ends its stream in order
+    assert process.stdout is not None and process.stderr is not None
+    out, err = process.stdout.read(), process.stderr.read().decode()
+    assert b'"reason":"stopped"' in out[-4096:]
+    assert "missing" not in err and "rows=" in err
+    assert process.wait(HANG) == 130
+
+
+@pytest.mark.parametrize("who", ["ssh", "ipttrace"])
+def test_the_agent_there_is_gone_when_the_link_is(ssh: Ssh, who: str) -> None:
+    # GIVEN a far agent at work
+    process = ssh.start("record", "-", "--ssh", "web1", *_far("far"))
+    agent = os.pidfd_open(_first_frame(process).json["pid"])
+    # WHEN ssh, or all of ipttrace, is killed
+    (client,) = _children(process.pid)
+    connection = os.pidfd_open(client)
+    os.kill(client if who == "ssh" else process.pid, signal.SIGKILL)
+    # THEN neither the agent nor the connection is left
+    assert _gone(agent)
+    assert _gone(connection)
+    os.close(agent)
+    os.close(connection)
+
+
+def test_a_killed_link_is_told_and_fails(ssh: Ssh) -> None:
+    process = ssh.start("record", "-", "--ssh", "web1", *_far("far"))
+    _first_frame(process)
+    (client,) = _children(process.pid)
+    os.kill(client, signal.SIGKILL)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read()
+    err = process.stderr.read().decode().splitlines()
+    assert process.wait(HANG) == 1
+    assert "ipttrace: web1: ssh was killed" in err
+    assert any(line.startswith("rows=") for line in err)
+
+
+def test_a_refusal_of_the_real_agent_is_one_line_with_the_host(ssh: Ssh) -> None:
+    command = shlex.join([sys.executable, "-m", "ipttrace"])
+    where = ["--ssh", "web1", "--remote-command", command]
+    status, out, err = ssh.run("print", *where, "--engine", "netlink")
+    assert (status, out) == (1, [])
+    (line,) = err
+    assert line.startswith("ipttrace: web1: this version has no netlink engine")
+
+
+def test_a_host_that_lets_nobody_in_is_one_line(ssh: Ssh) -> None:
+    config = ssh.place / "config"
+    good = config.read_text()
+    config.write_text(good.replace(f"{ssh.place}/key", f"{ssh.place}/host_key"))
+    ssh.stack.callback(config.write_text, good)
+    status, out, err = ssh.run("print", "--ssh", "web1", *_far("far"))
+    assert (status, out) == (1, [])
+    (line,) = err
+    assert line.startswith("ipttrace: web1: ") and "Permission denied" in line
