@@ -53,7 +53,13 @@ class Stop:
             signal.signal(number, signal.SIG_IGN)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self._aside is not None and self._sink.writing:
-            self._aside()
+        aside = self._aside
+        if aside is not None and self._sink.writing:
+            # It may take longer than until the next alarm.
+            self._aside = None
+            try:
+                aside()
+            finally:
+                self._aside = aside
         if self._signalled:
             self._sink.check()

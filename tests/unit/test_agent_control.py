@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,12 @@ import pytest
 
 from ipttrace.capture import agent, pcapfilter
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.sink import Descriptor
+from ipttrace.capture.stop import Stop
 from ipttrace.stream.frames import Decoder, Frame, Kind, Writer
 from ipttrace.stream.record import DTYPES, ENTRY, EXIT
+
+SIGNALS = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Engine:
@@ -252,6 +257,34 @@ def test_a_reader_that_stands_still_does_not_make_the_budget_last_longer() -> No
     # THEN it is disarmed at once; a second look does nothing more
     one.spend_aside()
     assert engine.done == ["disarm"]
+
+
+def test_what_is_done_aside_is_not_begun_again_before_it_is_done() -> None:
+    # GIVEN something that takes longer than until the next alarm, while a write waits
+    sink = Descriptor(-1)
+    sink.writing = True
+    begun: list[int] = []
+
+    def slow() -> None:
+        begun.append(1)
+        signal.raise_signal(signal.SIGALRM)
+        signal.raise_signal(signal.SIGALRM)
+
+    kept = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        stop = Stop(sink)
+        stop.meanwhile(slow)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # WHEN the alarms come
+        signal.raise_signal(signal.SIGALRM)
+        # THEN it is done once each time
+        assert len(begun) == 1
+        signal.raise_signal(signal.SIGALRM)
+        assert len(begun) == 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def test_a_control_line_that_never_ends_a_line_ends_the_agent() -> None:

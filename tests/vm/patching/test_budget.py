@@ -101,7 +101,7 @@ def test_a_reader_that_stands_still_does_not_let_a_flood_go_on(
             # THEN it is disarmed all the same, before anybody reads
             assert until(lambda: not [line for line in kprobes() if "t_do_table" in line])
             # Which the agent does from where it stands, and goes on standing there.
-            assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
+            assert until(lambda: "pipe_write" in wchan.read_text()), agent.said
         # AND tells so once somebody does
         one = Live(agent)
         one.wait(lambda: one.trace.books.get("state") == "disarmed", "the note")
