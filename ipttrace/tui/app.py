@@ -114,7 +114,8 @@ class TraceApp(Commands, Files, Timing):
         self._noticed = ("", False)
         self._said: tuple[str, bool, float] = ("", False, 0.0)
         self._read_notes = [0] * len(sources)
-        self._named: dict[int, str] = {}
+        self._named: dict[tuple[int, int], str] = {}
+        self._hosts: list[str] = []
         self._neighbours_known = 0
         self._progress: deque[str] = deque(maxlen=10)
         self._samples: deque[tuple[float, int]] = deque(maxlen=9)
@@ -234,9 +235,10 @@ class TraceApp(Commands, Files, Timing):
     def _draw(self) -> None:
         self._drawn = monotonic()
         self._stale = False
-        if (names := self.netns_names()) != self._named:
-            self._named = names
-            self.rows.name_netns(names)
+        names, hosts = self._names(), self.hosts()
+        if names != self._named or hosts != self._hosts:
+            self._named, self._hosts = names, hosts
+            self.rows.name_places(names, hosts if len(hosts) > 1 else ())
         known = sum(line.trace.neighbours.version for line in self.lines)
         if known != self._neighbours_known:
             self._neighbours_known = known
@@ -245,13 +247,33 @@ class TraceApp(Commands, Files, Timing):
         if self.store.end == 0:
             self.look()
 
-    def netns_names(self) -> dict[int, str]:
-        """Names of network namespaces by inode, of all hosts."""
+    def _names(self) -> dict[tuple[int, int], str]:
+        """Names of network namespaces by host and inode."""
         return {
-            inode: name
+            (line.trace.host, inode): name
             for line in self.lines
             for inode, name in at.netns_names(line.trace.hello).items()
         }
+
+    def netns_names(self, host: int | None = None) -> dict[int, str]:
+        """Names of network namespaces by inode, of one host or of all.
+
+        Of all, without those that are called one thing here and another there.
+        """
+        names: dict[int, str] = {}
+        several: set[int] = set()
+        for (where, inode), name in self._named.items():
+            if host in (None, where) and names.setdefault(inode, name) != name:
+                several.add(inode)
+        return {inode: name for inode, name in names.items() if inode not in several}
+
+    def hosts(self) -> list[str]:
+        """What each host calls itself, or where two say the same, what we call it."""
+        names = [line.host for line in self.lines]
+        return [
+            name if names.count(name) == 1 else clean(line.source.name)
+            for name, line in zip(names, self.lines, strict=True)
+        ]
 
     def _lost(self, row: Row) -> bool:
         """Whether it was accepted, and its next hop has now no link-layer address.
@@ -268,12 +290,10 @@ class TraceApp(Commands, Files, Timing):
         return reach.state in UNREACHED
 
     def _where(self) -> Where:
-        return Where(self.netns_names(), {at_: line.host for at_, line in enumerate(self.lines)})
+        return Where(self.netns_names(self.view_line.trace.host), dict(enumerate(self.hosts())))
 
     def query_context(self) -> query.Context:
-        return query.context_of(
-            self.store, netns=self._named, hosts=[line.host for line in self.lines]
-        )
+        return query.context_of(self.store, netns=self.netns_names(), hosts=self.hosts())
 
     @property
     def view_line(self) -> Line:
@@ -311,7 +331,8 @@ class TraceApp(Commands, Files, Timing):
         self._notice(now)
         for pane in (self.side, self._neighbours):
             if pane.display:
-                pane.show(self.view_line.trace.neighbours, self.netns_names())
+                line = self.view_line
+                pane.show(line.trace.neighbours, self.netns_names(line.trace.host))
                 if (row := self.view.row) is not None and not view.follow:
                     pane.choose(row.netns)
         self._show_tallies()
@@ -333,7 +354,7 @@ class TraceApp(Commands, Files, Timing):
         if (shown := self.switcher.current) == "trace":
             return
         tallies, names, netns = self.tallies, self.store.names, self.netns_names()
-        hosts = [line.host for line in self.lines] if len(self.lines) > 1 else []
+        hosts = self.hosts() if len(self.lines) > 1 else []
         if shown == "rules-view":
             self._rules.show(tallies.rules, names, self.store.rulesets, netns, hosts)
         elif shown == "flows-view":
@@ -346,10 +367,14 @@ class TraceApp(Commands, Files, Timing):
         rows = counts["rows"]
         # The one that needs a person's eye most.
         worst = min(self.lines, key=lambda line: at.URGENCY.index(line.state))
-        hosts = [line.host for line in self.lines if line.trace.hello]
+        hosts, states = self.hosts(), [line.state for line in self.lines]
+        if len(set(states)) > 1:
+            hosts = [f"{host} {state}" for host, state in zip(hosts, states, strict=True)]
+        elif len(hosts) == 1 and not worst.trace.hello:
+            hosts = []
         return Situation(
             state=worst.state,
-            reason=worst.reason,
+            reason=self._of(worst) + worst.reason if worst.reason else "",
             live=self.live,
             filter=worst.expr,
             engine=counts["engine"],
@@ -372,7 +397,11 @@ class TraceApp(Commands, Files, Timing):
         return (rows - before) / (now - since) if now - since >= STATUS else 0.0
 
     def _notes(self) -> list[str]:
-        return [text for line in self.lines for _, text in line.trace.notes]
+        return [self._of(line) + text for line in self.lines for _, text in line.trace.notes]
+
+    def _of(self, line: Line) -> str:
+        """What comes before words that are of one of several hosts."""
+        return f"{self.hosts()[line.trace.host]}: " if len(self.lines) > 1 else ""
 
     def _notice(self, now: Situation) -> None:
         """The one line for what must not be overlooked."""
@@ -390,10 +419,14 @@ class TraceApp(Commands, Files, Timing):
         for line in self.lines:
             if line.word:
                 return line.word, True
-        for line in self.lines:
-            if line.over and (line.error is not None or line.trace.ended is None):
-                where = f"{line.host}: " if len(self.lines) > 1 else ""
-                return where + line.reason, line.error is not None
+        broken = [
+            line
+            for line in self.lines
+            if line.over and (line.error is not None or line.trace.ended is None)
+        ]
+        if broken:
+            words = " · ".join(self._of(line) + line.reason for line in broken)
+            return words, any(line.error is not None for line in broken)
         if self.rows.gone:
             return (
                 f"{self.rows.gone:,} rows of this picture are no longer held"
@@ -405,7 +438,7 @@ class TraceApp(Commands, Files, Timing):
         for line, read in zip(self.lines, self._read_notes, strict=True):
             for level, note in line.trace.notes[read:]:
                 if level in ("warn", "error"):
-                    word = note, level == "error"
+                    word = self._of(line) + note, level == "error"
         return word
 
     def say(self, text: str, error: bool = False) -> None:

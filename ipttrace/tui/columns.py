@@ -7,8 +7,9 @@ name of a role; the widget gives roles their colours.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -18,6 +19,8 @@ from rich.cells import cell_len, set_cell_size
 from ipttrace.trace.row import Row
 
 GAP: Final = 1
+_CALL: Final = (1 << 56) - 1  # a journey's number is its first call's, below the host's
+_ADDRESS: Final = re.compile("[0-9a-fA-F]*[.:][0-9a-fA-F.:]*")
 
 # A verdict's mark tells it apart where colours do not.
 VERDICT_MARKS: Final[Mapping[str, str]] = {
@@ -42,7 +45,9 @@ class Context:
     """What a row is drawn with beside itself."""
 
     previous: Row | None  # the row above
-    netns: Mapping[int, str]  # names of namespaces by inode, safe for a terminal
+    # Names, safe for a terminal: of namespaces by host and inode, of hosts by number.
+    netns: Mapping[tuple[int, int], str]
+    hosts: Sequence[str] = ()
     marked: bool = False  # by a person
     lost: bool = False  # accepted, but its next hop has no link-layer address
 
@@ -130,7 +135,7 @@ def _rail(row: Row, width: int, context: Context) -> Cell:
         return MARKED, "drop"
     if _goes_on(row, context):
         mark = GOES_ON
-    elif row.call == row.journey:
+    elif row.call == row.journey & _CALL:
         mark = BEGINS
     else:
         mark = COMES_BACK
@@ -138,8 +143,17 @@ def _rail(row: Row, width: int, context: Context) -> Cell:
     return mark, f"rail{(row.journey * 0x9E3779B1 >> 16) % 4}"
 
 
+def _host(row: Row, width: int, context: Context) -> Cell:
+    known = row.host < len(context.hosts)
+    name = context.hosts[row.host] if known else str(row.host)
+    role = f"rail{row.host % 4}"
+    if len(name) > width and _ADDRESS.fullmatch(name):
+        return fit_tail(name, width), role
+    return name, role
+
+
 def _netns(row: Row, width: int, context: Context) -> Cell:
-    name = context.netns.get(row.netns)
+    name = context.netns.get((row.host, row.netns))
     if name:
         return name, "netns"
     return fit_tail(str(row.netns), min(width, 5)), "netns"
@@ -283,6 +297,7 @@ COLUMNS: Final = (
         _time,
         titles={9: "min:sec"},
     ),
+    Column("host", "host", "where it was traced; shown when there are several hosts", _host),
     Column(
         "netns", "netns", "network namespace: its name, or the last digits of its inode", _netns
     ),
@@ -341,9 +356,11 @@ _LEAST: Final = {
     "rulenum": 4,
     "verdict": 8,
 }
+_HOST: Final = 6  # the least for the host, when there are several
 _NARROWEST: Final = 15  # source and destination in fewer cells tell nothing
 _STEPS: Final = (
     ("cost", 6),
+    ("host", 9),
     ("time", 12),
     ("devices", 9),
     ("endpoints", 37),
@@ -359,6 +376,7 @@ _STEPS: Final = (
     ("chain", 18),
     ("netns", 12),
     ("devices", 19),
+    ("host", 16),
     ("process", 22),
     ("endpoints", 61),
     ("rule", 60),
@@ -367,8 +385,8 @@ _STEPS: Final = (
 )
 
 
-def choose(width: int) -> tuple[Placed, ...]:
-    """The columns for a list of `width` cells, left to right.
+def choose(width: int, hosts: bool = False) -> tuple[Placed, ...]:
+    """The columns for a list of `width` cells, left to right; `hosts`: there are several.
 
     Below the least width the addresses shrink, then protocol, time and table
     go; what still does not fit is cut off at the right edge by whoever draws.
@@ -377,8 +395,10 @@ def choose(width: int) -> tuple[Placed, ...]:
     def total(sizes: Mapping[str, int]) -> int:
         return sum(sizes.values()) + GAP * (len(sizes) - 1)
 
-    sizes = dict(_LEAST)
+    sizes = {**_LEAST, "host": _HOST} if hosts else dict(_LEAST)
     for key, size in _STEPS:
+        if key == "host" and not hosts:
+            continue
         wider = {**sizes, key: size}
         if total(wider) > width:
             break

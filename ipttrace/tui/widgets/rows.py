@@ -16,7 +16,7 @@ Must not feed or change the store; must be touched from the app's thread alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from rich.segment import Segment
@@ -92,7 +92,8 @@ class Rows(ScrollView, can_focus=True):
         self._slid = 0
         self._own_scroll = False
         self._bar_timer: Timer | None = None
-        self._netns: Mapping[int, str] = {}
+        self._netns: Mapping[tuple[int, int], str] = {}
+        self._hosts: tuple[str, ...] = ()
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
         self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
         self._styles_of: dict[tuple[str, str], Style] = {}
@@ -206,10 +207,16 @@ class Rows(ScrollView, can_focus=True):
             self.refresh()
         self.post_message(ViewChanged())
 
-    def name_netns(self, names: Mapping[int, str]) -> None:
-        """Names of network namespaces by inode, safe for a terminal."""
-        self._netns = names
+    def name_places(self, netns: Mapping[tuple[int, int], str], hosts: Sequence[str]) -> None:
+        """Names of namespaces by host and inode and of several hosts, safe for a terminal."""
+        several = bool(hosts) != bool(self._hosts)
+        self._netns, self._hosts = netns, tuple(hosts)
         self._redraw()
+        if several:
+            self._fit()
+
+    def _choose(self, width: int) -> tuple[Placed, ...]:
+        return columns.choose(width, hosts=bool(self._hosts))
 
     def _move_bar(self) -> None:
         """Take the scroll bar to the tail.
@@ -293,7 +300,7 @@ class Rows(ScrollView, can_focus=True):
 
     def action_aside(self, step: int) -> None:
         """All columns, seen through the list's width, or those that fit again."""
-        most = columns.width_of(columns.choose(ALL_COLUMNS)) - self._width
+        most = columns.width_of(self._choose(ALL_COLUMNS)) - self._width
         if self.aside is None:
             self.aside = 0 if step > 0 and most > 0 else None
         elif step < 0 and not self.aside:
@@ -355,9 +362,9 @@ class Rows(ScrollView, can_focus=True):
         self._fitted = self.size
         # Not the scrollable region: at first the bar may not be there yet.
         self._width = max(1, self.size.width - self.styles.scrollbar_size_vertical)
-        if self.aside is not None and self._width >= columns.width_of(columns.choose(ALL_COLUMNS)):
+        if self.aside is not None and self._width >= columns.width_of(self._choose(ALL_COLUMNS)):
             self.aside = None
-        self.columns = columns.choose(self._width if self.aside is None else ALL_COLUMNS)
+        self.columns = self._choose(self._width if self.aside is None else ALL_COLUMNS)
         self._strips.clear()
         # Not now: a message posted while the screen draws stops at the screen.
         self.call_later(self._settle)
@@ -413,7 +420,11 @@ class Rows(ScrollView, can_focus=True):
         if (row := self._row(seq)) is None:
             return None
         context = Context(
-            self._row(seq - 1), self._netns, row.index in self._marks, self._lost(row)
+            self._row(seq - 1),
+            self._netns,
+            self._hosts,
+            marked=row.index in self._marks,
+            lost=self._lost(row),
         )
         style = self._style
         segments = [
