@@ -30,7 +30,7 @@ from textual.app import ComposeResult, SystemCommand
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import ContentSwitcher, Footer, ProgressBar, Static
+from textual.widgets import ContentSwitcher, Footer, Static
 
 from ipttrace.trace import query, query_tree
 from ipttrace.trace.row import Row
@@ -136,7 +136,6 @@ class TraceApp(Commands, Files, Timing):
                 yield TotalsView(id="totals-view")
                 yield NeighbourPane(id="neighbours")
             yield self.side
-        yield ProgressBar(id="progress", show_eta=False)
         yield Bar(id="status")
         yield Footer(show_command_palette=False)
 
@@ -151,12 +150,11 @@ class TraceApp(Commands, Files, Timing):
         self.prompt = self.query_one(Prompt)
         self.switcher = self.query_one("#views", ContentSwitcher)
         self._notice_line = self.query_one("#notice", Static)
-        self.progress_bar = self.query_one(ProgressBar)
         self._neighbours = self.query_one("#neighbours", NeighbourPane)
         self._rules = self.query_one(RulesView)
         self._flows = self.query_one(FlowsView)
         self._totals = self.query_one(TotalsView)
-        self._notice_line.display = self.progress_bar.display = False
+        self._notice_line.display = False
         self.rows.focus()
         self._draw()
         if not self.is_headless:

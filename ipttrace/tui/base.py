@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from textual.app import App
-from textual.widgets import ContentSwitcher, ProgressBar
+from textual.widgets import ContentSwitcher
 
 from ipttrace.trace import query
 from ipttrace.trace.session import Trace
@@ -35,7 +35,6 @@ class Base(App[Summary]):
     rows: Rows
     prompt: Prompt
     switcher: ContentSwitcher
-    progress_bar: ProgressBar
     exporting: bool
     over: bool  # no stream will bring any more
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 import numpy as np
 from textual import work
 from textual.binding import Binding, BindingType
+from textual.widgets import ProgressBar
 from textual.worker import get_current_worker
 
 from ipttrace.trace.text import clean
@@ -41,6 +42,8 @@ class Files(Base):
     ]
 
     # Export.
+
+    _progress_bar: ProgressBar | None = None
 
     def action_export(self) -> None:
         if self.exporting:
@@ -99,12 +102,17 @@ class Files(Base):
             self.post_message(ExportEnded(text))
 
     def on_exporting(self, message: Exporting) -> None:
-        self.progress_bar.display = True
-        self.progress_bar.update(total=message.total, progress=message.done)
+        if self._progress_bar is None:
+            # Only while it is needed: one that waits redraws itself all the time.
+            self._progress_bar = ProgressBar(message.total, id="progress", show_eta=False)
+            self.screen_stack[0].mount(self._progress_bar, before="#status")
+        self._progress_bar.update(progress=message.done)
 
     def on_export_ended(self, message: ExportEnded) -> None:
         self.exporting = False
-        self.progress_bar.display = False
+        if self._progress_bar is not None:
+            self._progress_bar.remove()
+            self._progress_bar = None
         self.say(message.text, error=message.error)
 
     def stop_export(self) -> bool:
