@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Final, NoReturn
 from ipttrace import __version__, cli_ssh
 
 if TYPE_CHECKING:
+    from ipttrace.trace.query import Query
     from ipttrace.view.lines import Output
 
 COMMANDS: Final = ("print", "record", "replay", "export", "agent", "lab", "doctor")
@@ -133,9 +134,12 @@ def _screen(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
     _traces(parser)
+    _ends(parser)
     cli_ssh.add_options(parser)
     options = parser.parse_intermixed_args(argv)
     cli_ssh.check(parser, options, several=True)
+    if not _understood(options, "until"):
+        return 2
     # Textual draws on stderr.
     if not (os.isatty(0) and os.isatty(1) and os.isatty(2)):
         print("ipttrace: the screen needs a terminal: use ipttrace print", file=sys.stderr)
@@ -152,7 +156,7 @@ def _screen(argv: list[str]) -> int:
     with tempfile.TemporaryFile() as said:
         link = AgentLink(_agent_arguments(options), stderr=said)
         source = StreamSource(link.stream, link.control, name="this host", farewell=STOP)
-        status = _show(source, "this host")
+        status = _show(source, "this host", until=options.until)
         ended = link.close()
         return _repeat(said) or status or max(ended, 0)
 
@@ -160,9 +164,9 @@ def _screen(argv: list[str]) -> int:
 def _screen_of_hosts(options: argparse.Namespace) -> int:
     with cli_ssh.far_agents(options, _agent_arguments(options), quiet=True) as links:
         title = links[0].host if len(links) == 1 else f"{len(links)} hosts"
-        status = _show(cli_ssh.sources(links), title)
+        status = _show(cli_ssh.sources(links), title, until=options.until)
         ended = max([link.close() for link in links])
-        said = [link.repeat() for link in links]
+        said = [link.repeat(alone=len(links) == 1) for link in links]
         return status or ended or int(any(said))
 
 
@@ -175,11 +179,13 @@ def _repeat(said: IO[bytes]) -> int:
     return 1 if text else 0
 
 
-def _show(source: object, title: str) -> int:
+def _show(
+    source: object, title: str, until: Query | None = None, shown: Query | None = None
+) -> int:
     from ipttrace.tui.app import TraceApp
     from ipttrace.view.lines import summary
 
-    app = TraceApp(source, title=title)  # type: ignore[arg-type]
+    app = TraceApp(source, title=title, until=until, shown=shown)  # type: ignore[arg-type]
     figures = app.run()
     if figures is None:
         return app.return_code or 1
@@ -305,15 +311,15 @@ def _file(argv: list[str], name: str) -> int:
     _picks(parser)
     options = parser.parse_args(argv)
     screen = name == "replay" and options.format is None and os.isatty(1) and os.isatty(0)
-    if screen and (options.query is not None or options.count is not None):
-        parser.error("--query and --count are for rows as lines: add --format")
+    if screen and options.count is not None:
+        parser.error("--count is for rows as lines: add --format")
     if not _can_write(options):
         return 2
     try:
         if screen:
             from ipttrace.tui.source import FileSource
 
-            return _show(FileSource(options.file), options.file.name)
+            return _show(FileSource(options.file), options.file.name, shown=options.query)
         from ipttrace.pump import Pump
 
         names: dict[int, str] = {}

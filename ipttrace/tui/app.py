@@ -38,6 +38,7 @@ from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.trace.text import clean
+from ipttrace.trace.until import Until
 from ipttrace.tui import situation as at
 from ipttrace.tui.commands import Commands
 from ipttrace.tui.detail_lines import Where
@@ -86,8 +87,13 @@ class TraceApp(Commands, Files, Timing):
         title: str,
         capacity: int = 1_000_000,
         grace: float = GRACE,
+        until: query.Query | None = None,
+        shown: query.Query | None = None,
     ) -> None:
-        """`title` is for a person; `capacity` is rows held before the oldest go."""
+        """`title` is for a person; `capacity` is rows held before the oldest go.
+
+        The first row that `until` takes disarms; `shown` is the view's first filter.
+        """
         super().__init__()
         sources = source if isinstance(source, Sequence) else [source]
         self.store = Store(capacity)
@@ -101,9 +107,12 @@ class TraceApp(Commands, Files, Timing):
         ]
         self.tallies = Tallies()
         self.looking = Looking(self.store, self.query_context)
+        self._until = None if until is None else Until(until)
         self.exporting = False
         self.side = NeighbourPane(id="side")
         self._side_wanted: bool | None = None  # None: by the screen's width
+        if shown is not None:
+            self.looking.write(shown.text)
         self._title = clean(title)
         self._grace = grace
         self.over = False
@@ -165,6 +174,8 @@ class TraceApp(Commands, Files, Timing):
         self.set_interval(TICK, self._tick)
         for line in self.lines:
             line.intake.start()
+        if self.looking.filters.text:
+            self.turned()
         # The first query would have the keys wait for the parser.
         self.run_worker(query_tree.parser, thread=True, group="parser", exit_on_error=False)
 
@@ -343,6 +354,11 @@ class TraceApp(Commands, Files, Timing):
 
     def _tick(self) -> None:
         self.tallies.pull(self.store)
+        if self._until is not None and (seq := self._until.feed(self.store)) is not None:
+            text, self._until = self._until.query.text, None
+            self.tell({"cmd": "disarm"})
+            self.rows.move_to(self.looking.lens.place(seq))
+            self.say(f"disarmed: this row is as asked for: {text}")
         self.tick()
 
     def _show_tallies(self) -> None:

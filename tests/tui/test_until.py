@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tracing until a row comes, and a screen that begins filtered."""
+
+from __future__ import annotations
+
+import json
+
+import streams
+from harness import Agent, until
+
+from ipttrace.trace import query
+from ipttrace.tui.app import TraceApp
+
+
+async def test_the_first_row_that_was_asked_for_disarms_and_is_under_the_cursor() -> None:
+    # GIVEN a live screen that is to trace until a packet is dropped
+    agent = Agent()
+    app = TraceApp(agent.source, title="lab", until=query.compile("verdict=DROP"))
+    async with app.run_test(size=(100, 30)) as pilot:
+        # WHEN rows come, one in 28 of them a drop
+        agent.send(streams.hello(), streams.rows(280))
+        # THEN the agent is told to disarm
+        await until(pilot, lambda: not app.rows.follow, "a stop at the row")
+        assert json.loads(agent.receive_line()) == {"cmd": "disarm"}
+        # AND the row is under the cursor, and the screen says why
+        assert app.rows.at is not None
+        assert app.rows.at.verdict == "DROP"
+        assert app.rows.at.index == 27
+        assert "disarmed" in app._noticed[0]
+        # AND rows that were on their way are kept
+        assert app.store.end == 280
+        app._leave()
+        agent.hang_up()
+
+
+async def test_a_screen_may_begin_with_a_filter() -> None:
+    agent = Agent()
+    app = TraceApp(agent.source, title="lab", shown=query.compile("verdict=DROP"))
+    async with app.run_test(size=(100, 30)) as pilot:
+        agent.send(streams.hello(), streams.rows(280))
+        await until(pilot, lambda: app.rows._end == 10, "ten drops")
+        assert "verdict=DROP" in app._filter.text
+        await pilot.press("backspace")
+        await until(pilot, lambda: app.rows._end == 280, "all rows")
+        app._leave()
+        agent.hang_up()
