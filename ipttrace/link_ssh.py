@@ -113,6 +113,7 @@ class SshLink:
         self._show = True  # what it says, at once
         self._words: deque[str] = deque(maxlen=_TOLD)
         self._ended_by_us = False
+        self._told = False  # why it broke, by `broke`
         self._said = 0  # lines, ever
         self._before = 0  # those before the stream began
 
@@ -241,9 +242,9 @@ class SshLink:
             pass
         self._say_rest()
 
-    def repeat(self) -> bool:
-        """Says what was kept; False where that is nothing."""
-        if self._show:
+    def repeat(self, *, alone: bool) -> bool:
+        """Says what was kept; False where that is nothing, or `alone` and told already."""
+        if self._show or (alone and self._told):
             return False
         kept = list(self._words)[-(self._said - self._before) :] if self._spoke else []
         for text in kept:
@@ -261,12 +262,11 @@ class SshLink:
         if self._listener is not None:
             self._listener.join(PATIENCE / 5)
         why = self._words[-1] if self._spoke else ""
-        if status < 0:
-            return f"the link broke: {why or 'ssh was killed'}"
         # 255 is ssh's own, and what it makes of an agent that a signal killed.
-        if status == 255 and why:
-            return f"the link broke: {why}"
-        return why or None if status else None
+        if status < 0 or (status == 255 and why):
+            why = f"the link broke: {why or 'ssh was killed'}"
+        self._told = bool(status and why)
+        return why if self._told else None
 
     @property
     def _spoke(self) -> bool:

@@ -137,7 +137,8 @@ def test_rows_of_another_host_come_as_lines_here(ssh: Ssh) -> None:
     # THEN they come, with the same summary as those of this host
     assert status == 0, err
     assert len(out) >= 23
-    assert err[-1].startswith("rows=23 records=") and "engine=kernel" in err[-1]
+    assert err[-1].startswith("rows=23 records=")
+    assert "engine=kernel" in err[-1]
 
 
 def test_an_expression_arrives_there_as_it_was_typed(ssh: Ssh) -> None:
@@ -162,10 +163,12 @@ def test_ctrl_c_here_still_brings_the_last_books_from_there(ssh: Ssh) -> None:
     # WHEN the terminal sends the whole group an interrupt
     os.killpg(process.pid, signal.SIGINT)
     # THEN the far agent ends its stream in order
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     out, err = process.stdout.read(), process.stderr.read().decode()
     assert b'"reason":"stopped"' in out[-4096:]
-    assert "missing" not in err and "rows=" in err
+    assert "missing" not in err
+    assert "rows=" in err
     assert process.wait(HANG) == 130
 
 
@@ -190,7 +193,8 @@ def test_a_killed_link_is_told_and_fails(ssh: Ssh) -> None:
     _first_frame(process)
     (client,) = _children(process.pid)
     os.kill(client, signal.SIGKILL)
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.read()
     err = process.stderr.read().decode().splitlines()
     assert process.wait(HANG) == 1
@@ -215,4 +219,5 @@ def test_a_host_that_lets_nobody_in_is_one_line(ssh: Ssh) -> None:
     status, out, err = ssh.run("print", "--ssh", "web1", *_far("far"))
     assert (status, out) == (1, [])
     (line,) = err
-    assert line.startswith("ipttrace: web1: ") and "Permission denied" in line
+    assert line.startswith("ipttrace: web1: ")
+    assert "Permission denied" in line

@@ -101,7 +101,7 @@ def test_sudo_s_password_is_asked_once_and_the_control_line_still_works(
         ]
         assert frames[-1].json["reason"] == "stopped"
         assert link.close() == 0
-    assert not link.repeat()
+    assert not link.repeat(alone=True)
 
 
 def test_sudo_that_wants_no_password_gets_none(
