@@ -8,14 +8,18 @@ The agent there is a recording, played.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import pwd
 import select
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,13 +64,15 @@ class Ssh:
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """``ipttrace ARGUMENTS``, ended with the test."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         process = subprocess.Popen(
             [sys.executable, "-m", "ipttrace", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PATH": f"{self.place}:{os.environ['PATH']}"},
-            **options,
+            env={
+                **os.environ,
+                "PATH": f"{self.place}:{os.environ['PATH']}",
+                "TERM": "xterm-256color",
+            },
+            **{**streams, "stderr": subprocess.PIPE, **options},
         )
         self.stack.enter_context(process)
         self.stack.callback(process.kill)
@@ -221,3 +227,62 @@ def test_a_host_that_lets_nobody_in_is_one_line(ssh: Ssh) -> None:
     (line,) = err
     assert line.startswith("ipttrace: web1: ")
     assert "Permission denied" in line
+
+
+class _Terminal:
+    """A terminal of 110×24 that a process has, and what is drawn on it."""
+
+    def __init__(self) -> None:
+        self._far, self.near = pty.openpty()
+        fcntl.ioctl(self.near, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 110, 0, 0))
+        self._drawn = b""
+
+    def read_until(self, *words: bytes) -> None:
+        poll = select.poll()
+        poll.register(self._far, select.POLLIN)
+        while not all(word in self._drawn for word in words):
+            assert poll.poll(HANG * 1000), self._drawn[-4000:]
+            self._drawn += os.read(self._far, 65536)
+
+    def forget(self) -> None:
+        """What was drawn until now."""
+        self._drawn = b""
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._far, keys)
+
+    def close(self) -> None:
+        os.close(self._far)
+        os.close(self.near)
+
+
+def test_two_hosts_are_on_one_screen_and_the_one_that_goes_is_named(ssh: Ssh) -> None:
+    # GIVEN a screen of two hosts
+    terminal = _Terminal()
+    ssh.stack.callback(terminal.close)
+    process = ssh.start(
+        *("--ssh", "web1", "--ssh", "web2", *_far("far")),
+        stdin=terminal.near,
+        stdout=terminal.near,
+        stderr=terminal.near,
+        start_new_session=True,
+    )
+    # THEN both are there, told apart though they call themselves the same
+    terminal.read_until(b"2 hosts", b"web1, web2", b"FORWARD")
+    clients = [
+        pid for pid in _children(process.pid) if b"ssh" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(clients) == 2
+    # WHEN the connection to one is lost
+    terminal.forget()
+    os.kill(clients[1], signal.SIGKILL)
+    # THEN one line names it, and the screen goes on
+    terminal.read_until(b"web2: the link broke: ssh was killed; the rows before it are kept")
+    assert process.poll() is None
+    # and leaving says it again, with the summary of both, and ends the other one
+    left = os.pidfd_open(clients[0])
+    terminal.type(b"q")
+    terminal.read_until(b"engine=kernel", b"ipttrace: web2: ssh was killed")
+    assert process.wait(HANG) == 1
+    assert _gone(left)
+    os.close(left)
