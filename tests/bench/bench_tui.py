@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Generator
 from pathlib import Path
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any, Final
 
@@ -167,7 +168,8 @@ async def _run() -> dict[str, dict[str, Any]]:
         await app.action_quit()
     return {
         "tui_frame": {"value": round(frame * 1e3, 2), "unit": "ms CPU", "goal": "<= 25"},
-        "tui_key": {"value": round(max(keys) * 1e3, 1), "unit": "ms, the worst", "goal": "<= 100"},
+        "tui_key": {"value": round(median(keys) * 1e3, 1), "unit": "ms", "goal": "<= 100"},
+        "tui_key_worst": {"value": round(max(keys) * 1e3, 1), "unit": "ms", "goal": "<= 100"},
         "tui_filter": {"value": round(filtered * 1e3, 1), "unit": "ms", "goal": "<= 100"},
         "tui_idle": {"value": round(idle * 100, 2), "unit": "% CPU", "goal": ""},
         "tui_held": {"value": held, "unit": "rows", "goal": ""},

@@ -13,29 +13,51 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-RECORDING = PROJECT / "tests" / "data" / "lab.iptr"
+RECORDING = PROJECT / "tests" / "data" / "screens.iptr"
 FOLDER = PROJECT / "screenshots"
-SIZES = ((80, 24), (150, 40), (200, 50))
+
+# Name, width, height, and the keys pressed on a row that was dropped.
+PICTURES = (
+    ("screen-80x24", 80, 24, ()),
+    ("screen-150x40", 150, 40, ()),
+    ("screen-200x50", 200, 50, ("enter",)),
+    ("detail-100x40", 100, 40, ("enter",)),
+    ("flow-100x24", 100, 24, ("f",)),
+    ("rules-130x40", 130, 40, ("2",)),
+    ("flows-130x30", 130, 30, ("3",)),
+    ("totals-110x36", 110, 36, ("4",)),
+    ("neighbours-110x36", 110, 36, ("5",)),
+)
 
 
-async def _picture(width: int, height: int) -> Path:
+async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) -> Path:
     from ipttrace.tui.app import TraceApp
     from ipttrace.tui.source import FileSource
 
     app = TraceApp(FileSource(RECORDING), title="lab VM")
     async with app.run_test(size=(width, height)) as pilot:
-        while app.trace.ended is None:
+        while not app.over or app.tallies.behind(app.store):
             await pilot.pause(0.05)
         # A dropped packet in the middle of the picture tells more than the tail.
-        store = app.trace.store
+        store = app.store
         rows = store.rows(range(store.first, store.end))
-        drop = next(row.index for row in rows if row.verdict == "DROP" and row.index > height)
-        await pilot.press("home", *["down"] * (drop + height // 3))
-        await pilot.pause(0.5)
-        svg = FOLDER / f"screen-{width}x{height}.svg"
+        router = next(inode for inode, name in app.netns_names().items() if "router" in name)
+        drop = next(
+            row.index
+            for row in rows
+            if row.verdict == "DROP" and row.netns == router and row.index > 400
+        )
+        app.rows.move_to(drop - height // 4)
+        app.rows.move_to(drop)
+        app._rules.choose(0, router)
+        await pilot.press(*keys)
+        for _ in range(4):  # views look a few times a second
+            await pilot.pause(0.25)
+        svg = FOLDER / f"{name}.svg"
         drawn = app.export_screenshot(title="ipttrace")
         # Else spaces at the ends of a text are dropped by some who draw it.
         svg.write_text(drawn.replace("<svg ", '<svg xml:space="preserve" ', 1))
+        app._leave()
     return svg
 
 
@@ -43,10 +65,10 @@ def main(arguments: list[str]) -> int:
     """Makes all pictures; returns the exit status."""
     FOLDER.mkdir(exist_ok=True)
     if "--record" in arguments or not RECORDING.exists():
-        argv = [sys.executable, "-m", "ipttrace", "lab", "--duration", "3"]
+        argv = [sys.executable, "-m", "ipttrace", "lab", "--duration", "4"]
         subprocess.run([*argv, "--record", str(RECORDING)], check=True)
-    for width, height in SIZES:
-        svg = asyncio.run(_picture(width, height))
+    for picture in PICTURES:
+        svg = asyncio.run(_picture(*picture))
         png = svg.with_suffix(".png")
         subprocess.run(["rsvg-convert", "-o", png, svg], check=True)
         print(f"{png.relative_to(PROJECT)}")
