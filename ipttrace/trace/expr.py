@@ -65,9 +65,7 @@ def _text(
         return flow
     x, y = _word(a[0]), _word(b[0])
     # 8 bytes of ICMP, then the quoted header: its source is at 20, its destination at 24.
-    quoted = " or ".join(
-        f"(icmp[20:4] = {s} and icmp[24:4] = {d})" for s, d in ((x, y), (y, x))
-    )
+    quoted = " or ".join(f"(icmp[20:4] = {s} and icmp[24:4] = {d})" for s, d in ((x, y), (y, x)))
     return f"{flow} or ({_ERRORS} and ({quoted}))"
 
 

@@ -27,6 +27,8 @@ from ipttrace.tui.widgets.titles import Titles
 
 DETAIL: Final = 0.2  # s between two pictures of the detail while rows run
 
+OF_A_HOST: Final = ("rule", "chain", "process", "namespace")
+
 Build = Callable[[Row], str]
 
 
@@ -158,6 +160,10 @@ class TraceView(Vertical):
         if not text:
             self.post_message(Notice(f"this row has no {name} to filter by", error=True))
             return
+        hosts = list(self._where().hosts.values())
+        if len(hosts) > 1 and name in OF_A_HOST:
+            # The same inode is another namespace elsewhere, and the same pid another process.
+            text = build.both(text, build.by_host(row, hosts))
         word = row.verdict if name == "verdict" and row.verdict else name
         self.post_message(FilterAsked(text, word))
 
