@@ -67,8 +67,9 @@ class Machine:
     ``log`` keeps the kernel's console; ``terminal`` lends this process's
     terminal to the command.  ``accel`` is ``kvm`` or ``tcg``,
     default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved;
-    ``one_thread`` emulates all CPUs in one thread (see vm_qemu).  The command
-    finds ``IPTTRACE_GUEST=1`` in its environment.
+    ``one_thread`` emulates all CPUs in one thread, and ``counted`` makes time
+    count instructions (see vm_qemu).  The command finds ``IPTTRACE_GUEST=1`` in
+    its environment.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Machine:
         stderr: IO[bytes] | None = None,
         accel: str | None = None,
         one_thread: bool = False,
+        counted: bool = False,
         terminal: bool = False,
         boot_limit: float = BOOT_LIMIT,
         progress: Callable[[str], object] | None = None,
@@ -101,7 +103,7 @@ class Machine:
         self.cwd = cwd or Path.cwd()
         self.env = dict(env or {})
         self.accel = accel
-        self.one_thread = one_thread
+        self.one_thread, self.counted = one_thread, counted
         self.boot_limit = boot_limit
         self.ready = threading.Event()
         """Set when the command starts, or will never start."""
@@ -176,6 +178,7 @@ class Machine:
                 self.kernel,
                 accel=self.accel,
                 one_thread=self.one_thread,
+                counted=self.counted,
                 cpus=self.cpus,
                 memory=self.memory,
                 append=self.append,

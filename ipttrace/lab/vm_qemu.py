@@ -44,6 +44,7 @@ def qemu_arguments(
     initramfs: int,
     ports: Mapping[str, int],
     one_thread: bool = False,
+    counted: bool = False,
 ) -> list[str]:
     """QEMU's arguments; ``initramfs`` and the values of ``ports`` are descriptors it inherits.
 
@@ -53,12 +54,18 @@ def qemu_arguments(
     ``one_thread``: emulate all CPUs in one thread.  With a thread for each, QEMU
     before 8.1 misses writes to code that another CPU is just translating: a
     guest that patches its code under load may run an int3 that is gone again.
+
+    ``counted``: a nanosecond of the guest is one instruction, so that what is
+    measured there is the same however busy the host is; one emulated CPU only.
     """
-    threads = "single" if one_thread else "multi"
+    if counted and (accel != "tcg" or cpus != 1):
+        raise ValueError("instructions are counted with one emulated CPU only")
+    threads = "single" if one_thread or counted else "multi"
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
         *("-accel", "tcg,thread=" + threads if accel == "tcg" else accel),
+        *(("-icount", "shift=0,sleep=off") if counted else ()),
         *("-smp", str(cpus), "-m", memory),
         *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
         *("-append", " ".join([*KERNEL_ARGUMENTS, *append])),

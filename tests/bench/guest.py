@@ -3,7 +3,10 @@
 
 A flood over the loopback of a namespace of its own, through two legacy rules.
 All variants take turns, several times, in one run; the medians' ratios count.
-Prints one JSON object.  ``python -m tests.bench.guest BARE.ko``.
+Prints one JSON object.  ``python -m tests.bench.guest BARE.ko [--counted]``.
+
+``--counted`` is for a guest in which a nanosecond is an instruction: what a packet
+costs the traced then, with the agent standing still, and a record the agent.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import statistics
 import subprocess
@@ -19,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ipttrace.lab.network_ns import call_in, run_in, socket_in
@@ -31,6 +36,7 @@ PORT = 9
 SECONDS = 1.0
 WARM_UP = 0.5  # after probes came or went, the emulator translates the code anew
 ROUNDS = 4
+COUNTED = 2_000  # packets: their records fit in the buffers
 RULES = """*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -49,26 +55,34 @@ COMMIT
 Figures = dict[str, float]
 
 
+@dataclass
+class Variant:
+    """What runs while packets are sent: its figures at the end, and its reader's pid."""
+
+    figures: Figures = field(default_factory=dict)
+    pid: int | None = None
+
+
 def _sh(*argv: str, text: str = "") -> None:
     subprocess.run(argv, input=text, text=True, check=True, capture_output=True)
 
 
 @contextlib.contextmanager
-def untraced() -> Iterator[Figures]:
-    yield {}
+def untraced() -> Iterator[Variant]:
+    yield Variant()
 
 
 @contextlib.contextmanager
-def bare(module: str) -> Iterator[Figures]:
+def bare(module: str) -> Iterator[Variant]:
     _sh("insmod", module)
     try:
-        yield {}
+        yield Variant()
     finally:
         _sh("rmmod", "bare")
 
 
 @contextlib.contextmanager
-def agent(expr: str) -> Iterator[Figures]:
+def agent(expr: str) -> Iterator[Variant]:
     """The real agent, its stream read from a pipe, and thrown away but for its end."""
     ready = Path("/tmp/bench.ready")
     ready.unlink(missing_ok=True)
@@ -79,9 +93,9 @@ def agent(expr: str) -> Iterator[Figures]:
         if child.poll() is not None:
             raise SystemExit("the agent ended before it was armed")
         time.sleep(0.05)
-    figures: Figures = {}
+    variant = Variant(pid=child.pid)
     try:
-        yield figures
+        yield variant
     finally:
         assert child.stdin is not None
         child.stdin.close()
@@ -90,11 +104,11 @@ def agent(expr: str) -> Iterator[Figures]:
     # The END frame: a header of 16 bytes, then its books.
     books = json.loads(last[last.rindex(MAGIC) + 16 :])
     due = sum(books["due"])
-    figures["delivered"] = sum(books["delivered"]) / due if due else 1.0
+    variant.figures["delivered"] = sum(books["delivered"]) / due if due else 1.0
 
 
 @contextlib.contextmanager
-def trace_target() -> Iterator[Figures]:
+def trace_target() -> Iterator[Variant]:
     """-j TRACE, and a reader of nfnetlink_log that does nothing with what it reads."""
     run_in(NS, ["iptables-legacy-restore", "--noflush"], text=TRACE)
     _sh("modprobe", "nfnetlink_log")
@@ -129,7 +143,7 @@ def trace_target() -> Iterator[Figures]:
     reader = threading.Thread(target=drain)
     reader.start()
     try:
-        yield {}
+        yield Variant()
     finally:
         stop.set()
         reader.join()
@@ -161,7 +175,8 @@ def rate_of_flood(seconds: float) -> float:
 SENDERS = {"sends": rate_of_sends, "flood": rate_of_flood}
 
 
-def main(module: str) -> None:
+def _network() -> socket.socket:
+    """The namespace, its rules, and the socket that the packets end at."""
     _sh("modprobe", "iptable_filter")
     _sh("modprobe", "ip6table_filter")
     _sh("ip", "netns", "add", NS)
@@ -169,22 +184,76 @@ def main(module: str) -> None:
     run_in(NS, ["iptables-legacy-restore"], text=RULES)
     sink = call_in(NS, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sink.bind(("127.0.0.1", PORT))
-    variants: dict[str, Callable[[], contextlib.AbstractContextManager[Figures]]] = {
+    return sink
+
+
+def _variants(
+    module: str,
+) -> dict[str, Callable[[], contextlib.AbstractContextManager[Variant]]]:
+    return {
         "untraced": untraced,
         "bare kretprobe": lambda: bare(module),
         "filter that matches nothing": lambda: agent("udp port 1"),
         "all matched and read": lambda: agent(""),
         "-j TRACE with a reader": trace_target,
     }
+
+
+def _cpu(pid: int) -> int:
+    """ns of CPU that the process has had."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+def _idle(pid: int) -> int:
+    """ns of CPU that the process takes in a second of doing nothing else."""
+    before = _cpu(pid)
+    time.sleep(1)
+    return _cpu(pid) - before
+
+
+def counted(module: str) -> None:
+    """Instructions a packet, and instructions of the agent a record."""
+    sink = _network()
+    costs: Figures = {}
+    extra: Figures = {}
+    for name, variant in list(_variants(module).items())[:4]:
+        with variant() as running:
+            flood(NS, "127.0.0.1", PORT, count=COUNTED)
+            if running.pid is not None:
+                time.sleep(1)
+                rest = _idle(running.pid)
+                os.kill(running.pid, signal.SIGSTOP)
+            best = float("inf")
+            for _ in range(2):
+                began = time.perf_counter_ns()
+                flood(NS, "127.0.0.1", PORT, count=COUNTED)
+                best = min(best, time.perf_counter_ns() - began)
+            costs[name] = best / COUNTED
+            if running.pid is not None:
+                before = _cpu(running.pid)
+                os.kill(running.pid, signal.SIGCONT)
+                time.sleep(1)
+                # Two calls a packet, of an entry, a rule and an exit.
+                spent = _cpu(running.pid) - before - rest
+                if name.startswith("all"):
+                    extra["agent, a record"] = spent / (2 * COUNTED * 6)
+        extra |= {f"{name}: {key}": value for key, value in running.figures.items()}
+    sink.close()
+    print(json.dumps({"kernel": os.uname().release, "costs": costs, "extra": extra}))
+
+
+def main(module: str) -> None:
+    sink = _network()
+    variants = _variants(module)
     rates: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     extra: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for name, variant in variants.items():
-            with variant() as figures:
+            with variant() as running:
                 for kind, sender in SENDERS.items():
                     sender(WARM_UP)
                     rates[name].setdefault(kind, []).append(sender(SECONDS))
-            for key, value in figures.items():
+            for key, value in running.figures.items():
                 extra.setdefault(f"{name}: {key}", []).append(value)
     medians = {
         name: {kind: statistics.median(values) for kind, values in kinds.items()}
@@ -192,8 +261,9 @@ def main(module: str) -> None:
     }
     result: dict[str, object] = {"kernel": os.uname().release, "rates": medians}
     result["extra"] = {name: statistics.median(values) for name, values in extra.items()}
+    sink.close()
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (counted if sys.argv[2:] == ["--counted"] else main)(sys.argv[1])
