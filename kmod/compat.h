@@ -49,6 +49,26 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 }
 
 /*
+ * Where ftrace hands over a function's arguments and no other registers, and does
+ * so at the start of what it hands over.
+ */
+#if defined(CONFIG_X86_64) && defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS)
+#define IPTTRACE_FTRACE
+#define ipttrace_ftrace_args(fregs)	((struct pt_regs *)(fregs))
+#endif
+
+/*
+ * Where ftrace hands over a function's arguments and stack without the other
+ * registers, at a price that is a fraction of theirs.  On x86-64 what it hands
+ * over begins with a struct pt_regs, of which those are filled in; and that is
+ * all that a kretprobe needs to hook the return.
+ */
+#if defined(CONFIG_X86_64) && defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS)
+#define IPTTRACE_FTRACE
+#define ipttrace_ftrace_args(fregs)	((struct pt_regs *)(fregs))
+#endif
+
+/*
  * Arguments of nf_log_trace(net, pf, hook, skb, in, out, loginfo, fmt, table,
  * chain, comment, rulenum), variadic from the ninth on: each of those has a
  * slot of eight bytes on the stack.

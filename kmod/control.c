@@ -318,7 +318,7 @@ static int put_state(struct sk_buff *msg)
 {
 	struct ipttrace_stats stats;
 	u64 skipped;
-	u32 targets = ipttrace_probes_targets();
+	u32 targets = ipttrace_hooks_targets();
 
 	if (ipttrace_ruleset_watched())
 		targets |= BIT(2);
@@ -434,7 +434,7 @@ static void control_rescan(struct work_struct *work)
 {
 	mutex_lock(&ipttrace_mutex);
 	if (control_state == IPTTRACE_ARMED) {
-		ipttrace_probes_rescan();
+		ipttrace_hooks_rescan();
 		ipttrace_ruleset_rescan();
 	}
 	mutex_unlock(&ipttrace_mutex);

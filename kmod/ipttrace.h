@@ -4,6 +4,8 @@
 #define IPTTRACE_H
 
 #include <linux/bpf.h>
+#include <linux/ftrace.h>
+#include <linux/kprobes.h>
 #include <linux/netlink.h>
 #include <linux/skbuff.h>
 #include <linux/types.h>
@@ -67,14 +69,43 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
 				      const char *comment, u32 rulenum);
 
+enum ipttrace_table {
+	IPTTRACE_IP,
+	IPTTRACE_IP6,
+	IPTTRACE_TABLES,
+};
+
+/* hook.c: what makes the handlers be called */
+extern struct kretprobe ipttrace_table_probes[IPTTRACE_TABLES];
+/* What pre_handler of every kretprobe is: takes an instance, hooks the return */
+extern kprobe_pre_handler_t ipttrace_take_instance;
+
+int ipttrace_hooks_setup(u32 maxactive, struct netlink_ext_ack *extack);
+void ipttrace_hooks_teardown(void);
+int ipttrace_hooks_log_setup(struct netlink_ext_ack *extack);
+void ipttrace_hooks_log_teardown(void);
+void ipttrace_hooks_rescan(void);
+u32 ipttrace_hooks_targets(void);
+u64 ipttrace_hooks_skipped(void);
+
+/* probes.c: the handlers */
+int ipttrace_table_hit(struct kprobe *p, struct pt_regs *regs);
+int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs);
+int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs);
+int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs);
+#ifdef IPTTRACE_FTRACE
+void ipttrace_table_traced(unsigned long ip, unsigned long parent_ip,
+			   struct ftrace_ops *ops, struct ftrace_regs *fregs);
+void ipttrace_log_traced(unsigned long ip, unsigned long parent_ip,
+			 struct ftrace_ops *ops, struct ftrace_regs *fregs);
+#endif
+
 /* probes.c: all under ipttrace_mutex */
 int ipttrace_probes_setup(const struct ipttrace_setup *setup,
 			  struct netlink_ext_ack *extack);
 void ipttrace_probes_teardown(void);
 void ipttrace_probes_drained(void);
-void ipttrace_probes_rescan(void);
 struct bpf_prog *ipttrace_probes_swap_filter(struct bpf_prog *filter);
-u32 ipttrace_probes_targets(void);
 void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped);
 
 /* follow.c: the packets that matched, by address */

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The probes: a kretprobe on ipt_do_table() and on ip6t_do_table(), which makes
- * a call of each run, and a kprobe on nf_log_trace(), which is told of each
- * rule that a traced packet hits.
+ * The handlers: of a run of ipt_do_table() or ip6t_do_table(), which they make a
+ * call of, and of nf_log_trace(), which is told of each rule that a traced packet
+ * hits.  What makes them be called is in hook.c.
  *
  * The state of a call lives in its kretprobe instance; calls.c finds it again.
  *
- * Handlers run with preemption off and never inside one another on a CPU: where
- * kprobes find one running, they skip the new one and count it.  They do not
- * sleep, allocate or print.
+ * Once a packet is wanted they run with interrupts off, so that none runs inside
+ * another on a CPU.  They do not sleep, allocate or print.
  */
 
 #include <linux/netfilter/x_tables.h>
@@ -20,35 +19,12 @@
 #include "compat.h"
 #include "ipttrace.h"
 
-struct call_probe {
-	struct kretprobe rp;
-	const char *symbol;
-	kretprobe_handler_t entry;
-	bool registered;
-};
-
-static int call_enter4(struct kretprobe_instance *ri, struct pt_regs *regs);
-static int call_enter6(struct kretprobe_instance *ri, struct pt_regs *regs);
-static int log_hit(struct kprobe *p, struct pt_regs *regs);
-
-static struct call_probe call_probes[] = {
-	{ .symbol = "ipt_do_table", .entry = call_enter4 },
-	{ .symbol = "ip6t_do_table", .entry = call_enter6 },
-};
-
-static struct kprobe log_probe;
-
-/* What pre_handler of every kretprobe is: takes an instance, hooks the return */
-static kprobe_pre_handler_t kretprobe_pre_handler;
-
 static struct {
 	struct bpf_prog *progs[IPTTRACE_KINDS];
 	struct bpf_prog __rcu *filter;
 	u32 netns;
-	u32 maxactive;
 	bool live;	/* calls are traced; else only log lines are silenced */
 	bool filtered;	/* was there a filter; outlives it */
-	u64 skipped;	/* of probes that are no more */
 } session;
 
 static DEFINE_PER_CPU(struct ipttrace_stats, stats);
@@ -91,34 +67,66 @@ static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state)
 }
 NOKPROBE_SYMBOL(call_wanted);
 
-/*
- * Stands before the kretprobe's own pre_handler: a packet that is not wanted
- * costs the filter and no kretprobe instance.
- */
-static int call_hit(struct kprobe *p, struct pt_regs *regs)
+/* Makes a call of it: takes an instance, and hooks the return. */
+static int call_take(struct kprobe *p, struct pt_regs *regs)
+{
+	unsigned long flags;
+	int ret;
+
+	raw_local_irq_save(flags);
+	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
+	this_cpu_write(call_taken, false);
+	ret = ipttrace_take_instance(p, regs);
+	/* CPUs that count rp->nmissed at one time lose some of it. */
+	if (!this_cpu_read(call_taken))
+		this_cpu_inc(stats.nmissed);
+	raw_local_irq_restore(flags);
+	return ret;
+}
+NOKPROBE_SYMBOL(call_take);
+
+static __always_inline int table_hit(struct kprobe *p, struct pt_regs *regs)
 {
 	struct sk_buff *skb = (void *)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
 	const struct nf_hook_state *state = (void *)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
-	int ret;
 
 	if (!READ_ONCE(session.live))
 		return 0;
-
 	if (!call_wanted(skb, state)) {
 		this_cpu_inc(stats.refused);
 		return 0;
 	}
-	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
-	this_cpu_write(call_taken, false);
-	ret = kretprobe_pre_handler(p, regs);
-	/* CPUs that count rp->nmissed at one time lose some of it. */
-	if (!this_cpu_read(call_taken))
-		this_cpu_inc(stats.nmissed);
-	return ret;
+	if (!p)
+		p = &ipttrace_table_probes[state->pf == NFPROTO_IPV6].kp;
+	/* The function that it was aimed at has gone with its module. */
+	if (kprobe_gone(p))
+		return 0;
+	return call_take(p, regs);
 }
-NOKPROBE_SYMBOL(call_hit);
+
+/*
+ * Stands before the kretprobe's own pre_handler: a packet that is not wanted
+ * costs the filter and no kretprobe instance.
+ */
+int ipttrace_table_hit(struct kprobe *p, struct pt_regs *regs)
+{
+	return table_hit(p, regs);
+}
+NOKPROBE_SYMBOL(ipttrace_table_hit);
+
+#ifdef IPTTRACE_FTRACE
+void notrace ipttrace_table_traced(unsigned long ip, unsigned long parent_ip,
+				   struct ftrace_ops *ops,
+				   struct ftrace_regs *fregs)
+{
+	preempt_disable_notrace();
+	table_hit(NULL, ipttrace_ftrace_args(fregs));
+	preempt_enable_notrace();
+}
+NOKPROBE_SYMBOL(ipttrace_table_traced);
+#endif
 
 /* nf_trace, and remembering the packet whose flip it is */
 static u8 packet_flip(struct sk_buff *skb)
@@ -148,8 +156,7 @@ static u64 call_next_id(void)
 }
 NOKPROBE_SYMBOL(call_next_id);
 
-static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
-		       u8 family)
+int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
 	const struct xt_table *table = (void *)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_TABLE);
@@ -169,7 +176,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	call->skb = skb;
 	call->table = table;
 	call->hook = state->hook;
-	call->family = family;
+	call->family = state->pf;
 	call->overhead = 0;
 	call->rules = 0;
 	call->softirq = in_serving_softirq();
@@ -188,7 +195,7 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	head.mark = skb->mark;
 	head.in_ifindex = state->in ? state->in->ifindex : 0;
 	head.out_ifindex = state->out ? state->out->ifindex : 0;
-	head.family = family;
+	head.family = state->pf;
 	head.hook = state->hook;
 	head.depth = call->depth - 1;
 	head.flags = packet_flip(skb);
@@ -212,24 +219,11 @@ static void call_enter(struct kretprobe_instance *ri, struct pt_regs *regs,
 	call->start = ktime_get_mono_fast_ns();
 	if (call->parent)
 		call->parent->overhead += call->start - head.time;
-}
-NOKPROBE_SYMBOL(call_enter);
-
-static int call_enter4(struct kretprobe_instance *ri, struct pt_regs *regs)
-{
-	call_enter(ri, regs, NFPROTO_IPV4);
 	return 0;
 }
-NOKPROBE_SYMBOL(call_enter4);
+NOKPROBE_SYMBOL(ipttrace_call_enter);
 
-static int call_enter6(struct kretprobe_instance *ri, struct pt_regs *regs)
-{
-	call_enter(ri, regs, NFPROTO_IPV6);
-	return 0;
-}
-NOKPROBE_SYMBOL(call_enter6);
-
-static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
+int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
 	u64 now = ktime_get_mono_fast_ns();
 	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
@@ -239,11 +233,13 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		struct pt_regs size;	/* what the program may read */
 	} context;
 	struct ipttrace_exit *record = &context.record;
+	unsigned long flags;
 
 	/* The probes are going: the index may be gone already. */
 	if (!READ_ONCE(session.live))
 		return 0;
 
+	raw_local_irq_save(flags);
 	ipttrace_call_unlink(call);
 	*record = (struct ipttrace_exit){
 		.call = call->id,
@@ -284,9 +280,10 @@ static int call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (call->parent)
 		call->parent->overhead += call->overhead +
 			ktime_get_mono_fast_ns() - now;
+	raw_local_irq_restore(flags);
 	return 0;
 }
-NOKPROBE_SYMBOL(call_exit);
+NOKPROBE_SYMBOL(ipttrace_call_exit);
 
 /* Whether this log line is there because of us, though no call is known. */
 static bool log_ours(const struct net *net, const struct sk_buff *skb)
@@ -329,115 +326,38 @@ static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
 }
 NOKPROBE_SYMBOL(call_rule);
 
-static int log_hit(struct kprobe *p, struct pt_regs *regs)
+int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs)
 {
 	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
 	struct sk_buff *skb = (void *)regs_get_kernel_argument(regs, 3);
 	struct ipttrace_call *call = NULL;
 
+	unsigned long flags;
+
+	raw_local_irq_save(flags);
 	if (READ_ONCE(session.live))
 		call = ipttrace_call_find(skb);
 	if (call)
 		call_rule(call, regs);
-	else if (!log_ours(net, skb))
-		return 0;
-	/* No logger is bound to it, so that nf_log_trace() returns at once. */
-	ipttrace_set_arg(regs, 1, NFPROTO_UNSPEC);
-	this_cpu_inc(stats.silenced);
+	if (call || log_ours(net, skb)) {
+		/* No logger is bound to it: nf_log_trace() returns at once. */
+		ipttrace_set_arg(regs, 1, NFPROTO_UNSPEC);
+		this_cpu_inc(stats.silenced);
+	}
+	raw_local_irq_restore(flags);
 	return 0;
 }
-NOKPROBE_SYMBOL(log_hit);
+NOKPROBE_SYMBOL(ipttrace_log_hit);
 
-static void misses_keep(struct call_probe *probe)
+#ifdef IPTTRACE_FTRACE
+void notrace ipttrace_log_traced(unsigned long ip, unsigned long parent_ip,
+				 struct ftrace_ops *ops,
+				 struct ftrace_regs *fregs)
 {
-	session.skipped += probe->rp.kp.nmissed;
+	ipttrace_log_hit(NULL, ipttrace_ftrace_args(fregs));
 }
-
-static int call_probe_register(struct call_probe *probe)
-{
-	struct kretprobe *rp = &probe->rp;
-	int err;
-
-	memset(rp, 0, sizeof(*rp));
-	rp->kp.symbol_name = probe->symbol;
-	rp->kp.flags = KPROBE_FLAG_DISABLED;
-	rp->entry_handler = probe->entry;
-	rp->handler = call_exit;
-	rp->data_size = sizeof(struct ipttrace_call);
-	rp->maxactive = session.maxactive ?:
-			max_t(int, 128, 16 * num_possible_cpus());
-	err = register_kretprobe(rp);
-	if (err)
-		return err;
-	kretprobe_pre_handler = rp->kp.pre_handler;
-	rp->kp.pre_handler = call_hit;
-	err = enable_kretprobe(rp);
-	if (err) {
-		unregister_kretprobe(rp);
-		return err;
-	}
-	probe->registered = true;
-	return 0;
-}
-
-static void call_probe_unregister(struct call_probe *probe)
-{
-	unregister_kretprobe(&probe->rp);
-	misses_keep(probe);
-	probe->registered = false;
-}
-
-/* The table code may come, or go, with its module while we are armed. */
-void ipttrace_probes_rescan(void)
-{
-	int i;
-
-	for (i = 0; i < ARRAY_SIZE(call_probes); i++) {
-		struct call_probe *probe = &call_probes[i];
-
-		if (probe->registered && kprobe_gone(&probe->rp.kp))
-			call_probe_unregister(probe);
-		if (!probe->registered)
-			call_probe_register(probe);
-	}
-}
-
-static void calls_unregister(void)
-{
-	int i;
-
-	WRITE_ONCE(session.live, false);
-	for (i = 0; i < ARRAY_SIZE(call_probes); i++)
-		if (call_probes[i].registered)
-			call_probe_unregister(&call_probes[i]);
-}
-
-static int calls_register(struct netlink_ext_ack *extack)
-{
-	int i, err, worst = -ENOENT;
-	bool any = false;
-
-	for (i = 0; i < ARRAY_SIZE(call_probes); i++) {
-		err = call_probe_register(&call_probes[i]);
-		if (!err) {
-			any = true;
-		} else if (err != -ENOENT) {
-			worst = err;
-			goto unregister;
-		}
-	}
-	if (any)
-		return 0;
-	NL_SET_ERR_MSG(extack,
-		       "ipt_do_table and ip6t_do_table are absent: no legacy iptables is loaded here (modprobe ip_tables)");
-	return worst;
-
-unregister:
-	NL_SET_ERR_MSG(extack,
-		       "the kernel refused a kretprobe on ipt_do_table or ip6t_do_table");
-	calls_unregister();
-	return worst;
-}
+NOKPROBE_SYMBOL(ipttrace_log_traced);
+#endif
 
 static void stats_clear(void)
 {
@@ -445,7 +365,6 @@ static void stats_clear(void)
 
 	for_each_possible_cpu(cpu)
 		memset(per_cpu_ptr(&stats, cpu), 0, sizeof(stats));
-	session.skipped = 0;
 }
 
 /* Takes the programs and the filter over only when it returns 0. */
@@ -465,27 +384,20 @@ int ipttrace_probes_setup(const struct ipttrace_setup *setup,
 	rcu_assign_pointer(session.filter, setup->filter);
 	session.filtered = setup->filter;
 	session.netns = setup->netns;
-	session.maxactive = setup->maxactive;
 
-	memset(&log_probe, 0, sizeof(log_probe));
-	log_probe.symbol_name = "nf_log_trace";
-	log_probe.pre_handler = log_hit;
 	/* Before a log line can be caused, it can be silenced. */
-	err = register_kprobe(&log_probe);
-	if (err) {
-		NL_SET_ERR_MSG(extack,
-			       "nf_log_trace cannot be probed: this kernel has no netfilter tracing, or no kprobes");
+	err = ipttrace_hooks_log_setup(extack);
+	if (err)
 		goto forget;
-	}
 	WRITE_ONCE(session.live, true);
-	err = calls_register(extack);
+	err = ipttrace_hooks_setup(setup->maxactive, extack);
 	if (err)
 		goto unregister_log;
 	return 0;
 
 unregister_log:
 	WRITE_ONCE(session.live, false);
-	unregister_kprobe(&log_probe);
+	ipttrace_hooks_log_teardown();
 forget:
 	RCU_INIT_POINTER(session.filter, NULL);
 	memset(session.progs, 0, sizeof(session.progs));
@@ -502,7 +414,8 @@ void ipttrace_probes_teardown(void)
 	struct bpf_prog *filter;
 	int kind;
 
-	calls_unregister();
+	WRITE_ONCE(session.live, false);
+	ipttrace_hooks_teardown();
 	/*
 	 * Every handler that saw live has returned: unregistering waits for
 	 * them.  Where no call probe was registered any more, wait here.
@@ -521,9 +434,7 @@ void ipttrace_probes_teardown(void)
 
 void ipttrace_probes_drained(void)
 {
-	unregister_kprobe(&log_probe);
-	session.skipped += log_probe.nmissed;
-	log_probe.nmissed = 0;
+	ipttrace_hooks_log_teardown();
 	ipttrace_follow_teardown();
 }
 
@@ -536,17 +447,6 @@ struct bpf_prog *ipttrace_probes_swap_filter(struct bpf_prog *filter)
 	session.filtered = filter;
 	synchronize_rcu();
 	return old;
-}
-
-u32 ipttrace_probes_targets(void)
-{
-	u32 targets = 0;
-	int i;
-
-	for (i = 0; i < ARRAY_SIZE(call_probes); i++)
-		if (call_probes[i].registered)
-			targets |= BIT(i);
-	return targets;
 }
 
 void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
@@ -569,8 +469,5 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
 	}
 	sum->calls = sum->refused + sum->due[IPTTRACE_ENTRY];
 
-	*skipped = session.skipped + log_probe.nmissed;
-	for (i = 0; i < ARRAY_SIZE(call_probes); i++)
-		if (call_probes[i].registered)
-			*skipped += call_probes[i].rp.kp.nmissed;
+	*skipped = ipttrace_hooks_skipped();
 }
