@@ -1,27 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The three programs that the module runs: each completes a record and puts it
- * into the perf buffer of its kind.
+ * The programs that the module runs: each puts what it is given into its perf
+ * buffer.
  *
  * The module hands them registers that it has filled in itself: they are of
- * type kprobe, but attached to nothing.  Compiled once: the offsets of kernel
- * structs are put right when it is loaded (CO-RE), hence structs here name only
- * the fields that are read.
+ * type kprobe, but attached to nothing.  No struct of the kernel is named here,
+ * so that the object fits every kernel.
  */
 
 #include <linux/bpf.h>
-#include <linux/ptrace.h>
 #include <linux/types.h>
 
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
 
 #include "record.h"
-
-struct net_device {
-	char name[IPTTRACE_IF_LEN];
-} __attribute__((preserve_access_index));
 
 struct perf_buffer {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
@@ -29,9 +21,8 @@ struct perf_buffer {
 	__uint(value_size, sizeof(__u32));
 };
 
-struct perf_buffer entries SEC(".maps");
+struct perf_buffer calls SEC(".maps");
 struct perf_buffer rules SEC(".maps");
-struct perf_buffer exits SEC(".maps");
 
 /* Records that no buffer had room for, by kind. */
 struct {
@@ -41,67 +32,48 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-/* Too large for the stack.  Handlers do not nest on a CPU. */
+/*
+ * Where the module puts a finished call before it runs the program: found by its
+ * size.  Handlers do not nest on a CPU.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ipttrace_entry);
-} scratch SEC(".maps");
+	__type(value, struct ipttrace_whole);
+} finished SEC(".maps");
 
-static __always_inline void put(void *ctx, void *buffer, __u32 kind,
-				void *record, __u64 size)
+static __always_inline void lose(__u32 kind, __u64 records)
 {
-	__u64 *count;
+	__u64 *count = bpf_map_lookup_elem(&lost, &kind);
 
-	if (!bpf_perf_event_output(ctx, buffer, BPF_F_CURRENT_CPU, record,
-				   size))
-		return;
-	count = bpf_map_lookup_elem(&lost, &kind);
 	if (count)
-		*count += 1;
+		*count += records;
 }
 
-static __always_inline void put_name(char *name, const struct net_device *dev)
+SEC("kprobe/ipttrace_call")
+int ipttrace_call(void *ctx)
 {
-	/* The scratch holds the record before: nothing of it may stay. */
-	__builtin_memset(name, 0, IPTTRACE_IF_LEN);
-	if (dev)
-		bpf_core_read(name, IPTTRACE_IF_LEN, &dev->name);
-}
-
-/* Registers: the head, the packet, the devices in and out. */
-SEC("kprobe/ipttrace_entry")
-int ipttrace_entry(struct pt_regs *ctx)
-{
-	struct ipttrace_entry *entry;
+	struct ipttrace_whole *whole;
 	__u32 zero = 0;
-	__u64 len;
+	__u64 rules;
 
-	entry = bpf_map_lookup_elem(&scratch, &zero);
-	if (!entry)
+	whole = bpf_map_lookup_elem(&finished, &zero);
+	if (!whole)
 		return 0;
-	bpf_probe_read_kernel(&entry->head, sizeof(entry->head),
-			      (void *)PT_REGS_PARM1(ctx));
-	bpf_get_current_comm(entry->comm, sizeof(entry->comm));
-	put_name(entry->in, (void *)PT_REGS_PARM3(ctx));
-	put_name(entry->out, (void *)PT_REGS_PARM4(ctx));
-
-	len = entry->head.caplen;
-	barrier_var(len);	/* the verifier must see the next line as it is */
-	if (len > IPTTRACE_PACKET_LEN)
-		len = IPTTRACE_PACKET_LEN;
-	if (bpf_probe_read_kernel(entry->packet, len,
-				  (void *)PT_REGS_PARM2(ctx)))
-		entry->head.caplen = 0;
-
-	put(ctx, &entries, IPTTRACE_ENTRY, entry, sizeof(*entry));
+	if (!bpf_perf_event_output(ctx, &calls, BPF_F_CURRENT_CPU, whole,
+				   sizeof(*whole)))
+		return 0;
+	rules = whole->exit.rules;
+	lose(IPTTRACE_ENTRY, 1);
+	lose(IPTTRACE_RULE, rules < IPTTRACE_HITS ? rules : IPTTRACE_HITS);
+	lose(IPTTRACE_EXIT, 1);
 	return 0;
 }
 
 /*
- * Here the registers are the record: a verdict or a rule is told in few words,
- * and reading them from the context takes no call.
+ * Here the registers are the record: a rule is told in few words, and reading
+ * them from the context takes no call.
  */
 SEC("kprobe/ipttrace_rule")
 int ipttrace_rule(__u64 *ctx)
@@ -112,20 +84,9 @@ int ipttrace_rule(__u64 *ctx)
 #pragma unroll
 	for (i = 0; i < sizeof(rule) / sizeof(*rule); i++)
 		rule[i] = ctx[i];
-	put(ctx, &rules, IPTTRACE_RULE, rule, sizeof(rule));
-	return 0;
-}
-
-SEC("kprobe/ipttrace_exit")
-int ipttrace_exit(__u64 *ctx)
-{
-	__u64 end[sizeof(struct ipttrace_exit) / sizeof(__u64)];
-	int i;
-
-#pragma unroll
-	for (i = 0; i < sizeof(end) / sizeof(*end); i++)
-		end[i] = ctx[i];
-	put(ctx, &exits, IPTTRACE_EXIT, end, sizeof(end));
+	if (bpf_perf_event_output(ctx, &rules, BPF_F_CURRENT_CPU, rule,
+				  sizeof(rule)))
+		lose(IPTTRACE_RULE, 1);
 	return 0;
 }
 

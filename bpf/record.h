@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The record layout: what the kernel side writes, one struct for each kind.
+ * The record layout: what the stream carries, one struct for each kind; and how
+ * the records of a call cross from the kernel to the agent, in one piece.
  *
- * Shared by the module (which fills in what only it can know: the call, the
- * table, conntrack), by the BPF programs (which add the rest and write the
- * record to the perf buffer of its kind) and, through a test that compares
- * every offset, by ipttrace/stream/record.py.
+ * Shared by the module (which fills them in), by the BPF programs (which write
+ * them to perf buffers) and, through a test that compares every offset, by
+ * ipttrace/stream/record.py and ipttrace/capture/whole.py.
  *
- * Each kind is of one fixed size and has a perf buffer of its own, so that a
- * stretch of a buffer is an array.  Integers are in host order unless they are
- * named be16.  Strings are NUL-terminated when shorter than their field.
+ * What has a perf buffer is of one fixed size, so that a stretch of a buffer is
+ * an array.  Integers are in host order unless they are named be16.  Strings
+ * are padded with NULs, and have none when they are as long as their field.
  *
  * To change it: add fields at the end or into reserved space, and raise
  * IPTTRACE_RECORD_VERSION.  Streams carry their own layout, so old recordings
@@ -18,7 +18,7 @@
 #ifndef IPTTRACE_RECORD_H
 #define IPTTRACE_RECORD_H
 
-#define IPTTRACE_RECORD_VERSION	2
+#define IPTTRACE_RECORD_VERSION	3
 
 #define IPTTRACE_PACKET_LEN	128
 #define IPTTRACE_NAME_LEN	32	/* XT_TABLE_MAXNAMELEN */
@@ -51,11 +51,6 @@ enum ipttrace_match {
 	IPTTRACE_MATCH_POLICY,
 };
 
-/*
- * The first part of an entry record: filled in by the module, at a load for a
- * field where a BPF program pays a call.  On 5.10 neither xt_table nor nf_conn
- * could be relocated in BPF, for want of module BTF.
- */
 struct ipttrace_entry_head {
 	__u64	call;		/* id of this run of ip[6]t_do_table() */
 	__u64	time;		/* ns, CLOCK_MONOTONIC */
@@ -130,6 +125,29 @@ struct ipttrace_exit {
 	__u32	ct_status;	/* after the call */
 };
 
+/* A rule that a call has hit, without what its entry says already. */
+struct ipttrace_hit {
+	__u64	time;		/* from here on as in struct ipttrace_rule */
+	__u32	rulenum;
+	__u16	seq;
+	__u8	match;
+	__u8	reserved;
+	char	chain[IPTTRACE_NAME_LEN];
+};
+
+/* Of a call's rules, how many cross together with it; later ones go ahead. */
+#define IPTTRACE_HITS	4
+
+/*
+ * A finished call: its entry, its exit and its first rules, for one output of a
+ * BPF program costs as much as all that is done to fill this in.
+ */
+struct ipttrace_whole {
+	struct ipttrace_entry	entry;
+	struct ipttrace_exit	exit;
+	struct ipttrace_hit	hits[IPTTRACE_HITS];	/* exit.rules are valid */
+};
+
 #define IPTTRACE_AT(type, field, offset) \
 	_Static_assert(__builtin_offsetof(struct type, field) == (offset), \
 		       #type "." #field " has moved")
@@ -138,6 +156,8 @@ _Static_assert(sizeof(struct ipttrace_entry_head) == 232, "entry_head size");
 _Static_assert(sizeof(struct ipttrace_entry) == 408, "entry size");
 _Static_assert(sizeof(struct ipttrace_rule) == 88, "rule size");
 _Static_assert(sizeof(struct ipttrace_exit) == 48, "exit size");
+_Static_assert(sizeof(struct ipttrace_hit) == 48, "hit size");
+_Static_assert(sizeof(struct ipttrace_whole) == 648, "whole size");
 IPTTRACE_AT(ipttrace_entry_head, netns, 48);
 IPTTRACE_AT(ipttrace_entry_head, ct_zone, 76);
 IPTTRACE_AT(ipttrace_entry_head, family, 86);
@@ -149,5 +169,8 @@ IPTTRACE_AT(ipttrace_entry, packet, 280);
 IPTTRACE_AT(ipttrace_rule, rulenum, 16);
 IPTTRACE_AT(ipttrace_rule, chain, 56);
 IPTTRACE_AT(ipttrace_exit, verdict, 32);
+IPTTRACE_AT(ipttrace_hit, chain, 16);
+IPTTRACE_AT(ipttrace_whole, exit, 408);
+IPTTRACE_AT(ipttrace_whole, hits, 456);
 
 #endif

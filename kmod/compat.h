@@ -8,6 +8,7 @@
 #ifndef IPTTRACE_COMPAT_H
 #define IPTTRACE_COMPAT_H
 
+#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/kprobes.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
@@ -31,6 +32,27 @@
 #define bpf_prog_run(prog, ctx)	BPF_PROG_RUN(prog, ctx)
 #endif
 #endif
+
+/* The value of a program's per-CPU array of one such value; NULL: it has none. */
+static inline void __percpu *ipttrace_prog_value(struct bpf_prog *prog,
+						 u32 size)
+{
+	struct bpf_prog_aux *aux = prog->aux;
+	void __percpu *value = NULL;
+	u32 i;
+
+	mutex_lock(&aux->used_maps_mutex);
+	for (i = 0; i < aux->used_map_cnt && !value; i++) {
+		struct bpf_map *map = aux->used_maps[i];
+
+		if (map->map_type == BPF_MAP_TYPE_PERCPU_ARRAY &&
+		    map->value_size == size)
+			value = container_of(map, struct bpf_array,
+					     map)->pptrs[0];
+	}
+	mutex_unlock(&aux->used_maps_mutex);
+	return value;
+}
 
 /* Lost its allocation flags in 6.13, and where that was backported. */
 static inline int ipttrace_multicast(const struct genl_family *family,
@@ -91,6 +113,15 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 #else
 #error "ipttrace knows the calling conventions of x86-64 and arm64 only"
 #endif
+
+/* One of the variadic arguments; at the function's first instruction. */
+static inline unsigned long ipttrace_log_arg(struct pt_regs *regs,
+					     unsigned int n)
+{
+	const unsigned long *stack = (void *)kernel_stack_pointer(regs);
+
+	return stack[IPTTRACE_LOG_STACK + n];
+}
 
 static inline void ipttrace_set_arg(struct pt_regs *regs, unsigned int n,
 				    unsigned long value)

@@ -36,9 +36,8 @@ static DECLARE_DELAYED_WORK(drain_work, control_drain);
 static DECLARE_WORK(rescan_work, control_rescan);
 
 static const struct nla_policy control_policy[IPTTRACE_A_MAX + 1] = {
-	[IPTTRACE_A_PROG_ENTRY]	= { .type = NLA_NUL_STRING, .len = 255 },
+	[IPTTRACE_A_PROG_CALL]	= { .type = NLA_NUL_STRING, .len = 255 },
 	[IPTTRACE_A_PROG_RULE]	= { .type = NLA_NUL_STRING, .len = 255 },
-	[IPTTRACE_A_PROG_EXIT]	= { .type = NLA_NUL_STRING, .len = 255 },
 	[IPTTRACE_A_FILTER]	= { .type = NLA_BINARY,
 				    .len = BPF_MAXINSNS *
 					   sizeof(struct sock_filter) },
@@ -132,7 +131,7 @@ static int prog_get(struct bpf_prog **prog, struct genl_info *info,
 
 	if (!path) {
 		GENL_SET_ERR_MSG(info,
-				 "ARM needs the pins of three BPF programs");
+				 "ARM needs the pins of two BPF programs");
 		return -EINVAL;
 	}
 	*prog = bpf_prog_get_type_path(nla_data(path), BPF_PROG_TYPE_KPROBE);
@@ -181,28 +180,37 @@ static int filter_get(struct bpf_prog **filter, struct genl_info *info)
 
 static void setup_put(struct ipttrace_setup *setup)
 {
-	int kind;
+	int i;
 
 	if (setup->filter)
 		bpf_prog_destroy(setup->filter);
-	for (kind = 0; kind < IPTTRACE_KINDS; kind++)
-		if (!IS_ERR_OR_NULL(setup->progs[kind]))
-			bpf_prog_put(setup->progs[kind]);
+	for (i = 0; i < IPTTRACE_PROGS; i++)
+		if (!IS_ERR_OR_NULL(setup->progs[i]))
+			bpf_prog_put(setup->progs[i]);
 }
 
 static int setup_get(struct ipttrace_setup *setup, struct genl_info *info)
 {
-	static const enum ipttrace_attr attrs[IPTTRACE_KINDS] = {
-		IPTTRACE_A_PROG_ENTRY,
-		IPTTRACE_A_PROG_RULE,
-		IPTTRACE_A_PROG_EXIT,
+	static const enum ipttrace_attr attrs[IPTTRACE_PROGS] = {
+		[IPTTRACE_PROG_CALL] = IPTTRACE_A_PROG_CALL,
+		[IPTTRACE_PROG_RULE] = IPTTRACE_A_PROG_RULE,
 	};
-	int err, kind;
+	int err, i;
 
-	for (kind = 0; kind < IPTTRACE_KINDS; kind++) {
-		err = prog_get(&setup->progs[kind], info, attrs[kind]);
+	for (i = 0; i < IPTTRACE_PROGS; i++) {
+		err = prog_get(&setup->progs[i], info, attrs[i]);
 		if (err)
 			goto put;
+	}
+	setup->finished =
+		ipttrace_prog_value(setup->progs[IPTTRACE_PROG_CALL],
+				    sizeof(struct ipttrace_whole));
+	if (!setup->finished) {
+		NL_SET_ERR_MSG_ATTR(info->extack,
+				    info->attrs[IPTTRACE_A_PROG_CALL],
+				    "the BPF program for calls has no per-CPU array of this version's calls");
+		err = -EINVAL;
+		goto put;
 	}
 	err = filter_get(&setup->filter, info);
 	if (err)
@@ -330,7 +338,7 @@ static int put_state(struct sk_buff *msg)
 	    nla_put_u32(msg, IPTTRACE_A_RULESET, ipttrace_ruleset()) ||
 	    put_u64(msg, IPTTRACE_A_CALLS, stats.calls) ||
 	    put_u64(msg, IPTTRACE_A_REFUSED, stats.refused) ||
-	    put_u64(msg, IPTTRACE_A_MATCHED, stats.due[IPTTRACE_ENTRY]) ||
+	    put_u64(msg, IPTTRACE_A_MATCHED, stats.matched) ||
 	    put_u64(msg, IPTTRACE_A_FOLLOWED, stats.followed) ||
 	    put_u64(msg, IPTTRACE_A_FLIPPED, stats.flipped) ||
 	    put_u64(msg, IPTTRACE_A_SILENCED, stats.silenced) ||

@@ -13,25 +13,34 @@
 #include "record.h"
 #include "uapi/ipttrace.h"
 
+struct nf_hook_state;
 struct xt_table;
 
 /* Counted by each CPU for itself; reset by arming. */
 struct ipttrace_stats {
 	u64 calls;	/* of a sum only */
 	u64 refused;
+	u64 matched;
 	u64 followed;
 	u64 flipped;
 	u64 silenced;
 	u64 unfollowed;
 	u64 nmissed;
-	u64 due[IPTTRACE_KINDS];	/* of ENTRY: the calls that matched */
+	u64 due[IPTTRACE_KINDS];
 	u32 depth;
 	u32 next_call;
 };
 
+enum ipttrace_prog {
+	IPTTRACE_PROG_CALL,
+	IPTTRACE_PROG_RULE,
+	IPTTRACE_PROGS,
+};
+
 /* What an ARM asks for.  The probes own what it points to once armed. */
 struct ipttrace_setup {
-	struct bpf_prog *progs[IPTTRACE_KINDS];
+	struct bpf_prog *progs[IPTTRACE_PROGS];
+	struct ipttrace_whole __percpu *finished;	/* where CALL finds it */
 	struct bpf_prog *filter;	/* NULL: every packet */
 	u32 netns;			/* inode, 0: all */
 	u32 maxactive;
@@ -44,15 +53,14 @@ struct ipttrace_call {
 	struct sk_buff *skb;
 	const struct xt_table *table;
 	struct ipttrace_call *parent;
-	u64 id;
 	u64 start;
 	u64 overhead;	/* ns that our own handlers took of it */
-	u32 ruleset;	/* generation at its entry */
 	u16 rules;
 	u8 depth;	/* 1: no call around it */
 	u8 hook;
 	u8 family;
 	bool softirq;
+	struct ipttrace_whole whole;	/* what is known of it by now */
 };
 
 /* calls.c: from handlers only */
@@ -66,6 +74,8 @@ void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
 			     const struct sk_buff *skb);
 void ipttrace_head_link(struct ipttrace_entry_head *head,
 			const struct sk_buff *skb);
+void ipttrace_entry_names(struct ipttrace_entry *entry,
+			  const struct nf_hook_state *state);
 enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
 				      const char *comment, u32 rulenum);
 

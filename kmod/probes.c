@@ -20,7 +20,8 @@
 #include "ipttrace.h"
 
 static struct {
-	struct bpf_prog *progs[IPTTRACE_KINDS];
+	struct bpf_prog *progs[IPTTRACE_PROGS];
+	struct ipttrace_whole __percpu *finished;
 	struct bpf_prog __rcu *filter;
 	u32 netns;
 	bool live;	/* calls are traced; else only log lines are silenced */
@@ -32,10 +33,10 @@ static DEFINE_PER_CPU(struct ipttrace_stats, stats);
 /* Did the kretprobe's own pre_handler find an instance? */
 static DEFINE_PER_CPU(bool, call_taken);
 
-static void run_prog(enum ipttrace_kind kind, void *context)
+static void run_prog(enum ipttrace_prog prog, void *context)
 {
 	rcu_read_lock();
-	bpf_prog_run(session.progs[kind], context);
+	bpf_prog_run(session.progs[prog], context);
 	rcu_read_unlock();
 }
 NOKPROBE_SYMBOL(run_prog);
@@ -74,12 +75,14 @@ static int call_take(struct kprobe *p, struct pt_regs *regs)
 	int ret;
 
 	raw_local_irq_save(flags);
-	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
+	this_cpu_inc(stats.matched);
 	this_cpu_write(call_taken, false);
 	ret = ipttrace_take_instance(p, regs);
 	/* CPUs that count rp->nmissed at one time lose some of it. */
-	if (!this_cpu_read(call_taken))
+	if (!this_cpu_read(call_taken)) {
+		this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
 		this_cpu_inc(stats.nmissed);
+	}
 	raw_local_irq_restore(flags);
 	return ret;
 }
@@ -165,13 +168,13 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	const struct nf_hook_state *state = (void *)
 		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
 	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
-	struct ipttrace_entry_head head = {};
-	struct pt_regs context;
+	struct ipttrace_entry *entry = &call->whole.entry;
+	struct ipttrace_entry_head *head = &entry->head;
 
 	this_cpu_write(call_taken, true);
-	head.time = ktime_get_mono_fast_ns();
+	head->time = ktime_get_mono_fast_ns();
+	head->call = call_next_id();
 
-	call->id = call_next_id();
 	call->task = current;
 	call->skb = skb;
 	call->table = table;
@@ -184,55 +187,65 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (call->depth > this_cpu_read(stats.depth))
 		this_cpu_write(stats.depth, call->depth);
 
-	call->ruleset = ipttrace_ruleset();
-	head.ruleset = call->ruleset;
-	head.call = call->id;
-	head.skb = (unsigned long)skb;
-	head.parent = call->parent ? call->parent->id : 0;
-	head.sk = (unsigned long)skb->sk;
-	head.netns = state->net->ns.inum;
-	head.len = skb->len;
-	head.mark = skb->mark;
-	head.in_ifindex = state->in ? state->in->ifindex : 0;
-	head.out_ifindex = state->out ? state->out->ifindex : 0;
-	head.family = state->pf;
-	head.hook = state->hook;
-	head.depth = call->depth - 1;
-	head.flags = packet_flip(skb);
+	head->ruleset = ipttrace_ruleset();
+	head->skb = (unsigned long)skb;
+	head->parent = call->parent ? call->parent->whole.entry.head.call : 0;
+	head->sk = (unsigned long)skb->sk;
+	head->netns = state->net->ns.inum;
+	head->len = skb->len;
+	head->mark = skb->mark;
+	head->in_ifindex = state->in ? state->in->ifindex : 0;
+	head->out_ifindex = state->out ? state->out->ifindex : 0;
+	head->family = state->pf;
+	head->hook = state->hook;
+	head->depth = call->depth - 1;
+	head->flags = packet_flip(skb);
 	if (call->softirq)
-		head.flags |= IPTTRACE_F_SOFTIRQ;
-	ipttrace_head_conntrack(&head, skb);
-	memcpy(head.table, table->name, sizeof(head.table));
-	head.pid = task_tgid_nr(current);
-	head.tid = task_pid_nr(current);
-	head.cpu = raw_smp_processor_id();
-	ipttrace_head_link(&head, skb);
+		head->flags |= IPTTRACE_F_SOFTIRQ;
+	ipttrace_head_conntrack(head, skb);
+	memcpy(head->table, table->name, sizeof(head->table));
+	memset(head->reserved1, 0, sizeof(head->reserved1));
+	head->pid = task_tgid_nr(current);
+	head->tid = task_pid_nr(current);
+	head->cpu = raw_smp_processor_id();
+	ipttrace_head_link(head, skb);
+	ipttrace_entry_names(entry, state);
 
 	/* ipt_do_table() is given packets with data at the network header. */
-	head.caplen = min_t(u32, skb_headlen(skb), IPTTRACE_PACKET_LEN);
-	ipttrace_set_arg(&context, 0, (unsigned long)&head);
-	ipttrace_set_arg(&context, 1, (unsigned long)skb->data);
-	ipttrace_set_arg(&context, 2, (unsigned long)state->in);
-	ipttrace_set_arg(&context, 3, (unsigned long)state->out);
-	run_prog(IPTTRACE_ENTRY, &context);
+	head->caplen = min_t(u32, skb_headlen(skb), IPTTRACE_PACKET_LEN);
+	memcpy(entry->packet, skb->data, head->caplen);
+	/* Nothing of an earlier packet's may stay. */
+	memset(entry->packet + head->caplen, 0,
+	       IPTTRACE_PACKET_LEN - head->caplen);
 
 	call->start = ktime_get_mono_fast_ns();
 	if (call->parent)
-		call->parent->overhead += call->start - head.time;
+		call->parent->overhead += call->start - head->time;
 	return 0;
 }
 NOKPROBE_SYMBOL(ipttrace_call_enter);
+
+/* All of its records that are still to come are due from here on. */
+static void call_put(const struct ipttrace_call *call)
+{
+	struct pt_regs context;
+
+	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
+	this_cpu_add(stats.due[IPTTRACE_RULE],
+		     min_t(u16, call->rules, IPTTRACE_HITS));
+	this_cpu_inc(stats.due[IPTTRACE_EXIT]);
+	memcpy(this_cpu_ptr(session.finished), &call->whole,
+	       sizeof(call->whole));
+	run_prog(IPTTRACE_PROG_CALL, &context);
+}
+NOKPROBE_SYMBOL(call_put);
 
 int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
 	u64 now = ktime_get_mono_fast_ns();
 	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
 	u32 verdict = regs_return_value(regs);
-	union {
-		struct ipttrace_exit record;
-		struct pt_regs size;	/* what the program may read */
-	} context;
-	struct ipttrace_exit *record = &context.record;
+	struct ipttrace_exit *record = &call->whole.exit;
 	unsigned long flags;
 
 	/* The probes are going: the index may be gone already. */
@@ -242,7 +255,7 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	raw_local_irq_save(flags);
 	ipttrace_call_unlink(call);
 	*record = (struct ipttrace_exit){
-		.call = call->id,
+		.call = call->whole.entry.head.call,
 		.time = now,
 		.skb = (unsigned long)call->skb,
 		.cost = now - call->start,
@@ -250,7 +263,7 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		.rules = call->rules,
 	};
 	record->cost -= min(record->cost, call->overhead);
-	if (ipttrace_ruleset() != call->ruleset)
+	if (ipttrace_ruleset() != call->whole.entry.head.ruleset)
 		record->flags |= IPTTRACE_F_CHANGED;
 
 	switch (verdict & NF_VERDICT_MASK) {
@@ -274,8 +287,7 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		break;
 	}
 
-	this_cpu_inc(stats.due[IPTTRACE_EXIT]);
-	run_prog(IPTTRACE_EXIT, &context);
+	call_put(call);
 
 	if (call->parent)
 		call->parent->overhead += call->overhead +
@@ -294,15 +306,10 @@ static bool log_ours(const struct net *net, const struct sk_buff *skb)
 }
 NOKPROBE_SYMBOL(log_ours);
 
-static void *log_arg(struct pt_regs *regs, unsigned int n)
+/* A rule beyond those that a call takes along. */
+static void rule_put(const struct ipttrace_call *call,
+		     const struct ipttrace_hit *hit)
 {
-	return (void *)regs_get_kernel_stack_nth(regs, IPTTRACE_LOG_STACK + n);
-}
-NOKPROBE_SYMBOL(log_arg);
-
-static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
-{
-	u32 rulenum = (unsigned long)log_arg(regs, 3);
 	union {
 		struct ipttrace_rule record;
 		struct pt_regs size;	/* what the program may read */
@@ -310,19 +317,39 @@ static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
 	struct ipttrace_rule *record = &context.record;
 
 	BUILD_BUG_ON(sizeof(*record) > sizeof(struct pt_regs));
-	BUILD_BUG_ON(sizeof(record->table) != sizeof(call->table->name));
 	*record = (struct ipttrace_rule){
-		.call = call->id,
-		.time = ktime_get_mono_fast_ns(),
-		.rulenum = rulenum,
-		.seq = call->rules++,
-		.match = ipttrace_match_of(call, log_arg(regs, 2), rulenum),
+		.call = call->whole.entry.head.call,
+		.time = hit->time,
+		.rulenum = hit->rulenum,
+		.seq = hit->seq,
+		.match = hit->match,
 	};
-	memcpy(record->table, call->table->name, sizeof(record->table));
-	strscpy(record->chain, log_arg(regs, 1), sizeof(record->chain));
+	memcpy(record->table, call->whole.entry.head.table,
+	       sizeof(record->table));
+	memcpy(record->chain, hit->chain, sizeof(record->chain));
 	this_cpu_inc(stats.due[IPTTRACE_RULE]);
-	run_prog(IPTTRACE_RULE, &context);
-	call->overhead += ktime_get_mono_fast_ns() - record->time;
+	run_prog(IPTTRACE_PROG_RULE, &context);
+}
+NOKPROBE_SYMBOL(rule_put);
+
+static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
+{
+	const char *chain = (void *)ipttrace_log_arg(regs, 1);
+	const char *comment = (void *)ipttrace_log_arg(regs, 2);
+	u32 rulenum = ipttrace_log_arg(regs, 3);
+	struct ipttrace_hit later, *hit = &later;
+
+	if (call->rules < IPTTRACE_HITS)
+		hit = &call->whole.hits[call->rules];
+	hit->time = ktime_get_mono_fast_ns();
+	hit->rulenum = rulenum;
+	hit->seq = call->rules++;
+	hit->match = ipttrace_match_of(call, comment, rulenum);
+	hit->reserved = 0;
+	strscpy_pad(hit->chain, chain, sizeof(hit->chain));
+	if (hit == &later)
+		rule_put(call, hit);
+	call->overhead += ktime_get_mono_fast_ns() - hit->time;
 }
 NOKPROBE_SYMBOL(call_rule);
 
@@ -381,6 +408,7 @@ int ipttrace_probes_setup(const struct ipttrace_setup *setup,
 	ipttrace_calls_clear();
 	stats_clear();
 	memcpy(session.progs, setup->progs, sizeof(session.progs));
+	session.finished = setup->finished;
 	rcu_assign_pointer(session.filter, setup->filter);
 	session.filtered = setup->filter;
 	session.netns = setup->netns;
@@ -412,7 +440,7 @@ forget:
 void ipttrace_probes_teardown(void)
 {
 	struct bpf_prog *filter;
-	int kind;
+	int i;
 
 	WRITE_ONCE(session.live, false);
 	ipttrace_hooks_teardown();
@@ -426,9 +454,9 @@ void ipttrace_probes_teardown(void)
 	RCU_INIT_POINTER(session.filter, NULL);
 	if (filter)
 		bpf_prog_destroy(filter);
-	for (kind = 0; kind < IPTTRACE_KINDS; kind++) {
-		bpf_prog_put(session.progs[kind]);
-		session.progs[kind] = NULL;
+	for (i = 0; i < IPTTRACE_PROGS; i++) {
+		bpf_prog_put(session.progs[i]);
+		session.progs[i] = NULL;
 	}
 }
 
@@ -458,6 +486,7 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
 		const struct ipttrace_stats *one = per_cpu_ptr(&stats, cpu);
 
 		sum->refused += READ_ONCE(one->refused);
+		sum->matched += READ_ONCE(one->matched);
 		sum->followed += READ_ONCE(one->followed);
 		sum->flipped += READ_ONCE(one->flipped);
 		sum->silenced += READ_ONCE(one->silenced);
@@ -467,7 +496,7 @@ void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
 		for (i = 0; i < IPTTRACE_KINDS; i++)
 			sum->due[i] += READ_ONCE(one->due[i]);
 	}
-	sum->calls = sum->refused + sum->due[IPTTRACE_ENTRY];
+	sum->calls = sum->refused + sum->matched;
 
 	*skipped = ipttrace_hooks_skipped();
 }

@@ -9,6 +9,7 @@
 #include <linux/netfilter_ipv4/ip_tables.h>
 #include <linux/netfilter_ipv6/ip6_tables.h>
 #include <linux/skbuff.h>
+#include <asm/word-at-a-time.h>
 #include <net/netfilter/nf_conntrack.h>
 #include <net/netfilter/nf_conntrack_zones.h>
 
@@ -31,15 +32,32 @@ void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
 	const struct nf_conn *ct = nf_ct_get(skb, &info);
 	const struct nf_conntrack_tuple *orig;
 
+	/* The record is of an instance that was used before. */
 	head->ct_info = info;
-	if (!ct)
+	if (!ct) {
+		head->ct = 0;
+		head->ct_status = 0;
+		head->ct_mark = 0;
+		head->ct_zone = 0;
+		head->ct_proto = 0;
+		head->ct_orig_sport_be16 = 0;
+		head->ct_orig_dport_be16 = 0;
+		head->ct_reply_sport_be16 = 0;
+		head->ct_reply_dport_be16 = 0;
+		memset(head->ct_orig_src, 0, 16);
+		memset(head->ct_orig_dst, 0, 16);
+		memset(head->ct_reply_src, 0, 16);
+		memset(head->ct_reply_dst, 0, 16);
 		return;
+	}
 	orig = &ct->tuplehash[IP_CT_DIR_ORIGINAL].tuple;
 	head->flags |= IPTTRACE_F_CONNTRACK;
 	head->ct = (unsigned long)ct;
 	head->ct_status = READ_ONCE(ct->status);
 #ifdef CONFIG_NF_CONNTRACK_MARK
 	head->ct_mark = READ_ONCE(ct->mark);
+#else
+	head->ct_mark = 0;
 #endif
 	head->ct_zone = nf_ct_zone(ct)->id;
 	head->ct_proto = orig->dst.protonum;
@@ -58,6 +76,8 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 
 	head->protocol_be16 = (__force u16)skb->protocol;
 	head->vlan_tci = skb->vlan_tci;
+	memset(head->mac, 0, sizeof(head->mac));
+	head->mac_len = 0;
 	/* On the way out it is not there yet, or is the network header's. */
 	if (!skb_mac_header_was_set(skb) ||
 	    skb_network_offset(skb) < skb_mac_offset(skb))
@@ -69,6 +89,46 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 	head->mac_len = len;
 }
 NOKPROBE_SYMBOL(ipttrace_head_link);
+
+/* Both of 16 bytes; nothing of what stands behind the name goes along. */
+static void name_copy(char *to, const char *from)
+{
+	const struct word_at_a_time constants = WORD_AT_A_TIME_CONSTANTS;
+	unsigned long word, bits;
+	unsigned int at;
+
+	BUILD_BUG_ON(sizeof(word) != 8);
+	for (at = 0; at < 16; at += sizeof(word)) {
+		memcpy(&word, from + at, sizeof(word));
+		if (has_zero(word, &bits, &constants)) {
+			bits = prep_zero_mask(word, bits, &constants);
+			word &= zero_bytemask(create_zero_mask(bits));
+			memcpy(to + at, &word, sizeof(word));
+			memset(to + at + sizeof(word), 0,
+			       16 - sizeof(word) - at);
+			return;
+		}
+		memcpy(to + at, &word, sizeof(word));
+	}
+}
+NOKPROBE_SYMBOL(name_copy);
+
+void ipttrace_entry_names(struct ipttrace_entry *entry,
+			  const struct nf_hook_state *state)
+{
+	BUILD_BUG_ON(sizeof(entry->comm) != 16 || TASK_COMM_LEN != 16);
+	BUILD_BUG_ON(sizeof(entry->in) != 16 || IFNAMSIZ != 16);
+	name_copy(entry->comm, current->comm);
+	if (state->in)
+		name_copy(entry->in, state->in->name);
+	else
+		memset(entry->in, 0, sizeof(entry->in));
+	if (state->out)
+		name_copy(entry->out, state->out->name);
+	else
+		memset(entry->out, 0, sizeof(entry->out));
+}
+NOKPROBE_SYMBOL(ipttrace_entry_names);
 
 /*
  * The kernel says "policy" of any unconditional verdict in a built-in chain,

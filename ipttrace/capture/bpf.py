@@ -21,8 +21,8 @@ from ipttrace.capture.errors import CaptureError
 
 BPFFS: Final = Path("/sys/fs/bpf")
 PINS: Final = BPFFS / "ipttrace"
-PROGRAMS: Final = ("ipttrace_entry", "ipttrace_rule", "ipttrace_exit")
-BUFFERS: Final = ("entries", "rules", "exits")
+PROGRAMS: Final = ("ipttrace_call", "ipttrace_rule")
+BUFFERS: Final = ("calls", "rules")
 LOST: Final = "lost"
 
 _BPF_FS_MAGIC: Final = 0xCAFE4A11

@@ -50,9 +50,8 @@ class Message(genlmsg):  # type: ignore[misc]
     nla_map = (
         ("IPTTRACE_A_UNSPEC", "none"),
         ("IPTTRACE_A_PAD", "none"),
-        ("IPTTRACE_A_PROG_ENTRY", "asciiz"),
+        ("IPTTRACE_A_PROG_CALL", "asciiz"),
         ("IPTTRACE_A_PROG_RULE", "asciiz"),
-        ("IPTTRACE_A_PROG_EXIT", "asciiz"),
         ("IPTTRACE_A_FILTER", "cdata"),
         ("IPTTRACE_A_NETNS", "uint32"),
         ("IPTTRACE_A_MAXACTIVE", "uint32"),
@@ -154,8 +153,8 @@ class Control:
         netns: int | None = None,
         maxactive: int | None = None,
     ) -> None:
-        """Starts tracing.  `pins`: entry, rule, exit; `program`: sock_filter[], or nothing."""
-        names = ("IPTTRACE_A_PROG_ENTRY", "IPTTRACE_A_PROG_RULE", "IPTTRACE_A_PROG_EXIT")
+        """Starts tracing.  `pins`: call, rule; `program`: sock_filter[], or nothing."""
+        names = ("IPTTRACE_A_PROG_CALL", "IPTTRACE_A_PROG_RULE")
         attrs: list[tuple[str, object]] = [
             (name, str(pin)) for name, pin in zip(names, pins, strict=True)
         ]

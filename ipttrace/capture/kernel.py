@@ -23,9 +23,9 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.perf import Buffers
 from ipttrace.stream.record import ENTRY, EXIT, RECORD_VERSION, Records
 
-# Of all buffers together; a share of it for each kind, for each CPU.
+# Of all buffers together; a share of it for calls and for rules, for each CPU.
 DEFAULT_BUFFER: Final = 64 << 20
-_SHARES: Final = (0.6, 0.25, 0.15)
+_SHARES: Final = (0.85, 0.15)
 _LARGEST: Final = 16 << 20
 _SMALLEST: Final = 64 << 10
 
@@ -60,8 +60,8 @@ class Options:
     maxactive: int | None = None
 
 
-def _pages(buffer: int) -> tuple[int, int, int]:
-    """Pages for the buffers of each kind and CPU: powers of two."""
+def _pages(buffer: int) -> tuple[int, int]:
+    """Pages for the buffers of calls and of rules of each CPU: powers of two."""
     cpus = os.cpu_count() or 1
     page = os.sysconf("SC_PAGESIZE")
 
@@ -69,8 +69,8 @@ def _pages(buffer: int) -> tuple[int, int, int]:
         size = min(max(int(buffer * share / cpus), _SMALLEST), _LARGEST)
         return 1 << (size // page).bit_length() - 1
 
-    entry, rule, exit_ = (pages(share) for share in _SHARES)
-    return entry, rule, exit_
+    call, rule = (pages(share) for share in _SHARES)
+    return call, rule
 
 
 def _added(before: Status | None, status: Status) -> Status:

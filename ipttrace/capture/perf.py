@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Reads the perf buffers: whole stretches at once, as arrays.
 
-bcc opens a buffer for each CPU and kind of record and wires it to the map that
-the BPF program writes to.  Its own reader calls back once a record; instead, the
-same perf descriptor is mapped a second time, and since a buffer holds records of
-one size, what lies between tail and head is an array.
+bcc opens two buffers for each CPU, of finished calls and of the rules that did not
+fit into one, and wires them to the maps that the BPF programs write to.  Its own
+reader calls back once a record; instead, the same perf descriptor is mapped a
+second time, and since a buffer holds records of one size, what lies between tail
+and head is an array.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bcc.libbcc import lib
 from bcc.utils import get_online_cpus, get_possible_cpus
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.whole import WHOLE_DTYPE, split
 from ipttrace.stream import record
 from ipttrace.stream.record import Records
 
@@ -32,6 +34,9 @@ _RECORD_SAMPLE: Final = 9
 _DATA_HEAD: Final = 1024
 _DATA_TAIL: Final = 1032
 _BPF_ANY: Final = 0
+
+# What the buffers hold, in the order of their pins.
+_HELD: Final = (WHOLE_DTYPE, record.RULE_DTYPE)
 
 
 def _event_dtype(payload: np.dtype[np.void]) -> np.dtype[np.void]:
@@ -46,32 +51,14 @@ def _event_dtype(payload: np.dtype[np.void]) -> np.dtype[np.void]:
     )
 
 
-def _joined(parts: list[Records], dtype: np.dtype[np.void]) -> Records:
-    """All of `parts` in one array of its own.
-
-    As plain bytes: numpy joins structured arrays field by field, slowly, and
-    into native byte order, which would turn ports round.
-    """
-    plain = f"V{dtype.itemsize}"
-    if not parts:
-        return np.empty(0, dtype)
-    joined: Records = np.concatenate([part.view(plain) for part in parts]).view(dtype)
-    return joined
-
-
 class Stretch:
     """Takes records out of the bytes of one buffer, in whatever portions they come."""
 
-    def __init__(self, kind: int) -> None:
-        self.dtype = record.DTYPES[kind]
-        self._event = _event_dtype(self.dtype)
-
-    def records(self, data: npt.NDArray[np.uint8]) -> Records:
-        """The records in `data` in an array of their own; see `views`."""
-        return _joined(self.views(data), self.dtype)
+    def __init__(self, dtype: np.dtype[np.void]) -> None:
+        self._event = _event_dtype(dtype)
 
     def views(self, data: npt.NDArray[np.uint8]) -> list[Records]:
-        """The records in `data`, whole events from the first byte on, not copied.
+        """The records in `data`, whole events from the first byte on, where they lie.
 
         Other events (PERF_RECORD_LOST) are passed over: what was lost is
         counted where it is lost.  Raises CaptureError on an event that lies.
@@ -99,8 +86,8 @@ class Stretch:
 class _Ring:
     """One buffer of one CPU."""
 
-    def __init__(self, kind: int, cpu: int, pages: int, map_fd: int) -> None:
-        stride = _event_dtype(record.DTYPES[kind]).itemsize
+    def __init__(self, held: np.dtype[np.void], cpu: int, pages: int, map_fd: int) -> None:
+        stride = _event_dtype(held).itemsize
         # Polling reads most; a wakeup is for a sudden flood only.
         wakeup = max(1, pages * mmap.PAGESIZE // stride // 4)
         options = libbcc.bcc_perf_buffer_opts()
@@ -121,7 +108,7 @@ class _Ring:
         self._head = np.frombuffer(self._map, "<u8", 1, _DATA_HEAD)
         self._tail = np.frombuffer(self._map, "<u8", 1, _DATA_TAIL)
         self._data = np.frombuffer(self._map, "u1", self._size, mmap.PAGESIZE)
-        self._stretch = Stretch(kind)
+        self._stretch = Stretch(held)
 
     def head(self) -> int:
         return int(self._head[0])
@@ -163,22 +150,22 @@ def _open_pin(path: Path) -> int:
 
 
 class Buffers:
-    """The perf buffers of all kinds and CPUs, and the count of what found no room.
+    """The perf buffers of all CPUs, and the count of what found no room.
 
-    `pages` per kind: powers of two.
+    `pins`: of the maps of calls and of rules; `pages` of each: powers of two.
     """
 
-    def __init__(self, pins: list[Path], lost: Path, pages: tuple[int, int, int]) -> None:
-        self._rings: list[list[_Ring]] = [[], [], []]
+    def __init__(self, pins: list[Path], lost: Path, pages: tuple[int, int]) -> None:
+        self._rings: list[list[_Ring]] = [[], []]
         self._fds = [_open_pin(pin) for pin in pins]
         self._lost_fd = _open_pin(lost)
         self._possible = len(get_possible_cpus())
-        self._seen: dict[int, list[int]] = {}
+        self._seen: list[list[int]] = []
         self._epoll = select.epoll()
-        for kind, fd in enumerate(self._fds):
+        for rings, held, size, fd in zip(self._rings, _HELD, pages, self._fds, strict=True):
             for cpu in get_online_cpus():
-                ring = _Ring(kind, cpu, pages[kind], fd)
-                self._rings[kind].append(ring)
+                ring = _Ring(held, cpu, size, fd)
+                rings.append(ring)
                 self._epoll.register(ring.fd, select.EPOLLIN)
 
     @property
@@ -202,36 +189,30 @@ class Buffers:
         return {fd for fd, _ in self._epoll.poll(seconds)}
 
     def take(self) -> list[Records]:
-        """All records written by now: entries, rules, exits, each in order of time.
+        """All records written by now: entries, rules, exits, entries in order of time.
 
         A snapshot in which no exit is without the earlier records of its call,
-        unless they were lost: heads are read exits first.
+        unless they were lost: rules that came ahead of it are looked for last.
         """
-        heads = {
-            kind: [ring.head() for ring in self._rings[kind]]
-            for kind in (record.EXIT, record.RULE, record.ENTRY)
-        }
+        heads = [[ring.head() for ring in rings] for rings in self._rings]
         if heads == self._seen:
             return [np.empty(0, dtype) for dtype in record.DTYPES]
         self._seen = heads
-        taken: list[Records] = []
-        for kind, rings in enumerate(self._rings):
-            parts: list[Records] = []
-            cpus = 0
-            for ring, head in zip(rings, heads[kind], strict=True):
-                found = ring.views(head)
-                parts += found
-                cpus += bool(found)
-            dtype = record.DTYPES[kind]
-            both = _joined(parts, dtype)
-            # The copy is made: now the kernel may write there again.
-            for ring, head in zip(rings, heads[kind], strict=True):
+        calls, rules = (
+            [part for ring, head in zip(rings, its, strict=True) for part in ring.views(head)]
+            for rings, its in zip(self._rings, heads, strict=True)
+        )
+        entries, first, exits = split(calls)
+        if rules:
+            # As plain bytes: see whole.py.
+            plain = f"V{record.RULE_DTYPE.itemsize}"
+            parts = [part.view(plain) for part in (first, *rules)]
+            first = np.concatenate(parts).view(record.RULE_DTYPE)
+        # The copies are made: now the kernel may write there again.
+        for rings, its in zip(self._rings, heads, strict=True):
+            for ring, head in zip(rings, its, strict=True):
                 ring.release(head)
-            if cpus > 1:
-                order = np.argsort(both["time"], kind="stable")
-                both = both.view(f"V{dtype.itemsize}")[order].view(dtype)
-            taken.append(both)
-        return taken
+        return [entries, first, exits]
 
     def lost(self) -> list[int]:
         """Records that no buffer had room for, by kind, since the start."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-RECORD_VERSION: Final = 2
+RECORD_VERSION: Final = 3
 
 ENTRY: Final = 0
 RULE: Final = 1

@@ -7,13 +7,13 @@
  *
  * ARM      starts tracing, bound to the socket that sends it: when that socket
  *          is closed, in whatever way, tracing ends.
- *	PROG_ENTRY, PROG_RULE, PROG_EXIT  (string) the paths at which three BPF
- *		programs of type kprobe are pinned.  ENTRY's argument registers
- *		are the addresses of a struct ipttrace_entry_head (bpf/record.h),
- *		of the packet from its network header on (head.caplen bytes) and
- *		of the devices in and out.  The registers of RULE and EXIT hold,
- *		from the first byte of struct pt_regs on, a struct ipttrace_rule
- *		and a struct ipttrace_exit.
+ *	PROG_CALL, PROG_RULE  (string) the paths at which two BPF programs of
+ *		type kprobe are pinned.  CALL uses a per-CPU array whose value is
+ *		of the size of a struct ipttrace_whole (bpf/record.h): there it
+ *		finds a finished call with its first rules; its context is
+ *		empty.  The registers of RULE hold, from the first byte of
+ *		struct pt_regs on, a struct ipttrace_rule: each rule of a call
+ *		beyond those, before the call is finished.
  *	FILTER	(binary, optional) an array of struct sock_filter: classic BPF
  *		on the packet from its network header on.  None: every packet.
  *	NETNS	(u32, optional) inode of the one network namespace to trace.
@@ -22,8 +22,8 @@
  *	-EBUSY	another socket has armed it (GET tells whose)
  *	-ENOENT	no program at a path; neither ip_tables nor ip6_tables there;
  *		no nf_log_trace in this kernel
- *	-EINVAL	not a kprobe program, or no program at all; not a classic BPF
- *		program
+ *	-EINVAL	not a kprobe program, or no program at all; CALL without its
+ *		array; not a classic BPF program
  *	-EACCES	nothing of BPF at a path
  *	-ENOMEM
  *	All with a sentence in NLMSGERR_ATTR_MSG; nothing stays registered.
@@ -75,9 +75,8 @@ enum ipttrace_cmd {
 enum ipttrace_attr {
 	IPTTRACE_A_UNSPEC,
 	IPTTRACE_A_PAD,
-	IPTTRACE_A_PROG_ENTRY,	/* string */
+	IPTTRACE_A_PROG_CALL,	/* string */
 	IPTTRACE_A_PROG_RULE,	/* string */
-	IPTTRACE_A_PROG_EXIT,	/* string */
 	IPTTRACE_A_FILTER,	/* binary: struct sock_filter[] */
 	IPTTRACE_A_NETNS,	/* u32 */
 	IPTTRACE_A_MAXACTIVE,	/* u32 */

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipttrace.capture import whole
 from ipttrace.stream import record
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf" / "record.h"
 STRUCTS = {"ipttrace_entry": record.ENTRY_DTYPE, "ipttrace_rule": record.RULE_DTYPE}
 STRUCTS["ipttrace_exit"] = record.EXIT_DTYPE
+STRUCTS["ipttrace_hit"] = whole.HIT_DTYPE
 
 
 def c_fields(struct: str) -> list[str]:
@@ -109,3 +111,21 @@ def test_records_of_another_version_are_read_by_their_fields() -> None:
 def test_a_description_that_lies_is_refused(damage: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         record.dtypes_of(damage)
+
+
+def test_a_call_in_one_piece_lies_as_the_header_says() -> None:
+    # GIVEN the offsets that the compiler has checked
+    text = HEADER.read_text()
+    size = re.search(r"sizeof\(struct ipttrace_whole\) == (\d+)", text)
+    offsets = dict(re.findall(r"IPTTRACE_AT\(ipttrace_whole, (\w+), (\d+)\)", text))
+    hits = re.search(r"#define IPTTRACE_HITS\t(\d+)", text)
+    assert size
+    assert hits
+    # THEN the mirror has them
+    assert whole.WHOLE_DTYPE.itemsize == int(size[1])
+    assert int(hits[1]) == whole.HITS
+    fields = whole.WHOLE_DTYPE.fields
+    assert {name: fields[name][1] for name in offsets} == {
+        name: int(at) for name, at in offsets.items()
+    }
+    assert fields["entry"][1] == 0

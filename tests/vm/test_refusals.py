@@ -21,7 +21,7 @@ from tests.vm.bare import Bare, references
 from tests.vm.conftest import kprobes
 from tests.vm.forked import PATIENCE, fork
 
-NAMES = ("IPTTRACE_A_PROG_ENTRY", "IPTTRACE_A_PROG_RULE", "IPTTRACE_A_PROG_EXIT")
+NAMES = ("IPTTRACE_A_PROG_CALL", "IPTTRACE_A_PROG_RULE")
 NOBODY = 65534
 RETURN_0 = struct.pack("=HBBI", 6, 0, 0, 0)  # linux/filter.h: BPF_RET | BPF_K
 NETLINK_GENERIC = 16  # linux/netlink.h
@@ -39,12 +39,10 @@ def bare() -> Iterator[Bare]:
 
 
 def pins(**other: Path | str) -> Attributes:
-    """The pins of the three programs, some of them others."""
+    """The pins of the two programs, some of them others."""
     return [
         (name, str(other.get(name[-5:].strip("_").lower(), PINS / program)))
-        for name, program in zip(
-            NAMES, ("ipttrace_entry", "ipttrace_rule", "ipttrace_exit"), strict=True
-        )
+        for name, program in zip(NAMES, ("ipttrace_call", "ipttrace_rule"), strict=True)
     ]
 
 
@@ -68,15 +66,23 @@ def pin_socket_filter(path: Path) -> None:
 
 
 def test_arm_without_its_programs_is_refused(bare: Bare) -> None:
-    sentence = "ARM needs the pins of three BPF programs"
+    sentence = "ARM needs the pins of two BPF programs"
     assert refused(bare.control, CMD_ARM, []) == (errno.EINVAL, sentence)
-    for at in range(3):
+    for at in range(len(NAMES)):
         some = pins()
         del some[at]
         assert refused(bare.control, CMD_ARM, some) == (errno.EINVAL, sentence)
 
 
-@pytest.mark.parametrize("which", ["entry", "rule", "exit"])
+def test_a_program_that_has_no_place_for_a_call_is_refused(bare: Bare) -> None:
+    # GIVEN a program that is one of ours, at the place of the other
+    swapped = pins(call=PINS / "ipttrace_rule")
+    # THEN the module, which would write where it has no room, does not take it
+    sentence = "the BPF program for calls has no per-CPU array of this version's calls"
+    assert refused(bare.control, CMD_ARM, swapped) == (errno.EINVAL, sentence)
+
+
+@pytest.mark.parametrize("which", ["call", "rule"])
 def test_a_pin_that_is_no_kprobe_program_is_refused(bare: Bare, which: str, tmp_path: Path) -> None:
     def arm(path: Path | str) -> tuple[int, str]:
         return refused(bare.control, CMD_ARM, pins(**{which: path}))
