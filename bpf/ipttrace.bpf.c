@@ -4,16 +4,39 @@
  * buffer.
  *
  * The module hands them registers that it has filled in itself: they are of
- * type kprobe, but attached to nothing.  No struct of the kernel is named here,
- * so that the object fits every kernel.
+ * type kprobe, but attached to nothing.  Compiled once: what is asked of kernel
+ * structs is answered when it is loaded (CO-RE), hence structs here name only the
+ * fields that are asked about.
  */
 
 #include <linux/bpf.h>
 #include <linux/types.h>
 
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
 #include "record.h"
+
+struct task_struct {
+	char comm[IPTTRACE_COMM_LEN];
+} __attribute__((preserve_access_index));
+
+struct net_device {
+	char name[IPTTRACE_IF_LEN];
+} __attribute__((preserve_access_index));
+
+/*
+ * Whether names are as long here as the record has them: the module copies them
+ * as it was compiled, and may be an older kernel's.  Known when the object is
+ * loaded; costs nothing later.
+ */
+static __always_inline int names_fit(void)
+{
+	return bpf_core_field_size(((struct task_struct *)0)->comm) ==
+			IPTTRACE_COMM_LEN &&
+	       bpf_core_field_size(((struct net_device *)0)->name) ==
+			IPTTRACE_IF_LEN;
+}
 
 struct perf_buffer {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
@@ -61,7 +84,8 @@ int ipttrace_call(void *ctx)
 	whole = bpf_map_lookup_elem(&finished, &zero);
 	if (!whole)
 		return 0;
-	if (!bpf_perf_event_output(ctx, &calls, BPF_F_CURRENT_CPU, whole,
+	if (names_fit() &&
+	    !bpf_perf_event_output(ctx, &calls, BPF_F_CURRENT_CPU, whole,
 				   sizeof(*whole)))
 		return 0;
 	rules = whole->exit.rules;

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""However the kernel lets us catch calls, the same rows come, and nothing stays."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture import kmod
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.whole import HITS
+from ipttrace.lab import traffic
+from ipttrace.lab.network_ns import socket_in
+from ipttrace.trace.row import Step
+from tests.vm.conftest import captured, kprobes
+from tests.vm.forked import until
+from tests.vm.plain import Plain
+
+SWITCH = Path("/proc/sys/kernel/ftrace_enabled")
+MANY = 22
+RULES = (
+    "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
+    + "-A OUTPUT -p udp -m udp --dport 9\n" * MANY
+    + "-A INPUT -p udp -m udp --dport 9 -j ACCEPT\nCOMMIT\n"
+)
+PATHS = [
+    (("OUTPUT", MANY + 1, "policy"), MANY + 1),
+    (("INPUT", 1, "rule"), 1),
+]
+
+
+@pytest.fixture
+def plain() -> Iterator[Plain]:
+    """A namespace in which a call goes through many rules, and somebody who listens."""
+    with Plain() as namespace, socket_in(namespace.name, socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 9))
+        namespace.load(RULES, 4)
+        yield namespace
+
+
+def caught() -> list[str]:
+    """Functions of ours that ftrace is attached to at this moment, for kprobes too."""
+    text = Path("/sys/kernel/debug/tracing/enabled_functions").read_text()
+    names = ("ipt_do_table", "ip6t_do_table", "nf_log_trace")
+    return [line for line in text.splitlines() if line.split()[0] in names]
+
+
+def send_and_compare(plain: Plain, by_ftrace: bool) -> None:
+    """23 packets, and each of their calls is there with all of its rules."""
+    with captured("udp dst port 9", netns=plain.name) as capture:
+        assert len(caught()) == 3, caught()
+        probed = kprobes()
+        assert traffic.udp(plain.name, "127.0.0.1", 9, 23).sent == 23
+        capture.wait_rows(46)
+    # Log lines are kept silent a little longer.
+    assert until(lambda: not caught(), 10.0), caught()
+    assert {"DISABLED" in line for line in probed} == {by_ftrace}, probed
+    assert capture.books["missed"] == 0
+    for last, length in PATHS:
+        paths = [row.path for row in capture.rows if row.path[-1] == Step(*last)]
+        assert len(paths) == 23
+        assert {len(path) for path in paths} == {length}
+        # In order, whether a rule came with its call or ahead of it.
+        assert all([step.rulenum for step in path] == list(range(1, length + 1)) for path in paths)
+    assert len(capture.rows) == 46
+
+
+def test_calls_of_many_rules_are_whole(plain: Plain) -> None:
+    assert MANY > HITS
+    send_and_compare(plain, by_ftrace=True)
+
+
+def test_where_ftrace_is_not_to_be_used_kprobes_tell_the_same(plain: Plain) -> None:
+    # GIVEN the module, inserted by somebody who does not want ftrace
+    subprocess.run(["insmod", str(kmod.find_or_build()), "ftrace=0"], check=True)
+    try:
+        send_and_compare(plain, by_ftrace=False)
+    finally:
+        kmod.remove(30.0)
+
+
+def test_rules_that_found_no_room_are_counted_one_by_one(plain: Plain) -> None:
+    # GIVEN the smallest buffers, and a reader that stops
+    with captured(netns=plain.name, buffer=64 << 10) as capture:
+        capture.paused.clear()
+        # WHEN more rules are hit than they hold
+        traffic.flood(plain.name, "127.0.0.1", 9, count=499)
+        capture.paused.set()
+    # THEN some were lost, of calls and of rules (that it adds up, `captured` has checked)
+    books, counted = capture.books, plain.counters(4)
+    entries, rules, exits = books["lost"]  # type: ignore[misc]
+    assert entries == exits > 0
+    assert rules > entries * HITS
+    # AND what was due is what iptables counted
+    assert books["due"][1] == sum(packets for packets, _ in counted.values())  # type: ignore[index]
+
+
+@pytest.mark.skipif(not SWITCH.exists(), reason="this kernel has no ftrace")
+def test_where_ftrace_is_turned_off_one_line_says_so(plain: Plain) -> None:
+    SWITCH.write_text("0\n")
+    try:
+        with pytest.raises(CaptureError, match=r"sysctl kernel\.ftrace_enabled=1"):
+            captured(netns=plain.name).__enter__()
+    finally:
+        SWITCH.write_text("1\n")
+    assert not kprobes()
+
+
+def test_ftrace_is_not_turned_off_under_a_capture(plain: Plain) -> None:
+    with captured(netns=plain.name):
+        with pytest.raises(OSError, match="busy"):
+            SWITCH.write_text("0\n")
+        assert traffic.udp(plain.name, "127.0.0.1", 9, 23).sent == 23
