@@ -48,6 +48,7 @@ static struct ftrace_ops log_ops = {
 	.flags = FTRACE_OPS_FL_PERMANENT,
 };
 static bool table_traced, log_traced;
+static bool table_aimed[IPTTRACE_TABLES];
 
 /* An empty filter would mean every function: only of what is not registered. */
 static void ops_forget(struct ftrace_ops *ops)
@@ -55,49 +56,55 @@ static void ops_forget(struct ftrace_ops *ops)
 	ftrace_set_filter(ops, NULL, 0, 1);
 }
 
-/*
- * Aims at the tables that are there.  anew: an address of before is not valid
- * any more.
- */
-static int tables_trace(bool anew)
+static void tables_untrace(void)
 {
-	bool any = false;
+	if (table_traced)
+		unregister_ftrace_function(&table_ops);
+	table_traced = false;
+	memset(table_aimed, 0, sizeof(table_aimed));
+	ops_forget(&table_ops);
+}
+
+/* Aims at the tables that are registered, and at no other. */
+static int tables_trace(void)
+{
+	bool reset = false, any = false;
 	int err = 0;
 	int i;
 
 	if (!by_ftrace)
 		return -EOPNOTSUPP;
 	for (i = 0; i < IPTTRACE_TABLES; i++) {
-		unsigned long at =
-			(unsigned long)ipttrace_table_probes[i].kp.addr;
-
-		if (!hooks.registered[i])
+		any |= hooks.registered[i];
+		reset |= table_aimed[i] && !hooks.registered[i];
+	}
+	if (!any)
+		goto untrace;
+	if (reset)
+		memset(table_aimed, 0, sizeof(table_aimed));
+	for (i = 0; i < IPTTRACE_TABLES; i++) {
+		if (!hooks.registered[i] || table_aimed[i])
 			continue;
-		err = ftrace_set_filter_ip(&table_ops, at, 0, anew && !any);
+		err = ftrace_set_filter_ip(&table_ops,
+					   (unsigned long)
+					   ipttrace_table_probes[i].kp.addr,
+					   0, reset);
 		if (err)
-			break;
-		any = true;
+			goto untrace;
+		table_aimed[i] = true;
+		reset = false;
 	}
-	if (any && !err && !table_traced) {
+	if (!table_traced) {
 		err = register_ftrace_function(&table_ops);
-		table_traced = !err;
+		if (err)
+			goto untrace;
+		table_traced = true;
 	}
-	if (any && !err)
-		return 0;
-	if (table_traced)
-		unregister_ftrace_function(&table_ops);
-	table_traced = false;
-	ops_forget(&table_ops);
-	return err;
-}
+	return 0;
 
-static void tables_untrace(void)
-{
-	if (!table_traced)
-		return;
-	unregister_ftrace_function(&table_ops);
-	table_traced = false;
-	ops_forget(&table_ops);
+untrace:
+	tables_untrace();
+	return err;
 }
 
 static int log_trace(void)
@@ -128,7 +135,7 @@ static void log_untrace(void)
 
 #else
 
-static int tables_trace(bool anew)
+static int tables_trace(void)
 {
 	return -EOPNOTSUPP;
 }
@@ -180,11 +187,11 @@ static void table_unregister(int i)
 }
 
 /* From here on the handlers are called for the tables that are registered. */
-static int tables_enable(bool anew)
+static int tables_enable(void)
 {
 	int i, err;
 
-	err = tables_trace(anew);
+	err = tables_trace();
 	/* Turned off by sysctl: kprobes would be as deaf, and say nothing. */
 	if (!err || err == -EBUSY)
 		return err;
@@ -200,22 +207,23 @@ static int tables_enable(bool anew)
 	return 0;
 }
 
-/* The table code may come, or go, with its module while we are armed. */
+/*
+ * The table code may come, or go, with its module while we are armed.  Of one
+ * that went nothing may be aimed at any more before its probe is set up anew.
+ */
 void ipttrace_hooks_rescan(void)
 {
-	bool gone = false;
 	int i;
 
-	for (i = 0; i < IPTTRACE_TABLES; i++) {
+	for (i = 0; i < IPTTRACE_TABLES; i++)
 		if (hooks.registered[i] &&
-		    kprobe_gone(&ipttrace_table_probes[i].kp)) {
+		    kprobe_gone(&ipttrace_table_probes[i].kp))
 			table_unregister(i);
-			gone = true;
-		}
+	tables_enable();
+	for (i = 0; i < IPTTRACE_TABLES; i++)
 		if (!hooks.registered[i])
 			table_register(i);
-	}
-	tables_enable(gone);
+	tables_enable();
 }
 
 /* Every handler of a call has returned when it does. */
@@ -247,7 +255,7 @@ int ipttrace_hooks_setup(u32 maxactive, struct netlink_ext_ack *extack)
 			       "ipt_do_table and ip6t_do_table are absent: no legacy iptables is loaded here (modprobe ip_tables)");
 		return -ENOENT;
 	}
-	err = tables_enable(true);
+	err = tables_enable();
 	if (!err)
 		return 0;
 	if (err == -EBUSY) {

@@ -101,11 +101,6 @@ static __always_inline int table_hit(struct kprobe *p, struct pt_regs *regs)
 		this_cpu_inc(stats.refused);
 		return 0;
 	}
-	if (!p)
-		p = &ipttrace_table_probes[state->pf == NFPROTO_IPV6].kp;
-	/* The function that it was aimed at has gone with its module. */
-	if (kprobe_gone(p))
-		return 0;
 	return call_take(p, regs);
 }
 
@@ -120,12 +115,30 @@ int ipttrace_table_hit(struct kprobe *p, struct pt_regs *regs)
 NOKPROBE_SYMBOL(ipttrace_table_hit);
 
 #ifdef IPTTRACE_FTRACE
+/* ip may be some bytes into the function, the probe's address too. */
+static struct kprobe *table_probe(unsigned long ip)
+{
+	struct kprobe *ip6 = &ipttrace_table_probes[IPTTRACE_IP6].kp;
+
+	if (ip - (unsigned long)ip6->addr <= 16)
+		return ip6;
+	return &ipttrace_table_probes[IPTTRACE_IP].kp;
+}
+NOKPROBE_SYMBOL(table_probe);
+
 void notrace ipttrace_table_traced(unsigned long ip, unsigned long parent_ip,
 				   struct ftrace_ops *ops,
 				   struct ftrace_regs *fregs)
 {
+	struct kprobe *p = table_probe(ip);
+
 	preempt_disable_notrace();
-	table_hit(NULL, ipttrace_ftrace_args(fregs));
+	/*
+	 * Gone with its module: until the rescan what is at its address now may
+	 * be another function, whose arguments are not ours to look at.
+	 */
+	if (!kprobe_gone(p))
+		table_hit(p, ipttrace_ftrace_args(fregs));
 	preempt_enable_notrace();
 }
 NOKPROBE_SYMBOL(ipttrace_table_traced);
