@@ -28,7 +28,7 @@ static const char *const table_symbols[IPTTRACE_TABLES] = {
 struct kretprobe ipttrace_table_probes[IPTTRACE_TABLES];
 kprobe_pre_handler_t ipttrace_take_instance;
 
-static struct kprobe log_probe;
+struct kprobe ipttrace_log_probe;
 
 static struct {
 	bool registered[IPTTRACE_TABLES];
@@ -38,118 +38,84 @@ static struct {
 
 #ifdef IPTTRACE_FTRACE
 
-/* Permanent: whoever turns ftrace off for all is told that it is in use. */
-static struct ftrace_ops table_ops = {
-	.func = ipttrace_table_traced,
+/*
+ * One for all functions, since it takes a while to be sure that none of its
+ * handlers is being called any more.  Permanent: whoever turns ftrace off for all
+ * is told that it is in use.
+ */
+static struct ftrace_ops trace_ops = {
+	.func = ipttrace_traced,
 	.flags = FTRACE_OPS_FL_PERMANENT,
 };
-static struct ftrace_ops log_ops = {
-	.func = ipttrace_log_traced,
-	.flags = FTRACE_OPS_FL_PERMANENT,
-};
-static bool table_traced, log_traced;
-static bool table_aimed[IPTTRACE_TABLES];
+static bool trace_on;
+static bool trace_aimed[IPTTRACE_TABLES];
 
-/* An empty filter would mean every function: only of what is not registered. */
-static void ops_forget(struct ftrace_ops *ops)
+/* Waits until no handler is being called any more. */
+static void trace_teardown(void)
 {
-	ftrace_set_filter(ops, NULL, 0, 1);
+	if (trace_on)
+		unregister_ftrace_function(&trace_ops);
+	trace_on = false;
+	memset(trace_aimed, 0, sizeof(trace_aimed));
+	/* An empty filter means every function: not before it is unregistered. */
+	ftrace_set_filter(&trace_ops, NULL, 0, 1);
 }
 
-static void tables_untrace(void)
+static int trace_aim_at(const struct kprobe *kp, bool reset)
 {
-	if (table_traced)
-		unregister_ftrace_function(&table_ops);
-	table_traced = false;
-	memset(table_aimed, 0, sizeof(table_aimed));
-	ops_forget(&table_ops);
+	return ftrace_set_filter_ip(&trace_ops, (unsigned long)kp->addr, 0,
+				    reset);
 }
 
-/* Aims at the tables that are registered, and at no other. */
-static int tables_trace(void)
+/* At the log and the tables that are registered, and at no other. */
+static int trace_aim(void)
 {
-	bool reset = false, any = false;
-	int err = 0;
-	int i;
+	bool gone = false;
+	int i, err;
 
-	if (!by_ftrace)
-		return -EOPNOTSUPP;
-	for (i = 0; i < IPTTRACE_TABLES; i++) {
-		any |= hooks.registered[i];
-		reset |= table_aimed[i] && !hooks.registered[i];
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		gone |= trace_aimed[i] && !hooks.registered[i];
+	if (!trace_on || gone) {
+		memset(trace_aimed, 0, sizeof(trace_aimed));
+		err = trace_aim_at(&ipttrace_log_probe, true);
+		if (err)
+			return err;
 	}
-	if (!any)
-		goto untrace;
-	if (reset)
-		memset(table_aimed, 0, sizeof(table_aimed));
 	for (i = 0; i < IPTTRACE_TABLES; i++) {
-		if (!hooks.registered[i] || table_aimed[i])
+		if (!hooks.registered[i] || trace_aimed[i])
 			continue;
-		err = ftrace_set_filter_ip(&table_ops,
-					   (unsigned long)
-					   ipttrace_table_probes[i].kp.addr,
-					   0, reset);
+		err = trace_aim_at(&ipttrace_table_probes[i].kp, false);
 		if (err)
-			goto untrace;
-		table_aimed[i] = true;
-		reset = false;
-	}
-	if (!table_traced) {
-		err = register_ftrace_function(&table_ops);
-		if (err)
-			goto untrace;
-		table_traced = true;
+			return err;
+		trace_aimed[i] = true;
 	}
 	return 0;
-
-untrace:
-	tables_untrace();
-	return err;
 }
 
-static int log_trace(void)
+static int trace_setup(void)
 {
 	int err;
 
 	if (!by_ftrace)
 		return -EOPNOTSUPP;
-	err = ftrace_set_filter_ip(&log_ops, (unsigned long)log_probe.addr,
-				   0, 1);
+	err = trace_aim();
+	if (!err && !trace_on) {
+		err = register_ftrace_function(&trace_ops);
+		trace_on = !err;
+	}
 	if (err)
-		return err;
-	err = register_ftrace_function(&log_ops);
-	if (err)
-		ops_forget(&log_ops);
-	log_traced = !err;
+		trace_teardown();
 	return err;
-}
-
-static void log_untrace(void)
-{
-	if (!log_traced)
-		return;
-	unregister_ftrace_function(&log_ops);
-	log_traced = false;
-	ops_forget(&log_ops);
 }
 
 #else
 
-static int tables_trace(void)
+static int trace_setup(void)
 {
 	return -EOPNOTSUPP;
 }
 
-static void tables_untrace(void)
-{
-}
-
-static int log_trace(void)
-{
-	return -EOPNOTSUPP;
-}
-
-static void log_untrace(void)
+static void trace_teardown(void)
 {
 }
 
@@ -186,25 +152,25 @@ static void table_unregister(int i)
 	hooks.registered[i] = false;
 }
 
-/* From here on the handlers are called for the tables that are registered. */
-static int tables_enable(void)
+static int probe_enable(struct kprobe *kp)
+{
+	return kprobe_disabled(kp) ? enable_kprobe(kp) : 0;
+}
+
+/* From here on the handlers are called, for the tables that are registered. */
+static int hooks_enable(void)
 {
 	int i, err;
 
-	err = tables_trace();
+	err = trace_setup();
 	/* Turned off by sysctl: kprobes would be as deaf, and say nothing. */
 	if (!err || err == -EBUSY)
 		return err;
-	for (i = 0; i < IPTTRACE_TABLES; i++) {
-		struct kprobe *kp = &ipttrace_table_probes[i].kp;
-
-		if (!hooks.registered[i] || !kprobe_disabled(kp))
-			continue;
-		err = enable_kprobe(kp);
-		if (err)
-			return err;
-	}
-	return 0;
+	err = probe_enable(&ipttrace_log_probe);
+	for (i = 0; i < IPTTRACE_TABLES && !err; i++)
+		if (hooks.registered[i])
+			err = probe_enable(&ipttrace_table_probes[i].kp);
+	return err;
 }
 
 /*
@@ -219,22 +185,44 @@ void ipttrace_hooks_rescan(void)
 		if (hooks.registered[i] &&
 		    kprobe_gone(&ipttrace_table_probes[i].kp))
 			table_unregister(i);
-	tables_enable();
+	hooks_enable();
 	for (i = 0; i < IPTTRACE_TABLES; i++)
 		if (!hooks.registered[i])
 			table_register(i);
-	tables_enable();
+	hooks_enable();
 }
 
-/* Every handler of a call has returned when it does. */
+/*
+ * No return is hooked any more.  Handlers may still be called for tables, which
+ * must do nothing, and for log lines.
+ */
 void ipttrace_hooks_teardown(void)
 {
 	int i;
 
-	tables_untrace();
 	for (i = 0; i < IPTTRACE_TABLES; i++)
 		if (hooks.registered[i])
 			table_unregister(i);
+}
+
+/* No handler is called any more. */
+void ipttrace_hooks_drained(void)
+{
+	trace_teardown();
+	unregister_kprobe(&ipttrace_log_probe);
+	hooks.skipped += ipttrace_log_probe.nmissed;
+	ipttrace_log_probe.nmissed = 0;
+}
+
+static int log_register(void)
+{
+	struct kprobe *kp = &ipttrace_log_probe;
+
+	memset(kp, 0, sizeof(*kp));
+	kp->symbol_name = "nf_log_trace";
+	kp->flags = KPROBE_FLAG_DISABLED;
+	kp->pre_handler = ipttrace_log_hit;
+	return register_kprobe(kp);
 }
 
 int ipttrace_hooks_setup(u32 maxactive, struct netlink_ext_ack *extack)
@@ -243,6 +231,13 @@ int ipttrace_hooks_setup(u32 maxactive, struct netlink_ext_ack *extack)
 	int i, err;
 
 	hooks.maxactive = maxactive;
+	hooks.skipped = 0;
+	err = log_register();
+	if (err) {
+		NL_SET_ERR_MSG(extack,
+			       "nf_log_trace cannot be probed: this kernel has no netfilter tracing, or no kprobes");
+		return err;
+	}
 	for (i = 0; i < IPTTRACE_TABLES; i++) {
 		err = table_register(i);
 		if (!err)
@@ -253,9 +248,9 @@ int ipttrace_hooks_setup(u32 maxactive, struct netlink_ext_ack *extack)
 	if (!any) {
 		NL_SET_ERR_MSG(extack,
 			       "ipt_do_table and ip6t_do_table are absent: no legacy iptables is loaded here (modprobe ip_tables)");
-		return -ENOENT;
+		goto unregister;
 	}
-	err = tables_enable();
+	err = hooks_enable();
 	if (!err)
 		return 0;
 	if (err == -EBUSY) {
@@ -268,36 +263,8 @@ refused:
 		       "the kernel refused a kretprobe on ipt_do_table or ip6t_do_table");
 unregister:
 	ipttrace_hooks_teardown();
+	ipttrace_hooks_drained();
 	return err;
-}
-
-int ipttrace_hooks_log_setup(struct netlink_ext_ack *extack)
-{
-	int err;
-
-	hooks.skipped = 0;
-	memset(&log_probe, 0, sizeof(log_probe));
-	log_probe.symbol_name = "nf_log_trace";
-	log_probe.flags = KPROBE_FLAG_DISABLED;
-	log_probe.pre_handler = ipttrace_log_hit;
-	err = register_kprobe(&log_probe);
-	if (!err && log_trace()) {
-		err = enable_kprobe(&log_probe);
-		if (err)
-			unregister_kprobe(&log_probe);
-	}
-	if (err)
-		NL_SET_ERR_MSG(extack,
-			       "nf_log_trace cannot be probed: this kernel has no netfilter tracing, or no kprobes");
-	return err;
-}
-
-void ipttrace_hooks_log_teardown(void)
-{
-	log_untrace();
-	unregister_kprobe(&log_probe);
-	hooks.skipped += log_probe.nmissed;
-	log_probe.nmissed = 0;
 }
 
 u32 ipttrace_hooks_targets(void)
@@ -314,7 +281,7 @@ u32 ipttrace_hooks_targets(void)
 /* Hits that kprobes skipped, for a handler was at work on that CPU. */
 u64 ipttrace_hooks_skipped(void)
 {
-	u64 skipped = hooks.skipped + log_probe.nmissed;
+	u64 skipped = hooks.skipped + ipttrace_log_probe.nmissed;
 	int i;
 
 	for (i = 0; i < IPTTRACE_TABLES; i++)

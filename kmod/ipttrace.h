@@ -87,13 +87,13 @@ enum ipttrace_table {
 
 /* hook.c: what makes the handlers be called */
 extern struct kretprobe ipttrace_table_probes[IPTTRACE_TABLES];
+extern struct kprobe ipttrace_log_probe;
 /* What pre_handler of every kretprobe is: takes an instance, hooks the return */
 extern kprobe_pre_handler_t ipttrace_take_instance;
 
 int ipttrace_hooks_setup(u32 maxactive, struct netlink_ext_ack *extack);
 void ipttrace_hooks_teardown(void);
-int ipttrace_hooks_log_setup(struct netlink_ext_ack *extack);
-void ipttrace_hooks_log_teardown(void);
+void ipttrace_hooks_drained(void);
 void ipttrace_hooks_rescan(void);
 u32 ipttrace_hooks_targets(void);
 u64 ipttrace_hooks_skipped(void);
@@ -104,10 +104,8 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs);
 int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs);
 int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs);
 #ifdef IPTTRACE_FTRACE
-void ipttrace_table_traced(unsigned long ip, unsigned long parent_ip,
-			   struct ftrace_ops *ops, struct ftrace_regs *fregs);
-void ipttrace_log_traced(unsigned long ip, unsigned long parent_ip,
-			 struct ftrace_ops *ops, struct ftrace_regs *fregs);
+void ipttrace_traced(unsigned long ip, unsigned long parent_ip,
+		     struct ftrace_ops *ops, struct ftrace_regs *fregs);
 #endif
 
 /* probes.c: all under ipttrace_mutex */

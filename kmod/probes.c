@@ -114,36 +114,6 @@ int ipttrace_table_hit(struct kprobe *p, struct pt_regs *regs)
 }
 NOKPROBE_SYMBOL(ipttrace_table_hit);
 
-#ifdef IPTTRACE_FTRACE
-/* ip may be some bytes into the function, the probe's address too. */
-static struct kprobe *table_probe(unsigned long ip)
-{
-	struct kprobe *ip6 = &ipttrace_table_probes[IPTTRACE_IP6].kp;
-
-	if (ip - (unsigned long)ip6->addr <= 16)
-		return ip6;
-	return &ipttrace_table_probes[IPTTRACE_IP].kp;
-}
-NOKPROBE_SYMBOL(table_probe);
-
-void notrace ipttrace_table_traced(unsigned long ip, unsigned long parent_ip,
-				   struct ftrace_ops *ops,
-				   struct ftrace_regs *fregs)
-{
-	struct kprobe *p = table_probe(ip);
-
-	preempt_disable_notrace();
-	/*
-	 * Gone with its module: until the rescan what is at its address now may
-	 * be another function, whose arguments are not ours to look at.
-	 */
-	if (!kprobe_gone(p))
-		table_hit(p, ipttrace_ftrace_args(fregs));
-	preempt_enable_notrace();
-}
-NOKPROBE_SYMBOL(ipttrace_table_traced);
-#endif
-
 /* nf_trace, and remembering the packet whose flip it is */
 static u8 packet_flip(struct sk_buff *skb)
 {
@@ -390,13 +360,39 @@ int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs)
 NOKPROBE_SYMBOL(ipttrace_log_hit);
 
 #ifdef IPTTRACE_FTRACE
-void notrace ipttrace_log_traced(unsigned long ip, unsigned long parent_ip,
-				 struct ftrace_ops *ops,
-				 struct ftrace_regs *fregs)
+/* Both may be some bytes into the function. */
+static __always_inline bool traced_at(unsigned long ip, const struct kprobe *p)
 {
-	ipttrace_log_hit(NULL, ipttrace_ftrace_args(fregs));
+	return ip - (unsigned long)p->addr <= 16;
 }
-NOKPROBE_SYMBOL(ipttrace_log_traced);
+
+void notrace ipttrace_traced(unsigned long ip, unsigned long parent_ip,
+			     struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	struct kprobe *p = &ipttrace_table_probes[IPTTRACE_IP].kp;
+
+	preempt_disable_notrace();
+	if (traced_at(ip, &ipttrace_log_probe)) {
+		ipttrace_log_hit(NULL, ipttrace_ftrace_args(fregs));
+		goto enable;
+	}
+	if (!READ_ONCE(session.live))
+		goto enable;
+	if (!traced_at(ip, p)) {
+		p = &ipttrace_table_probes[IPTTRACE_IP6].kp;
+		if (!traced_at(ip, p))
+			goto enable;
+	}
+	/*
+	 * Gone with its module: until the rescan what is at its address now may
+	 * be another function, whose arguments are not ours to look at.
+	 */
+	if (!kprobe_gone(p))
+		table_hit(p, ipttrace_ftrace_args(fregs));
+enable:
+	preempt_enable_notrace();
+}
+NOKPROBE_SYMBOL(ipttrace_traced);
 #endif
 
 static void stats_clear(void)
@@ -426,19 +422,13 @@ int ipttrace_probes_setup(const struct ipttrace_setup *setup,
 	session.filtered = setup->filter;
 	session.netns = setup->netns;
 
-	/* Before a log line can be caused, it can be silenced. */
-	err = ipttrace_hooks_log_setup(extack);
-	if (err)
-		goto forget;
-	WRITE_ONCE(session.live, true);
 	err = ipttrace_hooks_setup(setup->maxactive, extack);
 	if (err)
-		goto unregister_log;
+		goto forget;
+	/* Not sooner: before a log line is caused, it can be silenced. */
+	WRITE_ONCE(session.live, true);
 	return 0;
 
-unregister_log:
-	WRITE_ONCE(session.live, false);
-	ipttrace_hooks_log_teardown();
 forget:
 	RCU_INIT_POINTER(session.filter, NULL);
 	memset(session.progs, 0, sizeof(session.progs));
@@ -456,12 +446,9 @@ void ipttrace_probes_teardown(void)
 	int i;
 
 	WRITE_ONCE(session.live, false);
-	ipttrace_hooks_teardown();
-	/*
-	 * Every handler that saw live has returned: unregistering waits for
-	 * them.  Where no call probe was registered any more, wait here.
-	 */
+	/* Every handler that saw it live, with preemption off, has returned. */
 	synchronize_rcu();
+	ipttrace_hooks_teardown();
 	ipttrace_calls_clear();
 	filter = rcu_dereference_protected(session.filter, true);
 	RCU_INIT_POINTER(session.filter, NULL);
@@ -475,7 +462,7 @@ void ipttrace_probes_teardown(void)
 
 void ipttrace_probes_drained(void)
 {
-	ipttrace_hooks_log_teardown();
+	ipttrace_hooks_drained();
 	ipttrace_follow_teardown();
 }
 
