@@ -64,6 +64,10 @@ class Base(App[Summary]):
         """Bring the bars, the notice and the empty screen up to date."""
         raise NotImplementedError
 
+    def action_view(self, name: str) -> None:
+        """Show this view and give it the keys."""
+        raise NotImplementedError
+
     def toggle_side(self) -> None:
         """The neighbours beside the rows, or not."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ A part of `TraceApp`, in a file of its own.  Must not feed or draw.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
@@ -146,7 +147,7 @@ class Commands(Base):
         except query.QueryError as error:
             self.say(str(error), error=True)
             return
-        self.switcher.current = "trace"
+        self.action_view("trace")
         if not new:
             self.say("that is the filter already: ⌫ goes back")
         self.turned()
@@ -177,6 +178,7 @@ class Commands(Base):
 
     def _written(self, text: str) -> None:
         self.looking.write(text)
+        self.action_view("trace")
         self.turned()
 
     def _complete(self, text: str, cursor: int) -> list[Hint]:
@@ -199,13 +201,18 @@ class Commands(Base):
         )
 
     def _search(self, text: str) -> None:
+        self.looking.words = text
         if not text:
             self.looking.sought = ""
             return
         if self.looking.check(text) is not None:
-            word = query.quote(text)
+            word = query.quote(re.escape(text))
             text = " or ".join(f"{name}~{word}" for name in SEARCHES)
+            if (wrong := self.looking.check(text)) is not None:
+                self.say(f"this cannot be looked for: {wrong[0]}", error=True)
+                return
         self.looking.sought = text
+        self.action_view("trace")
         self.view.find(text)
 
     # The agent.

@@ -36,7 +36,8 @@ class Looking:
         self._next: Matching | None = None
         self._clock: Clock | None = None
         self._due = 0
-        self.sought = ""  # the search; "" is none
+        self.sought = ""  # the search, a query; "" is none
+        self.words = ""  # as a person wrote it
 
     def check(self, text: str) -> tuple[str, int] | None:
         """What is wrong with a query and where; None when nothing is."""

@@ -87,6 +87,7 @@ class Timing(Base):
         if time_ is None or not len(self.store):
             self.say("there is no row to go to", error=True)
             return
+        self.action_view("trace")
         self._move_to_time(time_)
 
     def _move_to_time(self, time_: int) -> None:

@@ -25,7 +25,7 @@ def filter_pieces(
         Piece(query, "bold $text-accent", 1, 12),
         Piece("" if looked is None else f"{looked:.0%}", "$text-warning", 2, right=True),
         Piece(trail, "$foreground 60%", 4, 8, right=True),
-        Piece(count, "", 2, right=True),
+        Piece(count, "", right=True),
         Piece("⌫ back", "$foreground 70%", 3, right=True),
     ]
 

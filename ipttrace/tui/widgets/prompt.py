@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -172,11 +173,21 @@ class Prompt(Vertical):
         self._hint.update(Content.assemble(*parts))
 
     def _complain(self, line: str, place: int) -> None:
-        """An error, under the character that it is about."""
-        caret = self._title.size.width + max(0, place - int(self._input.scroll_offset.x)) - 1
-        room = max(0, self.size.width - 4 - len(line))
-        before = " " * min(caret, room)
-        self._hint.update(Content.assemble((f"{before}^ {line}", "bold $text-error")))
+        """An error, under the character of the stripped text that it is about."""
+        text = self._input.value
+        place += len(text) - len(text.lstrip())
+        # Both lines have one cell of padding, and the title one more on its right.
+        width = self._hint.size.width
+        caret = (
+            self._title.size.width + 1 + cell_len(text[:place]) - int(self._input.scroll_offset.x)
+        )
+        caret = min(max(0, caret), width - 1)
+        length = cell_len(line) + 1
+        if caret + 1 + length <= width or caret < length:
+            said = " " * min(caret, max(0, width - 1 - length)) + f"^ {line}"
+        else:
+            said = " " * (caret - length) + f"{line} ^"
+        self._hint.update(Content.assemble((said, "bold $text-error")))
 
     def _close(self) -> None:
         self._ask = None

@@ -182,7 +182,7 @@ class TraceView(Vertical):
             lens = self._looking.lens
             place = self._looking.find(text, lens.first - 1 if step > 0 else lens.end, step)
             if place is None:
-                self.post_message(Notice(f"no row here matches: {text}", error=True))
+                self.post_message(Notice(f"no row here matches: {self._looking.words}", error=True))
                 return False
             self.post_message(Notice("the search went round the end"))
         self.rows.move_to(place)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A screen on a recording that has been read to its end, and what it shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from textual.events import Paste
+from textual.pilot import Pilot
+
+from ipttrace.trace import query
+from ipttrace.trace.row import Row
+from ipttrace.tui.app import TraceApp
+from ipttrace.tui.source import FileSource
+from tests.tui.harness import laid_out, until
+
+DATA = Path(__file__).parents[1] / "data"
+LAB = DATA / "lab.iptr"
+SIZES = [(80, 24), (200, 50)]
+
+NAMES = {" ": "space", "=": "equals_sign", ")": "right_parenthesis", "]": "right_square_bracket"}
+
+Screen = tuple[TraceApp, Pilot[Any]]
+
+
+@asynccontextmanager
+async def replayed(path: Path = LAB, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Screen]:
+    """The screen over a file, of which all is known by now."""
+    app = TraceApp(FileSource(path), title="a recording")
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: app.over, "the end of the recording")
+        await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
+        if app.store.end:
+            await until(pilot, lambda: laid_out(app, size[0]), "a size")
+        try:
+            yield app, pilot
+        finally:
+            app._leave()
+
+
+async def settled(app: TraceApp, pilot: Pilot[Any]) -> None:
+    """Wait until the filter that is in force is the one that is seen."""
+    looking = app.looking
+    await until(
+        pilot, lambda: looking.progress is None and app.rows.lens is looking.lens, "the filter"
+    )
+    await until(pilot, lambda: looking.lens.behind == 0 and app.rows._end == looking.lens.end)
+
+
+def all_rows(app: TraceApp) -> list[Row]:
+    store = app.store
+    return store.rows(range(store.first, store.end))
+
+
+def seq_of(app: TraceApp, wanted: Callable[[Row], object]) -> int:
+    """The first row that is so."""
+    return next(row.index for row in all_rows(app) if wanted(row))
+
+
+def listed(app: TraceApp) -> list[int]:
+    """The sequence numbers of the rows that the list has, on the screen or not."""
+    lens = app.rows.lens
+    return lens.seqs(lens.first, lens.end).tolist()
+
+
+def taken(app: TraceApp, text: str) -> list[int]:
+    """Those that the query takes."""
+    asked, context = query.compile(text), app.query_context()
+    parts = [np.flatnonzero(asked.mask(part, context)) + part.first for part in app.store.parts()]
+    return np.concatenate(parts).tolist()
+
+
+async def write(app: TraceApp, pilot: Pilot[Any], text: str) -> None:
+    """Write it where the keys go now: as from the clipboard, for speed, the last one by key."""
+    app.post_message(Paste(text[:-1]))
+    await pilot.press(NAMES.get(text[-1], text[-1]))

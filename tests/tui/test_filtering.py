@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Filters of the view: by keys on a row, written, one on the other, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ipttrace.trace.row import Row
+from tests.tui import streams
+from tests.tui.harness import live, more, screen_text, shown, until
+from tests.tui.replayed import (
+    SIZES,
+    all_rows,
+    listed,
+    replayed,
+    seq_of,
+    settled,
+    taken,
+    write,
+)
+
+Alike = Callable[[Row, Row], bool]
+
+# What a row must have in common with the one under the cursor, in words of its own.
+KEYS: dict[str, Alike] = {
+    "f": lambda row, here: row.flow == here.flow,
+    "r": lambda row, here: (
+        (row.table, row.chain, row.rulenum, row.family, row.netns)
+        == (here.table, here.chain, here.rulenum, here.family, here.netns)
+    ),
+    "c": lambda row, here: (row.table, row.chain) == (here.table, here.chain),
+    "v": lambda row, here: row.verdict == here.verdict,
+    "p": lambda row, here: (row.comm, row.pid) == (here.comm, here.pid),
+    "w": lambda row, here: row.netns == here.netns,
+    "h": lambda row, here: here.src in (row.src, row.dst, row.ct_orig_src, row.ct_orig_dst),
+    "x": lambda row, here: row.flow != here.flow,
+}
+ROWS: dict[str, Callable[[Row], object]] = {
+    "a drop": lambda row: row.verdict == "DROP",
+    "after NAT": lambda row: row.dport == 80 and row.ct_orig_dport == 8080,
+    "an ICMP error": lambda row: row.icmp == "3/3" and row.hook == "FORWARD",
+    "a fragment": lambda row: row.frag and row.frag.endswith(":1480+"),
+    "IPv6": lambda row: row.family == 6,
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("key", KEYS)
+async def test_a_key_narrows_to_what_the_row_has_in_common(key: str, row: str) -> None:
+    # GIVEN a recording and the cursor on a row
+    async with replayed() as (app, pilot):
+        app.rows.move_to(seq_of(app, ROWS[row]))
+        here = app.rows.at
+        assert here is not None
+        # WHEN the key is pressed
+        await pilot.press(key)
+        await settled(app, pilot)
+        # THEN all rows that are alike in this are there and no others
+        text = app.looking.filters.text
+        assert listed(app) == taken(app, text)
+        assert listed(app) == [one.index for one in all_rows(app) if KEYS[key](one, here)]
+        # AND the cursor is still on the row, the filter is told with how many pass it
+        if key != "x":
+            assert app.rows.at == here
+        await until(pilot, lambda: f"{len(listed(app)):,} of 985" in app._filter.text)
+        assert text[:9] in app._filter.text
+        # WHEN going back THEN all is there again, and the cursor where it was
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        assert len(listed(app)) == 985
+        assert "all rows" in app._filter.text
+        if key != "x":
+            assert app.rows.at == here
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_flow_is_both_directions_across_nat(size: tuple[int, int]) -> None:
+    async with replayed(size=size) as (app, pilot):
+        app.rows.move_to(seq_of(app, ROWS["after NAT"]))
+        await pilot.press("f")
+        await settled(app, pilot)
+        rows = [app.store.row(seq) for seq in listed(app)]
+        # THEN the packet is there before and after DNAT, and so are the answers
+        assert {row.dport for row in rows if row.dport and row.dport < 10000} >= {8080, 80}
+        assert {row.sport for row in rows if row.sport and row.sport < 10000} >= {8080, 80}
+        # AND all that is on the screen is of it
+        text = "\n".join(shown(app))
+        assert "ACCEPT" in text
+        assert sum("ACCEPT" in line or "DROP" in line for line in shown(app)) == min(
+            len(rows), app.rows.size.height
+        )
+
+
+async def test_an_icmp_error_is_of_the_flow_that_it_speaks_of() -> None:
+    async with replayed() as (app, pilot):
+        # GIVEN an error, whose flow is UDP
+        app.rows.move_to(seq_of(app, ROWS["an ICMP error"]))
+        await pilot.press("f")
+        await settled(app, pilot)
+        rows = [app.store.row(seq) for seq in listed(app)]
+        assert {row.proto for row in rows} == {"UDP", "ICMP"}
+        # WHEN the filter is made from the packet itself, THEN its error is there
+        udp = next(row for row in rows if row.proto == "UDP")
+        before = listed(app)
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        app.rows.move_to(udp.index)
+        await pilot.press("f")
+        await settled(app, pilot)
+        assert listed(app) == before
+
+
+async def test_fragments_stay_with_their_packet() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(seq_of(app, lambda row: row.frag and row.frag.endswith(":2960")))
+        await pilot.press("f")
+        await settled(app, pilot)
+        frags = {str(app.store.row(seq).frag).split(":")[-1] for seq in listed(app)}
+        assert {"0+", "1480+", "2960"} <= frags
+
+
+async def test_filters_stand_on_each_other_and_go_one_by_one() -> None:
+    async with replayed(size=(120, 24)) as (app, pilot):
+        app.rows.move_to(seq_of(app, ROWS["a drop"]))
+        counts = [len(listed(app))]
+        trails = [""]
+        for key in "wvc":
+            await pilot.press(key)
+            await settled(app, pilot)
+            counts.append(len(listed(app)))
+            trails.append(app.looking.filters.trail)
+        assert trails[-1] == "namespace › DROP › chain"
+        assert counts == sorted(counts, reverse=True)
+        assert counts[-1] > 0
+        await until(pilot, lambda: "namespace › DROP › chain" in app._filter.text)
+        # WHEN going back step by step THEN each is there again
+        for count, trail in zip(counts[-2::-1], trails[-2::-1], strict=True):
+            await pilot.press("backspace")
+            await settled(app, pilot)
+            assert len(listed(app)) == count
+            assert app.looking.filters.trail == trail
+        await pilot.press("backspace")
+        assert "no filter is in force" in app._noticed[0]
+
+
+async def test_the_same_filter_twice_is_one_step() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(3)
+        await pilot.press("v", "v")
+        await settled(app, pilot)
+        assert "that is the filter already" in app._noticed[0]
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        assert len(listed(app)) == 985
+
+
+async def test_rows_that_come_later_pass_the_filter_too() -> None:
+    async with live(streams.hello(), streams.rows(280), rows=280) as (agent, app, pilot):
+        app.rows.move_to(27)
+        await pilot.press("v")
+        await settled(app, pilot)
+        assert len(listed(app)) == 10
+        await more(agent, app, pilot, streams.rows(280, start=280), 560)
+        await settled(app, pilot)
+        assert listed(app) == taken(app, "verdict=DROP") == list(range(27, 560, 28))
+        await until(pilot, lambda: "20 of 560" in app._filter.text)
+        # AND the tail follows what passes
+        await pilot.press("end")
+        await more(agent, app, pilot, streams.rows(28, start=560), 588)
+        await settled(app, pilot)
+        assert app.rows.at is not None
+        assert app.rows.at.index == 587
+
+
+async def test_a_key_before_the_first_row_says_that_there_is_none() -> None:
+    async with live(streams.hello()) as (_, app, pilot):
+        for key in "frcvpwhx":
+            await pilot.press(key)
+            await until(pilot, lambda: "no row under the cursor" in app._noticed[0])
+            await pilot.press("escape")
+
+
+async def test_a_row_without_ports_or_process_says_what_it_lacks() -> None:
+    kinds = streams.records(4)
+    kinds[0]["packet"] = 0xFF
+    kinds[0]["comm"] = b""
+    kinds[0]["pid"] = 0
+    async with live(streams.hello(), streams.frames(*kinds), rows=4) as (_, app, pilot):
+        app.rows.move_to(1)
+        for key in "frcvpwhx":
+            await pilot.press(key)
+            await settled(app, pilot)
+            # THEN the row is in what is left, or is hidden, or one line says why not
+            text = app.looking.filters.text
+            assert (1 in listed(app)) == (key != "x"), text
+            while app.looking.filters.text:
+                await pilot.press("backspace")
+                await settled(app, pilot)
+
+
+# The written filter.
+
+
+async def test_a_filter_is_written_and_the_rows_are_those_of_the_query() -> None:
+    async with replayed(size=(120, 24)) as (app, pilot):
+        await pilot.press("colon")
+        await write(app, pilot, "verdict=DROP and src in 10.0.0.0/8")
+        await pilot.press("enter")
+        await settled(app, pilot)
+        expected = [
+            row.index
+            for row in all_rows(app)
+            if row.verdict == "DROP" and str(row.src).startswith("10.")
+        ]
+        assert expected
+        assert listed(app) == expected == taken(app, "verdict=DROP and src in 10.0.0.0/8")
+        assert app.focused is app.rows
+        await until(pilot, lambda: "verdict=DROP and src in 10.0.0.0/8" in app._filter.text)
+        # WHEN it is opened again THEN it stands there to be changed
+        await pilot.press("colon")
+        assert app.prompt._input.value == "verdict=DROP and src in 10.0.0.0/8"
+        await pilot.press(*["backspace"] * len(" and src in 10.0.0.0/8"), "enter")
+        await settled(app, pilot)
+        assert listed(app) == taken(app, "verdict=DROP")
+        # WHEN it is emptied THEN all rows are there
+        await pilot.press("colon", "ctrl+u", "enter")
+        await settled(app, pilot)
+        assert len(listed(app)) == 985
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("verdict=DROP and colour=red", "colour"),
+        ("verdict=DROP and (src in 10.0.0.0/8", None),
+        ("cost>50parsecs", "parsecs"),
+        ("src in 10.0.0.0/99", "10.0.0.0/99"),
+        ("verdict==DROP or or", None),
+    ],
+)
+@pytest.mark.parametrize("size", SIZES)
+async def test_an_error_points_at_the_character_and_the_old_filter_stays(
+    text: str, at: str | None, size: tuple[int, int]
+) -> None:
+    async with replayed(size=size) as (app, pilot):
+        # GIVEN a filter
+        app.rows.move_to(seq_of(app, ROWS["a drop"]))
+        await pilot.press("v")
+        await settled(app, pilot)
+        before = listed(app)
+        # WHEN one is written that is none
+        await pilot.press("colon", "ctrl+u")
+        await write(app, pilot, text)
+        await pilot.press("enter")
+        await pilot.pause()
+        # THEN the prompt stays, with the line under it
+        assert app.prompt.asking
+        wrong = app.looking.check(text)
+        assert wrong is not None
+        assert wrong[0][:20] in app.prompt.hint
+        lines = screen_text(app)
+        y = next(y for y, line in enumerate(lines) if text in line)
+        x = lines[y + 1].index("^")
+        assert x == lines[y].index(text) + min(wrong[1], len(text))
+        if at is not None:
+            assert lines[y][x:].startswith(at)
+        # AND the old filter is in force
+        assert listed(app) == before
+        assert app.looking.filters.text == "verdict=DROP"
+        await pilot.press("escape")
+        assert not app.prompt.asking
+        assert app.focused is app.rows
+        assert app.is_running
+        assert listed(app) == before
+
+
+async def test_spaces_before_a_query_do_not_shift_the_place_of_an_error() -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press("colon")
+        await write(app, pilot, "    colour=red")
+        await pilot.press("enter")
+        await pilot.pause()
+        lines = screen_text(app)
+        y = next(y for y, line in enumerate(lines) if "colour=red" in line)
+        assert lines[y + 1].index("^") == lines[y].index("colour")
+
+
+async def test_tab_completes_fields_values_and_words() -> None:
+    async with replayed(size=(120, 24)) as (app, pilot):
+        await pilot.press("colon")
+        await write(app, pilot, "verd")
+        assert "verdict" in app.prompt.hint
+        await pilot.press("tab")
+        assert app.prompt._input.value.startswith("verdict")
+        if "=" not in app.prompt._input.value:
+            await pilot.press("equals_sign")
+        await pilot.press("D")
+        assert app.prompt.hint.startswith("Tab DROP")
+        await pilot.press("tab")
+        assert app.prompt._input.value.strip() == "verdict=DROP"
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert listed(app) == taken(app, "verdict=DROP")
+        # WHEN a chain of the trace is begun THEN it is offered
+        await pilot.press("colon", "ctrl+u")
+        await write(app, pilot, "chain=BL")
+        assert "BLOCKLIST" in app.prompt.hint
+        await pilot.press("tab", "enter")
+        await settled(app, pilot)
+        assert listed(app) == taken(app, "chain=BLOCKLIST") != []
+
+
+async def test_tab_stays_in_the_prompt_where_nothing_is_to_complete() -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press("colon", "z", "q", "q", "tab", "tab")
+        assert app.prompt._input.has_focus
+
+
+async def test_what_was_written_before_comes_back_with_the_arrows() -> None:
+    async with replayed() as (app, pilot):
+        for text in ("verdict=DROP", "proto=UDP"):
+            await pilot.press("colon", "ctrl+u")
+            await write(app, pilot, text)
+            await pilot.press("enter")
+            await settled(app, pilot)
+        await pilot.press("colon", "ctrl+u", "up")
+        assert app.prompt._input.value == "proto=UDP"
+        await pilot.press("up")
+        assert app.prompt._input.value == "verdict=DROP"
+        await pilot.press("up", "down")
+        assert app.prompt._input.value == "proto=UDP"
+        await pilot.press("up", "enter")
+        await settled(app, pilot)
+        assert listed(app) == taken(app, "verdict=DROP")
+
+
+async def test_a_filter_that_no_row_passes_says_so_and_can_be_taken_back() -> None:
+    async with replayed(size=(120, 24)) as (app, pilot):
+        await pilot.press("colon")
+        await write(app, pilot, "dport=1")
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert listed(app) == []
+        await until(pilot, lambda: "0 of 985" in app._filter.text)
+        # WHEN keys are pressed that need a row THEN none does harm
+        for key in ("enter", "f", "m", "apostrophe", "y", "n", "up", "end", "home", "d", "at"):
+            await pilot.press(key)
+            await pilot.press("escape")
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        assert len(listed(app)) == 985
+        assert app.rows.at is not None
+
+
+@pytest.mark.parametrize("view", "2345")
+async def test_a_filter_written_over_another_view_shows_its_rows(view: str) -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press(view, "colon")
+        await write(app, pilot, "verdict=DROP")
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert app.switcher.current == "trace"
+        assert app.focused is app.rows
+        assert any("DROP" in line for line in shown(app))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[red]x[/red]", "\x1b[2Jx", "=1+1", 'a"b\\', "a b", "’‮x", "and", "(", "漢字"],
+)
+async def test_names_that_are_hostile_make_filters_that_take_the_row(text: str) -> None:
+    raw = text.encode()
+    kinds = streams.records(8)
+    kinds[0]["comm"] = raw[:15]
+    kinds[0]["table"] = kinds[1]["table"] = kinds[1]["chain"] = raw[:31]
+    async with live(
+        streams.hello(netns={"4026532456": text}),
+        streams.frames(*kinds),
+        streams.rows(8, start=8),
+        rows=16,
+        size=(120, 24),
+    ) as (_, app, pilot):
+        for key in "rcpw":
+            app.rows.move_to(2)
+            await pilot.press(key)
+            await settled(app, pilot)
+            query = app.looking.filters.text
+            assert 2 in listed(app), query
+            if key in "cp":
+                assert listed(app) == list(range(8)), query
+            # THEN it can be opened and taken as it stands
+            await pilot.press("colon", "enter")
+            assert not app.prompt.asking, app.prompt.hint
+            assert app.looking.filters.text == query
+            for line in screen_text(app):
+                assert line.isprintable()
+            await pilot.press("backspace")
+            await settled(app, pilot)
+        # AND completion offers it, harmless
+        await pilot.press("colon")
+        await write(app, pilot, "comm=")
+        assert app.prompt.hint.isprintable()
+        await pilot.press("tab", "enter")
+        await pilot.pause()
+        for line in screen_text(app):
+            assert line.isprintable()
+
+
+async def test_a_query_of_thousands_of_characters_does_no_harm() -> None:
+    async with replayed() as (app, pilot):
+        text = "(" * 1500 + "verdict=DROP" + ")" * 1500
+        await pilot.press("colon")
+        app.prompt._input.value = text
+        app.prompt._input.cursor_position = len(text)
+        await pilot.press("enter")
+        await settled(app, pilot)
+        # THEN it is taken, or one line says why not
+        assert listed(app) == taken(app, "verdict=DROP") or app.prompt.asking
+        assert len(screen_text(app)) == 24

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Searching, marking and copying rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tui import streams
+from tests.tui.harness import live, screen_text, seqs, shown, until
+from tests.tui.replayed import SIZES, all_rows, listed, replayed, seq_of, settled, taken, write
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_search_goes_from_hit_to_hit_and_round_the_end(size: tuple[int, int]) -> None:
+    async with replayed(size=size) as (app, pilot):
+        hits = [row.index for row in all_rows(app) if row.verdict == "DROP"]
+        assert hits == taken(app, "verdict=DROP")
+        await pilot.press("home", "slash")
+        await write(app, pilot, "verdict=DROP")
+        await pilot.press("enter")
+        await pilot.pause()
+        # THEN the first after the cursor is under it, on the screen, and all rows are there
+        expected = [seq for seq in hits if seq > 0]
+        assert app.rows.cursor == expected[0]
+        assert len(listed(app)) == 985
+        assert seqs(app)[0] <= app.rows.cursor <= seqs(app)[1]
+        # WHEN going on THEN each in turn, and round the end
+        for seq in [*expected[1:], hits[0]]:
+            await pilot.press("n")
+            assert app.rows.cursor == seq
+            assert seqs(app)[0] <= seq <= seqs(app)[1]
+        assert "went round the end" in app._noticed[0]
+        # AND back again, round the beginning
+        for seq in hits[::-1]:
+            await pilot.press("N")
+            assert app.rows.cursor == seq
+
+
+@pytest.mark.parametrize(
+    ("word", "query"),
+    [
+        ("BLOCK", "chain~BLOCK"),
+        ("ksoft", "comm~ksoft"),
+        ("drop", "verdict=DROP"),
+        ("10.2.0.1", "addr=10.2.0.1"),
+        ("dport=4444", "dport=4444"),
+    ],
+)
+async def test_a_word_is_looked_for_where_a_person_sees_it(word: str, query: str) -> None:
+    async with replayed() as (app, pilot):
+        wanted = taken(app, query)
+        await pilot.press("home", "slash")
+        await write(app, pilot, word)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.rows.cursor == next(seq for seq in wanted if seq > 0)
+
+
+async def test_a_search_that_finds_nothing_stays_where_it_was() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(100)
+        await pilot.press("slash")
+        await write(app, pilot, "no such word")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.rows.cursor == 100
+        assert "no row here matches: no such word" in app._noticed[0]
+        await pilot.press("n")
+        assert app.rows.cursor == 100
+
+
+async def test_n_before_any_search_says_how_to_begin() -> None:
+    async with replayed() as (app, pilot):
+        for key in "nN":
+            await pilot.press(key)
+            await until(pilot, lambda: "/ begins a search" in app._noticed[0])
+            await pilot.press("escape")
+
+
+async def test_an_empty_search_ends_it() -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press("home", "slash")
+        await write(app, pilot, "drop")
+        await pilot.press("enter", "slash", "enter", "n")
+        await until(pilot, lambda: "/ begins a search" in app._noticed[0])
+
+
+async def test_escape_leaves_the_search_as_it_was() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(100)
+        await pilot.press("slash")
+        await write(app, pilot, "drop")
+        await pilot.press("escape")
+        assert app.rows.cursor == 100
+        assert app.looking.sought == ""
+        assert app.focused is app.rows
+
+
+async def test_a_search_stays_in_the_filter() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(seq_of(app, lambda row: row.chain == "BLOCKLIST"))
+        await pilot.press("c")
+        await settled(app, pilot)
+        held = listed(app)
+        await pilot.press("home", "slash")
+        await write(app, pilot, "family=4 or family=6")
+        await pilot.press("enter")
+        await pilot.pause()
+        for _ in held:
+            await pilot.press("n")
+            assert app.rows.at is not None
+            assert app.rows.at.index in held
+
+
+@pytest.mark.parametrize("view", "2345")
+async def test_a_search_from_another_view_shows_its_row(view: str) -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press(view, "slash")
+        await write(app, pilot, "verdict=DROP")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.switcher.current == "trace"
+        assert app.focused is app.rows
+        assert app.rows.at is not None
+        assert app.rows.at.verdict == "DROP"
+
+
+@pytest.mark.parametrize(
+    "text", ["[red]x[/red]", '"', "\\", "(((", "=cmd()", "~", "漢字", "a" * 3000]
+)
+async def test_any_text_may_be_looked_for(text: str) -> None:
+    kinds = streams.records(8)
+    kinds[0]["comm"][4:] = text.encode()[:15]
+    async with live(streams.hello(), streams.frames(*kinds), rows=8) as (_, app, pilot):
+        await pilot.press("home", "slash")
+        await write(app, pilot, text)
+        await pilot.press("enter")
+        await pilot.pause()
+        if len(text) < 15:
+            assert app.rows.cursor == 4
+        for line in screen_text(app):
+            assert line.isprintable()
+
+
+# Marks.
+
+
+async def test_marked_rows_are_seen_and_gone_to_in_turn() -> None:
+    async with replayed() as (app, pilot):
+        for seq in (300, 100, 500):
+            app.rows.move_to(seq)
+            await pilot.press("m")
+        assert app.view.marks == {100, 300, 500}
+        # THEN a marked line looks otherwise than before
+        y = 500 - seqs(app)[0]
+        marked = shown(app)[y]
+        # AND ' goes on to the next, round the end
+        for seq in (100, 300, 500, 100):
+            await pilot.press("apostrophe")
+            assert app.rows.cursor == seq
+        # WHEN m is pressed again THEN it is not marked any more
+        await pilot.press("m", "apostrophe", "apostrophe")
+        assert app.rows.cursor == 500
+        await pilot.press("m")
+        await pilot.pause()
+        assert app.view.marks == {300}
+        assert shown(app)[500 - seqs(app)[0]] != marked
+
+
+async def test_marks_outside_of_the_filter_are_passed_over() -> None:
+    async with replayed() as (app, pilot):
+        drops = taken(app, "verdict=DROP")
+        for seq in (100, drops[3]):
+            app.rows.move_to(seq)
+            await pilot.press("m")
+        await pilot.press("v")
+        await settled(app, pilot)
+        assert listed(app) == drops
+        await pilot.press("home", "apostrophe")
+        assert app.rows.at is not None
+        assert app.rows.at.index == drops[3]
+        await pilot.press("apostrophe")
+        assert app.rows.at.index == drops[3]
+
+
+async def test_no_marks_says_how_to_make_one() -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press("apostrophe")
+        await until(pilot, lambda: "m marks one" in app._noticed[0])
+
+
+async def test_marks_of_rows_that_have_left_are_let_go() -> None:
+    async with live(streams.hello(), streams.rows(160), rows=160, capacity=160) as (a, app, pilot):
+        app.rows.move_to(3)
+        await pilot.press("m")
+        a.send(streams.rows(800, start=160))
+        await until(pilot, lambda: app.store.first > 3)
+        app.rows.move_to(app.store.end - 1)
+        await pilot.press("apostrophe")
+        await until(pilot, lambda: "m marks one" in app._noticed[0])
+        await pilot.press("m")
+        assert app.view.marks == {app.store.end - 1}
+
+
+# Copying.
+
+
+async def test_a_row_is_copied_as_the_line_that_print_writes() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP" and row.dport == 23))
+        await pilot.press("y")
+        await until(pilot, lambda: "copied" in app._noticed[0])
+        for part in ("10.1.0.2", "23", "POLICY-OUT", "DROP"):
+            assert part in app.clipboard
+        assert "\n" not in app.clipboard
+
+
+@pytest.mark.parametrize("text", ["\x1b]52;c;AAAA\x07", "[b]x[/b]", "a\nb"])
+async def test_what_is_copied_is_harmless(text: str) -> None:
+    kinds = streams.records(4)
+    kinds[0]["comm"] = text.encode()
+    kinds[1]["chain"] = text.encode()
+    async with live(streams.hello(), streams.frames(*kinds), rows=4) as (_, app, pilot):
+        await pilot.press("up", "y")
+        await until(pilot, lambda: "copied" in app._noticed[0])
+        assert app.clipboard.isprintable()
+        assert app.clipboard
