@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The man page and the completion say what the program has, all of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipttrace.trace.row import FIELDS
+
+PROJECT = Path(__file__).resolve().parents[2]
+PAGE = PROJECT / "man" / "ipttrace.8"
+COMMANDS = ("print", "record", "replay", "export", "agent", "lab", "doctor")
+
+
+def options(command: str) -> set[str]:
+    """The long options of its usage line."""
+    argv = [sys.executable, "-m", "ipttrace", *([command] if command else []), "--help"]
+    text = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=PROJECT).stdout
+    return {"--help", *re.findall(r"--[a-z-]+", text.split("\n\n")[0])}
+
+
+def completed(*words: str) -> list[str]:
+    """What bash offers behind these words."""
+    script = (
+        "source completions/ipttrace.bash;"
+        f' COMP_WORDS=(ipttrace "$@"); COMP_CWORD={len(words)}; _ipttrace;'
+        ' printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_option_stands_in_the_man_page_and_is_completed(command: str) -> None:
+    page = PAGE.read_text()
+    told = options(command)
+    for option in told:
+        assert f"Fl {option[1:]}" in page, option
+    words = [command, "--"] if command else ["--"]
+    assert set(completed(*words)) == told
+
+
+def test_commands_and_their_choices_are_completed() -> None:
+    assert set(completed("")) == set(COMMANDS)
+    assert completed("export", "x.iptr", "--format", "p") == ["pcapng"]
+    assert completed("print", "--engine", "k") == ["kernel"]
+
+
+def test_every_field_and_command_stands_in_the_man_page() -> None:
+    page = PAGE.read_text()
+    fields = page[page.index(".Sh FIELDS") : page.index(".Sh EXIT STATUS")]
+    for field in FIELDS:
+        assert re.search(rf"(^\.It |, ){field}\b", fields, re.MULTILINE) or re.search(
+            rf"[ ,]{field}( |$|,)", fields, re.MULTILINE
+        ), field
+    for command in COMMANDS:
+        assert re.search(rf"\.(It )?Cm .*\b{command}\b", page), command
+
+
+def test_every_key_of_the_screen_stands_in_the_man_page() -> None:
+    from ipttrace.tui.app import TraceApp
+    from ipttrace.tui.help import key_names
+    from ipttrace.tui.source import FileSource
+
+    page = PAGE.read_text()
+    keys = page[page.index(".Sh KEYS") : page.index(".Sh QUERY LANGUAGE")]
+    there = set(re.sub(r"\\(&|\(aq)", lambda m: "'" if m[1] == "(aq" else "", keys).split())
+    spelt = {"⏎": "Enter", "⌫": "Backspace", "↑": "Up", "↓": "Down", "←": "Left", "→": "Right"}
+    app = TraceApp(FileSource(PROJECT / "tests" / "data" / "lab.iptr"), title="lab")
+    for binding in app.all_bindings():
+        names = [spelt.get(name, name) for name in key_names(binding.key).split()]
+        assert any(name in there or name.capitalize() in there for name in names), binding.key
+
+
+def test_the_man_page_has_no_mistake_that_groff_warns_of() -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-mandoc", "-ww", "-z", "-Tutf8", str(PAGE)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
