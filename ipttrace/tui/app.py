@@ -329,7 +329,7 @@ class TraceApp(Commands, Files, Timing):
         now = self.situation()
         view = self.rows
         self._about.show(about_pieces(now, self._title))
-        self._status.show(status_pieces(now, view.paused, view.follow, view.newer))
+        self._status.show(status_pieces(now, view.paused, view.follow, view.newer, self.playing()))
         lens, filters = self.looking.lens, self.looking.filters
         shown = lens.end - lens.first
         self._filter.show(

@@ -128,7 +128,9 @@ class Files(Base):
         if recording:
             for line in recording:
                 line.end_recording()
-            self.say("the recording was ended: " + ", ".join(line.recorded for line in recording))
+            if not any(line.word for line in recording):
+                self.say("the recording was ended: " + ", ".join(one.recorded for one in recording))
+            self.look()
             return
         if self.over or not any(line.trace.hello for line in self.lines):
             self.say("nothing comes that could be recorded: e exports what is held", error=True)
@@ -160,8 +162,8 @@ class Files(Base):
             path = self._record_path(text, line.trace.host)
             try:
                 line.record(os.path.expanduser(path))
-            except OSError as error:
-                self.say(f"{clean(path)}: {error.strerror}", error=True)
+            except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
+                self.say(f"{clean(path)}: {getattr(error, 'strerror', None) or error}", error=True)
                 return
             begun.append(clean(path))
         self.say(f"recording to {', '.join(begun)}: R ends it")

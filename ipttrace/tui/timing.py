@@ -21,6 +21,8 @@ SECOND: Final = 1_000_000_000
 SCRUB: Final = 5 * SECOND
 TICK: Final = 0.05  # s between two pictures of a recording that is played
 _RELATIVE: Final = re.compile(r"([+-])(\d+(?:\.\d+)?)(ms|s|m|h|)")
+# Of what nanoseconds since the epoch can be; what a clock can show ends earlier.
+_LAST: Final = 2**62
 _UNITS: Final = {"ms": 10**6, "s": SECOND, "": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
 _OF_DAY: Final = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d)(\.\d+)?)?")
 
@@ -34,8 +36,8 @@ def moment(text: str, here: int) -> int | None:
     text = text.strip()
     if found := _RELATIVE.fullmatch(text):
         sign, number, unit = found.groups()
-        step = int(float(number) * _UNITS[unit])
-        return here + (step if sign == "+" else -step)
+        step = int(min(float(number) * _UNITS[unit], _LAST))
+        return min(max(here + (step if sign == "+" else -step), 0), _LAST)
     if found := _OF_DAY.fullmatch(text):
         hour, minute, second, part = found.groups()
         if int(hour) > 23 or int(minute) > 59 or int(second or 0) > 60:
@@ -92,31 +94,34 @@ class Timing(Base):
 
     def _move_to_time(self, time_: int) -> None:
         if self.clock is not None:
-            self.clock.put(time_)
+            oldest = self.store.time(self.store.first)
+            self.clock.put(min(max(time_, oldest), self.store.newest))
             self.view.pull()
+            self.look()
+            if self.rows.follow:  # the clock is what is followed
+                return
         lens = self.looking.lens
         self.rows.move_to(min(lens.place(self.store.at(time_)), lens.end - 1))
 
     def action_scrub(self, step: int) -> None:
-        if self.clock is not None:
-            oldest = self.store.time(self.store.first)
-            time_ = self.clock.time + step * SCRUB
-            self.clock.put(min(max(time_, oldest), self.store.newest))
-            self.view.pull()
-            self.look()
-        else:
-            self._move_to_time(self._here() + step * SCRUB)
+        here = self._here() if self.clock is None else self.clock.time
+        self._move_to_time(here + step * SCRUB)
 
     def action_play(self) -> None:
         if self.live:
             self.say("rows come as they happen: a recording can be played", error=True)
             return
-        if self.clock is None:
-            self.play(self._here() if not self.rows.follow else self.store.time(self.store.first))
-        elif self.clock.running:
+        if not len(self.store):
+            self.say("there is no row to play", error=True)
+            return
+        if self.clock is not None and not self.clock.running:
+            if self.clock.time >= self.store.newest:
+                self.clock.put(self.store.time(self.store.first))
+            self.clock.run(True)
+        elif self.clock is not None:
             self.clock.run(False)
         else:
-            self.clock.run(True)
+            self.play(self._here() if not self.rows.follow else self.store.time(self.store.first))
         self.look()
 
     def play(self, start: int) -> None:

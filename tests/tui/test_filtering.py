@@ -419,3 +419,17 @@ async def test_a_query_of_thousands_of_characters_does_no_harm() -> None:
         # THEN it is taken, or one line says why not
         assert listed(app) == taken(app, "verdict=DROP") or app.prompt.asking
         assert len(screen_text(app)) == 24
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x1b]0;t\x07", "a\u202eb\0c", "\x9b31m", "\x1b[201~"])
+@pytest.mark.parametrize("key", ["colon", "slash", "at"])
+async def test_what_is_pasted_cannot_reach_the_terminal(key: str, text: str) -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press(key)
+        await write(app, pilot, text + "x")
+        for line in screen_text(app):
+            assert line.isprintable()
+        await pilot.press("enter")
+        await pilot.pause()
+        for line in screen_text(app):
+            assert line.isprintable()

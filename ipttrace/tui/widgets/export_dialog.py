@@ -19,6 +19,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, RadioButton, RadioSet, Static
 
+from ipttrace.tui.widgets.entry import Entry
 from ipttrace.view.cells import safe
 from ipttrace.view.formats import ENDINGS
 
@@ -77,7 +78,7 @@ class ExportDialog(ModalScreen[Wish | None]):
                         value=number == self._chosen,
                         disabled=not choice.rows,
                     )
-            yield Input(self._path, id="path", select_on_focus=False)
+            yield Entry(self._path, id="path", select_on_focus=False)
             yield Static(id="export-hint", markup=False)
 
     def on_mount(self) -> None:

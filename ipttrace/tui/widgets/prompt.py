@@ -18,6 +18,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from ipttrace.tui.messages import PromptClosed
+from ipttrace.tui.widgets.entry import Entry
 
 HINTS: Final = 8  # completions shown
 LONGEST: Final = 4000  # characters
@@ -80,7 +81,7 @@ class Prompt(Vertical):
     def compose(self) -> ComposeResult:
         with Horizontal():
             yield Static(id="prompt-title", markup=False)
-            yield Input(id="prompt-input", max_length=LONGEST, select_on_focus=False)
+            yield Entry(id="prompt-input", max_length=LONGEST, select_on_focus=False)
         yield Static(id="prompt-hint", markup=False)
 
     def on_mount(self) -> None:

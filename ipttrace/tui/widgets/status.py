@@ -125,10 +125,13 @@ def _count(name: str, count: int) -> Piece:
     return Piece(f"{name} {count:,}", _ALARM if count > 0 else "$foreground 70%", right=True)
 
 
-def status_pieces(now: Situation, paused: bool, follow: bool, newer: int) -> list[Piece]:
-    """The bottom bar: how it goes."""
+def status_pieces(
+    now: Situation, paused: bool, follow: bool, newer: int, playing: str = ""
+) -> list[Piece]:
+    """The bottom bar: how it goes.  `playing`: where a recording that is played stands."""
     return [
         Piece(f" {now.state.upper()} ", _STATE_STYLES.get(now.state, _OTHER_STATE)),
+        Piece(playing, "bold $text-primary on $primary-muted", 1),
         _view(paused, follow, newer),
         Piece(_filter(now), "", 3, 14),
         Piece(f"{now.rows:,} rows", "", 2, right=True),

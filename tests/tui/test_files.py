@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Files that keys make: exports, recordings while watching, pictures of the screen."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, RadioSet, Static
+
+from ipttrace.stream.frames import read_file
+from ipttrace.trace.session import Trace
+from ipttrace.tui import line
+from ipttrace.tui.app import TraceApp
+from ipttrace.tui.widgets.export_dialog import ExportDialog
+from ipttrace.view import export
+from ipttrace.view.export import Export
+from tests.tui import streams
+from tests.tui.harness import live, more, screen_text, until
+from tests.tui.replayed import SIZES, listed, replayed, seq_of, settled, write
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that we are in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+async def dialog(app: TraceApp, pilot: Pilot[Any], path: str = "") -> ExportDialog:
+    """Open it, and write `path` in it."""
+    await pilot.press("e")
+    await until(pilot, lambda: isinstance(app.screen, ExportDialog), "the dialog")
+    asked = app.screen
+    assert isinstance(asked, ExportDialog)
+    await until(pilot, lambda: asked.query_one(Input).has_focus)
+    if path:
+        await pilot.press("ctrl+u")
+        await write(app, pilot, path)
+    return asked
+
+
+async def said(app: TraceApp, pilot: Pilot[Any], text: str) -> str:
+    """The notice, once it has `text`."""
+    await until(pilot, lambda: text in app._noticed[0], text)
+    return app._noticed[0]
+
+
+def hint(asked: ExportDialog) -> str:
+    return str(asked.query_one("#export-hint", Static).content)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "pcapng", "txt"])
+async def test_the_filtered_view_is_exported_in_the_format_of_the_ending(
+    folder: Path, ending: str
+) -> None:
+    async with replayed() as (app, pilot):
+        # GIVEN a filter
+        app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP"))
+        await pilot.press("v")
+        await settled(app, pilot)
+        count = len(listed(app))
+        # WHEN it is exported THEN the view is what is offered
+        asked = await dialog(app, pilot, f"out.{ending}")
+        assert asked.query_one(RadioSet).pressed_index == 1
+        assert f"this view: {count:,} rows" in "\n".join(screen_text(app))
+        await pilot.press("enter")
+        await said(app, pilot, f"{count:,} rows written to out.{ending}")
+        assert app.focused is app.rows
+        # AND the file has these rows
+        data = (folder / f"out.{ending}").read_bytes()
+        if ending == "csv":
+            rows = rows_of(folder / "out.csv")
+            assert [row["skb"] for row in rows] == [
+                hex(app.store.row(seq).skb or 0) for seq in listed(app)
+            ]
+            assert {row["verdict"] for row in rows} == {"DROP"}
+        elif ending == "jsonl":
+            lines = [json.loads(line) for line in data.splitlines()]
+            assert [one["verdict"] for one in lines] == ["DROP"] * count
+        elif ending == "pcapng":
+            assert data[:4] == b"\x0a\x0d\x0d\x0a"
+        else:
+            assert sum(b"DROP" in line for line in data.splitlines()) == count
+        assert os.listdir(folder) == [f"out.{ending}"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_marked_rows_the_view_or_everything(folder: Path, size: tuple[int, int]) -> None:
+    async with replayed(size=size) as (app, pilot):
+        # WHEN nothing is marked and nothing filtered THEN everything is offered
+        asked = await dialog(app, pilot)
+        assert asked.query_one(RadioSet).pressed_index == 2
+        text = "\n".join(screen_text(app))
+        for part in ("marked rows: 0 rows", "this view: 985 rows", "everything held: 985 rows"):
+            assert part in text
+        assert asked.query_one(Input).value.endswith(".csv")
+        await pilot.press("escape")
+        assert not os.listdir(folder)
+        # WHEN rows are marked THEN they are offered
+        for seq in (30, 20):
+            app.rows.move_to(seq)
+            await pilot.press("m")
+        asked = await dialog(app, pilot, "marked.csv")
+        assert asked.query_one(RadioSet).pressed_index == 0
+        await pilot.press("enter")
+        await said(app, pilot, "2 rows written")
+        assert [row["skb"] for row in rows_of(folder / "marked.csv")] == [
+            hex(app.store.row(seq).skb or 0) for seq in (20, 30)
+        ]
+        # AND another choice is made by keys
+        asked = await dialog(app, pilot, "all.csv")
+        await pilot.press("shift+tab", "down", "down", "space", "tab", "enter")
+        await said(app, pilot, "985 rows written")
+        assert len(rows_of(folder / "all.csv")) == 985
+
+
+async def test_a_file_that_is_there_is_asked_for_twice(folder: Path) -> None:
+    (folder / "there.csv").write_text("mine")
+    async with replayed() as (app, pilot):
+        asked = await dialog(app, pilot, "there.csv")
+        await pilot.press("enter")
+        assert app.screen is asked
+        assert "there.csv is there already: Enter again replaces it" in hint(asked)
+        assert (folder / "there.csv").read_text() == "mine"
+        # WHEN the name is changed and changed back THEN it is asked again
+        await pilot.press("x", "backspace")
+        await pilot.press("enter")
+        await said(app, pilot, "985 rows written")
+        assert len(rows_of(folder / "there.csv")) == 985
+
+
+async def test_escape_leaves_the_file_as_it_was(folder: Path) -> None:
+    (folder / "there.csv").write_text("mine")
+    async with replayed() as (app, pilot):
+        await dialog(app, pilot, "there.csv")
+        await pilot.press("enter", "escape")
+        assert app.focused is app.rows
+        assert (folder / "there.csv").read_text() == "mine"
+        assert not app.exporting
+
+
+@pytest.mark.parametrize("path", ["out", "out.doc", " ", "x.csv.gz"])
+async def test_an_ending_that_says_no_format_is_asked_again(folder: Path, path: str) -> None:
+    async with replayed() as (app, pilot):
+        asked = await dialog(app, pilot, path)
+        await pilot.press("enter")
+        assert app.screen is asked
+        for ending in (".csv", ".jsonl", ".pcapng"):
+            assert ending in hint(asked)
+        assert not os.listdir(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("no/such/folder/x.csv", "cannot write no/such/folder/x.csv: No such file or directory"),
+        ("folder.csv", "folder.csv is a directory"),
+        ("a" * 300 + ".csv", "File name too long"),
+    ],
+)
+async def test_what_cannot_be_written_is_one_line(folder: Path, path: str, line: str) -> None:
+    (folder / "folder.csv").mkdir()
+    async with replayed() as (app, pilot):
+        asked = await dialog(app, pilot, path)
+        await pilot.press("enter")
+        if app.screen is asked:  # it is there already
+            await pilot.press("enter")
+        await said(app, pilot, line)
+        assert app._noticed[1]
+        assert not app.exporting
+        assert len(listed(app)) == 985
+        assert os.listdir(folder) == ["folder.csv"]
+
+
+@pytest.mark.parametrize("path", ["[red]x[.csv", "\x1b[2Jx\0\u202e.csv", "=cmd().csv", "漢字.csv"])
+async def test_a_name_may_be_anything(folder: Path, path: str) -> None:
+    async with replayed() as (app, pilot):
+        for _ in range(2):
+            await dialog(app, pilot, path)
+            for text in screen_text(app):
+                assert text.isprintable()
+            await pilot.press("enter")
+            if isinstance(app.screen, ExportDialog):
+                for text in screen_text(app):
+                    assert text.isprintable()
+                await pilot.press("enter")
+            await said(app, pilot, "985 rows written")
+            await pilot.press("escape")
+        assert len(os.listdir(folder)) == 1
+        assert os.listdir(folder)[0].isprintable()
+
+
+class Gate:
+    """Holds an export between two steps, until the test lets it go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        batches = Export._batches
+
+        def held(exporting: Export) -> Iterator[Any]:
+            for number, batch in enumerate(batches(exporting)):
+                if number == 2:
+                    self.reached.set()
+                    assert self.opened.wait(60)
+                yield batch
+
+        monkeypatch.setattr(export, "_STEP", 100)
+        monkeypatch.setattr(Export, "_batches", held)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.opened.set()
+
+
+async def test_escape_stops_a_long_export_and_nothing_is_kept(folder: Path, gate: Gate) -> None:
+    async with replayed() as (app, pilot):
+        await dialog(app, pilot, "long.csv")
+        await pilot.press("enter")
+        await until(pilot, gate.reached.is_set)
+        # THEN how far it is is shown, and keys work meanwhile
+        await until(pilot, lambda: "20%" in "\n".join(screen_text(app)), "a progress bar")
+        await pilot.press("home", "down")
+        assert app.rows.cursor == 1
+        # AND a second one is not begun
+        await pilot.press("e")
+        await said(app, pilot, "an export is going on")
+        # WHEN it is stopped
+        await pilot.press("escape")
+        gate.opened.set()
+        await said(app, pilot, "the export was stopped: nothing is kept")
+        await until(pilot, lambda: "20%" not in "\n".join(screen_text(app)))
+        assert not os.listdir(folder)
+        assert not app.exporting
+        # THEN another one may be made
+        await dialog(app, pilot, "again.csv")
+        await pilot.press("enter")
+        await said(app, pilot, "985 rows written")
+
+
+async def test_rows_come_while_an_export_is_written(folder: Path, gate: Gate) -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        await dialog(app, pilot, "live.csv")
+        await pilot.press("enter")
+        await until(pilot, gate.reached.is_set)
+        await more(agent, app, pilot, streams.rows(400, start=400), 800)
+        gate.opened.set()
+        await said(app, pilot, "400 rows written")
+        assert len(rows_of(folder / "live.csv")) == 400
+        assert len(listed(app)) == 800
+
+
+async def test_leaving_while_an_export_is_written_leaves_no_half_file(
+    folder: Path, gate: Gate
+) -> None:
+    async with live(streams.whole(400), rows=400, grace=0.05) as (_, app, pilot):
+        await dialog(app, pilot, "half.csv")
+        await pilot.press("enter")
+        await until(pilot, gate.reached.is_set)
+        await pilot.press("q")
+        gate.opened.set()
+        await until(pilot, lambda: app.return_value is not None)
+    left = os.listdir(folder)
+    assert left in ([], ["half.csv"])
+    if left:
+        assert len(rows_of(folder / "half.csv")) == 400
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "disk full"), (errno.EIO, "Input/output error")]
+)
+async def test_a_disk_that_fills_in_mid_export_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    monkeypatch.setattr(export, "_STEP", 100)
+    write_ = Export._write
+
+    def full(exporting: Export, fd: int, data: bytes) -> None:
+        if exporting.done >= 300:
+            raise OSError(number, os.strerror(number))
+        write_(exporting, fd, data)
+
+    monkeypatch.setattr(Export, "_write", full)
+    async with replayed() as (app, pilot):
+        before = listed(app)
+        await dialog(app, pilot, "full.csv")
+        await pilot.press("enter")
+        line = await said(app, pilot, words)
+        assert "300 of 985 rows written, nothing kept" in line
+        assert sum(words in one for one in screen_text(app)) == 1
+        assert listed(app) == before
+        assert not os.listdir(folder)
+        assert app.focused is app.rows
+
+
+async def test_a_bug_in_an_export_is_told_and_the_screen_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Export, "_batches", lambda exporting: 1 // 0)
+    async with replayed() as (app, pilot):
+        await dialog(app, pilot, "bug.csv")
+        await pilot.press("enter")
+        await said(app, pilot, "the export failed")
+        assert not app.exporting
+
+
+# A recording while watching.
+
+
+def recorded(path: Path) -> Trace:
+    trace = Trace()
+    for frame in read_file(path):
+        trace.feed(frame)
+    return trace
+
+
+async def test_a_recording_has_what_came_between_two_keys(folder: Path) -> None:
+    async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
+        # GIVEN 40 rows, WHEN R is pressed and a file named
+        await pilot.press("R")
+        assert app.prompt._input.value.startswith("ipttrace-")
+        assert app.prompt._input.value.endswith(".iptr")
+        await pilot.press("ctrl+u")
+        await write(app, pilot, "some.iptr")
+        await pilot.press("enter")
+        await said(app, pilot, "recording to some.iptr: R ends it")
+        await more(agent, app, pilot, streams.rows(400, start=40), 440)
+        await pilot.press("R")
+        await said(app, pilot, "the recording was ended: some.iptr")
+        await more(agent, app, pilot, streams.rows(40, start=440), 480)
+        # THEN the file is a whole recording of the rows between
+        trace = recorded(folder / "some.iptr")
+        assert trace.store.end == 400
+        assert trace.ended is not None
+        assert trace.hello["host"] == "lab"
+        rows = trace.store.rows(range(400))
+        assert [(row.time, row.skb, row.verdict) for row in rows] == [
+            (row.time, row.skb, row.verdict) for row in app.store.rows(range(40, 440))
+        ]
+    # AND the screen reads it
+    async with replayed(folder / "some.iptr") as (app, pilot):
+        assert len(listed(app)) == 400
+        assert app.lines[0].error is None
+
+
+async def test_leaving_ends_a_recording_in_order(folder: Path) -> None:
+    async with live(streams.hello(), streams.rows(40), rows=40, grace=0.05) as (agent, app, pilot):
+        await pilot.press("R", "ctrl+u")
+        await write(app, pilot, "left.iptr")
+        await pilot.press("enter")
+        await more(agent, app, pilot, streams.rows(40, start=40), 80)
+        await pilot.press("q")
+        await until(pilot, lambda: app.return_value is not None)
+    trace = recorded(folder / "left.iptr")
+    assert trace.store.end == 40
+    assert trace.ended is not None
+
+
+async def test_a_recording_never_replaces_a_file(folder: Path) -> None:
+    (folder / "there.iptr").write_text("mine")
+    (folder / "dangling.iptr").symlink_to(folder / "nowhere")
+    async with live(streams.hello(), streams.rows(40), rows=40) as (_, app, pilot):
+        for name in ("there.iptr", "dangling.iptr"):
+            await pilot.press("R", "ctrl+u")
+            await write(app, pilot, name)
+            await pilot.press("enter")
+            assert app.prompt.asking
+            assert "there is such a file already" in app.prompt.hint
+            await pilot.press("escape")
+        assert (folder / "there.iptr").read_text() == "mine"
+        await pilot.press("R", "ctrl+u", "enter")
+        assert "name a file" in app.prompt.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("no/such/x.iptr", "No such file"), ("a" * 300, "too long")],
+)
+async def test_a_recording_that_cannot_begin_is_one_line(path: str, words: str) -> None:
+    async with live(streams.hello(), streams.rows(40), rows=40) as (_, app, pilot):
+        await pilot.press("R", "ctrl+u")
+        await write(app, pilot, path)
+        await pilot.press("enter")
+        await said(app, pilot, words)
+        assert not app.lines[0].tap.open
+        assert app.is_running
+
+
+@pytest.mark.parametrize("buffering", [0, -1])
+async def test_a_disk_that_fills_while_recording_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, buffering: int
+) -> None:
+    def full(path: str, mode: str) -> BinaryIO:
+        return open("/dev/full", "wb", buffering=buffering)  # type: ignore[return-value]
+
+    monkeypatch.setattr(line, "open", full, raising=False)
+    async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
+        await pilot.press("R", "ctrl+u")
+        await write(app, pilot, "full.iptr")
+        await pilot.press("enter")
+        await pilot.pause()
+        if buffering:
+            # THEN it is known when the buffer is full
+            await more(agent, app, pilot, streams.rows(4000, start=40), 4040)
+        await said(app, pilot, "No space left on device")
+        assert "full.iptr" in app._noticed[0]
+        # AND rows go on to come
+        held = app.store.end
+        await more(agent, app, pilot, streams.rows(40, start=held), held + 40)
+        assert app.lines[0].error is None
+        # AND the line is put away by a key
+        await pilot.press("escape")
+        assert "No space" not in app._noticed[0]
+
+
+async def test_a_disk_that_fills_with_the_last_bytes_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: str, mode: str) -> BinaryIO:
+        return open("/dev/full", "wb", buffering=1 << 24)
+
+    monkeypatch.setattr(line, "open", full, raising=False)
+    async with live(streams.hello(), streams.rows(40), rows=40) as (_, app, pilot):
+        await pilot.press("R", "ctrl+u")
+        await write(app, pilot, "full.iptr")
+        await pilot.press("enter")
+        await said(app, pilot, "recording to full.iptr")
+        await pilot.press("escape", "R")
+        await said(app, pilot, "No space left on device")
+
+
+async def test_what_is_over_cannot_be_recorded() -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press("R")
+        await said(app, pilot, "e exports what is held")
+
+
+async def test_before_the_stream_has_begun_nothing_is_recorded() -> None:
+    async with live() as (_, app, pilot):
+        await pilot.press("R")
+        await said(app, pilot, "nothing comes that could be recorded")
+
+
+# A picture.
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_picture_of_the_screen_is_put_into_this_folder(
+    folder: Path, size: tuple[int, int]
+) -> None:
+    async with replayed(size=size) as (app, pilot):
+        await pilot.press("S")
+        line = await said(app, pilot, "a picture of the screen: ipttrace-")
+        (name,) = os.listdir(folder)
+        assert line.endswith(name)
+        picture = (folder / name).read_text()
+        assert picture.startswith("<svg")
+        assert "ACCEPT" in picture
+
+
+async def test_a_folder_that_takes_no_picture_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    async with replayed() as (app, pilot):
+        await pilot.press("S")
+        await said(app, pilot, "no picture was written")
+        # AND what else is made says so too
+        await dialog(app, pilot, "x.csv")
+        await pilot.press("enter")
+        await said(app, pilot, "cannot write x.csv")
+    monkeypatch.chdir(folder)
