@@ -154,7 +154,7 @@ def _screen(argv: list[str]) -> int:
     from ipttrace.tui.source import StreamSource
 
     with tempfile.TemporaryFile() as said:
-        link = AgentLink(_agent_arguments(options), stderr=said)
+        link = AgentLink(["--unchecked", *_agent_arguments(options)], stderr=said)
         source = StreamSource(link.stream, link.control, name="this host", farewell=STOP)
         status = _show(source, "this host", until=options.until)
         ended = link.close()
@@ -248,7 +248,8 @@ def _print(argv: list[str]) -> int:
     if not _can_write(options) or not _understood(options, "until") or not _expr_is_good(options):
         return 2
     names: dict[int, str] = {}
-    with cli_ssh.one_agent(options, _agent_arguments(options)) as link:
+    arguments = [*([] if options.ssh else ["--unchecked"]), *_agent_arguments(options)]
+    with cli_ssh.one_agent(options, arguments) as link:
         # Beside the agent's start, which takes longer.
         from ipttrace.pump import Pump
 
@@ -339,6 +340,8 @@ def _agent(argv: list[str]) -> int:
         "--control", action="store_true", help="stdin is the control line; its end ends the agent"
     )
     parser.add_argument("--maxactive", type=_count, metavar="N", help="calls traced at a time")
+    # For whoever reads a pipe on this host and keeps nothing of it as it is.
+    parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--lab", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -364,6 +367,7 @@ def _agent(argv: list[str]) -> int:
         ready_file=options.ready_file,
         max_rate=options.max_rate,
         stop_after=options.stop_after,
+        checked=not options.unchecked,
     )
     if not options.lab:
         return main(request, out, control)

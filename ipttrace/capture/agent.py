@@ -55,6 +55,7 @@ class Request:
     maxactive: int | None = None
     duration: float | None = None
     ready_file: Path | None = None
+    checked: bool = True  # frames have checksums: for all that is kept, or crosses a network
     max_rate: int | None = None
     stop_after: int | None = None
 
@@ -351,7 +352,7 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
     watcher.add(rules.make, "rules")
     watcher.add(lambda: NeighbourWatch(request.netns), "neighbours")
     try:
-        agent = Agent(request, engine, Writer(sink), watcher, rules.first)
+        agent = Agent(request, engine, Writer(sink, checked=request.checked), watcher, rules.first)
         if request.max_rate is not None or request.stop_after is not None:
             stop.meanwhile(agent.spend_aside)
         agent.run(stop, control)

@@ -9,13 +9,16 @@ offset size  what
 ====== ===== =====================================================
 0      4     magic ``iptr``
 4      1     kind
-5      3     zero
+5      1     flags: 1 where the frame has no checksum
+6      2     zero
 8      4     length of the payload in bytes
-12     4     CRC-32 of bytes 4 to 11 and the payload
+12     4     CRC-32 of bytes 4 to 11 and the payload, or zero
 ====== ===== =====================================================
 
 The first frame is HELLO; it describes the record layout, so that a later
 version can read the stream.  Readers pass over kinds that they do not know.
+What is kept in a file has checksums; an agent whose stream goes through a pipe, which
+damages nothing, leaves them out: they are half of its work for a record.
 Must not touch the kernel, sockets or a screen.
 """
 
@@ -40,7 +43,8 @@ FORMAT: Final = 1
 # A writer cuts records into frames far below this; a header that says more lies.
 MAX_PAYLOAD: Final = 16 << 20
 
-_HEADER: Final = struct.Struct("<4sB3xII")
+_HEADER: Final = struct.Struct("<4sBB2xII")
+_UNCHECKED: Final = 1
 
 
 class StreamError(ValueError):
@@ -109,12 +113,14 @@ class Sink(Protocol):
 class Writer:
     """Writes frames; every method is one frame, or several where it is long."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, checked: bool = True) -> None:
+        """`checked`: with checksums, as all that is kept must be."""
         self._sink = sink
+        self._checked = checked
 
     def _frame(self, kind: int, payload: bytes | memoryview) -> None:
-        head = struct.pack("<B3xI", kind, len(payload))
-        crc = zlib.crc32(payload, zlib.crc32(head))
+        head = struct.pack("<BB2xI", kind, 0 if self._checked else _UNCHECKED, len(payload))
+        crc = zlib.crc32(payload, zlib.crc32(head)) if self._checked else 0
         self._sink.write(MAGIC + head + struct.pack("<I", crc))
         self._sink.write(payload)
 
@@ -182,14 +188,15 @@ class Decoder:
         at = 0
         try:
             while len(self._buffer) - at >= _HEADER.size:
-                magic, kind, length, crc = _HEADER.unpack_from(self._buffer, at)
+                magic, kind, flags, length, crc = _HEADER.unpack_from(self._buffer, at)
                 self._check_head(magic, length, at)
                 end = at + _HEADER.size + length
                 if len(self._buffer) < end:
                     break
                 payload = bytes(memoryview(self._buffer)[at + _HEADER.size : end])
                 head = bytes(memoryview(self._buffer)[at + 4 : at + 12])
-                if zlib.crc32(payload, zlib.crc32(head)) != crc:
+                right = 0 if flags & _UNCHECKED else zlib.crc32(payload, zlib.crc32(head))
+                if right != crc:
                     raise StreamError(
                         f"the stream is damaged at byte {self._offset + at}: checksum is wrong"
                     )

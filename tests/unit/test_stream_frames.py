@@ -153,3 +153,22 @@ def test_a_recording_reads_the_same_from_a_file(tmp_path: Path) -> None:
     path.write_bytes(recorded(1000))
     with open(path, "rb") as file:
         assert sum(len(one.records) for one in read(file) if one.is_records) == 1000
+
+
+def test_a_stream_without_checksums_reads_like_one_that_has_them() -> None:
+    # GIVEN the same frames, as an agent writes them into a pipe and into a file
+    plain, checked = io.BytesIO(), io.BytesIO()
+    for sink, check in ((plain, False), (checked, True)):
+        writer = Writer(sink, checked=check)
+        writer.hello({"engine": "kernel"})
+        writer.note("info", "hello")
+    # THEN they say the same
+    frames = Decoder().feed(plain.getvalue())
+    assert [(f.kind, f.payload) for f in frames] == [
+        (f.kind, f.payload) for f in Decoder().feed(checked.getvalue())
+    ]
+    # AND one that has no checksum has a zero there, or is damaged
+    damaged = bytearray(plain.getvalue())
+    damaged[12] ^= 1
+    with pytest.raises(StreamError, match="damaged at byte 0"):
+        Decoder().feed(damaged)
