@@ -357,6 +357,8 @@ class TraceApp(Commands, Files, Timing):
         if self._until is not None and (seq := self._until.feed(self.store)) is not None:
             text, self._until = self._until.query.text, None
             self.tell({"cmd": "disarm"})
+            # Fed already, and perhaps not in the list yet.
+            self.view.pull()
             self.rows.move_to(self.looking.lens.place(seq))
             self.say(f"disarmed: this row is as asked for: {text}")
         self.tick()
