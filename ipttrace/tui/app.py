@@ -26,10 +26,11 @@ from time import monotonic
 from typing import Any, Final
 
 from textual import events
-from textual.app import ComposeResult, SystemCommand
+from textual.app import App, ComposeResult, SystemCommand
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
 from ipttrace.trace import query, query_tree
@@ -40,7 +41,7 @@ from ipttrace.trace.tally import Tallies
 from ipttrace.trace.text import clean
 from ipttrace.trace.until import Until
 from ipttrace.tui import situation as at
-from ipttrace.tui.commands import Commands
+from ipttrace.tui.commands import Commands, own_bindings
 from ipttrace.tui.detail_lines import Where
 from ipttrace.tui.files import Files
 from ipttrace.tui.help import key_names
@@ -470,24 +471,24 @@ class TraceApp(Commands, Files, Timing):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The command palette: all that keys do, by name, and what Textual brings."""
-        for binding in self.all_bindings():
-            keys = key_names(binding.key)
-            yield SystemCommand(
-                (binding.tooltip or binding.description).capitalize(),
-                f"key: {keys}",
-                partial(self._run_binding, binding.action),
-            )
+        places: list[App[Any] | Widget] = [self.rows, self.view, self]
+        if self.view.detailed:
+            places.insert(0, self.view.detail)
+        if self.switcher.current != "trace" and self.switcher.visible_content is not None:
+            places.insert(0, self.switcher.visible_content)
+        for place in places:
+            parts = type(place).__mro__ if place is self else (type(place),)
+            for binding in own_bindings(*parts):
+                yield SystemCommand(
+                    (binding.tooltip or binding.description).capitalize(),
+                    f"key: {key_names(binding.key)}",
+                    # Not at once: the palette is still in front.
+                    partial(self.call_later, place.run_action, binding.action),
+                )
         wanted = ("Theme", "Maximize", "Minimize")
         yield from (
             command for command in super().get_system_commands(screen) if command.title in wanted
         )
-
-    def _run_binding(self, action: str) -> None:
-        owner = self.rows if hasattr(self.rows, f"action_{action.split('(')[0]}") else self.view
-        if not hasattr(owner, f"action_{action.split('(')[0]}"):
-            self.call_later(self.run_action, action)
-        else:
-            self.call_later(owner.run_action, action)
 
     def unsay(self) -> None:
         """Put away what was said, and what agents have said."""

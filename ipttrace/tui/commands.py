@@ -22,13 +22,30 @@ from ipttrace.tui.base import Base
 from ipttrace.tui.help import Help
 from ipttrace.tui.messages import FilterAsked, PromptClosed
 from ipttrace.tui.source import StreamSource
+from ipttrace.tui.widgets.detail import Detail
+from ipttrace.tui.widgets.flows_view import FlowsView
+from ipttrace.tui.widgets.neighbours import NeighbourPane
 from ipttrace.tui.widgets.prompt import Ask, Hint
 from ipttrace.tui.widgets.rows import Rows
 from ipttrace.tui.widgets.rules_view import RulesView
+from ipttrace.tui.widgets.totals_view import TotalsView
 from ipttrace.tui.widgets.trace_view import TraceView
 
 GATHERED: Final = 1 << 16  # rows whose names completion knows
 SEARCHES: Final = ("comm", "in", "out", "table", "chain", "verdict", "proto", "rule")
+
+
+def own_bindings(*parts: type) -> list[Binding]:
+    """Their own keys, the first of several that are the same."""
+    found: dict[str, Binding] = {}
+    for part in parts:
+        if part is App:  # what Textual's own do is not ours to tell
+            break
+        for binding in part.__dict__.get("BINDINGS", ()):
+            if isinstance(binding, Binding):
+                found.setdefault(binding.key, binding)
+    found.pop("ctrl+q", None)
+    return list(found.values())
 
 
 class Commands(Base):
@@ -93,23 +110,23 @@ class Commands(Base):
             line.word = ""
         self.unsay()
 
+    def key_sections(self) -> list[tuple[str, list[Binding]]]:
+        """Every key of the screen, once in each place that has it."""
+        return [
+            ("Keys", own_bindings(TraceView, Rows, *type(self).__mro__)),
+            ("Keys in the detail", own_bindings(Detail)),
+            ("Keys among the rules", own_bindings(RulesView)),
+            ("Keys among the flows", own_bindings(FlowsView)),
+            ("Keys among the totals", own_bindings(TotalsView)),
+            ("Keys among the neighbours", own_bindings(NeighbourPane)),
+        ]
+
     def all_bindings(self) -> list[Binding]:
-        """Every key of the screen, once."""
-        found: dict[str, Binding] = {}
-        for part in (
-            TraceView,
-            Rows,
-            RulesView,
-            *(base for base in type(self).__mro__ if base is not App),
-        ):
-            for binding in part.__dict__.get("BINDINGS", ()):
-                if isinstance(binding, Binding):
-                    found.setdefault(binding.key, binding)
-        found.pop("ctrl+q", None)
-        return list(found.values())
+        """Every key of the screen."""
+        return [binding for _, bindings in self.key_sections() for binding in bindings]
 
     def action_help(self) -> None:
-        self.push_screen(Help(self.all_bindings()))
+        self.push_screen(Help(self.key_sections()))
 
     def action_arm(self) -> None:
         if not self.live or self.over:

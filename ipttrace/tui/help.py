@@ -27,6 +27,8 @@ _KEY_NAMES: Final = {
     "pagedown": "PgDn",
     "home": "Home",
     "end": "End",
+    "left": "←",
+    "right": "→",
     "space": "Space",
     "question_mark": "?",
     "f1": "F1",
@@ -87,13 +89,14 @@ class Help(ModalScreen[None]):
         Binding("escape,q,question_mark,f1", "dismiss", "Back"),
     ]
 
-    def __init__(self, bindings: Iterable[BindingType]) -> None:
+    def __init__(self, sections: Iterable[tuple[str, Iterable[Binding]]]) -> None:
+        """`sections`: keys by the place where they work; those that work everywhere first."""
         super().__init__()
-        self._keys = [
-            (key_names(item.key), item.tooltip or item.description)
-            for item in bindings
-            if isinstance(item, Binding)
+        self._sections = [
+            (title, [(key_names(one.key), one.tooltip or one.description) for one in bindings])
+            for title, bindings in sections
         ]
+        self._sections[0][1].append(("mouse", "click a row; the wheel scrolls"))
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help"):
@@ -115,7 +118,7 @@ class Help(ModalScreen[None]):
         width = min(110, self.app.size.width * 9 // 10) - 8
         self.query_one("#help-text", Static).update(
             Content.assemble(
-                *_table("Keys", [*self._keys, ("mouse", "click a row; the wheel scrolls")], width),
+                *(part for keys in self._sections for part in _table(*keys, width)),
                 ("Rows", "bold $text-primary"),
                 "\n",
                 textwrap.indent(textwrap.fill(_ROWS, max(20, width - 2)), "  "),

@@ -40,9 +40,21 @@ class NeighbourPane(ScrollView, can_focus=True):
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {PREFIX + role for role in words.ROLES}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket", "other(-1)", "Namespace", key_display="["),
-        Binding("right_square_bracket", "other(1)", "Namespace", key_display="]"),
-        Binding("t,enter", "detail", "Every field", key_display="t"),
+        Binding(
+            "left_square_bracket",
+            "other(-1)",
+            "Namespace",
+            key_display="[",
+            tooltip="the namespace before",
+        ),
+        Binding(
+            "right_square_bracket",
+            "other(1)",
+            "Namespace",
+            key_display="]",
+            tooltip="the next namespace",
+        ),
+        Binding("t,enter", "detail", "Every field", key_display="t", tooltip="every field, or few"),
         Binding("k", "scroll_up", "up", show=False),
         Binding("j", "scroll_down", "down", show=False),
         Binding("g", "scroll_home", "to the top", show=False),

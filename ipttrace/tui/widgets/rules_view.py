@@ -59,8 +59,20 @@ class RulesView(Ledger):
         Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows that hit this rule"),
         Binding("s", "sort", "Sort", tooltip="by number, hits, drops or cost"),
         Binding("0", "hide", "Hide 0", tooltip="hide what was never hit, or show it"),
-        Binding("left_square_bracket", "other(-1)", "Namespace", key_display="["),
-        Binding("right_square_bracket", "other(1)", "Namespace", key_display="]"),
+        Binding(
+            "left_square_bracket",
+            "other(-1)",
+            "Namespace",
+            key_display="[",
+            tooltip="the namespace before",
+        ),
+        Binding(
+            "right_square_bracket",
+            "other(1)",
+            "Namespace",
+            key_display="]",
+            tooltip="the next namespace",
+        ),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -71,6 +71,7 @@ class TraceView(Vertical):
         Binding("m", "mark", "mark this row, or take the mark off", show=False),
         Binding("apostrophe", "marked", "the next marked row", show=False),
         Binding("y", "copy", "copy this row", show=False),
+        Binding("z", "fold", "fold the bytes in the detail, or show them", show=False),
     ]
 
     def __init__(
@@ -133,6 +134,12 @@ class TraceView(Vertical):
             self.rows.focus()
         # It has no size before.
         self.call_after_refresh(self._show_detail)
+
+    def action_fold(self) -> None:
+        if self.detailed:
+            self.detail.action_fold()
+        else:
+            self.post_message(Notice("Enter opens the detail, where z folds the bytes"))
 
     def on_cursor_moved(self, message: CursorMoved) -> None:
         message.stop()

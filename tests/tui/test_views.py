@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Going from view to view, the keys of each on the whole screen, help and palette."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from textual.command import CommandPalette
+from textual.widgets import OptionList, Static
+
+from ipttrace.trace.tally_listing import POLICY, RuleKey
+from ipttrace.tui.app import TraceApp
+from ipttrace.tui.help import key_names
+from tests.tui import streams
+from tests.tui.harness import live, more, screen_text, shown, until
+from tests.tui.replayed import DATA, LAB, SIZES, all_rows, listed, replayed, seq_of, settled, write
+
+SCREENS = DATA / "screens.iptr"  # has rules and neighbours
+VIEWS = {"1": "trace", "2": "rules-view", "3": "flows-view", "4": "totals-view", "5": "neighbours"}
+# A line that each view must have.
+LINES = {
+    "1": "source → destination",
+    "2": "PREROUTING",
+    "3": "last verdict",
+    "4": "✓ ACCEPT",
+    "5": "gc_thresh",
+}
+
+
+def text(app: TraceApp) -> str:
+    return "\n".join(screen_text(app))
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_each_view_has_its_key_and_the_keys_go_to_it(size: tuple[int, int]) -> None:
+    async with replayed(SCREENS, size) as (app, pilot):
+        for key in "2345123451":
+            await pilot.press(key)
+            assert app.switcher.current == VIEWS[key]
+            await until(
+                pilot, lambda key=key: LINES[key] in text(app), f"{VIEWS[key]}: {LINES[key]}"
+            )
+            focused = app.focused
+            assert focused is not None
+            assert focused is (app.rows if key == "1" else app.switcher.visible_content)
+            # AND the bars are where they were
+            lines = screen_text(app)
+            assert "missed 0" in lines[-2]
+            assert "Quit" in lines[-1] or size[0] < 100
+
+
+@pytest.mark.parametrize("key", "2345")
+async def test_a_view_takes_another_size(key: str) -> None:
+    async with replayed(SCREENS) as (app, pilot):
+        await pilot.press(key)
+        await until(pilot, lambda: LINES[key] in text(app))
+        for size in ((200, 50), (60, 20), (80, 24)):
+            await pilot.resize_terminal(*size)
+            view = app.switcher.visible_content
+            assert view is not None
+            await until(pilot, lambda: len(screen_text(app)[0]) == size[0])  # noqa: B023
+            assert all(len(line) >= size[0] - 5 for line in screen_text(app))
+            await until(pilot, lambda: LINES[key][:9] in text(app))
+
+
+@pytest.mark.parametrize("key", "12345")
+@pytest.mark.parametrize("look", ["textual-light", "NO_COLOR"])
+async def test_a_view_without_dark_colours(
+    key: str, look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if look == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    async with replayed(SCREENS) as (app, pilot):
+        if look != "NO_COLOR":
+            app.theme = look
+        await pilot.press(key)
+        await until(pilot, lambda: LINES[key] in text(app))
+        strips = app.screen._compositor.render_strips()
+        styles = [one.style for strip in strips for one in strip if one.style is not None]
+        if look == "NO_COLOR":
+            # What is shown may not hang on colours alone.
+            for style in styles:
+                for colour in (style.color, style.bgcolor):
+                    triplet = None if colour is None else colour.triplet
+                    assert triplet is None or len(set(triplet)) == 1, colour
+        else:
+            ground = app.screen.styles.background
+            assert sum(ground.rgb) > 500
+
+
+async def test_enter_on_a_rule_shows_the_rows_that_hit_it() -> None:
+    async with replayed(SCREENS, (120, 40)) as (app, pilot):
+        await pilot.press("2")
+        rules = app._rules
+        await until(pilot, lambda: rules._keys, "rules")
+
+        # WHEN the cursor goes down to a rule that was hit
+        def on_a_hit() -> bool:
+            key, listing = rules.picked, rules._listing
+            assert listing is not None
+            hit = isinstance(key, RuleKey) and key.kind != POLICY
+            return hit and listing.figures_of(key).hits > 0  # type: ignore[arg-type]
+
+        while not on_a_hit():
+            await pilot.press("down")
+        key, listing = rules.picked, rules._listing
+        assert isinstance(key, RuleKey)
+        assert listing is not None
+        hits = listing.figures_of(key).hits
+        await pilot.press("enter")
+        await settled(app, pilot)
+        # THEN its rows are shown, and the keys go to them
+        assert app.switcher.current == "trace"
+        assert app.focused is app.rows
+        assert len(listed(app)) == hits
+        for seq in listed(app):
+            row = app.store.row(seq)
+            assert row.table == key.table
+            assert (key.chain, key.number) in [(step.chain, step.rulenum) for step in row.path]
+        # AND going back shows all of them
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        assert len(listed(app)) == len(app.store)
+
+
+async def test_the_keys_of_the_rules_view_work_on_the_whole_screen() -> None:
+    async with replayed(SCREENS, (120, 40)) as (app, pilot):
+        await pilot.press("2")
+        rules = app._rules
+        await until(pilot, lambda: rules._keys)
+        before = len(rules._keys)
+        await pilot.press("0")
+        assert len(rules._keys) < before
+        assert "hidden" in screen_text(app)[2]
+        await pilot.press("0")
+        assert len(rules._keys) == before
+        for order in ("hits", "drops", "cost", "number"):
+            await pilot.press("s")
+            assert rules.sort == order
+        where = rules._namespace
+        await pilot.press("right_square_bracket")
+        assert rules._namespace != where
+        await pilot.press("left_square_bracket")
+        assert rules._namespace == where
+
+
+async def test_enter_on_a_flow_shows_its_rows_and_s_sorts() -> None:
+    async with replayed(LAB, (120, 40)) as (app, pilot):
+        await pilot.press("3", "s")
+        assert app._flows.sort == "drops"
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert app.switcher.current == "trace"
+        rows = [app.store.row(seq) for seq in listed(app)]
+        assert len({row.flow for row in rows}) == 1
+        assert any(row.verdict == "DROP" for row in rows)
+
+
+async def test_z_changes_how_far_back_the_plots_go() -> None:
+    async with replayed(LAB) as (app, pilot):
+        await pilot.press("4")
+        before = app._totals.span
+        await pilot.press("z")
+        assert app._totals.span != before
+        await until(pilot, lambda: "z last" in text(app))
+
+
+async def test_the_neighbour_pane_takes_its_keys() -> None:
+    async with replayed(SCREENS) as (app, pilot):
+        await pilot.press("5")
+        pane = app._neighbours
+        await until(pilot, lambda: "gc_thresh" in text(app))
+        here = pane.netns
+        await pilot.press("right_square_bracket")
+        assert pane.netns != here
+        await pilot.press("left_square_bracket")
+        assert pane.netns == here
+        # THEN t here is every field, and not the tail of the list
+        await pilot.press("t")
+        assert pane.detail
+        assert app.rows.follow
+        for key in ("j", "k", "G", "g"):
+            await pilot.press(key)
+
+
+async def test_o_puts_the_neighbours_beside_the_rows_and_takes_them_away() -> None:
+    async with replayed(SCREENS, (140, 40)) as (app, pilot):
+        assert not app.side.display
+        await pilot.press("o")
+        await until(pilot, lambda: "gc_thresh" in text(app))
+        assert "source → destination" in text(app)
+        assert app.focused is app.rows
+        await pilot.press("o")
+        await until(pilot, lambda: "gc_thresh" not in text(app))
+        # WHEN the screen is wide THEN they come by themselves, unless they were put away
+        await pilot.resize_terminal(200, 50)
+        await pilot.pause()
+        assert not app.side.display
+    async with replayed(SCREENS, (200, 50)) as (app, pilot):
+        await until(pilot, lambda: "gc_thresh" in text(app))
+
+
+async def test_the_neighbours_beside_are_those_of_the_row() -> None:
+    async with replayed(SCREENS, (200, 50)) as (app, pilot):
+        for netns in {row.netns for row in all_rows(app)}:
+            app.rows.move_to(seq_of(app, lambda row: row.netns == netns))  # noqa: B023
+            await until(pilot, lambda: app.side.netns == netns)  # noqa: B023
+
+
+# The detail.
+
+
+@pytest.mark.parametrize("key", ["enter", "d"])
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_detail_opens_follows_the_cursor_and_closes(
+    key: str, size: tuple[int, int]
+) -> None:
+    async with replayed(SCREENS, size) as (app, pilot):
+        app.rows.move_to(seq_of(app, lambda row: row.chain == "BLOCKLIST"))
+        await pilot.press(key)
+        await until(pilot, lambda: "--dport 4444 -j DROP" in app.view.detail.text)
+        assert "--dport 4444 -j DROP" in text(app)
+        # THEN the row is still on the screen, and the cursor takes the detail along
+        assert any("BLOCKLIST" in line for line in shown(app))
+        here = app.view.detail.seq
+        await pilot.press("up")
+        await until(pilot, lambda: app.view.detail.seq == (here or 0) - 1)
+        assert app.focused is app.rows
+        # AND z folds the bytes from here too
+        assert "  0000  4" in app.view.detail.text
+        await pilot.press("z")
+        assert "  0000  4" not in app.view.detail.text
+        await pilot.press("z")
+        # WHEN it has the keys and is closed THEN the list has them again
+        app.view.detail.focus()
+        await pilot.press(key)
+        await until(pilot, lambda: app.focused is app.rows)
+        assert "--dport 4444 -j DROP" not in text(app)
+
+
+async def test_z_without_a_detail_says_where_it_works() -> None:
+    async with replayed() as (app, pilot):
+        await pilot.press("z")
+        await until(pilot, lambda: "Enter opens the detail" in app._noticed[0])
+
+
+async def test_the_detail_grows_with_the_journey_of_the_last_row() -> None:
+    async with live(streams.hello(), streams.rows(6), rows=6, size=(100, 40)) as (a, app, pilot):
+        await pilot.press("enter", "t")
+        await until(pilot, lambda: "2 tables" in app.view.detail.text)
+        await more(a, app, pilot, streams.rows(2, start=6), 8)
+        await pilot.press("up", "down")
+        await until(pilot, lambda: "4 tables" in app.view.detail.text)
+
+
+async def test_all_columns_are_reached_sideways() -> None:
+    async with replayed() as (app, pilot):
+        assert "cost" not in app._titles.render_line(0).text
+        await pilot.press("right")
+        for _ in range(12):
+            await pilot.press("right")
+        await until(pilot, lambda: "rule" in app._titles.render_line(0).text.split())
+        for _ in range(16):
+            await pilot.press("left")
+        assert app.rows.aside is None
+
+
+async def test_pages_are_turned_as_in_a_pager_too() -> None:
+    async with replayed(LAB) as (app, pilot):
+        page = app.rows.size.height - 1
+        await pilot.press("home", "ctrl+f", "ctrl+f", "ctrl+b")
+        assert app.rows.cursor == page
+        await pilot.press("3", "home", "ctrl+f", "ctrl+b")
+        assert app._flows._line == 0
+
+
+# Help and palette.
+
+
+async def test_help_has_every_key_of_every_view() -> None:
+    async with replayed(size=(120, 50)) as (app, pilot):
+        await pilot.press("question_mark")
+        await pilot.pause()
+        said = str(app.screen.query_one("#help-text", Static).content)
+        for title, bindings in app.key_sections():
+            assert title in said
+            for binding in bindings:
+                assert f"  {key_names(binding.key)} " in said, binding.key
+                assert binding.tooltip or binding.description
+        for key in ("escape", "question_mark", "f1", "q"):
+            if app.screen is app.rows.screen:
+                await pilot.press("question_mark")
+            await pilot.press(key)
+            assert app.screen is app.rows.screen
+        assert app.is_running
+
+
+async def palette(app: TraceApp, pilot: object, words: str) -> None:
+    await pilot.press("ctrl+p")  # type: ignore[attr-defined]
+    await until(pilot, lambda: isinstance(app.screen, CommandPalette))  # type: ignore[arg-type]
+    await write(app, pilot, words)  # type: ignore[arg-type]
+
+    def found() -> bool:
+        options = app.screen.query_one(OptionList)
+        return (
+            options.option_count > 0
+            and words.lower() in str(options.get_option_at_index(0).prompt).lower()
+        )
+
+    await until(pilot, found, words)  # type: ignore[arg-type]
+    await pilot.press("enter")  # type: ignore[attr-defined]
+    if isinstance(app.screen, CommandPalette):
+        await pilot.press("enter")  # type: ignore[attr-defined]
+    await until(pilot, lambda: not isinstance(app.screen, CommandPalette))  # type: ignore[arg-type]
+
+
+async def test_the_palette_does_what_the_keys_do() -> None:
+    async with replayed(SCREENS, (120, 40)) as (app, pilot):
+        app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP"))
+        await palette(app, pilot, "only this verdict")
+        await settled(app, pilot)
+        assert app.looking.filters.text == "verdict=DROP"
+        await palette(app, pilot, "one filter of the view less")
+        await settled(app, pilot)
+        assert app.looking.filters.text == ""
+        await palette(app, pilot, "the oldest row held")
+        await until(pilot, lambda: app.rows.cursor == 0)
+        await palette(app, pilot, "the rules, with what they hit")
+        await until(pilot, lambda: app.switcher.current == "rules-view")
+        # THEN those of the view that is shown are there too, and work on it
+        rules = app._rules
+        await until(pilot, lambda: rules._keys)
+        await palette(app, pilot, "by number, hits, drops or cost")
+        await until(pilot, lambda: rules.sort == "hits")
+        where = rules._namespace
+        await palette(app, pilot, "the next namespace")
+        await until(pilot, lambda: rules._namespace != where)
+
+
+# Every key has a test.
+
+
+def test_every_key_of_every_view_is_pressed_in_a_test() -> None:
+    tests = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    pressed = set(re.findall(r'"([^"\s]+)"', tests))
+    # Strings whose characters are keys.
+    pressed |= {char for word in re.findall(r' in "(\w+)":', tests) for char in word}
+    untested = [
+        f"{name}: {binding}"
+        for name, bindings in TraceApp.key_sections(object.__new__(TraceApp))
+        for one in bindings
+        for binding in one.key.split(",")
+        if binding not in pressed
+    ]
+    assert not untested
