@@ -89,8 +89,8 @@ async def test_what_the_kernel_does_not_take_is_told_as_the_agent_tells_it() -> 
         await write(app, pilot, "tcp prt 80")
         await pilot.press("enter")
         assert received(agent) == {"cmd": "filter", "expr": "tcp prt 80"}
+        await pilot.press("escape")  # puts away what the screen said of it
         agent.send(streams.note("error", "filter: syntax error at 'prt'"))
-        await pilot.press("escape")
         await until(pilot, lambda: "syntax error at 'prt'" in app._noticed[0])
         assert "filter: all packets" in app._status.text
 
