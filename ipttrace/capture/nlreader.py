@@ -234,7 +234,8 @@ class Reader:
             self._heads[i].hdr.iov = ctypes.addressof(self._iovecs[i])
             self._heads[i].hdr.iovlen = 1
         size = ctypes.sizeof(_Mmsghdr)
-        self._lengths = np.frombuffer(self._heads, np.uint32)[_Mmsghdr.len.offset // 4 :: size // 4]
+        heads: Any = self._heads
+        self._lengths = np.frombuffer(heads, np.uint32)[_Mmsghdr.len.offset // 4 :: size // 4]
 
     def _read(self, box: Mailbox) -> int:
         """One call for what is there; returns the number of datagrams."""
