@@ -18,7 +18,7 @@
 #ifndef IPTTRACE_RECORD_H
 #define IPTTRACE_RECORD_H
 
-#define IPTTRACE_RECORD_VERSION	3
+#define IPTTRACE_RECORD_VERSION	4
 
 #define IPTTRACE_PACKET_LEN	128
 #define IPTTRACE_NAME_LEN	32	/* XT_TABLE_MAXNAMELEN */
@@ -43,6 +43,18 @@ enum ipttrace_kind {
 /* ipttrace_exit.flags */
 #define IPTTRACE_F_ALIVE	0x01	/* skb was still ours: mark is valid */
 #define IPTTRACE_F_CHANGED	0x02	/* rules have changed since the entry */
+
+#define IPTTRACE_F_UNTOLD	0x04	/* verdict is not known */
+
+/*
+ * ipttrace_entry.source: who told of the call.  Only the kernel's own records
+ * have addresses, pids and CPUs; otherwise skb is a number for each packet.
+ */
+enum ipttrace_source {
+	IPTTRACE_SOURCE_KERNEL,
+	IPTTRACE_SOURCE_NFT,	/* NFT_MSG_TRACE */
+	IPTTRACE_SOURCE_NFLOG,	/* nfnetlink_log */
+};
 
 /* ipttrace_rule.match, and what nf_log_trace() calls its "comment" */
 enum ipttrace_match {
@@ -90,7 +102,10 @@ struct ipttrace_entry_head {
 	__u16	caplen;		/* valid bytes of packet[] */
 	__u8	mac[IPTTRACE_MAC_LEN];	/* link-layer header */
 	__u8	mac_len;	/* its valid bytes, 0: none */
-	__u8	reserved1[7];
+	__u8	source;		/* enum ipttrace_source */
+	__u8	tables;		/* of nftables: NFPROTO_* of the table, 0: legacy */
+	__u8	reserved1;
+	__u32	trace_id;	/* of nftables, 0: none */
 };
 
 struct ipttrace_entry {
@@ -104,7 +119,7 @@ struct ipttrace_entry {
 struct ipttrace_rule {
 	__u64	call;
 	__u64	time;
-	__u32	rulenum;	/* as iptables -L --line-numbers counts */
+	__u32	rulenum;	/* as iptables -L --line-numbers counts, 0: not known */
 	__u16	seq;		/* 0, 1, … within its call */
 	__u8	match;		/* enum ipttrace_match */
 	__u8	reserved;
@@ -165,6 +180,7 @@ IPTTRACE_AT(ipttrace_entry_head, ct_orig_src, 92);
 IPTTRACE_AT(ipttrace_entry_head, table, 156);
 IPTTRACE_AT(ipttrace_entry_head, ruleset, 188);
 IPTTRACE_AT(ipttrace_entry_head, pid, 192);
+IPTTRACE_AT(ipttrace_entry_head, trace_id, 228);
 IPTTRACE_AT(ipttrace_entry, packet, 280);
 IPTTRACE_AT(ipttrace_rule, rulenum, 16);
 IPTTRACE_AT(ipttrace_rule, chain, 56);

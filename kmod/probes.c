@@ -187,7 +187,10 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 		head->flags |= IPTTRACE_F_SOFTIRQ;
 	ipttrace_head_conntrack(head, skb);
 	memcpy(head->table, table->name, sizeof(head->table));
-	memset(head->reserved1, 0, sizeof(head->reserved1));
+	head->source = IPTTRACE_SOURCE_KERNEL;
+	head->tables = 0;
+	head->reserved1 = 0;
+	head->trace_id = 0;
 	head->pid = task_tgid_nr(current);
 	head->tid = task_pid_nr(current);
 	head->cpu = raw_smp_processor_id();

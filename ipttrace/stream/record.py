@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-RECORD_VERSION: Final = 3
+RECORD_VERSION: Final = 4
 
 ENTRY: Final = 0
 RULE: Final = 1
@@ -27,6 +27,11 @@ F_SOFTIRQ: Final = 0x08
 
 EXIT_F_ALIVE: Final = 0x01
 EXIT_F_CHANGED: Final = 0x02
+EXIT_F_UNTOLD: Final = 0x04
+
+SOURCE_KERNEL: Final = 0
+SOURCE_NFT: Final = 1
+SOURCE_NFLOG: Final = 2
 
 MATCHES: Final = ("rule", "return", "policy")
 
@@ -72,7 +77,10 @@ ENTRY_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("caplen", "<u2"),
         ("mac", "u1", (16,)),
         ("mac_len", "u1"),
-        ("reserved1", "u1", (7,)),
+        ("source", "u1"),
+        ("tables", "u1"),
+        ("reserved1", "u1"),
+        ("trace_id", "<u4"),
         ("comm", "S16"),
         ("in", "S16"),
         ("out", "S16"),

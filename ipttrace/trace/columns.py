@@ -55,6 +55,8 @@ _ENTRY: Final = (
     "caplen",
     "mac",
     "mac_len",
+    "tables",
+    "trace_id",
     "packet",
 )
 # Names in the entry record: kept as ids of Names.
@@ -131,6 +133,8 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "caplen": ("u2", ()),
     "mac": ("u1", (16,)),
     "mac_len": ("u1", ()),
+    "tables": ("u1", ()),  # of nftables: NFPROTO_* of the table; 0: legacy
+    "trace_id": ("u4", ()),  # of nftables; 0: none
     "table": ("u4", ()),  # ids of Names, here and below
     "comm": ("u4", ()),
     "in": ("u4", ()),
@@ -167,7 +171,10 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
 # The columns of the steps: as many a row as it had rule records.
 STEPS: Final = {"chain": "u4", "rulenum": "u4", "match": "u1"}
 
-ENGINES: Final = ("", "kernel", "netlink")
+# The last one is of streams only: each of their records tells which of the two it is.
+ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink")
+_KERNEL: Final = ENGINES.index("kernel")
+NETLINK: Final = ENGINES.index("netlink")
 
 Columns = dict[str, Array]
 
@@ -204,7 +211,10 @@ def fill(
     # Calls are numbered by each host for itself.
     columns["journey"] = calls.journeys | np.uint64(host << 56)
     columns["time"] = _wall(entries["time"], offset)
-    columns["engine"] = np.full(len(calls), engine, np.uint8)
+    own = entries["source"] == record.SOURCE_KERNEL
+    columns["engine"] = np.where(own, min(engine, _KERNEL), NETLINK).astype(np.uint8)
+    # A number for each packet, but no address.
+    columns["skb"] = np.where(own, columns["skb"], 0)
     columns["host"] = np.full(len(calls), host, np.uint8)
     # A change while the packet was in the table: which rules it met is not known.
     moved = exits["flags"] & record.EXIT_F_CHANGED != 0

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ipttrace.trace.rulesets_frame import NFT
+
 # In the order of CSV's columns.
 FIELDS: Final = (
     "time",
@@ -59,7 +61,7 @@ class Step:
     """One rule hit on the way through a table."""
 
     chain: str
-    rulenum: int
+    rulenum: int  # 0: not known
     match: str  # rule, return, policy
 
 
@@ -116,3 +118,10 @@ class Row:
     partial: bool  # some of its rule records were lost
     host: int = 0  # number of the trace among those that share a store
     ruleset: int = 0  # generation of all rules when it came; 0: not known
+    tables: int = 0  # of nftables: NFPROTO_* of the table's family; 0: legacy iptables
+    trace_id: int | None = None  # that nftables gave the packet, as nft monitor trace shows it
+
+    @property
+    def rules_family(self) -> int:
+        """Which family's tables it was in, as `Rulesets` number them."""
+        return NFT + self.tables if self.tables else self.family

@@ -5,7 +5,8 @@ A generation is a number that rises with every change of any table of a host;
 each traversal knows the one that it was in.  A RULES frame is one of
 
 ``{"netns", "family", "table", "backend", "since", "mono", "chains", "upto"}``
-    the rules of a table from generation `since` on, up to its next change:
+    the rules of a table from generation `since` on, up to its next change; `family` is
+    4 or 6, or of an nftables table "ip", "ip6", "inet", "arp", "bridge" or "netdev":
     ``{"INPUT": {"policy": "DROP" or null, "rules": ["-p tcp -j ACCEPT", …]}}``
 the same without ``chains``
     it was changed at `since`; its rules are not known, or come later

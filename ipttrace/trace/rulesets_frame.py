@@ -20,7 +20,28 @@ U64: Final = 1 << 64
 _NAME_LIMIT: Final = 128
 
 Key = tuple[int, int, str]
-"""Inode of the namespace, 4 or 6, table."""
+"""Inode of the namespace, 4 or 6 or NFT and the table's NFPROTO_*, table."""
+
+# Families of nftables' tables stand above those of legacy ones.
+NFT: Final = 16
+FAMILIES: Final[dict[object, int]] = {
+    4: 4,
+    6: 6,
+    "inet": NFT + 1,
+    "ip": NFT + 2,
+    "arp": NFT + 3,
+    "netdev": NFT + 5,
+    "bridge": NFT + 7,
+    "ip6": NFT + 10,
+}
+_FAMILY_NAMES: Final = {4: "IPv4", 6: "IPv6"} | {
+    number: str(name) for name, number in FAMILIES.items() if number > NFT
+}
+
+
+def family_name(family: int) -> str:
+    """What people call the family of a Key: IPv4 and IPv6 of legacy tables, or as nft does."""
+    return _FAMILY_NAMES.get(family, str(family))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +72,11 @@ def frame_key(frame: dict[str, Any], what: str) -> Key:
     """Which table the frame is about."""
     netns, family = frame_number(frame, "netns", U32, what), frame.get("family")
     table = frame.get("table")
-    if family not in (4, 6) or type(family) is not int:
+    if type(family) not in (int, str) or family not in FAMILIES:
         raise StreamError(f"{what} in the stream are not readable: family")
     if not isinstance(table, str) or len(table) > _NAME_LIMIT:
         raise StreamError(f"{what} in the stream are not readable: table")
-    return netns, family, clean(table)
+    return netns, FAMILIES[family], clean(table)
 
 
 def frame_chains(value: object) -> dict[str, Chain]:

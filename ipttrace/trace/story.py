@@ -293,7 +293,7 @@ def _hits(row: Row, rulesets: Mapping[int, Rulesets]) -> Iterator[RuleHit]:
         text = None
         if rules is not None and row.ruleset and step.match != "policy":
             text = rules.text(
-                row.netns, row.family, row.table, step.chain, step.rulenum, row.ruleset
+                row.netns, row.rules_family, row.table, step.chain, step.rulenum, row.ruleset
             )
         yield RuleHit(step, text)
 

@@ -16,8 +16,10 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace import tally_clock, tally_costs
+from ipttrace.trace.columns import NETLINK
 from ipttrace.trace.hashing import Array, Hash
 from ipttrace.trace.row import VERDICTS
+from ipttrace.trace.rulesets_frame import NFT
 from ipttrace.trace.store import Part
 from ipttrace.trace.tally_slots import Slots
 
@@ -36,7 +38,7 @@ _HIGH: Final = np.uint64(32)
 _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "host": ("u1", ()),
     "netns": ("u4", ()),
-    "family": ("u1", ()),  # NFPROTO_*
+    "family": ("u1", ()),  # NFPROTO_*, or NFT and that of the nftables table
     "table": ("u4", ()),  # ids of Names
     "chain": ("u4", ()),
     "rulenum": ("u4", ()),
@@ -48,7 +50,7 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "marks": ("i8", (_RING,)),
     "recent": ("i8", (_RING,)),
 }
-_ROW: Final = ("host", "netns", "family", "table", "ruleset")
+_ROW: Final = ("host", "netns", "table", "ruleset")
 _STEP: Final = ("chain", "rulenum", "match")
 
 
@@ -79,6 +81,7 @@ class RulesTally:
         if len(fresh):
             for name in _ROW:
                 held[name][fresh] = columns[name][row[index]]
+            held["family"][fresh] = _families(part)[row[index]]
             for name in _STEP:
                 held[name][fresh] = steps[name][index]
         held["hits"] += np.bincount(slots, minlength=len(held["hits"]))
@@ -86,11 +89,12 @@ class RulesTally:
         rows = np.flatnonzero((columns["chain"] != 0) & (lengths > 0))
         if len(rows):
             deciding = slots[part.ends[rows].astype(np.intp) - 1 - first]
-            self._count_ends(deciding, columns["verdict"][rows], columns["cost"][rows])
+            told = columns["engine"][rows] != NETLINK  # what it cost
+            self._count_ends(deciding, columns["verdict"][rows], columns["cost"][rows], told)
 
     def _keys(self, part: Part, row: Array, steps: dict[str, Array]) -> Array:
         columns = part.columns
-        kind = columns["host"].astype(np.uint32) | columns["family"].astype(np.uint32) << 8
+        kind = columns["host"].astype(np.uint32) | _families(part).astype(np.uint32) << 8
         of_row = self._row_hash.full(
             [columns["netns"], columns["ruleset"], columns["table"], kind]
         )[row]
@@ -108,11 +112,11 @@ class RulesTally:
             at = at[good]
         np.add.at(recent, at, 1)
 
-    def _count_ends(self, slots: Array, verdicts: Array, costs: Array) -> None:
+    def _count_ends(self, slots: Array, verdicts: Array, costs: Array, told: Array) -> None:
         held = self.slots.columns
         end = np.minimum(verdicts & 0xFF, len(ENDS) - 1)
         np.add.at(held["ends"].reshape(-1), slots * len(ENDS) + end, 1)
-        at = slots * tally_costs.BUCKETS + tally_costs.buckets(costs)
+        at = (slots * tally_costs.BUCKETS + tally_costs.buckets(costs))[told]
         np.add.at(held["costs"].reshape(-1), at, np.uint32(1))
 
     def rates(self, slots: Array, now: int | None = None) -> Array:
@@ -143,6 +147,12 @@ class RulesTally:
     def other(self) -> int:
         """Hits of rules that gave way: only their sum is known."""
         return int(self.slots.columns["hits"][0])
+
+
+def _families(part: Part) -> Array:
+    """uint8, shape (n,): a packet's, or that of the nftables table that it was in."""
+    tables = part.columns["tables"]
+    return np.where(tables == 0, part.columns["family"], tables + np.uint8(NFT))
 
 
 def _note_newest(newest: dict[int, int], hosts: Array, times: Array) -> None:

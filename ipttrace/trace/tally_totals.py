@@ -15,6 +15,7 @@ import numpy as np
 
 from ipttrace.trace import protocol as ip
 from ipttrace.trace import tally_clock, tally_costs
+from ipttrace.trace.columns import NETLINK
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import HOOKS, VERDICTS
@@ -116,9 +117,10 @@ class TotalsTally:
         ends = np.minimum(columns["verdict"] & 0xFF, len(ENDS) - 1).astype(np.intp)
         self.ends += np.bincount(ends, minlength=len(ENDS))
         costs = tally_costs.buckets(columns["cost"])
-        self.costs += np.bincount(costs, minlength=tally_costs.BUCKETS)
+        told = columns["engine"] != NETLINK  # what it cost
+        self.costs += np.bincount(costs[told], minlength=tally_costs.BUCKETS)
         self._count_seconds(columns, ends, begins)
-        self._count_places(columns, ends, costs)
+        self._count_places(columns, ends, costs, told)
         self._count_protocols(columns, ends, begins)
 
     def _count_seconds(self, columns: dict[str, Array], ends: Array, begins: Array) -> None:
@@ -141,7 +143,9 @@ class TotalsTally:
                 series[taken] = 0
         return good
 
-    def _count_places(self, columns: dict[str, Array], ends: Array, costs: Array) -> None:
+    def _count_places(
+        self, columns: dict[str, Array], ends: Array, costs: Array, told: Array
+    ) -> None:
         key = columns["table"].astype(np.uint64) << np.uint64(16)
         key |= columns["family"].astype(np.uint64) << np.uint64(8)
         key |= columns["hook"]
@@ -150,7 +154,8 @@ class TotalsTally:
         for name in ("family", "hook", "table"):
             held[name][fresh] = columns[name][at]
         np.add.at(held["ends"].reshape(-1), slots * len(ENDS) + ends, 1)
-        np.add.at(held["costs"].reshape(-1), slots * tally_costs.BUCKETS + costs, np.uint32(1))
+        at = (slots * tally_costs.BUCKETS + costs)[told]
+        np.add.at(held["costs"].reshape(-1), at, np.uint32(1))
 
     def _count_protocols(self, columns: dict[str, Array], ends: Array, begins: Array) -> None:
         proto = columns["proto"].astype(np.intp)

@@ -21,6 +21,7 @@ from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import HOOKS, VERDICTS, Row, Step
 from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.rulesets_frame import NFT
 
 _FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 
@@ -84,6 +85,9 @@ _PLAIN: Final = (
     "partial",
     "host",
     "ruleset",
+    "tables",
+    "trace_id",
+    "exit_flags",
 )
 
 
@@ -168,27 +172,29 @@ def _row(
     ct_ports = tracked and ip.DECODED[of["ct_proto"]] == ip.HAS_PORTS
     ethernet = of["mac_len"] == _ETHERNET
     decided = of["chain"] != 0
+    here = ENGINES[of["engine"]] != "netlink"  # told by the kernel as it happened
+    untold = bool(of["exit_flags"] & record.EXIT_F_UNTOLD)
     return Row(
         index=seq,
         time=of["time"],
         engine=ENGINES[of["engine"]],
         skb=of["skb"] or None,
         netns=of["netns"],
-        cpu=of["cpu"],
-        pid=of["pid"],
-        comm=names.text(of["comm"]),
+        cpu=of["cpu"] if here else None,
+        pid=of["pid"] if here else None,
+        comm=names.text(of["comm"]) if here else None,
         in_=names.text(of["in"]) or None,
         out=names.text(of["out"]) or None,
         family=family,
         hook=_name(HOOKS, of["hook"]),
         table=names.text(of["table"]),
         chain=names.text(of["chain"]) if decided else None,
-        rulenum=of["rulenum"] if decided else None,
+        rulenum=(of["rulenum"] or None) if decided else None,
         match=_name(record.MATCHES, of["match"]) if decided else None,
         path=path,
         rule=_rule(of, family, path[-1], names, rulesets) if decided and path else None,
-        verdict=_name(VERDICTS, of["verdict"] & 0xFF),
-        cost_ns=of["cost"],
+        verdict=None if untold else _name(VERDICTS, of["verdict"] & 0xFF),
+        cost_ns=of["cost"] if here else None,
         len=of["len"],
         proto=ip.proto_name(of["proto"]),
         src=address(of["src"], of["version"]),
@@ -213,6 +219,8 @@ def _row(
         partial=of["partial"],
         host=of["host"],
         ruleset=of["ruleset"],
+        tables=of["tables"],
+        trace_id=of["trace_id"] or None,
     )
 
 
@@ -224,4 +232,6 @@ def _rule(
     if rules is None or not of["ruleset"] or step.match == "policy":
         return None
     table = names.text(of["table"])
+    if of["tables"]:
+        family = NFT + of["tables"]
     return rules.text(of["netns"], family, table, step.chain, step.rulenum, of["ruleset"])
