@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Orders to nf_tables, as bytes, and a socket that takes them to the kernel.
+
+Layouts: linux/netfilter/nfnetlink.h and nf_tables.h; all numbers are big-endian.
+Must not know what the orders are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.nft_walk import LENGTH, TRANSPORT
+
+NEWTABLE: Final = 0
+GETTABLE: Final = 1
+DELTABLE: Final = 2
+NEWCHAIN: Final = 3
+NEWRULE: Final = 6
+DELRULE: Final = 8
+NEWOBJ: Final = 18
+GETOBJ: Final = 19
+
+REQUEST: Final = 0x001
+ACK: Final = 0x004
+DUMP: Final = 0x300
+EXCL: Final = 0x200
+CREATE: Final = 0x400
+APPEND: Final = 0x800
+
+_NETLINK_NETFILTER: Final = 12
+_SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
+_BATCH_BEGIN: Final = 0x10
+_BATCH_END: Final = 0x11
+_ERROR: Final = 2
+_DONE: Final = 3
+_DUMP_INTR: Final = 0x10
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_NESTED: Final = 0x8000
+_TYPE: Final = 0x3FFF
+
+_SO_SNDBUFFORCE: Final = 32
+_SOL_NETLINK: Final = 270
+_NETLINK_NO_ENOBUFS: Final = 5
+_NETLINK_CAP_ACK: Final = 10
+_SEND_ROOM: Final = 4 << 20  # a batch goes to the kernel in one piece
+_TRIES: Final = 20  # a signal that comes meanwhile makes the kernel give up
+
+_OPS: Final = {"eq": 0, "neq": 1, "lte": 3, "gte": 5}  # enum nft_cmp_ops
+_META_LEN: Final = 0
+_META_PROTOCOL: Final = 1
+_META_NFTRACE: Final = 12
+_REGISTER: Final = 1
+_ACCEPT: Final = 1
+COUNTER: Final = 1  # NFT_OBJECT_COUNTER
+
+
+class Refused(Exception):
+    """The kernel refused an order: `errno`, and which: an order's type, None for all of them."""
+
+    def __init__(self, number: int, order: int | None) -> None:
+        super().__init__(os.strerror(number))
+        self.errno = number
+        self.order = order
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def number(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits."""
+    return attribute(kind, struct.pack(">I", value))
+
+
+def text(kind: int, value: bytes) -> bytes:
+    """An attribute that is a string."""
+    return attribute(kind, value + b"\0")
+
+
+def nested(kind: int, *inner: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attribute(kind | _NESTED, b"".join(inner))
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Attributes by their types; what does not fit ends them."""
+    found = {}
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < 4 or at + length > len(data):
+            break
+        found[kind & _TYPE] = data[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def _expression(name: bytes, *data: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, *data))
+
+
+def _value(kind: int, data: bytes) -> bytes:
+    return nested(kind, attribute(1, data))
+
+
+def _compare(op: str, data: bytes) -> bytes:
+    return _expression(b"cmp", number(1, _REGISTER), number(2, _OPS[op]), _value(3, data))
+
+
+def said(
+    base: str, offset: int, size: int, mask: int, compares: tuple[tuple[str, int], ...]
+) -> bytes:
+    """The expressions that say an nft_filter.Check."""
+    if base == LENGTH:
+        made = _expression(b"meta", number(1, _REGISTER), number(2, _META_LEN))
+        # From host order (NFT_BYTEORDER_HTON), to compare what is more and less.
+        made += _expression(
+            b"byteorder", number(1, _REGISTER), number(2, _REGISTER), number(3, 1),
+            number(4, 4), number(5, 4),
+        )  # fmt: skip
+    else:
+        made = _expression(
+            b"payload", number(1, _REGISTER), number(2, 2 if base == TRANSPORT else 1),
+            number(3, offset), number(4, size),
+        )  # fmt: skip
+    if compares and mask != (1 << 8 * size) - 1:
+        made += _expression(
+            b"bitwise", number(1, _REGISTER), number(2, _REGISTER), number(3, size),
+            _value(4, mask.to_bytes(size, "big")), _value(5, bytes(size)),
+        )  # fmt: skip
+    return made + b"".join(_compare(op, to.to_bytes(size, "big")) for op, to in compares)
+
+
+def no_protocol_of(*protocols: int) -> bytes:
+    """The packet's link layer calls it none of these."""
+    made = _expression(b"meta", number(1, _REGISTER), number(2, _META_PROTOCOL))
+    return made + b"".join(_compare("neq", struct.pack(">H", one)) for one in protocols)
+
+
+def count(counter: bytes) -> bytes:
+    """Counts in a counter that has a name."""
+    return _expression(b"objref", number(1, COUNTER), text(2, counter))
+
+
+def trace() -> bytes:
+    """From here on the packet's way is told."""
+    flag = _expression(b"immediate", number(1, _REGISTER), _value(2, b"\1"))
+    return flag + _expression(b"meta", number(2, _META_NFTRACE), number(3, _REGISTER))
+
+
+def accept() -> bytes:
+    """Ends the chain."""
+    return _expression(b"immediate", number(1, 0), nested(2, nested(2, number(1, _ACCEPT))))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One message: its type, a family (NFPROTO_*) and attributes."""
+
+    kind: int
+    family: int
+    attributes: bytes
+    flags: int = 0
+
+    def message(self, sequence: int, flags: int) -> bytes:
+        """As it goes to the kernel."""
+        body = struct.pack(">BBH", self.family, 0, 0) + self.attributes
+        kind = _SUBSYSTEM << 8 | self.kind
+        length = _HEADER.size + len(body)
+        return _HEADER.pack(length, kind, REQUEST | self.flags | flags, sequence, 0) + body
+
+
+def _edge(kind: int, sequence: int) -> bytes:
+    return _HEADER.pack(20, kind, REQUEST, sequence, 0) + struct.pack(">BBH", 0, 0, _SUBSYSTEM)
+
+
+class NftSocket:
+    """A socket to nf_tables of the calling thread's namespace.  For one thread at a time.
+
+    The kernel has done what it was sent, and answered, when sending returns.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            )
+        except OSError as error:
+            raise in_words(error.errno or 0) from error
+        try:
+            self._socket.bind((0, 0))
+            self._socket.setblocking(False)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_ROOM)
+            except PermissionError:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
+        except OSError as error:
+            self._socket.close()
+            raise in_words(error.errno or 0) from error
+        self._sequence = 0
+
+    def fileno(self) -> int:
+        """The descriptor: tables that it owns live as long as it is open somewhere."""
+        return self._socket.fileno()
+
+    @property
+    def portid(self) -> int:
+        """The socket's address, by which the kernel knows an owner."""
+        return int(self._socket.getsockname()[0])
+
+    def close(self) -> None:
+        """Tables that it owns are gone when this returns."""
+        self._socket.close()
+
+    def commit(self, orders: list[Order]) -> None:
+        """All of the orders at once, or none.  Raises Refused."""
+        for _ in range(_TRIES):
+            try:
+                return self._commit(orders)
+            except Refused as refused:
+                if refused.errno not in (errno.EINTR, errno.EAGAIN):
+                    raise
+        raise Refused(errno.EINTR, None)
+
+    def _commit(self, orders: list[Order]) -> None:
+        first = self._next(len(orders) + 2)
+        last = first + len(orders)
+        parts = [_edge(_BATCH_BEGIN, first)]
+        for sequence, order in enumerate(orders, first + 1):
+            # Errors are always told; one word that all is well is enough.
+            parts.append(order.message(sequence, ACK if sequence == last else 0))
+        self._send(b"".join((*parts, _edge(_BATCH_END, last + 1))))
+        done = False
+        problem: Refused | None = None
+        for kind, _, sequence, body in self._answers():
+            if kind != _ERROR or not first <= sequence <= last + 1 or len(body) < 4:
+                continue
+            failed = -struct.unpack_from("=i", body)[0]
+            if failed and problem is None:
+                inside = first < sequence <= last
+                problem = Refused(failed, orders[sequence - first - 1].kind if inside else None)
+            done = done or (not failed and sequence == last)
+        if problem is not None:
+            raise problem
+        if not done:
+            raise Refused(errno.EIO, None)
+
+    def ask(self, order: Order) -> list[tuple[int, dict[int, bytes]]]:
+        """The answers: each a family and attributes.  Raises Refused."""
+        for _ in range(_TRIES):
+            sequence = self._next(1)
+            self._send(order.message(sequence, 0))
+            found = []
+            whole = True
+            for kind, flags, number, body in self._answers():
+                if number != sequence:
+                    continue
+                whole = whole and not flags & _DUMP_INTR
+                if kind == _ERROR and len(body) >= 4:
+                    if failed := -struct.unpack_from("=i", body)[0]:
+                        raise Refused(failed, order.kind)
+                elif kind >> 8 == _SUBSYSTEM and len(body) >= 4:
+                    found.append((body[0], attributes(body[4:])))
+            if whole:
+                return found
+        raise Refused(errno.EINTR, order.kind)
+
+    def _next(self, count: int) -> int:
+        first = self._sequence + 1
+        self._sequence = (self._sequence + count) & 0x3FFFFFFF
+        return first
+
+    def _send(self, data: bytes) -> None:
+        # What may have been left of an answer before is none to this.
+        for _ in self._answers():
+            pass
+        try:
+            self._socket.sendto(data, (0, 0))
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, None) from error
+
+    def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Type, flags, sequence and body of each message that is there."""
+        while True:
+            try:
+                data, sender = self._socket.recvfrom(1 << 17)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise Refused(error.errno or errno.EIO, None) from error
+            if sender[0]:
+                continue  # not from the kernel
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+                if length < _HEADER.size or at + length > len(data):
+                    break
+                if kind != _DONE:
+                    yield kind, flags, sequence, data[at + _HEADER.size : at + length]
+                at += (length + 3) & ~3
+
+
+def in_words(number: int, what: str = "nf_tables") -> CaptureError:
+    """An error for a person to read."""
+    if number in (errno.EPERM, errno.EACCES):
+        return CaptureError(
+            "tracing with nf_tables needs CAP_NET_ADMIN in the network namespace: run with sudo"
+        )
+    if number in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+        return CaptureError(
+            "this kernel has no nf_tables (CONFIG_NF_TABLES): try modprobe nf_tables"
+        )
+    with contextlib.suppress(ValueError, OverflowError):
+        return CaptureError(f"{what}: {os.strerror(number)}")
+    return CaptureError(f"{what}: error {number}")
