@@ -18,10 +18,11 @@ from typing import IO, TYPE_CHECKING, Final, NoReturn
 from ipttrace import __version__, cli_ssh
 
 if TYPE_CHECKING:
+    from ipttrace.lab.demo import Demo
     from ipttrace.trace.query import Query
     from ipttrace.view.lines import Output
 
-COMMANDS: Final = ("print", "record", "replay", "export", "agent", "lab", "doctor")
+COMMANDS: Final = ("print", "record", "replay", "export", "agent", "lab", "demo", "doctor")
 FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
 
 EPILOG: Final = """commands:
@@ -32,6 +33,7 @@ EPILOG: Final = """commands:
   ipttrace replay FILE               a recorded file on the screen, or as lines
   ipttrace export FILE --format F    a recorded file as text, csv, jsonl or pcapng
   ipttrace lab [-- COMMAND ...]      the screen on a throwaway VM with traffic in it
+  ipttrace demo                      the screen on a small network apart from this host's
   ipttrace doctor                    what this machine can do, and what it lacks
   ipttrace agent                     the privileged half: the stream on stdout
 
@@ -424,6 +426,70 @@ def _lab(argv: list[str]) -> int:
         return said_why or status
 
 
+def _demo(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="ipttrace demo",
+        description="A small network with rules and traffic, apart from this host's, traced live.",
+    )
+    parser.add_argument(
+        "expr", nargs="*", default=[], metavar="EXPR", help="pcap-filter expression"
+    )
+    parser.add_argument("--text", action="store_true", help="rows as lines instead of the screen")
+    parser.add_argument(
+        "--duration", type=_positive, metavar="S", help="stop after S seconds (no terminal: 15)"
+    )
+    parser.add_argument("--record", metavar="FILE", help="the stream to a file, instead")
+    options = parser.parse_intermixed_args(argv)
+    if options.record == "-" and os.isatty(1):
+        parser.error("a stream is nothing for a terminal: name a file")
+    if not os.isatty(1) and options.duration is None:
+        options.duration = 15.0
+    lines = options.text or not (os.isatty(0) and os.isatty(1) and os.isatty(2))
+    import tempfile
+
+    from ipttrace.lab import demo
+
+    expr, checked = " ".join(options.expr), bool(options.record)
+    with contextlib.ExitStack() as stack:
+        said = None if lines or checked else stack.enter_context(tempfile.TemporaryFile())
+        # First of all: what it does goes on beside the imports and checks here.
+        try:
+            running = demo.running(expr, options.duration, checked=checked, said=said)
+            here = stack.enter_context(running)
+        except demo.SpaceError as error:
+            print(f"ipttrace: {error}", file=sys.stderr)
+            return 1
+        if not _expr_is_good(options):
+            here.close(0)
+            return 2
+        if said is None:
+            status = _demo_lines(here, options.record)
+        else:
+            from ipttrace.link import STOP
+            from ipttrace.tui.source import StreamSource
+
+            source = StreamSource(here.stream, here.control, name="demo", farewell=STOP)
+            source.progress = "a small network comes up"
+            status = _show(source, f"demo: {demo.PUZZLE}")
+        ended = here.close()
+        return (_repeat(said) if said is not None else 0) or _ended(status, ended, True)
+
+
+def _demo_lines(demo: Demo, record: str | None) -> int:
+    from ipttrace.pump import Pump, Recording
+
+    names: dict[int, str] = {}
+    try:
+        copy = Recording(record) if record else None
+    except OSError as error:
+        print(f"ipttrace: {record}: {error.strerror}", file=sys.stderr)
+        return 1
+    with contextlib.closing(copy) if copy else contextlib.nullcontext():
+        view = None if record else _view("text", names)
+        pump = Pump(view, copy=copy, stop=demo.stop, names=names)
+        return pump.run(demo.stream) or (0 if pump.rows else 1)
+
+
 def _doctor(argv: list[str]) -> int:
     _Parser(prog="ipttrace doctor", description="What this machine can do.").parse_args(argv)
     from ipttrace.capture import doctor
@@ -447,6 +513,7 @@ def main(argv: list[str] | None = None) -> int:
             "record": _record,
             "agent": _agent,
             "lab": _lab,
+            "demo": _demo,
             "doctor": _doctor,
         }[command]
         return run(rest)

@@ -12,9 +12,7 @@ import contextlib
 import fcntl
 import os
 import re
-import select
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 from ipttrace.lab import network_rules as rules
+from ipttrace.lab.network_links import LINK_WAIT, link_events, wait_running
 from ipttrace.lab.network_load import load, preload
 from ipttrace.lab.network_ns import (
     NetworkError,
@@ -30,7 +29,6 @@ from ipttrace.lab.network_ns import (
     netns_path,
     run,
     run_in,
-    socket_in,
 )
 
 __all__ = ["ROLES", "Network", "NetworkError", "read_counters"]
@@ -40,7 +38,6 @@ Counters = dict[tuple[str, str, int], tuple[int, int]]
 
 ROLES: Final = ("client", "router", "server")
 _LOCKS: Final = "/run/ipttrace"
-_LINK_WAIT: Final = 60.0  # s; it takes milliseconds, also in a slow guest
 
 # Fixed link addresses and permanent neighbours: the first packet needs no ARP
 # or ND.  With ARP and multicast off, and forwarding switched on only after that,
@@ -119,7 +116,7 @@ route add default via {rules.UPLINK4} dev eth0
 route add default via {rules.UPLINK6} dev eth0
 """
 
-_COMMANDS: Final = {("legacy", 4): "iptables-legacy", ("legacy", 6): "ip6tables-legacy"}
+BACKENDS: Final = ("legacy", "nft")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
 
@@ -129,7 +126,8 @@ class Network:
     Several live side by side under different prefixes.  What a killed run left
     under this prefix is removed first.  `missing` lists the iptables matches
     and targets that this kernel lacks; strict makes that an error, else the
-    rules that need them are left out (and later rules count lower).
+    rules that need them are left out (and later rules count lower).  The rules
+    are told to the kernel as legacy iptables does, or as iptables-nft: backend.
     """
 
     def __init__(
@@ -139,8 +137,8 @@ class Network:
             raise NetworkError(
                 f"bad prefix {prefix!r}: 1 to 32 letters, digits, '_', '.' or '-', please"
             )
-        if backend != "legacy":
-            raise NetworkError(f"backend {backend!r} is not there yet: use 'legacy'")
+        if backend not in BACKENDS:
+            raise NetworkError(f"no backend {backend!r}: use 'legacy' or 'nft'")
         self.prefix = prefix
         self.strict = strict
         self.backend = backend
@@ -204,12 +202,12 @@ class Network:
     def _setup(self) -> None:
         if os.geteuid() != 0:
             raise NetworkError("the lab network needs root: run it with sudo, or in the lab VM")
-        modules = preload()
+        modules = self._preload()
         run(["ip", "-batch", "-"], text="".join(f"netns add {self.ns(r)}\n" for r in ROLES))
         for role in ROLES:
             call_in(self.ns(role), lambda: _sysctls(_SYSCTLS))
         with contextlib.ExitStack() as stack:
-            links = {role: stack.enter_context(_link_events(self.ns(role))) for role in ROLES}
+            links = {role: stack.enter_context(link_events(self.ns(role))) for role in ROLES}
             commands = {"router": _ROUTER_IP, "client": _CLIENT_IP, "server": _SERVER_IP}
             for role, batch in commands.items():
                 text = batch.format(client=self.client, server=self.server)
@@ -217,12 +215,10 @@ class Network:
             call_in(self.router, lambda: _sysctls(_FORWARDING))
             if modules is not None:
                 modules.wait()
+            self._load_rules()
+            deadline = time.monotonic() + LINK_WAIT
             for role in ROLES:
-                for family in (4, 6):
-                    self._load(role, family, rules.ruleset(role, family))
-            deadline = time.monotonic() + _LINK_WAIT
-            for role in ROLES:
-                _wait_running(links[role], self.ns(role), len(_DEVICES[role]), deadline)
+                wait_running(links[role], self.ns(role), len(_DEVICES[role]), deadline)
 
     def _teardown(self) -> None:
         try:
@@ -234,9 +230,17 @@ class Network:
 
     # Rules and their counters
 
-    def _load(self, role: str, family: int, text: str, *, keep: bool = False) -> None:
-        command = f"{_COMMANDS[self.backend, family]}-restore"
-        absent = load(self.ns(role), command, text, keep=keep, strict=self.strict)
+    def _preload(self) -> subprocess.Popen[bytes] | None:
+        return preload()
+
+    def _load_rules(self) -> None:
+        for role in ROLES:
+            for family in (4, 6):
+                self._load(role, family, rules.ruleset(role, family))
+
+    def _load(self, role: str, family: int, text: str, backend: str = "") -> None:
+        command = f"{_command(backend or self.backend, family)}-restore"
+        absent = load(self.ns(role), command, text, strict=self.strict)
         self.missing += [name for name in absent if name not in self.missing]
 
     def add_synproxy(self) -> None:
@@ -248,7 +252,7 @@ class Network:
         loose = {"netfilter/nf_conntrack_tcp_loose": "0"}
         call_in(self.router, lambda: _sysctls(loose))
         for family in (4, 6):
-            command = f"{_COMMANDS[self.backend, family]}-restore"
+            command = f"{_command(self.backend, family)}-restore"
             load(self.router, command, rules.synproxy(family), keep=True, strict=True)
 
     def counters(self, ns: str, family: int = 4) -> Counters:
@@ -257,7 +261,7 @@ class Network:
         rulenum counts as `iptables -L --line-numbers` does; 0 is the policy of
         a built-in chain.
         """
-        done = run_in(self.ns(ns), [f"{_COMMANDS[self.backend, family]}-save", "-c"])
+        done = run_in(self.ns(ns), [f"{_command(self.backend, family)}-save", "-c"])
         return read_counters(done.stdout)
 
     # Doing things inside
@@ -271,6 +275,11 @@ class Network:
     def call(self, ns: str, function: Callable[[], T]) -> T:
         """Run a function in a role's namespace, in a thread."""
         return call_in(self.ns(ns), function)
+
+
+def _command(backend: str, family: int) -> str:
+    """`iptables-legacy`, `ip6tables-nft` …"""
+    return f"{'iptables' if family == 4 else 'ip6tables'}-{backend}"
 
 
 _CHAIN: Final = re.compile(r":(\S+) (\S+) \[(\d+):(\d+)\]")
@@ -364,31 +373,3 @@ def _sysctls(values: dict[str, str]) -> None:
             continue  # an older kernel has no such knob, nor what it would turn off
         except OSError as error:
             raise NetworkError(f"cannot set net/{name} to {value!r}: {error.strerror}") from None
-
-
-def _link_events(ns: str) -> socket.socket:
-    """rtnetlink(7): link messages of the namespace."""
-    events = socket_in(ns, socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    events.bind((0, 1))  # RTMGRP_LINK
-    return events
-
-
-def _wait_running(events: socket.socket, ns: str, count: int, deadline: float) -> None:
-    """Wait until count veth devices carry traffic.
-
-    The kernel sends the message after it has given the device its queue; what
-    was sent earlier would be lost without a trace.
-    """
-    running: set[int] = set()
-    while len(running) < count:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([events], [], [], left)[0]:
-            raise NetworkError(f"the links of {ns} did not come up in {_LINK_WAIT:.0f} s")
-        data = events.recv(65536)
-        while len(data) >= 32:
-            size, kind = struct.unpack_from("=IH", data)
-            _, device, index, flags = struct.unpack_from("=BxHiI", data, 16)
-            # RTM_NEWLINK; not ARPHRD_LOOPBACK; IFF_LOWER_UP and IFF_RUNNING
-            if kind == 16 and device != 772 and flags & 0x10040 == 0x10040:
-                running.add(index)
-            data = data[max((size + 3) & ~3, 16) :]

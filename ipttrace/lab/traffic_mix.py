@@ -14,7 +14,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -23,13 +23,16 @@ from ipttrace.lab import traffic
 from ipttrace.lab.network_ns import NetworkError
 from ipttrace.lab.traffic_server import CLOSED, DNS, SINK, WEB, Server
 
+# About how many packets, and what to do.
+Step = tuple[int, Callable[[], object]]
+
 _START_WAIT: Final = 120.0  # s; Python alone takes seconds to start in a slow guest
 _STOP_WAIT: Final = 10.0
 _ANSWER_WAIT: Final = 2.0
 
 
-def steps(client: str) -> list[tuple[int, Callable[[], object]]]:
-    """(about how many packets, what to do), in the order in which it is done, round and round."""
+def steps(client: str) -> list[Step]:
+    """In the order in which they are done, round and round."""
 
     def ping(dst: str, options: bool = False) -> Callable[[], object]:
         return lambda: traffic.ping(
@@ -82,10 +85,17 @@ def steps(client: str) -> list[tuple[int, Callable[[], object]]]:
     ]
 
 
-def run(prefix: str, rate: float, duration: float | None, watch: int | None) -> int:
+def run(
+    prefix: str,
+    rate: float,
+    duration: float | None,
+    watch: int | None,
+    also: Sequence[Step] = (),
+) -> int:
     """Serve and send until duration (s) is over or the file descriptor watch ends; rounds done.
 
-    rate is about packets a second as the client and the router see them.
+    rate is about packets a second as the client and the router see them; `also`
+    are done at the end of each round.
     """
     client = f"{prefix}-client"
     end = time.monotonic() + duration if duration is not None else float("inf")
@@ -93,7 +103,7 @@ def run(prefix: str, rate: float, duration: float | None, watch: int | None) -> 
     with Server(f"{prefix}-server"):
         print("ready", flush=True)
         for turn in itertools.count():
-            for cost, step in steps(client):
+            for cost, step in (*steps(client), *also):
                 start = time.monotonic()
                 # An answer that does not come is part of the picture, and so is
                 # a namespace in which the network is being changed.

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is in the demo: the lab network as hosts have it today, and its traffic.
+
+Router and client speak iptables-nft, the server legacy iptables where the host
+has that, router and server have native nftables tables besides.  One flow is
+dropped for whoever looks to find: see demo.py.  Must not import a user
+interface, nor load a module: it may run for an ordinary user.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Final
+
+from ipttrace.lab import network_nft, traffic, traffic_mix
+from ipttrace.lab import network_rules as at
+from ipttrace.lab.network import ROLES, Network
+from ipttrace.lab.network_nft import HTTPS
+from ipttrace.lab.network_ns import NetworkError
+
+_RATE: Final = 40.0  # packets/s, about: slow enough to be read
+
+
+class DemoNetwork(Network):
+    """The lab network with rules of all kinds, in /run/netns of this mount namespace.
+
+    `kinds` says of each role how its iptables rules are told to the kernel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("ipt", strict=False, backend="nft")
+        self.kinds = {"client": "nft", "router": "nft", "server": "legacy"}
+
+    def _preload(self) -> subprocess.Popen[bytes] | None:
+        return None  # the kernel loads what it may by itself
+
+    def _load_rules(self) -> None:
+        for role in ROLES:
+            try:
+                self._load_role(role, self.kinds[role])
+            except NetworkError:
+                if self.kinds[role] != "legacy":
+                    raise
+                self.kinds[role] = self.backend
+                self._load_role(role, self.backend)
+            if text := network_nft.tables(role):
+                self.run(role, ["nft", "-f", "-"], text=text)
+
+    def _load_role(self, role: str, backend: str) -> None:
+        for family in (4, 6):
+            self._load(role, family, rules(role, family), backend)
+
+
+def rules(role: str, family: int) -> str:
+    """The lab's rules, and that router and server let HTTPS through."""
+    text = at.ruleset(role, family)
+    last, added = {
+        "client": ("", ""),
+        "router": ("-A SERVICES -p sctp -j ACCEPT\n", f"-A SERVICES {_https()}"),
+        "server": ("8888 -j ACCEPT\n", f"-A INPUT {_https()}"),
+    }[role]
+    return text.replace(last, last + added) if last else text
+
+
+def _https() -> str:
+    return f'-p tcp -m tcp --dport {HTTPS} -m comment --comment "https" -j ACCEPT\n'
+
+
+def _steps(client: str) -> list[traffic_mix.Step]:
+    def syn(dst: str) -> Callable[[], object]:
+        return lambda: traffic.syn(client, dst, HTTPS, 1)
+
+    return [(1, syn(at.SERVER4)), (2, syn(at.SERVER6))]
+
+
+def run() -> None:
+    """Network and traffic, until this process is killed; "ready" on stdout once both are there.
+
+    Raises NetworkError where they cannot be had.
+    """
+    with DemoNetwork() as network:
+        traffic_mix.run(network.prefix, _RATE, None, None, _steps(network.client))
