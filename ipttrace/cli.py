@@ -444,6 +444,8 @@ def _demo(argv: list[str]) -> int:
         parser.error("a stream is nothing for a terminal: name a file")
     if not os.isatty(1) and options.duration is None:
         options.duration = 15.0
+    if options.expr and not _expr_is_good(options):
+        return 2
     lines = options.text or not (os.isatty(0) and os.isatty(1) and os.isatty(2))
     import tempfile
 
@@ -452,16 +454,13 @@ def _demo(argv: list[str]) -> int:
     expr, checked = " ".join(options.expr), bool(options.record)
     with contextlib.ExitStack() as stack:
         said = None if lines or checked else stack.enter_context(tempfile.TemporaryFile())
-        # First of all: what it does goes on beside the imports and checks here.
+        # First of all: what it does goes on beside the imports here.
         try:
             running = demo.running(expr, options.duration, checked=checked, said=said)
             here = stack.enter_context(running)
         except demo.SpaceError as error:
             print(f"ipttrace: {error}", file=sys.stderr)
             return 1
-        if not _expr_is_good(options):
-            here.close(0)
-            return 2
         if said is None:
             status = _demo_lines(here, options.record)
         else:

@@ -155,7 +155,7 @@ def _apart(parent: int, ends: list[int], wanted: _Wanted) -> int:
     os.closerange(len(ends), os.sysconf("SC_OPEN_MAX"))
     told = len(ends) - 1
     try:
-        demo_space.leave()
+        apart = demo_space.leave()
     except SpaceError as error:
         os.write(told, str(error).encode())
         return 1
@@ -163,7 +163,7 @@ def _apart(parent: int, ends: list[int], wanted: _Wanted) -> int:
     os.close(told)
     child = os.fork()
     if child == 0:
-        _forked(lambda: _first(wanted))
+        _forked(lambda: _first(wanted, apart))
     for number in (0, 1):
         os.close(number)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -172,13 +172,17 @@ def _apart(parent: int, ends: list[int], wanted: _Wanted) -> int:
     return status
 
 
-def _first(wanted: _Wanted) -> int:
+def _first(wanted: _Wanted, apart: bool) -> int:
     """The first process of the new namespaces: the agent, once the network is there."""
     # The kernel spares a first process the signals that it does not catch; and
     # the agent will.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     demo_space.die_with(0)
-    demo_space.own_proc()
+    try:
+        demo_space.own_proc(apart)
+    except SpaceError as error:
+        print(f"ipttrace: {error}", file=sys.stderr, flush=True)
+        return 1
     ready_read, ready_write = os.pipe()
     if os.fork() == 0:
         os.close(ready_read)
@@ -189,8 +193,13 @@ def _first(wanted: _Wanted) -> int:
     with os.fdopen(ready_read, "rb") as ready:
         if ready.readline() != b"ready\n":
             return 1
+    # All namespaces are those of the processes in here, and the named ones.
     request = Request(
-        expr=wanted.expr, engine="netlink", duration=wanted.duration, checked=wanted.checked
+        expr=wanted.expr,
+        engine="netlink",
+        netns="all",
+        duration=wanted.duration,
+        checked=wanted.checked,
     )
     return main(request, 1, 0)
 

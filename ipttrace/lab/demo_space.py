@@ -53,30 +53,38 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def leave() -> None:
+def leave() -> bool:
     """Take this process, which must have one thread, to namespaces of its own.
 
     Its next child is the first process of the new process namespace; this one
-    stays in the old, and may wait for it.  Raises SpaceError.
+    stays in the old, and may wait for it.  True: it is root in a user namespace
+    only, and may do nothing to what is outside.  Raises SpaceError.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
-        if uid != 0 or not _unshared(_ALL):
+        apart = uid != 0 or not _unshared(_ALL)
+        if apart:
             _become_root(uid, gid)
             _unshare(_ALL)
         _mount("none", "/", "", _REC | _PRIVATE)
         _own_run()
     except OSError as error:
         raise SpaceError(_why_not(uid, error)) from None
+    return apart
 
 
-def own_proc() -> None:
+def own_proc(apart: bool) -> None:
     """To be called by the first process of the process namespace: /proc shows it and its like.
 
-    Where a container hides parts of /proc, it stays as it was.
+    `apart`, from leave(): then /proc may stay as it was, as where a container
+    hides parts of it.  Else SpaceError: what looks for all namespaces would find
+    the host's.
     """
-    with contextlib.suppress(OSError):
+    try:
         _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+    except OSError as error:
+        if not apart:
+            raise SpaceError(_why_not(0, error)) from None
 
 
 def _unshared(kinds: int) -> bool:
