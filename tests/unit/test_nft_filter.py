@@ -64,6 +64,8 @@ EXACT = [
     "ip[8] >= 64 and ip[8] != 128 and ip[8] < 200",
     "(ip[2:2] >> 2) << 1 > 20",
     "ip[2:2] << 20 >> 18 = 4",
+    "ip[8] << 2 >= 257",
+    "ip[8] << 2 > 255 and ip[8] >> 3 <= 8",
     "ip[12:4] > 0x0a000001",
     "ip[1] / 4 > 3",
     "ip[1] * 8 = 16",
@@ -87,6 +89,7 @@ INEXACT = [
     "tcp[280] = 1 or udp",
     "udp[ip[8]] = 1 and len > 50",
     "ip[1] ^ 3 = 2",
+    "ip[8] << ip[1] = 0",
     "udp and ip[8] % 3 = 1",
     "(udp or ip[0:2] + ip[2:2] > 20000) and net 10.0.0.0/8",
     "tcp or ip[8] / ip[1] = 3",
@@ -246,6 +249,41 @@ def test_a_huge_filter_makes_few_rules(expr: str) -> None:
     for one in packets()[:500]:
         taken = pcapfilter.matches(rules.program, one)
         assert rules.takes(one) == taken if rules.exact else rules.takes(one) >= taken
+
+
+def instructions(*code: tuple[int, int, int, int]) -> bytes:
+    return b"".join(struct.pack("=HBBI", *one) for one in code)
+
+
+def test_ports_are_only_said_where_the_packet_is_known_to_begin_with_them() -> None:
+    # GIVEN programs that look for a port without asking for the version, or for fragments
+    load = ((0xB1, 0, 0, 0), (0x48, 0, 0, 0), (0x15, 0, 1, 53), (0x06, 0, 0, 1), (0x06, 0, 0, 0))
+    version = ((0x30, 0, 0, 0), (0x54, 0, 0, 0xF0), (0x15, 0, 4, 0x40))
+    first = ((0x28, 0, 0, 6), (0x45, 3, 0, 0x1FFF))
+    end = ((0x06, 0, 0, 0),)
+    programs = [instructions(*load), instructions(*version, *load, *end)]
+    programs.append(instructions(*first, *load, *end))
+    for program in programs:
+        # THEN the rules leave the port out: nf_tables would find none in a later fragment
+        rules = nft_filter.compile(program)
+        assert not rules.exact
+        assert all(rules.takes(one) or not pcapfilter.matches(program, one) for one in packets())
+        assert all(check.load.base != "transport" for rule in rules.rules for check in rule)
+
+
+def test_a_packet_that_ends_before_a_byte_that_is_loaded_is_not_taken() -> None:
+    # GIVEN a load whose value nobody asks for, on one of two ways to the same answer
+    program = instructions(
+        (0x30, 0, 0, 8), (0x15, 1, 0, 1), (0x30, 0, 0, 60), (0x06, 0, 0, 1)
+    )  # fmt: skip
+    rules = nft_filter.compile(program)
+    assert rules.exact
+    for size in (8, 9, 60, 61):
+        for value in (1, 2):
+            one = bytes(8) + bytes([value]) + bytes(70)
+            wanted = size >= 61 or (size >= 9 and value == 1)
+            assert pcapfilter.matches(program, one[:size]) == wanted
+            assert rules.takes(one[:size]) == wanted
 
 
 def test_what_is_no_program_is_refused_in_one_line() -> None:
