@@ -35,7 +35,7 @@ table inet guard {{
 	chain outbound {{
 		udp dport 7 counter reject with icmpx type port-unreachable comment "no echo"
 		meta l4proto gre counter goto tunnels
-		meta l4proto {{ icmp, ipv6-icmp }} limit rate over 100/second drop
+		meta l4proto {{ icmp, ipv6-icmp }} counter return
 		return
 	}}
 	chain tunnels {{

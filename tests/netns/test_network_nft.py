@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lab network's rules count the same told by iptables-nft; its nftables tables load."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+from labs import fresh_prefix
+
+from ipttrace.lab import network_nft, traffic
+from ipttrace.lab import network_rules as at
+from ipttrace.lab.network import ROLES, Counters, Network, NetworkError
+from ipttrace.lab.traffic_server import Server
+
+
+def _counted(prefix: str, backend: str) -> dict[tuple[str, int], Counters]:
+    """Every rule's counters after some traffic of all sorts."""
+    with Network(prefix, backend=backend) as network, Server(network.server):
+        assert traffic.ping(network.client, at.SERVER4, 23).received == 23
+        assert traffic.ping(network.client, at.SERVER6, 23).received == 23
+        assert traffic.ask(network.client, at.SERVER4, 53, 5).received == 5
+        traffic.syn(network.client, at.SERVER4, 445, 7)
+        traffic.udp(network.client, at.SERVER4, 4444, 11)
+        traffic.udp(network.client, at.SERVER6, 161, 1)
+        traffic.syn(network.client, at.SERVER4, 80, 3, source=at.GUEST4)
+        traffic.udp(network.client, at.SERVER4, 69, 2)
+        return {
+            (role, family): {
+                # A chain that no rule is in is only there once somebody has asked for it.
+                place: count
+                for place, count in network.counters(role, family).items()
+                if count != (0, 0)
+            }
+            for role in ROLES
+            for family in (4, 6)
+        }
+
+
+def test_rules_told_by_iptables_nft_count_as_legacy_ones_do(prefix: str) -> None:
+    try:
+        legacy = _counted(prefix, "legacy")
+        nft = _counted(fresh_prefix(), "nft")
+    except NetworkError as error:
+        if re.search("this kernel has no|is not installed", str(error)):
+            pytest.skip(str(error))
+        raise
+    assert nft == legacy
+    assert legacy["router", 4]["mangle", "MARKING", 1] == (23, 23 * 84)
+
+
+def test_tables_of_nftables_stand_beside_iptables_rules(prefix: str) -> None:
+    if not shutil.which("nft"):
+        pytest.skip("nft is not installed")
+    with Network(prefix, backend="nft") as network, Server(network.server):
+        for role in ROLES:
+            if text := network_nft.tables(role):
+                network.run(role, ["nft", "-f", "-"], text=text)
+        assert traffic.ping(network.client, at.SERVER4, 23).received == 23
+        traffic.gre(network.client, at.SERVER4, 5)
+        traffic.udp(network.client, at.SERVER4, 7, 3)
+        listed = network.run("router", ["nft", "list", "chain", "inet", "guard", "forward"]).stdout
+        assert "counter packets 46 " in listed  # tunnels and echo have left it before
+        listed = network.run("router", ["nft", "list", "table", "inet", "guard"]).stdout
+        assert re.search(r"udp dport 7 counter packets 3 .* reject", listed)
+        assert re.search(r"ip daddr 10\.2\.0\.2 counter packets 5 .* accept", listed)
+
+
+def test_a_backend_that_is_none_is_refused_in_one_line() -> None:
+    with pytest.raises(NetworkError, match=r"^no backend 'x': use 'legacy' or 'nft'$"):
+        Network(backend="x")
