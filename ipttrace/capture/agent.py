@@ -91,18 +91,46 @@ def _hello(request: Request, engine: Any) -> dict[str, Any]:
 
 def open_engine(request: Request) -> Any:
     """The engine that the request asks for, armed.  Raises CaptureError, FilterError."""
+    program = pcapfilter.compile(request.expr)
+    if request.engine == "netlink":
+        return _netlink_engine(request, program)
+    # Before anything is touched, and before bcc is imported, which takes seconds.
+    host = Host.here()
+    lacking = doctor.why_not(host)
+    if lacking is None:
+        return _kernel_engine(request, program, host)
+    if request.engine == "kernel":
+        raise CaptureError(lacking.line())
+    try:
+        engine = _netlink_engine(request, program)
+    except CaptureError as error:
+        raise CaptureError(f"{error}; the kernel engine cannot run: {lacking.text}") from error
+    engine.notes.insert(0, ("info", f"tracing over netlink; no kernel engine: {lacking.text}"))
+    return engine
+
+
+def _kernel_engine(request: Request, program: bytes, host: Host) -> Any:
+    if (pid := host.pins_holder) is not None:
+        raise CaptureError(
+            f"another ipttrace (pid {pid}) traces on this host already: stop it first"
+        )
     from ipttrace.capture.kernel import DEFAULT_BUFFER, KernelEngine, Options
 
-    if request.engine == "netlink":
-        raise CaptureError("this version has no netlink engine: use --engine kernel")
+    everywhere = request.netns in (None, namespaces.ALL)
     return KernelEngine(
         Options(
-            program=pcapfilter.compile(request.expr),
-            netns=None if request.netns is None else namespaces.inode(request.netns),
+            program=program,
+            netns=None if everywhere else namespaces.inode(request.netns or ""),
             buffer=request.buffer or DEFAULT_BUFFER,
             maxactive=request.maxactive,
         )
     )
+
+
+def _netlink_engine(request: Request, program: bytes) -> Any:
+    from ipttrace.capture.netlink import DEFAULT_BUFFER, NetlinkEngine, Options
+
+    return NetlinkEngine(Options(program, request.netns, request.buffer or DEFAULT_BUFFER))
 
 
 class Agent:
@@ -143,8 +171,7 @@ class Agent:
         hello = _hello(self._request, engine)
         self._offset = hello["clock"]["wall"] - hello["clock"]["mono"]
         writer.hello(hello)
-        for level, text in engine.notes:
-            writer.note(level, text)
+        self._tell()
         writer.books(self._books())
         self._first_look(stop)
         if self._request.ready_file is not None:
@@ -164,6 +191,9 @@ class Agent:
                 came = now
             if self._spent:
                 self._tell_spent()
+            self._tell()
+            if self._engine.over:
+                stop.reason = self._engine.over
             if now >= books_due:
                 books_due = now + _BOOKS_EVERY
                 self._tick()
@@ -172,6 +202,11 @@ class Agent:
         for fd in watched:
             engine.buffers.unwatch(fd)
         return self._finish(stop.reason)
+
+    def _tell(self) -> None:
+        """Writes what the engine has to say."""
+        while self._engine.notes:
+            self._writer.note(*self._engine.notes.pop(0))
 
     def _first_look(self, stop: Any) -> None:
         """Waits a little for the rules; records that come meanwhile come after them."""
@@ -316,17 +351,20 @@ class Agent:
         self._writer.books(self._books())
 
 
-def _refuse_in_vain(host: Host) -> None:
-    """Raises CaptureError, one line, where the engine could not run anyway.
+def _rules(request: Request, engine: Any) -> Any:
+    """What watches the rules that the engine's rows are of."""
+    if engine.name == "kernel":
+        return Rules(None if request.netns == namespaces.ALL else request.netns)
+    from ipttrace.capture.nltexts import Texts
 
-    Before anything is touched, and before bcc is imported, which takes seconds.
-    """
-    if (lacking := doctor.why_not(host)) is not None:
-        raise CaptureError(lacking.line())
-    if (pid := host.pins_holder) is not None:
-        raise CaptureError(
-            f"another ipttrace (pid {pid}) traces on this host already: stop it first"
-        )
+    return Texts(engine.changes)
+
+
+def _whose(request: Request, engine: Any) -> str | None:
+    """The namespace that is traced, None where it is more than one."""
+    if request.netns is None and engine.name == "netlink":
+        return "/proc/self/ns/net"
+    return None if request.netns == namespaces.ALL else request.netns
 
 
 def main(request: Request, out: int, control: int | None) -> int:
@@ -341,16 +379,14 @@ def main(request: Request, out: int, control: int | None) -> int:
 
 def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) -> int:
     try:
-        if request.engine != "netlink":
-            _refuse_in_vain(Host.here())
         engine = open_engine(request)
     except CaptureError as error:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     watcher = Watcher()
-    rules = Rules(request.netns)
+    rules = _rules(request, engine)
     watcher.add(rules.make, "rules")
-    watcher.add(lambda: NeighbourWatch(request.netns), "neighbours")
+    watcher.add(lambda: NeighbourWatch(_whose(request, engine)), "neighbours")
     try:
         agent = Agent(request, engine, Writer(sink, checked=request.checked), watcher, rules.first)
         if request.max_rate is not None or request.stop_after is not None:

@@ -90,6 +90,7 @@ class KernelEngine:
     """
 
     name: Final = "kernel"
+    over: Final = ""  # it never has nothing left to trace
 
     def __init__(self, options: Options) -> None:
         self._options = options

@@ -11,6 +11,7 @@ from typing import Final
 from ipttrace.capture.errors import CaptureError
 
 NAMED: Final = Path("/run/netns")
+ALL: Final = "all"  # of --netns: every one there is
 
 
 def inode(name: str) -> int:
@@ -43,4 +44,23 @@ def names() -> dict[int, str]:
         for path in NAMED.iterdir():
             with contextlib.suppress(OSError):
                 found[path.stat().st_ino] = path.name
+    return found
+
+
+def paths(only: int | None) -> dict[int, str]:
+    """Inode to a path, of the namespaces of this process, by name, and of all processes."""
+    found: dict[int, str] = {}
+    try:
+        pids = sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
+    except OSError:
+        pids = []
+    # What comes later is the better way: it lasts longer.
+    paths = [f"/proc/{pid}/ns/net" for pid in pids]
+    with contextlib.suppress(OSError):
+        paths += [str(path) for path in NAMED.iterdir()]
+    for path in [*paths, "/proc/self/ns/net"]:
+        with contextlib.suppress(OSError):
+            found[os.stat(path).st_ino] = path
+    if only is not None:
+        return {inode: path for inode, path in found.items() if inode == only}
     return found

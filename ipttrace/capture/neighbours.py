@@ -256,7 +256,8 @@ class NeighbourWatch:
             inode = namespaces.inode(self._only)
         except CaptureError:
             return {}  # it is gone: there is nothing to see
-        return {inode: (names.get(inode, self._only), _path(self._only, inode))}
+        own = "" if self._only.startswith("/proc/self/") else self._only
+        return {inode: (names.get(inode, own), _path(self._only, inode))}
 
 
 def _path(name: str, inode: int) -> str:

@@ -106,8 +106,11 @@ _PARSED: Final = np.dtype(
 )
 
 
-def open(mailbox: Mailbox) -> None:
+def open(mailbox: Mailbox) -> bool:
     """Group 0 of the mailbox's namespace sends to it, until the mailbox is closed.
+
+    Returns whether messages tell of conntrack: not every kernel is built so
+    (CONFIG_NETFILTER_NETLINK_GLUE_CT).
 
     To be called by a thread inside that namespace, before a Reader has the mailbox and
     before LogSetting.take().  Raises CaptureError.
@@ -116,7 +119,7 @@ def open(mailbox: Mailbox) -> None:
     for _ in range(4):
         number = _configure(mailbox, flags)
         if number == 0:
-            return
+            return bool(flags & _F_CONNTRACK)
         if number == errno.EAGAIN:
             continue  # the kernel has just loaded what the flags need
         if number == errno.EOPNOTSUPP and flags & _F_CONNTRACK:

@@ -44,6 +44,8 @@ PASSED: Final = 3  # the end of a chain, without a verdict
 
 _NET_LEN: Final = 40  # NFT_TRACETYPE_NETWORK_HSIZE
 _TRANSPORT_LEN: Final = 20
+# ns: between them is room for the lines that legacy tables log of the packet.
+APART: Final = np.uint64(64)
 PACKET_LEN: Final = _NET_LEN + _TRANSPORT_LEN
 
 EVENT: Final = np.dtype(
@@ -59,7 +61,9 @@ EVENT: Final = np.dtype(
         ("mark", "u4"),
         ("iif", "u4"),
         ("oif", "u4"),
+        ("priority", "i4"),  # of the chain at its hook
         ("verdict", "i4"),
+        ("hook", "u1"),
         ("kind", "u1"),
         ("head", "?"),  # the first of a run through a base chain
         ("last", "?"),  # the run is over
@@ -148,7 +152,8 @@ class Decoder:
                 return np.zeros(0, EVENT)
             of = attributes(data, lengths, NFGEN, _TYPES)
         events = np.zeros(len(which), EVENT)
-        events["time"] = batch.time
+        # Those that were read at one time a little apart, so that their order stays.
+        events["time"] = batch.time + np.arange(len(which), dtype=np.uint64) * APART
         events["generation"] = generations[which]
         events["id"] = of.integer(_ID, ">u4")
         events["handle"] = of.integer(_HANDLE, ">u8")
@@ -211,6 +216,7 @@ def _headers(events: Array, of: Attributes) -> None:
     # told of the transport header has no place.
     six = packet[:, 0] >> 4 == 6
     transport_len[six & np.isin(packet[:, 6], _EXTENSIONS)] = 0
+    transport_len[~six & ((packet[:, 0] & 15) * 4 > _NET_LEN)] = 0
     transport = some.bytes(_TRANSPORT, _TRANSPORT_LEN)
     for length in np.unique(net_len).tolist():
         rows = net_len == length

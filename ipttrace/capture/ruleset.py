@@ -14,7 +14,6 @@ not there, or keep a namespace alive.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -260,7 +259,7 @@ class RuleWatch:
     def _scan(self) -> Iterator[Seen]:
         """Which namespaces there are; those that are new are to be read."""
         self._scan_due = time.monotonic() + _SCAN_EVERY
-        before, self._paths = self._paths, _namespaces(self._only)
+        before, self._paths = self._paths, namespaces.paths(self._only)
         for netns in self._paths.keys() - before.keys():
             self._due.update({(netns, family): None for family in FAMILIES})
         for netns in before.keys() - self._paths.keys():
@@ -354,7 +353,7 @@ class RuleWatch:
                 name: {"policy": chain.policy, "rules": chain.rules}
                 for name, chain in chains.items()
             }
-            if _fits(texts):
+            if fits(texts):
                 yield self._rules(key, since, mono=mono, chains=texts)
             else:
                 yield from self._say(
@@ -366,7 +365,7 @@ class RuleWatch:
             for name, chain in chains.items()
         }
         # Twice the same says that nothing is counted; more often says nothing.
-        if told.counters[-2:] == [counted, counted] or not _fits(counted):
+        if told.counters[-2:] == [counted, counted] or not fits(counted):
             return
         told.counters = [*told.counters[-1:], counted]
         netns, family, table = key
@@ -398,24 +397,6 @@ class RuleWatch:
             yield Kind.NOTE, {"level": "warn", "text": text}
 
 
-def _fits(value: Any) -> bool:
+def fits(value: Any) -> bool:
+    """Whether it is not too long for a frame."""
     return len(json.dumps(value, separators=(",", ":"))) <= MOST
-
-
-def _namespaces(only: int | None) -> dict[int, str]:
-    """Inode to a path, of the namespaces of this process, by name, and of all processes."""
-    found: dict[int, str] = {}
-    try:
-        pids = sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
-    except OSError:
-        pids = []
-    # What comes later is the better way: it lasts longer.
-    paths = [f"/proc/{pid}/ns/net" for pid in pids]
-    with contextlib.suppress(OSError):
-        paths += [str(path) for path in namespaces.NAMED.iterdir()]
-    for path in [*paths, "/proc/self/ns/net"]:
-        with contextlib.suppress(OSError):
-            found[os.stat(path).st_ino] = path
-    if only is not None:
-        return {inode: path for inode, path in found.items() if inode == only}
-    return found

@@ -165,7 +165,7 @@ def read(family: int) -> dict[str, Table]:
     path = command(family)
     if path is None:
         raise CommandMissing(f"{COMMANDS[family]} is missing (apt install iptables)")
-    tables = parse(_run([path, "-c"]).decode("utf-8", "backslashreplace"))
+    tables = parse(run([path, "-c"]).decode("utf-8", "backslashreplace"))
     for name, chains in tables.items():
         told = _entries(family, name)
         # Each chain ends in its policy or a return; a user's begins with its
@@ -176,7 +176,7 @@ def read(family: int) -> dict[str, Table]:
     return tables
 
 
-def _run(argv: list[str]) -> bytes:
+def run(argv: list[str]) -> bytes:
     """What a command writes.  Raises CaptureError, OSError, Unreadable."""
     said = os.memfd_create("ipttrace-said")
     try:
@@ -209,7 +209,7 @@ def _drain(process: subprocess.Popen[bytes]) -> bytes:
     data = bytearray()
     while True:
         if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise CaptureError("iptables-legacy-save does not end")
+            raise CaptureError("the command does not end")
         portion = os.read(fd, 1 << 18)
         if not portion:
             return bytes(data)

@@ -116,6 +116,8 @@ EXIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     ]
 )
 
+NAME_LEN: Final = 32
+
 DTYPES: Final[tuple[np.dtype[np.void], ...]] = (ENTRY_DTYPE, RULE_DTYPE, EXIT_DTYPE)
 
 Layout = dict[str, Any]
