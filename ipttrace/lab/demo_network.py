@@ -16,6 +16,7 @@ from typing import Final
 from ipttrace.lab import network_nft, traffic, traffic_mix
 from ipttrace.lab import network_rules as at
 from ipttrace.lab.network import ROLES, Network
+from ipttrace.lab.network_load import load, restore
 from ipttrace.lab.network_nft import HTTPS
 from ipttrace.lab.network_ns import NetworkError
 
@@ -25,31 +26,36 @@ _RATE: Final = 40.0  # packets/s, about: slow enough to be read
 class DemoNetwork(Network):
     """The lab network with rules of all kinds, in /run/netns of this mount namespace.
 
-    `kinds` says of each role how its iptables rules are told to the kernel.
+    `kinds` says of each role and family how its iptables rules are told to the kernel.
     """
 
     def __init__(self) -> None:
         super().__init__("ipt", strict=False, backend="nft")
-        self.kinds = {"client": "nft", "router": "nft", "server": "legacy"}
+        self.kinds: dict[tuple[str, int], str] = {}
 
     def _preload(self) -> subprocess.Popen[bytes] | None:
         return None  # the kernel loads what it may by itself
 
     def _load_rules(self) -> None:
         for role in ROLES:
-            try:
-                self._load_role(role, self.kinds[role])
-            except NetworkError:
-                if self.kinds[role] != "legacy":
-                    raise
-                self.kinds[role] = self.backend
-                self._load_role(role, self.backend)
+            for family in self.families:
+                self.kinds[role, family] = self._load_either(role, family)
             if text := network_nft.tables(role):
                 self.run(role, ["nft", "-f", "-"], text=text)
 
-    def _load_role(self, role: str, backend: str) -> None:
-        for family in (4, 6):
-            self._load(role, family, rules(role, family), backend)
+    def _load_either(self, role: str, family: int) -> str:
+        """The kind that it has become."""
+        text = rules(role, family)
+        if role == "server":
+            try:
+                load(self.server, restore("legacy", family), text)
+            except NetworkError:
+                # Not installed, not in this kernel, or a module that only root may load.
+                pass
+            else:
+                return "legacy"
+        self._load(role, family, text)
+        return self.backend
 
 
 def rules(role: str, family: int) -> str:
@@ -71,7 +77,9 @@ def _steps(client: str) -> list[traffic_mix.Step]:
     def syn(dst: str) -> Callable[[], object]:
         return lambda: traffic.syn(client, dst, HTTPS, 1)
 
-    return [(1, syn(at.SERVER4)), (2, syn(at.SERVER6))]
+    # Uploads are small: an ordinary user has little memory for what netlink tells.
+    usual = traffic_mix.steps(client, bulk=1 << 16)
+    return [*usual, (1, syn(at.SERVER4)), (2, syn(at.SERVER6))]
 
 
 def run() -> None:

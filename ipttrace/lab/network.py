@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 from ipttrace.lab import network_rules as rules
 from ipttrace.lab.network_links import LINK_WAIT, link_events, wait_running
-from ipttrace.lab.network_load import load, preload
+from ipttrace.lab.network_load import load, preload, restore, save
 from ipttrace.lab.network_ns import (
     NetworkError,
     call_in,
@@ -117,6 +117,7 @@ route add default via {rules.UPLINK6} dev eth0
 """
 
 BACKENDS: Final = ("legacy", "nft")
+_V6: Final = re.compile(r"^.*fd00:.*\n", re.MULTILINE)  # lines with addresses as above
 _PREFIX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
 
@@ -128,6 +129,7 @@ class Network:
     and targets that this kernel lacks; strict makes that an error, else the
     rules that need them are left out (and later rules count lower).  The rules
     are told to the kernel as legacy iptables does, or as iptables-nft: backend.
+    `families` are 4 and, where the kernel has it switched on, 6.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Network:
         self.strict = strict
         self.backend = backend
         self.missing: list[str] = []
+        self.families = (4, 6) if os.path.exists("/proc/net/if_inet6") else (4,)
         self._lock: int | None = None
 
     # What it is called
@@ -211,6 +214,8 @@ class Network:
             commands = {"router": _ROUTER_IP, "client": _CLIENT_IP, "server": _SERVER_IP}
             for role, batch in commands.items():
                 text = batch.format(client=self.client, server=self.server)
+                if 6 not in self.families:
+                    text = _V6.sub("", text)
                 run_in(self.ns(role), ["ip", "-batch", "-"], text=text)
             call_in(self.router, lambda: _sysctls(_FORWARDING))
             if modules is not None:
@@ -235,11 +240,11 @@ class Network:
 
     def _load_rules(self) -> None:
         for role in ROLES:
-            for family in (4, 6):
+            for family in self.families:
                 self._load(role, family, rules.ruleset(role, family))
 
-    def _load(self, role: str, family: int, text: str, backend: str = "") -> None:
-        command = f"{_command(backend or self.backend, family)}-restore"
+    def _load(self, role: str, family: int, text: str) -> None:
+        command = restore(self.backend, family)
         absent = load(self.ns(role), command, text, strict=self.strict)
         self.missing += [name for name in absent if name not in self.missing]
 
@@ -252,7 +257,7 @@ class Network:
         loose = {"netfilter/nf_conntrack_tcp_loose": "0"}
         call_in(self.router, lambda: _sysctls(loose))
         for family in (4, 6):
-            command = f"{_command(self.backend, family)}-restore"
+            command = restore(self.backend, family)
             load(self.router, command, rules.synproxy(family), keep=True, strict=True)
 
     def counters(self, ns: str, family: int = 4) -> Counters:
@@ -261,7 +266,7 @@ class Network:
         rulenum counts as `iptables -L --line-numbers` does; 0 is the policy of
         a built-in chain.
         """
-        done = run_in(self.ns(ns), [f"{_command(self.backend, family)}-save", "-c"])
+        done = run_in(self.ns(ns), [save(self.backend, family), "-c"])
         return read_counters(done.stdout)
 
     # Doing things inside
@@ -275,11 +280,6 @@ class Network:
     def call(self, ns: str, function: Callable[[], T]) -> T:
         """Run a function in a role's namespace, in a thread."""
         return call_in(self.ns(ns), function)
-
-
-def _command(backend: str, family: int) -> str:
-    """`iptables-legacy`, `ip6tables-nft` …"""
-    return f"{'iptables' if family == 4 else 'ip6tables'}-{backend}"
 
 
 _CHAIN: Final = re.compile(r":(\S+) (\S+) \[(\d+):(\d+)\]")

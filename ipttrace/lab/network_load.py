@@ -47,6 +47,16 @@ def preload() -> subprocess.Popen[bytes] | None:
         return None
 
 
+def restore(backend: str, family: int) -> str:
+    """The command for family 4 or 6 of backend "legacy" or "nft": `ip6tables-nft-restore` …"""
+    return f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-restore"
+
+
+def save(backend: str, family: int) -> str:
+    """The opposite of restore()."""
+    return f"{restore(backend, family).removesuffix('restore')}save"
+
+
 def load(ns: str, command: str, text: str, *, keep: bool = False, strict: bool = True) -> list[str]:
     """Give text to iptables-restore in ns; what the kernel lacks, such as "SYNPROXY target".
 

@@ -31,8 +31,8 @@ _STOP_WAIT: Final = 10.0
 _ANSWER_WAIT: Final = 2.0
 
 
-def steps(client: str) -> list[Step]:
-    """In the order in which they are done, round and round."""
+def steps(client: str, bulk: int = 1 << 18) -> list[Step]:
+    """In the order in which they are done, round and round; bulk: bytes of an upload."""
 
     def ping(dst: str, options: bool = False) -> Callable[[], object]:
         return lambda: traffic.ping(
@@ -67,7 +67,7 @@ def steps(client: str) -> list[Step]:
         (1, udp(at.SERVER4, 4444)),
         (2, ping(at.ROUTER4)),
         (1, udp(at.SERVER4, 514)),
-        (12, tcp(at.SERVER4, SINK, bytes(1 << 18))),
+        (12, tcp(at.SERVER4, SINK, bytes(bulk))),
         (2, tcp(at.SERVER6, 25)),
         (1, syn(at.SERVER4, 6667)),
         (1, syn(at.SERVER4, WEB, at.GUEST4)),
@@ -90,12 +90,12 @@ def run(
     rate: float,
     duration: float | None,
     watch: int | None,
-    also: Sequence[Step] = (),
+    each: Sequence[Step] = (),
 ) -> int:
     """Serve and send until duration (s) is over or the file descriptor watch ends; rounds done.
 
-    rate is about packets a second as the client and the router see them; `also`
-    are done at the end of each round.
+    rate is about packets a second as the client and the router see them; `each`
+    is a round, steps() if there is none.
     """
     client = f"{prefix}-client"
     end = time.monotonic() + duration if duration is not None else float("inf")
@@ -103,7 +103,7 @@ def run(
     with Server(f"{prefix}-server"):
         print("ready", flush=True)
         for turn in itertools.count():
-            for cost, step in (*steps(client), *also):
+            for cost, step in each or steps(client):
                 start = time.monotonic()
                 # An answer that does not come is part of the picture, and so is
                 # a namespace in which the network is being changed.

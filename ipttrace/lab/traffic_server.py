@@ -7,6 +7,7 @@ One thread and one selector for them all.  Must not import a user interface.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 import threading
@@ -83,6 +84,8 @@ class Server:
 
     def _open(self) -> None:
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            if family == socket.AF_INET6 and not os.path.exists("/proc/net/if_inet6"):
+                continue
             for word, ports in self._wanted.items():
                 for port in ports:
                     self._listen(family, address, word, port)
