@@ -189,10 +189,13 @@ def _first(wanted: _Wanted, apart: bool) -> int:
         _forked(lambda: _network(ready_write))
     os.close(ready_write)
     from ipttrace.capture.agent import Request, main
+    from ipttrace.lab.demo_network import ROUTER
+    from ipttrace.lab.network_ns import enter
 
     with os.fdopen(ready_read, "rb") as ready:
         if ready.readline() != b"ready\n":
             return 1
+    enter(ROUTER)
     # All namespaces are those of the processes in here, and the named ones.
     request = Request(
         expr=wanted.expr,

@@ -18,8 +18,10 @@ from ipttrace.lab import network_rules as at
 from ipttrace.lab.network import ROLES, Network
 from ipttrace.lab.network_load import load, restore
 from ipttrace.lab.network_nft import HTTPS
-from ipttrace.lab.network_ns import NetworkError
+from ipttrace.lab.network_ns import NetworkError, enter
 
+_PREFIX: Final = "ipt"
+ROUTER: Final = f"{_PREFIX}-router"
 _RATE: Final = 40.0  # packets/s, about: slow enough to be read
 
 
@@ -30,7 +32,7 @@ class DemoNetwork(Network):
     """
 
     def __init__(self) -> None:
-        super().__init__("ipt", strict=False, backend="nft")
+        super().__init__(_PREFIX, strict=False, backend="nft")
         self.kinds: dict[tuple[str, int], str] = {}
 
     def _preload(self) -> subprocess.Popen[bytes] | None:
@@ -88,4 +90,6 @@ def run() -> None:
     Raises NetworkError where they cannot be had.
     """
     with DemoNetwork() as network:
+        # The one that this process came in is to go: it is no part of the network.
+        enter(ROUTER)
         traffic_mix.run(network.prefix, _RATE, None, None, _steps(network.client))

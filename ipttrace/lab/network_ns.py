@@ -39,7 +39,8 @@ def netns_inode(ns: str) -> int:
         raise NetworkError(f"no network namespace {ns}: {error.strerror}") from None
 
 
-def _enter(ns: str) -> None:
+def enter(ns: str) -> None:
+    """Take the calling thread to the namespace, for good.  Raises NetworkError."""
     try:
         fd = os.open(netns_path(ns), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -63,7 +64,7 @@ def call_in(ns: str, function: Callable[[], T]) -> T:
 
     def body() -> None:
         try:
-            _enter(ns)
+            enter(ns)
             results.append(function())
         except BaseException as error:
             errors.append(error)
