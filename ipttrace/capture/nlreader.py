@@ -239,7 +239,8 @@ class Reader:
 
     def _read(self, box: Mailbox) -> int:
         """One call for what is there; returns the number of datagrams."""
-        if box.width != self._width:
+        if box.width > self._width:
+            # Not for each that is narrower: two that take turns would do nothing else.
             self._prepare(box.width)
         fd = box.socket.fileno()
         count = _libc.recvmmsg(fd, self._heads, _AT_ONCE, socket.MSG_DONTWAIT, None)
