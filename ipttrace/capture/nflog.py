@@ -215,11 +215,15 @@ class Decoder:
         self._known: dict[bytes, int] = {}
         self._parsed = np.zeros(64, _PARSED)
 
-    def decode(self, batch: Batch) -> Array:
+    def decode(self, *batches: Batch) -> Array:
         """The events of these messages, shape (n,) of EVENT, in order.
 
-        What is not a packet of group 0 is left out and counted in `unread`.
+        What is not a packet of group 0 is left out and counted in `unread`.  Many small
+        batches at once cost a third of one after the other.
         """
+        if not batches:
+            return np.zeros(0, EVENT)
+        batch, times = _joined(batches)
         if not len(batch.lengths) or batch.data.shape[1] < NFGEN:
             self.unread += len(batch.lengths)
             return np.zeros(0, EVENT)
@@ -236,7 +240,7 @@ class Decoder:
         ends = np.minimum(batch.lengths[which], said)
         of = attributes(data, ends, NFGEN, _TYPES)
         events = np.zeros(len(which), EVENT)
-        events["time"] = batch.time
+        events["time"] = times[which]
         events["family"] = data[:, NLMSG_HEADER]
         events["seq"] = of.integer(_SEQ, ">u4")
         events["mark"] = of.integer(_MARK, ">u4")
@@ -277,6 +281,20 @@ class Decoder:
                 self._parsed = np.concatenate([self._parsed, np.zeros(number, _PARSED)])
             self._parsed[number] = parse(line)
         return number
+
+
+def _joined(batches: tuple[Batch, ...]) -> tuple[Batch, Array]:
+    """All in one, and when each message was read."""
+    counts = [len(batch.lengths) for batch in batches]
+    times = np.repeat(np.array([batch.time for batch in batches], np.uint64), counts)
+    if len(batches) == 1:
+        return batches[0], times
+    data = np.zeros((sum(counts), max(batch.data.shape[1] for batch in batches)), np.uint8)
+    at = 0
+    for batch, count in zip(batches, counts, strict=True):
+        data[at : at + count, : batch.data.shape[1]] = batch.data
+        at += count
+    return Batch(batches[0].time, data, np.concatenate([batch.lengths for batch in batches])), times
 
 
 def parse(line: bytes) -> tuple[bytes, bytes, int, int]:
