@@ -205,7 +205,7 @@ def _operators_of(name: str) -> Iterator[tuple[str, str]]:
 
 def _values_of(name: str, context: Context) -> Iterator[tuple[str, str]]:
     if name == "netns":
-        for inode, text in context.netns.items():
+        for (_, inode), text in context.netns.items():
             yield text, str(inode)
     elif name == "host":
         for text in context.hosts:

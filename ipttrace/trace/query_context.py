@@ -29,14 +29,14 @@ class Context:
     """Of the rows that a query is asked about.
 
     `newest`: time of the newest row, ns since the epoch; None: of each part
-    for itself.  `netns`: names of namespaces by inode; `hosts`: names by
+    for itself.  `netns`: names of namespaces by host and inode; `hosts`: names by
     number; `rulesets`: by host; `utc`: times without a zone are UTC, not local.
     `values`: for completion alone, those that rows have, by field.
     """
 
     names: Names
     newest: int | None = None
-    netns: Mapping[int, str] = field(default_factory=dict)
+    netns: Mapping[tuple[int, int], str] = field(default_factory=dict)
     hosts: Sequence[str] = ()
     rulesets: Mapping[int, RuleTexts] = field(default_factory=dict)
     utc: bool = False
@@ -47,11 +47,18 @@ def context_of(
     store: Store,
     *,
     netns: Mapping[int, str] | None = None,
+    places: Mapping[tuple[int, int], str] | None = None,
     hosts: Sequence[str] = (),
     utc: bool = False,
 ) -> Context:
-    """The context of a store as it is now: names, newest row and rules' texts are its own."""
+    """The context of a store as it is now: names, newest row and rules' texts are its own.
+
+    Names of namespaces are in `places`, by host and inode, or, where there is
+    one host, in `netns`.
+    """
     newest = None
     for part in store.parts(store.end - 1 if len(store) else None):
         newest = int(part.columns["time"][-1])
-    return Context(store.names, newest, netns or {}, hosts, store.rulesets, utc)
+    named = dict(places or {})
+    named.update(((0, inode), name) for inode, name in (netns or {}).items())
+    return Context(store.names, newest, named, hosts, store.rulesets, utc)

@@ -136,19 +136,25 @@ class Netns(Kind):
         }
 
         def hit(part: Part, context: Context) -> Array:
-            column = part.columns["netns"]
-            meant = {inode for inode, name in context.netns.items() if predicate(name)} | inodes
+            # What one host calls so is another namespace, with another name, elsewhere.
+            meant = {place for place, name in context.netns.items() if predicate(name)}
+            column, hosts = part.columns["netns"], part.columns["host"]
             if op == "~":
                 # One without a name is shown by its number.
+                both = hosts.astype(np.uint64) << np.uint64(32) | column
+                there = ((each >> 32, each & 0xFFFFFFFF) for each in np.unique(both).tolist())
                 meant.update(
-                    inode
-                    for inode in np.unique(column).tolist()
-                    if inode not in context.netns and predicate(str(inode))
+                    place
+                    for place in there
+                    if place not in context.netns and predicate(str(place[1]))
                 )
             found = np.zeros(len(part), bool)
-            for inode in meant:
+            for inode in inodes:
                 if inode <= 0xFFFFFFFF:
                     found |= column == np.uint32(inode)
+            for host, inode in meant:
+                if inode <= 0xFFFFFFFF and host <= 0xFF:
+                    found |= (column == np.uint32(inode)) & (hosts == np.uint8(host))
             return found
 
         return hit

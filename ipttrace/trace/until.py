@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ipttrace.trace.query import Query, context_of
+from ipttrace.trace.query import Context, Query, context_of
 from ipttrace.trace.store import Store
 
 
@@ -32,12 +32,15 @@ class Until:
         self._looked = 0
         self.found: int | None = None
 
-    def feed(self, store: Store) -> int | None:
-        """Sequence number of the first row ever that the query takes; None while there is none."""
+    def feed(self, store: Store, context: Context | None = None) -> int | None:
+        """Sequence number of the first row ever that the query takes; None while there is none.
+
+        `context`: of the store as it is now; None: made from what this was made with.
+        """
         if self.found is not None or self._looked >= store.end:
             return self.found
         end = store.end
-        context = context_of(store, netns=self._netns, hosts=self._hosts)
+        context = context or context_of(store, netns=self._netns, hosts=self._hosts)
         for part in store.parts(self._looked, end):
             hits = self.query.mask(part, context)
             if hits.any():

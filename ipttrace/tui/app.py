@@ -200,7 +200,7 @@ class TraceApp(Commands, Files, Timing):
         self._left = True
         for line in self.lines:
             line.close()
-        self.exit(add_up(self.lines), return_code=code)
+        self.exit(add_up(self.lines, self.hosts()), return_code=code)
 
     # The streams.
 
@@ -245,7 +245,7 @@ class TraceApp(Commands, Files, Timing):
     def _draw(self) -> None:
         self._drawn = monotonic()
         self._stale = False
-        names, hosts = self._names(), self.hosts()
+        names, hosts = self.places(), self.hosts()
         if names != self._named or hosts != self._hosts:
             self._named, self._hosts = names, hosts
             self.rows.name_places(names, hosts if len(hosts) > 1 else ())
@@ -257,8 +257,7 @@ class TraceApp(Commands, Files, Timing):
         if self.store.end == 0:
             self.look()
 
-    def _names(self) -> dict[tuple[int, int], str]:
-        """Names of network namespaces by host and inode."""
+    def places(self) -> dict[tuple[int, int], str]:
         return {
             (line.trace.host, inode): name
             for line in self.lines
@@ -278,7 +277,6 @@ class TraceApp(Commands, Files, Timing):
         return {inode: name for inode, name in names.items() if inode not in several}
 
     def hosts(self) -> list[str]:
-        """What each host calls itself, or where two say the same, what we call it."""
         names = [line.host for line in self.lines]
         return [
             name if names.count(name) == 1 else clean(line.source.name)
@@ -303,7 +301,7 @@ class TraceApp(Commands, Files, Timing):
         return Where(self.netns_names(self.view_line.trace.host), dict(enumerate(self.hosts())))
 
     def query_context(self) -> query.Context:
-        return query.context_of(self.store, netns=self.netns_names(), hosts=self.hosts())
+        return query.context_of(self.store, places=self.places(), hosts=self.hosts())
 
     @property
     def view_line(self) -> Line:
@@ -355,8 +353,9 @@ class TraceApp(Commands, Files, Timing):
 
     def _tick(self) -> None:
         self.tallies.pull(self.store)
-        if self._until is not None and (seq := self._until.feed(self.store)) is not None:
-            text, self._until = self._until.query.text, None
+        asked = self._until
+        if asked is not None and (seq := asked.feed(self.store, self.query_context())) is not None:
+            text, self._until = asked.query.text, None
             self.tell({"cmd": "disarm"})
             # Fed already, and perhaps not in the list yet.
             self.view.pull()
@@ -370,7 +369,7 @@ class TraceApp(Commands, Files, Timing):
             self.tallies.totals.note_books(line.trace.host, line.trace.books)
         if (shown := self.switcher.current) == "trace":
             return
-        tallies, names, netns = self.tallies, self.store.names, self.netns_names()
+        tallies, names, netns = self.tallies, self.store.names, self.places()
         hosts = self.hosts() if len(self.lines) > 1 else []
         if shown == "rules-view":
             self._rules.show(tallies.rules, names, self.store.rulesets, netns, hosts)

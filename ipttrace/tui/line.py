@@ -8,7 +8,7 @@ belongs to the app's thread but what the intake does.  Must not touch widgets.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, BinaryIO
 
@@ -154,14 +154,21 @@ class Line:
         return at.text_of(books.get("expr", self.trace.hello.get("expr")))
 
 
-def add_up(lines: list[Line]) -> dict[str, Any]:
-    """The summary of all lines: figures added, engines named."""
+def add_up(lines: list[Line], hosts: Sequence[str] = ()) -> dict[str, Any]:
+    """The summary of all lines: figures added, engines named, the first error.
+
+    `hosts`: names by number, for the error where there are several.
+    """
     each = [line.trace.summary() for line in lines]
     total: dict[str, Any] = {
         name: sum(one[name] for one in each)
         for name in ("rows", "records", "lost", "missed", "incomplete")
     }
     total["engine"] = "+".join(sorted({one["engine"] for one in each if one["engine"]}))
-    errors = [line.error for line in lines if line.error]
+    errors = [
+        f"{hosts[line.trace.host]}: {line.error}" if len(hosts) > 1 else line.error
+        for line in lines
+        if line.error
+    ]
     total["error"] = errors[0] if errors else None
     return total

@@ -75,8 +75,12 @@ class Tallied:
         self.traces[host].rulesets.feed(frame)
 
     @property
-    def netns(self) -> dict[int, str]:
-        return situation.netns_names(self.traces[0].hello)
+    def netns(self) -> dict[tuple[int, int], str]:
+        return {
+            (number, inode): name
+            for number, trace in enumerate(self.traces)
+            for inode, name in situation.netns_names(trace.hello).items()
+        }
 
     def show(self, view: Ledger) -> None:
         names, tallies = self.store.names, self.tallies
@@ -89,7 +93,7 @@ class Tallied:
 
     def taken(self, text: str) -> int:
         """How many rows of the store a query takes."""
-        context = query.context_of(self.store, netns=self.netns, hosts=self.hosts)
+        context = query.context_of(self.store, places=self.netns, hosts=self.hosts)
         asked = query.compile(text)
         return sum(int(np.count_nonzero(asked.mask(p, context))) for p in self.store.parts())
 

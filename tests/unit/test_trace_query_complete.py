@@ -11,7 +11,7 @@ from tests.unit.test_trace_query_rows import one
 
 CONTEXT = query.Context(
     Names(),
-    netns={1: "router", 2: "my ns"},
+    netns={(0, 1): "router", (0, 2): "my ns", (1, 2): "my ns"},
     hosts=("web1",),
     values={
         "chain": ("INPUT", "DOCKER-USER"),

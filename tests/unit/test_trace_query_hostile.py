@@ -76,7 +76,7 @@ def test_any_text_is_a_query_or_an_error_in_one_line(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(-1, 100))
 def test_completion_never_fails(text: str, cursor: int) -> None:
-    context = query.Context(_ROW.store.names, netns={1: "a b"}, values={"chain": ("x y", "z")})
+    context = query.Context(_ROW.store.names, netns={(0, 1): "a b"}, values={"chain": ("x y", "z")})
     for one_of in query.complete(text, cursor, context):
         assert 0 <= one_of.start <= one_of.end <= len(text)
         assert one_of.text

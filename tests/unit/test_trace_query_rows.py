@@ -350,9 +350,10 @@ def test_a_rule_is_found_by_its_text_and_asked_for_once_only() -> None:
 
 def test_namespaces_and_hosts_are_known_by_name_and_by_number() -> None:
     trace = one(netns=77)
-    assert taken(trace, "netns=router", netns={77: "router", 78: "other"}) == {0}
-    assert taken(trace, "netns~^ROU", netns={77: "router"}) == {0}
-    assert taken(trace, "netns!=router", netns={77: "router"}) == set()
+    named = {(0, 77): "router", (0, 78): "other"}
+    assert taken(trace, "netns=router", netns=named) == {0}
+    assert taken(trace, "netns~^ROU", netns=named) == {0}
+    assert taken(trace, "netns!=router", netns=named) == set()
     assert taken(trace, "netns=77 and netns~7 and netns in 77,78") == {0}
     assert taken(trace, "netns=router") == set()
     assert taken(trace, "netns=99999999999999") == set()

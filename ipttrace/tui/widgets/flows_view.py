@@ -69,7 +69,7 @@ class FlowsView(Ledger):
         super().__init__(id=id)
         self._tally: FlowsTally | None = None
         self._store_names: Names | None = None
-        self._netns: Mapping[int, str] = {}
+        self._netns: Mapping[tuple[int, int], str] = {}
         self._hosts: Sequence[str] = ()
         self._now: int | None = None
         self._version: Hashable = None
@@ -82,14 +82,14 @@ class FlowsView(Ledger):
         self,
         tally: FlowsTally,
         names: Names,
-        netns: Mapping[int, str],
+        netns: Mapping[tuple[int, int], str],
         hosts: Sequence[str] = (),
         now: int | None = None,
     ) -> None:
         """Show what there is by now; call it as often as you like.
 
-        `names`: the store's; `netns`: names of namespaces by inode; `hosts`:
-        names by number, when there are several; all safe for a terminal.
+        `names`: the store's; `netns`: names of namespaces by host and
+        inode; `hosts`: names by number, when there are several; all safe for a terminal.
         `now`: ns since the epoch by the stream's clock; None: the newest row is
         now.
         """
@@ -218,7 +218,7 @@ class FlowsView(Ledger):
             text = self._hosts[flow.host] if known else str(flow.host)
             return column(text, width, "dim", right=False)
         if name == "netns":
-            netns = self._netns.get(flow.netns) or fit_tail(str(flow.netns), width)
+            netns = self._netns.get((flow.host, flow.netns)) or fit_tail(str(flow.netns), width)
             return column(netns, width, "dim", right=False)
         if name == "ends":
             return column(ends(flow, width), width, "text", right=False)

@@ -80,7 +80,7 @@ class RulesView(Ledger):
         self._tally: RulesTally | None = None
         self._listings: Listings | None = None
         self._rulesets: Mapping[int, Rulesets] = {}
-        self._netns: Mapping[int, str] = {}
+        self._netns: Mapping[tuple[int, int], str] = {}
         self._hosts: Sequence[str] = ()
         self._now: int | None = None
         self._version: Hashable = None
@@ -100,14 +100,14 @@ class RulesView(Ledger):
         tally: RulesTally,
         names: Names,
         rulesets: Mapping[int, Rulesets],
-        netns: Mapping[int, str],
+        netns: Mapping[tuple[int, int], str],
         hosts: Sequence[str] = (),
         now: int | None = None,
     ) -> None:
         """Show what there is by now; call it as often as you like.
 
         `names` and `rulesets`: the store's; `netns`: names of namespaces by
-        inode; `hosts`: names by number, when there are several; all safe for a
+        host and inode; `hosts`: names by number, when there are several; all safe for a
         terminal.  `now`: ns since the epoch by the stream's clock, so that rates
         fall when nothing comes; None: the newest row is now.
         """
@@ -185,10 +185,10 @@ class RulesView(Ledger):
         found = set() if self._tally is None else set(self._tally.namespaces())
         for host, rulesets in self._rulesets.items():
             found.update((host, netns) for netns in rulesets.namespaces())
-        return sorted(found, key=lambda one: (one[0], self._called(one[1]), one[1]))
+        return sorted(found, key=lambda one: (one[0], self._called(*one), one[1]))
 
-    def _called(self, netns: int) -> str:
-        return self._netns.get(netns) or f"netns {netns}"
+    def _called(self, host: int, netns: int) -> str:
+        return self._netns.get((host, netns)) or f"netns {netns}"
 
     def refill(self) -> Sequence[Hashable]:
         self._order = self._namespaces()
@@ -268,7 +268,7 @@ class RulesView(Ledger):
         where = " Rules"
         if self._namespace is not None and self._order:
             host, netns = self._namespace
-            where = f" {self._called(netns)}"
+            where = f" {self._called(host, netns)}"
             if len(self._hosts) > 1 and host < len(self._hosts):
                 where += f" on {self._hosts[host]}"
         right = f"  s by {self.sort}  0 {'hidden' if self._hidden else 'shown'} "
