@@ -80,8 +80,12 @@ class Base(App[Summary]):
         """What is going on."""
         raise NotImplementedError
 
-    def netns_names(self) -> dict[int, str]:
-        """Names of network namespaces by inode, of all hosts."""
+    def places(self) -> dict[tuple[int, int], str]:
+        """Names of network namespaces by host and inode."""
+        raise NotImplementedError
+
+    def hosts(self) -> list[str]:
+        """What each host calls itself, or where two say the same, what we call it."""
         raise NotImplementedError
 
     def query_context(self) -> query.Context:

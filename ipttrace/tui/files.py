@@ -22,6 +22,7 @@ from ipttrace.tui.messages import ExportEnded, Exporting
 from ipttrace.tui.widgets.export_dialog import Choice, ExportDialog, Wish
 from ipttrace.tui.widgets.prompt import Ask
 from ipttrace.view.export import Export, ExportError
+from ipttrace.view.places import Places
 
 MARKED, VIEW, ALL = range(3)
 _PORTION: Final = 1 << 16
@@ -78,11 +79,19 @@ class Files(Base):
                 selection,
                 wish.format,
                 wish.path,
-                names=self.netns_names(),
-                about=self.trace.hello,
+                names=Places(self.hosts(), self.places()),
+                about=self._about_all(),
                 overwrite=wish.overwrite,
             )
         )
+
+    def _about_all(self) -> dict[str, object]:
+        """The HELLO of the one host, or what of it is true of all."""
+        if len(self.lines) == 1:
+            return self.trace.hello
+        filters = {line.expr for line in self.lines}
+        expr = filters.pop() if len(filters) == 1 else ""
+        return {"host": ", ".join(self.hosts()), "expr": expr}
 
     @work(thread=True, group="export", exclusive=True, exit_on_error=False)
     def _export(self, export: Export) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows as CSV (RFC 4180): FIELDS as columns, in that order.
+"""Rows as CSV (RFC 4180): FIELDS as columns, in that order; of several hosts, `host` behind them.
 
 Safe to open in a spreadsheet: a cell of text that a spreadsheet would take
 for a formula gets an apostrophe in front, also where it takes semicolons for
@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from ipttrace.trace.row import FIELDS, Row
+from ipttrace.trace.row import Row
 from ipttrace.view.cells import joined_path, rfc3339, safe
+from ipttrace.view.places import Named, places
 
 # = + - @ and their full-width forms; tab, CR and LF never come this far as
 # themselves, but a spreadsheet's own unescaping is not ours to rely on.
@@ -42,13 +43,20 @@ def cell(text: str | None) -> str | None:
 class CsvView:
     """A `View`; keeps no state between calls."""
 
+    def __init__(self, names: Named = None) -> None:
+        self._places = places(names)
+
     def header(self) -> str:
-        return ",".join(FIELDS) + "\r\n"
+        return ",".join(self._places.fields) + "\r\n"
 
     def lines(self, rows: Iterable[Row]) -> str:
         out = io.StringIO(newline="")
-        csv.writer(out).writerows(map(_values, rows))
+        csv.writer(out).writerows(map(self._values, rows))
         return out.getvalue()
+
+    def _values(self, row: Row) -> tuple[object, ...]:
+        values = _values(row)
+        return (*values, cell(self._places.host(row.host))) if self._places.several else values
 
 
 def _values(row: Row) -> tuple[object, ...]:

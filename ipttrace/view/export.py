@@ -26,6 +26,7 @@ from ipttrace.trace.hashing import Array
 from ipttrace.trace.store import Store
 from ipttrace.view.cells import SECOND, safe
 from ipttrace.view.formats import ENDINGS, output
+from ipttrace.view.places import Named
 
 # Rows a step: some 50 ms of work, so that a stop is felt at once.
 _STEP: Final = 2000
@@ -56,14 +57,14 @@ class Export:
         format: str,
         path: str | os.PathLike[str],
         *,
-        names: Mapping[int, str] | None = None,
+        names: Named = None,
         about: Mapping[str, object] | None = None,
         overwrite: bool = False,
     ) -> None:
         """`selection`: sequence numbers, in one array or several, in the order of the file.
 
         `format`: one of FORMATS; `path`: a leading ~ is the home directory;
-        `names`: of namespaces, by inode; `about`: the stream's HELLO.  Raises
+        `names`: of namespaces by inode, or of several hosts; `about`: the stream's HELLO.  Raises
         KeyError for an unknown format.
         """
         arrays = [selection] if isinstance(selection, np.ndarray) else list(selection)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Final
 
 from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.lines import Lines, Output, View
 from ipttrace.view.pcapng import Pcapng
+from ipttrace.view.places import Named
 from ipttrace.view.text import TextView
 
 # The ending of a file's name → its format.
@@ -25,18 +26,19 @@ FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
 
 def output(
     name: str,
-    names: Mapping[int, str] | None = None,
+    names: Named = None,
     *,
     columns: int | None = None,
     colour: bool = False,
 ) -> Output:
     """The output of format `name`.  Raises KeyError.
 
-    `names`: of namespaces, by inode; `columns` and `colour`: of the terminal, for text.
+    `names`: of namespaces by inode, or Places where there are several hosts;
+    `columns` and `colour`: of the terminal, for text.
     """
     if name == "text":
         return Lines(TextView(names, columns=columns, colour=colour))
     if name == "pcapng":
         return Pcapng(names)
-    views: dict[str, type[View]] = {"csv": CsvView, "jsonl": JsonlView}
-    return Lines(views[name]())
+    views: dict[str, Callable[[Named], View]] = {"csv": CsvView, "jsonl": JsonlView}
+    return Lines(views[name](names))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Rows as JSON lines: one object a line, its keys FIELDS in that order.
 
+Of several hosts the last key is `host`.
+
 What is not known is null.  `skb` and `mark` are hex text ("0x1"), as in CSV,
 `time` is RFC 3339, `path` is a list of {chain, rulenum, match}.  The lines are
 pure ASCII (JSON escapes the rest), so they are valid UTF-8 in any locale and
@@ -14,8 +16,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ipttrace.trace.row import FIELDS, Row
+from ipttrace.trace.row import Row
 from ipttrace.view.cells import rfc3339
+from ipttrace.view.places import Named, places
 
 # JSON can spell half a surrogate pair; strict readers then refuse the line.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -25,22 +28,29 @@ _encode: Final = json.JSONEncoder(ensure_ascii=True, separators=(", ", ": ")).en
 class JsonlView:
     """A `View`; keeps no state between calls."""
 
+    def __init__(self, names: Named = None) -> None:
+        self._places = places(names)
+        self._fields = self._places.fields
+
     def header(self) -> str:
         return ""
 
     def lines(self, rows: Iterable[Row]) -> str:
-        lines = [_line(row) for row in rows]
+        lines = [self._line(row) for row in rows]
         lines.append("")
         return "\n".join(lines)
 
-
-def _line(row: Row) -> str:
-    line = _encode(dict(zip(FIELDS, _values(row), strict=True)))
-    if "\\ud" in line:
-        # Rare enough to encode twice: half a surrogate pair, or a character
-        # beyond the first plane, which is spelt as a whole one.
-        line = _encode(_whole(dict(zip(FIELDS, _values(row), strict=True))))
-    return line
+    def _line(self, row: Row) -> str:
+        values = _values(row)
+        if self._places.several:
+            values = (*values, self._places.host(row.host))
+        fields = dict(zip(self._fields, values, strict=True))
+        line = _encode(fields)
+        if "\\ud" in line:
+            # Rare enough to encode twice: half a surrogate pair, or a character
+            # beyond the first plane, which is spelt as a whole one.
+            line = _encode(_whole(fields))
+        return line
 
 
 def _whole(value: Any) -> Any:

@@ -29,6 +29,7 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.store import Store
 from ipttrace.trace.text import clean
 from ipttrace.view.cells import ELLIPSIS, duration, path_text, safe
+from ipttrace.view.places import Named, places
 
 LINKTYPE_RAW: Final = 101
 SNAPLEN: Final = 128  # bytes of a packet in a record
@@ -98,12 +99,12 @@ class _Packet:
 class Pcapng:
     """An `Output`.
 
-    `names` gives namespaces their names by inode; it may be filled until the
-    first packet of a namespace comes.
+    `names` gives namespaces their names by inode, or is Places of several
+    hosts; it may be filled until the first packet of a namespace comes.
     """
 
-    def __init__(self, names: Mapping[int, str] | None = None) -> None:
-        self._names: Mapping[int, str] = {} if names is None else names
+    def __init__(self, names: Named = None) -> None:
+        self._places = places(names)
         self._interfaces: dict[tuple[int, int, str | None], int] = {}
         self._open: dict[int, _Packet] = {}  # by journey
         self._held: list[tuple[int, int, _Packet]] = []  # a heap: time, number, packet
@@ -195,10 +196,10 @@ class Pcapng:
         )
 
     def _interface(self, host: int, netns: int, device: str | None) -> bytes:
-        name = self._names.get(netns)
+        name = self._places.name(host, netns)
         where = f"namespace {name} ({netns})" if name else f"namespace {netns}"
-        if host:
-            where += f" of host {host}"
+        if host or self._places.several:
+            where += f" of host {self._places.host(host)}"
         return _block(
             _INTERFACE,
             struct.pack("<HHI", LINKTYPE_RAW, 0, SNAPLEN),

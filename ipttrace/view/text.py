@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ipttrace.trace.row import Row
 from ipttrace.view.cells import clock, cut, duration, path_text, safe, width
+from ipttrace.view.places import Named, places
 
 # Different texts that a column remembers; addresses of a scan would be endless.
 _REMEMBERED: Final = 16384
@@ -85,21 +86,22 @@ class _Column:
 class TextView:
     """A `View`.
 
-    `netns` names namespaces by inode (it may be filled while the view is in
-    use; unnamed ones show their number).  `columns` is the terminal's width:
-    the least telling columns are left out to fit it, the path is cut, and what
-    still does not fit is left for the terminal to wrap.  None: everything.
+    `netns` names namespaces by inode, or is Places of several hosts (it may be
+    filled while the view is in use; unnamed ones show their number).  `columns`
+    is the terminal's width: the least telling columns are left out to fit it,
+    the path is cut, and what still does not fit is left for the terminal to
+    wrap.  None: everything.
     """
 
     def __init__(
         self,
-        netns: Mapping[int, str] | None = None,
+        netns: Named = None,
         *,
         columns: int | None = None,
         colour: bool = False,
         utc: bool = False,
     ) -> None:
-        self._netns: Mapping[int, str] = {} if netns is None else netns
+        self._places = places(netns)
         self._room = columns
         self._colour = colour
         self._utc = utc
@@ -158,8 +160,8 @@ class TextView:
 
     def _all(self) -> list[_Column]:
         colour = self._colour
-        return [
-            _Column("NETNS", 10, 20, lambda row: row.netns, self._netns_text),
+        columns = [
+            _Column("NETNS", 10, 20, lambda row: (row.host, row.netns), self._netns_text),
             _Column("IN→OUT", 9, 33, lambda row: (row.in_, row.out), _devices),
             _Column(
                 "PROTO",
@@ -186,9 +188,12 @@ class TextView:
             _Column("COST", 7, 12, lambda row: row.cost_ns, duration, right=True),
             _Column("COMM/PID", 14, 40, lambda row: (row.comm, row.pid), _process),
         ]
+        if self._places.several:
+            columns.append(_Column("HOST", 8, 32, lambda row: row.host, self._places.host))
+        return columns
 
-    def _netns_text(self, inode: int) -> str:
-        return self._netns.get(inode) or str(inode)
+    def _netns_text(self, key: tuple[int, int]) -> str:
+        return self._places.name(*key) or str(key[1])
 
 
 def _plain(value: object) -> str:

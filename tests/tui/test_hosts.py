@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 from textual.pilot import Pilot
 
+from ipttrace.trace import query
+from ipttrace.trace.row import FIELDS
+from ipttrace.trace.until import Until
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.columns import BEGINS, choose
+from ipttrace.tui.files import ALL
+from ipttrace.tui.widgets.export_dialog import Wish
+from ipttrace.view.export import format_of
 from tests.tui import streams
 from tests.tui.harness import Agent, laid_out, screen_text, shown, until
 
@@ -122,6 +133,90 @@ async def test_a_word_of_an_agent_has_its_host_before_it() -> None:
         agents[1].send(streams.note("warn", "the ruleset is too large"))
         said = "web2: the ruleset is too large"
         await until(pilot, lambda: app._noticed[0] == said, "a notice")
+
+
+async def test_a_namespace_is_asked_for_by_the_name_that_its_own_host_gives_it() -> None:
+    async with hosts("web1", "web2", rows=8) as (_, app, pilot):
+        # GIVEN one inode that is lan1 on one host and lan2 on the other, WHEN lan2 is asked for
+        app.looking.write("netns=lan2")
+        app.turned()
+        await until(pilot, lambda: app.looking.lens.end - app.looking.lens.first == 8, "its rows")
+        # THEN the rows are those of the host that calls it so
+        assert set(_column(app, "host")) - {""} == {"web2"}
+
+
+async def test_tracing_until_a_namespace_by_name_stops_at_the_right_host() -> None:
+    async with hosts("web1", "web2", rows=8) as (_, app, pilot):
+        # GIVEN a screen that traces until lan2 has a row, WHEN the rows are there
+        app._until = Until(query.compile("netns=lan2"))
+        await until(pilot, lambda: app._until is None, "a stop")
+        # THEN it stopped at the first of the host that calls a namespace so
+        assert app.view.row is not None
+        assert (app.view.row.host, app.view.row.index) == (1, 8)
+
+
+@pytest.mark.parametrize("view", ["rules-view", "flows-view"])
+async def test_rules_and_flows_name_a_namespace_as_its_host_does(view: str) -> None:
+    async with hosts("web1", "web2", size=(220, 30), rows=8) as (_, app, pilot):
+        app.action_view(view)
+
+        def words() -> str:
+            return "\n".join(screen_text(app))
+
+        await until(pilot, lambda: "lan1" in words(), "a name")
+        if view == "rules-view":
+            await pilot.press("right_square_bracket")
+        await until(pilot, lambda: "lan2" in words(), "the other host's name")
+
+
+async def test_exported_rows_of_several_hosts_say_which_host(tmp_path: Path) -> None:
+    async with hosts("web1", "web2", rows=8) as (_, app, pilot):
+        for ending in ("csv", "jsonl", "txt", "pcapng"):
+            # GIVEN rows of two hosts, WHEN they are exported
+            path = tmp_path / f"rows.{ending}"
+            app._export_wished(Wish(ALL, str(path), format_of(path) or "", False))
+            await until(pilot, lambda path=path: path.exists(), "the file")
+            # THEN each row says which of them it is of, and the namespace is named as there
+            said = path.read_bytes()
+            if ending == "csv":
+                rows = list(csv.DictReader(io.StringIO(said.decode())))
+                assert [row["host"] for row in rows] == ["web1"] * 8 + ["web2"] * 8
+                assert list(rows[0]) == [*FIELDS, "host"]
+            elif ending == "jsonl":
+                objects = [json.loads(line) for line in said.splitlines()]
+                assert [each["host"] for each in objects] == ["web1"] * 8 + ["web2"] * 8
+            elif ending == "txt":
+                lines = said.decode().splitlines()
+                assert [" lan2 " in line and " web2" in line for line in lines[1:]] == (
+                    [False] * 8 + [True] * 8
+                )
+            else:
+                assert b"in namespace lan1 (4026532456) of host web1" in said
+                assert b"in namespace lan2 (4026532456) of host web2" in said
+                assert b"traced on web1, web2" in said
+
+
+async def test_a_copied_row_says_which_host_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hosts("web1", "web2", rows=8) as (_, app, _pilot):
+        copied: list[str] = []
+        monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
+        app.rows.move_to(11)
+        app.view.action_copy()
+        assert " lan2 " in copied[0]
+        assert " web2" in copied[0]
+
+
+async def test_what_the_screen_leaves_with_says_which_host_failed() -> None:
+    async with hosts("web1", "web2", rows=4) as (agents, app, pilot):
+        # GIVEN two hosts, WHEN one of them sends what no agent writes and the screen is left
+        agents[1].send(b"garbage, and more of it than a frame's head is long")
+        await until(pilot, lambda: app.lines[1].over, "its end")
+        error = app.lines[1].error
+        app._leave()
+        # THEN the error in the summary begins with its name
+        assert error
+        assert app.return_value is not None
+        assert app.return_value["error"] == f"web2: {error}"
 
 
 def test_the_host_is_shown_at_every_width() -> None:

@@ -23,6 +23,7 @@ from ipttrace.trace.row import FIELDS, Row, Step
 from ipttrace.view.csv import FORMULA, CsvView
 from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.lines import View
+from ipttrace.view.places import Places
 from ipttrace.view.text import TextView, colour_wanted
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates included
@@ -204,3 +205,39 @@ def test_colour_is_for_a_terminal_that_did_not_refuse_it() -> None:
     finally:
         for fd in (master, terminal, reader, pipe):
             os.close(fd)
+
+
+SEVERAL = Places(("web1", "=web2"), {(0, PLAIN.netns): "lan", (1, PLAIN.netns): "dmz"})
+
+
+def test_rows_of_several_hosts_say_which_host_and_its_own_name_of_the_namespace() -> None:
+    # GIVEN one row of each of two hosts, where one inode is two namespaces
+    rows = [PLAIN, replace(PLAIN, host=1)]
+    # WHEN they are written THEN each format has the host last, csv as no formula
+    head, one, two = csv.reader(
+        io.StringIO(CsvView(SEVERAL).header() + CsvView(SEVERAL).lines(rows))
+    )
+    assert head == [*FIELDS, "host"]
+    assert (one[-1], two[-1]) == ("web1", "'=web2")
+    assert one[:-1] == two[:-1]
+    objects = [json.loads(line) for line in JsonlView(SEVERAL).lines(rows).splitlines()]
+    assert [list(each) for each in objects] == [[*FIELDS, "host"]] * 2
+    assert [each["host"] for each in objects] == ["web1", "=web2"]
+    view = TextView(SEVERAL)
+    assert view.header().split()[-2:] == ["HOST", "PATH"]
+    text = view.lines(rows).splitlines()
+    assert [(" lan " in line, " dmz " in line) for line in text] == [(True, False), (False, True)]
+    assert ["web1" in line for line in text] == [True, False]
+    assert "=web2" in text[1]
+
+
+def test_a_host_that_never_said_its_name_has_its_number() -> None:
+    assert CsvView(SEVERAL).lines([replace(PLAIN, host=5)]).rstrip().endswith(",5")
+
+
+def test_rows_of_one_host_are_as_the_contract_says() -> None:
+    alone = Places(("web1",), {(0, PLAIN.netns): "lan"})
+    assert CsvView(alone).header() == CsvView().header() == ",".join(FIELDS) + "\r\n"
+    assert CsvView(alone).lines(ROWS) == CsvView().lines(ROWS)
+    assert JsonlView(alone).lines(ROWS) == JsonlView().lines(ROWS)
+    assert TextView(alone).lines(ROWS) == TextView({PLAIN.netns: "lan"}).lines(ROWS)

@@ -218,7 +218,10 @@ class TraceView(Vertical):
 
     def action_copy(self) -> None:
         if (row := self._need()) is not None:
+            from ipttrace.view.places import Places
             from ipttrace.view.text import TextView
 
-            self.app.copy_to_clipboard(TextView({}).lines([row]).strip())
+            where = self._where()
+            named = Places(tuple(where.hosts.values()), alone=where.netns)
+            self.app.copy_to_clipboard(TextView(named).lines([row]).strip())
             self.post_message(Notice("copied: the terminal has it, if it takes such (OSC 52)"))
