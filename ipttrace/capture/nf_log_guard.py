@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import select
@@ -347,20 +346,21 @@ def _inside(state: State) -> Iterator[None]:
 
 def _open(state: State) -> int:
     """A descriptor of the namespace.  Raises Gone, PermissionError."""
-    hidden = False
     for path in _places(state.path):
         try:
             if os.stat(path).st_ino != state.inode:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            hidden = hidden or error.errno in (errno.EACCES, errno.EPERM)
+        except PermissionError:
+            # Processes that have more rights than we do are elsewhere, as a rule.
+            if path == state.path:
+                raise
+            continue
+        except OSError:
             continue
         if os.fstat(fd).st_ino == state.inode:
             return fd
         os.close(fd)
-    if hidden:
-        raise PermissionError(errno.EPERM, "not every namespace can be seen")
     raise Gone
 
 
