@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,7 +17,7 @@ from ipttrace.trace.row import FIELDS
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "man" / "ipttrace.8"
-COMMANDS = ("print", "record", "replay", "export", "agent", "lab", "doctor")
+COMMANDS = ("print", "record", "replay", "export", "agent", "lab", "demo", "doctor")
 
 
 def options(command: str) -> set[str]:
@@ -49,6 +52,58 @@ def test_every_option_stands_in_the_man_page_and_is_completed(command: str) -> N
         assert f"Fl {option[1:]}" in page, option
     words = [command, "--"] if command else ["--"]
     assert set(completed(*words)) == told
+
+
+@pytest.mark.parametrize("name", ["ipttrace.bash", "ipttrace.fish", "_ipttrace"])
+def test_what_is_completed_is_what_the_program_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN the options by now, WHEN they are made into completions
+    monkeypatch.syspath_prepend(str(PROJECT / "tools"))
+    import completions
+
+    # THEN that is what we have; else run tools/completions.py
+    assert (PROJECT / "completions" / name).read_text() == made(completions)[name]
+
+
+@cache
+def made(completions: ModuleType) -> dict[str, str]:
+    files: dict[str, str] = completions.made()
+    return files
+
+
+@pytest.mark.parametrize(
+    ("shell", "name"), [("bash", "ipttrace.bash"), ("fish", "ipttrace.fish"), ("zsh", "_ipttrace")]
+)
+def test_each_shell_can_read_its_completions(shell: str, name: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    done = subprocess.run(
+        [shell, "-n", str(PROJECT / "completions" / name)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_option_is_offered_in_fish(command: str) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    line = f"ipttrace {command} --" if command else "ipttrace --"
+    done = subprocess.run(
+        [
+            "fish",
+            "--no-config",
+            "-c",
+            'source completions/ipttrace.fish; complete -C "$argv"',
+            line,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT,
+    )
+    offered = {text.split("\t")[0] for text in done.stdout.splitlines()}
+    assert offered == options(command)
 
 
 def test_commands_and_their_choices_are_completed() -> None:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Made by tools/completions.py of what the program says: change nothing here.
+# Put it into ~/.config/fish/completions/ or /usr/share/fish/vendor_completions.d/.
+function __ipttrace_is -a wanted
+	set -l words (commandline -opc)
+	set -l command
+	contains -- "$words[2]" print record replay export lab demo doctor agent
+	and set command $words[2]
+	test "$command" = "$wanted"
+end
+function __ipttrace_first
+	test (count (commandline -opc)) -eq 1
+end
+complete -c ipttrace -f
+complete -c ipttrace -n '__ipttrace_is ""' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is ""' -l version -d 'show program\'s version number and exit'
+complete -c ipttrace -n '__ipttrace_is ""' -l engine -x -a 'auto kernel netlink'
+complete -c ipttrace -n '__ipttrace_is ""' -l netns -x -a '(path basename /run/netns/*)' -d 'only this network namespace'
+complete -c ipttrace -n '__ipttrace_is ""' -l duration -x -d 'stop after S seconds'
+complete -c ipttrace -n '__ipttrace_is ""' -l ready-file -r -F -d 'written once armed'
+complete -c ipttrace -n '__ipttrace_is ""' -l buffer -x -d 'perf buffers in all (64M)'
+complete -c ipttrace -n '__ipttrace_is ""' -l max-rate -x -d 'disarm when more than N rows a second come, averaged over one second'
+complete -c ipttrace -n '__ipttrace_is ""' -l stop-after -x -d 'disarm once N rows have come; those on their way come too, see --count of print'
+complete -c ipttrace -n '__ipttrace_is ""' -l until -x -d 'end with the first row like this: \'verdict=DROP\''
+complete -c ipttrace -n '__ipttrace_is ""' -l ssh -x -a '(__fish_print_hostnames)' -d 'trace HOST, over ssh, instead of this host; may be given again, for the screen'
+complete -c ipttrace -n '__ipttrace_is ""' -l remote-command -x -d 'what ipttrace is called on HOST, where it is not in the PATH there'
+complete -c ipttrace -n __ipttrace_first -a print -d 'rows as lines'
+complete -c ipttrace -n '__ipttrace_is "print"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "print"' -l engine -x -a 'auto kernel netlink'
+complete -c ipttrace -n '__ipttrace_is "print"' -l netns -x -a '(path basename /run/netns/*)' -d 'only this network namespace'
+complete -c ipttrace -n '__ipttrace_is "print"' -l duration -x -d 'stop after S seconds'
+complete -c ipttrace -n '__ipttrace_is "print"' -l ready-file -r -F -d 'written once armed'
+complete -c ipttrace -n '__ipttrace_is "print"' -l buffer -x -d 'perf buffers in all (64M)'
+complete -c ipttrace -n '__ipttrace_is "print"' -l max-rate -x -d 'disarm when more than N rows a second come, averaged over one second'
+complete -c ipttrace -n '__ipttrace_is "print"' -l stop-after -x -d 'disarm once N rows have come; those on their way come too, see --count of print'
+complete -c ipttrace -n '__ipttrace_is "print"' -l ssh -x -a '(__fish_print_hostnames)' -d 'trace HOST, over ssh, instead of this host; may be given again, for the screen'
+complete -c ipttrace -n '__ipttrace_is "print"' -l remote-command -x -d 'what ipttrace is called on HOST, where it is not in the PATH there'
+complete -c ipttrace -n '__ipttrace_is "print"' -l until -x -d 'end with the first row like this: \'verdict=DROP\''
+complete -c ipttrace -n '__ipttrace_is "print"' -l format -x -a 'text csv jsonl pcapng'
+complete -c ipttrace -n '__ipttrace_is "print"' -l query -x -d 'only rows like these: \'verdict=DROP\''
+complete -c ipttrace -n '__ipttrace_is "print"' -l count -x -d 'stop after N rows'
+complete -c ipttrace -n __ipttrace_first -a record -d 'the stream to a file'
+complete -c ipttrace -n '__ipttrace_is "record"' -F
+complete -c ipttrace -n '__ipttrace_is "record"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "record"' -l engine -x -a 'auto kernel netlink'
+complete -c ipttrace -n '__ipttrace_is "record"' -l netns -x -a '(path basename /run/netns/*)' -d 'only this network namespace'
+complete -c ipttrace -n '__ipttrace_is "record"' -l duration -x -d 'stop after S seconds'
+complete -c ipttrace -n '__ipttrace_is "record"' -l ready-file -r -F -d 'written once armed'
+complete -c ipttrace -n '__ipttrace_is "record"' -l buffer -x -d 'perf buffers in all (64M)'
+complete -c ipttrace -n '__ipttrace_is "record"' -l max-rate -x -d 'disarm when more than N rows a second come, averaged over one second'
+complete -c ipttrace -n '__ipttrace_is "record"' -l stop-after -x -d 'disarm once N rows have come; those on their way come too, see --count of print'
+complete -c ipttrace -n '__ipttrace_is "record"' -l ssh -x -a '(__fish_print_hostnames)' -d 'trace HOST, over ssh, instead of this host; may be given again, for the screen'
+complete -c ipttrace -n '__ipttrace_is "record"' -l remote-command -x -d 'what ipttrace is called on HOST, where it is not in the PATH there'
+complete -c ipttrace -n '__ipttrace_is "record"' -l until -x -d 'end with the first row like this: \'verdict=DROP\''
+complete -c ipttrace -n __ipttrace_first -a replay -d 'a recorded file on the screen, or as lines'
+complete -c ipttrace -n '__ipttrace_is "replay"' -F
+complete -c ipttrace -n '__ipttrace_is "replay"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "replay"' -l format -x -a 'text csv jsonl pcapng'
+complete -c ipttrace -n '__ipttrace_is "replay"' -l query -x -d 'only rows like these: \'verdict=DROP\''
+complete -c ipttrace -n '__ipttrace_is "replay"' -l count -x -d 'stop after N rows'
+complete -c ipttrace -n __ipttrace_first -a export -d 'a recorded file as text, csv, jsonl or pcapng'
+complete -c ipttrace -n '__ipttrace_is "export"' -F
+complete -c ipttrace -n '__ipttrace_is "export"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "export"' -l format -x -a 'text csv jsonl pcapng'
+complete -c ipttrace -n '__ipttrace_is "export"' -l query -x -d 'only rows like these: \'verdict=DROP\''
+complete -c ipttrace -n '__ipttrace_is "export"' -l count -x -d 'stop after N rows'
+complete -c ipttrace -n __ipttrace_first -a lab -d 'the screen on a throwaway VM with traffic in it'
+complete -c ipttrace -n '__ipttrace_is "lab"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "lab"' -l kernel -x -a '6.1 6.12' -d '6.1, 6.12, …'
+complete -c ipttrace -n '__ipttrace_is "lab"' -l text -d 'rows as lines instead of the screen'
+complete -c ipttrace -n '__ipttrace_is "lab"' -l duration -x -d 'stop after S seconds'
+complete -c ipttrace -n '__ipttrace_is "lab"' -l record -r -F -d 'the stream to a file, instead'
+complete -c ipttrace -n __ipttrace_first -a demo -d 'the screen on a small network apart from this host\'s'
+complete -c ipttrace -n '__ipttrace_is "demo"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "demo"' -l text -d 'rows as lines instead of the screen'
+complete -c ipttrace -n '__ipttrace_is "demo"' -l duration -x -d 'stop after S seconds (no terminal: 15)'
+complete -c ipttrace -n '__ipttrace_is "demo"' -l record -r -F -d 'the stream to a file, instead'
+complete -c ipttrace -n __ipttrace_first -a doctor -d 'what this machine can do, and what it lacks'
+complete -c ipttrace -n '__ipttrace_is "doctor"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n __ipttrace_first -a agent -d 'the privileged half: the stream on stdout'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l help -d 'show this help message and exit'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l engine -x -a 'auto kernel netlink'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l netns -x -a '(path basename /run/netns/*)' -d 'only this network namespace'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l duration -x -d 'stop after S seconds'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l ready-file -r -F -d 'written once armed'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l buffer -x -d 'perf buffers in all (64M)'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l max-rate -x -d 'disarm when more than N rows a second come, averaged over one second'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l stop-after -x -d 'disarm once N rows have come; those on their way come too, see --count of print'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l control -d 'stdin is the control line; its end ends the agent'
+complete -c ipttrace -n '__ipttrace_is "agent"' -l maxactive -x -d 'calls traced at a time'
