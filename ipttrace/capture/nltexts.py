@@ -144,7 +144,7 @@ class TextWatch:
                 key: _Key = (inode, FAMILIES[table[0]], table[1])
                 self._since[key] = change.number
                 yield self._frame(key, upto=change.number)
-        yield Kind.RULES, {"upto": change.number}
+        yield Kind.RULES, {"upto": change.number, "of": "nft"}
         self._due[inode] = None
 
     def _tell_legacy(self, change: LegacyChange) -> Iterator[Seen]:

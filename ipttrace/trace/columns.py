@@ -218,7 +218,9 @@ def fill(
     columns["host"] = np.full(len(calls), host, np.uint8)
     # A change while the packet was in the table: which rules it met is not known.
     moved = exits["flags"] & record.EXIT_F_CHANGED != 0
-    columns["ruleset"] = rulesets.place(np.where(moved, 0, entries["ruleset"]))
+    columns["ruleset"] = rulesets.place(
+        np.where(moved, 0, entries["ruleset"]), entries["tables"] != 0
+    )
     columns["partial"] = calls.partial
 
     steps: Columns = {

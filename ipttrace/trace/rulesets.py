@@ -17,6 +17,9 @@ the same without ``chains``
 ``{"upto"}``
     nothing new but that
 
+Generations of legacy tables and of nftables' are apart: the last two are about the
+latter where they have ``"of": "nft"``.
+
 `upto` is the generation up to which every change has been told by now: what a
 later one did is not known yet, so that nothing is said of it.  A COUNTERS frame
 is ``{"netns", "family", "table", "mono", "since", "chains": {"INPUT": {"policy":
@@ -38,6 +41,8 @@ import numpy as np
 from ipttrace.stream.frames import StreamError
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.rulesets_frame import (
+    FAMILIES,
+    NFT,
     U32,
     U64,
     Chain,
@@ -105,9 +110,85 @@ _History = tuple[_Generation, ...]
 
 
 class Rulesets:
-    """Rules of all tables, in every generation that was seen."""
+    """Rules of all tables, in every generation that was seen.
+
+    Legacy tables and those of nftables are told of by different ways, so that the
+    generations of the ones say nothing about the others.
+    """
 
     def __init__(self, room: int = _TEXT_ROOM) -> None:
+        """`room`: bytes that the texts of either may take."""
+        self._legacy, self._nft = Line(room), Line(room)
+
+    @property
+    def version(self) -> int:
+        """Rises when a text may have become another."""
+        return self._legacy.version + self._nft.version
+
+    @property
+    def counted(self) -> int:
+        """Rises with each COUNTERS frame."""
+        return self._legacy.counted + self._nft.counted
+
+    def _of(self, family: int) -> Line:
+        return self._nft if family > NFT else self._legacy
+
+    def begin(self) -> None:
+        """Another stream begins, with generations of its own: nothing of it is known yet."""
+        self._legacy.begin()
+        self._nft.begin()
+
+    def place(self, generations: Array, nft: Array | None = None) -> Array:
+        """The stream's generations, uint32 of shape (n,), as rows keep them: each its own.
+
+        `nft`: bool, shape (n,): is it a row of an nftables table?
+        """
+        if nft is None or not nft.any():
+            return self._legacy.place(generations)
+        placed = np.zeros(len(generations), np.uint32)
+        placed[nft] = self._nft.place(generations[nft])
+        placed[~nft] = self._legacy.place(generations[~nft])
+        return placed
+
+    def feed(self, rules: dict[str, Any]) -> None:
+        """Take a RULES frame.  Raises StreamError, one line, where it cannot be one."""
+        family = rules.get("family")
+        named = isinstance(family, str) and family in FAMILIES
+        (self._nft if named or rules.get("of") == "nft" else self._legacy).feed(rules)
+
+    def feed_counters(self, counters: dict[str, Any]) -> None:
+        """Take a COUNTERS frame.  Raises StreamError, one line, where it cannot be one."""
+        self._of(frame_key(counters, "counters")[1]).feed_counters(counters)
+
+    def text(
+        self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
+    ) -> str | None:
+        """The rule's text in a row's generation, clean; None where it is not known.
+
+        At most 4,096 characters.  A policy, and the end of a chain, have none.
+        `family`: as in a Key.
+        """
+        return self._of(family).text(netns, family, table, chain, rulenum, generation)
+
+    def tables(self, netns: int) -> list[Table]:
+        """The newest known rules of each table, IPv4 first, in the order that packets meet them."""
+        return self._legacy.tables(netns) + self._nft.tables(netns)
+
+    def namespaces(self) -> list[int]:
+        """Those of which rules were told, by inode."""
+        return sorted({*self._legacy.namespaces(), *self._nft.namespaces()})
+
+    def counters(
+        self, netns: int, family: int, table: str
+    ) -> tuple[Counters, Counters | None] | None:
+        """The newest counters and those before, where they are of the same rules."""
+        return self._of(family).counters(netns, family, table)
+
+
+class Line:
+    """Tables whose generations are counted together."""
+
+    def __init__(self, room: int) -> None:
         self.version = 0  # rises when a text may have become another
         self.counted = 0  # rises with each COUNTERS frame
         self._room = room

@@ -120,7 +120,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
     monkeypatch.setattr(ruleset.kmod, "loaded", lambda: True)
     monkeypatch.setattr(ruleset, "Control", lambda: host)
-    monkeypatch.setattr(ruleset, "_namespaces", lambda only: {HOME: "/proc/self/ns/net"})
+    monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
     monkeypatch.setattr(ruleset, "_TELLS", 0.05)
     monkeypatch.setattr(ruleset, "_SETTLES", 0.05)
     # No rest: what is due is done with the next look.
@@ -314,7 +314,7 @@ def test_tables_and_namespaces_that_go_are_told(
     host.tables = ("filter",)
     reader.look(host)
     assert [one.table for one in reader.rulesets.tables(HOME)] == ["filter"]
-    monkeypatch.setattr(ruleset, "_namespaces", lambda only: {})
+    monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {})
     host.change(netns=7)
     reader.look(host)
     assert reader.rulesets.tables(HOME) == []
