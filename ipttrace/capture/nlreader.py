@@ -4,7 +4,8 @@
 A thread of its own takes datagrams by the hundred (recvmmsg) and only puts
 them aside, so that decoding, writing and a reader that stands still never let
 a socket's buffer fill.  What finds no room all the same the kernel counts for
-each socket, exactly.  Must not understand a message.
+each socket, exactly.  Nobody but the kernel is listened to.  Must not understand a
+message.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ _SO_MEMINFO: Final = 55
 _MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 _MEMINFO_WORDS: Final = 9
 
+# struct sockaddr_nl: its bytes, and which of its words is nl_pid, 0 of the kernel's.
+_SENDER: Final = 12
+_SENDER_PORT: Final = 1
 # Datagrams a call.
 _AT_ONCE: Final = 512
 # A flood is left to gather for so long, s, where the socket's buffer can take it.
@@ -87,7 +91,7 @@ class Batch:
 class Mailbox:
     """A netfilter netlink socket of the calling thread's namespace, and what came to it."""
 
-    def __init__(self, room: int, width: int = 512) -> None:
+    def __init__(self, room: int, width: int = 1024) -> None:
         """`room`: bytes of the kernel's buffer, which needs CAP_NET_ADMIN on the host;
         `width`: longer datagrams are cut, a multiple of four.  Raises OSError."""
         self.socket = socket.socket(
@@ -226,6 +230,8 @@ class Reader:
         self._width = width
         self._room = np.zeros((_AT_ONCE, width), np.uint8)
         base = self._room.ctypes.data
+        self._senders = np.zeros((_AT_ONCE, _SENDER // 4), np.uint32)
+        senders = self._senders.ctypes.data
         self._iovecs = (_Iovec * _AT_ONCE)()
         self._heads = (_Mmsghdr * _AT_ONCE)()
         for i in range(_AT_ONCE):
@@ -233,6 +239,8 @@ class Reader:
             self._iovecs[i].len = width
             self._heads[i].hdr.iov = ctypes.addressof(self._iovecs[i])
             self._heads[i].hdr.iovlen = 1
+            self._heads[i].hdr.name = senders + i * _SENDER
+            self._heads[i].hdr.namelen = _SENDER
         size = ctypes.sizeof(_Mmsghdr)
         heads: Any = self._heads
         self._lengths = np.frombuffer(heads, np.uint32)[_Mmsghdr.len.offset // 4 :: size // 4]
@@ -250,6 +258,10 @@ class Reader:
         lengths = self._lengths[:count].astype(np.int32)
         width = (int(lengths.max()) + 3) & ~3
         data = self._room[:count, :width].copy()
+        others = self._senders[:count, _SENDER_PORT] != 0
+        if others.any():
+            # Who is root in the namespace alone may send to us, too.
+            data, lengths = data[~others], lengths[~others]
         box.put(Batch(time.monotonic_ns(), data, np.minimum(lengths, width)))
         self._bytes += data.nbytes
         self._count += count
