@@ -88,8 +88,13 @@ class Place(NamedTuple):
     chain: bytes
 
 
+# Chains that are told apart; who makes more has not all of them named.
+MOST_PLACES: Final = 1 << 16
+_ANOTHER: Final = Place(0, b"?", b"?")
+
+
 class Places:
-    """Chains by number, as events have them."""
+    """Chains by number, as events have them.  What `all` has, it keeps."""
 
     def __init__(self) -> None:
         self.all: list[Place] = []
@@ -113,6 +118,9 @@ class Places:
                 chains[at].tobytes().split(b"\0", 1)[0],
             )
             number = self._numbers.get(place)
+            if number is None and len(self.all) >= MOST_PLACES:
+                place = _ANOTHER
+                number = self._numbers.get(place)
             if number is None:
                 number = self._numbers[place] = len(self.all)
                 self.all.append(place)
@@ -134,6 +142,9 @@ class Decoder:
 
     def decode(self, batch: Batch) -> Array:
         """The events of these messages, shape (n,) of EVENT, in order."""
+        if batch.data.shape[1] < NFGEN:
+            self.unread += len(batch.lengths)
+            return np.zeros(0, EVENT)
         kinds = batch.data[:, 4:6].copy().view(np.uint16)[:, 0]
         kinds[batch.lengths < NFGEN] = 0
         generations = self._generations(batch, kinds)
@@ -144,13 +155,15 @@ class Decoder:
         data = batch.data if len(which) == len(kinds) else batch.data[which]
         lengths = batch.lengths[which]
         of = attributes(data, lengths, NFGEN, _TYPES)
-        good = of.has(_TABLE) & of.has(_CHAIN) & of.has(_ID, 4) & of.has(_TYPE, 4)
+        verdicts = _verdicts(of)
+        good = _whole(of, verdicts)
         if not good.all():
             self.unread += int((~good).sum())
             which, data, lengths = which[good], data[good], lengths[good]
             if not len(which):
                 return np.zeros(0, EVENT)
             of = attributes(data, lengths, NFGEN, _TYPES)
+            verdicts = _verdicts(of)
         events = np.zeros(len(which), EVENT)
         # Those that were read at one time a little apart, so that their order stays.
         events["time"] = batch.time + np.arange(len(which), dtype=np.uint64) * APART
@@ -166,7 +179,7 @@ class Decoder:
         events["place"] = self.places.numbers(
             data[:, NLMSG_HEADER], of.bytes(_TABLE, width), of.bytes(_CHAIN, width)
         )
-        _judge(events, of)
+        _judge(events, of, verdicts)
         _headers(events, of)
         return events
 
@@ -188,11 +201,22 @@ class Decoder:
         return found
 
 
-def _judge(events: Array, of: Attributes) -> None:
+def _verdicts(of: Attributes) -> Attributes:
+    """The attributes inside of the verdict's."""
+    return attributes(of.data, of.at[_VERDICT] + of.size[_VERDICT], of.at[_VERDICT], 2)
+
+
+def _whole(of: Attributes, verdicts: Attributes) -> Array:
+    """bool, shape (n,): is there what every message has, and the verdict?"""
+    policy = of.integer(_TYPE, ">u4") == _OF_POLICY
+    verdict = np.where(policy, of.has(_POLICY, 4), verdicts.has(_VERDICT_CODE, 4))
+    good: Array = of.has(_TABLE) & of.has(_CHAIN) & of.has(_ID, 4) & of.has(_TYPE, 4) & verdict
+    return good
+
+
+def _judge(events: Array, of: Attributes, verdicts: Attributes) -> None:
     """Kind, verdict and whether the run ends with it."""
-    nested = attributes(of.data, of.at[_VERDICT] + of.size[_VERDICT], of.at[_VERDICT], 2)
-    there = nested.has(_VERDICT_CODE, 4)
-    code = np.where(there, nested.integer(_VERDICT_CODE, ">i4"), VERDICT_CONTINUE)
+    code = verdicts.integer(_VERDICT_CODE, ">i4")
     policy = of.integer(_TYPE, ">u4") == _OF_POLICY
     ruled = of.has(_HANDLE, 8)
     events["verdict"] = np.where(policy, of.integer(_POLICY, ">u4").astype(np.int32), code)

@@ -26,14 +26,16 @@ _VAGUE_PATIENCE: Final = 50_000_000
 UNTOLD: Final = 0xFF
 HOOK_UNKNOWN: Final = 0xFF
 
+_NAMED: Final = np.dtype([("table", "S32"), ("chain", "S32"), ("family", "u1"), ("number", "i8")])
+
 _ETHERTYPES: Final = {2: 0x0800, 10: 0x86DD, 3: 0x0806}
 
 
 class Numbers:
     """Numbers that come once: of calls, and of journeys."""
 
-    def __init__(self) -> None:
-        self._next = 1
+    def __init__(self, first: int = 1) -> None:
+        self._next = first
 
     def take(self, count: int) -> Array:
         """`count` of them, uint64, ascending."""
@@ -78,6 +80,8 @@ class CallMaker:
         self._vague = source == record.SOURCE_NFLOG
         self._patience = _VAGUE_PATIENCE if self._vague else _PATIENCE
         self._pending: Array | None = None
+        self._named = np.zeros(0, _NAMED)  # of each place; its table by name and by number
+        self._tables: dict[tuple[int, bytes], int] = {}
 
     def feed(self, events: Array, now: int) -> Calls:
         """Events that have a journey, located; `now`: CLOCK_MONOTONIC, ns.
@@ -94,9 +98,12 @@ class CallMaker:
         events = events[np.argsort(events["journey"], kind="stable")]
         journeys = events["journey"]
         first = np.append(True, journeys[1:] != journeys[:-1])
+        self._look_at_places()
         if self._vague:
             _find_heads(events, first)
-        starts = np.flatnonzero(first | events["head"])
+            starts = np.flatnonzero(events["head"])
+        else:
+            starts = self._starts(events, first)
         ends = np.append(starts[1:], len(events)) - 1
         headed = events["head"][starts]
         self.incomplete += int((ends - starts + 1)[~headed].sum())
@@ -116,11 +123,33 @@ class CallMaker:
         starts = np.cumsum(lengths) - lengths
         return self._records(events, starts, lengths, over)
 
+    def _starts(self, events: Array, first: Array) -> Array:
+        """Where runs begin, those too whose first messages are lost, as far as that shows."""
+        begins = first | events["head"]
+        # What comes after the end of a run is none of it.
+        begins[1:] |= events["last"][:-1]
+        starts = np.flatnonzero(begins)
+        of = np.cumsum(begins) - 1
+        head, place = starts[of], events["place"]
+        # No run has a second base chain, or one of another table.  Somebody's own
+        # tracing may begin in a user's chain: then its base chain comes later.
+        based = (events["hook"] != HOOK_UNKNOWN)[head]
+        ends_base = (events["hook"] != HOOK_UNKNOWN) | (events["kind"] == nft_trace.POLICY)
+        table = self._named["number"]
+        strange = (place != place[head]) & (
+            (based & ends_base) | (table[place] != table[place[head]])
+        )
+        if strange.any():
+            at = np.flatnonzero(strange)
+            begins[at[np.append(True, of[at[1:]] != of[at[:-1]])]] = True
+            starts = np.flatnonzero(begins)
+        return starts
+
     def _records(self, events: Array, starts: Array, lengths: Array, over: Array) -> Calls:
         count = len(starts)
         call = self._numbers.take(count)
         heads, lasts = events[starts], events[starts + lengths - 1]
-        tables, chains = self._names()
+        tables, chains = self._named["table"], self._named["chain"]
         of_call = np.repeat(np.arange(count), lengths)
         passed = events["kind"] == nft_trace.PASSED
         # The end of a base chain is told again as its policy.
@@ -158,7 +187,7 @@ class CallMaker:
         entries["packet"][:, : heads["packet"].shape[1]] = heads["packet"]
         entries["len"] = packet_length(heads["packet"], heads["caplen"])
         entries["source"] = self._source
-        entries["tables"] = self._families()[heads["place"]]
+        entries["tables"] = self._named["family"][heads["place"]]
         entries["trace_id"] = heads["id"]
         for name in (heads.dtype.names or ())[len(EVENT.names or ()) :]:
             entries[name] = heads[name]
@@ -183,13 +212,20 @@ class CallMaker:
         self.incomplete += int((~over).sum())
         return Calls(entries[over], exits[over], rules, heads["priority"][over], entries[~over])
 
-    def _names(self) -> tuple[Array, Array]:
-        places = self._places.all
-        tables = np.array([short(place.table) for place in places], "S32")
-        return tables, np.array([short(place.chain) for place in places], "S32")
-
-    def _families(self) -> Array:
-        return np.array([place.family for place in self._places.all], np.uint8)
+    def _look_at_places(self) -> None:
+        places = self._places.all[len(self._named) :]
+        if not places:
+            return
+        named = np.zeros(len(places), _NAMED)
+        named["table"] = [short(place.table) for place in places]
+        named["chain"] = [short(place.chain) for place in places]
+        named["family"] = [place.family for place in places]
+        # Each table's own.
+        named["number"] = [
+            self._tables.setdefault((place.family, place.table), len(self._tables))
+            for place in places
+        ]
+        self._named = np.concatenate([self._named, named])
 
 
 def _find_heads(events: Array, first: Array) -> None:

@@ -43,6 +43,15 @@ class NftJourneys:
         self.accept = accept
         self.exact = True  # our table takes what was asked for, and nothing else
         self._open: dict[int, int] = {}  # packet's id → journey, 0: nobody asked for it
+        self._is_mine = self._is_tool = np.zeros(0, bool)  # of each place
+
+    def _look_at_places(self) -> None:
+        new = self._places.all[len(self._is_mine) :]
+        if new:
+            mine = [place.table == self._own for place in new]
+            tools = [place.table.startswith(OWN) for place in new]
+            self._is_mine = np.append(self._is_mine, np.array(mine))
+            self._is_tool = np.append(self._is_tool, np.array(tools))
 
     def assign(self, events: Array) -> Array:
         """The events that were asked for, journey by journey, without those of our own table."""
@@ -54,9 +63,9 @@ class NftJourneys:
             self.flips = events
             return events
         first = np.append(True, ids[1:] != ids[:-1])
-        names = [place.table for place in self._places.all]
-        mine = np.array([name == self._own for name in names])[events["place"]]
-        tools = np.array([name.startswith(OWN) for name in names])[events["place"]]
+        self._look_at_places()
+        mine = self._is_mine[events["place"]]
+        tools = self._is_tool[events["place"]]
         begins = mine.copy()
         if not self.exact:
             flips = np.flatnonzero(mine)

@@ -124,13 +124,15 @@ class Generations:
             return here
         # A run that had begun before, or a generation that was gone before it was read.
         at = self._order.index(generation) if generation in self._order else len(self._order)
-        around = [*reversed(self._order[:at]), *self._order[at + 1 :]]
-        near = [one for one in around if one in self._snapshots][:2]
-        for other in near:
-            there = self._in(other, place, handle)
-            if there is not None and there.rulenum:
-                return there._replace(ruleset=0)
-        return here or _NOWHERE
+        around = (reversed(self._order[:at]), self._order[at + 1 :])
+        sides = [next((one for one in side if one in self._snapshots), None) for side in around]
+        near = [self._in(one, place, handle) for one in sides if one is not None]
+        found = [one for one in near if one is not None]
+        if not found:
+            return here or _NOWHERE
+        # What those before and after it do not agree on is not known.
+        numbers = {0 if one is None else one.rulenum for one in near}
+        return found[0]._replace(ruleset=0, rulenum=numbers.pop() if len(numbers) == 1 else 0)
 
     def _same(self, one: int, other: int, place: Place) -> bool:
         key = (place.family, text(place.table))
