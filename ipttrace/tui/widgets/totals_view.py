@@ -8,6 +8,7 @@ than a whole frame may.  Must not count: `show` gives it the counts.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import ClassVar, Final
 
 import numpy as np
@@ -233,7 +234,9 @@ def _places(tally: TotalsTally, names: Names) -> list[Cells]:
     head = [column(name, width, "titles", right) for name, width, right in titles]
     head += [column(name, 6, "titles") for name in ("p50", "p99")]
     lines: list[Cells] = [head]
-    for place in tally.places(names):
+    # Of as many rows, by name: else the order is that in which they came to be counted.
+    alike = groupby(tally.places(names), lambda one: (one.family, one.hook, one.rows))
+    for place in (one for _, some in alike for one in sorted(some, key=lambda one: one.table)):
         six = "6 " if place.family == 6 else ""
         drops = figures.count(place.drops) if place.drops else ""
         lines.append(
