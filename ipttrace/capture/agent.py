@@ -98,7 +98,8 @@ def open_engine(request: Request) -> Any:
     host = Host.here()
     lacking = doctor.why_not(host)
     if lacking is None:
-        return _kernel_engine(request, program, host)
+        kernel = _kernel_engine(request, program, host)
+        return kernel if request.engine == "kernel" else _beside(request, program, kernel)
     if request.engine == "kernel":
         raise CaptureError(lacking.line())
     try:
@@ -125,6 +126,23 @@ def _kernel_engine(request: Request, program: bytes, host: Host) -> Any:
             maxactive=request.maxactive,
         )
     )
+
+
+def _beside(request: Request, program: bytes, kernel: Any) -> Any:
+    """The kernel engine, and the other beside it for nftables, where that is possible."""
+    from ipttrace.capture import both, nft_filter
+    from ipttrace.capture.netlink import DEFAULT_BUFFER, NetlinkEngine, Options
+
+    try:
+        both.refuse_inexact(nft_filter.compile(program))
+        options = Options(program, request.netns, DEFAULT_BUFFER, legacy=False, first=both.FIRST)
+        return both.BothEngines(kernel, NetlinkEngine(options))
+    except CaptureError as error:
+        kernel.notes.append(("info", f"nftables is not traced: {error}"))
+        return kernel
+    except BaseException:
+        kernel.close()
+        raise
 
 
 def _netlink_engine(request: Request, program: bytes) -> Any:
@@ -351,13 +369,16 @@ class Agent:
         self._writer.books(self._books())
 
 
-def _rules(request: Request, engine: Any) -> Any:
+def _rules(request: Request, engine: Any) -> list[Any]:
     """What watches the rules that the engine's rows are of."""
-    if engine.name == "kernel":
-        return Rules(None if request.netns == namespaces.ALL else request.netns)
-    from ipttrace.capture.nltexts import Texts
+    found: list[Any] = []
+    if engine.name != "netlink":
+        found.append(Rules(None if request.netns == namespaces.ALL else request.netns))
+    if engine.name != "kernel":
+        from ipttrace.capture.nltexts import Texts
 
-    return Texts(engine.changes)
+        found.append(Texts(engine.changes))
+    return found
 
 
 def _whose(request: Request, engine: Any) -> str | None:
@@ -385,10 +406,13 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
         return 1
     watcher = Watcher()
     rules = _rules(request, engine)
-    watcher.add(rules.make, "rules")
+    for one in rules:
+        watcher.add(one.make, "rules")
     watcher.add(lambda: NeighbourWatch(_whose(request, engine)), "neighbours")
     try:
-        agent = Agent(request, engine, Writer(sink, checked=request.checked), watcher, rules.first)
+        agent = Agent(
+            request, engine, Writer(sink, checked=request.checked), watcher, rules[0].first
+        )
         if request.max_rate is not None or request.stop_after is not None:
             stop.meanwhile(agent.spend_aside)
         agent.run(stop, control)
@@ -399,7 +423,8 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     finally:
-        rules.end()
+        for one in rules:
+            one.end()
         watcher.close()
         engine.close()
     return 130 if stop.reason == "SIGINT" else 0

@@ -24,11 +24,11 @@ import numpy as np
 from ipttrace.capture import namespaces, nf_log, nft_filter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nf_log import LogSetting
-from ipttrace.capture.nlcalls import Numbers, in_order
+from ipttrace.capture.nft_trace import EVENT
+from ipttrace.capture.nlcalls import Calls, Numbers, in_order
 from ipttrace.capture.nlreader import Reader
 from ipttrace.capture.nlspace import Space
 from ipttrace.capture.nltexts import Change, LegacyChange
-from ipttrace.stream import record
 from ipttrace.stream.record import ENTRY, Records
 
 # The kernel takes so much memory for messages only while they are not read.
@@ -46,12 +46,13 @@ _T = TypeVar("_T")
 class Options:
     """`program`: sock_filter[] or nothing; `netns`: as namespaces.inode takes it, "all",
     or None for our own; `buffer`: bytes of all namespaces together; `legacy`: trace legacy
-    tables too."""
+    tables too; `first`: of the numbers of calls and journeys."""
 
     program: bytes = b""
     netns: str | None = None
     buffer: int = DEFAULT_BUFFER
     legacy: bool = True
+    first: int = 1
 
 
 class Wakes:
@@ -93,10 +94,13 @@ class NetlinkEngine:
         self.over = ""  # why there is nothing left to trace
         self._options = options
         self._compiled = nft_filter.compile(options.program)
-        self._numbers = Numbers()
+        self._numbers = Numbers(options.first)
         self._generation = 0
         self._armed = False
         self._delivered = [0, 0, 0]
+        # Of the last `take`: where journeys began, and the priority of each entry's chain.
+        self.flips = np.zeros(0, EVENT)
+        self.priorities = np.zeros(0, np.int32)
         self._gone = _Sums()  # of namespaces that were left
         self._spaces: dict[int, Space] = {}
         self._refused: set[int] = set()
@@ -273,22 +277,33 @@ class NetlinkEngine:
         elif time.monotonic() >= self._look_due:
             self._look()
         before = time.monotonic_ns() - (_HOLD if self._armed else -1)
-        found = []
+        found, flips = [], []
         for space in list(self._spaces.values()):
             size = space.hear()
             self._reader.taken(size)
             self._there(partial(space.follow, now=not self._armed))
-            for calls in space.take(before):
+            taken = space.take(before)
+            flips.append(space.journeys.flips)
+            for calls in taken:
                 for entries in (calls.entries, calls.cut):
                     self._name(space, entries)
                 if len(calls.entries) or len(calls.cut):
                     found.append(calls)
-        if not found:
-            return [np.zeros(0, dtype) for dtype in record.DTYPES]
-        taken = in_order(found)
-        for kind, records in enumerate(taken):
-            self._delivered[kind] += len(records)
-        return taken
+        self.flips = np.concatenate(flips) if flips else np.zeros(0, EVENT)
+        records, self.priorities = in_order(found or [Calls.none()])
+        for kind, part in enumerate(records):
+            self._delivered[kind] += len(part)
+        return records
+
+    @property
+    def wake(self) -> int:
+        """A descriptor that can be read once much has come."""
+        return self._reader.wake
+
+    def drain_wake(self) -> None:
+        """Has been woken."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._reader.wake)
 
     def _name(self, space: Space, entries: Records) -> None:
         if len(entries):

@@ -257,8 +257,10 @@ def packet_length(packets: Array, caplen: Array) -> Array:
     return told
 
 
-def in_order(calls: list[Calls]) -> list[Array]:
+def in_order(calls: list[Calls]) -> tuple[list[Array], Array]:
     """Entries, rules, exits of all, the calls of a journey in the order of their chains.
+
+    And the priority of each entry's chain.
 
     The kernel calls the chains of a hook by priority, and tells of nftables' and of
     legacy ones by different ways, so that they come at times that say nothing about
@@ -270,7 +272,7 @@ def in_order(calls: list[Calls]) -> list[Array]:
     priority = np.concatenate([one.priority for one in calls])
     cut = np.concatenate([one.cut for one in calls])
     place = np.lexsort((priority, entries["hook"], entries["skb"]))
-    entries, exits = entries[place], exits[place]
+    entries, exits, priority = entries[place], exits[place], priority[place]
     if len(entries):
         journeys = entries["skb"]
         times = entries["time"][np.lexsort((entries["time"], journeys))]
@@ -280,10 +282,11 @@ def in_order(calls: list[Calls]) -> list[Array]:
         entries["time"] = times + (np.arange(len(first)) - start).astype(np.uint64)
         exits["time"] = np.maximum(exits["time"], entries["time"])
         order = np.argsort(entries["time"], kind="stable")
-        entries, exits = entries[order], exits[order]
+        entries, exits, priority = entries[order], exits[order], priority[order]
     if len(cut):
         entries = np.concatenate([entries, cut])
-    return [plain(entries), plain(rules), plain(exits)]
+        priority = np.concatenate([priority, np.zeros(len(cut), np.int32)])
+    return [plain(entries), plain(rules), plain(exits)], priority
 
 
 def plain(records: Array) -> Array:

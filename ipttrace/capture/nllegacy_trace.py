@@ -102,10 +102,10 @@ class LegacyTrace:
 
     def hear(self) -> int:
         """Decodes what was read; returns its bytes."""
-        size = 0
-        for batch in self.box.take():
-            size += batch.data.nbytes
-            events = self._decoder.decode(batch)
+        batches = self.box.take()
+        size = sum(batch.data.nbytes for batch in batches)
+        if batches:
+            events = self._decoder.decode(*batches)
             if len(events):
                 self._gaps += nflog.lost(self._last, events)
                 self._last = int(events["seq"][-1])
