@@ -10,10 +10,23 @@ from collections.abc import Sequence
 
 from ipttrace.trace.query_tree import Many, Node, Not, parse, quote, written
 from ipttrace.trace.row import Row
+from ipttrace.trace.rulesets_frame import NFT, family_name
 
 
 def _tests(**values: object) -> str:
     return " and ".join(f"{name}={quote(value)}" for name, value in values.items())
+
+
+def of_tables(family: int) -> dict[str, object]:
+    """Tests for the tables of a family, as `Rulesets` number them.
+
+    Legacy tables and those of nftables may be of one name; what nftables calls
+    inet has the packets of both families.
+    """
+    if family > NFT:
+        name = family_name(family)
+        return {"tables": family - NFT if name == str(family) else name}
+    return {"family": family, "tables": "legacy"}
 
 
 def by_flow(row: Row) -> str:
@@ -32,20 +45,29 @@ def by_rule(row: Row) -> str:
         table=row.table or None,
         chain=row.chain or None,
         rulenum=row.rulenum,
-        family=row.family,
+        **of_tables(row.rules_family),
         netns=row.netns,
     )
 
 
 def by_hit(table: str, chain: str, rulenum: int, family: int, netns: int) -> str:
-    """Rows that hit this rule on their way, whether it decided or not."""
-    path = f"{chain}:{rulenum}"
-    return _tests(table=table or None, path=path, family=family, netns=netns)
+    """Rows that hit this rule on their way, whether it decided or not.
+
+    `family`: as `Rulesets` number them; `rulenum`: 0 where it is not known.
+    """
+    path = f"{chain}:{rulenum or '?'}"
+    return _tests(table=table or None, path=path, **of_tables(family), netns=netns)
+
+
+def by_pass(table: str, chain: str, family: int, netns: int) -> str:
+    """Rows that hit any rule of this chain on their way."""
+    return _tests(table=table or None, path=chain or None, **of_tables(family), netns=netns)
 
 
 def by_chain(row: Row) -> str:
     """Rows that were decided in the same chain of the same table."""
-    return _tests(table=row.table or None, chain=row.chain or None)
+    tables = of_tables(row.rules_family)["tables"]
+    return _tests(table=row.table or None, chain=row.chain or None, tables=tables)
 
 
 def by_verdict(row: Row) -> str:

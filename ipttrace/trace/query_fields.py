@@ -19,10 +19,11 @@ from ipttrace.trace import protocol as ip
 from ipttrace.trace import query_kinds as kinds
 from ipttrace.trace import query_special as special
 from ipttrace.trace import query_values as values
-from ipttrace.trace.columns import ENGINES
+from ipttrace.trace.columns import ENGINES, NETLINK
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.query_names import Name
-from ipttrace.trace.row import HOOKS, VERDICTS
+from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
+from ipttrace.trace.rulesets_frame import FAMILIES, NFT
 from ipttrace.trace.store import Part
 
 
@@ -41,6 +42,7 @@ ALIASES: Final = {"cost_ns": "cost", "ct": "ct_state", "device": "dev", "process
 PROTOCOLS: Final = ("TCP", "UDP", "ICMP", "ICMPv6", "GRE", "ESP", "AH", "SCTP", "DCCP", "IGMP")
 _ALSO_PROTOCOLS: Final = {"icmp6": "ICMPv6", "ipv6-icmp": "ICMPv6", "udp-lite": "UDPLITE"}
 TCP_FLAGS: Final = {ip.tcp_flag_names(1 << bit): 1 << bit for bit in range(9)}
+TABLES: Final = ("legacy", "ip", "ip6", "inet", "arp", "bridge", "netdev")
 CT_STATES: Final = ("NEW", "ESTABLISHED", "RELATED", "UNTRACKED")
 # enum ip_conntrack_info, of which 7 is IP_CT_UNTRACKED.
 _CT_TEXTS: Final = ("ESTABLISHED", "RELATED", "NEW", "ESTABLISHED", "RELATED")
@@ -85,6 +87,22 @@ def _not_zero(column: str) -> kinds.Known:
     return known
 
 
+def _here(part: Part) -> Array:
+    """Told by the kernel as it happened: over netlink nobody knows CPU, process and cost."""
+    here: Array = part.columns["engine"] != NETLINK
+    return here
+
+
+def _numbered(part: Part) -> Array:
+    numbered: Array = _decided(part) & (part.columns["rulenum"] != 0)
+    return numbered
+
+
+def _ended(part: Part) -> Array:
+    ended: Array = (part.columns["exit_flags"] & np.uint8(record.EXIT_F_UNTOLD)) == 0
+    return ended
+
+
 def _version(part: Part) -> Array:
     return part.columns["version"]
 
@@ -107,8 +125,23 @@ def _families() -> kinds.Choice:
 
 def _verdict() -> kinds.Choice:
     return kinds.Choice(
-        lambda part: part.columns["verdict"] & np.uint32(0xFF), _named(VERDICTS), listed=VERDICTS
+        lambda part: part.columns["verdict"] & np.uint32(0xFF),
+        _named(VERDICTS),
+        listed=VERDICTS,
+        known=_ended,
     )
+
+
+def _hook() -> kinds.Choice:
+    texts = _named(HOOKS)
+    texts[UNKNOWN_HOOK] = ""
+    return kinds.Choice(lambda part: part.columns["hook"], texts, listed=HOOKS)
+
+
+def _tables() -> kinds.Choice:
+    names = {number - NFT: str(name) for name, number in FAMILIES.items() if number > NFT}
+    texts = ["legacy", *(names.get(at, str(at)) for at in range(1, 256))]
+    return kinds.Choice(lambda part: part.columns["tables"], texts, listed=TABLES)
 
 
 def _proto() -> kinds.Choice:
@@ -141,8 +174,7 @@ def fields() -> dict[str, Field]:
         lambda part: part.columns["tcp_flags"] & np.uint16(0x1FF),
         _knows(packet.TCP_FLAGS),
     )
-    engine = kinds.Choice(lambda part: part.columns["engine"], ENGINES, listed=ENGINES[1:])
-    hook = kinds.Choice(lambda part: part.columns["hook"], _named(HOOKS), listed=HOOKS)
+    engine = kinds.Choice(lambda part: part.columns["engine"], ENGINES, listed=ENGINES[1:3])
     match = kinds.Choice(
         lambda part: part.columns["match"],
         _named(record.MATCHES),
@@ -162,21 +194,25 @@ def fields() -> dict[str, Field]:
         ("engine", (engine,), "what traced it"),
         ("skb", (number("skb", _not_zero("skb")),), "address of the skb, 0x…"),
         ("netns", (special.Netns(),), "network namespace: name or inode"),
-        ("cpu", (number("cpu"),), "CPU that it ran on"),
-        ("pid", (number("pid"),), "process that was running"),
-        ("comm", (name("comm"),), "name of the process that was running"),
+        ("cpu", (number("cpu", _here),), "CPU that it ran on"),
+        ("pid", (number("pid", _here),), "process that was running"),
+        ("comm", (name("comm", _here),), "name of the process that was running"),
         ("in", (into,), "device that it came in by"),
         ("out", (out,), "device that it goes out by"),
-        ("family", (_families(),), "4 or 6"),
-        ("hook", (hook,), "hook of netfilter"),
+        ("family", (_families(),), "4 or 6, of others their number"),
+        ("hook", (_hook(),), "hook of netfilter"),
         ("table", (name("table"),), "table"),
         ("chain", (name("chain"),), "chain of the deciding rule"),
-        ("rulenum", (number("rulenum", _decided),), "number of the deciding rule"),
+        ("rulenum", (number("rulenum", _numbered),), "number of the deciding rule"),
         ("match", (match,), "what decided: rule, return or policy"),
         ("path", (special.Path(),), "any step: chain or chain:rulenum"),
         ("rule", (special.RuleText(),), "text of the deciding rule"),
         ("verdict", (_verdict(),), "how it ended"),
-        ("cost", (number("cost", units=values.DURATIONS),), "time that it took: 50us, 1.5ms"),
+        (
+            "cost",
+            (number("cost", _here, units=values.DURATIONS),),
+            "time that it took: 50us, 1.5ms",
+        ),
         ("len", (number("len", units=values.SIZES),), "length of the packet in bytes: 1500, 1.5k"),
         ("proto", (_proto(),), "protocol: name or number"),
         ("src", (src,), "source address or network"),
@@ -201,6 +237,8 @@ def fields() -> dict[str, Field]:
         ("journey", (number("journey"),), "all the way of one packet, 0x…"),
         ("call", (number("call"),), "one run of a table"),
         ("parent", (number("parent", _not_zero("parent")),), "call from inside which it was made"),
+        ("tables", (_tables(),), "whose table: legacy, or its family in nftables"),
+        ("trace_id", (special.TraceId(),), "as nft monitor trace shows it: 1f2e3d4c"),
         ("partial", (partial,), "were some of its rules lost?"),
         ("host", (special.Host(),), "host that it was traced on"),
     ]

@@ -6,7 +6,7 @@ Must not loop over rows in Python.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,12 +66,14 @@ class Name(Kind):
     title = "a name"
     operators = EQUAL + SEARCH
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, column: str, known: Callable[[Part], Array] | None = None) -> None:
+        """`known`: where a name can be, when not everywhere."""
         self._column = column
+        self._known = known
 
     def known(self, part: Part, context: Context) -> Array | None:
         known: Array = part.columns[self._column] != 0
-        return known
+        return known if self._known is None else known & self._known(part)
 
     def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
         table = NameTable(predicate_of(op, wanted, source))

@@ -6,6 +6,7 @@ Must not loop over rows in Python.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,14 +17,17 @@ from ipttrace.trace import packet
 from ipttrace.trace import query_values as values
 from ipttrace.trace.hashing import Array, Hash
 from ipttrace.trace.query_context import Context
-from ipttrace.trace.query_kinds import EQUAL, SEARCH, Hit, Kind, Known, either
+from ipttrace.trace.query_kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, either
 from ipttrace.trace.query_names import NameTable, predicate_of
 from ipttrace.trace.query_patterns import Predicate
 from ipttrace.trace.query_tree import Test, Value
+from ipttrace.trace.rulesets_frame import NFT
 from ipttrace.trace.store import Part
 
 _FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 _ETHERNET: Final = 14
+_TRACE_ID: Final = re.compile("[0-9a-f]{1,8}")
+_RULENUM: Final = re.compile("0*[1-9][0-9]{0,8}")
 _POLICY: Final = record.MATCHES.index("policy")
 
 
@@ -180,8 +184,28 @@ class Host(Kind):
         return hit
 
 
+class TraceId(Number):
+    """nftables' number of a packet, hexadecimal with ``0x`` before it or not."""
+
+    title = "a trace id"
+    operators = EQUAL
+    maskable = False
+
+    def __init__(self) -> None:
+        super().__init__("trace_id", lambda part: part.columns["trace_id"] != 0)
+
+    def interval(self, value: Value) -> values.Interval:
+        digits = value.text.lower().removeprefix("0x")
+        if not _TRACE_ID.fullmatch(digits):
+            raise value.wrong("not a trace id: 8 digits of 0-9 and a-f, as 1f2e3d4c")
+        return int(digits, 16), int(digits, 16)
+
+
 class Path(Kind):
-    """Any step of the way through the table: its chain, or ``chain:rulenum``."""
+    """Any step of the way through the table: its chain, or ``chain:rulenum``.
+
+    Of a rule whose number is not known: ``chain:?``.
+    """
 
     title = "a path"
     operators = EQUAL + SEARCH
@@ -195,9 +219,10 @@ class Path(Kind):
         exact: list[tuple[NameTable, int]] = []
         for value in wanted if op == "=" else ():
             chain, colon, number = value.text.rpartition(":")
-            if colon and chain and number.isascii() and number.isdigit() and len(number) < 10:
+            if colon and chain and (number == "?" or _RULENUM.fullmatch(number)):
                 named = Value(chain, True, value.start, value.end)
-                exact.append((NameTable(predicate_of("=", [named], source)), int(number)))
+                wanted_number = 0 if number == "?" else int(number)
+                exact.append((NameTable(predicate_of("=", [named], source)), wanted_number))
 
         def hit(part: Part, context: Context) -> Array:
             found = np.zeros(len(part), bool)
@@ -257,7 +282,8 @@ class _Rules:
         if not rows.size:
             return found
         words = [columns[name][rows] for name in ("chain", "rulenum", "table", "netns", "ruleset")]
-        kind = columns["family"][rows].astype(np.uint32) << np.uint32(8) | columns["host"][rows]
+        kind = columns["tables"][rows].astype(np.uint32) << np.uint32(16)
+        kind |= columns["family"][rows].astype(np.uint32) << np.uint32(8) | columns["host"][rows]
         hashes = self._hash.full([*words, kind])
         held, keys, meant = self._held
         if held is not context.names or len(keys) > _REMEMBERED:
@@ -300,13 +326,13 @@ def _looked_up(keys: Array, hashes: Array) -> tuple[Array, Array]:
 
 def _text_of(part: Part, context: Context, row: int) -> str | None:
     columns, names = part.columns, context.names
-    family = int(columns["family"][row])
+    family, tables = int(columns["family"][row]), int(columns["tables"][row])
     rules = context.rulesets.get(int(columns["host"][row]))
     if rules is None:
         return None
     return rules.text(
         int(columns["netns"][row]),
-        _FAMILIES.get(family, family),
+        NFT + tables if tables else _FAMILIES.get(family, family),
         names.text(int(columns["table"][row])),
         names.text(int(columns["chain"][row])),
         int(columns["rulenum"][row]),

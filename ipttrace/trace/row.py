@@ -53,6 +53,7 @@ FIELDS: Final = (
 )
 
 HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+UNKNOWN_HOOK: Final = 255  # what the engine writes where it was not told
 VERDICTS: Final = ("DROP", "ACCEPT", "STOLEN", "QUEUE", "REPEAT", "STOP")
 
 
@@ -83,8 +84,8 @@ class Row:
     comm: str | None
     in_: str | None  # device name; None where there is none
     out: str | None
-    family: int  # 4, 6
-    hook: str
+    family: int  # 4, 6; 3 of ARP, 7 of a bridge
+    hook: str  # "": not known
     table: str
     chain: str | None
     rulenum: int | None

@@ -19,7 +19,7 @@ from ipttrace.trace import protocol as ip
 from ipttrace.trace.columns import ENGINES, STEPS, Columns
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
-from ipttrace.trace.row import HOOKS, VERDICTS, Row, Step
+from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS, Row, Step
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.rulesets_frame import NFT
 
@@ -186,7 +186,7 @@ def _row(
         in_=names.text(of["in"]) or None,
         out=names.text(of["out"]) or None,
         family=family,
-        hook=_name(HOOKS, of["hook"]),
+        hook="" if of["hook"] == UNKNOWN_HOOK else _name(HOOKS, of["hook"]),
         table=names.text(of["table"]),
         chain=names.text(of["chain"]) if decided else None,
         rulenum=(of["rulenum"] or None) if decided else None,

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Queries over rows that came over netlink: what nobody knows is never found."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from ipttrace.trace import query
+from ipttrace.trace.row import Row
+from ipttrace.trace.session import Trace
+from tests.data.netlink_rows import INET, IP, POLICY, RULE, Told, input_of_everything
+
+KERNEL, LEGACY, NFT, INET_ROW = range(4)
+
+
+@cache
+def trace() -> Trace:
+    return input_of_everything().trace()
+
+
+def taken(text: str, of: Trace | None = None) -> list[int]:
+    store = (of or trace()).store
+    context = query.context_of(store)
+    asked = query.compile(text)
+    return [
+        part.first + int(at)
+        for part in store.parts()
+        for at in np.flatnonzero(asked.mask(part, context))
+    ]
+
+
+def row(seq: int) -> Row:
+    return trace().store.row(seq)
+
+
+@pytest.mark.parametrize(
+    ("text", "seqs"),
+    [
+        ("engine=kernel", [KERNEL]),
+        ("engine=netlink", [LEGACY, NFT, INET_ROW]),
+        # WHEN somebody asks for what ran on no process, or cost nothing
+        ("pid=0", [KERNEL]),
+        ("pid!=7", [KERNEL]),
+        ("cpu<9", [KERNEL]),
+        ("comm!=ping", [KERNEL]),
+        ("cost<1us", [KERNEL]),
+        ("cost=0", []),
+        ("skb!=none", [KERNEL]),
+        # THEN rows of which nobody knows are found by asking for those alone
+        ("pid=none and cpu=none and comm=none and cost=none", [LEGACY, NFT, INET_ROW]),
+        ("verdict=none", [LEGACY]),
+        ("verdict!=DROP", [KERNEL, NFT]),
+        ("verdict=255", []),
+        ("rulenum=none", [INET_ROW]),
+        ("rulenum=0", []),
+        ("rulenum<9", [KERNEL, LEGACY, NFT]),
+        ('path="jail:?"', [INET_ROW]),
+        ("path=jail:0", []),
+        ("path=in:2", [INET_ROW]),
+        ("tables=legacy", [KERNEL, LEGACY]),
+        ("tables in ip,ip6", [NFT]),
+        ("tables=inet", [INET_ROW]),
+        ("tables!=legacy", [NFT, INET_ROW]),
+        ("trace_id=1f2e3d4c", [NFT, INET_ROW]),
+        ("trace_id=0x1F2E3D4C", [NFT, INET_ROW]),
+        ("trace_id=none", [KERNEL, LEGACY]),
+        ("trace_id!=1f2e3d4d", [NFT, INET_ROW]),
+    ],
+)
+def test_what_nobody_knows_is_found_by_none_alone(text: str, seqs: list[int]) -> None:
+    assert taken(text) == seqs
+    assert taken(query.compile(text).text) == seqs
+
+
+def test_a_trace_id_that_is_none_says_what_one_looks_like() -> None:
+    with pytest.raises(query.QueryError, match="1f2e3d4c"):
+        query.compile("trace_id=jail")
+
+
+@pytest.mark.parametrize("seq", [KERNEL, LEGACY, NFT, INET_ROW])
+def test_the_keys_tell_tables_of_one_name_apart(seq: int) -> None:
+    # GIVEN filter of legacy and of iptables-nft, where both have an INPUT 1
+    legacy = [KERNEL, LEGACY]
+    alike = legacy if seq in legacy else [seq]
+    here = row(seq)
+    # THEN each key takes the rows of the same table alone
+    assert taken(query.by_rule(here)) == alike
+    assert taken(query.by_chain(here)) == alike
+    step = here.path[-1]
+    hit = query.by_hit(here.table, step.chain, step.rulenum, here.rules_family, here.netns)
+    assert taken(hit) == alike
+    passed = query.by_pass(here.table, step.chain, here.rules_family, here.netns)
+    assert taken(passed) == alike
+    assert seq in taken(query.by_process(here))
+    assert seq in taken(query.by_verdict(here))
+
+
+def test_an_inet_rule_takes_the_packets_of_both_families() -> None:
+    told = Told()
+    told.nft(b"t", INET, [(b"in", 2, RULE)], first=True)
+    told.nft(b"t", INET, [(b"in", 2, RULE)], first=True, family=10)
+    told.nft(b"t", IP, [(b"in", 2, RULE)], first=True)
+    made = told.trace("netlink")
+    text = query.by_rule(made.store.row(0))
+    assert text == "table=t and chain=in and rulenum=2 and tables=inet and netns=4026532456"
+    assert taken(text, made) == [0, 1]
+
+
+def test_a_hook_that_nobody_told_is_none() -> None:
+    told = Told()
+    told.nft(b"t", INET, [(b"in", 2, POLICY)], hook=255, first=True)
+    made = told.trace("netlink")
+    assert made.store.row(0).hook == ""
+    assert taken("hook=none", made) == [0]
+    assert taken("hook!=INPUT", made) == []
+
+
+def test_a_rule_is_found_by_its_text_in_the_tables_of_its_own_family() -> None:
+    # GIVEN two tables of one name, with other rules in each
+    told = Told()
+    told.legacy(b"filter", [(b"INPUT", 1, RULE)], first=True, ruleset=1)
+    told.nft(b"filter", IP, [(b"INPUT", 1, RULE)], ruleset=1)
+    made = told.trace("netlink")
+    for family, text in ((4, "-p udp -j ACCEPT"), ("ip", "-p udp -j DROP")):
+        chains = {"INPUT": {"policy": "ACCEPT", "rules": [text]}}
+        rules = {"netns": 4026532456, "family": family, "table": "filter", "since": 1, "upto": 1}
+        made.rulesets.feed({**rules, "chains": chains})
+    assert taken("rule~ACCEPT", made) == [0]
+    assert taken("rule~DROP", made) == [1]
+
+
+def test_tables_are_offered_while_writing() -> None:
+    offered = [one.text for one in query.complete("tables=", 7, query.context_of(trace().store))]
+    assert offered[:3] == ["legacy", "ip", "ip6"]
+    assert [one.text for one in query.complete("trace", 5, query.context_of(trace().store))]
