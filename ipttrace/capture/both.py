@@ -218,7 +218,13 @@ class Way:
         last = np.flatnonzero(np.append(groups[1:] != groups[:-1], True))
         rank[order] = last[np.searchsorted(last, np.arange(len(order)))] - np.arange(len(order))
         times = others["time"][hit].astype(np.int64)
-        times = np.where(bounded, np.minimum(times, limit - 1 - rank), times)
+        # After the last of the kernel's: at once, for the next packet may have its address.
+        first = np.append(0, last[:-1] + 1)
+        back = np.zeros(len(hit), np.int64)
+        back[order] = np.arange(len(order)) - first[np.searchsorted(last, np.arange(len(order)))]
+        previous = entries["time"][known[np.maximum(after - 1, 0)]].astype(np.int64)
+        limit = np.where(bounded, limit - 1 - rank, previous + 1 + back)
+        times = np.minimum(times, limit)
         calls = others["call"][hit]
         others["skb"][hit] = skb
         others["time"][hit] = times
