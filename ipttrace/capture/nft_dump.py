@@ -7,9 +7,10 @@ Must not change anything.
 
 from __future__ import annotations
 
+import errno
 import struct
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nft_wire import NftSocket, Order, Refused, attributes, in_words
@@ -24,11 +25,13 @@ _DUMP: Final = 0x300  # NLM_F_DUMP
 # nft_rule_attributes, nft_gen_attributes.
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _TABLE_OWNER = 1, 2, 4, 7
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_CHAIN_USERDATA = 12
 _HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _GEN_ID: Final = 1
 
 _TRIES: Final = 10
+_RESTLESS: Final = "nftables' rules change faster than they can be listed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class ChainInfo:
     policy: int | None
     device: str | None
     handles: list[int] = field(default_factory=list)  # of its rules, in order
+    comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,16 @@ class Snapshot:
     genid: int
     tables: dict[tuple[int, str], TableInfo]
     chains: dict[tuple[int, str, str], ChainInfo]
+
+
+class Made(NamedTuple):
+    """What a rule is made of: see nft_words."""
+
+    family: int
+    table: str
+    chain: str
+    handle: int
+    expressions: bytes
 
 
 class Dump:
@@ -91,12 +105,27 @@ class Dump:
             self._rules(snapshot)
             if self.genid() == before:
                 return snapshot
-        raise CaptureError("nftables' rules change faster than they can be listed")
+        raise CaptureError(_RESTLESS)
+
+    def made(self) -> list[Made]:
+        """All rules, in order; of one generation only if `genid` says so.  Raises CaptureError."""
+        return [
+            Made(
+                family,
+                _text(found, _RULE_TABLE),
+                _text(found, _RULE_CHAIN),
+                _number(found, _RULE_HANDLE) or 0,
+                found.get(_RULE_EXPRESSIONS, b""),
+            )
+            for family, found in self._ask(_GETRULE)
+        ]
 
     def _ask(self, kind: int, flags: int = _DUMP) -> list[tuple[int, dict[int, bytes]]]:
         try:
             return self._socket.ask(Order(kind, 0, b"", flags))
         except Refused as refused:
+            if refused.errno == errno.EINTR:
+                raise CaptureError(_RESTLESS) from refused
             raise in_words(refused.errno) from refused
 
     def _tables(self) -> dict[tuple[int, str], TableInfo]:
@@ -122,6 +151,7 @@ class Dump:
                 _text(found, _CHAIN_TYPE),
                 _number(found, _CHAIN_POLICY),
                 _text(hook, _HOOK_DEV) or None,
+                comment=_comment(found.get(_CHAIN_USERDATA, b"")),
             )
         return chains
 
@@ -146,3 +176,14 @@ def _number(of: dict[int, bytes], kind: int) -> int | None:
 def _text(of: dict[int, bytes], kind: int) -> str:
     """A name; bytes that are no UTF-8 stay what they are, as surrogates."""
     return of.get(kind, b"").split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _comment(userdata: bytes) -> str | None:
+    """The comment in what nft keeps beside a chain: type, length, value of a byte each and more."""
+    at = 0
+    while at + 2 <= len(userdata):
+        kind, length = userdata[at : at + 2]
+        if kind == 0:  # NFTNL_UDATA_CHAIN_COMMENT
+            return _text({kind: userdata[at + 2 : at + 2 + length]}, kind)
+        at += 2 + length
+    return None
