@@ -209,13 +209,18 @@ def _drain(process: subprocess.Popen[bytes]) -> bytes:
     data = bytearray()
     while True:
         if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise CaptureError("the command does not end")
+            raise CaptureError(f"{_title(process)} does not end")
         portion = os.read(fd, 1 << 18)
         if not portion:
             return bytes(data)
         data += portion
         if len(data) > _MOST:
-            raise Unreadable(f"more than {_MOST >> 20} MB of rules")
+            raise Unreadable(f"{_title(process)} says more than {_MOST >> 20} MB")
+
+
+def _title(process: subprocess.Popen[bytes]) -> str:
+    assert isinstance(process.args, list)
+    return Path(process.args[0]).name
 
 
 def _entries(family: int, table: str) -> int:

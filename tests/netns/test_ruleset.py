@@ -207,10 +207,10 @@ def test_what_does_not_fit_the_kernels_count_is_refused(
     space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.iptables("-A", "INPUT", "-j", "DROP")
-    run = ruleset_save._run
+    run = ruleset_save.run
     monkeypatch.setattr(
         ruleset_save,
-        "_run",
+        "run",
         lambda argv: run(argv).replace(b"\nCOMMIT", b"\n[0:0] -A INPUT\nCOMMIT"),
     )
     with pytest.raises(Unreadable, match=r"table filter has 5 entries, .* tells 6$"):
