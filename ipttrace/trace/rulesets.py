@@ -65,6 +65,7 @@ _PLACE: Final = 8
 _CHAIN: Final = 300
 _GENERATION: Final = 400
 _MOST_BREAKS: Final = 1000
+BACKENDS: Final = ("legacy", "iptables-nft", "nft")
 _TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 
 
@@ -82,6 +83,7 @@ class Table:
     since: int
     chains: dict[str, Chain]
     current: bool
+    backend: str = "legacy"  # one of BACKENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class _Generation:
 
     since: int
     chains: dict[str, Chain] | None
+    backend: str
     shown: Table | None = field(default=None)
 
 
@@ -227,7 +230,8 @@ class Line:
                 self._gone |= {key}
         elif "table" in rules:
             key, since = frame_key(rules, "rules"), self._generation(rules, "since")
-            self._add(key, since, frame_chains(rules["chains"]) if "chains" in rules else None)
+            chains = frame_chains(rules["chains"]) if "chains" in rules else None
+            self._add(key, since, chains, str(rules.get("backend")))
             upto = since
         elif "since" in rules:
             upto = self._generation(rules, "since")
@@ -282,7 +286,9 @@ class Line:
                 continue
             current = known is history[-1] and not self._broken(known.since, self._upto)
             if known.shown is None or known.shown.current != current:
-                known.shown = Table(*key, known.since, _cleaned(known.chains), current)
+                known.shown = Table(
+                    *key, known.since, _cleaned(known.chains), current, known.backend
+                )
             found.append(known.shown)
         return found
 
@@ -325,7 +331,7 @@ class Line:
         elif not breaks or breaks[-1] < since:
             self._breaks = (*breaks, since)
 
-    def _add(self, key: Key, since: int, chains: dict[str, Chain] | None) -> None:
+    def _add(self, key: Key, since: int, chains: dict[str, Chain] | None, backend: str) -> None:
         history = self._tables.get(key, ())
         if history and since < history[-1].since:
             raise StreamError("rules in the stream are not in order")
@@ -338,7 +344,8 @@ class Line:
             # Not known before, and not known now.
             return
         self._gone -= {key}
-        new = _Generation(since, None if chains is None else self._pool.keep(chains))
+        kept = None if chains is None else self._pool.keep(chains)
+        new = _Generation(since, kept, backend if backend in BACKENDS else BACKENDS[0])
         self._used += _GENERATION
         self._tables[key] = (*history, new)
         self._arrived.append((key, new))

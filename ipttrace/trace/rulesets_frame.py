@@ -44,6 +44,14 @@ def family_name(family: int) -> str:
     return _FAMILY_NAMES.get(family, str(family))
 
 
+def table_name(tables: int, table: str) -> str:
+    """What a row's table is called where it stands beside others: "filter", "inet filter".
+
+    `tables`: NFPROTO_* of the nftables table; 0: it is a legacy one, which only have names.
+    """
+    return f"{family_name(NFT + tables)} {table}" if tables else table
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """A chain: its policy, None for one that is not built in, and its rules in order."""

@@ -29,7 +29,7 @@ RULE: Final = "rule"
 POLICY: Final = "policy"
 END: Final = "end"  # of a chain that is not built in: back to where it was called
 
-_FAMILIES: Final = {2: 4, 10: 6}
+_FAMILIES: Final = {2: 4, 10: 6}  # those of nftables' tables are as in a Key already
 _TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 _POLICY: Final = record.MATCHES.index("policy")
 _REMEMBERED: Final = 1000  # tables
@@ -37,6 +37,9 @@ _REMEMBERED: Final = 1000  # tables
 # What stands in quotes may look like anything; quotes may never end.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
 _TARGET: Final = re.compile(r"(?:^|\s)(?:-[jg]|--jump|--goto)\s+(\S+)")
+# In the words of nft: in a verdict map there may be several, in a named one they are not told.
+_NFT_TARGET: Final = re.compile(r"(?:^|[\s{:,])(?:jump|goto)\s+([^\s,;}]+)")
+_NAMED_MAP: Final = re.compile(r"\bvmap\s+@")
 
 
 class RuleKey(NamedTuple):
@@ -86,6 +89,7 @@ class TableListing:
     current: bool  # False: they were changed since, and the new ones are not known
     elsewhere: int  # hits under other rules than those listed
     chains: Sequence[ChainListing]
+    backend: str = "legacy"  # of the rules, where they are known: see rulesets.BACKENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,9 @@ class Listings:
             chains = self._chains(host, table, hit)
             if rulesets is not None:
                 chains = _counted(chains, table, rulesets)
-            listed.append(TableListing(*at, table.since, table.current, aside, chains))
+            listed.append(
+                TableListing(*at, table.since, table.current, aside, chains, table.backend)
+            )
         drops = sum(one.drops for one in figures.values())
         return Listing(host, netns, listed, figures, drops)
 
@@ -266,9 +272,12 @@ def _kind(table: Table | None, chain: str, number: int, match: int) -> str:
 def _laid_out(table: Table) -> _Known:
     known = _Known(table)
     calls: dict[str, int] = {}
+    native, untold = table.backend == "nft", False
     for chain in table.chains.values():
         for rule in chain.rules:
-            for target in _TARGET.findall(_QUOTED.sub('""', rule))[:1]:
+            bare = _QUOTED.sub('""', rule)
+            untold |= native and _NAMED_MAP.search(bare) is not None
+            for target in set(_NFT_TARGET.findall(bare)) if native else _TARGET.findall(bare)[:1]:
                 calls[target] = calls.get(target, 0) + 1
     at = (table.family, table.table)
     # Those that packets enter by come first, as iptables prints them.
@@ -276,7 +285,7 @@ def _laid_out(table: Table) -> _Known:
         keys = [RuleKey(*at, name, number, RULE) for number in range(1, len(chain.rules) + 1)]
         if chain.policy is not None:
             keys.append(RuleKey(*at, name, len(chain.rules) + 1, POLICY))
-        references = None if chain.policy is not None else calls.get(name, 0)
+        references = None if chain.policy is not None or untold else calls.get(name, 0)
         known.chains.append(ChainListing(name, chain.policy, references, keys, chain.rules))
         known.keys.update(keys)
     return known

@@ -18,7 +18,7 @@ from ipttrace.trace import tally_clock, tally_costs
 from ipttrace.trace.columns import NETLINK
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
-from ipttrace.trace.row import HOOKS, VERDICTS
+from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.store import Part
 from ipttrace.trace.tally_slots import Slots
 
@@ -35,9 +35,11 @@ _HOST_SHIFT: Final = np.uint64(56)
 _MOST_NS: Final = np.uint64(1 << 50)
 
 # What is counted each second, beside how calls ended.
-SERIES: Final = ("packets", "cost_ns", "lost", "missed")
+# `costed`: rows whose cost is known.
+SERIES: Final = ("packets", "cost_ns", "costed", "lost", "missed")
 
 _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
+    "tables": ("u1", ()),  # of nftables: NFPROTO_* of the table; 0: legacy
     "family": ("u1", ()),
     "hook": ("u1", ()),
     "table": ("u4", ()),
@@ -50,8 +52,9 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
 class Place:
     """A table at a hook.  Costs are NaN where there are none."""
 
+    tables: int  # of nftables: NFPROTO_* of the table's family; 0: legacy
     family: int
-    hook: str
+    hook: str  # "": not known
     table: str
     rows: int
     drops: int
@@ -119,21 +122,24 @@ class TotalsTally:
         costs = tally_costs.buckets(columns["cost"])
         told = columns["engine"] != NETLINK  # what it cost
         self.costs += np.bincount(costs[told], minlength=tally_costs.BUCKETS)
-        self._count_seconds(columns, ends, begins)
+        self._count_seconds(columns, ends, begins, told)
         self._count_places(columns, ends, costs, told)
         self._count_protocols(columns, ends, begins)
 
-    def _count_seconds(self, columns: dict[str, Array], ends: Array, begins: Array) -> None:
+    def _count_seconds(
+        self, columns: dict[str, Array], ends: Array, begins: Array, told: Array
+    ) -> None:
         second = columns["time"] // _SECOND
         at = second % _RING
         good = self._claim(at, second)
         if not good.all():
-            at, ends, begins = at[good], ends[good], begins[good]
-        cost = np.minimum(columns["cost"], _MOST_NS)[good]
+            at, ends, begins, told = at[good], ends[good], begins[good], told[good]
+        cost = np.minimum(columns["cost"], _MOST_NS)[good][told]
         flat = np.bincount(at * len(ENDS) + ends, minlength=_RING * len(ENDS))
         self._ends += flat.reshape(_RING, len(ENDS))
         self._series["packets"] += np.bincount(at[begins], minlength=_RING)
-        np.add.at(self._series["cost_ns"], at, cost.astype(np.int64))
+        self._series["costed"] += np.bincount(at[told], minlength=_RING)
+        np.add.at(self._series["cost_ns"], at[told], cost.astype(np.int64))
 
     def _claim(self, at: Array, second: Array) -> Array:
         taken, good = tally_clock.claim(self._marks, at, second, _RING)
@@ -146,12 +152,13 @@ class TotalsTally:
     def _count_places(
         self, columns: dict[str, Array], ends: Array, costs: Array, told: Array
     ) -> None:
-        key = columns["table"].astype(np.uint64) << np.uint64(16)
+        key = columns["tables"].astype(np.uint64) << np.uint64(48)
+        key |= columns["table"].astype(np.uint64) << np.uint64(16)
         key |= columns["family"].astype(np.uint64) << np.uint64(8)
         key |= columns["hook"]
         slots, at, fresh = self._places.assign(key)
         held = self._places.columns
-        for name in ("family", "hook", "table"):
+        for name in ("tables", "family", "hook", "table"):
             held[name][fresh] = columns[name][at]
         np.add.at(held["ends"].reshape(-1), slots * len(ENDS) + ends, 1)
         at = (slots * tally_costs.BUCKETS + costs)[told]
@@ -209,8 +216,9 @@ class TotalsTally:
             family, hook = int(held["family"][slot]), int(held["hook"][slot])
             found.append(
                 Place(
+                    int(held["tables"][slot]),
                     _FAMILIES.get(family, family),
-                    HOOKS[hook] if hook < len(HOOKS) else str(hook),
+                    _hook_name(hook),
                     names.text(int(held["table"][slot])),
                     int(held["ends"][slot].sum()),
                     int(held["ends"][slot, _DROP]),
@@ -232,6 +240,12 @@ class TotalsTally:
     def quantile(self, share: float) -> float:
         """ns that `share` of all rows did not cost more than; NaN before the first."""
         return float(tally_costs.quantiles(self.costs[None], share)[0])
+
+
+def _hook_name(hook: int) -> str:
+    if hook == UNKNOWN_HOOK:
+        return ""
+    return HOOKS[hook] if hook < len(HOOKS) else str(hook)
 
 
 def _hook(name: str) -> int:

@@ -41,13 +41,21 @@ class Lab:
         self._call = 0
 
     def call(
-        self, path: Path_, *, generation: int = 0, verdict: int = 1, table: bytes = b"filter"
+        self,
+        path: Path_,
+        *,
+        generation: int = 0,
+        verdict: int = 1,
+        table: bytes = b"filter",
+        **of: int,
     ) -> None:
         self._call += 1
         entry = np.zeros(1, record.ENTRY_DTYPE)
         entry["call"], entry["netns"], entry["family"] = self._call, NETNS, 2
         entry["skb"], entry["flags"] = self._call, record.F_FIRST
         entry["table"], entry["ruleset"], entry["hook"] = table, generation, 2
+        for name, value in of.items():
+            entry[name] = value
         rules = np.zeros(len(path), record.RULE_DTYPE)
         rules["call"], rules["table"] = self._call, table
         for at, (chain, number, match) in enumerate(path):
@@ -217,3 +225,51 @@ def test_the_kernels_counters_stand_beside_the_rules_that_they_are_of() -> None:
     lab.trace.rulesets.feed_counters({**counters, "since": 1})
     forward, _ = lab.listing().tables[0].chains
     assert kernel_packets(forward, forward.keys[0]) is None
+
+
+def nft(lab: Lab, family: str, table: str, chains: dict[str, Any], backend: str = "nft") -> None:
+    lab.rules(1, family=family, table=table, chains=chains, backend=backend)
+
+
+def test_tables_of_one_name_are_listed_apart_and_say_who_made_them() -> None:
+    # GIVEN filter of legacy, of iptables-nft and of nftables' inet family
+    lab = Lab()
+    chains = {"INPUT": {"policy": "ACCEPT", "rules": ["-j ACCEPT"]}}
+    lab.rules(1, chains=chains)
+    nft(lab, "ip", "filter", chains, "iptables-nft")
+    nft(lab, "inet", "filter", {"in": {"policy": "drop", "rules": ["accept"]}})
+    # WHEN packets hit a rule in each
+    for tables, chain in ((0, b"INPUT"), (2, b"INPUT"), (2, b"INPUT"), (1, b"in")):
+        source = record.SOURCE_NFT if tables else record.SOURCE_KERNEL
+        lab.call([(chain, 1, RULE_)], generation=1, tables=tables, source=source)
+    listing = lab.listing()
+    assert [(one.family, one.backend) for one in listing.tables] == [
+        (4, "legacy"),
+        (17, "nft"),
+        (18, "iptables-nft"),
+    ]
+    hits = {key.family: of.hits for key, of in listing.figures.items()}
+    assert hits == {4: 1, 17: 1, 18: 2}
+    # THEN costs are those of the kernel's own rows alone
+    assert {key.family for key, of in listing.figures.items() if of.p50_ns > 0} == {4}
+
+
+def test_references_are_counted_in_the_words_of_nft() -> None:
+    lab = Lab()
+    rules = [
+        "ip saddr 10.0.0.1 jump ssh",
+        'tcp dport vmap { 22 : jump ssh, 80 : goto web, 443 : goto web } comment "jump off"',
+    ]
+    chains: dict[str, Any] = {"in": {"policy": "accept", "rules": rules}}
+    chains |= {name: {"policy": None, "rules": []} for name in ("ssh", "web", "off")}
+    nft(lab, "inet", "t", chains)
+    (table,) = lab.listing().tables
+    counted = {chain.chain: chain.references for chain in table.chains}
+    assert counted == {"in": None, "ssh": 2, "web": 1, "off": 0}
+    # WHEN a verdict map with a name may call any of them
+    rules.append("ip daddr vmap @where")
+    lab = Lab()
+    nft(lab, "inet", "t", chains)
+    (table,) = lab.listing().tables
+    # THEN nobody says how many do
+    assert {chain.references for chain in table.chains} == {None}

@@ -171,9 +171,7 @@ class RulesView(Ledger):
             text = query.by_hit(key.table, key.chain, key.number, key.family, listing.netns)
             name = "policy" if key.kind == POLICY else "rule"
         else:
-            path = query.quote(key.chain)
-            text = f"table={query.quote(key.table)} and path={path}"
-            text += f" and family={key.family} and netns={listing.netns}"
+            text = query.by_pass(key.table, key.chain, key.family, listing.netns)
             name = "chain"
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"

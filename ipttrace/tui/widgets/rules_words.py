@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ipttrace.trace.rulesets_frame import family_name
 from ipttrace.trace.tally_listing import (
     END,
     POLICY,
@@ -67,7 +68,8 @@ class Words:
 
     def table(self, table: TableListing) -> Cells:
         """The line above a table's chains."""
-        cells: Cells = [(f"IPv{table.family} {table.table}", "table")]
+        made = " (iptables-nft)" if table.backend == "iptables-nft" else ""
+        cells: Cells = [(f"{family_name(table.family)} {table.table}{made}", "table")]
         if table.since is None:
             cells.append(("  its rules are not known: hits by number", "dim"))
         elif not table.current:
@@ -106,16 +108,19 @@ class Words:
             room = self.width - sum(len(text) for text, _ in cells)
             text = fit(indent + text, room) if room > 0 else ""
             return [*cells, (text, "never" if never else "text")]
-        return [*cells, (f"{indent}rule {key.number} (its text is not known)", "dim")]
+        said = f"rule {key.number} (its text is not known)"
+        if not key.number:
+            said = "a rule of which nobody knows the number"
+        return [*cells, (f"{indent}{said}", "dim")]
 
     def _place(self, key: RuleKey, never: bool) -> tuple[str, str]:
         role = "never" if never else "text"
-        number = {POLICY: "pol", END: "ret"}.get(key.kind, str(key.number))
+        number = {POLICY: "pol", END: "ret"}.get(key.kind, str(key.number or "?"))
         if not self.flat:
             return column(number, _NUMBER, role)
-        six = "6 " if key.family == 6 else ""
-        room = _PLACE - len(six) - len(key.table) - len(number) - 2
-        place = f"{six}{key.table} {fit(key.chain, max(room, 4)).rstrip()}:{number}"
+        family = {4: "", 6: "6 "}.get(key.family, f"{family_name(key.family)} ")
+        room = _PLACE - len(family) - len(key.table) - len(number) - 2
+        place = f"{family}{key.table} {fit(key.chain, max(room, 4)).rstrip()}:{number}"
         return column(place, _PLACE, role, right=False)
 
 
@@ -147,5 +152,5 @@ def chain_words(chain: ChainListing) -> Cells:
         words = f" ({chain.references} reference{'' if chain.references == 1 else 's'})"
     elif any(key.kind == POLICY for key in chain.keys):
         words = " (policy)"
-    role = "drop" if chain.policy == "DROP" else "dim"
+    role = "drop" if (chain.policy or "").upper() == "DROP" else "dim"
     return [(f"Chain {chain.chain}", "chain"), (words, role)]

@@ -16,6 +16,7 @@ from textual.binding import Binding, BindingType
 
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
+from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.trace.tally_totals import ENDS, Seconds, TotalsTally
 from ipttrace.tui import figures
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit
@@ -127,7 +128,8 @@ class TotalsView(Ledger):
             )
             for name in drawn
         ]
-        plots.append(("cost of a row, mean", "table", _mean_cost(seconds), True))
+        if tally.costs.any():
+            plots.append(("cost of a row, mean", "table", _mean_cost(seconds), True))
         plots += [
             (name, "warn", seconds.series[name].astype(np.float64), False)
             for name, total in (("lost", tally.lost), ("missed", tally.missed))
@@ -165,7 +167,10 @@ class TotalsView(Ledger):
                 verdicts.append((f"{mark} {name} {count:,} ({part})  ", role))
         lines.append(verdicts)
         p50, p99 = (figures.cost(tally.quantile(share)) for share in (0.5, 0.99))
-        lines.append([(f"cost of a row  p50 {p50}  p99 {p99}", "value")])
+        if p50:
+            lines.append([(f"cost of a row  p50 {p50}  p99 {p99}", "value")])
+        else:
+            lines.append([("cost of a row  not known: traced over netlink", "dim")])
         losses: Cells = []
         for name, number in (("lost", tally.lost), ("missed", tally.missed)):
             losses.append((f"{name} {number:,}  ", "drop" if number else "dim"))
@@ -179,8 +184,7 @@ class TotalsView(Ledger):
 
 
 def _mean_cost(seconds: Seconds) -> Array:
-    rows = sum(seconds.ends.values(), np.zeros(len(seconds.series["cost_ns"]), np.int64))
-    mean: Array = seconds.series["cost_ns"] / np.maximum(rows, 1)
+    mean: Array = seconds.series["cost_ns"] / np.maximum(seconds.series["costed"], 1)
     return mean
 
 
@@ -230,19 +234,21 @@ def _axis(width: int, span: int) -> str:
 
 
 def _places(tally: TotalsTally, names: Names) -> list[Cells]:
-    titles = (("hook", 13, False), ("table", 10, False), ("rows", 7, True), ("drops", 6, True))
+    titles = (("hook", 13, False), ("table", 12, False), ("rows", 7, True), ("drops", 6, True))
     head = [column(name, width, "titles", right) for name, width, right in titles]
     head += [column(name, 6, "titles") for name in ("p50", "p99")]
     lines: list[Cells] = [head]
     # Of as many rows, by name: else the order is that in which they came to be counted.
     alike = groupby(tally.places(names), lambda one: (one.family, one.hook, one.rows))
-    for place in (one for _, some in alike for one in sorted(some, key=lambda one: one.table)):
-        six = "6 " if place.family == 6 else ""
+    for place in (
+        one for _, some in alike for one in sorted(some, key=lambda one: (one.table, one.tables))
+    ):
+        family = {4: "", 6: "6 ", 3: "ARP ", 7: "bridge "}.get(place.family, f"{place.family} ")
         drops = figures.count(place.drops) if place.drops else ""
         lines.append(
             [
-                column(six + place.hook, 13, "text", right=False),
-                column(place.table, 10, "text", right=False),
+                column(family + (place.hook or "?"), 13, "text", right=False),
+                column(table_name(place.tables, place.table), 12, "text", right=False),
                 column(figures.count(place.rows), 7),
                 column(drops, 6, "drop"),
                 column(figures.cost(place.p50_ns), 6, "dim"),
