@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pictures of the screen that must not change unless somebody means it.
+
+From recordings and made-up streams, with nothing in them of the clock, the
+environment or the machine.  After a change that is meant, look at what
+`pytest tests/tui/test_snapshots.py --snapshot-update` makes of
+tests/tui/__snapshots__, and keep it.  A run that fails leaves the old and the
+new side by side in build/snapshots.html.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from textual import constants
+from textual.pilot import Pilot
+
+from ipttrace.stream.frames import Kind, Writer
+from ipttrace.trace.hashing import Hash
+from ipttrace.tui.app import TraceApp
+from ipttrace.tui.source import FileSource, Source
+from ipttrace.tui.vendors import Vendors
+from tests.data import neighbours
+from tests.tui import streams
+from tests.tui.harness import Agent, laid_out, until
+from tests.tui.replayed import DATA, SIZES, all_rows, settled, write
+
+RECORDING = DATA / "screens.iptr"  # has rules and neighbours
+MADE_WITH = Path(__file__).parent / "__snapshots__" / "made_with.json"
+# Whose colours and letters the pictures have.
+DRAWN_BY = ("rich", "textual")
+
+Compare = Callable[..., bool]
+Run = Callable[[Pilot[Any]], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def same_makings(request: pytest.FixtureRequest) -> None:
+    """Others than those that drew the pictures draw otherwise: not compared, nor updated."""
+    options = request.config.option
+    options.snapshot_report = str(request.config.rootpath / "build" / "snapshots.html")
+    now = {name: version(name) for name in DRAWN_BY}
+    made = json.loads(MADE_WITH.read_text()) if MADE_WITH.exists() else {}
+    if made and made != now:
+        said = " and ".join(f"{name} {made.get(name)} (here: {now[name]})" for name in now)
+        if not options.update_snapshots:
+            pytest.skip(f"the pictures were drawn by {said}")
+        pytest.fail(
+            f"the pictures were drawn by {said}: install these,"
+            f" or remove {MADE_WITH.name} to make all pictures anew"
+        )
+    if options.update_snapshots:
+        MADE_WITH.parent.mkdir(exist_ok=True)
+        MADE_WITH.write_text(json.dumps(now, indent=1) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everywhere the same moment, timezone, colours, hashes and register of vendors."""
+
+    def same_hash(self: Hash, words: int) -> None:
+        draw = random.Random(words)
+        high, low = ([np.uint64(draw.getrandbits(64) | 1) for _ in range(words + 1)] for _ in "hl")
+        self._rounds = high, low
+
+    def same_vendors(self: Vendors, lladdrs: Iterable[str]) -> None:
+        self._known |= {"001b21": "Intel Corporate", "005056": "VMware, Inc.", "000c29": "VMware"}
+
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        patch.delenv("NO_COLOR", raising=False)
+        patch.setattr(constants, "COLOR_SYSTEM", "truecolor")
+        patch.setattr(constants, "FILTERS", "")
+        # The wall clock; `monotonic` goes on, else no timer would come.
+        patch.setattr(time, "time", lambda: streams.WALL / 1e9)
+        patch.setattr(time, "time_ns", lambda: streams.WALL)
+        patch.setattr(Hash, "__init__", same_hash)
+        patch.setattr(Vendors, "learn", same_vendors)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+# What is on the screen.
+
+
+def screen(source: Source) -> TraceApp:
+    app = TraceApp(source, title="lab")
+    app.theme = "textual-dark"  # whatever the environment asks for
+    return app
+
+
+async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
+    """Wait until nothing more comes onto the screen by itself."""
+    await settled(app, pilot)
+    await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
+    app.look()
+    for pane in (app.side, app._neighbours):
+        await until(
+            pilot,
+            lambda pane=pane: not pane.display or not (pane._stale or pane._learning),
+            "neighbours",
+        )
+    for view in (app._rules, app._flows, app._totals):
+        await until(
+            pilot,
+            lambda view=view: not view.display or (not view._stale and view._timer is None),
+            "what is counted",
+        )
+    view = app.view
+    if view.detailed:
+        await until(pilot, lambda: not view._due and view.detail._trim is None, "the detail")
+        assert view.row is not None
+        assert view.detail.seq == view.row.index
+    await until(pilot, lambda: app.rows._bar_timer is None, "the scroll bar")
+
+
+async def arrived(pilot: Pilot[Any]) -> TraceApp:
+    """The app, once all of its stream is known."""
+    app = pilot.app
+    assert isinstance(app, TraceApp)
+    await until(pilot, lambda: app.over, "the end of the stream")
+    await until(pilot, lambda: laid_out(app, app.size.width), "a size")
+    return app
+
+
+async def press(pilot: Pilot[Any], *keys: str) -> None:
+    for key in keys:
+        await pilot.press(key)
+        await pilot.pause()
+
+
+def on_a_drop(*keys: str, text: str = "") -> Run:
+    """At a packet that the lab's router drops: these keys, then `text` in the prompt."""
+
+    async def run(pilot: Pilot[Any]) -> None:
+        app = await arrived(pilot)
+        drop = next(row for row in all_rows(app) if row.chain == "BLOCKLIST")
+        app.rows.move_to(drop.index - 8)
+        app.rows.move_to(drop.index)
+        app._rules.choose(drop.host, drop.netns)
+        await press(pilot, *keys)
+        if text:
+            app.prompt._input.cursor_blink = False
+            await write(app, pilot, text)
+            await pilot.press("enter")
+        await at_rest(app, pilot)
+
+    return run
+
+
+async def neighbours_of_the_router(pilot: Pilot[Any]) -> None:
+    """The view of a router whose tables are in use for a minute."""
+    app = await arrived(pilot)
+    await press(pilot, "5")
+    await at_rest(app, pilot)
+    for pane in (app._neighbours, app.side):
+        pane.choose(neighbours.ROUTER)
+    await at_rest(app, pilot)
+
+
+async def row_of_hostile_texts(pilot: Pilot[Any]) -> None:
+    app = await arrived(pilot)
+    app.rows.move_to(3)
+    await press(pilot, "enter")
+    await at_rest(app, pilot)
+
+
+# Streams that no recording has.
+
+
+def neighbours_stream(writer: Writer) -> None:
+    """A packet, and a minute of a router with two namespaces."""
+    entry, rule, exit_ = streams.records(4)
+    entry["netns"] = neighbours.ROUTER
+    names = {str(neighbours.ROUTER): "router", str(neighbours.CLIENT): "client"}
+    writer.hello({**streams.HELLO, "netns": names})
+    for kind, array in enumerate((entry, rule, exit_)):
+        writer.records(kind, array)
+    lookups, hits = 123_456, 100_000
+    for second in range(60):
+        lookups += 40 + 30 * (second % 7)
+        hits += 39 + 28 * (second % 7)
+        arp = neighbours.table(4, 12 + second // 10, lookups=lookups, hits=hits)
+        ndp = neighbours.table(6, 600, forced_gc_runs=second // 20, lookups=5000 + second)
+        writer.about(Kind.NEIGHBOURS, neighbours.tables(second, arp, ndp))
+    for netns, name in ((neighbours.ROUTER, "router"), (neighbours.CLIENT, "client")):
+        writer.about(Kind.NEIGHBOURS, neighbours.namespace(netns, name, 59))
+
+
+HOSTILE = (
+    "[red]x[/red][@click=app.quit]",
+    "\x1b[2J\x1b]0;title\x07",
+    "=cmd|' /C calc'!A0",
+    "a b\nc\td\re",
+    "\u202egnp.exe\u2066\u200b",
+    "漢字漢字\U0001f468\u200d\U0001f469",
+    "e" + "\u0301" * 9,
+    "[/]" * 8,
+)
+
+
+def hostile_stream(writer: Writer) -> None:
+    """Texts of all kinds that try to be more than text, a comment of 4,000 letters among them."""
+    entry, rule, exit_ = streams.records(64)
+    raw = [text.encode() for text in HOSTILE]
+    for number in range(len(entry)):
+        text = raw[number // 4 % len(raw)]
+        # Of a packet's four rows only the last met a rule, of which the text is known.
+        entry["comm"][number] = entry["in"][number] = text[:15]
+        if number % 4 == 3:
+            entry["table"][number] = rule["table"][number] = b"filter"
+            entry["out"][number] = text[:15]
+            rule["chain"][number] = text[:29]
+            rule["rulenum"][number] = 1
+    entry["ruleset"] = 1
+    writer.hello(
+        {**streams.HELLO, "host": "".join(HOSTILE[:2]), "netns": {"4026532456": HOSTILE[4]}}
+    )
+    comment = f'-m comment --comment "{"".join(HOSTILE)}{"x" * 4000}" -j DROP'
+    chains = {text: {"policy": None, "rules": [comment]} for text in HOSTILE}
+    table = {"netns": 4026532456, "family": 4, "table": "filter", "backend": "legacy"}
+    writer.about(Kind.RULES, {**table, "since": 1, "mono": 1, "upto": 1, "chains": chains})
+    for kind, array in enumerate((entry, rule, exit_)):
+        writer.records(kind, array)
+    writer.note("warn", HOSTILE[1] + HOSTILE[0] + HOSTILE[3])
+
+
+# The tests.
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is recorded, and what a person does then."""
+
+    run: Run
+    stream: Callable[[Writer], None] | None = None  # None: the lab's recording
+
+
+PICTURES = {
+    "rows": Picture(on_a_drop()),
+    "detail": Picture(on_a_drop("enter")),
+    "rules": Picture(on_a_drop("2")),
+    "flows": Picture(on_a_drop("3")),
+    "totals": Picture(on_a_drop("4")),
+    "neighbours": Picture(neighbours_of_the_router, neighbours_stream),
+    "hostile": Picture(row_of_hostile_texts, hostile_stream),
+}
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x50"])
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_screen_looks_as_it_did(
+    name: str, size: tuple[int, int], snap_compare: Compare, tmp_path: Path
+) -> None:
+    picture, path = PICTURES[name], RECORDING
+    if picture.stream is not None:
+        path = tmp_path / "made.iptr"
+        with path.open("wb") as file:
+            writer = Writer(file)
+            picture.stream(writer)
+            writer.end({**streams.BOOKS, "state": "disarmed", "reason": "asked to"})
+    app = screen(FileSource(path))
+    assert snap_compare(app, terminal_size=size, run_before=picture.run)
+
+
+def test_a_slip_in_a_filter_of_a_flow_looks_as_it_did(snap_compare: Compare) -> None:
+    run = on_a_drop("f", "colon", text=" and sorce=10.1.0.2")
+    app = screen(FileSource(RECORDING))
+    assert snap_compare(app, terminal_size=(80, 24), run_before=run)
+
+
+def test_the_screen_without_rows_explains_itself_as_it_did(snap_compare: Compare) -> None:
+    # GIVEN an agent that is armed, and no packet
+    agent = Agent()
+    with ExitStack() as stack:
+        stack.callback(agent.near.close)
+        stack.callback(agent.hang_up)
+        agent.send(
+            streams.hello(expr="tcp port 8080"),
+            streams.books(expr="tcp port 8080"),
+            streams.note("info", "following packets through NAT"),
+        )
+
+        async def run(pilot: Pilot[Any]) -> None:
+            app = pilot.app
+            assert isinstance(app, TraceApp)
+            await until(pilot, lambda: app.lines[0].trace.notes, "the agent's note")
+            await until(pilot, lambda: app.view.empty.display, "the empty screen")
+            app.look()
+
+        app = screen(agent.source)
+        assert snap_compare(app, terminal_size=(80, 24), run_before=run)
