@@ -25,6 +25,7 @@ from ipttrace.capture import namespaces, nf_log, nft_filter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nf_log import LogSetting
 from ipttrace.capture.nft_trace import EVENT
+from ipttrace.capture.nlattr import Array
 from ipttrace.capture.nlcalls import Calls, Numbers, in_order
 from ipttrace.capture.nlreader import Reader
 from ipttrace.capture.nlspace import Space
@@ -102,6 +103,8 @@ class NetlinkEngine:
         self.flips = np.zeros(0, EVENT)
         self.priorities = np.zeros(0, np.int32)
         self._gone = _Sums()  # of namespaces that were left
+        self._rest: list[Calls] = []  # of such, for the next `take`
+        self._rest_flips: list[Array] = []
         self._spaces: dict[int, Space] = {}
         self._refused: set[int] = set()
         self.changes: queue.SimpleQueue[Change | LegacyChange] = queue.SimpleQueue()
@@ -176,6 +179,8 @@ class NetlinkEngine:
 
         try:
             self._there(arm)
+        except OSError as error:
+            raise CaptureError(f"{space.title} cannot be entered: {error}") from error
         finally:
             self._hear_lines(space)
 
@@ -195,6 +200,11 @@ class NetlinkEngine:
         self._reader.remove(space.box)
         if space.lines is not None:
             self._reader.remove(space.lines.box)
+        self._reader.taken(space.hear())
+        if self._armed:
+            space.end()
+            self._rest += self._calls(space, 1 << 63)
+            self._rest_flips.append(space.journeys.flips)
         self._gone.add(space, self._there)
         with contextlib.suppress(CaptureError, OSError):
             self._there(space.close)
@@ -208,28 +218,35 @@ class NetlinkEngine:
     def _look(self) -> None:
         """Which namespaces have come, and which have gone."""
         self._look_due = time.monotonic() + _LOOK_EVERY
-        every = self._options.netns == namespaces.ALL
+        found = {}
+        if self._options.netns is not None:
+            found = self._there(lambda: namespaces.paths(None))
+            for space in list(self._spaces.values()):
+                if space.inode not in found:
+                    self._leave(space, "has gone: it is not traced any more")
+                else:
+                    space.path = found[space.inode]
         for space in self._spaces.values():
             # Tables come with the first command that looks at them.
-            if self._armed and self._there(space.find_legacy):
-                self._hear_lines(space)
-        if self._options.netns is None:
-            return
-        found = self._there(lambda: namespaces.paths(None))
-        for space in list(self._spaces.values()):
-            if space.inode not in found:
-                self._leave(space, "has gone: it is not traced any more")
-            else:
-                space.path = found[space.inode]
-        if every:
+            with contextlib.suppress(OSError):
+                if self._armed and self._there(space.find_legacy):
+                    self._hear_lines(space)
+        if self._options.netns == namespaces.ALL:
+            # Numbers are used again.
+            self._refused &= found.keys()
             for inode in found.keys() - self._spaces.keys() - self._refused:
-                try:
-                    self._enter(inode, found[inode])
-                except CaptureError as error:
-                    self._refused.add(inode)
-                    self._note("warn", f"network namespace {inode} is not traced: {error}")
+                self._try_to_enter(inode, found[inode])
         elif not self._spaces and not self.over:
             self.over = "gone"
+
+    def _try_to_enter(self, inode: int, path: str) -> None:
+        try:
+            self._enter(inode, path)
+        except CaptureError as error:
+            if inode in self._spaces:
+                self._leave(self._spaces[inode])
+            self._refused.add(inode)
+            self._note("warn", f"network namespace {inode} is not traced: {error}")
 
     def _note(self, level: str, text: str) -> None:
         self.notes.append((level, text))
@@ -243,8 +260,15 @@ class NetlinkEngine:
     def arm(self) -> None:
         """Starts, and starts again after `disarm`, with the filter in force."""
 
-        for space in self._spaces.values():
-            self._arm(space)
+        for space in list(self._spaces.values()):
+            try:
+                self._arm(space)
+            except CaptureError as error:
+                if self._options.netns != namespaces.ALL or len(self._spaces) == 1:
+                    raise
+                self._leave(space)
+                self._refused.add(space.inode)
+                self._note("warn", f"{space.title} is not traced: {error}")
         self._armed = True
 
     def filter(self, program: bytes) -> None:
@@ -277,23 +301,32 @@ class NetlinkEngine:
         elif time.monotonic() >= self._look_due:
             self._look()
         before = time.monotonic_ns() - (_HOLD if self._armed else -1)
-        found, flips = [], []
-        for space in list(self._spaces.values()):
-            size = space.hear()
-            self._reader.taken(size)
-            self._there(partial(space.follow, now=not self._armed))
-            taken = space.take(before)
+        found, self._rest = self._rest, []
+        flips, self._rest_flips = self._rest_flips, []
+        for space in self._spaces.values():
+            self._reader.taken(space.hear())
+            try:
+                self._there(partial(space.follow, now=not self._armed))
+            except (FileNotFoundError, ProcessLookupError):
+                self._look_due = 0.0  # it has gone, or there is another way to it
+                if not self._armed:
+                    space.end()
+            found += self._calls(space, before)
             flips.append(space.journeys.flips)
-            for calls in taken:
-                for entries in (calls.entries, calls.cut):
-                    self._name(space, entries)
-                if len(calls.entries) or len(calls.cut):
-                    found.append(calls)
         self.flips = np.concatenate(flips) if flips else np.zeros(0, EVENT)
         records, self.priorities = in_order(found or [Calls.none()])
         for kind, part in enumerate(records):
             self._delivered[kind] += len(part)
         return records
+
+    def _calls(self, space: Space, before: int) -> list[Calls]:
+        found = []
+        for calls in space.take(before):
+            for entries in (calls.entries, calls.cut):
+                self._name(space, entries)
+            if len(calls.entries) or len(calls.cut):
+                found.append(calls)
+        return found
 
     @property
     def wake(self) -> int:
@@ -333,6 +366,7 @@ class NetlinkEngine:
             missed += max(0, sums.flipped - sums.begun - sums.lost)
         lost = [0, sums.lost, 0]
         due = [a + b for a, b in zip(self._delivered, lost, strict=True)]
+        due[ENTRY] += missed
         return {
             "engine": self.name,
             "state": "armed" if self._armed else "disarmed",

@@ -169,8 +169,10 @@ class Reader:
         self._thread.start()
 
     def add(self, box: Mailbox) -> None:
-        """Reads this one too."""
+        """Reads this one too, if it does not already."""
         with self._lock:
+            if box.socket.fileno() in self._boxes:
+                return
             self._boxes[box.socket.fileno()] = box
         self._epoll.register(box.socket.fileno(), select.EPOLLIN)
 

@@ -221,6 +221,11 @@ class Space:
             size += self.lines.hear()
         return size
 
+    def end(self) -> None:
+        """Nobody can enter it any more: the rules are as they were."""
+        if self.lines is not None:
+            self.lines.rules.checked = 1 << 63
+
     @property
     def lost(self) -> int:
         """Messages for which there was no room."""

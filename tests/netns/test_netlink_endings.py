@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""However a trace over netlink ends, its last line is right and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from traced import HANG, ROWS, Space, children, summary, wait_gone
+
+from ipttrace.stream.frames import Decoder, Kind
+from ipttrace.trace.session import Trace
+from tests.vm.commands import PROGRAM, Command
+
+LEGACY = """*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -p udp --dport 9 -j ACCEPT
+COMMIT
+"""
+RULES = ["table ip t"]
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with Space() as one:
+        yield one
+
+
+@pytest.fixture
+def legacy(space: Space) -> Space:
+    space.run("iptables-legacy-restore", text=LEGACY)
+    return space
+
+
+def tracing(folder: Path, space: Space, *more: str, verb: str = "print", **options: Any) -> Command:
+    ready = ["--ready-file", str(folder / "ready")]
+    where = ["--engine", "netlink", "--netns", space.name]
+    how = ["--format", "jsonl"] if verb == "print" else []
+    return Command(folder, [verb, *where, *how, *ready, *more], **options)
+
+
+def ours_gone(space: Space) -> bool:
+    return space.tables() == RULES
+
+
+def until(reached: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + HANG
+    while not reached():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.02)
+
+
+# -- kill -9
+
+
+@pytest.mark.parametrize("which", ["print", "agent"])
+def test_kill_9_leaves_no_table_and_the_log_setting_as_it_was(
+    legacy: Space, tmp_path: Path, which: str
+) -> None:
+    # GIVEN a trace of nftables and legacy rules
+    before = legacy.loggers()
+    with tracing(tmp_path, legacy) as command:
+        command.wait_ready()
+        legacy.send(3)
+        assert len(command.read_lines(2 * ROWS * 3)) == 12
+        (agent,) = children(command.process.pid)
+        guards = children(agent)
+        assert legacy.tables() != RULES
+        assert legacy.loggers() == ["nfnetlink_log"] * 2
+        # WHEN it is killed
+        os.kill(command.process.pid if which == "print" else agent, signal.SIGKILL)
+        # THEN its other half ends by itself
+        wait_gone(agent)
+        command.process.wait(HANG)
+        for guard in guards:
+            wait_gone(guard)
+        said = command.stderr()
+    # AND nothing of it is left
+    assert ours_gone(legacy)
+    assert legacy.loggers() == before
+    if which == "agent":
+        assert command.process.returncode == 1
+        found, why = said
+        assert summary(found)["rows"] == "12"
+        assert why == "ipttrace: the agent was killed"
+
+
+# -- ends that somebody asked for
+
+
+def test_ctrl_c_ends_it_in_order(legacy: Space, tmp_path: Path) -> None:
+    before = legacy.loggers()
+    with tracing(tmp_path, legacy) as command:
+        command.wait_ready()
+        legacy.send(23)
+        command.read_lines(2 * ROWS * 23)
+        command.interrupt()
+        status, rest = command.finish()
+        (line,) = command.stderr()
+    assert (status, rest) == (130, "")
+    found = summary(line)
+    assert (found["rows"], found["lost"], found["missed"], found["engine"]) == (
+        *(str(2 * ROWS * 23), "0", "0"),
+        "netlink",
+    )
+    assert ours_gone(legacy)
+    assert legacy.loggers() == before
+
+
+def test_a_reader_that_goes_ends_it(space: Space, tmp_path: Path) -> None:
+    # GIVEN print, of which somebody wants three lines
+    with tracing(tmp_path, space) as command:
+        command.wait_ready()
+        space.send(23)
+        command.read_lines(3)
+        # WHEN he goes
+        assert command.process.stdout
+        command.process.stdout.close()
+        # THEN it ends, though nothing comes any more
+        assert command.process.wait(HANG) == 0
+        (line,) = command.stderr()
+    assert line.startswith("rows=")
+    assert ours_gone(space)
+
+
+def test_it_ends_after_its_time(space: Space, tmp_path: Path) -> None:
+    with tracing(tmp_path, space, "--duration", "0.5") as command:
+        command.wait_ready()
+        space.send(23)
+        status, out = command.finish()
+        (line,) = command.stderr()
+    assert status == 0
+    assert int(summary(line)["rows"]) == len(out.splitlines()) == ROWS * 23
+    assert ours_gone(space)
+
+
+@pytest.mark.parametrize("how", ["--count", "--until", "--stop-after", "--max-rate"])
+def test_it_ends_with_as_many_rows_as_were_asked_for(
+    space: Space, tmp_path: Path, how: str
+) -> None:
+    value = {"--count": "7", "--until": "hook=INPUT", "--stop-after": "7", "--max-rate": "10"}[how]
+    with tracing(tmp_path, space, how, value) as command:
+        command.wait_ready()
+        space.send(23)
+        status, out = command.finish()
+        *said, line = command.stderr()
+    rows = list(map(json.loads, out.splitlines()))
+    assert status == 0
+    assert int(summary(line)["rows"]) == len(rows)
+    if how == "--count":
+        assert len(rows) == 7
+    elif how == "--until":
+        assert [row["hook"] for row in rows].index("INPUT") == len(rows) - 1
+    else:
+        assert len(rows) >= int(value)
+        assert all(each.startswith("ipttrace: disarmed") for each in said)
+    assert ours_gone(space)
+
+
+def test_what_was_recorded_gives_the_same_rows_again(legacy: Space, tmp_path: Path) -> None:
+    file = tmp_path / "one.iptr"
+    with tracing(tmp_path, legacy, str(file), verb="record") as command:
+        command.wait_ready()
+        legacy.send(23)
+        until(lambda: file.stat().st_size > 23 * 1000, "records")
+        command.interrupt()
+        assert command.finish()[0] == 130
+        said = command.stderr()
+
+    def replayed() -> tuple[str, str]:
+        argv = [PROGRAM, "replay", str(file), "--format", "jsonl"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        return done.stdout, done.stderr
+
+    out, err = replayed()
+    rows = list(map(json.loads, out.splitlines()))
+    assert len(rows) == int(summary(said[-1])["rows"]) == 2 * ROWS * 23
+    assert {(row["table"], row["chain"], row["rulenum"]) for row in rows} == {
+        *(("t", "out", 2), ("t", "in", 1), ("filter", "OUTPUT", 1), ("filter", "INPUT", 1)),
+    }
+    assert all(row["engine"] == "netlink" for row in rows)
+    assert summary(err.splitlines()[-1])["records"] == summary(said[-1])["records"]
+    assert replayed()[0] == out
+
+
+# -- the control line
+
+
+class Told:
+    """`ipttrace agent` with a control line, its stream read as the screen would."""
+
+    def __init__(self, space: Space, *more: str) -> None:
+        argv = [PROGRAM, "agent", "--control", "--engine", "netlink", "--netns", space.name]
+        self.process = subprocess.Popen(
+            [*argv, *more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        self.trace = Trace()
+        self.states: list[dict[str, Any]] = []
+        self._decoder = Decoder()
+
+    def __enter__(self) -> Told:
+        self.wait(lambda: bool(self.states), "the first books")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def read(self) -> bool:
+        assert self.process.stdout
+        assert select.select([self.process.stdout], [], [], HANG)[0]
+        data = os.read(self.process.stdout.fileno(), 1 << 20)
+        for frame in self._decoder.feed(data):
+            self.trace.feed(frame)
+            if frame.kind in (Kind.BOOKS, Kind.END):
+                self.states.append(frame.json)
+        return bool(data)
+
+    def wait(self, reached: Callable[[], bool], what: str) -> None:
+        while not reached():
+            assert self.read(), f"{what} never came: {self.trace.notes}"
+
+    def wait_rows(self, count: int) -> None:
+        self.wait(lambda: self.trace.rows >= count, f"row {count}")
+
+    def say(self, line: dict[str, Any]) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(line).encode() + b"\n")
+
+    def tell(self, command: str, state: str, **more: Any) -> dict[str, Any]:
+        """Says it and waits until it is carried out; the books after it."""
+        before = len(self.states)
+        self.say({"cmd": command, **more})
+        self.wait(
+            lambda: any(
+                one["state"] == state and one["expr"] == more.get("expr", one["expr"])
+                for one in self.states[before:]
+            ),
+            f"{command}: {state}",
+        )
+        return self.states[-1]
+
+    def ports(self) -> dict[int | None, int]:
+        store = self.trace.store
+        rows = store.rows(range(store.first, store.end))
+        return {port: [row.sport for row in rows].count(port) for port in {r.sport for r in rows}}
+
+    def finish(self) -> dict[str, Any]:
+        self.say({"cmd": "stop"})
+        while self.read():
+            pass
+        assert self.process.wait(HANG) == 0
+        assert self.process.stderr
+        assert self.process.stderr.read() == b""
+        assert self.trace.ended is not None
+        return self.trace.ended
+
+
+def balanced(books: dict[str, Any]) -> None:
+    got = sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
+    assert sum(books["due"]) == got, books
+
+
+def test_it_is_disarmed_and_armed_again_on_the_control_line(legacy: Space) -> None:
+    before = legacy.loggers()
+    with Told(legacy) as told:
+        wanted = {}
+        for turn in range(3):
+            wanted[legacy.send(7)] = 2 * ROWS * 7
+            told.wait_rows(2 * ROWS * 7 * (turn + 1))
+            # WHEN it is disarmed THEN nothing is flipped
+            books = told.tell("disarm", "disarmed")
+            balanced(books)
+            assert ours_gone(legacy)
+            assert (books["lost"], books["missed"]) == ([0, 0, 0], 0)
+            flipped = books["flipped"]
+            legacy.send(5)
+            # AND once it is armed it is as before
+            assert told.tell("arm", "armed")["flipped"] == flipped
+            assert not ours_gone(legacy)
+        end = told.finish()
+    balanced(end)
+    assert told.ports() == wanted
+    assert ours_gone(legacy)
+    assert legacy.loggers() == before
+
+
+def test_the_filter_is_changed_on_the_control_line_and_outlives_a_disarm(space: Space) -> None:
+    with Told(space) as told:
+        wanted = {space.send(7): ROWS * 7}
+        told.wait_rows(ROWS * 7)
+        told.tell("filter", "armed", expr="udp dst port 53")
+        space.send(11)
+        # one that is none changes nothing
+        told.say({"cmd": "filter", "expr": "udp prot 9"})
+        told.wait(lambda: any(level == "error" for level, _ in told.trace.notes), "an error")
+        space.send(11)
+        told.tell("disarm", "disarmed")
+        told.tell("arm", "armed")
+        space.send(11)
+        told.tell("disarm", "disarmed")
+        told.tell("filter", "disarmed", expr="udp dst port 9")
+        told.tell("arm", "armed")
+        wanted[space.send(13)] = ROWS * 13
+        told.wait_rows(ROWS * 20)
+        end = told.finish()
+    assert told.ports() == wanted
+    assert end["expr"] == "udp dst port 9"
+    balanced(end)
