@@ -17,6 +17,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 
 from ipttrace.trace.row import Row
+from ipttrace.trace.rulesets_frame import table_name
 
 GAP: Final = 1
 _CALL: Final = (1 << 56) - 1  # a journey's number is its first call's, below the host's
@@ -224,11 +225,15 @@ def _endpoints(row: Row, width: int, context: Context) -> Cell:
     return f"{src}→{dst}", role
 
 
+_FAMILY_ROOM: Final = 8  # cells from which on the family says more than all of the name
 _TABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
 
 
 def _table(row: Row, width: int, context: Context) -> Cell:
-    return row.table, row.table if row.table in _TABLES else "table"
+    name = table_name(row.tables, row.table)
+    if cell_len(name) > width < _FAMILY_ROOM:
+        name = row.table  # the addresses tell of the family
+    return name, row.table if row.table in _TABLES else "table"
 
 
 def _chain(row: Row, width: int, context: Context) -> Cell:
@@ -243,7 +248,7 @@ def _rulenum(row: Row, width: int, context: Context) -> Cell:
     if row.match == "policy":
         return ("policy" if width >= 6 else "pol"), "policy"
     if row.rulenum is None:
-        return _unknown(row), "policy"
+        return ("?" if row.chain is not None else _unknown(row)), "policy"
     if row.match == "return":
         return fit_tail(f"{row.rulenum}↩", width), "policy"
     return fit_tail(str(row.rulenum), width), "rulenum"
@@ -251,7 +256,7 @@ def _rulenum(row: Row, width: int, context: Context) -> Cell:
 
 def _verdict(row: Row, width: int, context: Context) -> Cell:
     if row.verdict is None:
-        return f"  {_unknown(row)}", "policy"
+        return "  ?", "policy"
     if context.lost:
         return ("✓ no ARP" if row.family == 4 else "✓ no ND"), "lost"
     mark = VERDICT_MARKS.get(row.verdict, "?")
@@ -316,13 +321,19 @@ COLUMNS: Final = (
         " narrow: without the higher port, or cut at the front",
         _endpoints,
     ),
-    Column("table", "table", "the iptables table: raw, mangle, nat, filter, security", _table),
+    Column(
+        "table",
+        "table",
+        "the table: raw, mangle, nat, filter, security; of nftables with its family (inet t)"
+        " where there is room",
+        _table,
+    ),
     Column("chain", "chain", "the chain that decided", _chain),
     Column(
         "rulenum",
         "#",
-        "the rule that decided, as iptables -L --line-numbers counts;"
-        " pol(icy): none matched, the chain's policy decided",
+        "the rule that decided, as iptables -L --line-numbers or nft -a list counts;"
+        " pol(icy): none matched, the chain's policy decided; ?: not told",
         _rulenum,
         right=True,
     ),
@@ -330,6 +341,7 @@ COLUMNS: Final = (
         "verdict",
         "verdict",
         "  ".join(f"{mark} {name}" for name, mark in VERDICT_MARKS.items())
+        + "  ? not told"
         + "  ✓ no ARP, no ND: accepted, but now the next hop's link-layer address is not known",
         _verdict,
     ),

@@ -119,14 +119,14 @@ def duration(nanoseconds: int | None) -> str:
 
 
 def joined_path(path: tuple[Step, ...]) -> str:
-    """`chain:rulenum` joined by `>`: the path column of CSV."""
-    return ">".join([f"{step.chain}:{step.rulenum}" for step in path])
+    """`chain:rulenum` joined by `>`: the path column of CSV; no number where none is known."""
+    return ">".join([f"{step.chain}:{step.rulenum or ''}" for step in path])
 
 
 def path_text(path: tuple[Step, ...], partial: bool) -> str:
     """`FORWARD:2 → DOCKER:1 return`; what is no rule says so, and so does what is incomplete."""
     steps = [
-        f"{step.chain}:{step.rulenum}" + ("" if step.match == "rule" else f" {step.match}")
+        f"{step.chain}:{step.rulenum or '?'}" + ("" if step.match == "rule" else f" {step.match}")
         for step in path
     ]
     return " → ".join(steps) + (" (records lost)" if partial else "")

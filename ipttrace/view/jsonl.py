@@ -77,12 +77,15 @@ def _values(row: Row) -> tuple[object, ...]:
         row.in_,
         row.out,
         row.family,
-        row.hook,
+        row.hook or None,
         row.table,
         row.chain,
         row.rulenum,
         row.match,
-        [{"chain": step.chain, "rulenum": step.rulenum, "match": step.match} for step in row.path],
+        [
+            {"chain": step.chain, "rulenum": step.rulenum or None, "match": step.match}
+            for step in row.path
+        ],
         row.rule,
         row.verdict,
         row.cost_ns,

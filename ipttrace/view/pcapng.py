@@ -26,6 +26,7 @@ import numpy as np
 from ipttrace import __version__
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.row import Row, Step
+from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.trace.store import Store
 from ipttrace.trace.text import clean
 from ipttrace.view.cells import ELLIPSIS, duration, path_text, safe
@@ -59,7 +60,7 @@ _INBOUND, _OUTBOUND = 1, 2
 _INCOMING: Final = frozenset({"PREROUTING", "INPUT"})
 _GOES_ON: Final = frozenset({"ACCEPT", "STOP", "REPEAT", None})
 
-_Form = tuple[int, int, str | None, bool, int, bytes]
+_Form = tuple[int, int, str | None, bool, int]
 
 
 def _option(code: int, value: bytes) -> bytes:
@@ -85,7 +86,14 @@ class _Packet:
     """One form of a journey, still open for more traversals."""
 
     form: _Form
+    data: bytes
     rows: list[Row]
+
+    def takes(self, form: _Form, data: bytes) -> bool:
+        """Is a traversal with these bytes one more of it?  Engines catch more or fewer bytes."""
+        if self.form != form or len(self.rows) >= _MOST_COMMENTS:
+            return False
+        return self.data.startswith(data) or data.startswith(self.data)
 
     @property
     def outgoing(self) -> bool:
@@ -146,12 +154,13 @@ class Pcapng:
 
     def _take(self, row: Row, data: bytes) -> None:
         device = row.in_ or row.out if row.hook in _INCOMING else row.out or row.in_
-        form = (row.host, row.netns, device, row.hook in _INCOMING, row.len, data)
+        form = (row.host, row.netns, device, row.hook in _INCOMING, row.len)
         packet = self._open.get(row.journey)
-        if packet is None or packet.form != form or len(packet.rows) >= _MOST_COMMENTS:
-            packet = self._open[row.journey] = _Packet(form, [])
+        if packet is None or not packet.takes(form, data):
+            packet = self._open[row.journey] = _Packet(form, data, [])
             heapq.heappush(self._held, (row.time, self._made, packet))
             self._made += 1
+        packet.data = max(packet.data, data, key=len)
         packet.rows.append(row)
         self._newest = max(self._newest, row.time)
 
@@ -180,7 +189,7 @@ class Pcapng:
         if number is None:
             number = self._interfaces[key] = len(self._interfaces)
             yield self._interface(*key)
-        data = packet.form[-1]
+        data = packet.data
         high, low = divmod(min(max(first.time, 0), 2**64 - 1), 1 << 32)
         yield _block(
             _ENHANCED_PACKET,
@@ -233,7 +242,9 @@ def _path(path: tuple[Step, ...], partial: bool) -> str:
 
 def _traversal(row: Row) -> str:
     """`FORWARD filter FORWARD:2 → DOCKER-USER:1 DROP 12.3 µs rule: -A DOCKER-USER …`."""
-    words = [row.hook, row.table, _path(row.path, row.partial), row.verdict or ""]
+    table = table_name(row.tables, row.table)
+    end = row.verdict or "(verdict not known)"
+    words = [row.hook, table, _path(row.path, row.partial), end]
     if row.cost_ns is not None:
         words.append(duration(row.cost_ns))
     if row.rule:
@@ -246,6 +257,8 @@ def _owner(row: Row) -> str:
     words = [row.engine]
     if row.skb is not None:
         words.append(f"skb {row.skb:#x}")
+    if row.trace_id is not None:
+        words.append(f"trace id {row.trace_id:08x}")
     if row.comm or row.pid is not None:
         words.append(f"process {row.comm or '-'}/{'-' if row.pid is None else row.pid}")
     if row.cpu is not None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from ipttrace.trace.row import Row
+from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.view.cells import clock, cut, duration, path_text, safe, width
 from ipttrace.view.places import Named, places
 
@@ -173,16 +174,16 @@ class TextView:
             _Column("SOURCE", 19, 48, lambda row: (row.src, row.sport), _endpoint),
             _Column("", 1, 1, lambda row: None, lambda key: "→"),
             _Column("DESTINATION", 19, 48, lambda row: (row.dst, row.dport), _endpoint),
-            _Column("TABLE", 6, 32, lambda row: row.table, _plain),
+            _Column("TABLE", 6, 32, lambda row: (row.tables, row.table), _table),
             _Column("CHAIN", 11, 32, lambda row: row.chain, _plain),
-            _Column("RULE", 4, 10, lambda row: row.rulenum, _plain, right=True),
+            _Column("RULE", 4, 10, _number, _plain, right=True),
             _Column("MATCH", 6, 8, lambda row: row.match, _plain),
             _Column(
                 "VERDICT",
                 7,
                 12,
                 lambda row: row.verdict,
-                _plain,
+                _verdict,
                 colour=_verdict_colour if colour else None,
             ),
             _Column("COST", 7, 12, lambda row: row.cost_ns, duration, right=True),
@@ -198,6 +199,19 @@ class TextView:
 
 def _plain(value: object) -> str:
     return "-" if value is None or value == "" else str(value)
+
+
+def _table(key: tuple[int, str]) -> str:
+    return table_name(*key) if key[1] else "-"
+
+
+def _number(row: Row) -> int | str | None:
+    """A rule's number is not known where its chain is, but it is not."""
+    return "?" if row.rulenum is None and row.chain is not None else row.rulenum
+
+
+def _verdict(verdict: str | None) -> str:
+    return "?" if verdict is None else _plain(verdict)
 
 
 def _devices(key: tuple[str | None, str | None]) -> str:

@@ -42,7 +42,7 @@ async def test_totals_are_told_in_words() -> None:
         assert "985 rows of 359 packets" in text
         assert "✓ ACCEPT 973 (99%)  ✗ DROP 12 (1%)" in text
         assert "lost 0  missed 0  the trace has no holes" in text
-        assert "FORWARD       filter          89      6" in text
+        assert "FORWARD       filter            89      6" in text
         assert "6 FORWARD     filter" in text
         assert any("ICMPv6" in line and "54" in line for line in lines(app))
 
