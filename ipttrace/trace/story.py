@@ -50,7 +50,7 @@ class Traversal:
     own: bool  # of the row's skb; else of one inside of whose call it was made, or the reverse
     depth: int  # calls of the story around this one
     since: int  # ns since the journey began; negative for what is around it
-    gap: int | None  # ns since the traversal before let go of the skb; None: the first
+    gap: int | None  # ns since the traversal before let go of the skb; None: not known, or none
     steps: tuple[RuleHit, ...]
     before: tuple[Change, ...]  # since the traversal before of the same skb
     here: tuple[Change, ...]  # made by this traversal
@@ -275,8 +275,10 @@ def _tell(
     return tuple(told)
 
 
-def _gap(before: Row, after: Row) -> int:
-    return max(0, after.time - before.time - (before.cost_ns or 0))
+def _gap(before: Row, after: Row) -> int | None:
+    if before.cost_ns is None or after.cost_ns is None:
+        return None
+    return max(0, after.time - before.time - before.cost_ns)
 
 
 def _depth(row: Row, parents: Mapping[int, int | None]) -> int:

@@ -76,6 +76,12 @@ class Look:
         return bool(self.number("flags") & record.F_CONNTRACK)
 
     @property
+    def told_of_conntrack(self) -> bool:
+        """Whether it is known what conntrack knew of it: over netlink it may not be."""
+        known = self.tracked or self.number("ct_info") == _UNTRACKED
+        return known or self.row.engine != "netlink"
+
+    @property
     def alive(self) -> bool:
         """Whether the packet could be looked at after the table, too."""
         return bool(self.number("exit_flags") & record.EXIT_F_ALIVE)
@@ -202,6 +208,8 @@ def between(before: Look, after: Look) -> tuple[Change, ...]:
 
 
 def _conntrack(changes: _Changes, before: Look, after: Look) -> None:
+    if not (before.told_of_conntrack and after.told_of_conntrack):
+        return
     state = before.state_after if before.alive else before.state
     changes.note("ct", state, after.state)
     if not after.tracked:

@@ -16,7 +16,8 @@ from rich.cells import cell_len
 from ipttrace.trace import protocol as ip
 from ipttrace.trace.dissect import dissect, hex_dump
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.story import Conntrack, Packet, RuleHit, Story, Traversal
+from ipttrace.trace.rulesets_frame import table_name
+from ipttrace.trace.story import Packet, RuleHit, Story, Traversal
 from ipttrace.trace.story_changes import Change, endpoint
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit
 from ipttrace.tui.detail_wrap import MOST_LINES, Line, Piece, cut, fold, wrap
@@ -46,7 +47,7 @@ def lines(story: Story, width: int, where: Where, folded: bool = False) -> list[
     width = max(width, 20)
     made = wrap(_about(story, where), width, 2)
     made += _journey(story, width, where)
-    made += _conntrack(story.conntrack, width)
+    made += _conntrack(story, width)
     made += _packet(story.packet, width)
     made += _bytes(story.packet, width, folded)
     if width < _NARROWEST:
@@ -67,10 +68,13 @@ def _about(story: Story, where: Where) -> list[tuple[Piece, ...]]:
     packet = f"{endpoint(row.src, row.sport)} → {endpoint(row.dst, row.dport)}"
     kind = " ".join(filter(None, (row.proto or "-", row.flags, row.icmp, row.frag and "frag")))
     items.append(((f"{kind} ", "head"), (packet, "head")))
-    items.append(_named("skb", "-" if row.skb is None else f"0x{row.skb:x}"))
-    items.append(_process(story))
-    items.append(_named("sock", "-" if story.socket is None else f"0x{story.socket:x}"))
-    items.append(_named("cpu", "-" if row.cpu is None else str(row.cpu)))
+    if not _over_netlink(row):
+        items.append(_named("skb", "-" if row.skb is None else f"0x{row.skb:x}"))
+        items.append(_process(story))
+        items.append(_named("sock", "-" if story.socket is None else f"0x{story.socket:x}"))
+        items.append(_named("cpu", "-" if row.cpu is None else str(row.cpu)))
+    if row.trace_id is not None:
+        items.append(_named("trace id", f"{row.trace_id:08x}"))
     items.append(_named("netns", _netns(row, where)))
     if host := where.hosts.get(row.host):
         items.append(_named("host", host))
@@ -80,7 +84,13 @@ def _about(story: Story, where: Where) -> list[tuple[Piece, ...]]:
         items.append(_named("rules", f"#{row.ruleset}"))
     if row.engine:
         items.append(_named("engine", row.engine))
+    if _over_netlink(row):
+        items.append((("cost, process and CPU are not known: traced over netlink", "dim"),))
     return items
+
+
+def _over_netlink(row: Row) -> bool:
+    return row.engine == "netlink"
 
 
 def _named(name: str, value: str) -> tuple[Piece, ...]:
@@ -104,9 +114,9 @@ def _netns(row: Row, where: Where) -> str:
 def _journey(story: Story, width: int, where: Where) -> list[Line]:
     told = story.traversals
     own = [traversal for traversal in told if traversal.own]
-    count = f"{len(own)} table{'s' if len(own) != 1 else ''}"
-    total = own[-1].since + (own[-1].row.cost_ns or 0) if own else 0
-    notes = [f"  {count} in {duration(total)}"]
+    notes = [f"  {len(own)} table{'s' if len(own) != 1 else ''}"]
+    if any(traversal.row.cost_ns is not None for traversal in own):
+        notes[0] += f" in {duration(own[-1].since + (own[-1].row.cost_ns or 0))}"
     if len(own) < len(told):
         notes.append(f"  indented: from inside of a call; {len(told) - len(own)} of another skb")
     made = [Line(cut(_title("Journey", [(note, "dim") for note in notes]), width))]
@@ -136,7 +146,7 @@ class _Widths:
         netns = 0
         devices = max((cell_len(_devices(t.row)) for t in told), default=0)
         hooks = max((len(t.row.hook) + 2 * t.depth for t in told), default=0)
-        tables = max((cell_len(t.row.table) for t in told), default=0)
+        tables = max((cell_len(_table(t.row)) for t in told), default=0)
         hook = min(max(hooks, 4), 17)
         table = min(max(tables, 5), 12 if width >= 60 else 8)
         devices = min(max(devices, 6), 13 if width < _NARROW else 25)
@@ -154,6 +164,9 @@ class _Widths:
             "devices": devices,
             "netns": netns,
         }
+        if all(t.row.cost_ns is None for t in told):
+            # The times only keep what came over netlink in order.
+            self.sizes |= {"since": 0, "gap": 0, "cost": 0}
         # What tells the least goes first.
         for name in ("gap", "devices", "cost", "since"):
             if self._used() + _LEAST_RULE < width:
@@ -180,6 +193,10 @@ class _Widths:
         return self.line({key: (name, "name") for key, name in names.items()}, "", False)
 
 
+def _table(row: Row) -> str:
+    return table_name(row.tables, row.table)
+
+
 def _devices(row: Row) -> str:
     return f"{row.in_ or ''}→{row.out or ''}"
 
@@ -187,12 +204,12 @@ def _devices(row: Row) -> str:
 def _hit(step: Step) -> str:
     if step.match == "policy":
         return f"{step.chain} policy"
-    return f"{step.chain} {step.rulenum}{'↩' if step.match == 'return' else ''}"
+    return f"{step.chain} {step.rulenum or '?'}{'↩' if step.match == 'return' else ''}"
 
 
 def _decision(row: Row) -> str:
-    if row.match == "policy":
-        return "policy"  # of the chain that has the hook's name
+    if row.match == "policy" and row.chain == row.hook:
+        return "policy"
     if row.path:
         return _hit(row.path[-1])
     return "? (records lost)" if row.partial else "-"
@@ -204,7 +221,7 @@ def _signed(ns: int) -> str:
 
 def _verdict(row: Row) -> Piece:
     if row.verdict is None:
-        return "-", "dim"
+        return "  ?", "dim"
     mark = VERDICT_MARKS.get(row.verdict, "?")
     return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
 
@@ -216,11 +233,11 @@ def _traversal(traversal: Traversal, shown: int, widths: _Widths) -> list[Line]:
     cells: dict[str, Piece] = {
         "since": (_signed(traversal.since), plain),
         "gap": ("" if traversal.gap is None else duration(traversal.gap), "dim"),
-        "hook": ("  " * traversal.depth + row.hook, "head" if traversal.own else "dim"),
-        "table": (row.table, plain),
+        "hook": ("  " * traversal.depth + (row.hook or "?"), "head" if traversal.own else "dim"),
+        "table": (_table(row), plain),
         "rule": (_decision(row), "chain" if traversal.own else "dim"),
         "verdict": _verdict(row),
-        "cost": (duration(row.cost_ns), plain),
+        "cost": ("" if row.cost_ns is None else duration(row.cost_ns), plain),
         "devices": (_devices(row), plain),
         "netns": (_netns(row, widths.where), "dim"),
     }
@@ -279,9 +296,12 @@ def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
     return made
 
 
-def _conntrack(conntrack: Conntrack | None, width: int) -> list[Line]:
+def _conntrack(story: Story, width: int) -> list[Line]:
+    conntrack = story.conntrack
     if conntrack is None:
-        return [Line(_title("Conntrack", [("  no entry as it came in", "dim")]))]
+        known = not _over_netlink(story.row)
+        said = "no entry as it came in" if known else "not known: traced over netlink"
+        return [Line(_title("Conntrack", [(f"  {said}", "dim")]))]
     items = [
         _title("Conntrack"),
         _named("state", conntrack.state or "-"),

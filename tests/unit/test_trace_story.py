@@ -15,6 +15,7 @@ from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
+from tests.data.netlink_rows import NETNS, Told
 from tests.data.records import Array, entry, joined, leave, rule, tcp, v4
 
 LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
@@ -330,3 +331,30 @@ def test_calls_inside_of_calls_come_to_an_end() -> None:
         assert len(told.traversals) <= 32
         assert any(traversal.row.index == seq for traversal in told.traversals)
         assert max(traversal.depth for traversal in told.traversals) <= 8
+
+
+def test_nothing_is_said_to_have_changed_where_one_look_could_not_know() -> None:
+    # GIVEN a packet that conntrack tracks, seen by the kernel engine, then over netlink
+    told = Told()
+    ct: dict[str, Any] = {"ct_info": 2, "ct_proto": 17}
+    flags = record.F_FIRST | record.F_CONNTRACK
+    told.call(b"filter", [(b"INPUT", 1, 0)], **ct, flags=flags)
+    told.nft(b"t", 1, [(b"in", 1, 0)])
+    told.nft(b"t", 1, [(b"late", 1, 0)])
+    found = story(told.trace().store, 0)
+    assert found is not None
+    # THEN conntrack did not lose it on the way, and no time is made up
+    assert [changes(found, at) for at in range(3)] == [({}, {})] * 3
+    assert [each.gap for each in found.traversals] == [None, None, None]
+
+
+def test_the_rules_of_an_inet_table_are_told_by_their_text() -> None:
+    told = Told()
+    told.nft(b"t", 1, [(b"in", 1, 0), (b"jail", 0, 0)], first=True, ruleset=1)
+    trace = told.trace("netlink")
+    chains = {"in": {"policy": "accept", "rules": ["jump jail"]}}
+    rules = {"netns": NETNS, "family": "inet", "table": "t", "since": 1, "upto": 1}
+    trace.rulesets.feed({**rules, "chains": chains})
+    found = story(trace.store, 0)
+    assert found is not None
+    assert [hit.rule for hit in found.traversals[0].steps] == ["jump jail", None]
