@@ -19,7 +19,10 @@ Texts = dict[tuple[int, str, str], list[str | None]]
 
 _FAMILIES: Final = {"ip": 2, "ip6": 10, "inet": 1, "arp": 3, "bridge": 7, "netdev": 5}
 
-_TABLE: Final = re.compile(r"table (\w+) (.+?) \{(?: # progname .*)? # handle (\d+)")
+# A table that belongs to a process is told with its name.
+_TABLE: Final = re.compile(
+    r"table (\w+) (.+?) \{(?: # progname .*)? # handle (\d+)(?: progname .*)?"
+)
 _CHAIN: Final = re.compile(r"\tchain (.+) \{ # handle \d+")
 _HANDLE: Final = re.compile(r" # handle (\d+)\Z")
 # A set's elements go over several lines; a comment's lines are its own.

@@ -73,8 +73,9 @@ def test_rules_have_the_text_that_nft_prints() -> None:
 def test_names_in_quotes_and_owners_are_understood() -> None:
     listed = Listed().chain("t", "in", (5, "accept"))
     text = listed.text().replace("chain in {", 'chain "in" {')
-    text = text.replace("{ # handle 1\n", "{ # progname x # handle 1\n", 1)
-    assert parse(text, listed.snapshot()) == {(1, "t", "in"): ["accept"]}
+    for owner in ("# handle 1 progname python", "# progname x # handle 1", "# handle 1 progname {"):
+        owned = text.replace("# handle 1", owner, 1)
+        assert parse(owned, listed.snapshot()) == {(1, "t", "in"): ["accept"]}
 
 
 def test_a_table_made_anew_or_unknown_gives_no_texts() -> None:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A network namespace whose rules are made with nft and iptables-nft, and read from within."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from labs import fresh_prefix
+
+from ipttrace.capture import nft_ruleset
+from ipttrace.capture.nft_dump import Dump, Snapshot
+from ipttrace.capture.nft_ruleset import ChainText, TableText
+from ipttrace.capture.ruleset_save import inside
+
+INET, IP, ARP, NETDEV, BRIDGE, IP6 = 1, 2, 3, 5, 7, 10
+
+
+class RuleSpace:
+    """One namespace, with loopback up."""
+
+    def __init__(self, name: str) -> None:
+        self.path = f"/run/netns/{name}"
+        self.inode = os.stat(self.path).st_ino
+
+    def run(self, *argv: str, input: str | None = None, check: bool = True) -> str:
+        """What a command prints in the namespace."""
+        command = ["nsenter", f"--net={self.path}", *argv]
+        done = subprocess.run(command, input=input, capture_output=True, text=True)
+        assert not check or done.returncode == 0, (argv, done.stderr)
+        return done.stdout
+
+    def nft(self, text: str) -> None:
+        self.run("nft", "-f", "-", input=text)
+
+    def json(self, text: str) -> None:
+        """Takes what nft's own language has no words for."""
+        self.run("nft", "-j", "-f", "-", input=text)
+
+    def iptables(self, *words: str, family: int = 4) -> None:
+        self.run(f"ip{'6' if family == 6 else ''}tables-nft", *words)
+
+    def enter(self) -> contextlib.AbstractContextManager[None]:
+        return inside(self.path, self.inode)
+
+    def snapshot(self) -> Snapshot:
+        with self.enter(), contextlib.closing(Dump()) as dump:
+            return dump.snapshot()
+
+    def read(self) -> dict[tuple[int, str], TableText]:
+        snapshot = self.snapshot()
+        with self.enter():
+            return nft_ruleset.read(snapshot)
+
+    def chain(self, family: int, table: str, chain: str) -> ChainText:
+        return self.read()[family, table].chains[chain]
+
+
+@contextlib.contextmanager
+def rule_space() -> Iterator[RuleSpace]:
+    """Skips where that cannot be."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if shutil.which("nft") is None or shutil.which("iptables-nft") is None:
+        pytest.skip("nft and iptables-nft are needed")
+    name = fresh_prefix()
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        space = RuleSpace(name)
+        space.run("ip", "link", "set", "lo", "up")
+        done = subprocess.run(["nsenter", f"--net={space.path}", "nft", "list", "ruleset"],
+                              capture_output=True, text=True)  # fmt: skip
+        if done.returncode != 0:
+            pytest.skip(f"no nftables here: {done.stderr.strip()}")
+        yield space
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+        assert not Path("/run/netns", name).exists()
