@@ -64,3 +64,9 @@ def paths(only: int | None) -> dict[int, str]:
     if only is not None:
         return {inode: path for inode, path in found.items() if inode == only}
     return found
+
+
+def title(path: str, inode: int) -> str:
+    """What people call the namespace `inode`, to which `path` leads."""
+    name = path.rsplit("/", 1)[-1] if "/netns/" in path else str(inode)
+    return f"network namespace {name}"

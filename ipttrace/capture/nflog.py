@@ -22,7 +22,7 @@ import numpy as np
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nlattr import NFGEN, NLMSG_HEADER, Array, Attributes, attributes
-from ipttrace.capture.nlreader import Batch, Mailbox
+from ipttrace.capture.nlreader import Batch, Mailbox, joined
 from ipttrace.stream.record import MATCHES
 
 WIDTH: Final = 1024  # of a mailbox: no message of 128 bytes of packet comes near it
@@ -223,7 +223,7 @@ class Decoder:
         """
         if not batches:
             return np.zeros(0, EVENT)
-        batch, times = _joined(batches)
+        batch, times = joined(batches)
         if not len(batch.lengths) or batch.data.shape[1] < NFGEN:
             self.unread += len(batch.lengths)
             return np.zeros(0, EVENT)
@@ -281,20 +281,6 @@ class Decoder:
                 self._parsed = np.concatenate([self._parsed, np.zeros(number, _PARSED)])
             self._parsed[number] = parse(line)
         return number
-
-
-def _joined(batches: tuple[Batch, ...]) -> tuple[Batch, Array]:
-    """All in one, and when each message was read."""
-    counts = [len(batch.lengths) for batch in batches]
-    times = np.repeat(np.array([batch.time for batch in batches], np.uint64), counts)
-    if len(batches) == 1:
-        return batches[0], times
-    data = np.zeros((sum(counts), max(batch.data.shape[1] for batch in batches)), np.uint8)
-    at = 0
-    for batch, count in zip(batches, counts, strict=True):
-        data[at : at + count, : batch.data.shape[1]] = batch.data
-        at += count
-    return Batch(batches[0].time, data, np.concatenate([batch.lengths for batch in batches])), times
 
 
 def parse(line: bytes) -> tuple[bytes, bytes, int, int]:

@@ -95,6 +95,8 @@ class LegacyRules:
         self.failed = ""  # why the rules are not known, for a person
         self._before: dict[_Key, bytes] = {}
         self._due = 0.0
+        self._read_due = dict.fromkeys(FAMILIES, 0.0)  # after a failure
+        self._unread: set[int] = set()  # families that changed before that
         self._sockets: dict[int, socket.socket] = {}
         for family in FAMILIES:
             with contextlib.suppress(OSError):
@@ -137,15 +139,20 @@ class LegacyRules:
         """Reads the family's rules where they have changed."""
         before = {key: blob for key, blob in self._before.items() if key[0] == family}
         now = self._blobs(family)
-        if now == before:
+        due = time.monotonic() >= self._read_due[family]
+        if now == before and not (due and family in self._unread):
             return False
+        self._unread.discard(family)
+        if not due:
+            self._unread.add(family)
         for _ in range(_TRIES):
             try:
-                tables = ruleset_save.read(family)
-                self.failed = ""
+                tables = ruleset_save.read(family) if due else {}
+                self.failed = "" if due else self.failed
             except (CommandMissing, CaptureError, Unreadable, OSError) as error:
                 self.failed = str(error)
-                self._due = time.monotonic() + _AGAIN
+                # Rows wait for each look, so that it must not be what comes later.
+                self._read_due[family] = time.monotonic() + _AGAIN
                 tables = {}
             after = self._blobs(family)
             if after == now:

@@ -88,6 +88,20 @@ class Batch:
     lengths: Array
 
 
+def joined(batches: tuple[Batch, ...]) -> tuple[Batch, Array]:
+    """All in one, and when each message was read."""
+    counts = [len(batch.lengths) for batch in batches]
+    times = np.repeat(np.array([batch.time for batch in batches], np.uint64), counts)
+    if len(batches) == 1:
+        return batches[0], times
+    data = np.zeros((sum(counts), max(batch.data.shape[1] for batch in batches)), np.uint8)
+    at = 0
+    for batch, count in zip(batches, counts, strict=True):
+        data[at : at + count, : batch.data.shape[1]] = batch.data
+        at += count
+    return Batch(batches[0].time, data, np.concatenate([batch.lengths for batch in batches])), times
+
+
 class Mailbox:
     """A netfilter netlink socket of the calling thread's namespace, and what came to it."""
 

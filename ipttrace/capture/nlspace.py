@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.capture import namespaces
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nf_log import LogSetting
 from ipttrace.capture.nft_dump import Dump, Snapshot
@@ -37,6 +38,9 @@ from ipttrace.stream import record
 
 Note = Callable[[str, str], None]
 
+# Batches that are decoded together, and how far apart what is handed out together may be, ns.
+_AT_ONCE: Final = 64
+_STRETCH: Final = 5_000_000
 _HEADERS: Final = 128  # bytes of a packet as `matches` takes them
 
 
@@ -68,6 +72,7 @@ class Space:
         self._room = room
         self._numbers = numbers
         self.lines: LegacyTrace | None = None  # where legacy tables are traced
+        self._failed = ""  # why their rules are not known, as it was said
         self._filter: Compiled | None = None
         self._names: dict[int, bytes] = {}
         self._held: deque[Array] = deque()
@@ -145,8 +150,9 @@ class Space:
         rules = self.lines.rules
         change = LegacyChange(self.path, self.inode, rules.tables, self.lines.generation)
         self._changed(change)
-        if rules.failed:
+        if rules.failed and rules.failed != self._failed:
             self._note("warn", f"legacy rules of {self.title} are not known: {rules.failed}")
+        self._failed = rules.failed
 
     def filter(self, compiled: Compiled) -> None:
         """Flips what `compiled` takes instead.  Raises CaptureError."""
@@ -204,19 +210,21 @@ class Space:
     @property
     def title(self) -> str:
         """What people call it."""
-        name = self.path.rsplit("/", 1)[-1] if "/netns/" in self.path else str(self.inode)
-        return f"network namespace {name}"
+        return namespaces.title(self.path, self.inode)
 
     # -- by the engine
 
     def hear(self) -> int:
         """Decodes what was read; returns its bytes."""
         size = 0
-        for batch in self.box.take():
-            size += batch.data.nbytes
-            events = self._decoder.decode(batch)
-            if len(events):
-                self._held.append(events)
+        batches = self.box.take()
+        for at in range(0, len(batches), _AT_ONCE):
+            some = batches[at : at + _AT_ONCE]
+            size += sum(batch.data.nbytes for batch in some)
+            events = self._decoder.decode(*some)
+            # Taken out by time, as it comes.
+            cut = np.flatnonzero(np.diff(events["time"].astype(np.int64)) > _STRETCH) + 1
+            self._held.extend(part for part in np.split(events, cut) if len(part))
         if self.lines is not None:
             size += self.lines.hear()
         return size

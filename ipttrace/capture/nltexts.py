@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from ipttrace.capture import nft_ruleset, ruleset_save
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.namespaces import title
 from ipttrace.capture.nft_dump import Snapshot
 from ipttrace.capture.nft_ruleset import TableText
 from ipttrace.capture.nlcalls import short
@@ -233,7 +234,7 @@ class TextWatch:
             return
         except (CaptureError, OSError) as error:
             self._countable.discard(inode)
-            yield from self._say(f"rules of network namespace {inode}: {error}")
+            yield from self._say(f"rules of {title(change.path, inode)}: {error}")
             return
         counts = False
         for (family, name), table in tables.items():

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("trace", "query", "tally", "tui", "vm")
+PARTS = ("trace", "query", "tally", "netlink", "tui", "vm")
 RESULT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
 
 _RUN = "import json, tests.bench.bench_{0} as part; print('\\n' + json.dumps(part.run()))"

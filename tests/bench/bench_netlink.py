@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The netlink engine beside nft and xtables-monitor: what each sees, tells and costs.
+
+One flow of UDP through two chains in a network namespace of its own, at 10,000
+packets/s and as fast as it goes; what each program prints goes to /dev/null, or is
+counted where its lines are the only way to know what it saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+COUNT = 20_000
+RATE = 10_000
+PORT = 5353
+
+# Both chains are met by each datagram: one in OUTPUT, one in INPUT.
+RULES = f"""
+table ip bench {{
+    chain out {{
+        type filter hook output priority 0; policy accept;
+        udp dport {PORT} counter accept
+    }}
+    chain in {{
+        type filter hook input priority 0; policy accept;
+        udp dport {PORT} counter drop
+    }}
+}}
+"""
+TRACE = f"""
+table ip tracing {{
+    chain out {{
+        type filter hook output priority -350; policy accept;
+        udp dport {PORT} meta nftrace set 1
+    }}
+    chain in {{
+        type filter hook prerouting priority -350; policy accept;
+        udp dport {PORT} meta nftrace set 1
+    }}
+}}
+"""
+# Of each datagram nft tells of four: our two rules, and the two that flip with their policies.
+_PACKETS = re.compile(rb"^trace id \w+ ip bench in ", re.MULTILINE)
+
+Figures = dict[str, dict[str, Any]]
+
+
+def send(rate: int) -> None:
+    """COUNT datagrams to ourselves, `rate` a second; 0: as fast as it goes."""
+    begun = time.monotonic()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number in range(COUNT):
+            # Dropped on its way in: the sender is not told.
+            sock.sendto(b"bench", ("127.0.0.1", PORT))
+            if rate and number % 20 == 19:
+                rest = begun + number / rate - time.monotonic()
+                if rest > 0:
+                    time.sleep(rest)
+
+
+def nft(rules: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
+
+
+def ended(process: subprocess.Popen[bytes], stop: int | None) -> float:
+    """CPU seconds of a process and its children, which is ended by `stop` or by itself."""
+    if stop is not None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(stop)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def ours(rate: int, folder: Path) -> tuple[int, int, float]:
+    """Packets seen, messages told to be lost, CPU seconds of `ipttrace print`."""
+    ready = folder / "ready"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "ipttrace", "print", "--engine", "netlink"]
+    command += ["--ready-file", str(ready), f"udp dst port {PORT}"]
+    with open(os.devnull, "wb") as null:
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=null, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    while not ready.exists():
+        if process.poll() is not None:
+            raise RuntimeError(process.stderr.read().decode())
+        time.sleep(0.01)
+    before = _cpu(process.pid)
+    send(rate)
+    _settle(process.pid)
+    spent = ended(process, signal.SIGINT) - before
+    said = process.stderr.read().decode()
+    summary = re.search(r"rows=(\d+) .*lost=(\d+)", said)
+    if summary is None:
+        raise RuntimeError(said)
+    return int(summary[1]) // 2, int(summary[2]), spent
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of a process and its children until now."""
+    total = 0
+    for one in [pid, *_children(pid)]:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [child for word in words for child in (int(word), *_children(int(word)))]
+    return []
+
+
+def _settle(pid: int) -> None:
+    """Until it has done what there is to do: its clock stands, but for idling."""
+    while True:
+        before = _cpu(pid)
+        time.sleep(0.5)
+        if _cpu(pid) - before <= 0.03:
+            return
+
+
+def monitor(argv: list[str], rate: int, tracing: str) -> tuple[int, float]:
+    """Packets that it shows, and its CPU seconds: first to a file, then to /dev/null."""
+    seen = _monitored(argv, rate, tracing, keep=True)[0]
+    return seen, _monitored(argv, rate, tracing, keep=False)[1]
+
+
+def _monitored(argv: list[str], rate: int, tracing: str, keep: bool) -> tuple[int, float]:
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen(
+            argv, stdout=out if keep else subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        _listening(process.pid)
+        nft(tracing)
+        send(rate)
+        _settle(process.pid)
+        nft("delete table ip tracing")
+        spent = ended(process, signal.SIGINT)
+        out.seek(0)
+        return len(_PACKETS.findall(out.read())), spent
+
+
+def _listening(pid: int) -> None:
+    """Until its socket is in a group."""
+    while True:
+        for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[1] == "12" and fields[2] == str(pid) and fields[3] != "00000000":
+                return
+        time.sleep(0.01)
+
+
+def run() -> Figures:
+    """All figures, measured in a child in a namespace of its own."""
+    reader, writer = os.pipe()
+    code = "import sys, tests.bench.bench_netlink as it; it.inside(int(sys.argv[1]))"
+    process = subprocess.Popen(
+        ["unshare", "-n", sys.executable, "-c", code, str(writer)],
+        cwd=PROJECT,
+        pass_fds=[writer],
+    )
+    os.close(writer)
+    data = b""
+    while select.select([reader], [], [])[0] and (portion := os.read(reader, 1 << 16)):
+        data += portion
+    os.close(reader)
+    if process.wait():
+        raise SystemExit(process.returncode)
+    figures: Figures = json.loads(data)
+    return figures
+
+
+def inside(out: int) -> None:
+    """Measures, and writes the figures."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    nft(RULES)
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        for how, rate in (("paced", RATE), ("burst", 0)):
+            seen, lost, spent = ours(rate, Path(name))
+            figures |= _told("ours", how, seen, spent, 1.0)
+            figures[f"netlink_ours_{how}_lost"] = {
+                "value": lost,
+                "unit": "messages, told",
+                "goal": 0 if rate else "",
+            }
+            for tool, argv in (
+                ("nft", ["nft", "monitor", "trace"]),
+                ("xtables_monitor", ["xtables-monitor", "--trace"]),
+            ):
+                if shutil.which(argv[0]) is not None:
+                    figures |= _told(tool, how, *monitor(argv, rate, TRACE))
+        mine = figures["netlink_ours_paced_cpu"]["value"]
+        nfts = figures["netlink_nft_paced_cpu"]["value"]
+        figures["netlink_cpu_against_nft"] = {
+            "value": round(mine / nfts, 2),
+            "unit": "of its CPU",
+            "goal": "< 1",
+        }
+    os.write(out, json.dumps(figures).encode())
+
+
+def _told(tool: str, how: str, seen: int, spent: float, goal: float | None = None) -> Figures:
+    return {
+        f"netlink_{tool}_{how}_seen": {
+            "value": round(seen / COUNT, 4),
+            "unit": "of packets",
+            "goal": "" if goal is None else goal,
+        },
+        f"netlink_{tool}_{how}_cpu": {
+            "value": round(spent / max(seen, 1) * 1e6, 1),
+            "unit": "µs a packet",
+            "goal": "",
+        },
+    }
