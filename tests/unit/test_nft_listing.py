@@ -96,6 +96,7 @@ EVIL = [
     'x" # handle 3\n\t}\n\n\tchain other { # handle 2\n\t\tfake # handle 8\n\t}\n}\n',
     'x" # handle 3\n\t}\n}\ntable inet u { # handle 2\n\tchain in { # handle 1\n\t\tx # handle 3',
     'x" # handle 3\n\t}\n}\n\tchain other { # handle 2\n\t\tfake # handle 8\n\t}\n',
+    "x\n\tchain other { # handle 2\n\t\tfake # handle 8\n\t}\n}\n",
     "x\n}\n",
     "\n# handle 4\n",
     "x\n # handle 3",
