@@ -54,7 +54,7 @@ table ip tracing {{
 }}
 """
 # Of each datagram nft tells of four: our two rules, and the two that flip with their policies.
-_PACKETS = re.compile(rb"^trace id \w+ ip bench in ", re.MULTILINE)
+_PACKETS = re.compile(rb"^trace id \w+ ip bench in |^ ?TRACE: .*\bbench:in:", re.MULTILINE)
 
 Figures = dict[str, dict[str, Any]]
 
@@ -80,7 +80,7 @@ def ended(process: subprocess.Popen[bytes], stop: int | None) -> float:
     """CPU seconds of a process and its children, which is ended by `stop` or by itself."""
     if stop is not None:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(stop)
+            os.kill(process.pid, stop)
     _, _, usage = os.wait4(process.pid, 0)
     process.returncode = 0
     return usage.ru_utime + usage.ru_stime
@@ -152,17 +152,21 @@ def _monitored(argv: list[str], rate: int, tracing: str, keep: bool) -> tuple[in
         send(rate)
         _settle(process.pid)
         nft("delete table ip tracing")
-        spent = ended(process, signal.SIGINT)
+        spent = ended(process, signal.SIGKILL)
         out.seek(0)
         return len(_PACKETS.findall(out.read())), spent
 
 
 def _listening(pid: int) -> None:
-    """Until its socket is in a group."""
+    """Until a netfilter socket of its is in a group."""
     while True:
+        sockets = set()
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(fd))
         for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[1] == "12" and fields[2] == str(pid) and fields[3] != "00000000":
+            if fields[1] == "12" and int(fields[3], 16) and f"socket:[{fields[-1]}]" in sockets:
                 return
         time.sleep(0.01)
 
