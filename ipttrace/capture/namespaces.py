@@ -26,8 +26,9 @@ def inode(name: str) -> int:
         candidates.append(Path("/proc") / name / "ns" / "net")
     for path in candidates:
         try:
-            if path.parent == NAMED or Path("/proc") in path.parents:
-                return path.stat().st_ino
+            known = path.parent == NAMED or Path("/proc") in path.parents
+            if known and (number := _number(path)):
+                return number
         except OSError:
             continue
     raise CaptureError(
@@ -43,7 +44,8 @@ def names() -> dict[int, str]:
     with contextlib.suppress(OSError):
         for path in NAMED.iterdir():
             with contextlib.suppress(OSError):
-                found[path.stat().st_ino] = path.name
+                if number := _number(path):
+                    found[number] = path.name
     return found
 
 
@@ -60,7 +62,8 @@ def paths(only: int | None) -> dict[int, str]:
         paths += [str(path) for path in NAMED.iterdir()]
     for path in [*paths, "/proc/self/ns/net"]:
         with contextlib.suppress(OSError):
-            found[os.stat(path).st_ino] = path
+            if number := _number(path):
+                found[number] = path
     if only is not None:
         return {inode: path for inode, path in found.items() if inode == only}
     return found
@@ -70,3 +73,12 @@ def title(path: str, inode: int) -> str:
     """What people call the namespace `inode`, to which `path` leads."""
     name = path.rsplit("/", 1)[-1] if "/netns/" in path else str(inode)
     return f"network namespace {name}"
+
+
+def _number(path: str | Path) -> int:
+    """The inode; 0 where it is no namespace: ip-netns makes files, and then mounts them.
+
+    Raises OSError.
+    """
+    found = os.stat(path)
+    return found.st_ino if found.st_dev == os.stat("/proc/self/ns/net").st_dev else 0
