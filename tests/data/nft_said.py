@@ -166,7 +166,7 @@ class Said:
         self.generations.locate(asked, self.decoder.places)
         calls = self.calls.feed(asked, now)
         if len(calls.entries) or len(calls.cut):
-            for kind, records in enumerate(in_order([calls])):
+            for kind, records in enumerate(in_order([calls])[0]):
                 self.records += len(records)
                 self._writer.records(kind, records)
         return calls

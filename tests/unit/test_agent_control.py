@@ -28,9 +28,10 @@ class Engine:
     """Gives `rows` rows at each look while armed; `script` is what happens then."""
 
     name = "kernel"
-    notes: tuple[tuple[str, str], ...] = ()
+    over = ""
 
     def __init__(self, rows: int = 0, fail: str = "") -> None:
+        self.notes: list[tuple[str, str]] = []
         self.rows = rows
         self.fail = fail
         self.done: list[str] = []

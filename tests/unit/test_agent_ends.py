@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from ipttrace.capture import agent
 
 class Engine:
-    name, notes = "kernel", []
+    name, notes, over = "kernel", [], ""
     books = lambda self: {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
     take = lambda self: []
     disarm = close = lambda self: None
@@ -28,7 +28,6 @@ engine.buffers = SimpleNamespace(
     cpus=1, wait=engine.wait, watch=engine.watch, unwatch=engine.unwatch
 )
 agent.open_engine = lambda request: engine
-agent._refuse_in_vain = lambda host: None
 status = agent.main(agent.Request(), 1, None)
 handlers = {signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)}
 print(status, signal.getitimer(signal.ITIMER_REAL), handlers == {signal.SIG_IGN}, file=sys.stderr)
