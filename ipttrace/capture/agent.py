@@ -99,7 +99,7 @@ def open_engine(request: Request) -> Any:
     lacking = doctor.why_not(host)
     if lacking is None:
         kernel = _kernel_engine(request, program, host)
-        return kernel if request.engine == "kernel" else _beside(request, program, kernel)
+        return kernel if request.engine == "kernel" else _beside(request, program, kernel, host)
     if request.engine == "kernel":
         raise CaptureError(lacking.line())
     try:
@@ -128,14 +128,17 @@ def _kernel_engine(request: Request, program: bytes, host: Host) -> Any:
     )
 
 
-def _beside(request: Request, program: bytes, kernel: Any) -> Any:
+def _beside(request: Request, program: bytes, kernel: Any, host: Host) -> Any:
     """The kernel engine, and the other beside it for nftables, where that is possible."""
+    if "nf_tables" not in host.modules:
+        return kernel  # nobody uses it here, and it is not to be loaded for that
     from ipttrace.capture import both, nft_filter
     from ipttrace.capture.netlink import DEFAULT_BUFFER, NetlinkEngine, Options
 
     try:
         both.refuse_inexact(nft_filter.compile(program))
-        options = Options(program, request.netns, DEFAULT_BUFFER, legacy=False, first=both.FIRST)
+        where = request.netns or namespaces.ALL  # as the kernel engine takes it
+        options = Options(program, where, DEFAULT_BUFFER, legacy=False, first=both.FIRST)
         return both.BothEngines(kernel, NetlinkEngine(options))
     except CaptureError as error:
         kernel.notes.append(("info", f"nftables is not traced: {error}"))

@@ -27,7 +27,7 @@ from ipttrace.capture.nft_table import ARP, BRIDGE, INET, FlipTable, clean_stale
 from ipttrace.capture.nft_trace import EVENT, NFNLGRP_NFTABLES, NFNLGRP_NFTRACE, Decoder
 from ipttrace.capture.nlattr import Array
 from ipttrace.capture.nlcalls import CallMaker, Calls, Numbers, packet_length
-from ipttrace.capture.nljourneys import NftJourneys
+from ipttrace.capture.nljourneys import OWN, NftJourneys
 from ipttrace.capture.nllegacy import LegacyRules
 from ipttrace.capture.nllegacy_trace import LegacyTrace
 from ipttrace.capture.nlplaces import Generations
@@ -41,6 +41,8 @@ Note = Callable[[str, str], None]
 # Batches that are decoded together, and how far apart what is handed out together may be, ns.
 _AT_ONCE: Final = 64
 _STRETCH: Final = 5_000_000
+_IP: Final = 2
+_IP6: Final = 10
 _HEADERS: Final = 128  # bytes of a packet as `matches` takes them
 
 
@@ -69,6 +71,8 @@ class Space:
         self._changed = changed
         self._note = note
         self._legacy = legacy
+        self._armed = False
+        self._installed: set[int] = set()  # families where packets are flipped
         self._room = room
         self._numbers = numbers
         self.lines: LegacyTrace | None = None  # where legacy tables are traced
@@ -105,15 +109,37 @@ class Space:
 
     def arm(self, compiled: Compiled) -> None:
         """Flips from now on what `compiled` takes.  Raises CaptureError."""
-        families = {INET}
-        snapshot = self._generations.newest
-        if snapshot is not None:
-            ruled = {family for family, _, _ in snapshot.chains}
-            families |= ruled & {ARP, BRIDGE}
         self._use(compiled)
+        self._armed = True
         # First of all: a flipped packet must not fill the kernel's own log.
         self.find_legacy()
-        self.table.install(compiled, sorted(families))
+        self._install()
+
+    def _install(self) -> None:
+        """Flips in the families that have something to tell."""
+        families = self._families()
+        if families != self._installed and self._filter is not None:
+            if self._installed:
+                self.table.remove()
+            self._installed = set()
+            if families:
+                self.table.install(self._filter, sorted(families))
+            self._installed = families
+
+    def _families(self) -> set[int]:
+        snapshot = self._generations.newest
+        ruled = set()
+        if snapshot is not None:
+            ruled = {
+                family
+                for (family, table, _), chain in snapshot.chains.items()
+                if chain.hook is not None and not table.encode(errors="replace").startswith(OWN)
+            }
+        found = ruled & {ARP, BRIDGE}
+        # Packets that no chain of nftables meets are flipped for legacy tables only.
+        if self._legacy is not None or self.lines is not None or ruled & {INET, _IP, _IP6}:
+            found.add(INET)
+        return found
 
     def find_legacy(self) -> bool:
         """Traces legacy tables from now on, where there are any.  Raises CaptureError."""
@@ -156,7 +182,8 @@ class Space:
 
     def filter(self, compiled: Compiled) -> None:
         """Flips what `compiled` takes instead.  Raises CaptureError."""
-        self.table.replace(compiled)
+        if self._installed:
+            self.table.replace(compiled)
         self._use(compiled)
 
     def _use(self, compiled: Compiled) -> None:
@@ -165,7 +192,9 @@ class Space:
 
     def disarm(self) -> None:
         """Flips no more."""
+        self._armed = False
         self.table.remove()
+        self._installed = set()
 
     def close(self) -> None:
         """Lets go of the namespace."""
@@ -177,17 +206,18 @@ class Space:
 
     def follow(self, *, now: bool) -> None:
         """Follows what has become of the rules.  `now`: whatever it costs."""
-        self._follow_nft()
+        if self._follow_nft() and self._armed:
+            self._install()
         if self.lines is not None:
             with self._inside():
                 changed = self.lines.look(now=now)
             if changed:
                 self._tell_legacy()
 
-    def _follow_nft(self) -> None:
+    def _follow_nft(self) -> bool:
         changes, self._decoder.changes = self._decoder.changes, []
         if not changes:
-            return
+            return False
         try:
             snapshot: Snapshot | None = self._dump.snapshot()
         except CaptureError as error:
@@ -199,6 +229,7 @@ class Space:
             self._generations.change(genid, told, number, snapshot)
         if snapshot is not None and snapshot.genid == changes[-1][0]:
             self._changed(Change(self.path, self.inode, snapshot, number))
+        return True
 
     def look_up(self, indices: set[int]) -> None:
         """Learns the names of devices."""

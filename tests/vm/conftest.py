@@ -68,6 +68,7 @@ class Capture:
         self.paused = threading.Event()
         self.paused.set()
         self._decoder = Decoder()
+        options.setdefault("engine", "kernel")
         self._request = Request(expr=expr, netns=netns, **options)  # type: ignore[arg-type]
         self._armed = threading.Event()
         self._fed = threading.Condition()
