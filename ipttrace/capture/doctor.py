@@ -11,38 +11,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from ipttrace.capture import doctor_netlink
+from ipttrace.capture.doctor_check import Check, install, sudo
 from ipttrace.capture.host import MODULE, PINS, Host
-
-Status = Literal["ok", "warn", "fail"]
 
 OLDEST: Final = (5, 10)
 _SIGNED: Final = b"~Module signature appended~\n"  # MODULE_SIG_STRING of linux/module_signature.h
 _COLOURS: Final = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding.  `remedy` is one command (or act) that mends it; empty: nothing to mend."""
-
-    name: str
-    status: Status
-    text: str
-    remedy: str = ""
-
-    def line(self) -> str:
-        """The finding as one line, for one who asked for something else."""
-        return f"{self.text}: {self.remedy}" if self.remedy else self.text
-
-
-def _sudo(host: Host, command: str) -> str:
-    return command if host.root_user else f"sudo {command}"
-
-
-def _install(host: Host, packages: str) -> str:
-    return _sudo(host, f"apt install {packages}")
 
 
 def _kernel(host: Host) -> Check:
@@ -76,7 +53,7 @@ def _kprobes(host: Host) -> Check:
     )
     if host.word("sys/kernel/debug/kprobes/enabled") == "0":
         command = "sh -c 'echo 1 > /sys/kernel/debug/kprobes/enabled'"
-        return Check("kprobes", "fail", "kprobes are switched off", _sudo(host, command))
+        return Check("kprobes", "fail", "kprobes are switched off", sudo(host, command))
     if host.symbols is not None:
         found = "register_kretprobe" in host.symbols
     elif host.config is not None:
@@ -147,7 +124,7 @@ def _signatures(host: Host) -> Check:
         "signatures",
         "fail",
         f"{text}, and {MODULE}.ko is not signed",
-        _sudo(host, f"{sign} sha256 MOK.priv MOK.der {file}") + " (with a key that is enrolled)",
+        sudo(host, f"{sign} sha256 MOK.priv MOK.der {file}") + " (with a key that is enrolled)",
     )
 
 
@@ -168,19 +145,19 @@ def _module(host: Host) -> Check:
         return Check("module", "ok", f"built for {host.release}")
     if not host.exists(f"lib/modules/{host.release}/build/Makefile"):
         text = f"no module is built for {host.release}, and its headers are missing"
-        return Check("module", "fail", text, _install(host, f"linux-headers-{host.release}"))
+        return Check("module", "fail", text, install(host, f"linux-headers-{host.release}"))
     lacking = [tool for tool in ("gcc", "make") if not host.tool(tool)]
     if lacking:
         text = f"no module is built for {host.release}, and {' and '.join(lacking)} to build it"
         text += " is missing" if len(lacking) == 1 else " are missing"
-        return Check("module", "fail", text, _install(host, " ".join(lacking)))
+        return Check("module", "fail", text, install(host, " ".join(lacking)))
     return Check("module", "ok", "headers, gcc and make are there: built at the first start")
 
 
 def _bpffs(host: Host) -> Check:
     if host.mounts.get("/sys/fs/bpf") == "bpf":
         return Check("bpffs", "ok", "/sys/fs/bpf")
-    command = _sudo(host, "mount -t bpf bpf /sys/fs/bpf")
+    command = sudo(host, "mount -t bpf bpf /sys/fs/bpf")
     return Check("bpffs", "fail", "/sys/fs/bpf is not mounted", command)
 
 
@@ -194,20 +171,20 @@ def _bcc(host: Host) -> Check:
     if host.bcc:
         return Check("bcc", "ok", "Debian's python3-bpfcc")
     text = "Python does not find bcc (of Debian's python3, not the bcc of PyPI)"
-    return Check("bcc", "fail", text, _install(host, "python3-bpfcc") + " && make setup")
+    return Check("bcc", "fail", text, install(host, "python3-bpfcc") + " && make setup")
 
 
 def _libbpf(host: Host) -> Check:
     if host.library("libbpf.so.1"):
         return Check("libbpf", "ok", "libbpf.so.1")
-    return Check("libbpf", "fail", "libbpf.so.1 is missing", _install(host, "libbpf1"))
+    return Check("libbpf", "fail", "libbpf.so.1 is missing", install(host, "libbpf1"))
 
 
 def _libpcap(host: Host) -> Check:
     if host.library("libpcap.so.0.8") or host.library("libpcap.so.1"):
         return Check("libpcap", "ok", "filter expressions can be compiled")
     text = "libpcap is missing: no filter expressions"
-    return Check("libpcap", "warn", text, _install(host, "libpcap0.8"))
+    return Check("libpcap", "warn", text, install(host, "libpcap0.8"))
 
 
 def _legacy(host: Host) -> Check:
@@ -219,16 +196,16 @@ def _legacy(host: Host) -> Check:
     ]
     if not found:
         text = "no legacy iptables in this kernel yet (ip_tables, ip6_tables)"
-        return Check("ip_tables", "fail", text, _sudo(host, "modprobe -a ip_tables ip6_tables"))
+        return Check("ip_tables", "fail", text, sudo(host, "modprobe -a ip_tables ip6_tables"))
     if len(found) == 1:
         other = "ip6_tables" if found == ["ip_tables"] else "ip_tables"
         text = f"{found[0]} is there, {other} is not"
-        return Check("ip_tables", "warn", text, _sudo(host, f"modprobe {other}"))
+        return Check("ip_tables", "warn", text, sudo(host, f"modprobe {other}"))
     return Check("ip_tables", "ok", "ip_tables and ip6_tables are there")
 
 
 def _flavour(host: Host) -> Check:
-    """Which iptables the command is: the kernel engine sees the legacy rules only."""
+    """Which rules there are, or would be: each engine sees its own."""
     tables = [
         f"{family}: {' '.join(sorted(names.split()))}"
         for family, path in (
@@ -241,19 +218,12 @@ def _flavour(host: Host) -> Check:
         return Check("rules", "ok", f"legacy tables in use here ({', '.join(tables)})")
     links = [host.link(path) for path in ("etc/alternatives/iptables", "usr/sbin/iptables")]
     if any("nft" in link for link in links):
-        text = "no legacy tables in this namespace, and iptables is iptables-nft, not seen here"
-        command = "update-alternatives --set iptables /usr/sbin/iptables-legacy"
-        return Check("rules", "warn", text, _sudo(host, command))
+        text = "no legacy tables in this namespace: iptables is iptables-nft"
+        return Check("rules", "ok", f"{text}, traced over netlink")
     if not host.tool("iptables") and not host.tool("iptables-legacy"):
-        return Check("rules", "warn", "iptables is not installed", _install(host, "iptables"))
+        return Check("rules", "warn", "iptables is not installed", install(host, "iptables"))
     text = "no legacy tables in this namespace, or not to be told"
-    return Check("rules", "warn", text, _sudo(host, "iptables-legacy-save"))
-
-
-def _nftables(host: Host) -> Check:
-    if "nf_tables" in host.modules or host.tool("nft"):
-        return Check("nftables", "ok", "there (its rules are not traced by the kernel engine)")
-    return Check("nftables", "ok", "not there")
+    return Check("rules", "warn", text, sudo(host, "iptables-legacy-save"))
 
 
 def _leftovers(host: Host) -> Check:
@@ -267,7 +237,7 @@ def _leftovers(host: Host) -> Check:
     if not left:
         return Check("leftovers", "ok", "none")
     text = "of a run that died, cleaned at the next start: " + ", ".join(what for what, _ in left)
-    command = " && ".join(_sudo(host, command) for _, command in reversed(left))
+    command = " && ".join(sudo(host, command) for _, command in reversed(left))
     return Check("leftovers", "warn", text, command)
 
 
@@ -283,7 +253,7 @@ def _user_namespaces(host: Host) -> Check:
     ):
         if host.word(f"proc/{path}") == off:
             text = "switched off for users: a lab network needs root"
-            return Check("user namespaces", "warn", text, _sudo(host, f"sysctl -w {command}"))
+            return Check("user namespaces", "warn", text, sudo(host, f"sysctl -w {command}"))
     if not host.exists("proc/self/ns/user"):
         return Check("user namespaces", "warn", "not in this kernel: a lab network needs root")
     return Check("user namespaces", "ok", "can be made")
@@ -309,7 +279,7 @@ _NEEDED: Final[tuple[Callable[[Host], Check], ...]] = (
 _OTHERS: Final[tuple[Callable[[Host], Check], ...]] = (
     _libpcap,
     _flavour,
-    _nftables,
+    doctor_netlink.nftables,
     _leftovers,
     _user_namespaces,
 )
@@ -328,7 +298,7 @@ def checks(host: Host) -> list[Check]:
         found.append(Check("engine: kernel", "ok", "yes"))
     else:
         found.append(Check("engine: kernel", "fail", f"no, because {reason.text}", reason.remedy))
-    found.append(Check("engine: netlink", "warn", "no, because it is not in this version"))
+    found.append(doctor_netlink.engine(host))
     return found
 
 

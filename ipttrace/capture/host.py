@@ -31,9 +31,17 @@ _LARGEST: Final = 4 << 20
 _LARGEST_KALLSYMS: Final = 64 << 20
 _TOOL_FOLDERS: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _LIBRARY_FOLDERS: Final = ("usr/lib", "usr/lib64", "lib", "lib64", "usr/local/lib")
-# What the kernel side leans on; kallsyms has some 200,000 others.
+# What the engines lean on; kallsyms has some 200,000 others.
 _SYMBOLS: Final = frozenset(
-    ("register_kretprobe", "nf_log_trace", "ipt_do_table", "ip6t_do_table", "bpf_prog_create")
+    (
+        "register_kretprobe",
+        "nf_log_trace",
+        "ipt_do_table",
+        "ip6t_do_table",
+        "bpf_prog_create",
+        "nft_register_expr",
+        "nfulnl_log_packet",
+    )
 )
 # Linux capability numbers, linux/capability.h.
 CAPABILITIES: Final = {
@@ -109,6 +117,21 @@ class Host:
             return os.readlink(self.root / path)
         except OSError:
             return ""
+
+    def owner(self, path: str) -> int | None:
+        """The user whom a file belongs to; None when it is not there."""
+        try:
+            return (self.root / path).stat().st_uid
+        except OSError:
+            return None
+
+    def has_module(self, name: str) -> bool:
+        """Is a module of this kernel in a file?  `name`: net/netfilter/nf_tables, for one."""
+        path = self.root / "lib/modules" / self.release / "kernel" / name
+        try:
+            return any(path.parent.glob(f"{path.name}.ko*"))
+        except OSError:
+            return False
 
     def tool(self, name: str) -> bool:
         return any(self.exists(f"{folder}/{name}") for folder in _TOOL_FOLDERS)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ipttrace.capture import doctor
-from ipttrace.capture.doctor import Check, checks, render, why_not
+from ipttrace.capture.doctor import checks, render, why_not
+from ipttrace.capture.doctor_check import Check
 from ipttrace.capture.host import Host
 
 RELEASE = "6.1.0-56-amd64"
@@ -27,6 +28,8 @@ KALLSYMS = """\
 0000000000000000 t ip6t_do_table\t[ip6_tables]
 """
 
+NETLINK = "CONFIG_NF_TABLES=m\nCONFIG_NETFILTER_NETLINK_LOG=m\n"
+
 GOOD = {
     "proc/sys/kernel/osrelease": f"{RELEASE}\n",
     "proc/self/status": "Name:\tpython3\nUid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n",
@@ -37,11 +40,13 @@ GOOD = {
     "proc/kallsyms": KALLSYMS,
     "proc/net/ip_tables_names": "nat\nfilter\n",
     "proc/sys/user/max_user_namespaces": "15000\n",
-    f"boot/config-{RELEASE}": "CONFIG_KRETPROBES=y\nCONFIG_NETFILTER_XT_TARGET_TRACE=m\n",
+    f"boot/config-{RELEASE}": "CONFIG_KRETPROBES=y\nCONFIG_NETFILTER_XT_TARGET_TRACE=m\n" + NETLINK,
     "sys/kernel/btf/vmlinux": "BTF",
     "sys/kernel/security/lockdown": "[none] integrity confidentiality\n",
     "sys/module/module/parameters/sig_enforce": "N\n",
     f"lib/modules/{RELEASE}/build/Makefile": "",
+    f"lib/modules/{RELEASE}/kernel/net/netfilter/nf_tables.ko": "",
+    f"lib/modules/{RELEASE}/kernel/net/netfilter/nfnetlink_log.ko.xz": "",
     "usr/bin/gcc": "",
     "usr/bin/make": "",
     "usr/sbin/nft": "",
@@ -77,9 +82,8 @@ def found(host: Host, name: str) -> Check:
 
 def test_a_machine_that_lacks_nothing_can_trace(machine: Callable[..., Host]) -> None:
     host = machine()
-    assert [check for check in checks(host) if check.status != "ok"] == [
-        Check("engine: netlink", "warn", "no, because it is not in this version")
-    ]
+    assert [check for check in checks(host) if check.status != "ok"] == []
+    assert found(host, "engine: netlink").text == "yes: iptables-nft, nftables and legacy"
     assert why_not(host) is None
     assert doctor.run(host) == 0
 
@@ -185,8 +189,8 @@ def test_what_is_missing_is_said_in_one_line_with_what_to_do(
     assert reason is not None
     assert (reason.text, reason.remedy) == (text, remedy)
     assert "\n" not in reason.line()
-    # AND the doctor says so, and that no engine can run
-    assert doctor.run(host) == 1
+    # AND the doctor says so, and is content if the other engine can run
+    assert doctor.run(host) == (0 if found(host, "engine: netlink").status == "ok" else 1)
     assert f"no, because {text}" in capsys.readouterr().out
 
 
@@ -278,7 +282,6 @@ def test_what_is_wanted_only_by_some_warns_and_does_not_stand_in_the_way(
         "libpcap": "apt install libpcap0.8",
         "rules": "apt install iptables",
         "user namespaces": "sysctl -w kernel.unprivileged_userns_clone=1",
-        "engine: netlink": "",
     }
     assert why_not(host) is None
 
@@ -289,8 +292,134 @@ def test_iptables_nft_without_legacy_rules_is_pointed_out(machine: Callable[...,
     link.parent.mkdir(parents=True)
     link.symlink_to("/usr/sbin/iptables-nft")
     rules = found(host, "rules")
-    assert "iptables is iptables-nft" in rules.text
-    assert rules.remedy == "update-alternatives --set iptables /usr/sbin/iptables-legacy"
+    assert rules.status == "ok"
+    assert "iptables is iptables-nft, traced over netlink" in rules.text
+
+
+CONFIG = f"boot/config-{RELEASE}"
+LEGACY_TRACE = "CONFIG_KRETPROBES=y\nCONFIG_NETFILTER_XT_TARGET_TRACE=m\n"
+MODULE_FILES = f"lib/modules/{RELEASE}/kernel/net/netfilter"
+NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
+    "no root": (
+        {"proc/self/status": USER},
+        "fail",
+        "no, because not root, and without CAP_NET_ADMIN",
+        "run it with sudo, or look at ipttrace demo",
+    ),
+    "root of a container": (
+        {"proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\n"},
+        "fail",
+        "no, because root, but without CAP_NET_ADMIN (a container)",
+        "give the container NET_ADMIN",
+    ),
+    "a container with the capability alone": (
+        {"proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80435fb\n"},
+        "ok",
+        "yes: iptables-nft, nftables and legacy",
+        "",
+    ),
+    "no modules, all built in": (
+        {"proc/modules": None, CONFIG: LEGACY_TRACE + NETLINK.replace("=m", "=y")},
+        "ok",
+        "yes: iptables-nft, nftables and legacy",
+        "",
+    ),
+    "no configuration, but symbols": (
+        {
+            CONFIG: None,
+            f"{MODULE_FILES}/nf_tables.ko": None,
+            "proc/kallsyms": KALLSYMS + "0000000000000000 T nft_register_expr\t[nf_tables]\n",
+        },
+        "ok",
+        "yes: iptables-nft, nftables and legacy",
+        "",
+    ),
+    "a kernel without nf_tables": (
+        {CONFIG: LEGACY_TRACE + "# CONFIG_NF_TABLES is not set\n"},
+        "fail",
+        f"no, because kernel {RELEASE} has no nf_tables (CONFIG_NF_TABLES)",
+        "boot a kernel of the distribution, or ipttrace lab",
+    ),
+    "no modules, and not built in": (
+        {"proc/modules": None, CONFIG: None},
+        "fail",
+        f"no, because kernel {RELEASE} has no nf_tables (CONFIG_NF_TABLES)",
+        "boot a kernel of the distribution, or ipttrace lab",
+    ),
+    "a module that is not installed": (
+        {f"{MODULE_FILES}/nf_tables.ko": None},
+        "fail",
+        f"no, because nf_tables is not loaded, and is not in /lib/modules/{RELEASE}",
+        f"install all modules of {RELEASE}",
+    ),
+    "a module that may not be loaded": (
+        {"proc/sys/kernel/modules_disabled": "1\n"},
+        "fail",
+        "no, because nf_tables is not loaded, and loading is switched off"
+        " (kernel.modules_disabled)",
+        "reboot without kernel.modules_disabled=1",
+    ),
+    "one that was loaded before": (
+        {
+            "proc/sys/kernel/modules_disabled": "1\n",
+            "proc/modules": "nf_tables 1 0 - Live 0x0\nnfnetlink_log 1 0 - Live 0x0\n",
+        },
+        "ok",
+        "yes: iptables-nft, nftables and legacy",
+        "",
+    ),
+    "nothing that can be told": (
+        {CONFIG: None, "proc/kallsyms": None, f"{MODULE_FILES}/nf_tables.ko": None},
+        "warn",
+        "not to be told whether the kernel has nf_tables",
+        "modprobe nf_tables",
+    ),
+    "no nfnetlink_log": (
+        {CONFIG: LEGACY_TRACE + "CONFIG_NF_TABLES=m\n"},
+        "ok",
+        "yes: iptables-nft, nftables",
+        "",
+    ),
+    "legacy tables that cannot tell": (
+        {CONFIG: NETLINK},
+        "ok",
+        "yes: iptables-nft, nftables",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NETLINK_CASES)
+def test_it_says_what_can_be_traced_over_netlink_or_why_nothing(
+    case: str, machine: Callable[..., Host]
+) -> None:
+    changes, status, text, remedy = NETLINK_CASES[case]
+    host = machine(changes)
+    assert found(host, "engine: netlink") == Check("engine: netlink", status, text, remedy)  # type: ignore[arg-type]
+    able = why_not(host) is None or status == "ok"
+    assert doctor.run(host) == (0 if able else 1)
+
+
+def test_root_of_a_user_namespace_can_trace_its_own_networks_only(
+    machine: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN root of a user namespace, in a network of its own
+    host = machine({"proc/self/uid_map": "0 1000 1\n"})
+    monkeypatch.setattr(Host, "owner", lambda self, path: 0)
+    # THEN it can trace, and is told where
+    only = "yes: iptables-nft, nftables and legacy (in this user namespace's own networks only)"
+    assert found(host, "engine: netlink") == Check("engine: netlink", "ok", only)
+    # AND in the host's network it cannot: its files are nobody's
+    monkeypatch.setattr(Host, "owner", lambda self, path: 65534)
+    refused = found(host, "engine: netlink")
+    assert refused.text == "no, because the network here is not this user namespace's"
+    assert refused.remedy == "unshare -n, or look at ipttrace demo"
+
+
+def test_without_nft_rules_have_no_texts(machine: Callable[..., Host]) -> None:
+    missing = found(machine({"usr/sbin/nft": None}), "nftables")
+    assert (missing.status, missing.remedy) == ("warn", "apt install nftables")
+    assert "have no texts" in missing.text
 
 
 def test_what_a_dead_run_left_is_named_with_the_command_that_removes_it(
