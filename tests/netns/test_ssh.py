@@ -211,10 +211,10 @@ def test_a_killed_link_is_told_and_fails(ssh: Ssh) -> None:
 def test_a_refusal_of_the_real_agent_is_one_line_with_the_host(ssh: Ssh) -> None:
     command = shlex.join([sys.executable, "-m", "ipttrace"])
     where = ["--ssh", "web1", "--remote-command", command]
-    status, out, err = ssh.run("print", *where, "--engine", "netlink")
+    status, out, err = ssh.run("print", *where, "--engine", "netlink", "--netns", "no-such")
     assert (status, out) == (1, [])
     (line,) = err
-    assert line.startswith("ipttrace: web1: this version has no netlink engine")
+    assert line.startswith("ipttrace: web1: there is no network namespace 'no-such'")
 
 
 def test_a_host_that_lets_nobody_in_is_one_line(ssh: Ssh) -> None:
