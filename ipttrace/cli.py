@@ -78,11 +78,22 @@ def _traces(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "expr", nargs="*", default=[], metavar="EXPR", help="pcap-filter expression"
     )
-    parser.add_argument("--engine", choices=("auto", "kernel", "netlink"), default="auto")
-    parser.add_argument("--netns", metavar="NAME", help="only this network namespace")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "kernel", "netlink"),
+        default="auto",
+        help="kernel: a module, for legacy tables; netlink: none, for all; auto: what can run",
+    )
+    parser.add_argument(
+        "--netns",
+        metavar="NAME",
+        help="only this network namespace, by name or the pid of a process in it; all: every one",
+    )
     parser.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
     parser.add_argument("--ready-file", type=Path, metavar="F", help="written once armed")
-    parser.add_argument("--buffer", type=_size, metavar="SIZE", help="perf buffers in all (64M)")
+    parser.add_argument(
+        "--buffer", type=_size, metavar="SIZE", help="buffers in all (64M; netlink: 128M)"
+    )
     parser.add_argument(
         "--max-rate",
         type=_count,
