@@ -13,7 +13,9 @@ import pytest
 
 from ipttrace.capture.agent import Request, open_engine
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import DEFAULT_BUFFER, KernelEngine, Options
 from ipttrace.capture.kmod import find_or_build
+from ipttrace.stream.frames import Kind, read_file
 from tests.vm.conftest import captured
 from tests.vm.forked import fork
 
@@ -81,14 +83,31 @@ def test_without_root_it_says_so() -> None:
     done = as_nobody("agent")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
+    # For neither engine.
+    assert "tracing with nf_tables needs CAP_NET_ADMIN" in done.stderr
     assert "not root, and without CAP_NET_ADMIN" in done.stderr
     assert "sudo" in done.stderr
 
 
+NO_BTF = f"kernel {RELEASE} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
+
+
+def test_where_the_kernel_engine_cannot_run_it_traces_over_netlink_and_notes_why(
+    tmp_path: Path,
+) -> None:
+    # GIVEN a kernel without BTF, WHEN nobody says with which engine to trace
+    trace = tmp_path / "one"
+    done = ipttrace("record", str(trace), "--duration", "0.5", hidden="/sys/kernel/btf")
+    # THEN it is the one that needs none, and the recording tells why
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("engine=netlink\n"), done.stderr
+    notes = [frame.json["text"] for frame in read_file(trace) if frame.kind == Kind.NOTE]
+    assert f"tracing over netlink; no kernel engine: {NO_BTF}" in notes
+
+
 def test_without_btf_it_says_so() -> None:
-    done = ipttrace("print", hidden="/sys/kernel/btf")
-    no_btf = f"kernel {RELEASE} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
-    cannot(done, f"{no_btf}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+    done = ipttrace("print", "--engine", "kernel", hidden="/sys/kernel/btf")
+    cannot(done, f"{NO_BTF}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y")
 
     # AND so says the engine itself, in libbpf's stead
     def run() -> int:
@@ -96,7 +115,7 @@ def test_without_btf_it_says_so() -> None:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "none", "/sys/kernel/btf"], check=True)
         try:
-            open_engine(Request())
+            KernelEngine(Options(b"", None, DEFAULT_BUFFER, None))
         except CaptureError as error:
             return 0 if "this kernel has no BTF" in str(error) else print(error) or 3
         return 4
@@ -105,7 +124,8 @@ def test_without_btf_it_says_so() -> None:
 
 
 def test_without_a_module_and_headers_it_names_the_package(tmp_path: Path) -> None:
-    done = ipttrace("print", hidden="/usr/src", env={"IPTTRACE_CACHE": str(tmp_path)})
+    cache = {"IPTTRACE_CACHE": str(tmp_path)}
+    done = ipttrace("print", "--engine", "kernel", hidden="/usr/src", env=cache)
     why = f"no module is built for {RELEASE}, and its headers are missing"
     cannot(done, f"{why}: apt install linux-headers-{RELEASE}")
 
@@ -128,4 +148,6 @@ def test_the_doctor_finds_nothing_that_is_lacking() -> None:
     assert done.stderr == ""
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["ok", "engine:", "kernel", "yes"] in lines
+    netlink = "ok engine: netlink yes: iptables-nft, nftables and legacy"
+    assert netlink.split() in lines
     assert [line for line in lines if line[0] == "fail"] == []
