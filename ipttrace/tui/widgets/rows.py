@@ -94,6 +94,7 @@ class Rows(ScrollView, can_focus=True):
         self._bar_timer: Timer | None = None
         self._netns: Mapping[tuple[int, int], str] = {}
         self._hosts: tuple[str, ...] = ()
+        self._engine = "kernel"
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
         self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
         self._styles_of: dict[tuple[str, str], Style] = {}
@@ -207,16 +208,29 @@ class Rows(ScrollView, can_focus=True):
             self.refresh()
         self.post_message(ViewChanged())
 
-    def name_places(self, netns: Mapping[tuple[int, int], str], hosts: Sequence[str]) -> None:
-        """Names of namespaces by host and inode and of several hosts, safe for a terminal."""
-        several = bool(hosts) != bool(self._hosts)
-        self._netns, self._hosts = netns, tuple(hosts)
+    def name_places(
+        self,
+        netns: Mapping[tuple[int, int], str],
+        hosts: Sequence[str],
+        engine: str = "kernel",
+    ) -> None:
+        """Names of namespaces by host and inode and of several hosts, safe for a terminal.
+
+        `engine`: of all of them together, as `columns.choose` has it.
+        """
+        before = bool(self._hosts), self._engine
+        self._netns, self._hosts, self._engine = netns, tuple(hosts), engine
         self._redraw()
-        if several:
+        if (bool(hosts), engine) != before:
             self._fit()
 
+    @property
+    def nftables(self) -> bool:
+        """Whether there may be rows of nftables' tables."""
+        return "netlink" in self._engine
+
     def _choose(self, width: int) -> tuple[Placed, ...]:
-        return columns.choose(width, hosts=bool(self._hosts))
+        return columns.choose(width, hosts=bool(self._hosts), engine=self._engine)
 
     def _move_bar(self) -> None:
         """Take the scroll bar to the tail.
