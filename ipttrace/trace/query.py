@@ -16,6 +16,7 @@ import numpy as np
 
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.query_build import (
+    LEGACY,
     both,
     by_chain,
     by_flow,
@@ -40,6 +41,7 @@ from ipttrace.trace.query_words import meaning
 from ipttrace.trace.store import Part
 
 __all__ = (
+    "LEGACY",
     "Completion",
     "Context",
     "Query",

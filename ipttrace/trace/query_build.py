@@ -7,6 +7,7 @@ Whatever names a row holds, what comes out compiles and takes that row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from ipttrace.trace.query_tree import Many, Node, Not, parse, quote, written
 from ipttrace.trace.row import Row
@@ -17,16 +18,19 @@ def _tests(**values: object) -> str:
     return " and ".join(f"{name}={quote(value)}" for name, value in values.items())
 
 
-def of_tables(family: int) -> dict[str, object]:
+# What tells a legacy table from one of nftables of the same name, where there may be both.
+LEGACY: Final = "tables=legacy"
+
+
+def _of_tables(family: int) -> dict[str, object]:
     """Tests for the tables of a family, as `Rulesets` number them.
 
-    Legacy tables and those of nftables may be of one name; what nftables calls
-    inet has the packets of both families.
+    What nftables calls inet has the packets of both families.
     """
-    if family > NFT:
-        name = family_name(family)
-        return {"tables": family - NFT if name == str(family) else name}
-    return {"family": family, "tables": "legacy"}
+    if family <= NFT:
+        return {"family": family}
+    name = family_name(family)
+    return {"tables": family - NFT if name == str(family) else name}
 
 
 def by_flow(row: Row) -> str:
@@ -45,7 +49,7 @@ def by_rule(row: Row) -> str:
         table=row.table or None,
         chain=row.chain or None,
         rulenum=row.rulenum,
-        **of_tables(row.rules_family),
+        **_of_tables(row.rules_family),
         netns=row.netns,
     )
 
@@ -56,18 +60,18 @@ def by_hit(table: str, chain: str, rulenum: int, family: int, netns: int) -> str
     `family`: as `Rulesets` number them; `rulenum`: 0 where it is not known.
     """
     path = f"{chain}:{rulenum or '?'}"
-    return _tests(table=table or None, path=path, **of_tables(family), netns=netns)
+    return _tests(table=table or None, path=path, **_of_tables(family), netns=netns)
 
 
 def by_pass(table: str, chain: str, family: int, netns: int) -> str:
     """Rows that hit any rule of this chain on their way."""
-    return _tests(table=table or None, path=chain or None, **of_tables(family), netns=netns)
+    return _tests(table=table or None, path=chain or None, **_of_tables(family), netns=netns)
 
 
 def by_chain(row: Row) -> str:
     """Rows that were decided in the same chain of the same table."""
-    tables = of_tables(row.rules_family)["tables"]
-    return _tests(table=row.table or None, chain=row.chain or None, tables=tables)
+    tables = _of_tables(row.rules_family) if row.tables else {}
+    return _tests(table=row.table or None, chain=row.chain or None, **tables)
 
 
 def by_verdict(row: Row) -> str:

@@ -45,7 +45,7 @@ from ipttrace.tui.commands import Commands, own_bindings
 from ipttrace.tui.detail_lines import Where
 from ipttrace.tui.files import Files
 from ipttrace.tui.help import key_names
-from ipttrace.tui.line import Line, add_up
+from ipttrace.tui.line import Line, add_up, engines
 from ipttrace.tui.looking import Looking
 from ipttrace.tui.messages import Arrived, Notice, ViewChanged
 from ipttrace.tui.situation import Situation
@@ -126,6 +126,7 @@ class TraceApp(Commands, Files, Timing):
         self._read_notes = [0] * len(sources)
         self._named: dict[tuple[int, int], str] = {}
         self._hosts: list[str] = []
+        self._engine = ""
         self._neighbours_known = 0
         self._progress: deque[str] = deque(maxlen=10)
         self._samples: deque[tuple[float, int]] = deque(maxlen=9)
@@ -245,10 +246,10 @@ class TraceApp(Commands, Files, Timing):
     def _draw(self) -> None:
         self._drawn = monotonic()
         self._stale = False
-        names, hosts = self.places(), self.hosts()
-        if names != self._named or hosts != self._hosts:
-            self._named, self._hosts = names, hosts
-            self.rows.name_places(names, hosts if len(hosts) > 1 else ())
+        names, hosts, engine = self.places(), self.hosts(), engines(self.lines)
+        if (names, hosts, engine) != (self._named, self._hosts, self._engine):
+            self._named, self._hosts, self._engine = names, hosts, engine
+            self.rows.name_places(names, hosts if len(hosts) > 1 else (), engine)
         known = sum(line.trace.neighbours.version for line in self.lines)
         if known != self._neighbours_known:
             self._neighbours_known = known
@@ -400,6 +401,7 @@ class TraceApp(Commands, Files, Timing):
             rate=self._rate(rows),
             lost=counts["lost"],
             missed=counts["missed"],
+            filtered=worst.filtered,
         )
 
     def _rate(self, rows: int) -> float | None:

@@ -395,11 +395,15 @@ _STEPS: Final = (
     ("chain", 28),
     ("endpoints", 97),
 )
+# Beside legacy tables those of nftables need their family, before anything else.
+_FAMILY_STEP: Final = ("table", 9)
+_UNTOLD: Final = ("process", "cost")  # of what came over netlink
 
 
-def choose(width: int, hosts: bool = False) -> tuple[Placed, ...]:
-    """The columns for a list of `width` cells, left to right; `hosts`: there are several.
+def choose(width: int, hosts: bool = False, engine: str = "kernel") -> tuple[Placed, ...]:
+    """The columns for a list of `width` cells, left to right.
 
+    `hosts`: there are several; `engine`: kernel, netlink or kernel+netlink.
     Below the least width the addresses shrink, then protocol, time and table
     go; what still does not fit is cut off at the right edge by whoever draws.
     """
@@ -408,10 +412,10 @@ def choose(width: int, hosts: bool = False) -> tuple[Placed, ...]:
         return sum(sizes.values()) + GAP * (len(sizes) - 1)
 
     sizes = {**_LEAST, "host": _HOST} if hosts else dict(_LEAST)
-    for key, size in _STEPS:
-        if key == "host" and not hosts:
+    for key, size in (_FAMILY_STEP, *_STEPS) if "netlink" in engine else _STEPS:
+        if (key == "host" and not hosts) or (key in _UNTOLD and engine == "netlink"):
             continue
-        wider = {**sizes, key: size}
+        wider = {**sizes, key: max(size, sizes.get(key, 0))}
         if total(wider) > width:
             break
         sizes = wider

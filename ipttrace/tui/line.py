@@ -153,6 +153,17 @@ class Line:
         books: dict[str, Any] = self.trace.books
         return at.text_of(books.get("expr", self.trace.hello.get("expr")))
 
+    @property
+    def filtered(self) -> str:
+        """Where the filter runs, in a few words; "" where nobody says, or there is none."""
+        return at.text_of(self.trace.books.get("filter")) if self.expr else ""
+
+
+def engines(lines: Sequence[Line]) -> str:
+    """The engines of all lines, as a stream that has several names them: kernel+netlink."""
+    names = {name for line in lines for name in line.trace.engine.split("+") if name}
+    return "+".join(sorted(names))
+
 
 def add_up(lines: list[Line], hosts: Sequence[str] = ()) -> dict[str, Any]:
     """The summary of all lines: figures added, engines named, the first error.
@@ -164,7 +175,7 @@ def add_up(lines: list[Line], hosts: Sequence[str] = ()) -> dict[str, Any]:
         name: sum(one[name] for one in each)
         for name in ("rows", "records", "lost", "missed", "incomplete")
     }
-    total["engine"] = "+".join(sorted({one["engine"] for one in each if one["engine"]}))
+    total["engine"] = engines(lines)
     errors = [
         f"{hosts[line.trace.host]}: {line.error}" if len(hosts) > 1 else line.error
         for line in lines

@@ -40,6 +40,7 @@ class Situation:
     rate: float | None  # rows/s; None where it says nothing
     lost: int
     missed: int
+    filtered: str = ""  # where the filter runs, where that is told
 
 
 def text_of(value: object, default: str = "") -> str:

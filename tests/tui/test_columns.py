@@ -76,3 +76,14 @@ def test_a_bar_gives_up_what_matters_least() -> None:
     assert [piece.text for piece in fit_pieces(pieces, 24)] == ["state", "filter: someth…"]
     assert [piece.text for piece in fit_pieces(pieces, 12)] == ["state"]
     assert [piece.text for piece in fit_pieces(pieces, 2)] == ["state"]
+
+
+@pytest.mark.parametrize("width", range(40, 320))
+def test_nothing_is_kept_free_for_what_netlink_cannot_tell(width: int) -> None:
+    placed = {one.column.key: one.width for one in choose(width, engine="netlink")}
+    assert not {"process", "cost"} & placed.keys()
+    assert sum(placed.values()) + len(placed) - 1 <= width
+    # AND from some width on the family of a table has room, "ip filter"
+    assert width < 83 or placed["table"] >= 9
+    both = {one.column.key for one in choose(width, engine="kernel+netlink")}
+    assert width < 100 or "cost" in both

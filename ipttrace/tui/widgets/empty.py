@@ -20,11 +20,20 @@ _DIM: Final = "$foreground 70%"
 _HEAD: Final = "bold $text-primary"
 _KEY: Final = "bold $text-accent"
 
-_WHY: Final = (
-    "A row appears for every iptables table that a packet passes; no such packet yet.",
-    "A table that nobody has used in a namespace is not there: no packet passes it.",
-    "Rules made by nft or iptables-nft are not seen by the kernel engine.",
+_PASSES: Final = "A row appears for every iptables table that a packet passes; no such packet yet."
+_PASSES_NFT: Final = (
+    "A row appears for every chain of nftables and every iptables table that a packet passes;"
+    " no such packet yet."
 )
+_UNUSED: Final = "A table that nobody has used in a namespace is not there: no packet passes it."
+_UNSEEN: Final = "Rules made by nft or iptables-nft are not seen by the kernel engine."
+
+
+def _why(now: Situation) -> list[str]:
+    why = [_PASSES_NFT, _UNUSED] if "netlink" in now.engine else [_PASSES, _UNUSED, _UNSEEN]
+    if now.filter:
+        why.insert(0, f"Only packets that match the filter are traced: {now.filter}")
+    return why
 
 
 def _heading(now: Situation) -> str:
@@ -64,16 +73,14 @@ class Empty(Static):
                 parts += [("… ", "$text-warning"), line, "\n"]
             parts.append("\n")
         elif now.state in (at.ARMED, at.DISARMED, at.ENDED, at.REPLAYING):
-            parts += [("Filter   ", _DIM), now.filter or "none: all packets", "\n"]
+            parts += [("Filter   ", _DIM), now.filter or "none: all packets"]
+            parts += [(f"  {now.filtered}", _DIM), "\n"] if now.filtered else ["\n"]
             if now.engine:
                 parts += [("Engine   ", _DIM), now.engine, "\n"]
             parts.append("\n")
         if now.state == at.ARMED:
-            why = list(_WHY)
-            if now.filter:
-                why.insert(0, f"Only packets that match the filter are traced: {now.filter}")
             parts += [("Why nothing yet?", "bold"), "\n"]
-            for line in why:
+            for line in _why(now):
                 parts += [("• ", _DIM), line, "\n"]
             parts.append("\n")
         for line in notes:

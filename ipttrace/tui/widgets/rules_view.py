@@ -17,6 +17,7 @@ from textual.binding import Binding, BindingType
 from ipttrace.trace import query
 from ipttrace.trace.names import Names
 from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.rulesets_frame import NFT
 from ipttrace.trace.tally_listing import (
     POLICY,
     ChainListing,
@@ -173,6 +174,8 @@ class RulesView(Ledger):
         else:
             text = query.by_pass(key.table, key.chain, key.family, listing.netns)
             name = "chain"
+        if key.family <= NFT and any(family > NFT for family, _ in self._tables):
+            text += f" and {query.LEGACY}"
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"
         self.post_message(FilterAsked(text, name))

@@ -134,6 +134,7 @@ def status_pieces(
         Piece(playing, "bold $text-primary on $primary-muted", 1),
         _view(paused, follow, newer),
         Piece(_filter(now), "", 3, 14),
+        Piece(now.filtered, "$foreground 70%", 6, 20),
         Piece(f"{now.rows:,} rows", "", 2, right=True),
         Piece("" if now.rate is None else f"{now.rate:,.0f}/s", "", 4, right=True),
         _count("lost", now.lost),

@@ -27,6 +27,7 @@ from ipttrace.tui.widgets.titles import Titles
 
 DETAIL: Final = 0.2  # s between two pictures of the detail while rows run
 
+OF_A_TABLE: Final = ("rule", "chain")
 OF_A_HOST: Final = ("rule", "chain", "process", "namespace")
 
 Build = Callable[[Row], str]
@@ -167,6 +168,8 @@ class TraceView(Vertical):
         if not text:
             self.post_message(Notice(f"this row has no {name} to filter by", error=True))
             return
+        if name in OF_A_TABLE and not row.tables and self.rows.nftables:
+            text = build.both(text, build.LEGACY)
         hosts = list(self._where().hosts.values())
         if len(hosts) > 1 and name in OF_A_HOST:
             # The same inode is another namespace elsewhere, and the same pid another process.

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a person sees of rows that came over netlink, alone and beside the kernel engine's."""
+
+from __future__ import annotations
+
+import pytest
+import streams
+from harness import live, screen_text, shown, until
+from tallied import NETNS, Tallied, line_with, lines, on_screen, picked
+
+from ipttrace.trace.story import story
+from ipttrace.tui import detail_lines
+from ipttrace.tui.widgets.rules_view import RulesView
+from ipttrace.tui.widgets.totals_view import TotalsView
+from tests.data.netlink_rows import INET, IP, POLICY, RULE, Told, input_of_everything
+
+HELLO = streams.hello(engine="kernel+netlink")
+NETLINK = streams.hello(engine="netlink")
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+async def test_the_list_says_whose_table_it_was_and_marks_what_was_not_told(width: int) -> None:
+    # GIVEN one packet in INPUT of legacy (by either engine), iptables-nft and inet tables
+    data = input_of_everything().data()
+    async with live(HELLO, data, rows=4, size=(width, 24)) as (_, app, _pilot):
+        kernel, legacy, nft, inet = shown(app)[:4]
+        assert "inet t" in inet
+        assert "jail" in inet
+        assert " ? ✗ DROP" in inet
+        assert " 1   ? " in legacy
+        assert "✓ ACCEPT" in kernel
+        assert "✓ ACCEPT" in nft
+        # THEN tables of one name are told apart where there is room for it
+        assert ("ip filt" in nft) == (width > 80)
+        assert "ip filt" not in kernel + legacy
+        for line in (legacy, nft, inet):
+            assert "None" not in line
+            assert "0ns" not in line
+        assert "engine kernel+netlink" in screen_text(app)[0]
+
+
+async def test_the_detail_says_once_what_is_not_known_over_netlink() -> None:
+    store = input_of_everything().trace().store
+    told = story(store, 3)
+    assert told is not None
+    made = detail_lines.lines(told, 100, detail_lines.Where())
+    texts = ["".join(text for text, _ in line.pieces) for line in made]
+    text = "\n".join(texts)
+    assert text.count("cost, process and CPU are not known: traced over netlink") == 1
+    assert "trace id 1f2e3d4c" in text
+    for word in ("skb ", "sock ", "cpu ", "pid", "None", "INPUT 0", "jail 0"):
+        assert word not in text
+    # THEN the tables of both engines stand under each other, each with its family
+    journey = [line for line in texts if "INPUT" in line]
+    names = ("INPUT filter", "INPUT filter", "INPUT ip filter", "INPUT inet t")
+    for line, name in zip(journey, names, strict=True):
+        assert name in line
+    assert "500ns" in journey[0]
+    assert "in 2 → jail ?" in text
+    assert "Conntrack  not known: traced over netlink" in text
+
+
+async def test_the_detail_of_netlink_alone_has_no_times() -> None:
+    told = Told()
+    told.nft(b"t", INET, [(b"in", 3, POLICY)], first=True)
+    found = story(told.trace("netlink").store, 0)
+    assert found is not None
+    made = detail_lines.lines(found, 80, detail_lines.Where())
+    texts = ["".join(text for text, _ in line.pieces).rstrip() for line in made]
+    assert "Journey  1 table" in texts
+    titles = texts[texts.index("Journey  1 table") + 1]
+    assert titles.split() == ["hook", "table", "rule", "verdict", "in→out"]
+    # THEN a policy is that of the base chain, whose name may be any
+    assert "inet t in policy" in " ".join(" ".join(texts).split())
+
+
+def ruled() -> Tallied:
+    """Legacy, iptables-nft and inet tables, each hit."""
+    tallied = Tallied()
+    tallied.feed(HELLO)
+    iptables = {"INPUT": {"policy": "ACCEPT", "rules": ["-p udp -j ACCEPT"]}}
+    tallied.rules(iptables)
+    tallied.rules(iptables, family="ip", backend="iptables-nft")
+    inet = {
+        "in": {"policy": "drop", "rules": ["ct state established accept", "jump jail"]},
+        "jail": {"policy": None, "rules": ["udp dport 53 drop"]},
+    }
+    tallied.rules(inet, family="inet", table="t", backend="nft")
+    told = input_of_everything()
+    for entry in told.entries:
+        entry["ruleset"] = 1
+    tallied.feed(told.data())
+    return tallied
+
+
+async def test_rules_stand_under_the_names_that_their_own_tools_give_them() -> None:
+    async with on_screen(RulesView(), ruled(), (120, 40)) as (app, _):
+        text = "\n".join(lines(app))
+        assert "IPv4 filter" in text
+        assert "ip filter (iptables-nft)" in text
+        assert "inet t" in text
+        assert text.count("-p udp -j ACCEPT") == 2
+        assert "jump jail" in line_with(app, "jump jail")
+        assert "-A" not in text
+        assert "Chain in (policy drop)" in text
+        assert "Chain jail (1 reference)" in text
+        # THEN no cost is shown where nobody knows it
+        assert "nan" not in text.lower()
+        assert "ns" not in line_with(app, "jump jail").split("jump")[0]
+        assert "a rule of which nobody knows the number" in text
+
+
+@pytest.mark.parametrize(("rule", "rows"), [("jump jail", 1), ("a rule of which", 1)])
+async def test_enter_shows_the_rows_that_hit_a_rule_of_nftables(rule: str, rows: int) -> None:
+    tallied = ruled()
+    async with on_screen(RulesView(), tallied, (120, 40)) as (app, pilot):
+        for _ in range(30):
+            if rule in picked(app):
+                break
+            await pilot.press("down")
+        await pilot.press("enter")
+        (asked,) = app.asked
+        assert "tables=inet" in asked.query
+        assert f"netns={NETNS}" in asked.query
+        assert tallied.taken(asked.query) == rows
+
+
+async def test_totals_keep_tables_apart_and_average_only_what_has_a_cost() -> None:
+    async with on_screen(TotalsView(), ruled(), (160, 50)) as (app, _):
+        text = "\n".join(lines(app))
+        assert line_with(app, "ip filter")
+        assert line_with(app, "inet t")
+        assert "cost of a row, mean" in text
+        assert "most  500ns" in text or "most 500ns" in text
+    tallied = Tallied()
+    told = Told()
+    told.nft(b"t", IP, [(b"in", 1, RULE)], first=True)
+    tallied.feed(told.data())
+    async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
+        text = "\n".join(lines(app))
+        assert "cost of a row  not known: traced over netlink" in text
+        assert "mean" not in text
+
+
+async def test_the_bar_says_where_the_filter_runs() -> None:
+    where = "partly in the kernel, the rest on the delivered headers"
+    async with live(NETLINK, streams.rows(8), rows=8, size=(160, 24)) as (agent, app, pilot):
+        agent.send(streams.books(engine="netlink", expr="", filter="every packet"))
+        await until(pilot, lambda: "filter: all packets" in app._status.text)
+        assert "every packet" not in app._status.text
+        # WHEN there is one
+        agent.send(streams.books(engine="netlink", expr="tcp port 80", filter=where))
+        await until(pilot, lambda: "filter: tcp port 80" in app._status.text)
+        # THEN its words are there, as far as there is room, before anything goes for them
+        assert "partly in the kernel" in app._status.text
+        assert "lost 0" in app._status.text
+        assert "following" in app._status.text
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: "partly" not in app._status.text)
+        assert "filter: tcp port 80" in app._status.text
+
+
+async def test_the_empty_screen_does_not_say_that_nftables_is_not_seen_where_it_is() -> None:
+    async with live(
+        NETLINK, streams.books(engine="netlink", expr="icmp", filter="in the kernel")
+    ) as (
+        _agent,
+        app,
+        pilot,
+    ):
+        await until(pilot, lambda: "Waiting for the first packet" in str(app.view.empty.content))
+        text = str(app.view.empty.content)
+        assert "not seen by the kernel engine" not in text
+        assert "chain of nftables" in text
+        assert "icmp  in the kernel" in text
+
+
+async def test_keys_filter_by_legacy_where_there_is_nftables_beside_it() -> None:
+    data = input_of_everything().data()
+    async with live(HELLO, data, rows=4, size=(120, 24)) as (_, app, pilot):
+        for seq, tables, rows in ((0, "legacy", 2), (2, "ip", 1), (3, "inet", 1)):
+            app.rows.move_to(seq)
+            await pilot.press("c")
+            await until(pilot, lambda rows=rows: f"{rows} of 4" in app._filter.text)
+            assert f"tables={tables}" in app._filter.text
+            await pilot.press("backspace")
+            await until(pilot, lambda: "all rows" in app._filter.text)
+    # AND the kernel engine alone has no others
+    async with live(streams.hello(), streams.rows(8), rows=8) as (_, app, pilot):
+        await pilot.press("c")
+        await until(pilot, lambda: "chain=" in app._filter.text)
+        assert "tables" not in app._filter.text
