@@ -111,7 +111,8 @@ class Generations:
 
     def _search(self, generation: int, after: int, place: Place, handle: int) -> Spot:
         here = self._in(generation, place, handle)
-        if after:
+        known = generation in self._snapshots
+        if known and after in self._snapshots:
             there = self._in(after, place, handle)
             if here is None or not here.rulenum:
                 return there or here or _NOWHERE
@@ -120,18 +121,25 @@ class Generations:
             # The same handle in a table that was made anew: one rule or the other.
             rulenum = here.rulenum if here.rulenum == there.rulenum else 0
             return here._replace(rulenum=rulenum, ruleset=0)
-        if here is not None and here.rulenum:
+        if not after and here is not None and here.rulenum:
             return here
-        # A run that had begun before, or a generation that was gone before it was read.
         at = self._order.index(generation) if generation in self._order else len(self._order)
-        around = (reversed(self._order[:at]), self._order[at + 1 :])
-        sides = [next((one for one in side if one in self._snapshots), None) for side in around]
-        near = [self._in(one, place, handle) for one in sides if one is not None]
-        found = [one for one in near if one is not None]
-        if not found:
+        before = [one for one in reversed(self._order[:at]) if one in self._snapshots][:1]
+        later = [one for one in self._order[at + 1 :] if one in self._snapshots][:1]
+        if known and not after:
+            # A run that had begun before, or rules of which we were told too late.
+            for one in before + later:
+                there = self._in(one, place, handle)
+                if there is not None and there.rulenum:
+                    return there._replace(ruleset=0)
             return here or _NOWHERE
-        # What those before and after it do not agree on is not known.
+        # It was gone before it was read: what those around it do not agree on is not known.
+        sides = ([generation] if known else before) + later
+        near = [self._in(one, place, handle) for one in sides]
+        found = [one for one in near if one is not None]
         numbers = {0 if one is None else one.rulenum for one in near}
+        if not found:
+            return _NOWHERE
         return found[0]._replace(ruleset=0, rulenum=numbers.pop() if len(numbers) == 1 else 0)
 
     def _same(self, one: int, other: int, place: Place) -> bool:
