@@ -237,7 +237,9 @@ def _judge(events: Array, of: Attributes, verdicts: Attributes) -> None:
 
 def _headers(events: Array, of: Attributes) -> None:
     """The packet, where the message has it: network and transport header, and the link's."""
-    which = np.flatnonzero(of.has(_NET, 1))
+    # Of IPv6's later fragments the kernel does not know where the transport header is:
+    # it tells of no network header, and of the packet's first bytes as the transport's.
+    which = np.flatnonzero(of.has(_NET, 1) | of.has(_TRANSPORT, 1))
     if not len(which):
         return
     some = Attributes(of.data[which], of.at[:, which], of.size[:, which])
