@@ -23,7 +23,7 @@ _PARTS: Final = {
 
 def engine(host: Host) -> Check:
     """Can it run here, and what will it trace?"""
-    why = _privileges(host) or _part(host, "nf_tables")
+    why = _privileges(host) or _part(host, "nf_tables") or _log(host)
     if why is not None and why.status == "warn":
         return why
     if why is not None:
@@ -55,6 +55,18 @@ def _privileges(host: Host) -> Check | None:
         text = "the network here is not this user namespace's"
         return Check(_NAME, "fail", text, "unshare -n, or look at ipttrace demo")
     return None
+
+
+def _log(host: Host) -> Check | None:
+    """In the first network each rule of a legacy table would be a line of the kernel's log."""
+    first = host.link("proc/1/ns/net")
+    tables = (host.read(f"proc/net/ip{six}_tables_names") for six in ("", "6"))
+    if not first or first != host.link("proc/self/ns/net") or not any(tables):
+        return None
+    if (lacking := _part(host, "nfnetlink_log")) is None or lacking.status == "warn":
+        return None
+    text = f"there are legacy tables, and {lacking.text}: the kernel's log would be flooded"
+    return Check(_NAME, "fail", text, lacking.remedy)
 
 
 def _traces_legacy(host: Host) -> bool:

@@ -416,6 +416,26 @@ def test_root_of_a_user_namespace_can_trace_its_own_networks_only(
     assert refused.remedy == "unshare -n, or look at ipttrace demo"
 
 
+def test_what_would_flood_the_kernels_log_is_refused_in_the_first_network_only(
+    machine: Callable[..., Host],
+) -> None:
+    # GIVEN legacy tables, and nothing that takes what they tell
+    host = machine({CONFIG: LEGACY_TRACE + "CONFIG_NF_TABLES=m\n"})
+    for pid, network in (("1", "net:[4026531840]"), ("self", "net:[4026532000]")):
+        link = host.root / "proc" / pid / "ns" / "net"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(network)
+    # THEN in a network of one's own they are not traced, the rest is
+    assert found(host, "engine: netlink").text == "yes: iptables-nft, nftables"
+    # AND in the host's own nothing is
+    link.unlink()
+    link.symlink_to("net:[4026531840]")
+    refused = found(host, "engine: netlink")
+    assert refused.status == "fail"
+    assert "has no nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG)" in refused.text
+    assert refused.text.endswith("the kernel's log would be flooded")
+
+
 def test_without_nft_rules_have_no_texts(machine: Callable[..., Host]) -> None:
     missing = found(machine({"usr/sbin/nft": None}), "nftables")
     assert (missing.status, missing.remedy) == ("warn", "apt install nftables")
