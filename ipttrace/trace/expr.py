@@ -30,10 +30,12 @@ def expression(raw: Mapping[str, Any], row: Row) -> str:
     if not row.src or not row.dst:
         return ""
     number = int(raw["proto"])
+    # What a bridge handles is of a family of its own.
+    family = 6 if ":" in row.src else 4
     tuples = [(row.src, row.sport, row.dst, row.dport)]
     if int(raw["flags"]) & record.F_CONNTRACK:
-        tuples += [_tracked(raw, side, row.family) for side in ("orig", "reply")]
-    texts = [_text(row.family, number, *one) for one in tuples]
+        tuples += [_tracked(raw, side, family) for side in ("orig", "reply")]
+    texts = [_text(family, number, *one) for one in tuples]
     return " or ".join(dict.fromkeys(texts))
 
 

@@ -35,7 +35,7 @@ class Told:
     ) -> None:
         """`verdict`: None where nobody told it; `of`: other fields of the entry."""
         call = len(self.entries) + 1
-        packet = v4(17, "10.0.0.1", "10.0.0.2", udp(1000, 53, bytes(90)))
+        packet = of.pop("packet", v4(17, "10.0.0.1", "10.0.0.2", udp(1000, 53, bytes(90))))
         flags = record.F_FIRST if first else record.F_FOLLOWED
         given = {"netns": NETNS, "hook": 1, "table": table, "flags": flags, "in": b"lan0"}
         if of.get("source"):

@@ -11,6 +11,7 @@ from ipttrace.capture import pcapfilter
 from ipttrace.stream.frames import read_file
 from ipttrace.trace.expr import expression
 from ipttrace.trace.session import Trace
+from tests.data.netlink_rows import Told
 
 RECORDING = Path(__file__).parent.parent / "data" / "lab.iptr"
 
@@ -46,3 +47,13 @@ def test_a_translated_flow_is_filtered_on_both_sides_of_the_translation(trace: T
     # THEN both destinations are in the filter
     assert f"host {row.dst}" in text
     assert f"host {row.ct_orig_dst}" in text
+
+
+def test_a_packet_on_a_bridge_is_filtered_by_the_addresses_that_it_has() -> None:
+    told = Told()
+    told.nft(b"b", 7, [(b"in", 1, 0)], family=7, first=True)
+    told.legacy(b"filter", [(b"INPUT", 1, 0)], first=True)
+    store = told.trace("netlink").store
+    bridged, routed = (expression(store.raw(seq), store.row(seq)) for seq in range(2))
+    assert bridged == routed
+    assert pcapfilter.compile(bridged)
