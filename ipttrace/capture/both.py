@@ -8,6 +8,7 @@ order in which the packet met its tables.  Must not import bcc itself.
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +24,6 @@ from ipttrace.stream.record import ENTRY, EXIT, Records
 
 # Of the calls of the netlink engine: above what the kernel's counts to.
 FIRST: Final = 0xFE << 48
-# What a packet is told of by one way waits so long for the other, ns.
-_HOLD: Final = 60_000_000
 _REMEMBERED: Final = 1 << 16
 _LINE: Final = np.dtype(
     [
@@ -58,6 +57,8 @@ class BothEngines:
         self.buffers.watch(netlink.wake)
         self.changes = netlink.changes
         self._kernels, self._netlinks = _Held(), _Held()
+        self._read: deque[tuple[int, int]] = deque()  # when all was read: from, until
+        self._before = 0
         self._armed = True
         self._way = Way()
 
@@ -88,16 +89,29 @@ class BothEngines:
     def take(self) -> list[Records]:
         """The records of a moment ago, those of one packet together."""
         self.netlink.drain_wake()
+        # What packets of before this moment have caused is read by the end of it.
+        begun = time.monotonic_ns()
+        self.netlink.flush()
+        self._read.append((begun, time.monotonic_ns()))
         self._kernels.add(self.kernel.take())
         self._netlinks.add(self.netlink.take(), self.netlink.priorities)
         for engine in (self.kernel, self.netlink):
             while engine.notes:
                 self.notes.append(engine.notes.pop(0))
-        before = time.monotonic_ns() - _HOLD if self._armed else 1 << 63
-        ours, _ = self._kernels.take(before)
-        theirs, priority = self._netlinks.take(before)
-        self._way.join(ours, theirs, priority, self.netlink.flips)
-        return [plain(np.concatenate([x, y])) for x, y in zip(ours, theirs, strict=True)]
+        before = self._settled() if self._armed else 1 << 63
+        ours = self._kernels.take(before)
+        theirs = self._netlinks
+        joined = self._way.join(ours, theirs.records, theirs.priority, self.netlink.flips)
+        over = theirs.take(before, joined)
+        return [plain(np.concatenate([x, y])) for x, y in zip(ours, over, strict=True)]
+
+    def _settled(self) -> int:
+        """Of packets of before then all has been told, CLOCK_MONOTONIC ns."""
+        settled = 0
+        while self._read and self._read[0][1] < self.netlink.before:
+            settled = self._read.popleft()[0]
+        self._before = max(self._before, settled)
+        return self._before
 
     def lost_exits(self) -> int:
         """As of the kernel engine."""
@@ -138,35 +152,36 @@ class _Held:
     """Records that wait until the other engine has told of the same packets."""
 
     def __init__(self) -> None:
-        self._records = [np.zeros(0, dtype) for dtype in record.DTYPES]
-        self._priority = np.zeros(0, np.int32)
+        self.records: list[Records] = [np.zeros(0, dtype) for dtype in record.DTYPES]
+        self.priority = np.zeros(0, np.int32)  # of each entry's chain
 
     def add(self, records: list[Records], priority: Array | None = None) -> None:
-        """`priority`: of each entry's chain."""
         if priority is None:
             priority = np.zeros(len(records[ENTRY]), np.int32)
         if any(map(len, records)):
-            both = zip(self._records, records, strict=True)
-            self._records = [plain(np.concatenate([a, b])) for a, b in both]
-            self._priority = np.concatenate([self._priority, priority])
+            both = zip(self.records, records, strict=True)
+            self.records = [plain(np.concatenate([a, b])) for a, b in both]
+            self.priority = np.concatenate([self.priority, priority])
 
-    def take(self, before: int) -> tuple[list[Records], Array]:
-        """The calls that began before `before`, CLOCK_MONOTONIC ns."""
-        entries = self._records[ENTRY]
+    def take(self, before: int, too: Array | None = None) -> list[Records]:
+        """The calls that began before `before`, CLOCK_MONOTONIC ns, and those of `too`."""
+        entries = self.records[ENTRY]
         go = entries["time"] < before
+        if too is not None:
+            go |= too
         if go.all():
-            taken, self._records = self._records, [part[:0] for part in self._records]
-            priority, self._priority = self._priority, self._priority[:0]
-            return taken, priority
+            taken, self.records = self.records, [part[:0] for part in self.records]
+            self.priority = self.priority[:0]
+            return taken
         stay = entries["call"][~go]
         taken, kept = [entries[go]], [entries[~go]]
-        for part in self._records[ENTRY + 1 :]:
+        for part in self.records[ENTRY + 1 :]:
             later = np.isin(part["call"], stay)
             taken.append(part[~later])
             kept.append(part[later])
-        priority, self._priority = self._priority[go], self._priority[~go]
-        self._records = kept
-        return taken, priority
+        self.priority = self.priority[~go]
+        self.records = kept
+        return taken
 
 
 class Way:
@@ -178,21 +193,23 @@ class Way:
 
     def join(
         self, ours: list[Records], theirs: list[Records], priority: Array, flips: Array
-    ) -> None:
+    ) -> Array:
         """Gives calls over netlink the skb of the kernel's records of the same packet.
 
         In place: `skb`, where a journey begins, and of `theirs` the times, so that a
         journey is in order.  Where nothing of the kernel's is of the same packet, all
         stays.  `priority`: of the chain of each entry of `theirs`; `flips`: as of
-        NftJourneys, since the last call.
+        NftJourneys, since the last call.  Returns bool, of each entry of `theirs`: was
+        the same packet found?
         """
+        joined = np.zeros(len(theirs[ENTRY]), bool)
         entries, others = ours[ENTRY], theirs[ENTRY]
         journeys = self._journeys(entries, flips)
         place = _place(entries["hook"], priorities(entries))
         self._begin(entries, journeys, place)
         known = np.flatnonzero(journeys)
         if not len(known) or not len(others):
-            return
+            return joined
         # The kernel's calls of packets that both tell of, packet by packet, in order.
         known = known[np.lexsort((place[known], journeys[known]))]
         packets, which = np.unique(journeys[known], return_inverse=True)
@@ -202,7 +219,8 @@ class Way:
         at = np.minimum(np.searchsorted(packets, others["skb"]), len(packets) - 1)
         hit = np.flatnonzero(packets[at] == others["skb"])
         if not len(hit):
-            return
+            return joined
+        joined[hit] = True
         at = at[hit]
         their_place = _place(others["hook"][hit], priority[hit])
         # The first of the kernel's calls that comes after each of theirs.
@@ -243,6 +261,7 @@ class Way:
                 others["flags"][hit[one]] |= record.F_FIRST
         firsts = known[starts[np.unique(at[early])]]
         entries["flags"][firsts] &= ~np.uint8(record.F_FIRST)
+        return joined
 
     def _journeys(self, entries: Array, flips: Array) -> Array:
         """uint64, shape (n,): the journeys of these packets over netlink, 0 where there is none."""

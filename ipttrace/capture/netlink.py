@@ -101,6 +101,7 @@ class NetlinkEngine:
         self._delivered = [0, 0, 0]
         # Of the last `take`: where journeys began, and the priority of each entry's chain.
         self.flips = np.zeros(0, EVENT)
+        self.before = 0  # what was read before is in it, CLOCK_MONOTONIC ns
         self.priorities = np.zeros(0, np.int32)
         self._gone = _Sums()  # of namespaces that were left
         self._rest: list[Calls] = []  # of such, for the next `take`
@@ -300,7 +301,7 @@ class NetlinkEngine:
             self._reader.flush()
         elif time.monotonic() >= self._look_due:
             self._look()
-        before = time.monotonic_ns() - (_HOLD if self._armed else -1)
+        before = self.before = time.monotonic_ns() - (_HOLD if self._armed else -1)
         found, self._rest = self._rest, []
         flips, self._rest_flips = self._rest_flips, []
         for space in self._spaces.values():
@@ -332,6 +333,10 @@ class NetlinkEngine:
     def wake(self) -> int:
         """A descriptor that can be read once much has come."""
         return self._reader.wake
+
+    def flush(self) -> None:
+        """Reads what has been written until now."""
+        self._reader.flush()
 
     def drain_wake(self) -> None:
         """Has been woken."""

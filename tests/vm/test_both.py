@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Both engines at once, and the netlink engine alone, on these kernels: one timeline."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+from ipttrace.lab import traffic
+from ipttrace.trace.row import Row
+from tests.vm.conftest import captured
+from tests.vm.plain import LOOPBACK, Plain
+
+COUNT = 23
+
+# Met by each echo request and reply on lo: legacy raw and filter, iptables-nft's filter,
+# and a native table with a map, a set and a jump.
+LEGACY = """*raw
+:PREROUTING ACCEPT
+:OUTPUT ACCEPT
+-A PREROUTING -p {icmp} -j MARK --set-mark 7
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:MINE -
+-A INPUT -j MINE
+-A MINE -p {icmp} -j ACCEPT
+COMMIT
+"""
+IPTABLES_NFT = """*filter
+:INPUT DROP
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+-A INPUT -p tcp -j DROP
+-A INPUT -p {icmp} -j ACCEPT
+COMMIT
+"""
+NATIVE = """table inet native {{
+    set loop {{
+        type {type}
+        elements = {{ {loop} }}
+    }}
+    chain judge {{
+        {ip} saddr @loop return
+        drop
+    }}
+    chain out {{
+        type filter hook output priority 10; policy accept;
+        {ip} daddr {loop} jump judge
+        meta l4proto vmap {{ {icmp} : accept, tcp : drop }}
+    }}
+}}
+"""
+LOUD = " type filter hook output priority 10\n counter"
+WORDS = {
+    4: {"icmp": "icmp", "type": "ipv4_addr", "loop": "127.0.0.1", "ip": "ip"},
+    6: {"icmp": "ipv6-icmp", "type": "ipv6_addr", "loop": "::1", "ip": "ip6"},
+}
+TOOLS = {4: "iptables", 6: "ip6tables"}
+
+# Hook, table, deciding chain and number, how, verdict, path.
+Told = tuple[str, str, str | None, int | None, str | None, str | None, str]
+OUT: list[Told] = [
+    ("OUTPUT", "raw", "OUTPUT", 1, "policy", "ACCEPT", "OUTPUT:1"),
+    ("OUTPUT", "filter", "OUTPUT", 1, "policy", "ACCEPT", "OUTPUT:1"),
+    ("OUTPUT", "filter", "OUTPUT", 1, "policy", "ACCEPT", "OUTPUT:1"),
+    ("OUTPUT", "native", "out", 2, "rule", "ACCEPT", "out:1>judge:1>out:2"),
+]
+IN: list[Told] = [
+    ("PREROUTING", "raw", "PREROUTING", 2, "policy", "ACCEPT", "PREROUTING:1>PREROUTING:2"),
+    ("INPUT", "filter", "MINE", 1, "rule", "ACCEPT", "INPUT:1>MINE:1"),
+    ("INPUT", "filter", "INPUT", 2, "rule", "ACCEPT", "INPUT:2"),
+]
+
+
+@pytest.fixture(params=(4, 6))
+def family(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def plain(family: int) -> Iterator[Plain]:
+    with Plain() as made:
+        made.load(LEGACY.format(**WORDS[family]), family)
+        _nft(made, [f"{TOOLS[family]}-nft-restore"], IPTABLES_NFT.format(**WORDS[family]))
+        _nft(made, ["nft", "-f", "-"], NATIVE.format(**WORDS[family]))
+        yield made
+
+
+def _nft(plain: Plain, argv: list[str], text: str) -> None:
+    command = ["ip", "netns", "exec", plain.name, *argv]
+    subprocess.run(command, input=text.encode(), check=True, capture_output=True)
+
+
+def _told(row: Row) -> Told:
+    path = ">".join(f"{step.chain}:{step.rulenum}" for step in row.path)
+    return (row.hook, row.table, row.chain, row.rulenum, row.match, row.verdict, path)
+
+
+def _counted(plain: Plain, family: int) -> Counter[tuple[bool, str, str, int]]:
+    """Packets that each rule of both kinds of iptables has counted: nft?, table, chain, number."""
+    counted: Counter[tuple[bool, str, str, int]] = Counter()
+    for kind in ("legacy", "nft"):
+        numbers: Counter[tuple[str, str]] = Counter()
+        table = ""
+        for line in plain.run(f"{TOOLS[family]}-{kind}-save", "-c").stdout.splitlines():
+            if line.startswith("*"):
+                table = line[1:]
+            elif line.startswith("["):
+                count = line.split()[0]
+                chain = line.split(" -A ")[1].split()[0]
+                numbers[table, chain] += 1
+                packets = int(count[1:].split(":")[0])
+                counted[kind == "nft", table, chain, numbers[table, chain]] = packets
+    return +counted
+
+
+@pytest.mark.parametrize("engine", ["auto", "netlink"])
+def test_23_pings_through_all_kinds_of_rules_are_one_timeline(
+    plain: Plain, family: int, engine: str
+) -> None:
+    # GIVEN legacy rules, those of iptables-nft and native ones in a namespace
+    with captured(netns=plain.name, engine=engine) as capture:
+        # WHEN 23 pings go through them
+        assert traffic.ping(plain.name, LOOPBACK[family], COUNT).received == COUNT
+        capture.wait_rows(2 * COUNT * len(OUT + IN), {plain.inode})
+    # (IPv6 has packets of its own)
+    rows = [row for row in capture.rows if row.icmp in ("8/0", "0/0", "128/0", "129/0")]
+    # THEN each request and reply went through exactly these
+    assert Counter(map(_told, rows)) == {
+        told: 2 * COUNT * (OUT + IN).count(told) for told in OUT + IN
+    }
+    assert capture.trace.engine == ("netlink" if engine == "netlink" else "kernel+netlink")
+    # AND the rows of a packet are one journey, in the order of its hooks and priorities
+    journeys: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        journeys[row.journey].append(row)
+    assert all(len({(row.src, row.icmp) for row in one}) == 1 for one in journeys.values())
+    ways = Counter(tuple(sorted(map(_told, one))) for one in journeys.values())
+    assert ways == {tuple(sorted(OUT)): 2 * COUNT, tuple(sorted(IN)): 2 * COUNT}
+    # (which of two chains of the same priority comes first, nobody tells)
+    for one in journeys.values():
+        first, last = one[0], one[-1]
+        assert first.table == "raw"
+        assert last.table == ("native" if first.hook == "OUTPUT" else "filter")
+    # AND what only the kernel engine can know is told of legacy rows there, and of no other
+    for row in rows:
+        own = engine == "auto" and not row.tables
+        assert row.engine == ("kernel" if own else "netlink")
+        assert (row.cost_ns is not None, row.pid is not None, row.skb is not None) == (own,) * 3
+    # AND the counters agree
+    hits = Counter(
+        (bool(row.tables), row.table, step.chain, step.rulenum)
+        for row in capture.rows
+        for step in row.path
+        if step.match == "rule" and row.table != "native"
+    )
+    assert hits == _counted(plain, family)
+
+
+def test_a_packet_that_legacy_accepts_and_nftables_drops_shows_both(family: int) -> None:
+    with Plain() as plain:
+        plain.load(LEGACY.format(**WORDS[family]), family)
+        drop = "table inet last {\n chain in {\n type filter hook input priority 20\n meta l4proto "
+        _nft(plain, ["nft", "-f", "-"], drop + WORDS[family]["icmp"] + " drop\n }\n }\n")
+        with captured(netns=plain.name, engine="auto") as capture:
+            assert traffic.ping(plain.name, LOOPBACK[family], 1).received == 0
+            capture.wait_rows(5, {plain.inode})
+        rows = [row for row in capture.rows if row.icmp in ("8/0", "128/0")]
+        last = [_told(row) for row in rows if row.hook == "INPUT"]
+        assert last == [
+            ("INPUT", "filter", "MINE", 1, "rule", "ACCEPT", "INPUT:1>MINE:1"),
+            ("INPUT", "last", "in", 1, "rule", "DROP", "in:1"),
+        ]
+        assert len({row.journey for row in rows if row.hook in ("PREROUTING", "INPUT")}) == 1
+
+
+def test_with_both_the_kernels_log_stays_silent(family: int) -> None:
+    # GIVEN rules of both kinds in the namespace whose packets the kernel itself logs
+    name = "table inet ipt_loud"
+    subprocess.run([f"{TOOLS[family]}-legacy", "-nL"], check=True, capture_output=True)
+    subprocess.run(
+        ["nft", "-f", "-"],
+        input=f"{name} {{\n chain out {{\n{LOUD}\n }}\n}}\n".encode(),
+        check=True,
+    )
+    try:
+        subprocess.run(["dmesg", "--clear"], check=True)
+        # WHEN packets that both engines trace go through them
+        with captured(netns="/proc/1/ns/net", engine="auto") as capture:
+            assert (
+                subprocess.run(
+                    ["ping", f"-{family}", "-c", "3", "-i", "0.2", LOOPBACK[family]],
+                    stdout=subprocess.DEVNULL,
+                ).returncode
+                == 0
+            )
+            capture.wait_until(lambda: len(capture.trace.store) >= 6)
+        assert {row.engine for row in capture.rows} == {"kernel", "netlink"}
+        # THEN the kernel has logged none of it
+        said = subprocess.run(["dmesg"], capture_output=True, check=True).stdout
+        assert b"TRACE: " not in said
+    finally:
+        subprocess.run(["nft", "delete", *name.split()], check=True)
