@@ -252,6 +252,7 @@ def packet_keys(
     header[_PORTS[proto], :4] = 0
     header[proto == 6, 16:18] = 0
     header[(proto == 17) | (proto == 136), 6:8] = 0
+    header[proto == 132, 8:12] = 0
     header[_IDENTIFIED[proto], 2:6] = 0
     header[_IDENTIFIED[proto], 18:20] = 0  # a checksum inside, where it is an error
     fixed = np.zeros((count, 24), np.uint8)
