@@ -7,6 +7,7 @@ import pytest
 import streams
 from harness import laid_out, live, more, screen_text, seqs, shown, until
 from rich.cells import cell_len
+from textual.screen import Screen
 
 
 async def test_a_row_shows_table_chain_rule_and_verdict() -> None:
@@ -161,3 +162,29 @@ async def test_a_warning_of_the_agent_is_shown() -> None:
         await until(pilot, lambda: "conntrack is full" in "\n".join(screen_text(app)))
         await pilot.press("escape")
         assert "conntrack is full" not in "\n".join(screen_text(app))
+
+
+async def test_rows_that_run_leave_the_rest_of_the_screen_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # GIVEN a screen that follows, a page full of rows
+    async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
+        await until(pilot, lambda: app.rows._bar_timer is None, "a bar at rest")
+        laid: list[object] = []
+        refresh = Screen._refresh_layout
+
+        def counted(screen: Screen[object], *args: object, **named: object) -> None:
+            laid.append(screen)
+            refresh(screen, *args, **named)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Screen, "_refresh_layout", counted)
+        # WHEN more rows come
+        await more(agent, app, pilot, streams.rows(400, start=400), 800)
+        await until(pilot, lambda: app.rows.vertical_scrollbar.window_virtual_size == 800, "a bar")
+        await until(pilot, lambda: seqs(app)[1] == 799, "the newest row")
+        # THEN the bar stands at the tail, the line with the newest row is drawn in its whole
+        # width, and nothing had to be laid out for it
+        bar = app.rows.vertical_scrollbar
+        assert bar.position + bar.window_size == 800
+        assert all(cell_len(line) == 80 for line in screen_text(app))
+        assert not laid
