@@ -23,6 +23,9 @@ _REMEMBERED: Final = 16384
 # Less room than this for the path says nothing: it is left out.
 _PATH_ROOM: Final = 12
 _PATH_CAP: Final = 400
+# On a terminal of so many columns the rule's text stands at the line's end, in what is left.
+_TEXT_FROM: Final = 160
+_TEXT_ROOM: Final = 20
 # In this order, each where it makes room for the rest and so much of the path.
 _LEFT_OUT: Final = (("COMM/PID", 26), ("NETNS", 26), ("IN→OUT", 0), ("COST", 0), ("PROTO", 0))
 
@@ -91,7 +94,8 @@ class TextView:
     filled while the view is in use; unnamed ones show their number).  `columns`
     is the terminal's width: the least telling columns are left out to fit it,
     the path is cut, and what still does not fit is left for the terminal to
-    wrap.  None: everything.
+    wrap; a wide one has the text of the rule at the line's end.  None: all
+    columns, and no such text.
     """
 
     def __init__(
@@ -112,7 +116,7 @@ class TextView:
     def header(self) -> str:
         line = " ".join(["TIME".ljust(15), *(column.heading() for column in self._columns)])
         if self._path_fits(len(line)):
-            line += " PATH"
+            line += " PATH  TEXT" if self._texts else " PATH"
         line = line.rstrip()
         return f"{_BOLD}{line}{_RESET}\n" if self._colour else f"{line}\n"
 
@@ -127,11 +131,33 @@ class TextView:
             for column in columns:
                 key = column.key(row)
                 cells.append(column.made.get(key) or column.make(key))
-            if len(row.path) > 1 or row.partial:
-                cells.append(self._path(row))
+            path = self._path(row) if len(row.path) > 1 or row.partial else ""
+            if path or self._texts:
+                cells.append(self._with_text(path, row.rule))
             out.append(" ".join(cells).rstrip(" "))
         out.append("")
         return "\n".join(out)
+
+    @property
+    def _texts(self) -> bool:
+        return self._room is not None and self._room >= _TEXT_FROM
+
+    def _with_text(self, path: str, rule: str | None) -> str:
+        """The path and, where there is room, the text of the rule that decided."""
+        if not rule or not self._texts or self._room is None:
+            return path
+        if path:
+            path += "  "
+        room = self._room - self._used - 1 - width(path)
+        if room < _TEXT_ROOM:
+            return path
+        text = cut(safe(rule), room)
+        return f"{path}{_DIM}{text}{_RESET}" if self._colour else path + text
+
+    @property
+    def _used(self) -> int:
+        """Columns of the terminal up to the path."""
+        return 15 + sum(column.width + 1 for column in self._columns)
 
     def _path(self, row: Row) -> str:
         key = (row.path, row.partial)
@@ -143,7 +169,7 @@ class TextView:
             self._paths[key] = text
         if self._room is None:
             return text
-        used = 15 + sum(column.width + 1 for column in self._columns)
+        used = self._used
         return cut(text, self._room - used - 1) if self._path_fits(used) else ""
 
     def _path_fits(self, used: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
@@ -49,6 +49,7 @@ def views() -> list[View]:
     return [TextView(), TextView(columns=100), CsvView(), JsonlView()]
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_no_name_can_command_the_terminal(text: str) -> None:
     # GIVEN a row whose every name is anything at all
@@ -61,12 +62,14 @@ def test_no_name_can_command_the_terminal(text: str) -> None:
         assert all(line.removesuffix("\r").isprintable() for line in lines)
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_coloured_text_holds_no_escape_but_our_colours(text: str) -> None:
     line = TextView(colour=True).lines([hostile(text)]).removesuffix("\n")
     assert re.sub(r"\x1b\[(0|1|2|31|32|33)m", "", line).isprintable()
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_a_spreadsheet_finds_no_formula(text: str) -> None:
     # GIVEN a row whose every name is anything at all, WHEN it is written as CSV
@@ -77,6 +80,7 @@ def test_a_spreadsheet_finds_no_formula(text: str) -> None:
         assert not [cell for cell in cells if cell.lstrip().startswith(FORMULA)]
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_a_spreadsheet_of_another_country_finds_none_either(text: str) -> None:
     # GIVEN rows with semicolons in their names, WHEN they are written as CSV
@@ -89,6 +93,7 @@ def test_a_spreadsheet_of_another_country_finds_none_either(text: str) -> None:
                 assert not [cell for cell in cells if cell.strip(' "').startswith(FORMULA)]
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_jsonl_gives_names_back_as_they_were(text: str) -> None:
     written = JsonlView().lines([hostile(text)])
@@ -241,3 +246,25 @@ def test_rows_of_one_host_are_as_the_contract_says() -> None:
     assert CsvView(alone).lines(ROWS) == CsvView().lines(ROWS)
     assert JsonlView(alone).lines(ROWS) == JsonlView().lines(ROWS)
     assert TextView(alone).lines(ROWS) == TextView({PLAIN.netns: "lan"}).lines(ROWS)
+
+
+def test_on_a_wide_terminal_the_rule_itself_stands_at_the_end_of_its_line() -> None:
+    rule = '-p tcp -m comment --comment "the one that lets it in" -j ACCEPT'
+    row = replace(PLAIN, rule=rule)
+    # GIVEN a wide terminal THEN a row has its rule, and one of more rules its path before
+    assert TextView(columns=240).header().endswith(" PATH  TEXT\n")
+    line = TextView(columns=240).lines([row])
+    assert line.endswith(f" {rule}\n")
+    line = TextView(columns=240).lines([replace(row, path=(Step("A", 1, "rule"),) * 2)])
+    assert line.endswith(f" A:1 → A:1  {rule}\n")
+    # one that is just wide has what there is room for
+    line = TextView(columns=160).lines([row]).rstrip("\n")
+    assert line.endswith("…")
+    assert len(line) == 160
+    # AND a narrow one, and a pipe, have none
+    for columns in (159, None):
+        assert "-p tcp" not in TextView(columns=columns).lines([row])
+    # AND colours do not make it longer, nor can what it says
+    line = TextView(columns=160, colour=True).lines([replace(row, rule="-A \x1b[2J" + rule * 9)])
+    assert "\x1b[2J" not in line
+    assert len(re.sub(r"\x1b\[\d*m", "", line).rstrip("\n")) == 160
