@@ -97,9 +97,10 @@ class Rows(ScrollView, can_focus=True):
         self._engine = "kernel"
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
         self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
-        self._styles_of: dict[tuple[str, str], Style] = {}
+        self._styles_of: dict[str, dict[str, Style]] = {}  # what is under it, role
         self._fitted = Size(0, 0)
         self._width = 80  # cells of a line, the scroll bar's left out
+        self._told: tuple[bool, ...] = ()  # of what the bars show, when they last were told
         self.columns: tuple[Placed, ...] = columns.choose(80)
         self.aside: int | None = None  # cells cut off at the left; None: the columns that fit
 
@@ -182,6 +183,7 @@ class Rows(ScrollView, can_focus=True):
     def pull(self) -> None:
         """Show what the store has by now.  At most some 20 times a second."""
         first, top = self._lens.first, self._base + self._top
+        empty = self._end == self._base
         if not self.paused:
             if self._end == self._lens.end and self._base == first and not self.follow:
                 return
@@ -206,7 +208,11 @@ class Rows(ScrollView, can_focus=True):
             self.cursor = max(min(self.cursor, self._end - 1), self._base)
         if not self.paused:
             self.refresh()
-        self.post_message(ViewChanged())
+        # Counts may be old for a moment; that there is something may not.
+        told = empty, self.newer > 0, self.gone > 0, self._slid > 0
+        if told != self._told:
+            self._told = told
+            self.post_message(ViewChanged())
 
     def name_places(
         self,
@@ -235,8 +241,8 @@ class Rows(ScrollView, can_focus=True):
     def _move_bar(self) -> None:
         """Take the scroll bar to the tail.
 
-        It costs a layout and a bar of fresh lines, so while we follow it is
-        done a few times a second; what is drawn does not depend on it.
+        While we follow a few times a second is often enough; what is drawn
+        does not depend on it.
         """
         if self._bar_timer is not None:
             self._bar_timer.stop()
@@ -251,7 +257,10 @@ class Rows(ScrollView, can_focus=True):
     def _resize_to(self, lines: int) -> None:
         size = Size(self._width, lines)
         if size != self.virtual_size:
-            self.virtual_size = size
+            # By itself it would have all of the screen laid out again; but the bar
+            # is always there, and nothing else depends on what is below the window.
+            self.set_reactive(Rows.virtual_size, size)
+            self._scroll_update(size)
 
     def _scroll(self, line: float) -> None:
         self._own_scroll = True
@@ -369,7 +378,19 @@ class Rows(ScrollView, can_focus=True):
         if self.size != self._fitted:
             # A list that is hidden and shown between two layouts gets no Resize.
             self._fit()
-        return super().render_lines(crop)
+        # Without border and padding there is nothing that Textual would add to a
+        # line, and the lines are remembered here.
+        background, filters = self.background_colors[1], self.get_line_filters()
+        first = self._base + self._top
+        strips = []
+        for y in crop.line_range:
+            strip = self._line(first + y)
+            for each in filters:
+                strip = strip.apply_filter(each, background)
+            strips.append(strip)
+        if crop.column_span == (0, self.size.width):
+            return strips
+        return [strip.crop(*crop.column_span) for strip in strips]
 
     def _fit(self) -> None:
         """Take in a new size."""
@@ -407,18 +428,23 @@ class Rows(ScrollView, can_focus=True):
 
     def _style(self, role: str, under: str = "") -> Style:
         """The colours of a role on the list's background, or on the cursor's."""
-        if (style := self._styles_of.get((role, under))) is None:
+        styles = self._styles_of.setdefault(under, {})
+        if (style := styles.get(role)) is None:
             ground = self.get_component_rich_style(PREFIX + under) if under else self.rich_style
             if under and self.app.no_color and self.app.native_ansi_color:
                 ground += Style(reverse=True)  # no background would show it
             full = self.get_component_rich_style(PREFIX + role)
             style = ground + Style(color=full.color, bold=full.bold or None)
-            self._styles_of[role, under] = style
+            # What looks the same is the same, so that `_draw` sees it.
+            style = next((other for other in styles.values() if other == style), style)
+            styles[role] = style
         return style
 
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
-        seq = self._base + self._top + y
+        return self._line(self._base + self._top + y)
+
+    def _line(self, seq: int) -> Strip:
         if seq >= self._end:
             return Strip.blank(self._width, self._style("gone"))
         if seq == self.cursor:
@@ -440,15 +466,24 @@ class Rows(ScrollView, can_focus=True):
             marked=row.index in self._marks,
             lost=self._lost(row),
         )
-        style = self._style
-        segments = [
-            Segment(text, style(role, under))
-            for text, role in columns.cells(row, self.columns, context)
-        ]
+        segments: list[Segment] = []
+        held, last = "", None
+        styles = self._styles_of.setdefault(under, {})
+        for text, role in columns.cells(row, self.columns, context):
+            if (style := styles.get(role)) is None:
+                style = self._style(role, under)
+            if style is last:
+                held += text
+                continue
+            # The fewer pieces, the less there is to cut and to filter.
+            if last is not None:
+                segments.append(Segment(held, last))
+            held, last = text, style
+        segments.append(Segment(held, last))
         strip = Strip(segments, columns.width_of(self.columns))
         if self.aside is not None:
             strip = strip.crop(self.aside, self.aside + self._width)
-        return strip.adjust_cell_length(self._width, style("gone", under))
+        return strip.adjust_cell_length(self._width, self._style("gone", under))
 
     def _held_no_more(self, seq: int, under: str = "") -> Strip:
         text = columns.fit(f"  row {seq + 1:,} is no longer held", self._width)
