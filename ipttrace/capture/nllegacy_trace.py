@@ -44,6 +44,7 @@ _RELATED: Final = 1
 _REPLY: Final = 3
 _RELATED_REPLY: Final = 4
 
+_STRETCH: Final = 500_000  # ns without a line
 _MOST_KNOWN: Final = 1 << 14
 
 
@@ -66,7 +67,7 @@ class LegacyTrace:
         self._decoder = nflog.Decoder()
         self._last = -1  # sequence number of the newest message
         self._gaps = 0
-        self._held: deque[Array] = deque()
+        self.held: deque[Array] = deque()
         self._known: dict[tuple[bytes, bytes, int, int, int, bool], Meaning] = {}
         self.strangers = 0  # lines of packets that nobody traces: of others' logs
         with contextlib.ExitStack() as stack:
@@ -112,7 +113,10 @@ class LegacyTrace:
                 told = events["comment"] != nflog.NO_TRACE
                 self.strangers += int((~told).sum())
                 if told.any():
-                    self._held.append(self._lines(events[told]))
+                    lines = self._lines(events[told])
+                    # Taken out by time, as those of nftables are.
+                    cut = np.flatnonzero(np.diff(lines["time"].astype(np.int64)) > _STRETCH) + 1
+                    self.held.extend(np.split(lines, cut))
         return size
 
     def _lines(self, events: Array) -> Array:
@@ -140,8 +144,8 @@ class LegacyTrace:
         `flips`: where journeys began since the last call.
         """
         ready = []
-        while self._held and int(self._held[0]["time"][0]) < before:
-            ready.append(self._held.popleft())
+        while self.held and int(self.held[0]["time"][0]) < before:
+            ready.append(self.held.popleft())
         lines = np.concatenate(ready) if ready else np.zeros(0, LINE)
         self._locate(lines)
         told = (lines["flags"] != 0) & (lines["ct_info"] != _RELATED)

@@ -40,7 +40,9 @@ Note = Callable[[str, str], None]
 
 # Batches that are decoded together, and how far apart what is handed out together may be, ns.
 _AT_ONCE: Final = 64
-_STRETCH: Final = 5_000_000
+_STRETCH: Final = 500_000
+# How much longer events may be held so that those of a packet stay together, ns.
+_SLACK: Final = 10_000_000
 _IP: Final = 2
 _IP6: Final = 10
 _HEADERS: Final = 128  # bytes of a packet as `matches` takes them
@@ -281,6 +283,9 @@ class Space:
         if self.lines is not None:
             # All of a packet at one time.
             before = min(before, self.lines.rules.checked)
+            if self._armed:
+                spans = [*map(_span, self._held), *map(_span, self.lines.held)]
+                before = quiet(spans, before)
         ready = []
         while self._held and int(self._held[0]["time"][0]) < before:
             ready.append(self._held.popleft())
@@ -316,6 +321,27 @@ class Space:
             for index in np.unique(indices).tolist():
                 if index:
                     entries[side][indices == index] = self._names.get(index, b"")
+
+
+def _span(events: Array) -> tuple[int, int]:
+    return int(events["time"][0]), int(events["time"][-1])
+
+
+def quiet(spans: list[tuple[int, int]], before: int) -> int:
+    """When least was going on, at most _SLACK before `before`: there no packet is cut in two.
+
+    `spans`: when events began and ended that are taken together, ns.  What nftables and
+    legacy tables tell of a packet is put in order only where it is taken at one time.
+    """
+    cut, widest, end = before, -1, before - 2 * _SLACK
+    for start, last in sorted(spans):
+        if start > before - _SLACK:
+            if start - end > widest:
+                cut, widest = min(start, before), start - end
+            if start >= before:
+                return cut
+        end = max(end, last)
+    return before
 
 
 def _init_inode() -> int:

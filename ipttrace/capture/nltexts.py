@@ -225,9 +225,8 @@ class TextWatch:
             with inside(change.path, inode):
                 tables = nft_ruleset.read(change.snapshot)
         except nft_ruleset.Changed:
-            # We are about to be told of it; if not, it is read again.
-            if self._changes.empty():
-                self._due[inode] = None
+            # We are about to be told of it; the first look is over only once it was read.
+            self._due[inode] = None
             return
         except (FileNotFoundError, ProcessLookupError):
             self._countable.discard(inode)

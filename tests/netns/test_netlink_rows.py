@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from netlink_lab import path, tracing_each, unknown
+from netlink_lab import path, tally, through, told, tracing, tracing_each, unknown
+from rule_space import RuleSpace, rule_space
 
 from ipttrace.lab import scenarios_way as way
-from ipttrace.lab.network import ROLES, Network, NetworkError
+from ipttrace.lab.network import ROLES, Network, NetworkError, read_counters
 from ipttrace.lab.scenarios import scenarios
 from ipttrace.lab.traffic_server import Server
 
@@ -62,3 +64,152 @@ def test_every_scenario_makes_just_the_rows_that_its_rules_say(
         wanted[role, hook, table, steps, verdict] += n
     assert (found - wanted, wanted - found) == (Counter(), Counter())
     assert all(unknown(some) for some in rows.values())
+
+
+@pytest.fixture
+def space() -> Iterator[RuleSpace]:
+    with rule_space() as one:
+        yield one
+
+
+def name(space: RuleSpace) -> str:
+    return Path(space.path).name
+
+
+# In comments: what looks like the end of a rule, or is for a terminal.
+NASTY = r"evil } { # handle 3 \\"
+
+NATIVE = f"""
+table inet n {{
+  set s {{ type ipv4_addr; flags interval; elements = {{ 127.0.0.0/8 }}; }}
+  map m {{ type ipv4_addr : verdict; elements = {{ 127.0.0.1 : jump four, 127.0.0.2 : drop }}; }}
+  chain four {{
+    icmp type 3 counter drop
+    ip saddr @s counter comment "{NASTY}"
+    icmp type echo-reply counter return
+    counter
+  }}
+  chain in {{
+    type filter hook input priority 5; policy drop;
+    ip saddr vmap @m
+    ip6 saddr ::1 counter jump six
+    icmp type vmap {{ 0 : accept, 8 : goto last }}
+    icmpv6 type {{ 128, 129 }} counter accept
+  }}
+  chain six {{ meta l4proto udp counter drop; }}
+  chain last {{ counter accept; }}
+}}
+table ip o {{ chain out {{ type route hook output priority -145; policy accept; counter; }}; }}
+"""
+# The tables of iptables-nft, and of legacy: at INPUT in mangle and filter, and on the way out.
+IPTABLES = """*{table}
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:USER - [0:0]
+-A INPUT -p udp -j DROP
+-A INPUT -j USER
+-A OUTPUT -p ICMP -m comment --comment "a \\"test\\" } # handle 3" -j ACCEPT
+-A USER -p tcp -j DROP
+COMMIT
+"""
+
+IN = {
+    "nft mangle": "INPUT mangle INPUT:2 USER:2/return INPUT:3/policy ACCEPT",
+    "filter": "INPUT filter INPUT:2 USER:2/return INPUT:3/policy ACCEPT",
+}
+EXPECTED = {
+    4: {
+        "OUTPUT mangle OUTPUT:1 ACCEPT": 46,  # iptables-nft, priority -150
+        "OUTPUT o out:1 out:2/policy ACCEPT": 46,  # -145
+        "OUTPUT filter OUTPUT:1 ACCEPT": 46,  # legacy, 0
+        IN["nft mangle"]: 46,
+        IN["filter"]: 46,
+        "INPUT n in:1 four:2 four:4 four:5/return in:3 last:1 ACCEPT": 23,  # 5
+        "INPUT n in:1 four:2 four:3/return in:3 ACCEPT": 23,
+    },
+    6: {
+        "OUTPUT mangle OUTPUT:1 ACCEPT": 46,
+        "OUTPUT filter OUTPUT:1 ACCEPT": 46,
+        IN["nft mangle"]: 46,
+        IN["filter"]: 46,
+        "INPUT n in:2 six:2/return in:4 ACCEPT": 46,
+    },
+}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_23_pings_through_all_kinds_of_rules_at_once(
+    space: RuleSpace, tmp_path: Path, family: int
+) -> None:
+    six = "6" if family == 6 else ""
+    icmp = "ipv6-icmp" if six else "icmp"
+    restore = {"nft": "mangle", "legacy": "filter"}
+    for kind, table in restore.items():
+        text = IPTABLES.replace("{table}", table).replace("ICMP", icmp)
+        space.run(f"ip{six}tables-{kind}-restore", input=text)
+    space.nft(NATIVE)
+    with tracing(tmp_path, name(space)) as tracer:
+        space.run("ping", "-c", "23", "-i", "0.002", "-q", "::1" if six else "127.0.0.1")
+        tracer.wait(sum(EXPECTED[family].values()))
+        rows = tracer.finish()
+    rows = [row for row in rows if row["icmp"] in ("8/0", "0/0", "128/0", "129/0")]
+    # THEN each request and reply went through exactly these, and nothing is made up
+    assert dict(tally(rows)) == EXPECTED[family]
+    assert unknown(rows)
+    assert Counter(row["icmp"] for row in rows) == (
+        {"128/0": 115, "129/0": 115} if six else {"8/0": 138, "0/0": 138}
+    )
+    # AND in the order of hooks and their priorities
+    tables = [row["table"] for row in rows]
+    way_of_one = ["mangle", *([] if six else ["o"]), "filter", "mangle", "filter", "n"]
+    assert tables == way_of_one * 46
+    # AND each rule has counted as many packets as rows went through it
+    hits = through(rows)
+    for kind, table in restore.items():
+        counted = read_counters(space.run(f"ip{six}tables-{kind}-save", "-c"))
+        seen = {place[1:]: n for place, n in hits.items() if place[0] == table}
+        assert {p[1:]: n for p, (n, _) in counted.items() if n and p[0] == table and p[2]} == {
+            place: n for place, n in seen.items() if place[1]
+        }
+    # AND rules are told in the words of who made them
+    texts = {(row["table"], row["chain"], row["rulenum"]): row["rule"] for row in rows}
+    own = f'-p {icmp} -m comment --comment "a \\"test\\" }} # handle 3" -j ACCEPT'
+    assert texts["mangle", "OUTPUT", 1] == texts["filter", "OUTPUT", 1] == own
+    for kind, table in restore.items():
+        listed = space.run(f"ip{six}tables-{kind}", "-t", table, "-S", "OUTPUT").splitlines()
+        assert listed[1] == f"-A OUTPUT {own}"
+    if six:
+        assert texts["n", "in", 4] == "icmpv6 type { echo-request, echo-reply } counter accept"
+    else:
+        assert texts["n", "last", 1] == "counter accept"
+        assert texts["n", "in", 3] == (
+            "icmp type vmap { echo-reply : accept, echo-request : goto last }"
+        )
+
+
+@pytest.mark.parametrize(("first", "second"), [("legacy", "nft"), ("nft", "legacy")])
+def test_what_one_kind_accepts_and_the_other_drops_shows_both_in_their_order(
+    space: RuleSpace, tmp_path: Path, first: str, second: str
+) -> None:
+    # GIVEN a table of each kind: the one at priority -150 accepts, the one at 0 drops
+    for kind, table, target in ((first, "mangle", "ACCEPT"), (second, "filter", "DROP")):
+        rule = ["-A", "INPUT", "-p", "udp", "--dport", "9", "-j", target]
+        space.run(f"iptables-{kind}", "-t", table, *rule)
+    with tracing(tmp_path, name(space), "udp port 9") as tracer:
+        send(space, 9, 23)
+        while len(rows := [row for row in tracer.rows if row["hook"] == "INPUT"]) < 46:
+            tracer.wait(len(tracer.rows) + 1)
+        tracer.finish()
+    assert [told(row) for row in rows] == [
+        "INPUT mangle INPUT:1 ACCEPT",
+        "INPUT filter INPUT:1 DROP",
+    ] * 23
+    assert [row["rule"] for row in rows[:2]] == [
+        f"-p udp -m udp --dport 9 -j {target}" for target in ("ACCEPT", "DROP")
+    ]
+
+
+def send(space: RuleSpace, port: int, count: int, payload: bytes = b"hello") -> None:
+    with space.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(count):
+            sender.sendto(payload, ("127.0.0.1", port))
