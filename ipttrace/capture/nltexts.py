@@ -220,10 +220,11 @@ class TextWatch:
         self._due.pop(inode, None)
         if change is None or change.snapshot is None:
             return
+        notes: list[str] = []
         try:
             mono = time.monotonic_ns()
             with inside(change.path, inode):
-                tables = nft_ruleset.read(change.snapshot)
+                tables = nft_ruleset.read(change.snapshot, notes.append)
         except nft_ruleset.Changed:
             # We are about to be told of it; the first look is over only once it was read.
             self._due[inode] = None
@@ -235,6 +236,8 @@ class TextWatch:
             self._countable.discard(inode)
             yield from self._say(f"rules of {title(change.path, inode)}: {error}")
             return
+        for text in notes:
+            yield from self._say(text)
         counts = False
         for (family, name), table in tables.items():
             key = (inode, FAMILIES.get(family, ""), alias(name))
