@@ -38,6 +38,10 @@ SPLAT = re.compile(
     r"use-after-free|scheduling while atomic|INFO: rcu|possible recursive locking"
 )
 
+# Parts of the symbols that are ours to probe: the tables' runs, the trace's log, and
+# xt_replace_table, xt_register_table, xt_request_find_table_lock, which tell of changed rules.
+PROBED = ("t_do_table", "nf_log_trace", " xt_re")
+
 collect_ignore_glob = [] if IN_GUEST else ["test_*.py"]
 
 
@@ -49,7 +53,7 @@ def dmesg() -> str:
 def kprobes() -> list[str]:
     """The symbols of ours that are probed at this moment."""
     text = Path("/sys/kernel/debug/kprobes/list").read_text()
-    return [line for line in text.splitlines() if "t_do_table" in line or "nf_log_trace" in line]
+    return [line for line in text.splitlines() if any(word in line for word in PROBED)]
 
 
 class Capture:
