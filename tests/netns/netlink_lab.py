@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import select
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,33 +31,25 @@ class Tracer:
         self.rows: list[Row] = []
         self._rest = b""
 
-    def _read(self) -> bool:
+    def _read(self, patience: float = HANG) -> bool:
         """Takes what has come, waits if nothing has; whether there may be more."""
         assert self.command.process.stdout
         fd = self.command.process.stdout.fileno()
-        assert select.select([fd], [], [], HANG)[0], self.command.stderr()
+        if not select.select([fd], [], [], patience)[0]:
+            raise TimeoutError(self.command.stderr())
         data = os.read(fd, 1 << 20)
         *lines, self._rest = (self._rest + data).split(b"\n")
         self.rows += map(json.loads, lines)
         return bool(data)
 
-    def wait(self, count: int) -> list[Row]:
-        """Until so many rows have come: these."""
-        deadline = time.monotonic() + HANG
-        while len(self.rows) < count:
-            assert time.monotonic() < deadline
-            assert self._read(), self.command.stderr()
-        return self.rows
+    def wait(self, count: int, patience: float = HANG) -> None:
+        """Until there are so many rows."""
+        self.wait_until(lambda rows: len(rows) >= count, patience)
 
-    def wait_for(self, **values: object) -> Row:
-        """Until a row has come that is so: it."""
-        at = 0
-        while True:
-            for row in self.rows[at:]:
-                if all(row[name] == value for name, value in values.items()):
-                    return row
-            at = len(self.rows)
-            assert self._read(), self.command.stderr()
+    def wait_until(self, so: Callable[[list[Row]], bool], patience: float = HANG) -> None:
+        """Until it is so of the rows; TimeoutError where nothing comes any more."""
+        while not so(self.rows):
+            assert self._read(patience), self.command.stderr()
 
     def finish(self) -> list[Row]:
         """Ctrl-C; all rows.  Nothing was lost, and nothing was said but the summary."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from netlink_lab import path, tally, through, told, tracing, tracing_each, unknown
+from netlink_lab import Row, path, tally, through, told, tracing, tracing_each, unknown
 from rule_space import RuleSpace, rule_space
 
 from ipttrace.lab import scenarios_way as way
@@ -213,3 +214,73 @@ def send(space: RuleSpace, port: int, count: int, payload: bytes = b"hello") -> 
     with space.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(count):
             sender.sendto(payload, ("127.0.0.1", port))
+
+
+def sized(rows: list[Row], one: RuleSpace) -> int:
+    """How many of a namespace's packets have a hundred bytes inside."""
+    return sum((row["netns"], row["len"], row["proto"]) == (one.inode, 128, "UDP") for row in rows)
+
+
+def test_every_namespace_one_that_is_made_meanwhile_too(space: RuleSpace, tmp_path: Path) -> None:
+    rules = "table ip t { chain c { type filter hook input priority 0; udp dport 9 accept; }; }"
+    with rule_space() as second, tracing(tmp_path, "all") as tracer, rule_space() as third:
+        spaces = [space, second, third]
+        for one in spaces:
+            one.nft(rules)
+        # WHEN datagrams come in all three
+        for one in spaces:
+            while not any(row["netns"] == one.inode for row in tracer.rows):
+                send(one, 9, 1)
+                with contextlib.suppress(TimeoutError):
+                    tracer.wait(len(tracer.rows) + 1, 0.2)
+        for one in spaces:
+            send(one, 9, 23, bytes(100))
+        for one in spaces:
+            tracer.wait_until(lambda rows, one=one: sized(rows, one) == 23)
+        for one in spaces:
+            # (nobody takes them: that is answered)
+            rows = [row for row in tracer.rows if row["netns"] == one.inode]
+            rows = [row for row in rows if row["proto"] == "UDP"]
+            assert set(tally(rows)) == {"INPUT t c:1 ACCEPT"}
+        tracer.command.interrupt()
+
+
+def test_texts_are_right_or_empty_while_rules_are_replaced(
+    space: RuleSpace, tmp_path: Path
+) -> None:
+    # GIVEN rules of which just one takes port 1000 + n, and says so
+    def rules(first: int) -> None:
+        order = [(first + n) % 5 for n in range(5)]
+        space.nft("table ip t\ndelete table ip t\ntable ip t { chain c {\n"
+                  "type filter hook input priority 0;\n"
+                  + "".join(f"udp dport {1000 + n} accept\n" for n in order) + "}; }")  # fmt: skip
+        for kind in ("nft", "legacy"):
+            lines = [f"-A INPUT -p udp -m udp --dport {1000 + n} -j ACCEPT\n" for n in order]
+            table = "mangle" if kind == "nft" else "filter"
+            text = f"*{table}\n:INPUT ACCEPT\n{''.join(lines)}COMMIT\n"
+            space.run(f"iptables-{kind}-restore", input=text)
+
+    rules(0)
+    texts = {"t": "udp dport {} accept"}
+    texts["mangle"] = texts["filter"] = "-p udp -m udp --dport {} -j ACCEPT"
+    orders = range(6)
+    with tracing(tmp_path, name(space), "udp") as tracer:
+        for first in orders:
+            if first:
+                rules(first)
+            # WHEN they are replaced under traffic, and when they stand still
+            for n in range(5):
+                send(space, 1000 + n, 23)
+        last = 1000 + 3
+        wanted = {"table": "t", "dport": last, "rule": texts["t"].format(last)}
+        while not any(row.items() >= wanted.items() for row in tracer.rows[-50:]):
+            send(space, last, 1)
+            tracer.wait(len(tracer.rows) + 1)
+        rows = [row for row in tracer.finish() if row["hook"] == "INPUT"]
+    # THEN every text is its own rule's, or there is none; every number is one that it had
+    told_of = Counter(row["table"] for row in rows if row["rule"])
+    assert set(told_of) == set(texts)
+    for row in rows:
+        assert row["rule"] in (None, texts[row["table"]].format(row["dport"]))
+        assert row["match"] == "rule"
+        assert row["rulenum"] in (None, *((row["dport"] - 1000 - n) % 5 + 1 for n in orders))
