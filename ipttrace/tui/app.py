@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -40,6 +41,7 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.trace.text import clean
 from ipttrace.trace.until import Until
+from ipttrace.tui import hangup
 from ipttrace.tui import situation as at
 from ipttrace.tui.commands import Commands, own_bindings
 from ipttrace.tui.detail_lines import Where
@@ -172,6 +174,7 @@ class TraceApp(Commands, Files, Timing):
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self._leave, 128 + number)
+            hangup.watch(sys.__stdin__.fileno() if sys.__stdin__ is not None else 0)
         self.set_interval(STATUS, self.look)
         self.set_interval(TICK, self._tick)
         for line in self.lines:

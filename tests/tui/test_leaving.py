@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -294,3 +296,38 @@ def test_a_terminal_is_given_back(tmp_path: Path, act: bytes | signal.Signals, s
     assert b"rows=400 records=1200 lost=0 missed=0 engine=kernel\r\n" in after
     assert b"Traceback" not in seen
     assert output == b""
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_screen_whose_terminal_is_closed_ends(tmp_path: Path, turn: int) -> None:
+    # GIVEN the screen on a terminal of its own, playing, which draws all the time
+    path = tmp_path / "trace.iptr"
+    path.write_bytes(streams.whole(4000))
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ipttrace.tui", str(path)],
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"ENDED" not in seen:
+            assert select.select([ours], [], [], HANG)[0], seen[-500:]
+            seen += os.read(ours, 65536)
+        # WHEN the window is closed while a key is worked on
+        os.write(ours, b"12345" * 4)
+        os.close(ours)
+        ours = -1
+        # THEN it ends, be it in order or not
+        child.wait(HANG)
+    finally:
+        child.kill()
+        child.wait()
+        if ours >= 0:
+            os.close(ours)
