@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from ipttrace.capture import nft_trace
 from ipttrace.capture.nft_trace import EVENT, Places
 from ipttrace.capture.nlattr import Array
 from ipttrace.capture.nlcalls import Numbers
@@ -65,10 +66,12 @@ class NftJourneys:
         first = np.append(True, ids[1:] != ids[:-1])
         self._look_at_places()
         mine = self._is_mine[events["place"]]
+        # What others trace passes our chains too, and is told of there where no rule takes it.
+        passed = mine & (events["kind"] != nft_trace.RULE)
         tools = self._is_tool[events["place"]]
-        begins = mine.copy()
+        begins = mine & ~passed
         if not self.exact:
-            flips = np.flatnonzero(mine)
+            flips = np.flatnonzero(begins)
             begins[flips] = self.accept(events["packet"][flips], events["caplen"][flips])
         carried = np.zeros(count, np.uint64)
         unknown = np.flatnonzero(first & ~mine)
@@ -93,9 +96,9 @@ class NftJourneys:
         self._open.update(zip(ids[last].tolist(), events["journey"][last].tolist(), strict=True))
         if len(self._open) > _MOST_IDS:
             self._open = dict(list(self._open.items())[_MOST_IDS // 2 :])
-        flips = events[mine & (events["journey"] != 0)]
+        flips = events[mine & ~passed & (events["journey"] != 0)]
         self.flips = flips[np.argsort(flips["time"], kind="stable")]
-        self.begun += int(mine.sum())
+        self.begun += int((mine & ~passed).sum())
         asked: Array = events[~tools & (events["journey"] != 0)]
         return asked
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import pty
 import select
 import shutil
@@ -149,7 +150,9 @@ def _spaces(pids: Sequence[int] | None = None) -> set[int]:
 
 
 def _named() -> set[str]:
-    return set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+    """Namespaces by name, but for those of tests, which may run beside these."""
+    names = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+    return {name for name in names if not re.fullmatch(r"ipt\d+-\d+", name)}
 
 
 Start = Callable[..., Running]

@@ -216,6 +216,44 @@ def send(space: RuleSpace, port: int, count: int, payload: bytes = b"hello") -> 
             sender.sendto(payload, ("127.0.0.1", port))
 
 
+def test_just_what_expr_asks_for_is_shown_whoever_else_traces(
+    space: RuleSpace, tmp_path: Path
+) -> None:
+    # GIVEN others who trace all that comes and goes, of both kinds
+    space.nft("""
+    table inet other {
+      chain in { type filter hook prerouting priority -400; meta nftrace set 1; }
+      chain out { type filter hook output priority -400; meta nftrace set 1; }
+    }""")
+    for chain in ("PREROUTING", "OUTPUT"):
+        space.run("iptables-legacy", "-t", "raw", "-A", chain, "-j", "TRACE")
+    space.nft("table ip t { chain c { type filter hook input priority 0; counter; }; }")
+    asked = {
+        "icmp": None,
+        "udp port 53": {(53, b"hello"), (53, b"has")},
+        # What nftables has no words for: seen in the packets that came.
+        "udp[8] = 0x68 and not udp[9] = 0x61": {(53, b"hello"), (9, b"hello")},
+    }
+    for number, (expression, wanted) in enumerate(asked.items()):
+        with tracing(tmp_path / str(number), name(space), expression) as tracer:
+            for port in (53, 9):
+                for payload in (b"hello", b"has"):
+                    send(space, port, 23, payload)
+            space.run("ping", "-c", "23", "-i", "0.002", "-q", "127.0.0.1")
+            rows = tracer.finish()
+        # THEN all of what was asked for is there, and nothing else
+        found = Counter(
+            (row["dport"], row["len"] - 28) for row in rows if row["table"] == "t"
+        )  # fmt: skip
+        if wanted is None:
+            assert {row["proto"] for row in rows} == {"ICMP"}
+            kinds = Counter(row["icmp"] for row in rows if row["table"] == "t")
+            assert (kinds["8/0"], kinds["0/0"]) == (23, 23)
+        else:
+            assert {row["proto"] for row in rows} == {"UDP"}
+            assert found == {(port, len(payload)): 23 for port, payload in wanted}
+
+
 def sized(rows: list[Row], one: RuleSpace) -> int:
     """How many of a namespace's packets have a hundred bytes inside."""
     return sum((row["netns"], row["len"], row["proto"]) == (one.inode, 128, "UDP") for row in rows)
