@@ -9,6 +9,7 @@ Python.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +24,10 @@ from ipttrace.capture.nlcalls import Numbers
 _MOST_IDS: Final = 1 << 17
 # How long a packet may take from its flip to a line of it, ns; it may wait in a queue.
 _NEAR: Final = 50_000_000
+# How long a flip waits for a line of its packet, ns.
+_FRESH: Final = 1_000_000_000
+_OUTPUT: Final = 3  # NF_INET_*
+_POSTROUTING: Final = 4
 
 OWN: Final = b"ipttrace-"  # tables that flip, of whatever process
 
@@ -114,6 +119,8 @@ class LegacyJourneys:
         self._newest: dict[int, int] = {}  # key of a packet → its newest journey
         self._flipped: dict[int, int] = {}  # journey → when it began, ns
         self._alike: dict[int, int] = {}  # the same, of what NAT leaves alone
+        self._current: dict[int, int] = {}  # key → journey of the way that it is on
+        self._waiting: dict[int, deque[tuple[int, int, bool]]] = {}  # flips: see _wait
         self._stage: dict[int, tuple[int, bool]] = {}  # where it was last, and was that over?
 
     def assign(self, lines: Array, keys: Keys, flips: Array, flip_keys: Keys) -> Array:
@@ -126,6 +133,7 @@ class LegacyJourneys:
         self._remember(self._newest, flip_keys.full, flips["journey"])
         self._remember(self._alike, flip_keys.alike, flips["journey"])
         self._remember(self._flipped, flips["journey"], flips["time"])
+        self._wait(flip_keys.full, flips)
         if not len(lines):
             return lines
         order = np.argsort(keys.full, kind="stable")
@@ -152,27 +160,53 @@ class LegacyJourneys:
             full[tails],
             zip(stage[tails].tolist(), lines["last"][tails].tolist(), strict=True),
         )
-        # The last way of a packet that looks so is of the last that was flipped, and so on.
-        group = np.cumsum(first) - 1
-        way = np.cumsum(begins)
-        from_end = way[tails][group] - way
-        found = self._match(full, from_end, flips["journey"], flip_keys.full)
-        for at in np.flatnonzero((found == 0) & (first | begins)).tolist():
-            key = int(full[at])
-            journey = self._newest.get(key) or self._alike.get(int(alike[at])) or 0
-            if (
-                not journey
-                and self._accept(lines["packet"][at : at + 1], lines["caplen"][at : at + 1])[0]
-            ):
-                journey = int(self._numbers.take(1)[0])
-                self._newest[key] = self._alike[int(alike[at])] = journey
-            self.refused += not journey
-            found[at] = journey
+        found = np.zeros(count, np.uint64)
+        for at in np.flatnonzero(first | begins).tolist():
+            found[at] = self._find(lines, at, int(full[at]), int(alike[at]), bool(begins[at]))
         starts = np.maximum.accumulate(np.where(first | begins, np.arange(count), 0))
         lines["journey"] = found[starts]
         asked: Array = lines[lines["journey"] != 0]
         self._to_flips(asked)
         return asked
+
+    def _find(self, lines: Array, at: int, key: int, alike: int, begins: bool) -> int:
+        """The journey of the packet whose way goes on, or begins, with this line; 0: none."""
+        journey = 0 if begins else self._current.get(key, 0)
+        journey = journey or self._next(key, int(lines["hook"][at]), int(lines["time"][at]))
+        journey = journey or self._newest.get(key) or self._alike.get(alike) or 0
+        part = slice(at, at + 1)
+        if not journey and self._accept(lines["packet"][part], lines["caplen"][part])[0]:
+            journey = int(self._numbers.take(1)[0])
+            self._newest[key] = self._alike[alike] = journey
+        self.refused += not journey
+        self._remember(self._current, np.array([key], np.uint64), [journey])
+        return journey
+
+    def _wait(self, keys: Array, flips: Array) -> None:
+        """Each flip waits for the lines of its packet; of packets that look the same in order."""
+        comes = (flips["iif"] != 0).tolist()
+        told = zip(flips["journey"].tolist(), flips["time"].tolist(), comes, strict=True)
+        for key, flip in zip(keys.tolist(), told, strict=True):
+            waiting = self._waiting.setdefault(key, deque())
+            while waiting and flip[1] - waiting[0][1] > _FRESH:
+                waiting.popleft()
+            waiting.append(flip)
+        if len(self._waiting) > _MOST_IDS:
+            for key in list(self._waiting)[: _MOST_IDS // 2]:
+                del self._waiting[key]
+
+    def _next(self, key: int, hook: int, time: int) -> int:
+        """The journey of the first flip that may be of a line at `hook`; 0: none."""
+        waiting = self._waiting.get(key, ())
+        for at, (journey, began, comes) in enumerate(waiting):
+            fits = hook == _POSTROUTING or comes == (hook < _OUTPUT)
+            if fits and time - began <= _FRESH:
+                for _ in range(at + 1):
+                    self._waiting[key].popleft()
+                if not self._waiting[key]:
+                    del self._waiting[key]
+                return journey
+        return 0
 
     def _to_flips(self, lines: Array) -> None:
         """Lines come by a socket of their own, so that only their flip tells which was first."""
@@ -184,25 +218,6 @@ class LegacyJourneys:
         ]
         near = (begun != 0) & (lines["time"].astype(np.int64) - begun.astype(np.int64) < _NEAR)
         lines["time"][near] = begun[near] + np.uint64(1)
-
-    def _match(self, full: Array, from_end: Array, journeys: Array, flips: Array) -> Array:
-        """uint64, shape (n,): the journey that began as far from the end; 0 where none did."""
-        found = np.zeros(len(full), np.uint64)
-        if not len(flips):
-            return found
-        order = np.argsort(flips, kind="stable")
-        keys = flips[order]
-        first = np.append(True, keys[1:] != keys[:-1])
-        group = np.cumsum(first) - 1
-        tails = np.append(np.flatnonzero(first)[1:], len(keys)) - 1
-        back = tails[group] - np.arange(len(keys))
-        named = _mix(keys, back)
-        by_name = np.argsort(named)
-        wanted = _mix(full, from_end)
-        at = np.minimum(np.searchsorted(named[by_name], wanted), len(named) - 1)
-        hit = named[by_name][at] == wanted
-        found[hit] = journeys[order][by_name][at[hit]]
-        return found
 
     def _remember(self, held: dict[int, Any], keys: Array, values: Any) -> None:
         values = values.tolist() if isinstance(values, np.ndarray) else values
