@@ -15,7 +15,6 @@ from ipttrace.capture.agent import Request, open_engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import DEFAULT_BUFFER, KernelEngine, Options
 from ipttrace.capture.kmod import find_or_build
-from ipttrace.stream.frames import Kind, read_file
 from tests.vm.conftest import captured
 from tests.vm.forked import fork
 
@@ -90,19 +89,6 @@ def test_without_root_it_says_so() -> None:
 
 
 NO_BTF = f"kernel {RELEASE} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
-
-
-def test_where_the_kernel_engine_cannot_run_it_traces_over_netlink_and_notes_why(
-    tmp_path: Path,
-) -> None:
-    # GIVEN a kernel without BTF, WHEN nobody says with which engine to trace
-    trace = tmp_path / "one"
-    done = ipttrace("record", str(trace), "--duration", "0.5", hidden="/sys/kernel/btf")
-    # THEN it is the one that needs none, and the recording tells why
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("engine=netlink\n"), done.stderr
-    notes = [frame.json["text"] for frame in read_file(trace) if frame.kind == Kind.NOTE]
-    assert f"tracing over netlink; no kernel engine: {NO_BTF}" in notes
 
 
 def test_without_btf_it_says_so() -> None:

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Both engines at once, and the netlink engine alone, on these kernels: one timeline."""
+"""Both engines at once, and the netlink engine alone, on these kernels: one timeline.
+
+The last of the files: it loads nf_tables, beside which every command that follows would
+trace nftables too, which takes time.
+"""
 
 from __future__ import annotations
 
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ipttrace.lab import traffic
+from ipttrace.stream.frames import Kind, read_file
 from ipttrace.trace.row import Row
 from tests.vm.conftest import captured
 from tests.vm.plain import LOOPBACK, Plain
+from tests.vm.test_cannot import NO_BTF, ipttrace
 
 COUNT = 23
 
@@ -207,3 +214,16 @@ def test_with_both_the_kernels_log_stays_silent(family: int) -> None:
         assert b"TRACE: " not in said
     finally:
         subprocess.run(["nft", "delete", *name.split()], check=True)
+
+
+def test_where_the_kernel_engine_cannot_run_it_traces_over_netlink_and_notes_why(
+    tmp_path: Path,
+) -> None:
+    # GIVEN a kernel without BTF, WHEN nobody says with which engine to trace
+    trace = tmp_path / "one"
+    done = ipttrace("record", str(trace), "--duration", "0.5", hidden="/sys/kernel/btf")
+    # THEN it is the one that needs none, and the recording tells why
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("engine=netlink\n"), done.stderr
+    notes = [frame.json["text"] for frame in read_file(trace) if frame.kind == Kind.NOTE]
+    assert f"tracing over netlink; no kernel engine: {NO_BTF}" in notes
