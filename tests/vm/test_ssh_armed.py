@@ -38,6 +38,8 @@ COMMIT
 @pytest.fixture
 def client(tmp_path: Path) -> str:
     """A PATH whose ssh reaches the host `far`, and no other."""
+    if not os.uname().release.startswith("6.1."):
+        pytest.skip("on one kernel: the way to it is the same, and under emulation takes long")
     if not os.path.exists(SSHD) or shutil.which("ssh") is None:
         pytest.skip("needs openssh-client and openssh-server")
     os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # it wants one, and nothing in it
