@@ -53,7 +53,7 @@ def send_and_compare(plain: Plain, by_ftrace: bool) -> None:
     """23 packets, and each of their calls is there with all of its rules."""
     with captured("udp dst port 9", netns=plain.name) as capture:
         assert len(caught()) == 3, caught()
-        probed = kprobes()
+        probed = [line for line in kprobes() if " xt_re" not in line]
         assert traffic.udp(plain.name, "127.0.0.1", 9, 23).sent == 23
         capture.wait_rows(46)
     # Log lines are kept silent a little longer.

@@ -91,6 +91,6 @@ def test_tables_that_come_and_go_while_armed_are_picked_up_and_let_go() -> None:
                     assert until(lambda end=before + 500: bare.control.status().calls > end)
                 unload("ip")
                 assert until(lambda: targets() == ONLY_6)
-        assert len(kprobes()) == 2
+        assert len([line for line in kprobes() if " xt_re" not in line]) == 2
         bare.control.disarm()
     assert not kprobes()
