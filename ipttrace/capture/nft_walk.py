@@ -143,7 +143,15 @@ class Way:
             return False
         kept = frozenset(value for value in but if low < value < high and not value & ~mask)
         self.ranges[load, mask] = _Range(low, high, kept)
-        return True
+        return low < high or self._agrees(load, mask, low)
+
+    def _agrees(self, load: Load, mask: int, value: int) -> bool:
+        """Can `load & mask` be just `value`, by what is known of fewer of its bits?"""
+        return all(
+            r.low <= value & less <= r.high and value & less not in r.but
+            for (other, less), r in self.ranges.items()
+            if other == load and less != mask and not less & ~mask
+        )
 
     def literals(self) -> list[Literal]:
         """All that holds, without what follows from the rest."""

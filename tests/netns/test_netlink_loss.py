@@ -98,6 +98,7 @@ def test_a_burst_is_told_whole_or_its_losses_are_and_tracing_goes_on(
         space.send(PACKETS)
         rows = read(command)
         got = [next(rows)]
+        space.when_read()
         wait_for(rows, got, space.send(23))
         assert space.counted() == PACKETS + 23
         got += finish(command, rows)
@@ -163,6 +164,7 @@ def test_messages_that_find_no_room_are_counted_to_the_last(
     assert lost > 0
     assert one.messages + lost == MESSAGES * PACKETS
     # AND afterwards all comes again
+    space.when_read()
     later = space.send(23)
     one.take(lambda: one.ports[later] == ROWS * 23)
     assert one.ports[later] == ROWS * 23
@@ -197,6 +199,7 @@ def test_an_ordinary_users_small_buffer_loses_and_the_summary_says_how_much(
             rows = read(command)
             got = [next(rows)]
             # AND datagrams come later
+            space.when_read()
             wait_for(rows, got, space.send(23))
             got += finish(command, rows)
     # THEN the rows are right, fewer than there were packets, and what is missing is told of
@@ -265,6 +268,7 @@ def test_lines_of_legacy_rules_that_find_no_room_are_counted_by_their_numbers(
     # WHEN more of their lines come than there is room for
     with engine._reader._lock:
         space.send(PACKETS)
+    space.when_read()
     later = space.send(23)
     one.take(lambda: one.ports[later] == ROWS * 23)
     # THEN the engine knows from their numbers how many are missing, as the kernel does

@@ -116,6 +116,18 @@ class Space:
                     time.sleep(early)
         return int(sender.getsockname()[1])
 
+    def when_read(self) -> None:
+        """Until whoever listens to the kernel here has read all that it said."""
+        deadline = time.monotonic() + HANG
+        while True:
+            assert time.monotonic() < deadline
+            with self.inside():
+                sockets = Path("/proc/thread-self/net/netlink").read_text().splitlines()
+            heads = sockets[0].split()
+            if all(line.split()[heads.index("Rmem")] == "0" for line in sockets[1:]):
+                return
+            time.sleep(0.02)
+
     def counted(self) -> int:
         """Packets that the rule of `in` has seen."""
         found = re.search(r"packets (\d+)", self.run("nft", "list", "chain", "ip", "t", "in"))
