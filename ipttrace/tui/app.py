@@ -140,7 +140,7 @@ class TraceApp(Commands, Files, Timing):
         # In the place of the line above, so that nothing below it moves.
         yield Static(id="notice", markup=False)
         yield FilterBar(id="filter")
-        yield Prompt(id="prompt")
+        yield Prompt(self.focus_view, id="prompt")
         with Horizontal(id="middle"):
             with ContentSwitcher(id="views", initial="trace"):
                 yield TraceView(self.store, self.looking, self._where, id="trace")

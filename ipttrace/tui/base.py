@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from textual.app import App
 from textual.widgets import ContentSwitcher
 
 from ipttrace.trace import query
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
+from ipttrace.tui.in_order import InOrder
 from ipttrace.tui.line import Line
 from ipttrace.tui.looking import Looking
 from ipttrace.tui.situation import Situation
@@ -25,7 +25,7 @@ from ipttrace.tui.widgets.trace_view import TraceView
 Summary = dict[str, Any]
 
 
-class Base(App[Summary]):
+class Base(InOrder[Summary]):
     """The app as its parts see it."""
 
     store: Store

@@ -20,7 +20,7 @@ from ipttrace.trace.query_complete import complete, values_of
 from ipttrace.tui import situation as at
 from ipttrace.tui.base import Base
 from ipttrace.tui.help import Help
-from ipttrace.tui.messages import FilterAsked, PromptClosed
+from ipttrace.tui.messages import FilterAsked
 from ipttrace.tui.source import StreamSource
 from ipttrace.tui.widgets.detail import Detail
 from ipttrace.tui.widgets.flows_view import FlowsView
@@ -147,9 +147,9 @@ class Commands(Base):
         """Give the keys to the view that is shown."""
         shown = self.switcher.visible_content
         if shown is self.view or shown is None:
-            self.rows.focus()
+            self.screen.set_focus(self.rows)
         else:
-            shown.focus()
+            self.screen.set_focus(shown)
 
     def action_side(self) -> None:
         self.toggle_side()
@@ -160,7 +160,8 @@ class Commands(Base):
 
     def on_filter_asked(self, message: FilterAsked) -> None:
         try:
-            new = self.looking.narrow(message.query, message.name)
+            put = self.looking.write if message.whole else self.looking.narrow
+            new = put(message.query, message.name)
         except query.QueryError as error:
             self.say(str(error), error=True)
             return
@@ -265,6 +266,3 @@ class Commands(Base):
             self.say(f"sent to the kernel: {text or 'all packets'}")
         else:
             self.say("the agent does not take commands now", error=True)
-
-    def on_prompt_closed(self, message: PromptClosed) -> None:
-        self.focus_view()

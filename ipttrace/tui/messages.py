@@ -44,12 +44,14 @@ class FilterAsked(Message):
     """A person wants to see only what `query` says, on top of what is filtered now.
 
     `name` is the word for it in a few cells: "flow", "rule", …
+    `whole`: all of that, in place of what is filtered now.
     """
 
-    def __init__(self, query: str, name: str) -> None:
+    def __init__(self, query: str, name: str, *, whole: bool = False) -> None:
         super().__init__()
         self.query = query
         self.name = name
+        self.whole = whole
 
 
 class Notice(Message):
@@ -59,10 +61,6 @@ class Notice(Message):
         super().__init__()
         self.text = text
         self.error = error
-
-
-class PromptClosed(Message):
-    """The prompt is gone: whoever had the keys before gets them back."""
 
 
 class Exporting(Message, bubble=False):

@@ -145,6 +145,27 @@ async def test_filters_stand_on_each_other_and_go_one_by_one() -> None:
         assert "no filter is in force" in app._noticed[0]
 
 
+async def test_a_dropped_packets_flow_is_the_whole_flow() -> None:
+    async with replayed() as (app, pilot):
+        # GIVEN drops alone
+        app.rows.move_to(seq_of(app, ROWS["a drop"]))
+        here = app.rows.at
+        assert here is not None
+        await pilot.press("v")
+        await settled(app, pilot)
+        drops = listed(app)
+        # WHEN the flow of one is asked for THEN what came before the drop is there too
+        await pilot.press("f")
+        await settled(app, pilot)
+        assert app.rows.at == here
+        assert listed(app) == [one.index for one in all_rows(app) if one.flow == here.flow]
+        assert {app.store.row(seq).verdict for seq in listed(app)} > {"DROP"}
+        # AND from there it goes back to the drops
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        assert listed(app) == drops
+
+
 async def test_the_same_filter_twice_is_one_step() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(3)

@@ -123,7 +123,7 @@ class FlowsView(Ledger):
             self.post_message(Notice("there is no flow under the cursor", error=True))
         else:
             name = hex(flow.flow) if flow.flow else "none"
-            self.post_message(FilterAsked(f"flow={name}", "flow"))
+            self.post_message(FilterAsked(f"flow={name}", "flow", whole=True))
 
     # From what there is to lines.
 

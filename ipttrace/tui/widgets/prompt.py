@@ -17,7 +17,6 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from ipttrace.tui.messages import PromptClosed
 from ipttrace.tui.widgets.entry import Entry
 
 HINTS: Final = 8  # completions shown
@@ -66,22 +65,25 @@ class Prompt(Vertical):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "leave it as it was", show=False),
-        Binding("tab", "take_hint", "complete", show=False, priority=True),
+        Binding("tab", "take_hint", "complete", show=False),
         Binding("up", "older", "what was entered before", show=False),
         Binding("down", "newer", "and after", show=False),
     ]
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, give_back: Callable[[], object], *, id: str | None = None) -> None:
+        """`give_back` gives the keys back to whoever had them before."""
         super().__init__(id=id)
+        self._give_back = give_back
         self._ask: Ask | None = None
-        self._hints: Sequence[Hint] = ()
         self._past: dict[str, list[str]] = {}
         self._at = 0
 
     def compose(self) -> ComposeResult:
         with Horizontal():
             yield Static(id="prompt-title", markup=False)
-            yield Entry(id="prompt-input", max_length=LONGEST, select_on_focus=False)
+            yield Entry(
+                id="prompt-input", max_length=LONGEST, select_on_focus=False, accept=self._entered
+            )
         yield Static(id="prompt-hint", markup=False)
 
     def on_mount(self) -> None:
@@ -108,16 +110,19 @@ class Prompt(Vertical):
         self._input.value = ask.initial
         self._input.cursor_position = len(ask.initial)
         self.display = True
-        self._input.focus()
+        # Not `focus`, which lets the keys that wait already go elsewhere.
+        self.screen.set_focus(self._input)
         self._advise()
 
     def action_leave(self) -> None:
         self._close()
 
     def action_take_hint(self) -> None:
-        if not self._hints:
+        text = self._input.value
+        hints = self._ask.complete(text, self._input.cursor_position) if self._ask else ()
+        if not hints:
             return
-        hint, text = self._hints[0], self._input.value
+        hint = hints[0]
         self._input.value = text[: hint.start] + hint.text + text[hint.end :]
         self._input.cursor_position = hint.start + len(hint.text)
 
@@ -138,11 +143,10 @@ class Prompt(Vertical):
         event.stop()
         self._advise()
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        event.stop()
+    def _entered(self) -> None:
         if (ask := self._ask) is None:
             return
-        text = event.value.strip()
+        text = self._input.value.strip()
         if (wrong := ask.check(text)) is not None:
             self._complain(*wrong)
             return
@@ -157,19 +161,19 @@ class Prompt(Vertical):
         if self._ask is None:
             return
         text = self._input.value
-        self._hints = self._ask.complete(text, self._input.cursor_position)[:HINTS]
+        hints = self._ask.complete(text, self._input.cursor_position)[:HINTS]
         wrong = self._ask.check(text.strip()) if text.strip() else None
-        if wrong is not None and not self._hints:
+        if wrong is not None and not hints:
             self._complain(*wrong)
             return
         parts: list[str | tuple[str, str]] = []
-        for number, hint in enumerate(self._hints):
+        for number, hint in enumerate(hints):
             parts += [(hint.text.strip(), "bold $text-accent" if not number else "$text-accent")]
             help_ = f" {hint.help}" if hint.help and not number else ""
             parts += [(help_, "$foreground 70%"), "  "]
         if not parts:
             parts = [("Enter: take it   Esc: leave it", "$foreground 70%")]
-        elif self._hints:
+        elif hints:
             parts.insert(0, ("Tab ", "$foreground 70%"))
         self._hint.update(Content.assemble(*parts))
 
@@ -192,5 +196,5 @@ class Prompt(Vertical):
 
     def _close(self) -> None:
         self._ask = None
+        self._give_back()
         self.display = False
-        self.post_message(PromptClosed())

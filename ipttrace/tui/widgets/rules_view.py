@@ -178,7 +178,7 @@ class RulesView(Ledger):
             text += f" and {query.LEGACY}"
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"
-        self.post_message(FilterAsked(text, name))
+        self.post_message(FilterAsked(text, name, whole=True))
 
     # From what there is to lines.
 

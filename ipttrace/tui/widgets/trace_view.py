@@ -59,7 +59,7 @@ class TraceView(Vertical):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,d", "detail", "Detail", key_display="⏎", tooltip="the packet's whole way"),
-        Binding("f", "by('flow')", "Flow", tooltip="only the flow of this row, both ways"),
+        Binding("f", "by('flow')", "Flow", tooltip="the whole flow of this row, both ways"),
         Binding("r", "by('rule')", "only this rule", show=False),
         Binding("c", "by('chain')", "only this chain", show=False),
         Binding("v", "by('verdict')", "only this verdict", show=False),
@@ -175,7 +175,8 @@ class TraceView(Vertical):
             # The same inode is another namespace elsewhere, and the same pid another process.
             text = build.both(text, build.by_host(row, hosts))
         word = row.verdict if name == "verdict" and row.verdict else name
-        self.post_message(FilterAsked(text, word))
+        # Whoever has found the dropped packet wants to see what came before it.
+        self.post_message(FilterAsked(text, word, whole=name == "flow"))
 
     def action_again(self, step: int) -> None:
         text = self._looking.sought
