@@ -106,7 +106,9 @@ def open_engine(request: Request) -> Any:
         engine = _netlink_engine(request, program)
     except CaptureError as error:
         raise CaptureError(f"{error}; the kernel engine cannot run: {lacking.text}") from error
-    engine.notes.insert(0, ("info", f"tracing over netlink; no kernel engine: {lacking.text}"))
+    where = "" if request.netns else " in this network namespace (--netns all: in every one)"
+    said = f"tracing over netlink{where}; no kernel engine: {lacking.text}"
+    engine.notes.insert(0, ("warn", said))
     return engine
 
 
@@ -141,7 +143,7 @@ def _beside(request: Request, program: bytes, kernel: Any, host: Host) -> Any:
         options = Options(program, where, DEFAULT_BUFFER, legacy=False, first=both.FIRST)
         return both.BothEngines(kernel, NetlinkEngine(options))
     except CaptureError as error:
-        kernel.notes.append(("info", f"nftables is not traced: {error}"))
+        kernel.notes.append(("warn", f"nftables is not traced: {error}"))
         return kernel
     except BaseException:
         kernel.close()

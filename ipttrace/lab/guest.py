@@ -52,7 +52,8 @@ class TracedMachine:
 
     def __init__(self, kernel: str, duration: float | None, said: IO[bytes]) -> None:
         found = _kernel(kernel)
-        command = [sys.executable, "-m", "ipttrace", "agent", "--port", "--lab"]
+        command = [sys.executable, "-m", "ipttrace", "agent", "--engine", "kernel"]
+        command += ["--port", "--lab"]
         if duration is not None:
             command += ["--duration", str(duration)]
         self.release = found.release

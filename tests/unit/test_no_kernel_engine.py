@@ -71,11 +71,14 @@ def test_without_a_word_about_engines_it_traces_over_netlink_and_notes_why(tmp_p
     # AND what is recorded tells why
     frames = list(read_file(tmp_path / "one"))
     notes = [frame.json["text"] for frame in frames if frame.kind == Kind.NOTE]
-    assert f"tracing over netlink; no kernel engine: {REASON}" in notes
+    said = "tracing over netlink in this network namespace (--netns all: in every one)"
+    assert f"{said}; no kernel engine: {REASON}" in notes
     # AND so it is where rows are printed
     done = ipttrace("print", "--duration", "0.1", "tcp port 80")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("engine=netlink\n")
+    told, summary = done.stderr.splitlines()
+    assert told == f"ipttrace: {said}; no kernel engine: {REASON}"
+    assert summary.endswith("engine=netlink")
 
 
 def test_where_neither_engine_can_run_one_line_says_why_of_both() -> None:
