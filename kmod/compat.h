@@ -71,15 +71,6 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 }
 
 /*
- * Where ftrace hands over a function's arguments and no other registers, and does
- * so at the start of what it hands over.
- */
-#if defined(CONFIG_X86_64) && defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS)
-#define IPTTRACE_FTRACE
-#define ipttrace_ftrace_args(fregs)	((struct pt_regs *)(fregs))
-#endif
-
-/*
  * Where ftrace hands over a function's arguments and stack without the other
  * registers, at a price that is a fraction of theirs.  On x86-64 what it hands
  * over begins with a struct pt_regs, of which those are filled in; and that is

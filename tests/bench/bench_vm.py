@@ -60,20 +60,22 @@ def _in_guest(*options: str) -> Any:
 
 def _costs() -> Figures:
     result = _in_guest()
-    rates = result["rates"]
-    base = rates["untraced"]
     figures: Figures = {}
-    for kind, rate in base.items():
+    for kind, rate in result["rates"].items():
         figures[f"vm: {kind}, untraced"] = {"value": round(rate), "unit": "packets/s", "goal": ""}
-        for name in list(rates)[1:]:
-            goal = f">= {GOALS[name]:.2f}" if name in GOALS and kind == "sends" else ""
+        for name, ratios in result["ratios"].items():
             figures[f"vm: {kind}, {name}"] = {
-                "value": round(rates[name][kind] / rate, 2),
+                "value": round(ratios[kind], 2),
                 "unit": "of untraced",
-                "goal": goal,
+                "goal": f">= {GOALS[name]:.2f}" if name in GOALS else "",
             }
-    for name, value in result["extra"].items():
-        figures[f"vm: {name}"] = {"value": round(value, 3), "unit": "of due", "goal": ""}
+    for name, ratios in result["ratios"].items():
+        if "delivered" in ratios:
+            figures[f"vm: {name}: delivered"] = {
+                "value": round(ratios["delivered"], 3),
+                "unit": "of due",
+                "goal": "",
+            }
     return figures
 
 
