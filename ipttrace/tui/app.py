@@ -73,7 +73,7 @@ UNREACHED: Final = ("FAILED", "INCOMPLETE")
 SAID: Final = 4.0  # s that a word stays
 
 
-class TraceApp(Commands, Files, Timing):
+class TraceApp(Files, Timing, Commands):
     """The screen over some sources.  `run()` returns the summary.
 
     That is `Trace.summary()`, added up, and `error`: the line that says why a
@@ -112,6 +112,7 @@ class TraceApp(Commands, Files, Timing):
         self.looking = Looking(self.store, self.query_context)
         self._until = None if until is None else Until(until)
         self.exporting = False
+        self.switcher = ContentSwitcher(id="views", initial="trace")
         self.side = NeighbourPane(id="side")
         self._side_wanted: bool | None = None  # None: by the screen's width
         if shown is not None:
@@ -142,7 +143,7 @@ class TraceApp(Commands, Files, Timing):
         yield FilterBar(id="filter")
         yield Prompt(self.focus_view, id="prompt")
         with Horizontal(id="middle"):
-            with ContentSwitcher(id="views", initial="trace"):
+            with self.switcher:
                 yield TraceView(self.store, self.looking, self._where, id="trace")
                 yield RulesView(id="rules-view")
                 yield FlowsView(id="flows-view")
@@ -161,7 +162,6 @@ class TraceApp(Commands, Files, Timing):
         self._status = self.query_one("#status", Bar)
         self._filter = self.query_one(FilterBar)
         self.prompt = self.query_one(Prompt)
-        self.switcher = self.query_one("#views", ContentSwitcher)
         self._notice_line = self.query_one("#notice", Static)
         self._neighbours = self.query_one("#neighbours", NeighbourPane)
         self._rules = self.query_one(RulesView)
@@ -314,8 +314,12 @@ class TraceApp(Commands, Files, Timing):
         return self.lines[row.host if row is not None else 0]
 
     def on_resize(self, event: events.Resize) -> None:
-        if self._side_wanted is None:
-            self.side.display = event.size.width >= WIDE
+        self._show_side(event.size.width)
+
+    def _show_side(self, width: int) -> None:
+        wanted = width >= WIDE if self._side_wanted is None else self._side_wanted
+        # Not beside the view of the same.
+        self.side.display = wanted and self.switcher.current != "neighbours"
 
     def turned(self) -> None:
         """Another filter: the old rows are looked at, a portion between two keys."""
@@ -329,6 +333,7 @@ class TraceApp(Commands, Files, Timing):
         """Bring the bars, the notice and the empty screen up to date."""
         if self._left:
             return
+        self._show_side(self.size.width)
         now = self.situation()
         view = self.rows
         self._about.show(about_pieces(now, self._title))
@@ -469,8 +474,11 @@ class TraceApp(Commands, Files, Timing):
 
     def toggle_side(self) -> None:
         """The neighbours beside the rows, or not."""
+        if self.switcher.current == "neighbours":
+            self.say("they are here, over the whole screen: 1 goes back to the rows")
+            return
         self._side_wanted = not self.side.display
-        self.side.display = self._side_wanted
+        self._show_side(self.size.width)
         self.look()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:

@@ -380,6 +380,7 @@ _STEPS: Final = (
     ("proto", 11),
     ("endpoints", 45),
     ("process", 15),
+    ("netns", 10),
     ("rulenum", 6),
     ("devices", 13),
     ("table", 8),

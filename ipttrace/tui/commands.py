@@ -52,19 +52,24 @@ class Commands(Base):
     """Actions of the app."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        # In this order they stand in the footer, of which a narrow terminal shows the first.
+        Binding(
+            "backspace", "unfilter", "Back", key_display="⌫", tooltip="one filter of the view less"
+        ),
+        Binding(
+            "question_mark,f1", "help", "Help", key_display="?", tooltip="keys, columns, words"
+        ),
+        Binding("q", "quit", "Quit", tooltip="disarm, clean up and leave"),
+        Binding("colon", "write", "Filter", key_display=":", tooltip="write the view's filter"),
+        Binding("slash", "search", "Search", key_display="/", tooltip="go to a row that matches"),
         Binding(
             "space",
             "pause",
             "Pause",
-            key_display="Space",
+            key_display="␣",
             tooltip="freeze the picture, or go on; rows keep coming in",
         ),
         Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here"),
-        Binding(
-            "backspace", "unfilter", "Back", key_display="⌫", tooltip="one filter of the view less"
-        ),
-        Binding("colon", "write", "Filter", key_display=":", tooltip="write the view's filter"),
-        Binding("slash", "search", "Search", key_display="/", tooltip="go to a row that matches"),
         Binding(
             "K",
             "kernel",
@@ -80,11 +85,7 @@ class Commands(Base):
         Binding("5", "view('neighbours')", "neighbour tables, the whole screen", show=False),
         Binding("o", "side", "neighbour tables beside the rows, or not", show=False),
         Binding("A", "arm", "disarm: no packet is traced; again: arm", show=False),
-        Binding(
-            "question_mark,f1", "help", "Help", key_display="?", tooltip="keys, columns, words"
-        ),
         Binding("escape", "put_away", "put away the agent's warning", show=False),
-        Binding("q", "quit", "Quit", tooltip="disarm, clean up and leave"),
         Binding(
             "ctrl+c,ctrl+q",
             "quit",
@@ -113,7 +114,7 @@ class Commands(Base):
     def key_sections(self) -> list[tuple[str, list[Binding]]]:
         """Every key of the screen, once in each place that has it."""
         return [
-            ("Keys", own_bindings(TraceView, Rows, *type(self).__mro__)),
+            ("Keys", own_bindings(TraceView, Rows, Commands, *type(self).__mro__)),
             ("Keys in the detail", own_bindings(Detail)),
             ("Keys among the rules", own_bindings(RulesView)),
             ("Keys among the flows", own_bindings(FlowsView)),

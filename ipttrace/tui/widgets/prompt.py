@@ -110,6 +110,7 @@ class Prompt(Vertical):
         self._input.value = ask.initial
         self._input.cursor_position = len(ask.initial)
         self.display = True
+        self.screen.add_class("-asking")
         # Not `focus`, which lets the keys that wait already go elsewhere.
         self.screen.set_focus(self._input)
         self._advise()
@@ -198,3 +199,4 @@ class Prompt(Vertical):
         self._ask = None
         self._give_back()
         self.display = False
+        self.screen.remove_class("-asking")

@@ -64,14 +64,13 @@ class RulesView(Ledger):
             "left_square_bracket",
             "other(-1)",
             "Namespace",
-            key_display="[",
+            key_display="[ ]",
             tooltip="the namespace before",
         ),
         Binding(
             "right_square_bracket",
             "other(1)",
-            "Namespace",
-            key_display="]",
+            show=False,
             tooltip="the next namespace",
         ),
     ]
