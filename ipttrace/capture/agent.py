@@ -12,8 +12,8 @@ import os
 import platform
 import socket
 import sys
-import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,8 @@ _REST: Final = 0.2
 _BOOKS_EVERY: Final = 1.0
 # How long what is there already may take to be read before we say that we are ready.
 _FIRST_LOOK: Final = 1.0
+# And at the end, what the last of it says.
+_LAST_LOOK: Final = 1.0
 # A step of the wall clock that is worth telling, ns.
 _STEP: Final = 1_000_000
 
@@ -165,14 +167,14 @@ class Agent:
         engine: Any,
         writer: Writer,
         watcher: Watcher | None = None,
-        first: threading.Event | None = None,
+        rules: Sequence[Any] = (),
     ) -> None:
-        """`first`: set once what rows need has been read for the first time."""
+        """`rules`: the watches of what rows need, see nltexts.Texts."""
         self._request = request
         self._engine = engine
         self._writer = writer
         self._watcher = watcher
-        self._first = first
+        self._rules = rules
         self._offset = 0
         self._armed = True
         self._budget = Budget(request.max_rate, request.stop_after)
@@ -233,12 +235,11 @@ class Agent:
 
     def _first_look(self, stop: Any) -> None:
         """Waits a little for the rules; records that come meanwhile come after them."""
-        if self._first is None:
-            return
         taken = []
         deadline = time.monotonic() + _FIRST_LOOK
-        while not stop.reason and time.monotonic() < deadline and not self._first.wait(0.02):
-            taken.append(self._take())
+        for one in self._rules:
+            while not stop.reason and time.monotonic() < deadline and not one.first.wait(0.02):
+                taken.append(self._take())
         self._relay()
         for records in taken:
             self._write(records)
@@ -315,6 +316,14 @@ class Agent:
 
     def _drain(self) -> None:
         """What was written before the disarm, so that the books balance."""
+        taken = self._take()
+        # After what the rules were, of which this may be the first to tell.
+        deadline = time.monotonic() + _LAST_LOOK
+        for one in self._rules:
+            while not one.settled(0.02) and time.monotonic() < deadline:
+                self._relay()
+        self._relay()
+        self._write(taken)
         while self._pump():
             pass
 
@@ -415,9 +424,7 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
         watcher.add(one.make, "rules")
     watcher.add(lambda: NeighbourWatch(_whose(request, engine)), "neighbours")
     try:
-        agent = Agent(
-            request, engine, Writer(sink, checked=request.checked), watcher, rules[0].first
-        )
+        agent = Agent(request, engine, Writer(sink, checked=request.checked), watcher, rules)
         if request.max_rate is not None or request.stop_after is not None:
             stop.meanwhile(agent.spend_aside)
         agent.run(stop, control)

@@ -108,7 +108,7 @@ class NetlinkEngine:
         self._rest_flips: list[Array] = []
         self._spaces: dict[int, Space] = {}
         self._refused: set[int] = set()
-        self.changes: queue.SimpleQueue[Change | LegacyChange] = queue.SimpleQueue()
+        self.changes: queue.Queue[Change | LegacyChange] = queue.Queue()
         self._look_due = 0.0
         with contextlib.ExitStack() as stack:
             # Only this thread enters namespaces: the others' /proc/self stays what it is.
@@ -357,10 +357,11 @@ class NetlinkEngine:
     def books(self) -> dict[str, Any]:
         """The counters of this moment.
 
-        lost: messages that a socket had no room for, as the kernel counts them, each
-        of which would have been a rule or a call's end; missed: packets of which their
-        headers do not tell whether they were asked for, and once disarmed those that
-        the kernel flipped and no message told of.
+        lost: messages that a socket had no room for, as the kernel counts them, and
+        those that nobody here can read, each of which would have been a rule or a
+        call's end; missed: packets of which their headers do not tell whether they were
+        asked for, and once disarmed those that the kernel flipped and no message told
+        of, and runs that were not told whole.
         """
         sums = _Sums()
         for space in self._spaces.values():
@@ -369,6 +370,8 @@ class NetlinkEngine:
         missed = sums.undecided
         if not self._armed:
             missed += max(0, sums.flipped - sums.begun - sums.lost)
+            # Where the kernel has no memory for a message, nobody counts it.
+            missed += max(0, sums.broken - sums.lost)
         lost = [0, sums.lost, 0]
         due = [a + b for a, b in zip(self._delivered, lost, strict=True)]
         due[ENTRY] += missed
@@ -400,6 +403,7 @@ class _Sums:
     begun: int = 0
     refused: int = 0
     undecided: int = 0
+    broken: int = 0
 
     def add(self, space: Space, there: Any = None) -> None:
         self.lost += space.lost
@@ -408,6 +412,7 @@ class _Sums:
         self.begun += space.journeys.begun
         self.refused += space.refused
         self.undecided += space.undecided
+        self.broken += space.broken
 
     def join(self, other: _Sums) -> None:
         for name in _Sums.__slots__:

@@ -72,7 +72,7 @@ class CallMaker:
 
     def __init__(self, places: Places, numbers: Numbers, source: int) -> None:
         """`source`: record.SOURCE_*."""
-        self.incomplete = 0  # messages whose call's beginning never came
+        self.incomplete = 0  # runs whose first or last message never came
         self._places = places
         self._numbers = numbers
         self._source = source
@@ -106,7 +106,7 @@ class CallMaker:
             starts = self._starts(events, first)
         ends = np.append(starts[1:], len(events)) - 1
         headed = events["head"][starts]
-        self.incomplete += int((ends - starts + 1)[~headed].sum())
+        self.incomplete += int((~headed).sum())
         over = events["last"][ends]
         # What comes after it in the same journey says that its end will not come.
         passed = np.append(~first[starts[1:]], False) if len(starts) > 1 else np.zeros(1, bool)

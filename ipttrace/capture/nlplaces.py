@@ -140,6 +140,13 @@ class Generations:
         numbers = {0 if one is None else one.rulenum for one in near}
         if not found:
             return _NOWHERE
+        if (
+            len(found) == 2
+            and len(numbers) == 1
+            and found[0].rulenum
+            and self._same(sides[0], sides[1], place)
+        ):
+            return found[0]  # a handle does not come again: it was there all the time
         return found[0]._replace(ruleset=0, rulenum=numbers.pop() if len(numbers) == 1 else 0)
 
     def _same(self, one: int, other: int, place: Place) -> bool:

@@ -269,8 +269,14 @@ class Space:
 
     @property
     def lost(self) -> int:
-        """Messages for which there was no room."""
-        return self.box.drops() + (0 if self.lines is None else self.lines.lost)
+        """Messages for which there was no room, or that could not be read."""
+        lines = 0 if self.lines is None else self.lines.lost
+        return self.box.drops() + self._decoder.unread + lines
+
+    @property
+    def broken(self) -> int:
+        """Runs of which something is missing, for whatever reason."""
+        return self._calls.incomplete
 
     @property
     def refused(self) -> int:

@@ -63,13 +63,20 @@ _Key = tuple[int, int | str, str]  # namespace, family, table
 class Texts:
     """To be made by the agent; `make` is for the watch's own thread."""
 
-    def __init__(self, changes: queue.SimpleQueue[Change | LegacyChange]) -> None:
+    def __init__(self, changes: queue.Queue[Change | LegacyChange]) -> None:
         self.first = threading.Event()  # set after the first look, whatever it found
         self._changes = changes
 
     def make(self) -> TextWatch:
         """The watch."""
         return TextWatch(self._changes, self.first)
+
+    def settled(self, timeout: float) -> bool:
+        """Whether all changes have been told of and read, within so many seconds."""
+        with self._changes.all_tasks_done:
+            return self._changes.all_tasks_done.wait_for(
+                lambda: not self._changes.unfinished_tasks, timeout
+            )
 
     def end(self) -> None:
         """A look never takes long enough to be woken from."""
@@ -78,15 +85,14 @@ class Texts:
 class TextWatch:
     """See Watch: `look` waits by itself until there is something to do."""
 
-    def __init__(
-        self, changes: queue.SimpleQueue[Change | LegacyChange], first: threading.Event
-    ) -> None:
+    def __init__(self, changes: queue.Queue[Change | LegacyChange], first: threading.Event) -> None:
         self.interval = 0.0
         self._changes = changes
         self._first = first
         self._newest: dict[int, Change] = {}
         self._since: dict[_Key, int] = {}
         self._due: dict[int, None] = {}
+        self._taken = 0  # changes that are not yet told of and read
         self._legacy: dict[int, dict[tuple[int, str], Table]] = {}
         self._legacy_paths: dict[int, str] = {}
         self._counted: dict[_Key, Any] = {}  # what was told last
@@ -102,18 +108,19 @@ class TextWatch:
         """What has changed; what it says; the counters."""
         if self._due and self._changes.empty():
             yield from self._read(next(iter(self._due)))
-            if not self._due:
-                self._first.set()
+            self._through()
             return
         try:
             change = self._changes.get(timeout=_WAIT)
         except queue.Empty:
             pass
         else:
+            self._taken += 1
             if isinstance(change, LegacyChange):
                 yield from self._tell_legacy(change)
             else:
                 yield from self._mark(change)
+            self._through()
             return
         if self._countable and time.monotonic() >= self._count_at:
             begun = _spent()
@@ -122,6 +129,15 @@ class TextWatch:
                 yield from self._count_legacy(inode)
             rest = max(_COUNT_EVERY, _COUNT_SHARE * (_spent() - begun))
             self._count_at = time.monotonic() + rest
+
+    def _through(self) -> None:
+        """Says so, where nothing is left to be read."""
+        if self._due:
+            return
+        self._first.set()
+        for _ in range(self._taken):
+            self._changes.task_done()
+        self._taken = 0
 
     def _mark(self, change: Change) -> Iterator[Seen]:
         """Which tables are others now."""

@@ -243,7 +243,7 @@ def test_nothing_lost() -> None:
 def test_a_run_whose_first_message_was_lost_is_no_row() -> None:
     rows, one = rows_without(1)
     assert [row.hook for row in rows] == ["OUTPUT"]
-    assert one.calls.incomplete == 5
+    assert one.calls.incomplete == 1
 
 
 def test_a_run_whose_last_messages_were_lost_is_no_row_and_counts_as_incomplete() -> None:
@@ -260,7 +260,7 @@ def test_the_end_of_one_run_is_never_taken_for_that_of_another() -> None:
         # THEN the two are not sewn together
         assert rows == [], lost
         assert one.trace.incomplete == 1
-        assert one.calls.incomplete > 1
+        assert one.calls.incomplete >= 1
 
 
 def test_another_tables_messages_end_a_run_too() -> None:
