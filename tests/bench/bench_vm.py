@@ -7,19 +7,18 @@ one run do.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from ipttrace.capture import kmod
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.vm import Machine
+from tests.bench.first_row import first_row
 
 PROJECT = Path(__file__).resolve().parents[2]
 KERNEL = "6.1"
@@ -106,19 +105,7 @@ def _counts() -> Figures:
 
 
 def _first_row() -> Figures:
-    """Seconds from `ipttrace lab` to the first row."""
-    began = time.monotonic()
-    argv = [sys.executable, "-m", "ipttrace", "lab", "--text", "--kernel", KERNEL]
-    with subprocess.Popen([*argv, "--duration", "30"], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert isinstance(child.stdout, io.BufferedReader)
-        child.stdout.readline()  # titles
-        row = child.stdout.readline()
-        took = time.monotonic() - began
-        child.terminate()
-        child.stdout.read()
-    if not row:
-        raise SystemExit("no row came")
+    took = first_row("lab", "--kernel", KERNEL)
     return {"vm: first row": {"value": round(took, 1), "unit": "s", "goal": "<= 40"}}
 
 
