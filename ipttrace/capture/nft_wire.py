@@ -263,17 +263,19 @@ class NftSocket:
             sequence = self._next(1)
             self._send(order.message(sequence, 0))
             found = []
-            whole = True
+            # Of many answers the end is told: without it some are missing.
+            whole, ended = True, order.flags & DUMP != DUMP
             for kind, flags, number, body in self._answers():
                 if number != sequence:
                     continue
                 whole = whole and not flags & _DUMP_INTR
+                ended = ended or kind == _DONE
                 if kind == _ERROR and len(body) >= 4:
                     if failed := -struct.unpack_from("=i", body)[0]:
                         raise Refused(failed, order.kind)
                 elif kind >> 8 == _SUBSYSTEM and len(body) >= 4:
                     found.append((body[0], attributes(body[4:])))
-            if whole:
+            if whole and ended:
                 return found
         raise Refused(errno.EINTR, order.kind)
 
@@ -307,8 +309,7 @@ class NftSocket:
                 length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
                 if length < _HEADER.size or at + length > len(data):
                     break
-                if kind != _DONE:
-                    yield kind, flags, sequence, data[at + _HEADER.size : at + length]
+                yield kind, flags, sequence, data[at + _HEADER.size : at + length]
                 at += (length + 3) & ~3
 
 
