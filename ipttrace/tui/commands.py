@@ -71,13 +71,15 @@ class Commands(Base):
         ),
         Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here"),
         Binding(
+            "2", "view('rules-view')", "Rules", tooltip="the rules, with what they hit and cost"
+        ),
+        Binding(
             "K",
             "kernel",
             "Kernel",
             tooltip="filter in the kernel: this row's flow, or what you write",
         ),
         Binding("1", "view('trace')", "the rows", show=False),
-        Binding("2", "view('rules-view')", "the rules, with what they hit and cost", show=False),
         Binding(
             "3", "view('flows-view')", "the flows with the most packets, drops, cost", show=False
         ),
@@ -232,7 +234,11 @@ class Commands(Base):
                 return
         self.looking.sought = text
         self.action_view("trace")
-        self.view.find(text)
+        # After the newest row there is nothing yet: the last that has come is meant.
+        if self.rows.follow:
+            self.view.find(text, -1, self.looking.lens.end)
+        else:
+            self.view.find(text)
 
     # The agent.
 

@@ -52,10 +52,18 @@ _ROWS: Final = (
     " Rows of one packet stand along one rail at the left edge."
 )
 _BARS: Final = (
+    ("traced: …", "what the kernel's filter lets through; K sets it"),
     ("lost", "records that no buffer had room for: there are holes in the trace"),
     ("missed", "calls that the kernel's probe could not see"),
     ("PAUSED +N", "the picture is frozen; N rows have come since and are kept"),
     ("SCROLLED +N", "you left the newest row; N rows are below the last line"),
+)
+_RULES: Final = (
+    ("hits, /s", "packets that this trace saw at the rule, and how many come a second"),
+    ("kernel", "the kernel's own counter, as iptables -vL has it, read now and then"),
+    ("drops, drop%", "packets that the rule dropped, and its part of all drops"),
+    ("p50, p99", "cost of the runs that ended at the rule: half, or 99 of 100, cost less"),
+    ("pol, ret", "the chain's policy; the end of a user chain, back to where it was called"),
 )
 _NAMES: Final = 22  # cells for what is explained
 
@@ -96,6 +104,7 @@ class Help(ModalScreen[None]):
             (title, [(key_names(one.key), one.tooltip or one.description) for one in bindings])
             for title, bindings in sections
         ]
+        self._sections[0][1].append(("Tab", "from the rows to the detail, and back"))
         self._sections[0][1].append(("mouse", "click a row; the wheel scrolls"))
 
     def compose(self) -> ComposeResult:
@@ -126,6 +135,7 @@ class Help(ModalScreen[None]):
                 *_table(
                     "Columns", [(item.title or item.key, item.help) for item in COLUMNS], width
                 ),
+                *_table("Columns of the rules", _RULES, width),
                 *_table("Bars", _BARS, width),
             )
         )

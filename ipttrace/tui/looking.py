@@ -51,7 +51,7 @@ class Looking:
         """Only rows that `text` takes, too.  Raises QueryError.  False: nothing new."""
         return self.write(self.filters.narrowed(text), name)
 
-    def write(self, text: str, name: str = "written") -> bool:
+    def write(self, text: str, name: str = "typed") -> bool:
         """Only the rows that `text` takes.  Raises QueryError.  False: nothing new."""
         query.compile(text)
         if not self.filters.push(text, name):

@@ -348,7 +348,7 @@ def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> N
     terminal.ask("K", "kernel filter", "udp port 4444")
     terminal.answered("kernel filter")
     # THEN the bar says what the kernel now takes
-    terminal.until_text("filter: udp port 4444")
+    terminal.until_text("traced: udp port 4444")
     # AND in a terminal that became small, once all is shown again, no other rows come
     terminal.press("BSpace")
     terminal.until_text("▽ all rows")

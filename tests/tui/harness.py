@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -54,7 +56,10 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = 
     """Let the screen work until `condition` holds."""
     deadline = monotonic() + HANG
     while not condition():
-        assert monotonic() < deadline, f"never happened: {what or condition}"
+        if monotonic() >= deadline:
+            faulthandler.dump_traceback(sys.__stderr__)  # who waits for what
+            died = pilot.app._exception
+            raise AssertionError(f"never happened: {what or condition}") from died
         await pilot.pause(0.005)
     await pilot.pause()
 

@@ -61,7 +61,7 @@ async def test_k_offers_the_flow_that_is_filtered_and_sends_what_is_written() ->
         # AND the bar says what the agent says, not what was wished
         assert offered not in app._status.text
         agent.send(streams.books(expr="tcp port 80"))
-        await until(pilot, lambda: "filter: tcp port 80" in app._status.text)
+        await until(pilot, lambda: "traced: tcp port 80" in app._status.text)
 
 
 async def test_without_a_filter_in_the_view_k_offers_the_one_in_force() -> None:
@@ -92,7 +92,7 @@ async def test_what_the_kernel_does_not_take_is_told_as_the_agent_tells_it() -> 
         await pilot.press("escape")  # puts away what the screen said of it
         agent.send(streams.note("error", "filter: syntax error at 'prt'"))
         await until(pilot, lambda: "syntax error at 'prt'" in app._noticed[0])
-        assert "filter: all packets" in app._status.text
+        assert "traced: all packets" in app._status.text
 
 
 @pytest.mark.parametrize("text", ['"}\n{"cmd":"stop"}', "é漢", "\\", "x" * 3000])

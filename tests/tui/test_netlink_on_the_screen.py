@@ -146,18 +146,18 @@ async def test_the_bar_says_where_the_filter_runs() -> None:
     where = "partly in the kernel, the rest on the delivered headers"
     async with live(NETLINK, streams.rows(8), rows=8, size=(160, 24)) as (agent, app, pilot):
         agent.send(streams.books(engine="netlink", expr="", filter="every packet"))
-        await until(pilot, lambda: "filter: all packets" in app._status.text)
+        await until(pilot, lambda: "traced: all packets" in app._status.text)
         assert "every packet" not in app._status.text
         # WHEN there is one
         agent.send(streams.books(engine="netlink", expr="tcp port 80", filter=where))
-        await until(pilot, lambda: "filter: tcp port 80" in app._status.text)
+        await until(pilot, lambda: "traced: tcp port 80" in app._status.text)
         # THEN its words are there, as far as there is room, before anything goes for them
         assert "partly in the kernel" in app._status.text
         assert "lost 0" in app._status.text
         assert "following" in app._status.text
         await pilot.resize_terminal(80, 24)
         await until(pilot, lambda: "partly" not in app._status.text)
-        assert "filter: tcp port 80" in app._status.text
+        assert "traced: tcp port 80" in app._status.text
 
 
 async def test_the_empty_screen_does_not_say_that_nftables_is_not_seen_where_it_is() -> None:

@@ -98,7 +98,7 @@ async def test_the_bars_say_what_is_traced_and_how_it_goes() -> None:
     hello = streams.hello(expr="icmp and host 10.0.0.1")
     async with live(hello, streams.rows(400), rows=400, size=(140, 24)) as (_, app, pilot):
         await until(pilot, lambda: "400 rows" in app._status.text)
-        for text in ("ARMED", "filter: icmp and host 10.0.0.1", "lost 0", "missed 0", "/s"):
+        for text in ("ARMED", "traced: icmp and host 10.0.0.1", "lost 0", "missed 0", "/s"):
             assert text in app._status.text
         for text in ("lab", "engine kernel", "6.1.0-40-amd64"):
             assert text in app._about.text

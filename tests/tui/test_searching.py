@@ -36,6 +36,19 @@ async def test_a_search_goes_from_hit_to_hit_and_round_the_end(size: tuple[int, 
             assert app.rows.cursor == seq
 
 
+async def test_a_search_from_the_newest_row_finds_the_newest_hit() -> None:
+    async with replayed() as (app, pilot):
+        assert app.rows.follow
+        await pilot.press("slash")
+        await write(app, pilot, "verdict=DROP")
+        await pilot.press("enter")
+        await pilot.pause()
+        hits = taken(app, "verdict=DROP")
+        assert app.rows.cursor == hits[-1]
+        await pilot.press("N")
+        assert app.rows.cursor == hits[-2]
+
+
 @pytest.mark.parametrize(
     ("word", "query"),
     [

@@ -293,7 +293,7 @@ class NeighbourPane(ScrollView, can_focus=True):
         order = self._order()
         if self.netns is None or self.netns not in order:
             return [(fit(" Neighbours", self._width), "title")]
-        place = f"  {order.index(self.netns) + 1}/{len(order)} [ ]" if len(order) > 1 else ""
+        place = f"  netns {order.index(self.netns) + 1}/{len(order)} [ ]" if len(order) > 1 else ""
         right = f"{place}  t {'less' if self.detail else 'more'} "
         name = f" {self.name_of(self.netns)}"
         return [(fit(name, self._width - len(right)) + right, "title")]

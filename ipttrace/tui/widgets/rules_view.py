@@ -273,7 +273,7 @@ class RulesView(Ledger):
                 where += f" on {self._hosts[host]}"
         right = f"  s by {self.sort}  0 {'hidden' if self._hidden else 'shown'} "
         if many > 1 and self._namespace in self._order:
-            right = f"  {self._order.index(self._namespace) + 1}/{many} [ ]" + right
+            right = f"  netns {self._order.index(self._namespace) + 1}/{many} [ ]" + right
         title = fit(where, max(1, self.width - len(right))) + right
         return [[(title, "title")], self._words.titles()]
 

@@ -52,7 +52,8 @@ class Words:
         chosen = dict(_ALWAYS)
         spare = width - (_PLACE if flat else _NUMBER) - self.bar - 2 - _TEXT
         spare -= sum(cells + 1 for cells in chosen.values())
-        for name, cells in _MORE:
+        # Lists of lines are sorted by drops, among others.
+        for name, cells in sorted(_MORE, key=lambda more: flat and more[0] != "dropped"):
             spare -= cells + 1
             if spare < 0:
                 break

@@ -118,7 +118,7 @@ def _view(paused: bool, follow: bool, newer: int) -> Piece:
 def _filter(now: Situation) -> str:
     if now.state == at.BOOTING:
         return ""  # nobody knows yet
-    return f"filter: {now.filter or 'all packets'}"
+    return f"traced: {now.filter or 'all packets'}"
 
 
 def _count(name: str, count: int) -> Piece:

@@ -185,9 +185,12 @@ class TraceView(Vertical):
             return
         self.find(text, step)
 
-    def find(self, text: str, step: int = 1) -> bool:
-        """Go to the next row that `text` matches.  Raises QueryError."""
-        place = self._looking.find(text, self.rows.cursor, step)
+    def find(self, text: str, step: int = 1, start: int | None = None) -> bool:
+        """Go to the next row that `text` matches.  Raises QueryError.
+
+        After `start`, which is the cursor's place, or before it where `step` is -1.
+        """
+        place = self._looking.find(text, self.rows.cursor if start is None else start, step)
         if place is None:
             # Once round, as pagers do.
             lens = self._looking.lens
