@@ -13,6 +13,7 @@ import sys
 import termios
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streams
@@ -237,23 +238,32 @@ async def test_a_flood_posts_no_flood_of_messages() -> None:
         assert notices <= pictures + 1
 
 
+def _on_a_terminal(
+    tmp_path: Path, rows: int, size: tuple[int, int], **more: Any
+) -> tuple[int, subprocess.Popen[bytes]]:
+    """Our end of a terminal, and the screen over so many rows on it."""
+    path = tmp_path / "trace.iptr"
+    path.write_bytes(streams.whole(rows))
+    ours, theirs = pty.openpty()
+    columns, lines = map(str, size)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ipttrace.tui", str(path)],
+        stdin=theirs,
+        stderr=theirs,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": columns, "LINES": lines},
+        **more,
+    )
+    os.close(theirs)
+    return ours, child
+
+
 def _in_a_terminal(tmp_path: Path, act: bytes | signal.Signals) -> tuple[int, bytes, bytes]:
     """Run the screen on a terminal; `act` on it once rows are there.
 
     Returns exit status, what the terminal saw, and what standard output got.
     """
-    path = tmp_path / "trace.iptr"
-    path.write_bytes(streams.whole(400))
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ipttrace.tui", str(path)],
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
-    )
-    os.close(theirs)
+    ours, child = _on_a_terminal(tmp_path, 400, (80, 24), stdout=subprocess.PIPE)
     seen = b""
     acted = False
     try:
@@ -301,20 +311,14 @@ def test_a_terminal_is_given_back(tmp_path: Path, act: bytes | signal.Signals, s
 @pytest.mark.parametrize("turn", range(3))
 def test_a_screen_whose_terminal_is_closed_ends(tmp_path: Path, turn: int) -> None:
     # GIVEN the screen on a terminal of its own, playing, which draws all the time
-    path = tmp_path / "trace.iptr"
-    path.write_bytes(streams.whole(4000))
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ipttrace.tui", str(path)],
-        stdin=theirs,
+    ours, child = _on_a_terminal(
+        tmp_path,
+        4000,
+        (120, 40),
         stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
-    os.close(theirs)
     try:
         seen = b""
         while b"ENDED" not in seen:
