@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+
+from tests.paths import PROJECT
 
 PARTS = ("trace", "query", "tally", "netlink", "tui", "vm")
-RESULT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
+RESULT = PROJECT / "build" / "bench.json"
 
 _RUN = "import json, tests.bench.bench_{0} as part; print('\\n' + json.dumps(part.run()))"
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.first_row import first_row
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 COUNT = 20_000
 RATE = 10_000
 PORT = 5353

@@ -7,12 +7,7 @@ Goals are for one core.  Needs no root and no kernel.
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
-
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ipttrace.trace import query
 from ipttrace.trace.session import Trace

@@ -7,17 +7,12 @@ Goals are for one core.  Needs no root and no kernel.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace import tally

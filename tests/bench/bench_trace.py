@@ -16,9 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from tests.data import synth
@@ -100,7 +97,7 @@ def run() -> Results:
             "goal": 1_000_000,
         }
     # In a process of its own: what was measured before leaves its marks.
-    child = [sys.executable, __file__, "--rows"]
+    child = [sys.executable, "-m", "tests.bench.bench_trace", "--rows"]
     found = subprocess.run(child, check=True, capture_output=True, text=True)
     results |= json.loads(found.stdout)
     return results

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-import sys
 import threading
 from collections import deque
 from collections.abc import Generator
-from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any, Final
@@ -24,9 +22,7 @@ from textual import events
 
 from ipttrace.stream.frames import Decoder, Writer
 from ipttrace.tui.app import TraceApp
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
-import synth
+from tests.data import synth
 
 HELD: Final = 1_000_000
 ROWS: Final = 2_000

@@ -19,8 +19,8 @@ from ipttrace.capture import kmod
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.vm import Machine
 from tests.bench.first_row import first_row
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 KERNEL = "6.1"
 GOALS = {"filter that matches nothing": 0.90, "all matched and read": 0.40}
 

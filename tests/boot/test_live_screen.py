@@ -27,13 +27,13 @@ from ipttrace.lab import kernels
 from ipttrace.lab import network_rules as at
 from ipttrace.lab import scenarios_way as way
 from ipttrace.lab.scenarios import Traversal, scenarios
+from tests.paths import PROJECT
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the lab's kernels are for x86-64"),
     pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
 ]
 
-PROJECT = Path(__file__).resolve().parents[2]
 SERIES = os.environ.get("KERNEL", kernels.DEFAULT).split()[0]
 # Against a hang only: guests are emulated, and a machine may have other things to do.
 HANG = 300.0

@@ -10,13 +10,13 @@ import os
 import platform
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 
 from ipttrace.capture import kmod
 from ipttrace.lab import kernels
 from ipttrace.lab.vm import Machine
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the lab's kernels are for x86-64"
@@ -50,7 +50,7 @@ def said(series: str, *append: str) -> list[str]:
     """The lines of TRY on that kernel."""
     kernel = kernels.ensure(series)
     kmod.build(kernel.headers, kernel.release)
-    project = Path(__file__).resolve().parents[2]
+    project = PROJECT
     with tempfile.TemporaryFile() as output:
         machine = Machine(
             kernel,

@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 
 import pytest
-from golden_rows import ROWS
 
 from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.lines import View
 from ipttrace.view.text import TextView
+from tests.golden.golden_rows import ROWS
 
 NAMES = {4026531840: "host", 4026532999: "client"}
 

@@ -13,9 +13,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from golden_packets import ABOUT, NAMES, store
 
 from ipttrace.view import pcapng
+from tests.golden.golden_packets import ABOUT, NAMES, store
 
 HERE = Path(__file__).parent
 FIELDS = [

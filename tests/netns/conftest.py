@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from labs import fresh_prefix, lab_network
 
 from ipttrace.lab.network import Network
+from tests.netns.labs import fresh_prefix, lab_network
 
 
 @pytest.fixture

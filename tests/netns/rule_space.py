@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labs import fresh_prefix
 
 from ipttrace.capture import nft_ruleset
 from ipttrace.capture.nft_dump import Dump, Snapshot
 from ipttrace.capture.nft_ruleset import ChainText, TableText
 from ipttrace.capture.ruleset_save import inside
+from tests.netns.labs import fresh_prefix
 
 INET, IP, ARP, NETDEV, BRIDGE, IP6 = 1, 2, 3, 5, 7, 10
 

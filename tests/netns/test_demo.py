@@ -22,7 +22,8 @@ from typing import Any, Final
 
 import pytest
 
-PROJECT: Final = Path(__file__).parents[2]
+from tests.paths import PROJECT
+
 HANG: Final = 60.0  # s; a limit for what hangs, not for what is slow
 NOBODY: Final = 65534
 # As an ordinary user has it: without the programs of root.

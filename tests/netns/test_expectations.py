@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from labs import lab_network
-from tracelog import TraceLog
 
 from ipttrace.lab.network import ROLES, Network, NetworkError
 from ipttrace.lab.scenarios import Scenario, hits, path, scenarios, synproxy
 from ipttrace.lab.traffic_server import Server
 from ipttrace.trace.row import Step
+from tests.netns.labs import lab_network
+from tests.netns.tracelog import TraceLog
 
 ALL = [pytest.param(one, id=f"{one.name}, IPv{one.family}") for one in scenarios()]
 

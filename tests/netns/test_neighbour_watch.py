@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.neighbours import NeighbourWatch
 from ipttrace.stream.frames import Kind

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_netlink_endings import LEGACY, RULES, until
-from traced import HANG, ROWS, Space, summary
 
 from ipttrace.capture import netlink, nflog, nlspace
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink import NetlinkEngine, Options
 from ipttrace.capture.nlreader import Mailbox
+from tests.netns.test_netlink_endings import LEGACY, RULES, until
+from tests.netns.traced import HANG, ROWS, Space, summary
 from tests.vm.commands import PROGRAM, Command
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlink_lab import Row, tally, tracing, unknown
-from traced import ROWS, Space
+
+from tests.netns.netlink_lab import Row, tally, tracing, unknown
+from tests.netns.traced import ROWS, Space
 
 SEEN = {"OUTPUT t out:1 out:2/policy ACCEPT": 23, "INPUT t in:1 ACCEPT": 23}
 RULE = "udp dport 9 counter accept"

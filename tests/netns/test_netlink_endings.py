@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traced import HANG, ROWS, Space, children, summary, wait_gone
 
 from ipttrace.stream.frames import Decoder, Kind
 from ipttrace.trace.session import Trace
+from tests.netns.traced import HANG, ROWS, Space, children, summary, wait_gone
 from tests.vm.commands import PROGRAM, Command
 
 LEGACY = """*filter

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traced import FLIPS, HANG, MESSAGES, ROWS, Space, children, summary
 
 from ipttrace.capture.netlink import NetlinkEngine, Options
 from ipttrace.capture.nlreader import Batch, Mailbox
+from tests.netns.traced import FLIPS, HANG, MESSAGES, ROWS, Space, children, summary
 from tests.vm.commands import PROGRAM, Command
 
 PACKETS = 20_000

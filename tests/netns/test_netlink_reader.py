@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from traced import HANG, ROWS, Space
 
 from ipttrace.capture.netlink import NetlinkEngine, Options
 from ipttrace.capture.nlcalls import short
 from tests.data import nft_said
+from tests.netns.traced import HANG, ROWS, Space
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from netlink_lab import Row, path, tally, through, told, tracing, tracing_each, unknown
-from rule_space import RuleSpace, rule_space
 
 from ipttrace.lab import scenarios_way as way
 from ipttrace.lab.network import ROLES, Network, NetworkError, read_counters
 from ipttrace.lab.scenarios import scenarios
 from ipttrace.lab.traffic_server import Server
+from tests.netns.netlink_lab import Row, path, tally, through, told, tracing, tracing_each, unknown
+from tests.netns.rule_space import RuleSpace, rule_space
 
 # A condition and `-j RETURN`: legacy tables tell of it as of any rule, nftables as of a return.
 RETURNS = {("filter", "SITE-RULES", 2)}

@@ -7,12 +7,12 @@ import re
 import shutil
 
 import pytest
-from labs import fresh_prefix
 
 from ipttrace.lab import network_nft, traffic
 from ipttrace.lab import network_rules as at
 from ipttrace.lab.network import ROLES, Counters, Network, NetworkError
 from ipttrace.lab.traffic_server import Server
+from tests.netns.labs import fresh_prefix
 
 
 def _counted(prefix: str, backend: str) -> dict[tuple[str, int], Counters]:

@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from labs import fresh_prefix
 
 from ipttrace.capture import nf_log, nf_log_guard
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nf_log import LogSetting, repair
 from ipttrace.capture.nf_log_guard import OURS
 from ipttrace.capture.ruleset_save import inside
+from tests.netns.labs import fresh_prefix
+from tests.paths import PROJECT
 
 PATIENCE = 30.0
 
@@ -421,7 +422,7 @@ def test_an_ordinary_user_has_it_in_a_namespace_of_their_own(tmp_path: Path) -> 
     os.chown(folder, 65534, 65534)
     script = f"""
 import os, signal, subprocess, sys, time
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(PROJECT)!r})
 import ipttrace.capture.nf_log_guard as g
 g.folders = lambda: ["/run/ipttrace", {str(folder)!r}]
 from ipttrace.capture.nf_log import LogSetting, repair

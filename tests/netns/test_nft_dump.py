@@ -7,17 +7,17 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space
 
 from ipttrace.capture import nft_filter, pcapfilter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nft_dump import Dump
 from ipttrace.capture.nft_table import FlipTable
+from tests.netns.rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space
+from tests.paths import PROJECT
 
-ROOT = Path(__file__).parents[2]
+ROOT = PROJECT
 
 FAMILIES = """
 table inet t {

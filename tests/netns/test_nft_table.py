@@ -17,18 +17,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from labs import fresh_prefix
 
 from ipttrace.capture import nft_filter, nft_table, nft_wire, pcapfilter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nft_filter import Compiled
 from ipttrace.capture.nft_table import ARP, BRIDGE, INET, FlipTable, clean_stale
 from ipttrace.capture.ruleset_save import inside
+from tests.netns.labs import fresh_prefix
+from tests.paths import PROJECT
 
-ROOT = Path(__file__).parents[2]
+ROOT = PROJECT
 # Against a hang only.
 HANG = 60.0
 # Packets are sent in such portions: a device's backlog holds 1000.

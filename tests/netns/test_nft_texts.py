@@ -9,13 +9,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space
 
 from ipttrace.capture import nft_filter, nft_ruleset, nft_words, pcapfilter
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.nft_dump import Dump
 from ipttrace.capture.nft_ruleset import Changed
 from ipttrace.capture.nft_table import FlipTable
+from tests.netns.rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space
 
 
 @pytest.fixture

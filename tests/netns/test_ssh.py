@@ -29,9 +29,10 @@ from typing import Any
 import pytest
 
 from ipttrace.stream.frames import Decoder, Frame
+from tests.paths import DATA
 
 HANG = 60.0
-FAR = Path(__file__).parents[1] / "data" / "far_agent.py"
+FAR = DATA / "far_agent.py"
 SSHD = "/usr/sbin/sshd"
 
 SSHD_CONFIG = """

@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from labs import fresh_prefix
-
 from ipttrace.capture.ruleset_save import inside
+from tests.netns.labs import fresh_prefix
 
 # Against a hang only.
 HANG = 60.0

@@ -16,9 +16,9 @@ from ipttrace.trace import query
 from ipttrace.trace.row import Row
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.source import FileSource
+from tests.paths import DATA
 from tests.tui.harness import laid_out, until
 
-DATA = Path(__file__).parents[1] / "data"
 LAB = DATA / "lab.iptr"
 SIZES = [(80, 24), (200, 50)]
 

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.paths import PROJECT
+
 RECORDING = PROJECT / "tests" / "data" / "screens.iptr"
 FOLDER = PROJECT / "screenshots"
 

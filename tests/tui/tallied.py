@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import streams
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widgets import ContentSwitcher, Static
@@ -26,8 +25,8 @@ from ipttrace.tui.widgets.flows_view import FlowsView
 from ipttrace.tui.widgets.ledger import Ledger
 from ipttrace.tui.widgets.rules_view import RulesView
 from ipttrace.tui.widgets.totals_view import TotalsView
+from tests.tui import streams
 
-LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
 NETNS = 4026532456
 
 

@@ -6,12 +6,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-import streams
-from harness import until
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
@@ -23,8 +20,10 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.story import story
 from ipttrace.tui.detail_lines import Where, lines
 from ipttrace.tui.widgets.detail import Detail
+from tests.paths import LAB
+from tests.tui import streams
+from tests.tui.harness import until
 
-LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
 WHERE = Where({4026532456: "router"}, {0: "web1"})
 
 

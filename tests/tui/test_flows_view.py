@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import pytest
-import streams
 from rich.cells import cell_len
-from tallied import LAB, Tallied, line_with, lines, on_screen, picked
 
 from ipttrace.tui.widgets.flows_view import FlowsView
+from tests.paths import LAB
+from tests.tui import streams
+from tests.tui.tallied import Tallied, line_with, lines, on_screen, picked
 
 
 def lab() -> Tallied:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-import streams
-from harness import live, screen_text, shown, until
 from rich.cells import cell_len
+
+from tests.tui import streams
+from tests.tui.harness import live, screen_text, shown, until
 
 TEXTS = [
     "[red]x[/red][@click=app.quit]",

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streams
-from harness import HANG, Agent, live, more, screen_text, seqs, shown, until
 
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.source import STOP, FileSource
+from tests.paths import PROJECT
+from tests.tui import streams
+from tests.tui.harness import HANG, Agent, live, more, screen_text, seqs, shown, until
 
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
@@ -250,7 +251,7 @@ def _on_a_terminal(
         [sys.executable, "-m", "ipttrace.tui", str(path)],
         stdin=theirs,
         stderr=theirs,
-        cwd=Path(__file__).parents[2],
+        cwd=PROJECT,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": columns, "LINES": lines},
         **more,
     )

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import pytest
-import streams
-from harness import laid_out, live, more, screen_text, seqs, shown, until
 from textual.widgets import Static
+
+from tests.tui import streams
+from tests.tui.harness import laid_out, live, more, screen_text, seqs, shown, until
 
 
 async def test_new_rows_are_followed() -> None:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.tui.vendors import Vendors
 from ipttrace.tui.widgets import neighbours_text as words

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import pytest
-import streams
-from harness import live, screen_text, shown, until
-from tallied import NETNS, Tallied, line_with, lines, on_screen, picked
 
 from ipttrace.trace.story import story
 from ipttrace.tui import detail_lines
 from ipttrace.tui.widgets.rules_view import RulesView
 from ipttrace.tui.widgets.totals_view import TotalsView
 from tests.data.netlink_rows import INET, IP, POLICY, RULE, Told, input_of_everything
+from tests.tui import streams
+from tests.tui.harness import live, screen_text, shown, until
+from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked
 
 HELLO = streams.hello(engine="kernel+netlink")
 NETLINK = streams.hello(engine="netlink")

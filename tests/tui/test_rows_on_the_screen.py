@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import pytest
-import streams
-from harness import laid_out, live, more, screen_text, seqs, shown, until
 from rich.cells import cell_len
 from textual.screen import Screen
+
+from tests.tui import streams
+from tests.tui.harness import laid_out, live, more, screen_text, seqs, shown, until
 
 
 async def test_a_row_shows_table_chain_rule_and_verdict() -> None:

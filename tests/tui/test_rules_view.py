@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import pytest
-import streams
 from rich.cells import cell_len
-from tallied import LAB, NETNS, Tallied, line_with, lines, on_screen, picked
 from textual.widgets import ContentSwitcher
 
 from ipttrace.tui.widgets.ledger import Ledger
 from ipttrace.tui.widgets.rules_view import RulesView
+from tests.paths import LAB
+from tests.tui import streams
+from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked
 
 CHAINS = {
     "FORWARD": {

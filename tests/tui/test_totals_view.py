@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import streams
 from rich.cells import cell_len
-from tallied import LAB, Tallied, line_with, lines, on_screen
 
 from ipttrace.tui import figures
 from ipttrace.tui.widgets.totals_view import TotalsView
+from tests.paths import LAB
+from tests.tui import streams
+from tests.tui.tallied import Tallied, line_with, lines, on_screen
 
 BLOCKS = set("▁▂▃▄▅▆▇█")
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 
-import streams
-from harness import Agent, until
-
 from ipttrace.trace import query
 from ipttrace.tui.app import TraceApp
+from tests.tui import streams
+from tests.tui.harness import Agent, until
 
 
 async def test_the_first_row_that_was_asked_for_disarms_and_is_under_the_cursor() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from textual.command import CommandPalette
@@ -13,6 +12,7 @@ from textual.widgets import OptionList, Static
 from ipttrace.trace.tally_listing import POLICY, RuleKey
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.help import key_names
+from tests.paths import PROJECT
 from tests.tui import streams
 from tests.tui.harness import live, more, screen_text, shown, until
 from tests.tui.replayed import DATA, LAB, SIZES, all_rows, listed, replayed, seq_of, settled, write
@@ -343,7 +343,7 @@ async def test_the_palette_does_what_the_keys_do() -> None:
 
 
 def test_every_key_of_every_view_is_pressed_in_a_test() -> None:
-    tests = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "\n".join(p.read_text() for p in (PROJECT / "tests" / "tui").rglob("test_*.py"))
     pressed = set(re.findall(r'"([^"\s]+)"', tests))
     # Strings whose characters are keys.
     pressed |= {char for word in re.findall(r' in "(\w+)":', tests) for char in word}

@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from ipttrace.trace.row import FIELDS
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "man" / "ipttrace.8"
 COMMANDS = ("print", "record", "replay", "export", "agent", "lab", "demo", "doctor")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.session import Trace
@@ -183,9 +182,8 @@ def test_where_no_file_can_be_it_says_why_in_one_line(
 FULL = """
 import subprocess, sys, os
 from pathlib import Path
-sys.path.insert(0, "tests/unit")
 import numpy as np
-from test_export import filled
+from tests.unit.test_export import filled
 from ipttrace.view import export
 from ipttrace.view.export import Export, ExportError
 export._STEP = 23

@@ -18,13 +18,13 @@ from typing import IO, Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.cli import main
 from ipttrace.stream import record
 from ipttrace.stream.frames import Writer
 from tests.data import synth
+from tests.paths import LAB
 
-LAB = str(Path(__file__).parents[1] / "data" / "lab.iptr")
+LAB = str(LAB)
 
 
 def table(written: str) -> list[dict[str, str]]:

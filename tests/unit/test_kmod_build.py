@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import kernels
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.paths import PROJECT
 
 
 @pytest.mark.parametrize("series", kernels.SERIES)

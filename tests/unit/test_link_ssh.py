@@ -15,8 +15,9 @@ from ipttrace.cli import main
 from ipttrace.link import LinkError
 from ipttrace.link_ssh import SshLink, SshLinks
 from ipttrace.stream.frames import Decoder
+from tests.paths import DATA
 
-FAR = Path(__file__).parents[1] / "data" / "far_agent.py"
+FAR = DATA / "far_agent.py"
 AGENT = [sys.executable, str(FAR), "far"]
 
 # Its last argument is the command, the one before it the host.

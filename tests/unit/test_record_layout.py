@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ipttrace.capture import whole
 from ipttrace.stream import record
+from tests.paths import PROJECT
 
-HEADER = Path(__file__).resolve().parents[2] / "bpf" / "record.h"
+HEADER = PROJECT / "bpf" / "record.h"
 STRUCTS = {"ipttrace_entry": record.ENTRY_DTYPE, "ipttrace_rule": record.RULE_DTYPE}
 STRUCTS["ipttrace_exit"] = record.EXIT_DTYPE
 STRUCTS["ipttrace_hit"] = whole.HIT_DTYPE

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream.record import ENTRY, EXIT, MATCHES, RULE
 from ipttrace.trace.assemble import PATIENCE_NS, Assembler, Calls
 from tests.data import synth

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from ipttrace.capture import pcapfilter
@@ -12,8 +10,9 @@ from ipttrace.stream.frames import read_file
 from ipttrace.trace.expr import expression
 from ipttrace.trace.session import Trace
 from tests.data.netlink_rows import Told
+from tests.paths import LAB
 
-RECORDING = Path(__file__).parent.parent / "data" / "lab.iptr"
+RECORDING = LAB
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import struct
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace.flow import Flows

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.trace.neighbours import SAMPLES, Neighbours, Reach, TableView
 from ipttrace.trace.session import Trace

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,9 @@ from ipttrace.trace import query
 from ipttrace.trace.query_fields import ALIASES, fields
 from ipttrace.trace.query_words import WORDS
 from ipttrace.trace.row import FIELDS
+from tests.paths import PROJECT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "fields.md").read_text(encoding="utf-8")
+PAGE = (PROJECT / "docs" / "fields.md").read_text(encoding="utf-8")
 # Shown because they are wrong; the text below each says so.
 WRONG = ("chain~^(DOCKER", "new syn")
 

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable
 from functools import cache
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from ipttrace.trace.row import FIELDS, Row
 from ipttrace.trace.session import Trace
 from tests.data import synth
 from tests.data.records import entry, leave, rule, tcp, udp, v4
+from tests.paths import LAB
 
-LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
 PLAIN = tuple(name for name in FIELDS if name not in ("time", "path", "rule", "flags", "frag"))
 
 

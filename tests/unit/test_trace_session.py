@@ -6,8 +6,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream import frames, record
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.row import Row, Step

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,7 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
 from tests.data.netlink_rows import NETNS, Told
 from tests.data.records import Array, entry, joined, leave, rule, tcp, v4
-
-LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
+from tests.paths import LAB
 
 CLIENT, PUBLIC, SERVER = (
     bytes(map(int, a.split("."))) for a in ("10.1.0.2", "10.1.0.1", "10.2.0.2")

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream.frames import Frame, Kind, read_file
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
@@ -21,8 +18,7 @@ from ipttrace.trace.tally_listing import Listings, RuleKey
 from ipttrace.trace.tally_rules import ENDS, RulesTally
 from ipttrace.trace.tally_totals import TotalsTally
 from tests.data import synth
-
-LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
+from tests.paths import LAB
 
 
 def feed(trace: Trace, records: synth.Records, size: int = 700) -> None:

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace

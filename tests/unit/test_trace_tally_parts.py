@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace import tally_costs
 from ipttrace.trace.session import Trace

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from ipttrace.trace.session import Trace
 from ipttrace.trace.until import Until
 from ipttrace.view import formats
 from tests.data import synth
+from tests.paths import LAB
 
-LAB = Path(__file__).parents[1] / "data" / "lab.iptr"
 BOOKS = {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
 
 

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import struct
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from golden_packets import FORWARD, OUTPUT, POSTROUTING, PREROUTING, SENT, Stream
-from golden_rows import PLAIN
-
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.store import Store
 from ipttrace.view import pcapng
 from ipttrace.view.pcapng import Pcapng
+from tests.golden.golden_packets import FORWARD, OUTPUT, POSTROUTING, PREROUTING, SENT, Stream
+from tests.golden.golden_rows import PLAIN
 
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 

@@ -8,16 +8,11 @@ import io
 import json
 import os
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-from golden_rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
 
 from ipttrace.trace.row import FIELDS, Row, Step
 from ipttrace.view.csv import FORMULA, CsvView
@@ -25,6 +20,7 @@ from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.lines import View
 from ipttrace.view.places import Places
 from ipttrace.view.text import TextView, colour_wanted
+from tests.golden.golden_rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates included
 

@@ -22,8 +22,7 @@ from ipttrace.lab import kernels, vm_kvm
 from ipttrace.lab.kernels import Kernel
 from ipttrace.lab.vm import Machine, MachineError
 from ipttrace.lab.vm_qemu import QEMU
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.paths import PROJECT
 
 
 @pytest.fixture
