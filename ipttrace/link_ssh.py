@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self, cast
 
 from ipttrace.link import PATIENCE, STOP, LinkError
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 
 OPTIONS: Final = (
     "-T",  # no terminal: the stream is binary

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from ipttrace.stream.frames import Decoder, Kind, StreamError
+from ipttrace.text import clean
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.session import Trace
-from ipttrace.trace.text import clean
 from ipttrace.view.lines import LineWriter, Output, OutputError, summary
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from ipttrace.text import clean
 from ipttrace.trace import protocol as ip
 from ipttrace.trace.dissect_base import (
     DATA,
@@ -31,7 +32,6 @@ from ipttrace.trace.dissect_base import (
 from ipttrace.trace.dissect_data import decode_data
 from ipttrace.trace.dissect_icmp import icmp, icmpv6
 from ipttrace.trace.dissect_upper import UPPER
-from ipttrace.trace.text import clean
 
 MOST_LAYERS: Final = 16
 _MOST_FIELDS: Final = 48

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from ipttrace.text import clean
 from ipttrace.trace.dissect_base import Decode, Next, Put, Reader, Short, named
-from ipttrace.trace.text import clean
 
 _DNS_PORTS: Final = frozenset({53, 5353, 5355})
 _DNS_TYPES: Final = {

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.text import clean
 from ipttrace.trace.hashing import Array, Hash
-from ipttrace.trace.text import clean
 
 # A hostile stream could bring a new name with every record.
 LIMIT: Final = 1 << 18

@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final, NoReturn
 
 from ipttrace.stream.frames import StreamError
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 
 # More than an agent sends.
 MOST: Final = 8192

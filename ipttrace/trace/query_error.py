@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 
 _SHOWN: Final = 40
 # Terminal columns left of the place, where the query is longer than the line.

@@ -39,6 +39,7 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.stream.frames import StreamError
+from ipttrace.text import clean
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.rulesets_frame import (
     FAMILIES,
@@ -53,7 +54,6 @@ from ipttrace.trace.rulesets_frame import (
     frame_key,
     frame_number,
 )
-from ipttrace.trace.text import clean
 
 TEXT_LIMIT: Final = 4096  # characters of a rule
 # What all texts may take, in bytes; numbers of counters that are kept.

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.stream.frames import StreamError
+from ipttrace.text import clean
 from ipttrace.trace.hashing import Array
-from ipttrace.trace.text import clean
 
 U32: Final = 1 << 32
 U64: Final = 1 << 64

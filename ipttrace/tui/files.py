@@ -16,7 +16,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import ProgressBar
 from textual.worker import get_current_worker
 
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 from ipttrace.tui.base import Base
 from ipttrace.tui.messages import ExportEnded, Exporting
 from ipttrace.tui.widgets.export_dialog import Choice, ExportDialog, Wish

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from ipttrace.stream.frames import StreamError
 from ipttrace.stream.tap import Tap
+from ipttrace.text import clean
 from ipttrace.trace.session import Trace
-from ipttrace.trace.text import clean
 from ipttrace.tui import situation as at
 from ipttrace.tui.intake import Intake
 from ipttrace.tui.source import Source

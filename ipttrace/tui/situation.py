@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 
 # In the order in which a trace goes through them.
 BOOTING: Final = "booting"

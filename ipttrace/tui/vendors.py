@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterable
 from typing import Final
 
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 
 _MOST: Final = 4096
 _HEX: Final = frozenset(string.hexdigits)

@@ -24,11 +24,11 @@ from typing import Final
 import numpy as np
 
 from ipttrace import __version__
+from ipttrace.text import clean
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.trace.store import Store
-from ipttrace.trace.text import clean
 from ipttrace.view.cells import ELLIPSIS, duration, path_text, safe
 from ipttrace.view.places import Named, places
 

@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipttrace.text import clean
 from ipttrace.trace.hashing import Hash
 from ipttrace.trace.names import TOO_MANY, Names
 from ipttrace.trace.recent import Recent
-from ipttrace.trace.text import clean
 
 
 @given(st.lists(st.lists(st.binary(max_size=16), max_size=30), max_size=5))

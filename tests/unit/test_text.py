@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipttrace.trace.text import clean
+from ipttrace.text import clean
 
 
 @pytest.mark.parametrize(
