@@ -23,7 +23,7 @@ from ipttrace.capture import doctor, namespaces, pcapfilter
 from ipttrace.capture.budget import Budget
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.host import Host
-from ipttrace.capture.neighbours import NeighbourWatch
+from ipttrace.capture.neighbours.watch import NeighbourWatch
 from ipttrace.capture.orders import ControlLine, Order, parse
 from ipttrace.capture.ruleset import Rules
 from ipttrace.capture.sink import Descriptor

@@ -29,10 +29,11 @@ from typing import Any, Final
 
 from pyroute2.netlink import rtnl
 
-from ipttrace.capture import namespaces, ndtmsg
+from ipttrace.capture import namespaces
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.ndtmsg import Value
-from ipttrace.capture.rtdump import Doors, Vanished, dump
+from ipttrace.capture.neighbours import messages as ndtmsg
+from ipttrace.capture.neighbours.dump import Doors, Vanished, dump
+from ipttrace.capture.neighbours.messages import Value
 from ipttrace.capture.watch import Seen
 from ipttrace.stream.frames import Kind
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipttrace.capture import ndtmsg
-from ipttrace.capture.rtdump import dump
+from ipttrace.capture.neighbours import messages as ndtmsg
+from ipttrace.capture.neighbours.dump import dump
 
 
 def attribute(kind: int, value: bytes) -> bytes:

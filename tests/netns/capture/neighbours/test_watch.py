@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.neighbours import NeighbourWatch
+from ipttrace.capture.neighbours.watch import NeighbourWatch
 from ipttrace.stream.frames import Kind
 from ipttrace.trace.neighbours import Namespace, Neighbour, Neighbours
 
@@ -384,7 +384,7 @@ def test_a_namespace_that_must_not_be_read_is_told_in_one_line(
 
     watch = NeighbourWatch()
     try:
-        monkeypatch.setattr("ipttrace.capture.rtdump._setns", refuse)
+        monkeypatch.setattr("ipttrace.capture.neighbours.dump._setns", refuse)
         with pytest.raises(CaptureError, match="cannot be read: Operation not permitted"):
             list(watch.look())
     finally:
