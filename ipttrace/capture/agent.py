@@ -21,8 +21,8 @@ from typing import Any, Final
 from ipttrace import __version__
 from ipttrace.capture import doctor, namespaces, pcapfilter
 from ipttrace.capture.budget import Budget
+from ipttrace.capture.doctor.machine import Host
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.host import Host
 from ipttrace.capture.neighbours.watch import NeighbourWatch
 from ipttrace.capture.orders import ControlLine, Order, parse
 from ipttrace.capture.ruleset import Rules

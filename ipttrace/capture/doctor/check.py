@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ipttrace.capture.host import Host
+from ipttrace.capture.doctor.machine import Host
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from ipttrace.capture import doctor_netlink
-from ipttrace.capture.doctor_check import Check, install, sudo
-from ipttrace.capture.host import MODULE, PINS, Host
+from ipttrace.capture.doctor import netlink as doctor_netlink
+from ipttrace.capture.doctor.check import Check, install, sudo
+from ipttrace.capture.doctor.machine import MODULE, PINS, Host
 
 OLDEST: Final = (5, 10)
 _SIGNED: Final = b"~Module signature appended~\n"  # MODULE_SIG_STRING of linux/module_signature.h

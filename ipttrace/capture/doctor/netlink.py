@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ipttrace.capture.doctor_check import Check, install, sudo
-from ipttrace.capture.host import Host
+from ipttrace.capture.doctor.check import Check, install, sudo
+from ipttrace.capture.doctor.machine import Host
 
 _NAME: Final = "engine: netlink"
 _BOOT: Final = "boot a kernel of the distribution, or ipttrace lab"

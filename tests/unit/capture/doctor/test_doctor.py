@@ -14,8 +14,8 @@ import pytest
 
 from ipttrace.capture import doctor
 from ipttrace.capture.doctor import checks, render, why_not
-from ipttrace.capture.doctor_check import Check
-from ipttrace.capture.host import Host
+from ipttrace.capture.doctor.check import Check
+from ipttrace.capture.doctor.machine import Host
 
 RELEASE = "6.1.0-56-amd64"
 CACHE = "root/.cache/ipttrace"
