@@ -128,7 +128,7 @@ def _agent_arguments(options: argparse.Namespace) -> list[str]:
 
 def _expr_is_good(options: argparse.Namespace) -> bool:
     """Says what is wrong with EXPR before anything is started."""
-    from ipttrace.capture import pcapfilter
+    from ipttrace.capture.filter import pcap as pcapfilter
 
     try:
         pcapfilter.compile(" ".join(options.expr))

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipttrace import __version__
-from ipttrace.capture import doctor, namespaces, pcapfilter
+from ipttrace.capture import doctor, namespaces
 from ipttrace.capture.budget import Budget
 from ipttrace.capture.doctor.machine import Host
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.neighbours.watch import NeighbourWatch
 from ipttrace.capture.orders import ControlLine, Order, parse
 from ipttrace.capture.ruleset import Rules
@@ -136,7 +137,8 @@ def _beside(request: Request, program: bytes, kernel: Any, host: Host) -> Any:
     """The kernel engine, and the other beside it for nftables, where that is possible."""
     if "nf_tables" not in host.modules:
         return kernel  # nobody uses it here, and it is not to be loaded for that
-    from ipttrace.capture import both, nft_filter
+    from ipttrace.capture import both
+    from ipttrace.capture.filter import nft as nft_filter
     from ipttrace.capture.netlink import DEFAULT_BUFFER, NetlinkEngine, Options
 
     try:

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.capture import nft_filter, nllegacy
+from ipttrace.capture import nllegacy
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink import NetlinkEngine
 from ipttrace.capture.nlattr import Array
 from ipttrace.capture.nlcalls import Numbers, plain

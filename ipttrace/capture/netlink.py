@@ -21,8 +21,9 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from ipttrace.capture import namespaces, nf_log, nft_filter
+from ipttrace.capture import namespaces, nf_log
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.nf_log import LogSetting
 from ipttrace.capture.nft_trace import EVENT
 from ipttrace.capture.nlattr import Array

@@ -18,7 +18,7 @@ from typing import Final
 
 from ipttrace.capture import nft_wire as wire
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.nft_filter import Compiled
+from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.nft_wire import NftSocket, Order, Refused, in_words
 
 # NFPROTO_*

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.nft_walk import LENGTH, TRANSPORT
+from ipttrace.capture.filter.paths import LENGTH, TRANSPORT
 
 NEWTABLE: Final = 0
 GETTABLE: Final = 1

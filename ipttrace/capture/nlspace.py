@@ -20,9 +20,9 @@ import numpy as np
 
 from ipttrace.capture import namespaces
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter.nft import Compiled, matches
 from ipttrace.capture.nf_log import LogSetting
 from ipttrace.capture.nft_dump import Dump, Snapshot
-from ipttrace.capture.nft_filter import Compiled, matches
 from ipttrace.capture.nft_table import ARP, BRIDGE, INET, FlipTable, clean_stale
 from ipttrace.capture.nft_trace import EVENT, NFNLGRP_NFTABLES, NFNLGRP_NFTRACE, Decoder
 from ipttrace.capture.nlattr import Array

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipttrace.capture import nft_filter, pcapfilter
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.nft_dump import Dump
 from ipttrace.capture.nft_table import FlipTable
 from tests.netns.rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space

@@ -20,9 +20,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from ipttrace.capture import nft_filter, nft_table, nft_wire, pcapfilter
+from ipttrace.capture import nft_table, nft_wire
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.nft_filter import Compiled
+from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.nft_table import ARP, BRIDGE, INET, FlipTable, clean_stale
 from ipttrace.capture.ruleset_save import inside
 from tests.netns.labs import fresh_prefix

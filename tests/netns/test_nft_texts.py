@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipttrace.capture import nft_filter, nft_ruleset, nft_words, pcapfilter
+from ipttrace.capture import nft_ruleset, nft_words
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.nft_dump import Dump
 from ipttrace.capture.nft_ruleset import Changed
 from ipttrace.capture.nft_table import FlipTable

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ipttrace.capture import agent, pcapfilter
+from ipttrace.capture import agent
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.sink import Descriptor
 from ipttrace.capture.stop import Stop
 from ipttrace.stream.frames import Decoder, Frame, Kind, Writer

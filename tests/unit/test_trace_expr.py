@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipttrace.capture import pcapfilter
+from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.stream.frames import read_file
 from ipttrace.trace.expr import expression
 from ipttrace.trace.session import Trace

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ipttrace.capture import nft_filter, pcapfilter
-from ipttrace.capture.nft_filter import MAX_EXPRESSIONS, MAX_RULES, Check, Compiled, Load
+from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter.nft import MAX_EXPRESSIONS, MAX_RULES, Check, Compiled, Load
 
 EXACT = [
     "ip",

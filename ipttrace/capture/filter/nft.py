@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ipttrace.capture import pcapfilter
-from ipttrace.capture.bpf_headers import matches
-from ipttrace.capture.nft_walk import LENGTH, NETWORK, TRANSPORT, Literal, Load, Walk, Way, true
+from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter.headers import matches
+from ipttrace.capture.filter.paths import LENGTH, NETWORK, TRANSPORT, Literal, Load, Walk, Way, true
 
 __all__ = ["LENGTH", "NETWORK", "TRANSPORT", "Check", "Compiled", "Load", "compile", "matches"]
 

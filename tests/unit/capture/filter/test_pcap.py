@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipttrace.capture import pcapfilter
-from ipttrace.capture.pcapfilter import FilterError, matches
+from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter.pcap import FilterError, matches
 
 
 def ipv4(proto: int, payload: bytes, src: str = "10.0.0.1", dst: str = "10.0.0.2") -> bytes:

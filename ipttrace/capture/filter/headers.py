@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ipttrace.capture import pcapfilter
+from ipttrace.capture.filter import pcap as pcapfilter
 
 Array = npt.NDArray[Any]
 
