@@ -5,7 +5,7 @@
  *
  * Shared by the module (which fills them in), by the BPF programs (which write
  * them to perf buffers) and, through a test that compares every offset, by
- * ipttrace/stream/record.py and ipttrace/capture/whole.py.
+ * ipttrace/stream/record.py and ipttrace/capture/kernel/calls.py.
  *
  * What has a perf buffer is of one fixed size, so that a stretch of a buffer is
  * an array.  Integers are in host order unless they are named be16.  Strings

@@ -120,7 +120,7 @@ def _kernel_engine(request: Request, program: bytes, host: Host) -> Any:
         raise CaptureError(
             f"another ipttrace (pid {pid}) traces on this host already: stop it first"
         )
-    from ipttrace.capture.kernel import DEFAULT_BUFFER, KernelEngine, Options
+    from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
 
     everywhere = request.netns in (None, namespaces.ALL)
     return KernelEngine(

@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ipttrace.capture import kmod, namespaces, ruleset_save
-from ipttrace.capture.control import Change, Control
+from ipttrace.capture import namespaces, ruleset_save
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import module as kmod
+from ipttrace.capture.kernel.control import Change, Control
 from ipttrace.capture.ruleset_save import CommandMissing, Table, Unreadable
 from ipttrace.capture.watch import Seen
 from ipttrace.stream.frames import Kind

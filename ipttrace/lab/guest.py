@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ipttrace.capture import kmod
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.kernels_error import KernelError
 from ipttrace.lab.vm import Machine, MachineError
@@ -126,7 +126,7 @@ def lab_traffic() -> Iterator[None]:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        import ipttrace.capture.kernel  # noqa: F401  (this is what takes the time)
+        import ipttrace.capture.kernel.engine  # noqa: F401  (this is what takes the time)
 
         if child.stdout.readline() != b"ready\n":
             raise SystemExit("ipttrace: the lab network did not come up")

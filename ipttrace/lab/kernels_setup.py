@@ -13,8 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ipttrace.capture import kmod
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab import vm_kvm
 from ipttrace.lab.kernels import SERIES, Kernel, KernelError, ensure, find, show_progress
 

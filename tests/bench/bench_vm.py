@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ipttrace.capture import kmod
+from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.vm import Machine
 from tests.bench.first_row import first_row

@@ -13,7 +13,7 @@ import tempfile
 
 import pytest
 
-from ipttrace.capture import kmod
+from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab import kernels
 from ipttrace.lab.vm import Machine
 from tests.paths import PROJECT

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from ipttrace.capture import whole
+from ipttrace.capture.kernel import calls as whole
 from ipttrace.stream import record
 from tests.paths import PROJECT
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ipttrace.capture import ruleset, ruleset_save
-from ipttrace.capture.control import Change
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel.control import Change
 from ipttrace.capture.ruleset_save import Chain, CommandMissing, Unreadable
 from ipttrace.stream.frames import Kind
 from ipttrace.trace.rulesets import Rulesets

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from ipttrace.capture import kmod
-from ipttrace.capture.bpf import PINS, PROGRAMS, Pins
-from ipttrace.capture.control import Control
+from ipttrace.capture.kernel import module as kmod
+from ipttrace.capture.kernel.control import Control
+from ipttrace.capture.kernel.programs import PINS, PROGRAMS, Pins
 
 
 class Bare:

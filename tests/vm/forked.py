@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ipttrace.capture.kernel
+import ipttrace.capture.kernel.engine
 from ipttrace.capture import agent
 from ipttrace.lab import traffic
 from ipttrace.stream.frames import Decoder, Frame, Kind
@@ -26,7 +26,7 @@ from ipttrace.stream.frames import Decoder, Frame, Kind
 PATIENCE = 60.0
 """Seconds after which something is taken never to happen; a slow guest needs a part of it."""
 
-assert ipttrace.capture.kernel
+assert ipttrace.capture.kernel.engine
 
 
 def until(reached: Callable[[], bool], seconds: float = PATIENCE) -> bool:

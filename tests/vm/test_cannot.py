@@ -13,8 +13,8 @@ import pytest
 
 from ipttrace.capture.agent import Request, open_engine
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.kernel import DEFAULT_BUFFER, KernelEngine, Options
-from ipttrace.capture.kmod import find_or_build
+from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
+from ipttrace.capture.kernel.module import find_or_build
 from tests.vm.conftest import captured
 from tests.vm.forked import fork
 

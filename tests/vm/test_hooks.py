@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture import kmod
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.whole import HITS
+from ipttrace.capture.kernel import module as kmod
+from ipttrace.capture.kernel.calls import HITS
 from ipttrace.lab import traffic
 from ipttrace.lab.network_ns import socket_in
 from ipttrace.trace.row import Step

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture.bpf import PINS
-from ipttrace.capture.control import CMD_ARM, CMD_DISARM, CMD_FILTER, Control
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel.control import CMD_ARM, CMD_DISARM, CMD_FILTER, Control
+from ipttrace.capture.kernel.programs import PINS
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import kprobes
 from tests.vm.forked import PATIENCE, fork

@@ -20,8 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from ipttrace.capture import bpf, kmod
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import module as kmod
+from ipttrace.capture.kernel import programs as bpf
 
 MODULE: Final = kmod.NAME
 PINS: Final = "sys/fs/bpf/ipttrace"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture.bpf import PINS
 from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.kernel.programs import PINS
 from ipttrace.stream.frames import Kind
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import kprobes

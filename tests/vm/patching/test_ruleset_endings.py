@@ -10,7 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from ipttrace.capture.control import Change
+from ipttrace.capture.kernel.control import Change
 from tests.vm.bare import Bare
 from tests.vm.forked import flooding, until
 from tests.vm.plain import Plain

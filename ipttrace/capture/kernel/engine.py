@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.capture import kmod
-from ipttrace.capture.bpf import BUFFERS, LOST, PINS, PROGRAMS, Pins
-from ipttrace.capture.control import Control, Status
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.perf import Buffers
+from ipttrace.capture.kernel import module as kmod
+from ipttrace.capture.kernel.control import Control, Status
+from ipttrace.capture.kernel.programs import BUFFERS, LOST, PINS, PROGRAMS, Pins
+from ipttrace.capture.kernel.rings import Buffers
 from ipttrace.stream.record import ENTRY, EXIT, RECORD_VERSION, Records
 
 # Of all buffers together; a share of it for calls and for rules, for each CPU.

@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 def sources() -> Path:
     """The folder that holds kmod/ and bpf/: the checkout, or where it is installed."""
-    for folder in (Path(__file__).resolve().parents[2], Path("/usr/src/ipttrace")):
+    for folder in (Path(__file__).resolve().parents[3], Path("/usr/src/ipttrace")):
         if (folder / "kmod" / "Kbuild").exists():
             return folder
     raise CaptureError("the sources of the kernel module are missing: reinstall ipttrace")

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("bcc", reason="python3-bpfcc is not installed")
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.perf import Stretch
+from ipttrace.capture.kernel.rings import Stretch
 from ipttrace.stream import record
 
 LOST = np.frombuffer(b"\x02\0\0\0\0\0\x18\0" + bytes(16), "u1")  # PERF_RECORD_LOST, 24 bytes

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture import kmod
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import module as kmod
 
 
 @pytest.mark.parametrize("place", ["updates/dkms/ipttrace.ko.xz", "extra/ipttrace.ko"])

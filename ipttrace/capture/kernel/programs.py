@@ -32,8 +32,8 @@ def object_file() -> Path:
     """The compiled BPF object: of the checkout, or of the installed package."""
     here = Path(__file__).resolve()
     for path in (
-        here.parents[2] / "build" / "ipttrace.bpf.o",
-        here.parents[1] / "ipttrace.bpf.o",
+        here.parents[3] / "build" / "ipttrace.bpf.o",
+        here.parents[2] / "ipttrace.bpf.o",
         Path("/usr/lib/ipttrace/ipttrace.bpf.o"),
     ):
         if path.exists():

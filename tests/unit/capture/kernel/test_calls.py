@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ipttrace.capture.whole import HITS, WHOLE_DTYPE, split
+from ipttrace.capture.kernel.calls import HITS, WHOLE_DTYPE, split
 from ipttrace.stream import record
 
 

@@ -24,7 +24,7 @@ from bcc.libbcc import lib
 from bcc.utils import get_online_cpus, get_possible_cpus
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.whole import WHOLE_DTYPE, split
+from ipttrace.capture.kernel.calls import WHOLE_DTYPE, split
 from ipttrace.stream import record
 from ipttrace.stream.record import Records
 
