@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipttrace import __version__
-from ipttrace.capture import doctor, namespaces
+from ipttrace.capture import doctor
+from ipttrace.capture import netns as namespaces
 from ipttrace.capture.budget import Budget
+from ipttrace.capture.control_line import ControlLine, Order, parse
 from ipttrace.capture.doctor.machine import Host
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.neighbours.watch import NeighbourWatch
-from ipttrace.capture.orders import ControlLine, Order, parse
-from ipttrace.capture.ruleset import Rules
-from ipttrace.capture.sink import Descriptor
-from ipttrace.capture.stop import Stop
+from ipttrace.capture.output import Descriptor
+from ipttrace.capture.rules.kernel_watch import Rules
+from ipttrace.capture.signals import Stop
 from ipttrace.capture.watch import Watcher
 from ipttrace.stream.frames import Kind, Writer
 from ipttrace.stream.record import EXIT
@@ -137,9 +138,9 @@ def _beside(request: Request, program: bytes, kernel: Any, host: Host) -> Any:
     """The kernel engine, and the other beside it for nftables, where that is possible."""
     if "nf_tables" not in host.modules:
         return kernel  # nobody uses it here, and it is not to be loaded for that
-    from ipttrace.capture import both
+    from ipttrace.capture import combined as both
     from ipttrace.capture.filter import nft as nft_filter
-    from ipttrace.capture.netlink import DEFAULT_BUFFER, NetlinkEngine, Options
+    from ipttrace.capture.netlink.engine import DEFAULT_BUFFER, NetlinkEngine, Options
 
     try:
         both.refuse_inexact(nft_filter.compile(program))
@@ -155,7 +156,7 @@ def _beside(request: Request, program: bytes, kernel: Any, host: Host) -> Any:
 
 
 def _netlink_engine(request: Request, program: bytes) -> Any:
-    from ipttrace.capture.netlink import DEFAULT_BUFFER, NetlinkEngine, Options
+    from ipttrace.capture.netlink.engine import DEFAULT_BUFFER, NetlinkEngine, Options
 
     return NetlinkEngine(Options(program, request.netns, request.buffer or DEFAULT_BUFFER))
 
@@ -391,7 +392,7 @@ def _rules(request: Request, engine: Any) -> list[Any]:
     if engine.name != "netlink":
         found.append(Rules(None if request.netns == namespaces.ALL else request.netns))
     if engine.name != "kernel":
-        from ipttrace.capture.nltexts import Texts
+        from ipttrace.capture.rules.netlink_watch import Texts
 
         found.append(Texts(engine.changes))
     return found

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from ipttrace.capture.orders import ControlLine, parse
+from ipttrace.capture.control_line import ControlLine, parse
 from ipttrace.stream.frames import Kind, Writer, read_file
 
 

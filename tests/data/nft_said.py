@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ipttrace.capture.nft_dump import ChainInfo, Snapshot, TableInfo
-from ipttrace.capture.nft_trace import Decoder
-from ipttrace.capture.nlcalls import CallMaker, Calls, Numbers, in_order
-from ipttrace.capture.nljourneys import NftJourneys
-from ipttrace.capture.nlplaces import Generations
-from ipttrace.capture.nlreader import Batch
+from ipttrace.capture.netlink.calls import CallMaker, Calls, Numbers, in_order
+from ipttrace.capture.netlink.journeys import NftJourneys
+from ipttrace.capture.netlink.nft.decode import Decoder
+from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
+from ipttrace.capture.netlink.nft.places import Generations
+from ipttrace.capture.netlink.reader import Batch
 from ipttrace.stream import frames, record
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace

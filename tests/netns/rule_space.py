@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture import nft_ruleset
-from ipttrace.capture.nft_dump import Dump, Snapshot
-from ipttrace.capture.nft_ruleset import ChainText, TableText
-from ipttrace.capture.ruleset_save import inside
+from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
+from ipttrace.capture.rules import nft_texts as nft_ruleset
+from ipttrace.capture.rules.nft_texts import ChainText, TableText
 from tests.netns.labs import fresh_prefix
 
 INET, IP, ARP, NETDEV, BRIDGE, IP6 = 1, 2, 3, 5, 7, 10

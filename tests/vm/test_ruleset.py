@@ -176,7 +176,7 @@ def test_a_recorded_stream_has_the_texts_in_it(tmp_path: Path) -> None:
 def test_without_the_command_rows_come_without_texts_and_that_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ipttrace.capture import ruleset_save
+    from ipttrace.capture import iptables_save as ruleset_save
 
     monkeypatch.setattr(ruleset_save, "command", lambda family: None)
     with Plain() as plain:

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from pyroute2.netlink import rtnl
 
-from ipttrace.capture import namespaces
+from ipttrace.capture import netns as namespaces
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.neighbours import messages as ndtmsg
 from ipttrace.capture.neighbours.dump import Doors, Vanished, dump

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What nftables has in a namespace, as the kernel lists it: tables, chains, rules' handles.
+
+One generation of it, or nothing.  What the rules say is read by nft_ruleset.
+Must not change anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.netlink.nft.wire import NftSocket, Order, Refused, attributes, in_words
+
+_GETTABLE: Final = 1
+_GETCHAIN: Final = 4
+_GETRULE: Final = 7
+_GETGEN: Final = 16
+_DUMP: Final = 0x300  # NLM_F_DUMP
+
+# Attributes: enum nft_table_attributes, nft_chain_attributes, nft_hook_attributes,
+# nft_rule_attributes, nft_gen_attributes.
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _TABLE_OWNER = 1, 2, 4, 7
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_CHAIN_USERDATA = 12
+_HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
+_GEN_ID: Final = 1
+
+_TRIES: Final = 10
+_RESTLESS: Final = "nftables' rules change faster than they can be listed"
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """`handle` is another one when a table of the same name is made anew."""
+
+    handle: int
+    flags: int  # NFT_TABLE_F_*
+    owner: int | None  # netlink address of the socket that it belongs to
+
+
+@dataclass(frozen=True, slots=True)
+class ChainInfo:
+    """`hook`, `priority` and `policy` (NF_*): None where it is no base chain."""
+
+    hook: int | None
+    priority: int | None
+    type: str
+    policy: int | None
+    device: str | None
+    handles: list[int] = field(default_factory=list)  # of its rules, in order
+    comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Tables by family (NFPROTO_*) and name, chains by family, table and name."""
+
+    genid: int
+    tables: dict[tuple[int, str], TableInfo]
+    chains: dict[tuple[int, str, str], ChainInfo]
+
+
+class Made(NamedTuple):
+    """What a rule is made of: see nft_words."""
+
+    family: int
+    table: str
+    chain: str
+    handle: int
+    expressions: bytes
+
+
+class Dump:
+    """A socket for asking, of the calling thread's namespace.  For one thread at a time."""
+
+    def __init__(self) -> None:
+        """Raises CaptureError."""
+        self._socket = NftSocket()
+        try:
+            self.genid()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Lets go of the namespace."""
+        self._socket.close()
+
+    def genid(self) -> int:
+        """The generation of the ruleset.  Raises CaptureError."""
+        for _, found in self._ask(_GETGEN, 0):
+            return _number(found, _GEN_ID) or 0
+        raise CaptureError("nf_tables does not tell its generation")
+
+    def snapshot(self) -> Snapshot:
+        """All of one generation.  Raises CaptureError, also where it never stands still."""
+        for _ in range(_TRIES):
+            before = self.genid()
+            snapshot = Snapshot(before, self._tables(), self._chains())
+            self._rules(snapshot)
+            if self.genid() == before:
+                return snapshot
+        raise CaptureError(_RESTLESS)
+
+    def made(self) -> list[Made]:
+        """All rules, in order; of one generation only if `genid` says so.  Raises CaptureError."""
+        return [
+            Made(
+                family,
+                _text(found, _RULE_TABLE),
+                _text(found, _RULE_CHAIN),
+                _number(found, _RULE_HANDLE) or 0,
+                found.get(_RULE_EXPRESSIONS, b""),
+            )
+            for family, found in self._ask(_GETRULE)
+        ]
+
+    def _ask(self, kind: int, flags: int = _DUMP) -> list[tuple[int, dict[int, bytes]]]:
+        try:
+            return self._socket.ask(Order(kind, 0, b"", flags))
+        except Refused as refused:
+            if refused.errno == errno.EINTR:
+                raise CaptureError(_RESTLESS) from refused
+            raise in_words(refused.errno) from refused
+
+    def _tables(self) -> dict[tuple[int, str], TableInfo]:
+        return {
+            (family, _text(found, _TABLE_NAME)): TableInfo(
+                _number(found, _TABLE_HANDLE) or 0,
+                _number(found, _TABLE_FLAGS) or 0,
+                _number(found, _TABLE_OWNER),
+            )
+            for family, found in self._ask(_GETTABLE)
+        }
+
+    def _chains(self) -> dict[tuple[int, str, str], ChainInfo]:
+        chains = {}
+        for family, found in self._ask(_GETCHAIN):
+            hook = attributes(found.get(_CHAIN_HOOK, b""))
+            priority = _number(hook, _HOOK_PRIORITY)
+            if priority is not None and priority >= 1 << 31:
+                priority -= 1 << 32
+            chains[family, _text(found, _CHAIN_TABLE), _text(found, _CHAIN_NAME)] = ChainInfo(
+                _number(hook, _HOOK_NUM),
+                priority,
+                _text(found, _CHAIN_TYPE),
+                _number(found, _CHAIN_POLICY),
+                _text(hook, _HOOK_DEV) or None,
+                comment=_comment(found.get(_CHAIN_USERDATA, b"")),
+            )
+        return chains
+
+    def _rules(self, snapshot: Snapshot) -> None:
+        for family, found in self._ask(_GETRULE):
+            chain = snapshot.chains.get(
+                (family, _text(found, _RULE_TABLE), _text(found, _RULE_CHAIN))
+            )
+            handle = _number(found, _RULE_HANDLE)
+            if chain is not None and handle is not None:
+                chain.handles.append(handle)
+
+
+def _number(of: dict[int, bytes], kind: int) -> int | None:
+    """A big-endian number of four or eight bytes; None where there is none."""
+    value = of.get(kind, b"")
+    if len(value) == 4:
+        return int(struct.unpack(">I", value)[0])
+    return int(struct.unpack(">Q", value)[0]) if len(value) == 8 else None
+
+
+def _text(of: dict[int, bytes], kind: int) -> str:
+    """A name; bytes that are no UTF-8 stay what they are, as surrogates."""
+    return of.get(kind, b"").split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _comment(userdata: bytes) -> str | None:
+    """The comment in what nft keeps beside a chain: type, length, value of a byte each and more."""
+    at = 0
+    while at + 2 <= len(userdata):
+        kind, length = userdata[at : at + 2]
+        if kind == 0:  # NFTNL_UDATA_CHAIN_COMMENT
+            return _text({kind: userdata[at + 2 : at + 2 + length]}, kind)
+        at += 2 + length
+    return None

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Legacy rules that real packets hit are told of over netlink, one message for each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import numpy as np
+import pytest
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netlink.legacy import decode as nflog
+from ipttrace.capture.netlink.legacy.logger import LogSetting
+from ipttrace.capture.netlink.reader import Mailbox, Reader
+from ipttrace.stream.record import MATCHES
+
+PINGS = 23
+FLIP = """\
+table inet flip {
+  chain arriving { type filter hook prerouting priority -350; meta nftrace set 1; }
+  chain leaving { type filter hook output priority -350; meta nftrace set 1; }
+}
+"""
+PRE, IN, FORWARD, OUT, POST = range(5)
+Hit = tuple[int, str, str, str, int]  # hook, table, chain, match, rule
+
+
+class Space:
+    """A network namespace with nothing but loopback."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = f"/run/netns/{name}"
+        self.inode = os.stat(self.path).st_ino
+
+    def run(self, *argv: str, text: str | None = None) -> None:
+        command = ["ip", "netns", "exec", self.name, *argv]
+        done = subprocess.run(command, input=text, capture_output=True, text=True)
+        if "Table does not exist" in done.stderr or "can't initialize" in done.stderr:
+            pytest.skip("this kernel has no such table")
+        assert done.returncode == 0, done.stderr
+
+    def iptables(self, line: str, family: int = 4) -> None:
+        self.run({4: "iptables-legacy", 6: "ip6tables-legacy"}[family], *line.split())
+
+    def send(self, family: int, to: str, port: int, size: int = 20) -> int:
+        """One UDP datagram; the port that it was sent from."""
+        with inside(self.path, self.inode), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.sendto(bytes(size), (to, port))
+            return int(sock.getsockname()[1])
+
+
+class Log:
+    """What is logged in a namespace, while in a with statement."""
+
+    def __init__(self, space: Space, room: int = 8 << 20) -> None:
+        self.decoder = nflog.Decoder()
+        self.events = np.zeros(0, nflog.EVENT)
+        with ExitStack() as stack:
+            self.reader = Reader()
+            stack.callback(self.reader.close)
+            setting = LogSetting()
+            stack.callback(setting.give_back)
+            with inside(space.path, space.inode):
+                self.box: Mailbox = nflog.new_mailbox(room)
+                stack.callback(self.box.close)
+                self.conntrack = nflog.open(self.box)
+                setting.take(space.path, space.inode)
+                stack.callback(setting.give_back)
+            self.reader.add(self.box)
+            stack.callback(self.reader.remove, self.box)
+            space.run("nft", "-f", "-", text=FLIP)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def wait(self, count: int) -> np.ndarray:
+        """So many events at least, and what else is there."""
+        deadline = time.monotonic() + 30
+        while True:
+            self.reader.flush()
+            new = self.decoder.decode(*self.box.take())
+            self.events = np.concatenate([self.events, new])
+            if len(self.events) >= count:
+                return self.events
+            assert time.monotonic() < deadline, f"{len(self.events)} of {count} events"
+            time.sleep(0.01)
+
+
+@contextmanager
+def made(name: str) -> Iterator[Space]:
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        space = Space(name)
+        space.run("ip", "link", "set", "lo", "up")
+        yield space
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def space(prefix: str) -> Iterator[Space]:
+    with made(prefix) as one:
+        yield one
+
+
+@contextmanager
+def logged(space: Space, room: int = 8 << 20) -> Iterator[Log]:
+    log = Log(space, room)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def hits(events: np.ndarray) -> list[Hit]:
+    return [
+        (
+            int(one["hook"]),
+            one["table"].decode(),
+            one["chain"].decode(),
+            MATCHES[one["comment"]],
+            int(one["rulenum"]),
+        )
+        for one in events
+    ]
+
+
+RULES = """\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT DROP [0:0]
+:ser:vices - [0:0]
+:return:1 - [0:0]
+-A OUTPUT -p tcp -j DROP
+-A OUTPUT -j ser:vices
+-A OUTPUT -o lo -j ACCEPT
+-A ser:vices -p tcp
+-A ser:vices -p PING -g return:1
+-A ser:vices -p udp -j RETURN
+-A return:1 -p udp -j DROP
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_pings_hit_each_rule_in_order(space: Space, family: int) -> None:
+    # GIVEN chains of a user's, one with a colon and one called like a line's end
+    rules = RULES.replace("PING", "icmp" if family == 4 else "ipv6-icmp")
+    restore = "iptables-legacy-restore" if family == 4 else "ip6tables-legacy-restore"
+    space.run(restore, text=rules)
+    with logged(space) as log:
+        # WHEN pings go round
+        address = "127.0.0.1" if family == 4 else "::1"
+        space.run("ping", "-c", str(PINGS), "-i", "0.01", "-s", "100", address)
+        each = [
+            (OUT, "filter", "OUTPUT", "rule", 2),
+            (OUT, "filter", "ser:vices", "rule", 2),
+            (OUT, "filter", "return:1", "return", 2),
+            (OUT, "filter", "OUTPUT", "rule", 3),
+            (IN, "filter", "INPUT", "policy", 1),
+        ]
+        events = log.wait(len(each) * 2 * PINGS)
+    # THEN each request and each reply has its events, and nothing is missing
+    assert hits(events) == each * 2 * PINGS
+    assert nflog.lost(-1, events) == 0
+    assert (log.box.drops(), log.decoder.unread) == (0, 0)
+    head = 20 if family == 4 else 40
+    assert set(events["len"].tolist()) == {head + 108}
+    assert set(events["caplen"].tolist()) == {128}
+    assert set(events["family"].tolist()) == {2 if family == 4 else 10}
+    assert set(events["protocol"].tolist()) == {0x0800 if family == 4 else 0x86DD}
+    arriving = events["hook"] == IN
+    assert set(events["in_ifindex"][arriving].tolist()) == {1}
+    assert set(events["out_ifindex"][~arriving].tolist()) == {1}
+    assert not events["out_ifindex"][arriving].any()
+    assert set(events["mac_len"][arriving].tolist()) == {14}
+    assert set(events["mac_len"][~arriving].tolist()) == {0}
+    types = events["packet"][:: len(each), head].tolist()
+    assert types == ([8, 0] if family == 4 else [128, 129]) * PINGS
+
+
+def test_a_mark_and_a_length_that_does_not_fit_are_told(space: Space) -> None:
+    space.iptables("-t mangle -A OUTPUT -p udp -j MARK --set-mark 0xabcd")
+    with logged(space) as log:
+        port = space.send(socket.AF_INET, "127.0.0.1", 9, size=1000)
+        events = log.wait(4)
+        # What is logged of the answer: an ICMP error, that nobody listens there
+        events = events[events["packet"][:, 9] == socket.IPPROTO_UDP]
+    found = [(one["table"], MATCHES[one["comment"]], int(one["mark"])) for one in events]
+    assert found[:2] == [(b"mangle", "rule", 0), (b"mangle", "policy", 0xABCD)]
+    assert set(events["len"].tolist()) == {1028}
+    assert bytes(events["packet"][0][20:22]) == port.to_bytes(2, "big")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_connections_are_told_before_and_after_nat(space: Space, family: int) -> None:
+    address, target, kind = {
+        4: ("127.0.0.1", "127.0.0.2:5353", socket.AF_INET),
+        6: ("::1", "[::1]:5353", socket.AF_INET6),
+    }[family]
+    dnat = f"-t nat -A OUTPUT -p udp --dport 53 -j DNAT --to-destination {target}"
+    space.iptables(dnat, family)
+    space.iptables("-A INPUT -p udp --dport 5353 -j DROP", family)
+    with logged(space) as log:
+        port = space.send(kind, address, 53)
+        told = [(OUT, b"nat", 0), (OUT, b"filter", 2), (IN, b"filter", 0)]
+        log.wait(4)
+        if not log.conntrack:
+            pytest.skip("this kernel is built without CONFIG_NETFILTER_NETLINK_GLUE_CT")
+    events = log.events
+    found = [(int(one["hook"]), one["table"], int(one["comment"])) for one in events]
+    assert [one for one in found if one in told] == told
+    assert events["tracked"].all()
+    assert set(events["ct_proto"].tolist()) == {17}
+    assert len(set(events["ct"].tolist())) == 1
+    assert events["ct"][0] != 0
+    source = socket.inet_pton(kind, address).ljust(16, b"\0")
+    meant = socket.inet_pton(kind, target.rpartition(":")[0].strip("[]")).ljust(16, b"\0")
+    assert {bytes(one) for one in events["ct_orig_src"]} == {source}
+    assert {bytes(one) for one in events["ct_orig_dst"]} == {source}
+    assert set(events["ct_orig_sport"].tolist()) == {port}
+    assert set(events["ct_orig_dport"].tolist()) == {53}
+    # THEN the rule that rewrites sees it as it was, the ones after it as it is
+    first, last = events[0], events[-1]
+    assert bytes(first["ct_reply_src"]) == source
+    assert (first["ct_reply_sport"], first["ct_reply_dport"]) == (53, port)
+    assert bytes(last["ct_reply_src"]) == meant
+    assert (last["ct_reply_sport"], last["ct_reply_dport"]) == (5353, port)
+    assert last["ct_status"] & 0x20  # IPS_DST_NAT
+
+
+def test_lines_of_other_rules_are_no_trace(space: Space) -> None:
+    # GIVEN a rule that logs to the same group, in packets of its own size
+    own = "--nflog-group 0 --nflog-threshold 10 --nflog-prefix mine"
+    space.iptables(f"-A OUTPUT -p udp -j NFLOG {own}")
+    space.iptables("-A INPUT -p udp -j DROP")
+    with logged(space) as log:
+        for _ in range(3):
+            space.send(socket.AF_INET, "127.0.0.1", 9)
+        events = log.wait(12)
+    # THEN they stand between the others in order, each a message of its own
+    foreign = events["comment"] == nflog.NO_TRACE
+    assert foreign.tolist() == [False, True, False, False] * 3
+    assert events["seq"].tolist() == list(range(12))
+    assert log.decoder.unread == 0
+
+
+def test_what_did_not_fit_is_counted_exactly(space: Space) -> None:
+    space.iptables("-A OUTPUT -p udp -j DROP")
+    with logged(space, room=1 << 14) as log:
+        # GIVEN a reader that stands still
+        log.reader.remove(log.box)
+        sent = 200
+        with (
+            inside(space.path, space.inode),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        ):
+            for _ in range(sent):
+                with suppress(PermissionError):  # so a sender is told of DROP
+                    sock.sendto(b"x", ("127.0.0.1", 9))
+        log.reader.add(log.box)
+        log.wait(1)
+        dropped = log.box.drops()
+        assert dropped > 0
+        # WHEN it goes on THEN the next message tells how many are missing
+        with suppress(PermissionError):
+            space.send(socket.AF_INET, "127.0.0.1", 9)
+        events = log.wait(sent - dropped + 1)
+    assert len(events) + dropped == sent + 1
+    assert nflog.lost(-1, events) == dropped
+
+
+TAKE = """
+import socket, struct, sys, time
+s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+s.bind((0, 0))
+s.send(struct.pack("=IHHIIBBHHHB3x", 28, 4 << 8 | 1, 5, 1, 0, 0, 0, 0, 5, 1, 1))
+assert struct.unpack_from("=i", s.recv(999), 16)[0] == 0
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_another_program_on_the_group_is_named(space: Space) -> None:
+    # GIVEN another program that reads group 0
+    with subprocess.Popen(
+        ["ip", "netns", "exec", space.name, sys.executable, "-c", TAKE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        with inside(space.path, space.inode):
+            box = nflog.new_mailbox(1 << 20)
+            # WHEN we want it THEN one line says who has it and what to do
+            with pytest.raises(CaptureError) as caught:
+                nflog.open(box)
+            box.close()
+        line = str(caught.value)
+        assert f"another program (process {other.pid}, " in line
+        assert "reads NFLOG group 0" in line
+        assert "stop it" in line
+        assert "\n" not in line
+        other.communicate(b"\n")
+    # WHEN it has ended THEN the group is free
+    with inside(space.path, space.inode):
+        box = nflog.new_mailbox(1 << 20)
+        nflog.open(box)
+        box.close()
+
+
+def test_without_the_right_to_it_one_line_says_so(space: Space) -> None:
+    script = (
+        "from ipttrace.capture import nflog; from ipttrace.capture.errors import CaptureError\n"
+        "try: nflog.open(nflog.new_mailbox(1 << 16))\n"
+        "except CaptureError as error: print(error)\n"
+    )
+    drop = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    done = subprocess.run(
+        ["ip", "netns", "exec", space.name, *drop, sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count("\n") == 1, done.stderr
+    assert "needs CAP_NET_ADMIN" in done.stdout

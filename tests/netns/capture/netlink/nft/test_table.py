@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The flipping table flips what the filter takes, counts it, and is never left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter.nft import Compiled
+from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netlink.nft import table as nft_table
+from ipttrace.capture.netlink.nft import wire as nft_wire
+from ipttrace.capture.netlink.nft.table import ARP, BRIDGE, INET, FlipTable, clean_stale
+from tests.netns.labs import fresh_prefix
+from tests.paths import PROJECT
+
+ROOT = PROJECT
+# Against a hang only.
+HANG = 60.0
+# Packets are sent in such portions: a device's backlog holds 1000.
+PORTION = 150
+
+EXPRESSIONS = [
+    "ip",
+    "ip6",
+    "host 10.9.0.1",
+    "src net 10.9.0.0/16 and not dst host 10.9.0.2",
+    "ip6 net 2001:db8::/33",
+    "ip6 host 2001:db8::1",
+    "port 53",
+    "not port 53",
+    "udp portrange 50-60",
+    "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn",
+    "tcp dst port 443 or udp src port 53",
+    "ip proto 47",
+    "icmp[icmptype] == icmp-echo",
+    "not (tcp or udp)",
+    "ip[6:2] & 0x1fff != 0",
+    "ip[8] < 5 or ip[8] > 200",
+    "ip[0] & 0xf > 5 and tcp port 80",
+    "len > 60",
+    "less 48",
+    "host 10.9.0.1 and not port 80",
+    "tcp[((tcp[12:1] & 0xf0) >> 2):4] = 0x47455420",
+]
+
+
+def compiled(expr: str) -> Compiled:
+    return nft_filter.compile(pcapfilter.compile(expr))
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total >> 16) + (total & 0xFFFF)
+    return ~total & 0xFFFF
+
+
+def upper(rng: random.Random, proto: int) -> bytes:
+    sport, dport = rng.choice([22, 53, 55, 80, 443, 5000]), rng.choice([22, 53, 60, 80, 443, 61])
+    rest = rng.randbytes(rng.choice([0, 3, 40]))
+    if proto == 6:
+        flags, words = rng.choice([2, 0x12, 0x10]), rng.choice([0x50, 0x60])
+        head = struct.pack(">HHIIBBHHH", sport, dport, 1, 0, words, flags, 9, 0, 0)
+        return (head + rng.choice([b"GET ", b"POST"]) + rest)[: rng.choice([3, 14, 99])]
+    if proto in (1, 58):
+        return bytes([rng.choice([0, 8, 128]), 0, 0, 0, 0, 0, 0, 0]) + rest
+    return struct.pack(">HHHH", sport, dport, 8 + len(rest), 0) + rest
+
+
+def ipv4(rng: random.Random) -> bytes:
+    """A packet that ip_rcv lets in."""
+    proto = rng.choice([1, 6, 6, 17, 17, 47, 132])
+    words = rng.choice([5, 5, 5, 6, 15])
+    payload = upper(rng, proto)
+    fragment = rng.choice([0, 0, 0, 0, 0x2000, 0x2003, 3])
+    ttl = rng.choice([1, 4, 64, 201, 255])
+    ends = [socket.inet_aton(rng.choice(["10.9.0.1", "10.9.0.2", "10.9.7.1", "192.0.2.1"]))
+            for _ in range(2)]  # fmt: skip
+    head = struct.pack(">BBHHHBBH", 0x40 | words, 0, 4 * words + len(payload), 7, fragment, ttl,
+                       proto, 0) + b"".join(ends) + b"\1" * (4 * words - 20)  # fmt: skip
+    return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + payload
+
+
+def ipv6(rng: random.Random) -> bytes:
+    """A packet that ipv6_rcv lets in."""
+    proto = following = rng.choice([6, 17, 58, 132])
+    payload = upper(rng, proto)
+    if rng.random() < 0.2:
+        following, payload = 44, struct.pack(">BBHI", proto, 0, rng.choice([1, 8]), 7) + payload
+    ends = [socket.inet_pton(socket.AF_INET6, rng.choice(["2001:db8::1", "2001:db8:8000::1"]))
+            for _ in range(2)]  # fmt: skip
+    return struct.pack(">IHBB", 6 << 28, len(payload), following, 64) + b"".join(ends) + payload
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], capture_output=True, check=True)
+
+
+class Space:
+    """A namespace that drops all that comes, after counting it, and a cable into it."""
+
+    def __init__(self, *, bridge: bool = False) -> None:
+        prefix = fresh_prefix()
+        self.near, self.far = f"{prefix}-near", f"{prefix}-far"
+        self.bridge = bridge
+        self.sent = 0
+
+    def __enter__(self) -> Space:
+        try:
+            for ns in (self.near, self.far):
+                ip("netns", "add", ns)
+            ip("-n", self.far, "link", "add", "v1", "type", "veth",
+               "peer", "v0", "netns", self.near)  # fmt: skip
+            ip("-n", self.near, "link", "set", "lo", "up")
+            # Nobody says anything of his own accord.
+            self.run(self.far, "sysctl", "-qw", "net.ipv6.conf.v1.disable_ipv6=1")
+            devices = ["v0"]
+            if self.bridge:
+                ip("-n", self.near, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+                ip("-n", self.near, "link", "set", "v0", "master", "br0")
+                devices.append("br0")
+            for device in devices:
+                ip("-n", self.near, "link", "set", device, "addrgenmode", "none")
+                ip("-n", self.near, "link", "set", device, "up")
+            ip("-n", self.far, "link", "set", "v1", "up")
+            family = "bridge" if self.bridge else "inet"
+            self.run(
+                self.near,
+                "nft",
+                f"table {family} sink {{ counter seen {{}}; chain c {{ type filter hook prerouting "
+                "priority -250; iifname v0 counter name seen drop; }; }",
+            )
+            with self.inside(self.far):
+                self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+                self._wire.bind(("v1", 0))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_wire"):
+            self._wire.close()
+        for ns in (self.near, self.far):
+            subprocess.run(["ip", "netns", "del", ns], capture_output=True, check=False)
+
+    @contextmanager
+    def inside(self, ns: str = "") -> Iterator[None]:
+        path = f"/run/netns/{ns or self.near}"
+        with inside(path, os.stat(path).st_ino):
+            yield
+
+    def run(self, ns: str, *argv: str) -> str:
+        command = ["ip", "netns", "exec", ns, *argv]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def nft(self, *words: str) -> str:
+        return self.run(self.near, "nft", *words)
+
+    def table(self, *, owner: bool = True, inet: bool = True) -> FlipTable:
+        with self.inside():
+            return FlipTable(owner=owner, inet=inet)
+
+    def seen(self) -> int:
+        listed = self.nft("list", "table", "bridge" if self.bridge else "inet", "sink")
+        found = re.search(r"packets (\d+)", listed)
+        assert found
+        return int(found[1])
+
+    def send(self, packets: list[bytes], ethertype: int | None = None) -> None:
+        """Returns when all have passed the hook."""
+        for start in range(0, len(packets), PORTION):
+            part = packets[start : start + PORTION]
+            for one in part:
+                kind = ethertype or (0x86DD if one[0] >> 4 == 6 else 0x0800)
+                self._wire.send(b"\xff" * 6 + b"\2\0\0\0\0\1" + struct.pack(">H", kind) + one)
+            self.sent += len(part)
+            deadline = time.monotonic() + HANG
+            while self.seen() < self.sent:
+                assert time.monotonic() < deadline, f"{self.seen()} of {self.sent} arrived"
+                time.sleep(0.01)
+            assert self.seen() == self.sent
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with Space() as one:
+        yield one
+
+
+def packets(count: int) -> list[bytes]:
+    rng = random.Random(4711)
+    return [rng.choice([ipv4, ipv4, ipv6])(rng) for _ in range(count)]
+
+
+@pytest.mark.parametrize("inet", [True, False], ids=["inet", "ip and ip6"])
+def test_just_what_each_filter_takes_is_flipped_and_counted(space: Space, inet: bool) -> None:
+    sending = packets(293)
+    with space.table(inet=inet) as table:
+        table.install(compiled(""))
+        assert table.families == ((INET,) if inet else (2, 10))
+        counted, octets = 0, 0
+        for expr in ["", *EXPRESSIONS]:
+            # GIVEN a filter WHEN all kinds of packets come
+            rules = compiled(expr)
+            table.replace(rules)
+            space.send(sending)
+            # THEN those are counted that libpcap takes, or, where nf_tables cannot say it, more
+            taken = [one for one in sending if pcapfilter.matches(rules.program, one)]
+            flipped = [one for one in sending if rules.takes(one)]
+            assert taken == flipped if rules.exact else len(taken) < len(flipped)
+            assert expr == "" or 0 < len(flipped) < len(sending), "a test that tests nothing"
+            counted += len(flipped)
+            octets += sum(map(len, flipped))
+            assert table.counted() == (counted, octets), expr
+
+
+def test_packets_that_the_host_sends_are_flipped_too(space: Space) -> None:
+    ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
+    ip("-n", space.near, "neigh", "add", "10.9.0.1", "lladdr", "2:0:0:0:0:1", "dev", "v0")
+    with space.table() as table, space.inside():
+        table.install(compiled("udp dst port 9"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for port in (9, 10):
+                for _ in range(23):
+                    sender.sendto(b"12345", ("10.9.0.1", port))
+        assert table.counted() == (23, 23 * 33)
+
+
+def test_a_bridge_is_traced_and_a_filter_takes_ip_only() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    sending = packets(101)
+    with Space(bridge=True) as space, space.table() as table:
+        table.install(compiled("not tcp"), [BRIDGE])
+        space.send(sending)
+        # Something that is no IP, but whose bytes look so.
+        space.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
+        program = pcapfilter.compile("not tcp")
+        taken = sum(pcapfilter.matches(program, one) for one in sending)
+        assert table.counted()[0] == taken
+        table.replace(compiled(""))
+        space.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
+        assert table.counted()[0] == taken + 7
+
+
+def test_arp_is_flipped_where_there_is_no_filter(space: Space) -> None:
+    with space.table() as table:
+        table.install(compiled(""), [ARP])
+        ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
+        ask = ["ping", "-c1", "-W1", "-n", "10.9.0.1"]
+
+        def out() -> int:
+            before = table.counted()[0]
+            subprocess.run(["ip", "netns", "exec", space.near, *ask], capture_output=True)
+            ip("-n", space.near, "neigh", "flush", "all")
+            return table.counted()[0] - before
+
+        assert out() > 0
+        table.replace(compiled("ip"))
+        assert out() == 0
+        table.replace(compiled(""))
+        assert out() > 0
+
+
+def test_another_filter_under_traffic_loses_no_packet(space: Space) -> None:
+    # GIVEN filters that all take the packet
+    wanted = pcapfilter.compile("udp port 53")
+    one = next(each for each in packets(900) if pcapfilter.matches(wanted, each))
+    filters = [
+        compiled(expr) for expr in ("udp port 53", "", "not tcp", "udp or port 80", "len<99")
+    ]
+    assert all(rules.takes(one) for rules in filters)
+    sending = threading.Thread(target=space.send, args=([one] * 4007,))
+    with space.table() as table:
+        table.install(filters[0])
+        # WHEN they follow each other while packets come
+        sending.start()
+        changes = 0
+        while sending.is_alive():
+            changes += 1
+            table.replace(filters[changes % len(filters)])
+            assert table.counted()[0] <= 4007
+        sending.join()
+        # THEN each packet is counted once
+        assert changes > 1
+        assert table.counted()[0] == space.sent == 4007
+        # AND still when the table is gone, or made anew
+        table.remove()
+        assert table.counted()[0] == 4007
+        table.install(filters[0])
+        space.send([one] * 23)
+        assert table.counted()[0] == 4007 + 23
+
+
+def test_other_programs_can_list_the_table_and_not_remove_it(space: Space) -> None:
+    with space.table() as table:
+        table.install(compiled("tcp port 80 or len > 1000"), [INET, BRIDGE, ARP])
+        if not table.owned:
+            pytest.skip("this kernel has no tables with owners")
+        listed = space.nft("list", "ruleset")
+        name = table.name.decode()
+        assert listed.count(name) == 3
+        assert "meta nftrace set 1" in listed
+        # WHEN somebody empties the ruleset THEN his tables are gone, ours are not
+        space.nft("flush", "ruleset")
+        assert space.nft("list", "tables").count("table") == 3
+        with pytest.raises(subprocess.CalledProcessError):
+            space.nft("delete", "table", "inet", name)
+        table.replace(compiled("udp"))
+    assert space.nft("list", "tables") == ""
+
+
+HOLD = """
+    import sys, time
+    from ipttrace.capture import nft_filter
+    from ipttrace.capture.nft_table import ARP, BRIDGE, INET, FlipTable
+    table = FlipTable(owner=sys.argv[1] == "owner", inet=sys.argv[2] == "inet")
+    table.install(nft_filter.compile(b""), [INET, BRIDGE, ARP])
+    print(table.name.decode(), table.owned, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(space: Space, *words: str) -> Iterator[tuple[subprocess.Popen[str], str, bool]]:
+    """Another process that traces."""
+    with space.inside():
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(HOLD), *words],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    try:
+        assert process.stdout
+        name, owned = process.stdout.readline().split()
+        yield process, name, owned == "True"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_kill_9_leaves_no_table_behind(space: Space) -> None:
+    with holder(space, "owner", "inet") as (process, name, owned):
+        if not owned:
+            pytest.skip("this kernel has no tables with owners")
+        assert space.nft("list", "tables").count(name) == 3
+        process.kill()
+        process.wait()
+        assert name not in space.nft("list", "tables")
+
+
+@pytest.mark.parametrize("inet", ["inet", "ip and ip6"])
+def test_a_table_that_an_old_kernel_leaves_is_cleaned_at_the_next_start(
+    space: Space, inet: str
+) -> None:
+    with holder(space, "nobody", inet) as (process, name, owned):
+        assert not owned
+        assert f"ipttrace-{process.pid}-" in name
+        tables = space.nft("list", "tables")
+        assert tables.count(name) == (3 if inet == "inet" else 4)
+        # GIVEN that it lives, and others' tables THEN nothing is cleaned
+        space.nft("add table ip ipttrace-1-x; add table ip other-99999999-1")
+        with space.inside():
+            assert clean_stale() == []
+        # WHEN it is dead, though nobody has taken note of it THEN only its tables go
+        process.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert name in space.nft("list", "tables")
+        with space.inside():
+            assert clean_stale() == [name]
+            assert clean_stale() == []
+        left = space.nft("list", "tables")
+        assert name not in left
+        assert "ipttrace-1-x" in left
+        assert "other-99999999-1" in left
+
+
+def test_a_table_whose_socket_lives_is_not_cleaned(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with space.table() as table:
+        table.install(compiled(""))
+        if not table.owned:
+            pytest.skip("this kernel has no tables with owners")
+        # GIVEN a process that this one cannot see, in another pid namespace perhaps
+        monkeypatch.setattr(nft_table, "_alive", lambda *_: False)
+        with space.inside():
+            assert clean_stale() == []
+        assert table.counted() == (0, 0)
+
+
+def test_closing_without_an_owner_removes_the_table_too(space: Space) -> None:
+    table = space.table(owner=False)
+    table.install(compiled("ip"))
+    assert not table.owned
+    assert table.name.decode() in space.nft("list", "tables")
+    table.close()
+    table.close()
+    assert table.name.decode() not in space.nft("list", "tables")
+
+
+def test_who_may_not_is_told_in_one_line_what_to_do(space: Space) -> None:
+    script = """
+        import os
+        from ipttrace.capture import nft_filter
+        from ipttrace.capture.errors import CaptureError
+        from ipttrace.capture.nft_table import FlipTable, clean_stale
+        os.setgroups([]); os.setuid(65534)
+        for act in (lambda: FlipTable().install(nft_filter.compile(b"")), clean_stale):
+            try:
+                act()
+            except CaptureError as error:
+                print(error)
+    """
+    with space.inside():
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+    line = "tracing with nf_tables needs CAP_NET_ADMIN in the network namespace: run with sudo\n"
+    assert (done.stdout, done.stderr) == (line * 2, "")
+
+
+@pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EOPNOTSUPP])
+def test_a_kernel_without_nf_tables_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def refused(*_: object) -> None:
+        raise nft_wire.Refused(number, None)
+
+    if number == errno.EPROTONOSUPPORT:
+        monkeypatch.setattr(nft_wire.socket, "socket", refuse)
+    else:
+        monkeypatch.setattr(nft_wire.NftSocket, "commit", refused)
+        monkeypatch.setattr(nft_wire.NftSocket, "ask", refused)
+    with pytest.raises(CaptureError, match=r"^this kernel has no nf_tables .*modprobe nf_tables$"):
+        FlipTable().install(compiled(""))
+    assert clean_stale() == []
+
+
+def test_two_in_one_namespace_and_a_deleted_table_are_told_in_one_line(space: Space) -> None:
+    with space.table(owner=False) as table, space.table() as second:
+        table.install(compiled("ip"))
+        with pytest.raises(CaptureError, match=r"^this process traces here already: [^\n]*$"):
+            second.install(compiled("ip"))
+        assert table.counted() == (0, 0)
+        space.nft("delete", "table", "inet", table.name.decode())
+        for act in (lambda: table.replace(compiled("udp")), table.counted):
+            with pytest.raises(CaptureError, match=r"^another program has deleted .*: trace anew$"):
+                act()
+        table.remove()
+        table.install(compiled("ip"))
+
+
+def test_a_filter_with_very_many_rules_goes_in_and_out(space: Space) -> None:
+    huge = compiled(" and ".join(f"(ip[{n}] = 1 or ip[{n + 1}] = 2)" for n in range(5, 9)))
+    ports = compiled(" or ".join(f"port {n}" for n in range(100, 105)))
+    with space.table() as table:
+        table.install(huge, [INET, BRIDGE, ARP])
+        for _ in range(5):
+            table.replace(ports)
+            table.replace(huge)
+        listed = space.nft("list", "table", "inet", table.name.decode())
+        assert listed.count("meta nftrace set 1") == 2 * len(huge.rules)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where tracing over netlink cannot be, or not all of it, one clear line says why."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.netlink import engine as netlink
+from ipttrace.capture.netlink import namespace as nlspace
+from ipttrace.capture.netlink.engine import NetlinkEngine, Options
+from ipttrace.capture.netlink.legacy import decode as nflog
+from ipttrace.capture.netlink.reader import Mailbox
+from tests.netns.capture.netlink.test_endings import LEGACY, RULES, until
+from tests.netns.traced import HANG, ROWS, Space, summary
+from tests.vm.commands import PROGRAM, Command
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with Space() as one:
+        yield one
+
+
+def printed(*words: str, before: tuple[str, ...] = (), **options: Any) -> tuple[int, list[str]]:
+    """Runs print to its end: exit status, and the lines that it said."""
+    argv = [*before, PROGRAM, "print", "--engine", "netlink", "--duration", "0.5", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=HANG, **options)
+    return done.returncode, done.stderr.splitlines()
+
+
+def starting(folder: Path, where: str, *more: str, **options: Any) -> Command:
+    ready = ["--ready-file", str(folder / "ready")]
+    how = ["--engine", "netlink", "--netns", where, "--format", "jsonl"]
+    return Command(folder, ["print", *how, *ready, *more], **options)
+
+
+def test_a_namespace_that_is_not_there(space: Space) -> None:
+    status, said = printed("--netns", f"{space.name}-no")
+    assert (status, len(said)) == (1, 1)
+    assert said[0].startswith("ipttrace: there is no network namespace")
+
+
+def test_nobody_without_the_capability_can_trace(space: Space) -> None:
+    drop = ("setpriv", "--bounding-set=-net_admin,-sys_admin", "--inh-caps=-net_admin,-sys_admin")
+    status, said = printed(before=(*space.enter, *drop))
+    assert (status, len(said)) == (1, 1)
+    assert "needs CAP_NET_ADMIN" in said[0]
+    assert space.tables() == RULES
+
+
+def test_nobody_enters_anothers_namespace_without_the_capability(space: Space) -> None:
+    drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    status, said = printed("--netns", space.name, before=drop)
+    assert (status, len(said)) == (1, 1)
+    assert "entered by root only" in said[0]
+    assert space.tables() == RULES
+
+
+@pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT])
+def test_a_kernel_without_netfilters_netlink(
+    space: Space, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    made = socket.socket
+
+    def refuse(family: int = -1, *more: Any, **options: Any) -> socket.socket:
+        if family == socket.AF_NETLINK:
+            raise OSError(number, os.strerror(number))
+        return made(family, *more, **options)
+
+    # GIVEN a kernel that has none
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(CaptureError) as caught:
+        NetlinkEngine(Options(netns=space.name))
+    assert str(caught.value).startswith("this kernel has no nf_tables")
+
+
+def test_another_program_on_nflog_group_0_costs_the_legacy_rows_only(
+    space: Space, tmp_path: Path
+) -> None:
+    # GIVEN legacy rules and a program that reads their log
+    space.run("iptables-legacy-restore", text=LEGACY)
+    with space.inside():
+        other = Mailbox(65536)
+        nflog.open(other)
+    try:
+        with starting(tmp_path, space.name) as command:
+            command.wait_ready()
+            # WHEN datagrams come
+            space.send(23)
+            rows = [json.loads(line) for line in command.read_lines(ROWS * 23)]
+            command.interrupt()
+            status, rest = command.finish()
+            *notes, line = command.stderr()
+    finally:
+        other.close()
+    # THEN nftables is traced, and one line says what is not, and who has it
+    assert (status, rest) == (130, "")
+    assert {row["table"] for row in rows} == {"t"}
+    (note,) = notes
+    assert "legacy rules" in note
+    assert "another program" in note
+    assert f"process {os.getpid()}" in note or "netlink port" in note
+    assert summary(line)["rows"] == str(ROWS * 23)
+    assert space.tables() == RULES
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["named", "all"])
+@pytest.mark.parametrize("with_legacy", [False, True], ids=["nft", "nft and legacy"])
+def test_a_namespace_that_goes_away_ends_what_was_about_it(
+    space: Space, tmp_path: Path, every: bool, with_legacy: bool
+) -> None:
+    if with_legacy:
+        space.run("iptables-legacy-restore", text=LEGACY)
+
+    def is_gone(line: str) -> bool:
+        return f"namespace {space.name} has gone" in line
+
+    # GIVEN a cable into it, and another namespace
+    end = f"{os.getpid() % 10000}-{'ny'[every]}{'ny'[with_legacy]}"
+    out = tmp_path / "out"
+
+    def rows() -> list[dict[str, Any]]:
+        whole, _, _ = out.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    # To a file: of all there are, others may have more to tell than a pipe holds.
+    with Space() as stays, out.open("wb") as file:
+        stays.run("ip", "link", "add", end, "type", "veth", "peer", "v1", "netns", space.name)
+        where = "all" if every else space.name
+        with starting(tmp_path, where, stdout=file) as command:
+            command.wait_ready()
+            port = space.send(23)
+            # WHEN it is deleted at once
+            space.let_go()
+            subprocess.run(["ip", "netns", "del", space.name], check=True)
+            # THEN it does not live on, held by us: its cable goes too
+            until(lambda: any(is_gone(one) for one in command.stderr()), "that it has gone")
+            until(lambda: end not in stays.run("ip", "-br", "link"), "the end of the cable")
+            if every:
+                # AND the others are still traced
+                later = stays.send(23)
+                until(lambda: sports(rows())[later] == ROWS * 23, "rows of the other")
+                command.interrupt()
+            # AND the run ends by itself, where there is no other
+            assert command.process.wait(HANG) == (130 if every else 0)
+            *notes, line = command.stderr()
+        assert sports(rows())[port] == ROWS * 23 * (2 if with_legacy else 1)
+        assert sum(map(is_gone, notes)) == 1
+        # of all there are, others' tests come and go beside this one
+        assert every or len(notes) == 1
+        assert summary(line)["rows"] == str(len(rows()))
+        assert every or summary(line)["lost"] == "0"
+        assert stays.tables() == RULES
+
+
+def sports(rows: list[dict[str, Any]]) -> Counter[int | None]:
+    return Counter(row["sport"] for row in rows)
+
+
+def test_without_the_commands_rows_have_no_texts_and_one_line_says_so(
+    space: Space, tmp_path: Path
+) -> None:
+    space.run("iptables-legacy-restore", text=LEGACY)
+    # GIVEN that what iptables and nftables install is nowhere to be found
+    hide = 'mount -t tmpfs none /usr/sbin && exec "$@"'
+    argv = [
+        "unshare",
+        "-m",
+        "--propagation=slave",
+        "sh",
+        "-c",
+        hide,
+        "sh",
+        PROGRAM,
+        "print",
+        "--engine",
+        "netlink",
+    ]
+    more = ["--netns", space.name, "--format", "jsonl", "--ready-file", str(tmp_path / "ready")]
+    with Command(tmp_path, [], argv=[*argv, *more]) as command:
+        command.wait_ready()
+        space.send(23)
+        rows = [json.loads(line) for line in command.read_lines(2 * ROWS * 23)]
+        command.interrupt()
+        assert command.finish()[0] == 130
+        *notes, _ = command.stderr()
+    # THEN there are rows
+    assert {row["table"] for row in rows} == {"t", "filter"}
+    # AND a line for each command that is missing
+    assert len(notes) == len(set(notes)) == 2, notes
+    assert any("nft" in note.split("ipttrace: ", 1)[1] for note in notes)
+    assert any("iptables-legacy-save" in note for note in notes)
+
+
+# -- leaks
+
+
+def descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except OSError:
+            continue
+    return found
+
+
+def test_20_traces_in_one_process_leave_nothing_in_it(space: Space) -> None:
+    space.run("iptables-legacy-restore", text=LEGACY)
+    loggers = space.loggers()
+    before: set[str] = set()
+    for turn in range(20):
+        engine = NetlinkEngine(Options(netns=space.name, buffer=1 << 20))
+        space.send(3)
+        engine.take()
+        if turn % 2:
+            engine.disarm()
+            engine.take()
+        engine.close()
+        if turn == 0:
+            space.let_go()
+            before = descriptors()
+        space.let_go()
+    # THEN no descriptor, thread or process is left
+    assert descriptors() <= before
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("ipttrace")]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert space.tables() == RULES
+    assert space.loggers() == loggers
+
+
+@pytest.mark.parametrize("what", ["arm", "follow", "table"])
+def test_an_engine_that_fails_on_the_way_up_leaves_nothing(
+    space: Space, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise CaptureError("no")
+
+    target: dict[str, tuple[Any, str]] = {
+        "arm": (nlspace.Space, "arm"),
+        "follow": (netlink, "Reader"),
+        "table": (nlspace, "FlipTable"),
+    }
+    monkeypatch.setattr(*target[what], fail)
+    before = descriptors()
+    with pytest.raises(CaptureError, match="no"):
+        NetlinkEngine(Options(netns=space.name))
+    assert descriptors() == before
+    assert space.tables() == RULES

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the engine reads from netlink: the kernel's word, whole, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ipttrace.capture.netlink.calls import short
+from ipttrace.capture.netlink.engine import NetlinkEngine, Options
+from tests.data import nft_said
+from tests.netns.traced import HANG, ROWS, Space
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with Space() as one:
+        yield one
+
+
+@pytest.fixture
+def engine(space: Space) -> Iterator[NetlinkEngine]:
+    one = NetlinkEngine(Options(netns=space.name, buffer=1 << 20))
+    yield one
+    one.close()
+
+
+def take(engine: NetlinkEngine, until: Callable[[list[Any]], bool]) -> list[Any]:
+    """The records, once it is so."""
+    taken: list[list[Any]] = [[], [], []]
+    deadline = time.monotonic() + HANG
+    while not until(taken):
+        assert time.monotonic() < deadline, list(map(len, taken))
+        engine.buffers.wait(0.05)
+        for kind, records in enumerate(engine.take()):
+            taken[kind] += list(records)
+    return taken
+
+
+def test_messages_that_a_program_sends_are_not_taken_for_the_kernels(
+    space: Space, engine: Any
+) -> None:
+    # GIVEN root of the namespace, who knows where messages are read
+    (traced,) = engine._spaces.values()
+    with space.inside():
+        forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    # WHEN he sends such as the kernel would, and such as nobody would
+    for packet_id in range(23):
+        for one in (nft_said.base(packet_id), nft_said.told(packet_id, "in", policy=0), b"\0"):
+            forger.sendto(one, (traced.box.portid, 0))
+    # AND datagrams come
+    space.send(5)
+    taken = take(engine, lambda taken: len(taken[0]) >= ROWS * 5)
+    forger.close()
+    # THEN only these are told of
+    assert len(taken[0]) == len(taken[2]) == ROWS * 5
+    assert engine.books()["refused"] == 0
+    assert traced._decoder.unread == 0
+
+
+def test_the_longest_names_there_can_be_do_not_cut_a_message(space: Space, engine: Any) -> None:
+    # GIVEN a table and chains with names as long as nftables takes
+    table, first, second = (letter * 255 for letter in "xyz")
+    rules = f"""
+    add table ip {table}
+    add chain ip {table} {second}
+    add rule ip {table} {second} udp dport 9 drop
+    add chain ip {table} {first} {{ type filter hook output priority 5; }}
+    add rule ip {table} {first} udp dport 9 jump {second}
+    """
+    space.run("nft", "-f", "-", text=rules)
+    # WHEN a packet meets them
+    with pytest.raises(PermissionError):
+        space.send(1)
+    taken = take(engine, lambda taken: len(taken[0]) >= 2)
+    # THEN the whole way is told of
+    (entry,) = [one for one in taken[0] if one["table"] == short(table.encode())]
+    steps = [one["chain"] for one in taken[1] if one["call"] == entry["call"]]
+    assert steps == [short(first.encode()), short(second.encode())]
+    assert [one["verdict"] for one in taken[2] if one["call"] == entry["call"]] == [0]
+    assert engine.books()["missed"] == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["read at once", "read late"])
+def test_rules_that_change_all_the_time_make_no_row_wrong(
+    space: Space, engine: Any, at_once: bool
+) -> None:
+    # GIVEN a rule before which others are put, one by one
+    taken: list[list[Any]] = [[], [], []]
+
+    def read(count: int) -> None:
+        more = take(engine, lambda more: len(more[0]) >= count)
+        for kind, records in enumerate(more):
+            taken[kind] += records
+
+    # WHEN packets come all the while
+    for turn in range(20):
+        space.send(5)
+        if at_once:
+            read(ROWS * 5)
+        if turn % 2:
+            space.run("nft", "insert", "rule", "ip", "t", "in", "udp", "dport", "10", "counter")
+        else:
+            space.run("nft", "add", "rule", "ip", "t", "in", "counter")
+    if not at_once:
+        read(ROWS * 100)
+    # THEN the rule that took them has the number that it had, or none where nobody looked
+    calls = [int(one["call"]) for one in taken[0] if one["hook"] == 1]
+    numbers = {int(one["call"]): int(one["rulenum"]) for one in taken[1]}
+    assert len(calls) == 100
+    for at, call in enumerate(calls):
+        assert numbers[call] == at // 10 + 1 or (not at_once and numbers[call] == 0), at

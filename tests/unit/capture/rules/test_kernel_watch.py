@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the watch of rules tells, whatever happens while it reads: never old rules for new ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ipttrace.capture import iptables_save as ruleset_save
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.iptables_save import Chain, CommandMissing, Unreadable
+from ipttrace.capture.kernel.control import Change
+from ipttrace.capture.rules import kernel_watch as ruleset
+from ipttrace.stream.frames import Kind
+from ipttrace.trace.rulesets import Rulesets
+
+HOME = os.stat("/proc/self/ns/net").st_ino
+
+
+@dataclass
+class Host:
+    """A kernel whose filter table of IPv4 has one rule: in which generation it was made."""
+
+    generation: int = 1
+    state: str = "armed"
+    rules_seen: bool = True
+    pending: list[Change] = field(default_factory=list)
+    # What happens, once each, while the rules are being read.
+    meanwhile: list[Callable[[], None]] = field(default_factory=list)
+    reads: int = 0
+    tables: tuple[str, ...] = ("filter",)
+    text: str = "in 1"
+
+    def __post_init__(self) -> None:
+        self._tell, self._told = os.pipe()
+        self.truth = {1: self.text}
+
+    def change(self, table: str = "filter", netns: int = HOME) -> None:
+        """Rules are replaced."""
+        self.generation += 1
+        if table == "filter" and netns in (HOME, 0):
+            self.text = f"in {self.generation}"
+        self.truth[self.generation] = self.text
+        self.pending.append(Change(self.generation, netns, 4, table))
+        os.write(self._told, b"x")
+
+    # -- Control and Changes
+
+    def changes(self) -> Host:
+        return self
+
+    def fileno(self) -> int:
+        return self._tell
+
+    def take(self) -> list[Change]:
+        if self.pending:
+            os.read(self._tell, 1000)
+        found, self.pending = self.pending, []
+        return found
+
+    def status(self) -> Any:
+        return SimpleNamespace(
+            ruleset=self.generation, state=self.state, rules_seen=self.rules_seen
+        )
+
+    def close(self) -> None:
+        pass
+
+    # -- ruleset_save
+
+    def names(self, family: int) -> list[str]:
+        return list(self.tables) if family == 4 else []
+
+    def read(self, family: int) -> dict[str, dict[str, Chain]]:
+        self.reads += 1
+        found = {
+            name: {"INPUT": Chain("ACCEPT", (5, 50), [self.text], [(1, 10)])}
+            for name in self.tables
+        }
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        return found
+
+
+class Reader:
+    """What a reader of the stream knows."""
+
+    def __init__(self, watch: ruleset.RuleWatch) -> None:
+        self.watch = watch
+        self.rulesets = Rulesets()
+        self.seen: list[tuple[Kind, dict[str, Any]]] = []
+
+    def look(self, host: Host) -> None:
+        """One look, in which no text is ever wrong."""
+        for kind, frame in self.watch.look():
+            value = json.loads(json.dumps(frame))  # as it travels
+            self.seen.append((kind, value))
+            if kind == Kind.RULES:
+                self.rulesets.feed(value)
+                for generation in range(host.generation + 2):
+                    assert self.text(generation) in (None, host.truth.get(generation))
+            elif kind == Kind.COUNTERS:
+                self.rulesets.feed_counters(value)
+
+    def text(self, generation: int) -> str | None:
+        return self.rulesets.text(HOME, 4, "filter", "INPUT", 1, generation)
+
+    def notes(self) -> list[str]:
+        return [value["text"] for kind, value in self.seen if kind == Kind.NOTE]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr(ruleset.kmod, "loaded", lambda: True)
+    monkeypatch.setattr(ruleset, "Control", lambda: host)
+    monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
+    monkeypatch.setattr(ruleset, "_TELLS", 0.05)
+    monkeypatch.setattr(ruleset, "_SETTLES", 0.05)
+    # No rest: what is due is done with the next look.
+    monkeypatch.setattr(ruleset, "_READ_SHARE", 0)
+    monkeypatch.setattr(ruleset, "_COUNT_SHARE", 0)
+    monkeypatch.setattr(ruleset, "_COUNT_EVERY", 0.0)
+    monkeypatch.setattr(ruleset_save, "names", host.names)
+    monkeypatch.setattr(ruleset_save, "read", host.read)
+    return host
+
+
+@pytest.fixture
+def reader(host: Host) -> Iterator[Reader]:
+    rules = ruleset.Rules()
+    watch = rules.make()
+    yield Reader(watch)
+    assert rules.first.is_set()
+    watch.close()
+    rules.end()
+
+
+def test_the_first_look_reads_what_is_there(host: Host, reader: Reader) -> None:
+    reader.look(host)
+    assert reader.text(1) == "in 1"
+    assert reader.text(2) is None
+    counted = reader.rulesets.counters(HOME, 4, "filter")
+    assert counted is not None
+    assert counted[0].chains["INPUT"].policy == (5, 50)
+
+
+def test_a_change_is_told_and_then_its_rules(host: Host, reader: Reader) -> None:
+    reader.look(host)
+    # WHEN rules change twice before anybody looks
+    host.change()
+    host.change()
+    reader.look(host)
+    # THEN what they were in between is not known
+    assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, "in 3"]
+
+
+def test_what_was_read_while_rules_changed_is_not_taken_for_either(
+    host: Host, reader: Reader
+) -> None:
+    reader.look(host)
+    # GIVEN a change, and another that falls into the reading of it
+    host.change()
+    host.meanwhile.append(host.change)
+    reader.look(host)
+    assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, None]
+    # WHEN it is read again
+    reader.look(host)
+    assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, "in 3"]
+
+
+def test_a_change_of_another_table_does_not_spoil_what_was_read(host: Host, reader: Reader) -> None:
+    reader.look(host)
+    host.change()
+    host.meanwhile.append(lambda: host.change("nat"))
+    reader.look(host)
+    # The filter table's rules are those of generation 2, in 3 too.
+    assert reader.text(3) == "in 2"
+
+
+def test_lost_messages_make_everything_unknown_until_it_is_read_again(
+    host: Host, reader: Reader
+) -> None:
+    reader.look(host)
+    # GIVEN changes of whom one message, or all messages, never come
+    host.change()
+    host.pending.clear()
+    host.change()
+    reader.look(host)
+    assert [reader.text(generation) for generation in (1, 2)] == ["in 1", None]
+    assert reader.text(3) == "in 3"
+    host.change()
+    host.pending.clear()
+    reader.look(host)
+    assert reader.text(4) in (None, "in 4")
+    reader.look(host)
+    assert [reader.text(generation) for generation in (3, 4)] == ["in 3", "in 4"]
+
+
+def test_messages_lost_while_rules_are_read_make_what_was_read_worthless(
+    host: Host, reader: Reader
+) -> None:
+    reader.look(host)
+
+    def silently() -> None:
+        host.change()
+        host.pending.clear()
+
+    host.change()
+    host.meanwhile.append(silently)
+    reader.look(host)
+    assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, None]
+    reader.look(host)
+    assert reader.text(3) == "in 3"
+
+
+def test_a_change_of_nobody_knows_which_namespace_counts_for_all(
+    host: Host, reader: Reader
+) -> None:
+    reader.look(host)
+    host.change(netns=0)
+    reader.look(host)
+    assert [reader.text(generation) for generation in (1, 2)] == ["in 1", "in 2"]
+
+
+def test_a_namespace_that_cannot_be_found_is_said_once(host: Host, reader: Reader) -> None:
+    reader.look(host)
+    for _ in range(3):
+        host.change(netns=7)
+        reader.look(host)
+    assert len(reader.notes()) == 1
+    assert "network namespace 7" in reader.notes()[0]
+    # AND takes nothing from the others
+    assert reader.text(4) == "in 1"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (CommandMissing("iptables-legacy-save is missing (apt install iptables)"), "is missing"),
+        (CaptureError("iptables-legacy-save fails: no"), "fails: no"),
+        (Unreadable("table filter has 7 entries"), "7 entries"),
+        (PermissionError(1, "Operation not permitted"), "not permitted"),
+    ],
+)
+def test_what_cannot_be_read_is_said_once_in_one_line_and_has_no_text(
+    host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def read(family: int) -> None:
+        raise error
+
+    monkeypatch.setattr(ruleset_save, "read", read)
+    reader.look(host)
+    host.change()
+    reader.look(host)
+    assert len(reader.notes()) == 1
+    assert words in reader.notes()[0]
+    assert reader.text(2) is None
+
+
+def test_where_changes_cannot_be_seen_there_are_no_texts_and_that_is_said(
+    host: Host, reader: Reader
+) -> None:
+    host.generation, host.rules_seen = 0, False
+    with pytest.raises(CaptureError, match=r"no row has its rule's text$"):
+        reader.look(host)
+    assert reader.watch.interval > 1  # no busy loop about it
+    assert reader.seen == []
+
+
+def test_a_change_that_was_missed_ends_what_is_known(host: Host, reader: Reader) -> None:
+    reader.look(host)
+    host.change()
+    host.generation = 0
+    with pytest.raises(CaptureError, match="was missed"):
+        reader.look(host)
+    assert reader.text(2) is None
+
+
+def test_rules_too_many_for_a_frame_are_said_to_be(
+    host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.text = host.truth[1] = "x" * 200
+    with monkeypatch.context() as small:
+        small.setattr(ruleset, "MOST", 100)
+        reader.look(host)
+    assert reader.text(1) is None
+    assert len(reader.notes()) == 1
+    assert "the texts" in reader.notes()[0]
+    # WHEN they are fewer
+    host.change()
+    reader.look(host)
+    assert reader.text(2) == "in 2"
+
+
+def test_counters_that_stand_still_are_not_told_for_ever(host: Host, reader: Reader) -> None:
+    for _ in range(6):
+        reader.look(host)
+    assert sum(kind == Kind.COUNTERS for kind, _ in reader.seen) == 2
+
+
+def test_tables_and_namespaces_that_go_are_told(
+    host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.tables = ("filter", "nat")
+    reader.look(host)
+    assert len(reader.rulesets.tables(HOME)) == 2
+    host.tables = ("filter",)
+    reader.look(host)
+    assert [one.table for one in reader.rulesets.tables(HOME)] == ["filter"]
+    monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {})
+    host.change(netns=7)
+    reader.look(host)
+    assert reader.rulesets.tables(HOME) == []
+    assert reader.text(1) == "in 1"
+
+
+def test_what_fails_to_begin_does_not_keep_the_agent_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ruleset.kmod, "loaded", lambda: False)
+    rules = ruleset.Rules()
+    with pytest.raises(CaptureError):
+        rules.make()
+    assert isinstance(rules.first, threading.Event)
+    assert rules.first.is_set()

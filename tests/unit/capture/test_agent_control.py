@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the control line and the budget make of an agent, with an engine that has no kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ipttrace.capture import agent
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.output import Descriptor
+from ipttrace.capture.signals import Stop
+from ipttrace.stream.frames import Decoder, Frame, Kind, Writer
+from ipttrace.stream.record import DTYPES, ENTRY, EXIT
+
+SIGNALS = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Engine:
+    """Gives `rows` rows at each look while armed; `script` is what happens then."""
+
+    name = "kernel"
+    over = ""
+
+    def __init__(self, rows: int = 0, fail: str = "") -> None:
+        self.notes: list[tuple[str, str]] = []
+        self.rows = rows
+        self.fail = fail
+        self.done: list[str] = []
+        self.armed = True
+        self.program = b""
+        self.count = 0
+        self.waiting = 0
+        self.lost = 0
+        self.script: list[Callable[[], None]] = []
+        self.buffers = SimpleNamespace(
+            cpus=1, wait=self.wait, watch=lambda fd: self.fds.append(fd), unwatch=self.fds_remove
+        )
+        self.fds: list[int] = []
+
+    def fds_remove(self, fd: int) -> None:
+        self.fds.remove(fd)
+
+    def wait(self, seconds: float) -> set[int]:
+        if self.armed:
+            self.waiting += self.rows
+        if self.script:
+            self.script.pop(0)()
+        return set(select.select(self.fds, [], [], 0)[0])
+
+    def take(self) -> list[Any]:
+        count, self.waiting = self.waiting, 0
+        self.count += count
+        taken = [np.zeros(0, dtype) for dtype in DTYPES]
+        for kind in (ENTRY, EXIT):
+            taken[kind] = np.zeros(count, DTYPES[kind])
+        return taken
+
+    def lost_exits(self) -> int:
+        return self.lost
+
+    def books(self) -> dict[str, Any]:
+        due = self.count + self.waiting + self.lost
+        return {
+            "engine": "kernel",
+            "state": "armed" if self.armed else "disarmed",
+            "due": [due, 0, due],
+            "delivered": [self.count, 0, self.count],
+            "lost": [self.lost, 0, self.lost],
+            "missed": 0,
+        }
+
+    def arm(self) -> None:
+        if self.fail:
+            raise CaptureError(self.fail)
+        assert not self.armed
+        self.armed = True
+        self.done.append("arm")
+
+    def disarm(self) -> None:
+        assert self.armed
+        self.armed = False
+        self.done.append("disarm")
+
+    def filter(self, program: bytes) -> None:
+        self.program = program
+        self.done.append("filter")
+
+
+class Run:
+    """An agent's whole run; each of `lines` is on the control line at one more look."""
+
+    def __init__(self, engine: Engine, *lines: bytes, looks: int = 3, **options: Any) -> None:
+        control, self.tell = os.pipe()
+        self.data = b""
+        self.engine = engine
+        says = [lambda line=line: os.write(self.tell, line + b"\n") for line in lines]
+        engine.script += says + [lambda: None] * looks + [lambda: os.close(self.tell)]
+        stop = SimpleNamespace(reason="")
+        self.end = agent.Agent(agent.Request(**options), engine, Writer(self)).run(stop, control)
+        os.close(control)
+        self.reason = stop.reason
+        self.frames = Decoder().feed(self.data)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.data += bytes(data)
+
+    def of(self, kind: Kind) -> list[dict[str, Any]]:
+        return [frame.json for frame in self.frames if frame.kind == kind]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        return [(note["level"], note["text"]) for note in self.of(Kind.NOTE)]
+
+    def after_note(self, words: str) -> Frame:
+        """The frame that follows the note with these words."""
+        for frame, following in zip(self.frames, self.frames[1:], strict=False):
+            if frame.kind == Kind.NOTE and words in frame.json["text"]:
+                return following
+        raise AssertionError(self.notes)
+
+    def exits(self) -> int:
+        return sum(len(frame.records) for frame in self.frames if frame.kind == Kind.EXIT)
+
+
+def balance(books: dict[str, Any]) -> None:
+    assert sum(books["due"]) == sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
+
+
+def order(name: str, **more: Any) -> bytes:
+    return json.dumps({"cmd": name, **more}).encode()
+
+
+def test_disarm_and_arm_again_as_often_as_one_likes_in_one_stream() -> None:
+    # GIVEN an agent whose every look brings three rows
+    engine = Engine(rows=3)
+    # WHEN it is disarmed and armed again, twice
+    run = Run(engine, *[order("disarm"), order("arm")] * 2, looks=2)
+    # THEN all is one stream, which says what the state is at once, with books that balance
+    assert engine.done == ["disarm", "arm"] * 2 + ["disarm"]
+    assert [text for _, text in run.notes] == ["disarmed", "armed; filter: none"] * 2
+    states = [books["state"] for books in run.of(Kind.BOOKS)]
+    assert states[-4:] == ["disarmed", "armed", "disarmed", "armed"]
+    for books in [*run.of(Kind.BOOKS), *run.of(Kind.END)]:
+        assert books["expr"] == ""
+        if books["state"] == "disarmed":
+            balance(books)
+    assert run.exits() == engine.count > 0
+    assert run.reason == "stopped"
+
+
+def test_to_disarm_twice_or_to_arm_twice_does_nothing() -> None:
+    engine = Engine()
+    run = Run(engine, order("arm"), order("disarm"), order("disarm"))
+    assert engine.done == ["disarm"]
+    assert all(level == "info" for level, _ in run.notes)
+
+
+def test_a_filter_that_is_set_while_disarmed_is_in_force_when_armed_again() -> None:
+    engine = Engine()
+    run = Run(engine, order("disarm"), order("filter", expr="udp port 53"), order("arm"))
+    assert engine.program == pcapfilter.compile("udp port 53")
+    assert run.notes[-1] == ("info", "armed; filter: udp port 53")
+    last = run.of(Kind.BOOKS)[-1]
+    assert (last["state"], last["expr"]) == ("armed", "udp port 53")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (order("filter", expr="udp prot 53"), "syntax error"),
+        (order("filter", expr="udp prot 53"), ", at character 5"),
+        (order("filter", expr="host no-such.invalid"), "unknown host"),
+        (order("filter", expr=7), "a filter on the control line is no text"),
+        (order("filter"), "no command"),
+        (order("jump"), "unknown command on the control line: 'jump'"),
+        (b'{"cmd": ["arm"]}', "unknown command"),
+        (b"[" * 20000, "no command"),
+        (b'"arm"', "no command"),
+        (b"\xff\xfe", "no command"),
+    ],
+)
+def test_what_is_no_good_on_the_control_line_is_said_and_changes_nothing(
+    line: bytes, words: str
+) -> None:
+    # GIVEN a filter in force
+    engine = Engine()
+    good = order("filter", expr="udp port 53")
+    # WHEN something that is no good comes
+    run = Run(engine, good, line)
+    # THEN a note says so in one line, and the filter is in force still
+    level, text = run.notes[-1]
+    assert (level, words in text, "\n" in text) == ("error", True, False), text
+    assert engine.done == ["filter", "disarm"]
+    assert {books["expr"] for books in run.of(Kind.BOOKS)[-1:]} == {"udp port 53"}
+    assert run.reason == "stopped"
+
+
+def test_an_engine_that_cannot_be_armed_again_leaves_the_agent_disarmed() -> None:
+    engine = Engine(fail="another ipttrace (pid 7) traces on this host already")
+    run = Run(engine, order("disarm"), order("arm"))
+    assert run.notes[-1] == ("error", engine.fail)
+    assert engine.done == ["disarm"]
+    assert run.end["state"] == "disarmed"
+
+
+def test_too_many_rows_a_second_disarm_by_themselves_and_the_stream_goes_on() -> None:
+    # GIVEN far more rows than --max-rate allows
+    engine = Engine(rows=400)
+    # WHEN they come, and it is armed again after a while
+    run = Run(engine, b"", b"", b"", b"", order("arm"), max_rate=1000, looks=5)
+    # THEN it is disarmed each time, with a warning, and books that balance
+    assert engine.done == ["disarm", "arm", "disarm"]
+    warnings = [text for level, text in run.notes if level == "warn"]
+    assert (
+        warnings
+        == ["disarmed: 1,200 rows/s is more than --max-rate 1000; arm again with a narrower filter"]
+        * 2
+    )
+    books = run.after_note("disarmed: 1,200")
+    assert books.kind == Kind.BOOKS
+    assert books.json["state"] == "disarmed"
+    balance(books.json)
+    # AND all that was delivered is in the stream
+    assert run.exits() == engine.count == 2400
+    assert run.reason == "stopped"
+
+
+def test_stop_after_says_how_many_rows_came() -> None:
+    engine = Engine(rows=10)
+    run = Run(engine, stop_after=23, looks=9)
+    assert engine.done == ["disarm"]
+    assert [text for _, text in run.notes] == [
+        "disarmed after 30 rows: --stop-after 23 is reached; arm again for as many more"
+    ]
+    assert run.exits() == 30
+
+
+def test_a_reader_that_stands_still_does_not_make_the_budget_last_longer() -> None:
+    # GIVEN an agent in the middle of a write that does not come to its end
+    engine = Engine(rows=10)
+    one = agent.Agent(agent.Request(stop_after=100), engine, Writer(SimpleNamespace()))
+    one._begin_budget()
+    engine.waiting = 99
+    one.spend_aside()
+    assert engine.armed
+    # WHEN the timer looks after the budget meanwhile, and enough is due
+    engine.waiting = 100
+    one.spend_aside()
+    # THEN it is disarmed at once; a second look does nothing more
+    one.spend_aside()
+    assert engine.done == ["disarm"]
+
+
+def test_what_is_done_aside_is_not_begun_again_before_it_is_done() -> None:
+    # GIVEN something that takes longer than until the next alarm, while a write waits
+    sink = Descriptor(-1)
+    sink.writing = True
+    begun: list[int] = []
+
+    def slow() -> None:
+        begun.append(1)
+        signal.raise_signal(signal.SIGALRM)
+        signal.raise_signal(signal.SIGALRM)
+
+    kept = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        stop = Stop(sink)
+        stop.meanwhile(slow)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # WHEN the alarms come
+        signal.raise_signal(signal.SIGALRM)
+        # THEN it is done once each time
+        assert len(begun) == 1
+        signal.raise_signal(signal.SIGALRM)
+        assert len(begun) == 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def test_a_control_line_that_never_ends_a_line_ends_the_agent() -> None:
+    engine = Engine()
+    # A pipe holds 64 KB: the agent takes as much at each look.
+    engine.script += [lambda: os.write(run_fd[0], b"x" * 65536) and None for _ in range(18)]
+    run_fd: list[int] = []
+    control, tell = os.pipe()
+    run_fd.append(tell)
+    one = agent.Agent(agent.Request(), engine, Writer(SimpleNamespace(write=len)))
+    with pytest.raises(CaptureError, match="the control line has no end"):
+        one.run(SimpleNamespace(reason=""), control)
+    os.close(control)
+    os.close(tell)
