@@ -28,7 +28,7 @@ from ipttrace.view.lines import LineWriter, Output, OutputError, summary
 
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
-    from ipttrace.trace.until import Until
+    from ipttrace.trace.query.until import Until
 
 _PORTION: Final = 1 << 20
 # Rows made into lines at a time: bounds memory, and the wait for the first.
@@ -183,7 +183,7 @@ class Pump:
             inodes = {int(k): v for k, v in named.items() if re.fullmatch("[0-9]{1,10}", k)}
             self._names.update({inode: clean(str(name)) for inode, name in inodes.items()})
         if self._wanted is not None and self._until is None:
-            from ipttrace.trace.until import Until
+            from ipttrace.trace.query.until import Until
 
             self._until = Until(self._wanted, netns=self._names, hosts=(self._host(),))
         if self._output is not None and not self._begun:

@@ -35,12 +35,13 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
 from ipttrace.text import clean
-from ipttrace.trace import query, query_tree
+from ipttrace.trace import query
+from ipttrace.trace.query import tree as query_tree
+from ipttrace.trace.query.until import Until
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
-from ipttrace.trace.until import Until
 from ipttrace.tui import hangup
 from ipttrace.tui import situation as at
 from ipttrace.tui.commands import Commands, own_bindings

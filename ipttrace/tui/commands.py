@@ -15,8 +15,8 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace import query
-from ipttrace.trace.expr import expression
-from ipttrace.trace.query_complete import complete, values_of
+from ipttrace.trace.query.complete import complete, values_of
+from ipttrace.trace.query.pcap import expression
 from ipttrace.tui import situation as at
 from ipttrace.tui.base import Base
 from ipttrace.tui.help import Help

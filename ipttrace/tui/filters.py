@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipttrace.trace.query_build import both
+from ipttrace.trace.query.from_row import both
 
 
 @dataclass(frozen=True, slots=True)

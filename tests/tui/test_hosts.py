@@ -16,8 +16,8 @@ import pytest
 from textual.pilot import Pilot
 
 from ipttrace.trace import query
+from ipttrace.trace.query.until import Until
 from ipttrace.trace.row import FIELDS
-from ipttrace.trace.until import Until
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.columns import BEGINS, choose
 from ipttrace.tui.files import ALL

@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from ipttrace.trace import query_build as build
+from ipttrace.trace.query import from_row as build
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Store
 from ipttrace.tui.detail_lines import Where

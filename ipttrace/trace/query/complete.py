@@ -15,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.trace.names import Names
-from ipttrace.trace.query_context import Context
-from ipttrace.trace.query_fields import ALIASES, fields
-from ipttrace.trace.query_kinds import SEARCH
-from ipttrace.trace.query_tree import MAX_TEXT, parser, quote
-from ipttrace.trace.query_words import TABLES, WORDS, means
+from ipttrace.trace.query.context import Context
+from ipttrace.trace.query.fields import ALIASES, fields
+from ipttrace.trace.query.kinds import SEARCH
+from ipttrace.trace.query.tree import MAX_TEXT, parser, quote
+from ipttrace.trace.query.words import TABLES, WORDS, means
 from ipttrace.trace.row import HOOKS
 from ipttrace.trace.store import Part
 

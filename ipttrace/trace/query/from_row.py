@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ipttrace.trace.query_tree import Many, Node, Not, parse, quote, written
+from ipttrace.trace.query.tree import Many, Node, Not, parse, quote, written
 from ipttrace.trace.row import Row
 from ipttrace.trace.rulesets_frame import NFT, family_name
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ipttrace.trace.hashing import Array
-from ipttrace.trace.query_context import Context
-from ipttrace.trace.query_kinds import EQUAL, SEARCH, Hit, Kind
-from ipttrace.trace.query_patterns import Predicate, pattern
-from ipttrace.trace.query_tree import Test, Value
+from ipttrace.trace.query.context import Context
+from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind
+from ipttrace.trace.query.patterns import Predicate, pattern
+from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.store import Part
 
 

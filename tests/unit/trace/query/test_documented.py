@@ -8,8 +8,8 @@ import re
 import pytest
 
 from ipttrace.trace import query
-from ipttrace.trace.query_fields import ALIASES, fields
-from ipttrace.trace.query_words import WORDS
+from ipttrace.trace.query.fields import ALIASES, fields
+from ipttrace.trace.query.words import WORDS
 from ipttrace.trace.row import FIELDS
 from tests.paths import PROJECT
 

@@ -7,7 +7,7 @@ import pytest
 
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.stream.frames import read_file
-from ipttrace.trace.expr import expression
+from ipttrace.trace.query.pcap import expression
 from ipttrace.trace.session import Trace
 from tests.data.netlink_rows import Told
 from tests.paths import LAB

@@ -13,7 +13,7 @@ from fractions import Fraction
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from ipttrace.trace.query_tree import Value
+from ipttrace.trace.query.tree import Value
 
 SECOND: Final = 1_000_000_000
 DURATIONS: Final = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 10**6, "s": SECOND}

@@ -15,7 +15,11 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace.hashing import Array
-from ipttrace.trace.query_build import (
+from ipttrace.trace.query.complete import Completion, complete, values_of
+from ipttrace.trace.query.context import Context, RuleTexts, context_of
+from ipttrace.trace.query.error import QueryError, shown, suggestion
+from ipttrace.trace.query.fields import ALIASES, Field, fields
+from ipttrace.trace.query.from_row import (
     LEGACY,
     both,
     by_chain,
@@ -31,13 +35,9 @@ from ipttrace.trace.query_build import (
     by_verdict,
     hide,
 )
-from ipttrace.trace.query_complete import Completion, complete, values_of
-from ipttrace.trace.query_context import Context, RuleTexts, context_of
-from ipttrace.trace.query_error import QueryError, shown, suggestion
-from ipttrace.trace.query_fields import ALIASES, Field, fields
-from ipttrace.trace.query_kinds import Hit, Kind, fitting
-from ipttrace.trace.query_tree import Alone, Node, Not, Test, Value, parse, quote, replaced, written
-from ipttrace.trace.query_words import meaning
+from ipttrace.trace.query.kinds import Hit, Kind, fitting
+from ipttrace.trace.query.tree import Alone, Node, Not, Test, Value, parse, quote, replaced, written
+from ipttrace.trace.query.words import meaning
 from ipttrace.trace.store import Part
 
 __all__ = (

@@ -14,13 +14,13 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.trace import packet
-from ipttrace.trace import query_values as values
 from ipttrace.trace.hashing import Array, Hash
-from ipttrace.trace.query_context import Context
-from ipttrace.trace.query_kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, either
-from ipttrace.trace.query_names import NameTable, predicate_of
-from ipttrace.trace.query_patterns import Predicate
-from ipttrace.trace.query_tree import Test, Value
+from ipttrace.trace.query import values
+from ipttrace.trace.query.context import Context
+from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, either
+from ipttrace.trace.query.names import NameTable, predicate_of
+from ipttrace.trace.query.patterns import Predicate
+from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.rulesets_frame import NFT
 from ipttrace.trace.store import Part
 

@@ -10,9 +10,9 @@ import re
 from ipaddress import ip_network
 from typing import Final
 
-from ipttrace.trace.query_error import QueryError, shown, suggestion
-from ipttrace.trace.query_fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS, fields
-from ipttrace.trace.query_tree import Alone, Test, Value
+from ipttrace.trace.query.error import QueryError, shown, suggestion
+from ipttrace.trace.query.fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS, fields
+from ipttrace.trace.query.tree import Alone, Test, Value
 from ipttrace.trace.row import HOOKS, VERDICTS
 
 TABLES: Final = ("raw", "mangle", "nat", "filter", "security")

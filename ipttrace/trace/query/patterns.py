@@ -16,8 +16,8 @@ from re import _constants as op
 from re import _parser as sre
 from typing import Any, Final
 
-from ipttrace.trace.query_error import QueryError
-from ipttrace.trace.query_tree import Value, source_offset
+from ipttrace.trace.query.error import QueryError
+from ipttrace.trace.query.tree import Value, source_offset
 
 Predicate = Callable[[str], bool]
 

@@ -16,12 +16,10 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace import protocol as ip
-from ipttrace.trace import query_kinds as kinds
-from ipttrace.trace import query_special as special
-from ipttrace.trace import query_values as values
 from ipttrace.trace.columns import ENGINES, NETLINK
 from ipttrace.trace.hashing import Array
-from ipttrace.trace.query_names import Name
+from ipttrace.trace.query import kinds, special, values
+from ipttrace.trace.query.names import Name
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.rulesets_frame import FAMILIES, NFT
 from ipttrace.trace.store import Part

@@ -13,12 +13,12 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from ipttrace.trace import query_values as values
 from ipttrace.trace.hashing import Array
-from ipttrace.trace.query_context import Context
-from ipttrace.trace.query_error import QueryError, shown, suggestion
-from ipttrace.trace.query_patterns import pattern
-from ipttrace.trace.query_tree import Test, Value
+from ipttrace.trace.query import values
+from ipttrace.trace.query.context import Context
+from ipttrace.trace.query.error import QueryError, shown, suggestion
+from ipttrace.trace.query.patterns import pattern
+from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.store import Part
 
 Hit = Callable[[Part, Context], Array]

@@ -7,7 +7,7 @@ import pytest
 
 from ipttrace.trace import query
 from ipttrace.trace.names import Names
-from tests.unit.test_trace_query_rows import one
+from tests.unit.trace.query.test_rows import one
 
 CONTEXT = query.Context(
     Names(),

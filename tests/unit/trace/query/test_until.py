@@ -16,8 +16,8 @@ from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, Writer, read_file
 from ipttrace.trace import query
 from ipttrace.trace.query import context_of
+from ipttrace.trace.query.until import Until
 from ipttrace.trace.session import Trace
-from ipttrace.trace.until import Until
 from ipttrace.view import formats
 from tests.data import synth
 from tests.paths import LAB

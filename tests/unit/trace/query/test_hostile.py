@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ipttrace.text import clean
 from ipttrace.trace import query
 from ipttrace.trace.query import QueryError
-from ipttrace.trace.query_patterns import pattern
-from ipttrace.trace.query_tree import MAX_TEXT, Value
+from ipttrace.trace.query.patterns import pattern
+from ipttrace.trace.query.tree import MAX_TEXT, Value
 from ipttrace.trace.session import Trace
-from tests.unit.test_trace_query_rows import one
+from tests.unit.trace.query.test_rows import one
 
 # Without the blanks between them they make still other words.
 PIECES = r"""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from ipttrace.trace.query_error import QueryError, shown
+from ipttrace.trace.query.error import QueryError, shown
 
 MAX_TEXT: Final = 20_000
 MAX_DEPTH: Final = 100
