@@ -18,8 +18,8 @@ from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace import tally
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
-from ipttrace.trace.tally_flows import LIMIT
-from ipttrace.trace.tally_listing import Listings
+from ipttrace.trace.tally.flows import LIMIT
+from ipttrace.trace.tally.listing import Listings
 from tests.data import synth
 
 Results = dict[str, dict[str, Any]]

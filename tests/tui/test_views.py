@@ -9,7 +9,7 @@ import pytest
 from textual.command import CommandPalette
 from textual.widgets import OptionList, Static
 
-from ipttrace.trace.tally_listing import POLICY, RuleKey
+from ipttrace.trace.tally.listing import POLICY, RuleKey
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.help import key_names
 from tests.paths import PROJECT

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace.names import Names
-from ipttrace.trace.tally_flows import Flow, FlowsTally
+from ipttrace.trace.tally.flows import Flow, FlowsTally
 from ipttrace.tui import figures
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail
 from ipttrace.tui.messages import FilterAsked, Notice

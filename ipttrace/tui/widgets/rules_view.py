@@ -18,7 +18,7 @@ from ipttrace.trace import query
 from ipttrace.trace.names import Names
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.rulesets_frame import NFT
-from ipttrace.trace.tally_listing import (
+from ipttrace.trace.tally.listing import (
     POLICY,
     ChainListing,
     Figures,
@@ -27,7 +27,7 @@ from ipttrace.trace.tally_listing import (
     RuleKey,
     TableListing,
 )
-from ipttrace.trace.tally_rules import RulesTally
+from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.tui import figures
 from ipttrace.tui.columns import fit
 from ipttrace.tui.messages import FilterAsked, Notice

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ipttrace.trace.rulesets_frame import family_name
-from ipttrace.trace.tally_listing import (
+from ipttrace.trace.tally.listing import (
     END,
     POLICY,
     ChainListing,

@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.rulesets_frame import table_name
-from ipttrace.trace.tally_totals import ENDS, Seconds, TotalsTally
+from ipttrace.trace.tally.totals import ENDS, Seconds, TotalsTally
 from ipttrace.tui import figures
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit
 from ipttrace.tui.widgets.ledger import Cells, Ledger, column

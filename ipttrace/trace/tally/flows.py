@@ -19,7 +19,7 @@ from ipttrace.trace.hashing import Array, Hash
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import VERDICTS, Step
 from ipttrace.trace.store import Part
-from ipttrace.trace.tally_slots import OTHER, Slots
+from ipttrace.trace.tally.slots import OTHER, Slots
 from ipttrace.trace.unfold import address
 
 # A slot takes 170 bytes.

@@ -11,7 +11,7 @@ from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from ipttrace.trace.tally import Tallies
-from ipttrace.trace.tally_listing import (
+from ipttrace.trace.tally.listing import (
     END,
     POLICY,
     RULE,

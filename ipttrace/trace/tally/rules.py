@@ -15,13 +15,14 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace import tally_clock, tally_costs
 from ipttrace.trace.columns import NETLINK
 from ipttrace.trace.hashing import Array, Hash
 from ipttrace.trace.row import VERDICTS
 from ipttrace.trace.rulesets_frame import NFT
 from ipttrace.trace.store import Part
-from ipttrace.trace.tally_slots import Slots
+from ipttrace.trace.tally import clock as tally_clock
+from ipttrace.trace.tally import costs as tally_costs
+from ipttrace.trace.tally.slots import Slots
 
 # A slot takes 1.2 kB: 40 MB when all of them are used.
 LIMIT: Final = 1 << 15

@@ -13,10 +13,10 @@ from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
-from ipttrace.trace.tally_flows import FlowsTally
-from ipttrace.trace.tally_listing import Listings, RuleKey
-from ipttrace.trace.tally_rules import ENDS, RulesTally
-from ipttrace.trace.tally_totals import TotalsTally
+from ipttrace.trace.tally.flows import FlowsTally
+from ipttrace.trace.tally.listing import Listings, RuleKey
+from ipttrace.trace.tally.rules import ENDS, RulesTally
+from ipttrace.trace.tally.totals import TotalsTally
 from tests.data import synth
 from tests.paths import LAB
 

@@ -17,13 +17,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import tally_costs
 from ipttrace.trace.hashing import Array
 from ipttrace.trace.names import Names
 from ipttrace.trace.row import HOOKS
 from ipttrace.trace.rulesets import Rulesets, Table
 from ipttrace.trace.rulesets_frame import Counted
-from ipttrace.trace.tally_rules import DROP, RulesTally
+from ipttrace.trace.tally import costs as tally_costs
+from ipttrace.trace.tally.rules import DROP, RulesTally
 
 RULE: Final = "rule"
 POLICY: Final = "policy"

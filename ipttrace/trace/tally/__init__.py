@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace.store import Part, Store
-from ipttrace.trace.tally_flows import FlowsTally
-from ipttrace.trace.tally_rules import RulesTally
-from ipttrace.trace.tally_totals import TotalsTally
+from ipttrace.trace.tally.flows import FlowsTally
+from ipttrace.trace.tally.rules import RulesTally
+from ipttrace.trace.tally.totals import TotalsTally
 
 # Rows counted in one go: some 3 ms, which a frame can bear.
 PORTION: Final = 8_000

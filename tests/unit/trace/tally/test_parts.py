@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from ipttrace.stream.frames import Frame, Kind
-from ipttrace.trace import tally_costs
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
-from ipttrace.trace.tally_flows import FlowsTally
-from ipttrace.trace.tally_rules import RulesTally
-from ipttrace.trace.tally_slots import OTHER, Slots
-from ipttrace.trace.tally_totals import TotalsTally
+from ipttrace.trace.tally import costs as tally_costs
+from ipttrace.trace.tally.flows import FlowsTally
+from ipttrace.trace.tally.rules import RulesTally
+from ipttrace.trace.tally.slots import OTHER, Slots
+from ipttrace.trace.tally.totals import TotalsTally
 from tests.data import synth
 
 SECOND = 1_000_000_000
