@@ -18,7 +18,7 @@ from ipttrace.trace.dissect import dissect, hex_dump
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.trace.story import Packet, RuleHit, Story, Traversal
-from ipttrace.trace.story_changes import Change, endpoint
+from ipttrace.trace.story.changes import Change, endpoint
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit
 from ipttrace.tui.detail_wrap import MOST_LINES, Line, Piece, cut, fold, wrap
 

@@ -21,7 +21,7 @@ from ipttrace.trace.hashing import Array
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.store import Part, Store
-from ipttrace.trace.story_changes import Change, Look, between, inside, status_names
+from ipttrace.trace.story.changes import Change, Look, between, inside, status_names
 
 REACH: Final = 1 << 18  # rows searched to each side
 LIMIT: Final = 64  # traversals told
