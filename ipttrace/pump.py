@@ -22,7 +22,7 @@ import numpy as np
 
 from ipttrace.stream.frames import Decoder, Kind, StreamError
 from ipttrace.text import clean
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.session import Trace
 from ipttrace.view.lines import LineWriter, Output, OutputError, summary
 

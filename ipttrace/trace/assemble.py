@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays.picking import join, pick
 from ipttrace.trace.journey import Journeys
-from ipttrace.trace.picking import join, pick
 from ipttrace.trace.waiting import Waiting
 
 # A call whose exit has not come by then had its exit lost.

@@ -18,8 +18,8 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.hashing import Array, Hash
-from ipttrace.trace.recent import Recent
+from ipttrace.trace.arrays.hashing import Array, Hash
+from ipttrace.trace.arrays.recent import Recent
 
 _DATAGRAMS: Final = 1 << 14
 _TRANSLATED: Final = 1 << 16

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.recent import Recent
+from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays.recent import Recent
 
 _OPEN: Final = 1 << 16
 

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 
 # Bits of Headers.known: which of the fields hold something.
 PORTS: Final = 0x01

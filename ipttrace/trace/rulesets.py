@@ -40,7 +40,7 @@ import numpy as np
 
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.rulesets_frame import (
     FAMILIES,
     NFT,

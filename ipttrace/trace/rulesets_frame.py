@@ -13,7 +13,7 @@ import numpy as np
 
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 
 U32: Final = 1 << 32
 U64: Final = 1 << 64

@@ -13,11 +13,11 @@ from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.text import clean
 from ipttrace.trace.assemble import Assembler, Calls
-from ipttrace.trace.columns import ENGINES, fill
 from ipttrace.trace.flow import Flows
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.store import Store
+from ipttrace.trace.store.schema import ENGINES, fill
 
 _KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
 _LEVELS: Final = ("info", "warn", "error")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.picking import pick
+from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays.picking import pick
 
 
 class Waiting:

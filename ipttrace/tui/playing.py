@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Final
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.lens import PORTION, Lens
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Store

@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.store import Store
 from ipttrace.view.cells import SECOND, safe
 from ipttrace.view.formats import ENDINGS, output

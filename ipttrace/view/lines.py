@@ -18,7 +18,7 @@ from ipttrace.trace.row import Row
 from ipttrace.view.cells import safe
 
 if TYPE_CHECKING:
-    from ipttrace.trace.hashing import Array
+    from ipttrace.trace.arrays.hashing import Array
     from ipttrace.trace.store import Store
 
 

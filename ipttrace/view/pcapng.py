@@ -25,7 +25,7 @@ import numpy as np
 
 from ipttrace import __version__
 from ipttrace.text import clean
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.trace.store import Store

@@ -14,7 +14,7 @@ from typing import Any
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store

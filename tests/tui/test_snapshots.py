@@ -26,7 +26,7 @@ from textual import constants
 from textual.pilot import Pilot
 
 from ipttrace.stream.frames import Kind, Writer
-from ipttrace.trace.hashing import Hash
+from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.source import FileSource, Source
 from ipttrace.tui.vendors import Vendors

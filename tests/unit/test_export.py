@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ipttrace.stream.frames import Frame, Kind
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.view import export

@@ -16,13 +16,13 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.columns import ENGINES, NETLINK
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query import kinds, special, values
 from ipttrace.trace.query.names import Name
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.rulesets_frame import FAMILIES, NFT
 from ipttrace.trace.store import Part
+from ipttrace.trace.store.schema import ENGINES, NETLINK
 
 
 @dataclass(frozen=True, slots=True)

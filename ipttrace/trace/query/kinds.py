@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.error import QueryError, shown, suggestion

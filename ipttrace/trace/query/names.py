@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind
 from ipttrace.trace.query.patterns import Predicate, pattern

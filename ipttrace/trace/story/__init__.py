@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.store import Part, Store

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from ipttrace.stream import record
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.columns import Columns
 from ipttrace.trace.row import Row
+from ipttrace.trace.store.schema import Columns
 
 # enum ip_conntrack_status (linux/netfilter/nf_conntrack_common.h), by bit; NAT
 # under the names of the targets.

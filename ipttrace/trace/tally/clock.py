@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 
 # A cell that holds a stretch this many rings later is from before the clock was set back.
 _RINGS: Final = 4

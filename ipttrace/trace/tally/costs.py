@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 
 _PARTS: Final = 3  # 2**3 buckets to a doubling
 _LOWEST: Final = 5  # 2**5 ns; what is less goes into the first bucket

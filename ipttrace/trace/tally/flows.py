@@ -15,12 +15,12 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.hashing import Array, Hash
-from ipttrace.trace.names import Names
+from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.row import VERDICTS, Step
 from ipttrace.trace.store import Part
+from ipttrace.trace.store.names import Names
+from ipttrace.trace.store.unfold import address
 from ipttrace.trace.tally.slots import OTHER, Slots
-from ipttrace.trace.unfold import address
 
 # A slot takes 170 bytes.
 LIMIT: Final = 100_000

@@ -17,11 +17,11 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.names import Names
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import HOOKS
 from ipttrace.trace.rulesets import Rulesets, Table
 from ipttrace.trace.rulesets_frame import Counted
+from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.rules import DROP, RulesTally
 

@@ -15,11 +15,11 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.columns import NETLINK
-from ipttrace.trace.hashing import Array, Hash
+from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.row import VERDICTS
 from ipttrace.trace.rulesets_frame import NFT
 from ipttrace.trace.store import Part
+from ipttrace.trace.store.schema import NETLINK
 from ipttrace.trace.tally import clock as tally_clock
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.slots import Slots

@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.columns import NETLINK
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.names import Names
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.store import Part
+from ipttrace.trace.store.names import Names
+from ipttrace.trace.store.schema import NETLINK
 from ipttrace.trace.tally import clock as tally_clock
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.slots import Slots

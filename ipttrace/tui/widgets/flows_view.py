@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 from textual.binding import Binding, BindingType
 
-from ipttrace.trace.names import Names
+from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.flows import Flow, FlowsTally
 from ipttrace.tui import figures
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail

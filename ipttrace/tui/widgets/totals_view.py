@@ -14,9 +14,9 @@ from typing import ClassVar, Final
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.names import Names
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.rulesets_frame import table_name
+from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.totals import ENDS, Seconds, TotalsTally
 from ipttrace.tui import figures
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, fit

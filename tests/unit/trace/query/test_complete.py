@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ipttrace.trace import query
-from ipttrace.trace.names import Names
+from ipttrace.trace.store.names import Names
 from tests.unit.trace.query.test_rows import one
 
 CONTEXT = query.Context(

@@ -16,12 +16,12 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace import packet
 from ipttrace.trace import protocol as ip
-from ipttrace.trace.columns import ENGINES, STEPS, Columns
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.names import Names
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS, Row, Step
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.rulesets_frame import NFT
+from ipttrace.trace.store.names import Names
+from ipttrace.trace.store.schema import ENGINES, STEPS, Columns
 
 _FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 
 
 class Recent:

@@ -12,11 +12,11 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.trace import packet
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.assemble import Calls
 from ipttrace.trace.flow import Flows, is_tracked
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.names import Names
 from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.store.names import Names
 
 # Copied from the entry record as they are.
 _ENTRY: Final = (

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipttrace.text import clean
-from ipttrace.trace.hashing import Hash
-from ipttrace.trace.names import TOO_MANY, Names
-from ipttrace.trace.recent import Recent
+from ipttrace.trace.arrays.hashing import Hash
+from ipttrace.trace.arrays.recent import Recent
+from ipttrace.trace.store.names import TOO_MANY, Names
 
 
 @given(st.lists(st.lists(st.binary(max_size=16), max_size=30), max_size=5))

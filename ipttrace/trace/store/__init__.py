@@ -15,12 +15,12 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.columns import SCHEMA, STEPS, Columns
-from ipttrace.trace.hashing import Array
-from ipttrace.trace.names import Names
+from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.rulesets import Rulesets
-from ipttrace.trace.unfold import unfold
+from ipttrace.trace.store.names import Names
+from ipttrace.trace.store.schema import SCHEMA, STEPS, Columns
+from ipttrace.trace.store.unfold import unfold
 
 _CHUNK_ROWS: Final = 1 << 16
 _ALIGN: Final = 64

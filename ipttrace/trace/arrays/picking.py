@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ipttrace.trace.hashing import Array
+from ipttrace.trace.arrays.hashing import Array
 
 
 def join(parts: Sequence[Array], dtype: np.dtype[np.void]) -> Array:

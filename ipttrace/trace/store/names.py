@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.text import clean
-from ipttrace.trace.hashing import Array, Hash
+from ipttrace.trace.arrays.hashing import Array, Hash
 
 # A hostile stream could bring a new name with every record.
 LIMIT: Final = 1 << 18
