@@ -12,8 +12,8 @@ from typing import Any, Final, TypeGuard
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.text import clean
-from ipttrace.trace.assemble import Assembler, Calls
-from ipttrace.trace.flow import Flows
+from ipttrace.trace.calls.assemble import Assembler, Calls
+from ipttrace.trace.calls.flow import Flows
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.store import Store

@@ -17,8 +17,8 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.arrays.picking import join, pick
-from ipttrace.trace.journey import Journeys
-from ipttrace.trace.waiting import Waiting
+from ipttrace.trace.calls.journey import Journeys
+from ipttrace.trace.calls.waiting import Waiting
 
 # A call whose exit has not come by then had its exit lost.
 PATIENCE_NS: Final = 30_000_000_000

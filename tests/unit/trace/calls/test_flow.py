@@ -7,7 +7,7 @@ import struct
 
 from ipttrace.stream import record
 from ipttrace.trace import packet
-from ipttrace.trace.flow import Flows
+from ipttrace.trace.calls.flow import Flows
 from tests.data.records import entry, joined, tcp, udp, v4
 
 A, B, C, NAT = "10.0.0.1", "10.0.0.2", "10.0.0.3", "192.0.2.1"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipttrace.stream.record import ENTRY, EXIT, MATCHES, RULE
-from ipttrace.trace.assemble import PATIENCE_NS, Assembler, Calls
+from ipttrace.trace.calls.assemble import PATIENCE_NS, Assembler, Calls
 from tests.data import synth
 from tests.data.records import Array, entry, joined, leave, rule
 
