@@ -13,8 +13,8 @@ from typing import Final
 
 from rich.cells import cell_len
 
-from ipttrace.trace import protocol as ip
-from ipttrace.trace.dissect import dissect, hex_dump
+from ipttrace.trace.decode import protocol as ip
+from ipttrace.trace.decode.dissect import dissect, hex_dump
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rulesets_frame import table_name
 from ipttrace.trace.story import Packet, RuleHit, Story, Traversal

@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
-from ipttrace.trace import protocol as ip
 from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.arrays.recent import Recent
+from ipttrace.trace.decode import headers as packet
+from ipttrace.trace.decode import protocol as ip
 
 _DATAGRAMS: Final = 1 << 14
 _TRANSLATED: Final = 1 << 16

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
-from ipttrace.trace import protocol as ip
 from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.decode import headers as packet
+from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.query import kinds, special, values
 from ipttrace.trace.query.names import Name
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ipttrace.stream import record
-from ipttrace.trace import protocol as ip
+from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row
 from ipttrace.trace.store.unfold import address
 

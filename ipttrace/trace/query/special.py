@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
 from ipttrace.trace.arrays.hashing import Array, Hash
+from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, either

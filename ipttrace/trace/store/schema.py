@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.calls.assemble import Calls
 from ipttrace.trace.calls.flow import Flows, is_tracked
+from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.store.names import Names
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
-from ipttrace.trace import protocol as ip
 from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.decode import headers as packet
+from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS, Row, Step
 from ipttrace.trace.rulesets import Rulesets
 from ipttrace.trace.rulesets_frame import NFT

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
 from ipttrace.stream import record
-from ipttrace.trace import protocol as ip
+from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row
 from ipttrace.trace.store.schema import Columns
 

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
-from ipttrace.trace import protocol as ip
 from ipttrace.trace.arrays.hashing import Array, Hash
+from ipttrace.trace.decode import headers as packet
+from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import VERDICTS, Step
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names

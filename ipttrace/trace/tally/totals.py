@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.trace import protocol as ip
 from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names

@@ -6,8 +6,8 @@ from __future__ import annotations
 import struct
 
 from ipttrace.stream import record
-from ipttrace.trace import packet
 from ipttrace.trace.calls.flow import Flows
+from ipttrace.trace.decode import headers as packet
 from tests.data.records import entry, joined, tcp, udp, v4
 
 A, B, C, NAT = "10.0.0.1", "10.0.0.2", "10.0.0.3", "192.0.2.1"

@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace import protocol as ip
 from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.decode import protocol as ip
 
 # Bits of Headers.known: which of the fields hold something.
 PORTS: Final = 0x01

@@ -9,8 +9,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from ipttrace.trace import protocol as ip
-from ipttrace.trace.dissect_base import DATA, NETWORK, Next, Put, Reader, bits, named
+from ipttrace.trace.decode import protocol as ip
+from ipttrace.trace.decode.base import DATA, NETWORK, Next, Put, Reader, bits, named
 
 _TYPES: Final = {
     0: "Echo reply",

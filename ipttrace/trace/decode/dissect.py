@@ -15,8 +15,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from ipttrace.text import clean
-from ipttrace.trace import protocol as ip
-from ipttrace.trace.dissect_base import (
+from ipttrace.trace.decode import protocol as ip
+from ipttrace.trace.decode.base import (
     DATA,
     NETWORK,
     PROTO,
@@ -29,9 +29,9 @@ from ipttrace.trace.dissect_base import (
     bits,
     named,
 )
-from ipttrace.trace.dissect_data import decode_data
-from ipttrace.trace.dissect_icmp import icmp, icmpv6
-from ipttrace.trace.dissect_upper import UPPER
+from ipttrace.trace.decode.data import decode_data
+from ipttrace.trace.decode.icmp import icmp, icmpv6
+from ipttrace.trace.decode.upper import UPPER
 
 MOST_LAYERS: Final = 16
 _MOST_FIELDS: Final = 48

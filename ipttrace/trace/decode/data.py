@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from ipttrace.text import clean
-from ipttrace.trace.dissect_base import Decode, Next, Put, Reader, Short, named
+from ipttrace.trace.decode.base import Decode, Next, Put, Reader, Short, named
 
 _DNS_PORTS: Final = frozenset({53, 5353, 5355})
 _DNS_TYPES: Final = {

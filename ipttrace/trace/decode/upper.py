@@ -9,18 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ipttrace.trace import protocol as ip
-from ipttrace.trace.dissect_base import (
-    DATA,
-    NETWORK,
-    PROTO,
-    Decode,
-    Next,
-    Put,
-    Reader,
-    bits,
-    named,
-)
+from ipttrace.trace.decode import protocol as ip
+from ipttrace.trace.decode.base import DATA, NETWORK, PROTO, Decode, Next, Put, Reader, bits, named
 
 _MOST_CHUNKS: Final = 8
 _MOST_SACKS: Final = 4

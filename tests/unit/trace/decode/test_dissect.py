@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipttrace.trace.dissect import MOST_LAYERS, dissect, hex_dump
-from ipttrace.trace.dissect_base import Layer
+from ipttrace.trace.decode.base import Layer
+from ipttrace.trace.decode.dissect import MOST_LAYERS, dissect, hex_dump
 from tests.data.records import udp, v4
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipttrace.trace import packet
-from ipttrace.trace.packet import decode
+from ipttrace.trace.decode import headers as packet
+from ipttrace.trace.decode.headers import decode
 
 WIDTH = 128
 EXTENSIONS = {0, 43, 44, 51, 60}
