@@ -62,9 +62,9 @@ class Kind(IntEnum):
     BOOKS = 6  # json: the counters at this moment
     NOTE = 7  # json: level and text, for a person
     END = 8  # json: the last books and the reason
-    RULES = 9  # json: a table's rules, or that they changed: see trace/rulesets.py
+    RULES = 9  # json: a table's rules, or that they changed: see trace/rules/history.py
     COUNTERS = 10  # json: a table's counters
-    NEIGHBOURS = 11  # json: a namespace's neighbour tables: see trace/neighbours.py
+    NEIGHBOURS = 11  # json: a namespace's neighbour tables: see trace/neighbours/__init__.py
 
 
 _RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)

@@ -17,7 +17,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 
 from ipttrace.trace.row import Row
-from ipttrace.trace.rulesets_frame import table_name
+from ipttrace.trace.rules.frames import table_name
 
 GAP: Final = 1
 _CALL: Final = (1 << 56) - 1  # a journey's number is its first call's, below the host's

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.decode.dissect import dissect, hex_dump
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rulesets_frame import table_name
+from ipttrace.trace.rules.frames import table_name
 from ipttrace.trace.story import Packet, RuleHit, Story, Traversal
 from ipttrace.trace.story.changes import Change, endpoint
 from ipttrace.tui.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit

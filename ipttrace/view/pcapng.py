@@ -27,7 +27,7 @@ from ipttrace import __version__
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rulesets_frame import table_name
+from ipttrace.trace.rules.frames import table_name
 from ipttrace.trace.store import Store
 from ipttrace.view.cells import ELLIPSIS, duration, path_text, safe
 from ipttrace.view.places import Named, places

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from ipttrace.trace.row import Row
-from ipttrace.trace.rulesets_frame import table_name
+from ipttrace.trace.rules.frames import table_name
 from ipttrace.view.cells import clock, cut, duration, path_text, safe, width
 from ipttrace.view.places import Named, places
 

@@ -2,7 +2,7 @@
 """The neighbour tables, and what it takes to know a packet's next hop: a watch.
 
 Once a second, of every namespace that is traced: tables, devices, neighbours,
-routes.  What goes into the stream is told in ipttrace/trace/neighbours.py.
+routes.  What goes into the stream is told in ipttrace/trace/neighbours/__init__.py.
 
 There is one arp_cache and one ndisc_cache in a kernel, whatever the namespaces
 (net/core/neighbour.c, `neigh_tables`): thresholds, config, statistics and

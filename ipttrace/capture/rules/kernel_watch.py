@@ -5,7 +5,7 @@ The module numbers the changes of all tables and tells of each.  A table is read
 while no change is under way, and what was read counts only if none fell in
 between: then it holds from the table's last change on.  Changes are told of
 first, in order, so that a reader never takes old rules for new ones; what the
-frames hold is told in ipttrace/trace/rulesets.py.
+frames hold is told in ipttrace/trace/rules/history.py.
 
 Reading costs: changed tables are read at once but for a fifth of one processor
 at most, counters for a 50th.  Must not touch the engine, make a table that was

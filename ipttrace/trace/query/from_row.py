@@ -11,7 +11,7 @@ from typing import Final
 
 from ipttrace.trace.query.tree import Many, Node, Not, parse, quote, written
 from ipttrace.trace.row import Row
-from ipttrace.trace.rulesets_frame import NFT, family_name
+from ipttrace.trace.rules.frames import NFT, family_name
 
 
 def _tests(**values: object) -> str:

@@ -21,7 +21,7 @@ from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, 
 from ipttrace.trace.query.names import NameTable, predicate_of
 from ipttrace.trace.query.patterns import Predicate
 from ipttrace.trace.query.tree import Test, Value
-from ipttrace.trace.rulesets_frame import NFT
+from ipttrace.trace.rules.frames import NFT
 from ipttrace.trace.store import Part
 
 _FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6

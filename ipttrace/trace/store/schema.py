@@ -15,7 +15,7 @@ from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.calls.assemble import Calls
 from ipttrace.trace.calls.flow import Flows, is_tracked
 from ipttrace.trace.decode import headers as packet
-from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.rules.history import Rulesets
 from ipttrace.trace.store.names import Names
 
 # Copied from the entry record as they are.

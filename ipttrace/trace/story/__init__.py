@@ -19,7 +19,7 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.rules.history import Rulesets
 from ipttrace.trace.store import Part, Store
 from ipttrace.trace.story.changes import Change, Look, between, inside, status_names
 

@@ -19,8 +19,8 @@ import numpy as np
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import HOOKS
-from ipttrace.trace.rulesets import Rulesets, Table
-from ipttrace.trace.rulesets_frame import Counted
+from ipttrace.trace.rules.frames import Counted
+from ipttrace.trace.rules.history import Rulesets, Table
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.rules import DROP, RulesTally

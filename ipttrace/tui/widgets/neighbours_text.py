@@ -16,7 +16,7 @@ from typing import Final
 from rich.cells import cell_len
 
 from ipttrace.trace.neighbours import Device, Namespace, Neighbour, Table, TableView
-from ipttrace.trace.neighbours_frame import STATS
+from ipttrace.trace.neighbours.frames import STATS
 from ipttrace.tui.columns import fit
 
 Piece = tuple[str, str]

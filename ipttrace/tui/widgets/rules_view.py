@@ -15,8 +15,8 @@ from typing import ClassVar, Final, NamedTuple
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace import query
-from ipttrace.trace.rulesets import Rulesets
-from ipttrace.trace.rulesets_frame import NFT
+from ipttrace.trace.rules.frames import NFT
+from ipttrace.trace.rules.history import Rulesets
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.listing import (
     POLICY,

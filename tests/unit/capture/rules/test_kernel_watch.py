@@ -19,7 +19,7 @@ from ipttrace.capture.iptables_save import Chain, CommandMissing, Unreadable
 from ipttrace.capture.kernel.control import Change
 from ipttrace.capture.rules import kernel_watch as ruleset
 from ipttrace.stream.frames import Kind
-from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.rules.history import Rulesets
 
 HOME = os.stat("/proc/self/ns/net").st_ino
 

@@ -10,7 +10,7 @@ import pytest
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, read_file
-from ipttrace.trace.rulesets import Rulesets
+from ipttrace.trace.rules.history import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story

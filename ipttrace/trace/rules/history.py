@@ -41,7 +41,7 @@ import numpy as np
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.rulesets_frame import (
+from ipttrace.trace.rules.frames import (
     FAMILIES,
     NFT,
     U32,

@@ -42,9 +42,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ipttrace.trace import neighbours_frame as frame
-from ipttrace.trace.neighbours_frame import Device, Key, Neighbour, Route, Table
-from ipttrace.trace.neighbours_reach import UNKNOWN, Reach, Resolver
+from ipttrace.trace.neighbours import frames as frame
+from ipttrace.trace.neighbours.frames import Device, Key, Neighbour, Route, Table
+from ipttrace.trace.neighbours.reach import UNKNOWN, Reach, Resolver
 
 __all__ = ["Device", "Namespace", "Neighbour", "Neighbours", "Reach", "Route", "Table", "TableView"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from ipttrace.trace.neighbours_frame import Device, Neighbour, Route
+from ipttrace.trace.neighbours.frames import Device, Neighbour, Route
 
 _UNICAST: Final = 1  # RTN_UNICAST
 _LOCAL, _MAIN, _DEFAULT = 255, 254, 253  # RT_TABLE_*; in the order of the kernel's rules
