@@ -164,7 +164,7 @@ def _screen(argv: list[str]) -> int:
     import tempfile
 
     from ipttrace.link import STOP, AgentLink
-    from ipttrace.tui.source import StreamSource
+    from ipttrace.tui.feed.source import StreamSource
 
     with tempfile.TemporaryFile() as said:
         link = AgentLink(["--unchecked", *_agent_arguments(options)], stderr=said)
@@ -331,7 +331,7 @@ def _file(argv: list[str], name: str) -> int:
         return 2
     try:
         if screen:
-            from ipttrace.tui.source import FileSource
+            from ipttrace.tui.feed.source import FileSource
 
             return _show(FileSource(options.file), options.file.name, shown=options.query)
         from ipttrace.pump import Pump
@@ -424,7 +424,7 @@ def _lab(argv: list[str]) -> int:
             began = bool(pump.trace.hello) or pump.interrupted
         else:
             from ipttrace.link import STOP
-            from ipttrace.tui.source import StreamSource
+            from ipttrace.tui.feed.source import StreamSource
 
             source = StreamSource(machine.socket, machine.socket, name="lab", farewell=STOP)
             machine.tell(source)
@@ -476,7 +476,7 @@ def _demo(argv: list[str]) -> int:
             status = _demo_lines(here, options.record)
         else:
             from ipttrace.link import STOP
-            from ipttrace.tui.source import StreamSource
+            from ipttrace.tui.feed.source import StreamSource
 
             source = StreamSource(here.stream, here.control, name="demo", farewell=STOP)
             source.progress = "a small network comes up"

@@ -17,7 +17,7 @@ from ipttrace.link import AgentLink, LinkError
 
 if TYPE_CHECKING:
     from ipttrace.link_ssh import SshLink
-    from ipttrace.tui.source import Source
+    from ipttrace.tui.feed.source import Source
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +105,7 @@ def one_agent(
 
 def sources(links: Sequence[SshLink]) -> list[Source]:
     """What the screen reads of these."""
-    from ipttrace.tui.host_source import HostSource
+    from ipttrace.tui.feed.host_source import HostSource
 
     return [
         HostSource(link.stream, link.control, name=link.host, broke=link.broke) for link in links

@@ -46,13 +46,13 @@ from ipttrace.tui import hangup
 from ipttrace.tui import situation as at
 from ipttrace.tui.commands import Commands, own_bindings
 from ipttrace.tui.detail_lines import Where
+from ipttrace.tui.feed.feed import Line, add_up, engines
+from ipttrace.tui.feed.source import Source
 from ipttrace.tui.files import Files
 from ipttrace.tui.help import key_names
-from ipttrace.tui.line import Line, add_up, engines
 from ipttrace.tui.looking import Looking
 from ipttrace.tui.messages import Arrived, Notice, ViewChanged
 from ipttrace.tui.situation import Situation
-from ipttrace.tui.source import Source
 from ipttrace.tui.timing import TICK, Timing
 from ipttrace.tui.widgets.filter_bar import FilterBar, filter_pieces
 from ipttrace.tui.widgets.flows_view import FlowsView

@@ -19,9 +19,9 @@ from ipttrace.trace.query.complete import complete, values_of
 from ipttrace.trace.query.pcap import expression
 from ipttrace.tui import situation as at
 from ipttrace.tui.base import Base
+from ipttrace.tui.feed.source import StreamSource
 from ipttrace.tui.help import Help
 from ipttrace.tui.messages import FilterAsked
-from ipttrace.tui.source import StreamSource
 from ipttrace.tui.widgets.detail import Detail
 from ipttrace.tui.widgets.flows_view import FlowsView
 from ipttrace.tui.widgets.neighbours import NeighbourPane

@@ -15,7 +15,7 @@ from typing import Any
 from textual.pilot import Pilot
 
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.source import StreamSource
+from ipttrace.tui.feed.source import StreamSource
 
 # Against a hang only; no test passes or fails by how long something took.
 HANG = 60.0

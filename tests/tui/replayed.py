@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from ipttrace.trace import query
 from ipttrace.trace.row import Row
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.source import FileSource
+from ipttrace.tui.feed.source import FileSource
 from tests.paths import DATA
 from tests.tui.harness import laid_out, until
 

@@ -33,7 +33,7 @@ PICTURES = (
 
 async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) -> Path:
     from ipttrace.tui.app import TraceApp
-    from ipttrace.tui.source import FileSource
+    from ipttrace.tui.feed.source import FileSource
 
     app = TraceApp(FileSource(RECORDING), title="lab VM")
     async with app.run_test(size=(width, height)) as pilot:

@@ -18,8 +18,8 @@ from textual.widgets import Input, RadioSet, Static
 
 from ipttrace.stream.frames import read_file
 from ipttrace.trace.session import Trace
-from ipttrace.tui import line
 from ipttrace.tui.app import TraceApp
+from ipttrace.tui.feed import feed as line
 from ipttrace.tui.widgets.export_dialog import ExportDialog
 from ipttrace.view import export
 from ipttrace.view.export import Export

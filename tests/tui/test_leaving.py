@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.source import STOP, FileSource
+from ipttrace.tui.feed.source import STOP, FileSource
 from tests.paths import PROJECT
 from tests.tui import streams
 from tests.tui.harness import HANG, Agent, live, more, screen_text, seqs, shown, until

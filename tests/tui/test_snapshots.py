@@ -28,7 +28,7 @@ from textual.pilot import Pilot
 from ipttrace.stream.frames import Kind, Writer
 from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.source import FileSource, Source
+from ipttrace.tui.feed.source import FileSource, Source
 from ipttrace.tui.vendors import Vendors
 from tests.data import neighbours
 from tests.tui import streams

@@ -334,7 +334,7 @@ def test_other_programs_can_list_the_table_and_not_remove_it(space: Space) -> No
 HOLD = """
     import sys, time
     from ipttrace.capture import nft_filter
-    from ipttrace.capture.nft_table import ARP, BRIDGE, INET, FlipTable
+    from ipttrace.capture.netlink.nft.table import ARP, BRIDGE, INET, FlipTable
     table = FlipTable(owner=sys.argv[1] == "owner", inet=sys.argv[2] == "inet")
     table.install(nft_filter.compile(b""), [INET, BRIDGE, ARP])
     print(table.name.decode(), table.owned, flush=True)
@@ -424,7 +424,7 @@ def test_who_may_not_is_told_in_one_line_what_to_do(space: Space) -> None:
         import os
         from ipttrace.capture import nft_filter
         from ipttrace.capture.errors import CaptureError
-        from ipttrace.capture.nft_table import FlipTable, clean_stale
+        from ipttrace.capture.netlink.nft.table import FlipTable, clean_stale
         os.setgroups([]); os.setuid(65534)
         for act in (lambda: FlipTable().install(nft_filter.compile(b"")), clean_stale):
             try:

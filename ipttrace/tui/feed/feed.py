@@ -17,8 +17,8 @@ from ipttrace.stream.tap import Tap
 from ipttrace.text import clean
 from ipttrace.trace.session import Trace
 from ipttrace.tui import situation as at
-from ipttrace.tui.intake import Intake
-from ipttrace.tui.source import Source
+from ipttrace.tui.feed.intake import Intake
+from ipttrace.tui.feed.source import Source
 
 
 class Line:

@@ -27,7 +27,7 @@ from contextlib import closing
 from typing import Final
 
 from ipttrace.stream.frames import Decoder, Frame, StreamError
-from ipttrace.tui.source import Source, SourceError
+from ipttrace.tui.feed.source import Source, SourceError
 
 LIMIT: Final = 16 << 20
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import BinaryIO
 
-from ipttrace.tui.source import SourceError, StreamSource
+from ipttrace.tui.feed.source import SourceError, StreamSource
 
 
 class HostSource(StreamSource):

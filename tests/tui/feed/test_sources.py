@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.tui.source import STOP, FileSource, Source, SourceError, StreamSource
+from ipttrace.tui.feed.source import STOP, FileSource, Source, SourceError, StreamSource
 
 HANG = 60.0
 
