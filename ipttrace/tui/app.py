@@ -50,15 +50,15 @@ from ipttrace.tui.feed.feed import Line, add_up, engines
 from ipttrace.tui.feed.source import Source
 from ipttrace.tui.files import Files
 from ipttrace.tui.help import key_names
-from ipttrace.tui.looking import Looking
 from ipttrace.tui.messages import Arrived, Notice, ViewChanged
+from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
+from ipttrace.tui.rows.list import Rows
+from ipttrace.tui.rows.looking import Looking
 from ipttrace.tui.situation import Situation
 from ipttrace.tui.timing import TICK, Timing
-from ipttrace.tui.widgets.filter_bar import FilterBar, filter_pieces
 from ipttrace.tui.widgets.flows_view import FlowsView
 from ipttrace.tui.widgets.neighbours import NeighbourPane
 from ipttrace.tui.widgets.prompt import Prompt
-from ipttrace.tui.widgets.rows import Rows
 from ipttrace.tui.widgets.rules_view import RulesView
 from ipttrace.tui.widgets.status import Bar, about_pieces, status_pieces
 from ipttrace.tui.widgets.totals_view import TotalsView

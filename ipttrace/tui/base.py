@@ -16,10 +16,10 @@ from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.tui.feed.feed import Line
 from ipttrace.tui.in_order import InOrder
-from ipttrace.tui.looking import Looking
+from ipttrace.tui.rows.list import Rows
+from ipttrace.tui.rows.looking import Looking
 from ipttrace.tui.situation import Situation
 from ipttrace.tui.widgets.prompt import Prompt
-from ipttrace.tui.widgets.rows import Rows
 from ipttrace.tui.widgets.trace_view import TraceView
 
 Summary = dict[str, Any]

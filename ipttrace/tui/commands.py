@@ -22,11 +22,11 @@ from ipttrace.tui.base import Base
 from ipttrace.tui.feed.source import StreamSource
 from ipttrace.tui.help import Help
 from ipttrace.tui.messages import FilterAsked
+from ipttrace.tui.rows.list import Rows
 from ipttrace.tui.widgets.detail import Detail
 from ipttrace.tui.widgets.flows_view import FlowsView
 from ipttrace.tui.widgets.neighbours import NeighbourPane
 from ipttrace.tui.widgets.prompt import Ask, Hint
-from ipttrace.tui.widgets.rows import Rows
 from ipttrace.tui.widgets.rules_view import RulesView
 from ipttrace.tui.widgets.totals_view import TotalsView
 from ipttrace.tui.widgets.trace_view import TraceView

@@ -18,7 +18,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from ipttrace.tui.columns import COLUMNS
+from ipttrace.tui.rows.columns import COLUMNS
 
 _KEY_NAMES: Final = {
     "up": "↑",

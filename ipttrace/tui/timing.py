@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 from textual.binding import Binding, BindingType
 
 from ipttrace.tui.base import Base
-from ipttrace.tui.playing import Clock
+from ipttrace.tui.rows.playing import Clock
 from ipttrace.tui.widgets.prompt import Ask
 
 SECOND: Final = 1_000_000_000

@@ -12,7 +12,7 @@ import pytest
 from ipttrace.tui import timing
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import FileSource
-from ipttrace.tui.playing import Clock
+from ipttrace.tui.rows.playing import Clock
 from tests.tui import streams
 from tests.tui.harness import live, seqs, shown, until
 from tests.tui.replayed import replayed, settled, write

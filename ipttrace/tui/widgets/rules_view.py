@@ -29,8 +29,8 @@ from ipttrace.trace.tally.listing import (
 )
 from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.tui import figures
-from ipttrace.tui.columns import fit
 from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.rows.columns import fit
 from ipttrace.tui.widgets.ledger import Cells, Ledger
 from ipttrace.tui.widgets.rules_words import Words
 

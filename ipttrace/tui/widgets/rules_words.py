@@ -19,7 +19,7 @@ from ipttrace.trace.tally.listing import (
     kernel_packets,
 )
 from ipttrace.tui import figures
-from ipttrace.tui.columns import fit
+from ipttrace.tui.rows.columns import fit
 from ipttrace.tui.widgets.ledger import Cells, column
 
 # From which part of the scale on a bar has which colour.

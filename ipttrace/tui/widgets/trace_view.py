@@ -18,12 +18,12 @@ from ipttrace.trace.query import from_row as build
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Store
 from ipttrace.tui.detail_lines import Where
-from ipttrace.tui.looking import Looking
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterAsked, Notice
+from ipttrace.tui.rows.empty import Empty
+from ipttrace.tui.rows.list import Rows
+from ipttrace.tui.rows.looking import Looking
+from ipttrace.tui.rows.titles import Titles
 from ipttrace.tui.widgets.detail import Detail
-from ipttrace.tui.widgets.empty import Empty
-from ipttrace.tui.widgets.rows import Rows
-from ipttrace.tui.widgets.titles import Titles
 
 DETAIL: Final = 0.2  # s between two pictures of the detail while rows run
 

@@ -32,9 +32,9 @@ from textual.timer import Timer
 
 from ipttrace.trace.lens import Lens
 from ipttrace.trace.row import Row
-from ipttrace.tui import columns
-from ipttrace.tui.columns import Context, Placed
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
+from ipttrace.tui.rows import columns
+from ipttrace.tui.rows.columns import Context, Placed
 
 # Lines remembered; more than any terminal shows at once, so that the lines of
 # a paused picture are always among them.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from ipttrace.tui.columns import choose, duration, fit, fit_tail, titles
+from ipttrace.tui.rows.columns import choose, duration, fit, fit_tail, titles
 from ipttrace.tui.widgets.status import Piece, fit_pieces
 
 

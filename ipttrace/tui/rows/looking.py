@@ -16,8 +16,8 @@ import numpy as np
 from ipttrace.trace import query
 from ipttrace.trace.lens import Everything, Lens, Matching
 from ipttrace.trace.store import Part, Store
-from ipttrace.tui.filters import Filters
-from ipttrace.tui.playing import Clock, Played
+from ipttrace.tui.rows.filters import Filters
+from ipttrace.tui.rows.playing import Clock, Played
 
 PORTION: Final = 1 << 16
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widget import Widget
 
-from ipttrace.tui import columns
-from ipttrace.tui.columns import Placed
+from ipttrace.tui.rows import columns
+from ipttrace.tui.rows.columns import Placed
 
 
 class Titles(Widget):

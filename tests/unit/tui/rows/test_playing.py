@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipttrace.stream.frames import Decoder
 from ipttrace.trace.lens import Everything
 from ipttrace.trace.session import Trace
-from ipttrace.tui.playing import Clock, Played
+from ipttrace.tui.rows.playing import Clock, Played
 from tests.tui import streams
 
 SECOND = 1_000_000_000
