@@ -45,24 +45,24 @@ from ipttrace.trace.tally import Tallies
 from ipttrace.tui import hangup
 from ipttrace.tui import situation as at
 from ipttrace.tui.commands import Commands, own_bindings
-from ipttrace.tui.detail_lines import Where
+from ipttrace.tui.detail.lines import Where
 from ipttrace.tui.feed.feed import Line, add_up, engines
 from ipttrace.tui.feed.source import Source
 from ipttrace.tui.files import Files
+from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.help import key_names
 from ipttrace.tui.messages import Arrived, Notice, ViewChanged
+from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
 from ipttrace.tui.rows.list import Rows
 from ipttrace.tui.rows.looking import Looking
+from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
 from ipttrace.tui.timing import TICK, Timing
-from ipttrace.tui.widgets.flows_view import FlowsView
-from ipttrace.tui.widgets.neighbours import NeighbourPane
+from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.trace_view import TraceView
+from ipttrace.tui.widgets.bar import Bar, about_pieces, status_pieces
 from ipttrace.tui.widgets.prompt import Prompt
-from ipttrace.tui.widgets.rules_view import RulesView
-from ipttrace.tui.widgets.status import Bar, about_pieces, status_pieces
-from ipttrace.tui.widgets.totals_view import TotalsView
-from ipttrace.tui.widgets.trace_view import TraceView
 
 FRAME: Final = 0.05  # s between two pictures
 BUDGET: Final = 0.015  # s of feeding before keys get their turn

@@ -19,8 +19,8 @@ from ipttrace.tui.in_order import InOrder
 from ipttrace.tui.rows.list import Rows
 from ipttrace.tui.rows.looking import Looking
 from ipttrace.tui.situation import Situation
+from ipttrace.tui.trace_view import TraceView
 from ipttrace.tui.widgets.prompt import Prompt
-from ipttrace.tui.widgets.trace_view import TraceView
 
 Summary = dict[str, Any]
 

@@ -19,17 +19,17 @@ from ipttrace.trace.query.complete import complete, values_of
 from ipttrace.trace.query.pcap import expression
 from ipttrace.tui import situation as at
 from ipttrace.tui.base import Base
+from ipttrace.tui.detail.pane import Detail
 from ipttrace.tui.feed.source import StreamSource
+from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.help import Help
 from ipttrace.tui.messages import FilterAsked
+from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows.list import Rows
-from ipttrace.tui.widgets.detail import Detail
-from ipttrace.tui.widgets.flows_view import FlowsView
-from ipttrace.tui.widgets.neighbours import NeighbourPane
+from ipttrace.tui.rules.view import RulesView
+from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.trace_view import TraceView
 from ipttrace.tui.widgets.prompt import Ask, Hint
-from ipttrace.tui.widgets.rules_view import RulesView
-from ipttrace.tui.widgets.totals_view import TotalsView
-from ipttrace.tui.widgets.trace_view import TraceView
 
 GATHERED: Final = 1 << 16  # rows whose names completion knows
 SEARCHES: Final = ("comm", "in", "out", "table", "chain", "verdict", "proto", "rule")

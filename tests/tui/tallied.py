@@ -19,12 +19,12 @@ from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.tui import situation
+from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.rules.view import RulesView
+from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.widgets import ledger
-from ipttrace.tui.widgets.flows_view import FlowsView
 from ipttrace.tui.widgets.ledger import Ledger
-from ipttrace.tui.widgets.rules_view import RulesView
-from ipttrace.tui.widgets.totals_view import TotalsView
 from tests.tui import streams
 
 NETNS = 4026532456

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from ipttrace.trace.story import story
-from ipttrace.tui import detail_lines
-from ipttrace.tui.widgets.rules_view import RulesView
-from ipttrace.tui.widgets.totals_view import TotalsView
+from ipttrace.tui.detail import lines as detail_lines
+from ipttrace.tui.rules.view import RulesView
+from ipttrace.tui.totals import TotalsView
 from tests.data.netlink_rows import INET, IP, POLICY, RULE, Told, input_of_everything
 from tests.tui import streams
 from tests.tui.harness import live, screen_text, shown, until

@@ -29,7 +29,7 @@ from ipttrace.stream.frames import Kind, Writer
 from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import FileSource, Source
-from ipttrace.tui.vendors import Vendors
+from ipttrace.tui.neighbours.vendors import Vendors
 from tests.data import neighbours
 from tests.tui import streams
 from tests.tui.harness import Agent, laid_out, until

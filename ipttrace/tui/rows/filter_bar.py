@@ -6,7 +6,7 @@ Text only as content: a query may quote what came over a stream.
 
 from __future__ import annotations
 
-from ipttrace.tui.widgets.status import Bar, Piece
+from ipttrace.tui.widgets.bar import Bar, Piece
 
 
 def filter_pieces(

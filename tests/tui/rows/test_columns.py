@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from ipttrace.tui.rows.columns import choose, duration, fit, fit_tail, titles
-from ipttrace.tui.widgets.status import Piece, fit_pieces
+from ipttrace.tui.widgets.bar import Piece, fit_pieces
 
 
 @pytest.mark.parametrize("width", range(40, 320))

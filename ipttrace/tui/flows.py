@@ -13,9 +13,9 @@ from textual.binding import Binding, BindingType
 
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.flows import Flow, FlowsTally
-from ipttrace.tui import figures
 from ipttrace.tui.messages import FilterAsked, Notice
 from ipttrace.tui.rows.columns import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail
+from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, Ledger, column
 
 SORTS: Final = ("packets", "drops", "cost", "bytes", "last")

@@ -22,10 +22,10 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from ipttrace.trace.neighbours import Device, Namespace, Neighbour, Neighbours
+from ipttrace.tui.neighbours import words
+from ipttrace.tui.neighbours.vendors import Vendors
+from ipttrace.tui.neighbours.words import Line
 from ipttrace.tui.rows.columns import fit
-from ipttrace.tui.vendors import Vendors
-from ipttrace.tui.widgets import neighbours_text as words
-from ipttrace.tui.widgets.neighbours_text import Line
 
 PREFIX: Final = "neighbours--"
 _EMPTY: Final = (

@@ -17,13 +17,13 @@ from textual.containers import Vertical
 from ipttrace.trace.query import from_row as build
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Store
-from ipttrace.tui.detail_lines import Where
+from ipttrace.tui.detail.lines import Where
+from ipttrace.tui.detail.pane import Detail
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterAsked, Notice
 from ipttrace.tui.rows.empty import Empty
 from ipttrace.tui.rows.list import Rows
 from ipttrace.tui.rows.looking import Looking
 from ipttrace.tui.rows.titles import Titles
-from ipttrace.tui.widgets.detail import Detail
 
 DETAIL: Final = 0.2  # s between two pictures of the detail while rows run
 

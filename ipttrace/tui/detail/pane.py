@@ -23,8 +23,8 @@ from textual.timer import Timer
 
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
-from ipttrace.tui.detail_lines import ROLES, Where, lines
-from ipttrace.tui.detail_wrap import Line
+from ipttrace.tui.detail.lines import ROLES, Where, lines
+from ipttrace.tui.detail.wrap import Line
 
 PREFIX: Final = "detail--"
 TRIM: Final = 0.25  # s after which a scroll bar that is too long is cut

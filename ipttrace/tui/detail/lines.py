@@ -19,7 +19,7 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules.frames import table_name
 from ipttrace.trace.story import Packet, RuleHit, Story, Traversal
 from ipttrace.trace.story.changes import Change, endpoint
-from ipttrace.tui.detail_wrap import MOST_LINES, Line, Piece, cut, fold, wrap
+from ipttrace.tui.detail.wrap import MOST_LINES, Line, Piece, cut, fold, wrap
 from ipttrace.tui.rows.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit
 
 ROLES: Final = frozenset(

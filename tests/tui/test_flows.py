@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from ipttrace.tui.widgets.flows_view import FlowsView
+from ipttrace.tui.flows import FlowsView
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.tallied import Tallied, line_with, lines, on_screen, picked

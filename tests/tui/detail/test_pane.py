@@ -18,8 +18,8 @@ from ipttrace.trace.rules.history import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import story
-from ipttrace.tui.detail_lines import Where, lines
-from ipttrace.tui.widgets.detail import Detail
+from ipttrace.tui.detail.lines import Where, lines
+from ipttrace.tui.detail.pane import Detail
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.harness import until

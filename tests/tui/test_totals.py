@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from ipttrace.tui import figures
-from ipttrace.tui.widgets.totals_view import TotalsView
+from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.widgets import figures
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.tallied import Tallied, line_with, lines, on_screen

@@ -13,9 +13,9 @@ from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
 from ipttrace.trace.neighbours import Neighbours
-from ipttrace.tui.vendors import Vendors
-from ipttrace.tui.widgets import neighbours_text as words
-from ipttrace.tui.widgets.neighbours import NeighbourPane
+from ipttrace.tui.neighbours import words
+from ipttrace.tui.neighbours.pane import NeighbourPane
+from ipttrace.tui.neighbours.vendors import Vendors
 from tests.data import neighbours as made
 from tests.data.neighbours import CLIENT, FAILED, REACHABLE, ROUTER, namespace, neighbour, table
 from tests.tui.harness import until

@@ -18,8 +18,8 @@ from ipttrace.trace.tally.listing import (
     TableListing,
     kernel_packets,
 )
-from ipttrace.tui import figures
 from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, column
 
 # From which part of the scale on a bar has which colour.

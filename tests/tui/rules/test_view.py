@@ -7,8 +7,8 @@ import pytest
 from rich.cells import cell_len
 from textual.widgets import ContentSwitcher
 
+from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.widgets.ledger import Ledger
-from ipttrace.tui.widgets.rules_view import RulesView
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked

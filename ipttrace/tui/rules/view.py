@@ -28,11 +28,11 @@ from ipttrace.trace.tally.listing import (
     TableListing,
 )
 from ipttrace.trace.tally.rules import RulesTally
-from ipttrace.tui import figures
 from ipttrace.tui.messages import FilterAsked, Notice
 from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.rules.words import Words
+from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, Ledger
-from ipttrace.tui.widgets.rules_words import Words
 
 SORTS: Final = ("number", "hits", "drops", "cost")
 _EMPTY: Final = "  No rule has been hit yet, and no rules have come."
