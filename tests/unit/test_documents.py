@@ -124,8 +124,8 @@ def test_every_field_and_command_stands_in_the_man_page() -> None:
 
 def test_every_key_of_the_screen_stands_in_the_man_page() -> None:
     from ipttrace.tui.app import TraceApp
+    from ipttrace.tui.app.help import key_names
     from ipttrace.tui.feed.source import FileSource
-    from ipttrace.tui.help import key_names
 
     page = PAGE.read_text()
     keys = page[page.index(".Sh KEYS") : page.index(".Sh QUERY LANGUAGE")]

@@ -11,7 +11,7 @@ from textual.widgets import OptionList, Static
 
 from ipttrace.trace.tally.listing import POLICY, RuleKey
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.help import key_names
+from ipttrace.tui.app.help import key_names
 from tests.paths import PROJECT
 from tests.tui import streams
 from tests.tui.harness import live, more, screen_text, shown, until

@@ -17,7 +17,7 @@ from textual.widgets import ProgressBar
 from textual.worker import get_current_worker
 
 from ipttrace.text import clean
-from ipttrace.tui.base import Base
+from ipttrace.tui.app.base import Base
 from ipttrace.tui.messages import ExportEnded, Exporting
 from ipttrace.tui.widgets.export_dialog import Choice, ExportDialog, Wish
 from ipttrace.tui.widgets.prompt import Ask

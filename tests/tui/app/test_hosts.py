@@ -19,7 +19,7 @@ from ipttrace.trace import query
 from ipttrace.trace.query.until import Until
 from ipttrace.trace.row import FIELDS
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.files import ALL
+from ipttrace.tui.app.files import ALL
 from ipttrace.tui.rows.columns import BEGINS, choose
 from ipttrace.tui.widgets.export_dialog import Wish
 from ipttrace.view.export import format_of

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.tui import timing
-from ipttrace.tui.app import TraceApp
+from ipttrace.tui.app import TraceApp, timing
 from ipttrace.tui.feed.source import FileSource
 from ipttrace.tui.rows.playing import Clock
 from tests.tui import streams

@@ -42,15 +42,16 @@ from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
-from ipttrace.tui import hangup
 from ipttrace.tui import situation as at
-from ipttrace.tui.commands import Commands, own_bindings
+from ipttrace.tui.app import hangup
+from ipttrace.tui.app.commands import Commands, own_bindings
+from ipttrace.tui.app.files import Files
+from ipttrace.tui.app.help import key_names
+from ipttrace.tui.app.timing import TICK, Timing
 from ipttrace.tui.detail.lines import Where
 from ipttrace.tui.feed.feed import Line, add_up, engines
 from ipttrace.tui.feed.source import Source
-from ipttrace.tui.files import Files
 from ipttrace.tui.flows import FlowsView
-from ipttrace.tui.help import key_names
 from ipttrace.tui.messages import Arrived, Notice, ViewChanged
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
@@ -58,7 +59,6 @@ from ipttrace.tui.rows.list import Rows
 from ipttrace.tui.rows.looking import Looking
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
-from ipttrace.tui.timing import TICK, Timing
 from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.trace_view import TraceView
 from ipttrace.tui.widgets.bar import Bar, about_pieces, status_pieces

@@ -18,11 +18,11 @@ from ipttrace.trace import query
 from ipttrace.trace.query.complete import complete, values_of
 from ipttrace.trace.query.pcap import expression
 from ipttrace.tui import situation as at
-from ipttrace.tui.base import Base
+from ipttrace.tui.app.base import Base
+from ipttrace.tui.app.help import Help
 from ipttrace.tui.detail.pane import Detail
 from ipttrace.tui.feed.source import StreamSource
 from ipttrace.tui.flows import FlowsView
-from ipttrace.tui.help import Help
 from ipttrace.tui.messages import FilterAsked
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows.list import Rows

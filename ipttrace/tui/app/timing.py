@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from textual.binding import Binding, BindingType
 
-from ipttrace.tui.base import Base
+from ipttrace.tui.app.base import Base
 from ipttrace.tui.rows.playing import Clock
 from ipttrace.tui.widgets.prompt import Ask
 

@@ -14,8 +14,8 @@ from textual.widgets import ContentSwitcher
 from ipttrace.trace import query
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
+from ipttrace.tui.app.in_order import InOrder
 from ipttrace.tui.feed.feed import Line
-from ipttrace.tui.in_order import InOrder
 from ipttrace.tui.rows.list import Rows
 from ipttrace.tui.rows.looking import Looking
 from ipttrace.tui.situation import Situation
