@@ -364,7 +364,7 @@ def _agent(argv: list[str]) -> int:
 
     out, control = 1, 0 if options.control else None
     if options.port:
-        from ipttrace.lab.vm_port import open_stream_port
+        from ipttrace.lab.vm.port import open_stream_port
 
         out = control = open_stream_port()
     elif os.isatty(1):

@@ -17,9 +17,9 @@ from typing import IO, Any
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab.kernels import Kernel, ensure
-from ipttrace.lab.kernels_error import KernelError
+from ipttrace.lab.kernels.error import KernelError
 from ipttrace.lab.vm import Machine, MachineError
-from ipttrace.lab.vm_terminal import at_a_terminal
+from ipttrace.lab.vm.terminal import at_a_terminal
 
 PROJECT = Path(__file__).resolve().parents[2]
 

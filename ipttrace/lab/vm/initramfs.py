@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from ipttrace.lab.kernels import Kernel
-from ipttrace.lab.kernels_error import KernelError
+from ipttrace.lab.kernels.error import KernelError
 
 BOOT_MODULES: Final = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 MSIZE: Final = 512_000

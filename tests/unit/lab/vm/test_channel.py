@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipttrace.lab.vm_channel import Bridge, Channel, Tail
-from ipttrace.lab.vm_initramfs import token_bytes
+from ipttrace.lab.vm.channel import Bridge, Channel, Tail
+from ipttrace.lab.vm.initramfs import token_bytes
 
 TOKEN = token_bytes("0123456789abcdef0123456789abcdef")
 

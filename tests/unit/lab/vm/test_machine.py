@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.lab import kernels, vm_kvm
+from ipttrace.lab import kernels
 from ipttrace.lab.kernels import Kernel
 from ipttrace.lab.vm import Machine, MachineError
-from ipttrace.lab.vm_qemu import QEMU
+from ipttrace.lab.vm import kvm as vm_kvm
+from ipttrace.lab.vm.qemu import QEMU
 from tests.paths import PROJECT
 
 
@@ -60,7 +61,7 @@ def test_the_stream_comes_whole_and_ends(kernel: Kernel) -> None:
     # GIVEN a guest that waits for a word and then writes to the stream's port
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from ipttrace.lab.vm_port import open_stream_port\n"
+        "from ipttrace.lab.vm.port import open_stream_port\n"
         "port = open_stream_port(); assert os.read(port, 9) == b'go'\n"
         "data = memoryview(bytes(range(256)) * 40_000)\n"
         "while data: data = data[os.write(port, data):]\n"

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ipttrace.lab.kernels_apt import Package, download, packages_of
-from ipttrace.lab.kernels_error import KernelError
-from ipttrace.lab.kernels_image import extract_vmlinux
+from ipttrace.lab.kernels.apt import Package, download, packages_of
+from ipttrace.lab.kernels.error import KernelError
+from ipttrace.lab.kernels.image import extract_vmlinux
 
 __all__ = [
     "DEFAULT",

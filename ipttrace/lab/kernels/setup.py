@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the set-up does for the lab: kernels, the module for each, the proof of KVM.
 
-``python -m ipttrace.lab.kernels_setup`` does what is missing; with ``--missing``
+``python -m ipttrace.lab.kernels.setup`` does what is missing; with ``--missing``
 it only names it, a line each, and says nothing when all is there.
 
 Must not install anything on the host.
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
-from ipttrace.lab import vm_kvm
 from ipttrace.lab.kernels import SERIES, Kernel, KernelError, ensure, find, show_progress
+from ipttrace.lab.vm import kvm as vm_kvm
 
 
 def missing(wanted: Sequence[str]) -> list[str]:

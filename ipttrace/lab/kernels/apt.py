@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ipttrace.lab.kernels_error import KernelError
+from ipttrace.lab.kernels.error import KernelError
 
 STALL_LIMIT: Final = 120.0
 """Seconds without a byte after which a download has failed."""

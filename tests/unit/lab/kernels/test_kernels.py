@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.lab import kernels, kernels_apt
+from ipttrace.lab import kernels
 from ipttrace.lab.kernels import KernelError
-from ipttrace.lab.kernels_apt import Package
-from ipttrace.lab.kernels_image import extract_vmlinux, has_pvh_entry
+from ipttrace.lab.kernels import apt as kernels_apt
+from ipttrace.lab.kernels.apt import Package
+from ipttrace.lab.kernels.image import extract_vmlinux, has_pvh_entry
 
 RELEASE = "6.1.0-9-amd64"
 

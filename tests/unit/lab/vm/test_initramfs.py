@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab.kernels import Kernel
-from ipttrace.lab.vm_initramfs import INIT, START, cpio, job_archive
-from ipttrace.lab.vm_qemu import qemu_arguments
+from ipttrace.lab.vm.initramfs import INIT, START, cpio, job_archive
+from ipttrace.lab.vm.qemu import qemu_arguments
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:

@@ -35,14 +35,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from ipttrace.lab import vm_guard
 from ipttrace.lab.kernels import Kernel, cache_dir
-from ipttrace.lab.kernels_error import KernelError
-from ipttrace.lab.vm_channel import Bridge, Channel, Lines, sink
-from ipttrace.lab.vm_initramfs import base_archive, job_archive, token_bytes
-from ipttrace.lab.vm_port import open_stream_port
-from ipttrace.lab.vm_qemu import QEMU, qemu_arguments
-from ipttrace.lab.vm_terminal import Terminal, at_a_terminal, size
+from ipttrace.lab.kernels.error import KernelError
+from ipttrace.lab.vm import guard as vm_guard
+from ipttrace.lab.vm.channel import Bridge, Channel, Lines, sink
+from ipttrace.lab.vm.initramfs import base_archive, job_archive, token_bytes
+from ipttrace.lab.vm.port import open_stream_port
+from ipttrace.lab.vm.qemu import QEMU, qemu_arguments
+from ipttrace.lab.vm.terminal import Terminal, at_a_terminal, size
 
 __all__ = ["Machine", "MachineError", "open_stream_port"]
 
@@ -66,7 +66,7 @@ class Machine:
     ``stderr`` take the command's output (default: this process's own);
     ``log`` keeps the kernel's console; ``terminal`` lends this process's
     terminal to the command.  ``accel`` is ``kvm`` or ``tcg``,
-    default whatever :func:`ipttrace.lab.vm_kvm.accelerator` has proved;
+    default whatever :func:`ipttrace.lab.vm.kvm.accelerator` has proved;
     ``one_thread`` emulates all CPUs in one thread, and ``counted`` makes time
     count instructions (see vm_qemu).  The command finds ``IPTTRACE_GUEST=1`` in
     its environment.
@@ -162,7 +162,7 @@ class Machine:
         if qemu is None:
             raise MachineError(f"{QEMU} is not installed: apt-get install qemu-system-x86")
         if self.accel is None:
-            from ipttrace.lab.vm_kvm import accelerator
+            from ipttrace.lab.vm.kvm import accelerator
 
             self.accel = accelerator(self.kernel, self._progress)
         _warm_bytecode()
@@ -357,7 +357,7 @@ def _say(text: str) -> None:
 def _warm_bytecode() -> None:
     """Compile here what the guest would else compile in its overlay at every start."""
     with contextlib.suppress(OSError):
-        compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=2)
+        compileall.compile_dir(Path(__file__).resolve().parents[2], quiet=2)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -394,7 +394,3 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except (KeyboardInterrupt, BrokenPipeError) as error:
         return 130 if isinstance(error, KeyboardInterrupt) else 141
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Ends a virtual machine together with the process that started it.
 
-Run as a script: ``vm_guard.py FD COMMAND ...``.  Starts COMMAND and kills it
+Run as a script: ``lab/vm/guard.py FD COMMAND ...``.  Starts COMMAND and kills it
 as soon as the pipe FD reports that its other end is gone, which the kernel
 does for every death of the starter, SIGKILL included.  PR_SET_PDEATHSIG alone
 would not do: it follows the thread that forked, and a screen starts machines
