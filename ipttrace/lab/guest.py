@@ -136,8 +136,8 @@ def lab_traffic() -> Iterator[None]:
 
 def _traffic() -> int:
     """The lab network and its traffic until stdin ends."""
-    from ipttrace.lab import traffic_mix
     from ipttrace.lab.network import Network
+    from ipttrace.lab.traffic import mix as traffic_mix
 
     with Network() as network:
         traffic_mix.run(network.prefix, 40.0, None, 0)

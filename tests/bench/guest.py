@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ipttrace.lab.network_ns import call_in, run_in, socket_in
+from ipttrace.lab.network.ns import call_in, run_in, socket_in
 from ipttrace.lab.traffic import flood
 from ipttrace.stream.frames import MAGIC
 

@@ -24,9 +24,9 @@ from time import monotonic
 import pytest
 
 from ipttrace.lab import kernels
-from ipttrace.lab import network_rules as at
-from ipttrace.lab import scenarios_way as way
-from ipttrace.lab.scenarios import Traversal, scenarios
+from ipttrace.lab.network import rules as at
+from tests.lab import way
+from tests.lab.scenarios import Traversal, scenarios
 from tests.paths import PROJECT
 
 pytestmark = [

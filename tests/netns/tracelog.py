@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final
 
 from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.network_ns import socket_in
+from ipttrace.lab.network.ns import socket_in
 from ipttrace.trace.row import HOOKS
 
 # (role, family, hook, table, chain, rulenum, match)

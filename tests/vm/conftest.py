@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from ipttrace.lab.network import Network
-from ipttrace.lab.network_conntrack import forget
-from ipttrace.lab.traffic_server import Server
+from ipttrace.lab.traffic.server import Server
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.session import Trace
+from tests.lab.conntrack import forget
 
 # (role, hook, table, path, verdict) → how many
 Tally = Counter[tuple[str, str, str, tuple[Step, ...], str | None]]

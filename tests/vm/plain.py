@@ -10,7 +10,7 @@ import subprocess
 from types import TracebackType
 
 from ipttrace.lab.network import Counters, read_counters
-from ipttrace.lab.network_ns import netns_inode, run, run_in
+from ipttrace.lab.network.ns import netns_inode, run, run_in
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 COMMANDS = {4: "iptables-legacy", 6: "ip6tables-legacy"}

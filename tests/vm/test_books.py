@@ -11,7 +11,7 @@ import pytest
 
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Counters
-from ipttrace.lab.network_ns import run_in, socket_in
+from ipttrace.lab.network.ns import run_in, socket_in
 from tests.vm.conftest import captured
 from tests.vm.forked import fork
 from tests.vm.plain import Plain

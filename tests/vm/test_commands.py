@@ -12,11 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ipttrace.lab import network_rules as at
-from ipttrace.lab import scenarios, traffic
+from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.scenarios import COUNT, Scenario
+from ipttrace.lab.network import rules as at
 from ipttrace.trace.row import FIELDS, Step
+from tests.lab import scenarios
+from tests.lab.scenarios import COUNT, Scenario
 from tests.vm.commands import PROGRAM, Command
 from tests.vm.conftest import Tally
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network_ns import run_in, socket_in
+from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.stream.frames import Kind
 from tests.vm.commands import Command
 from tests.vm.conftest import kprobes

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.lab import network_rules as at
-from ipttrace.lab import scenarios, traffic
-from ipttrace.lab import scenarios_way as way
+from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.network_ns import socket_in
-from ipttrace.lab.scenarios import COUNT
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.network.ns import socket_in
+from tests.lab import scenarios, way
+from tests.lab.scenarios import COUNT
 from tests.vm.conftest import captured, dmesg, seen
 from tests.vm.plain import LOOPBACK, Plain
 

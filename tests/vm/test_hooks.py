@@ -14,7 +14,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.capture.kernel.calls import HITS
 from ipttrace.lab import traffic
-from ipttrace.lab.network_ns import socket_in
+from ipttrace.lab.network.ns import socket_in
 from ipttrace.trace.row import Step
 from tests.vm.conftest import captured, kprobes
 from tests.vm.forked import until

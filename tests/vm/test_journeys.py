@@ -7,12 +7,12 @@ from collections import defaultdict
 
 import pytest
 
-from ipttrace.lab import network_rules as at
-from ipttrace.lab import scenarios, traffic
-from ipttrace.lab import scenarios_way as way
+from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.scenarios import COUNT, Scenario
+from ipttrace.lab.network import rules as at
 from ipttrace.trace.row import Row
+from tests.lab import scenarios, way
+from tests.lab.scenarios import COUNT, Scenario
 from tests.vm.conftest import Capture, captured, seen, undisturbed
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])

@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.lab import network_rules as at
-from ipttrace.lab import scenarios, traffic
+from ipttrace.lab import traffic
 from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.scenarios import COUNT
+from ipttrace.lab.network import rules as at
+from tests.lab import scenarios
+from tests.lab.scenarios import COUNT
 from tests.vm.conftest import captured, kprobes, seen
 from tests.vm.plain import LOOPBACK, Plain
 

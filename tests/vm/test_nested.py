@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ipttrace.lab import scenarios
 from ipttrace.lab.network import Network
-from ipttrace.lab.scenarios import COUNT, Scenario, Traversal
 from ipttrace.stream.record import F_SOFTIRQ
 from ipttrace.trace.row import Row
+from tests.lab import scenarios
+from tests.lab.scenarios import COUNT, Scenario, Traversal
 from tests.vm.conftest import Capture, captured, seen
 
 # What is refused, and what is sent to say so; the call that does it, and whether it

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from ipttrace.lab import scenarios
 from ipttrace.lab.network import Network
-from ipttrace.lab.scenarios import COUNT
 from ipttrace.trace.row import Row
+from tests.lab import scenarios
+from tests.lab.scenarios import COUNT
 from tests.vm.conftest import captured
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])

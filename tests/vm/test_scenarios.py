@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipttrace.lab import scenarios
 from ipttrace.lab.network import Network
-from ipttrace.lab.scenarios import Scenario
+from tests.lab import scenarios
+from tests.lab.scenarios import Scenario
 from tests.vm.conftest import Tally, captured, seen, undisturbed
 
 

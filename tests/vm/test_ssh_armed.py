@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import traffic
-from ipttrace.lab.scenarios import COUNT
 from ipttrace.trace.row import FIELDS
+from tests.lab.scenarios import COUNT
 from tests.vm.commands import PROGRAM, Command
 from tests.vm.conftest import kprobes
 from tests.vm.plain import LOOPBACK, Plain

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from ipttrace.lab import scenarios, traffic
+from ipttrace.lab import traffic
 from ipttrace.lab.network import ROLES, Counters, Network
-from ipttrace.lab.network_ns import socket_in
-from ipttrace.lab.scenarios import COUNT, path
+from ipttrace.lab.network.ns import socket_in
 from ipttrace.trace.row import Row
+from tests.lab import scenarios
+from tests.lab.scenarios import COUNT, path
 from tests.vm.conftest import captured
 from tests.vm.plain import LOOPBACK, Plain
 

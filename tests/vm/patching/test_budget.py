@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network_ns import socket_in
+from ipttrace.lab.network.ns import socket_in
 from tests.vm.commands import Command
 from tests.vm.conftest import kprobes
 from tests.vm.forked import Agent, flooding, until

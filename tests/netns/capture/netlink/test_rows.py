@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.lab import scenarios_way as way
 from ipttrace.lab.network import ROLES, Network, NetworkError, read_counters
-from ipttrace.lab.scenarios import scenarios
-from ipttrace.lab.traffic_server import Server
+from ipttrace.lab.traffic.server import Server
+from tests.lab import way
+from tests.lab.scenarios import scenarios
 from tests.netns.netlink_lab import Row, path, tally, through, told, tracing, tracing_each, unknown
 from tests.netns.rule_space import RuleSpace, rule_space
 

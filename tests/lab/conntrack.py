@@ -13,7 +13,7 @@ import struct
 from typing import Final
 
 from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.network_ns import NetworkError, socket_in
+from ipttrace.lab.network.ns import NetworkError, socket_in
 
 _NETLINK_NETFILTER: Final = 12
 _DELETE: Final = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE

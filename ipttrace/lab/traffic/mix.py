@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final
 
-from ipttrace.lab import network_rules as at
 from ipttrace.lab import traffic
-from ipttrace.lab.network_ns import NetworkError
-from ipttrace.lab.traffic_server import CLOSED, DNS, SINK, WEB, Server
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.network.ns import NetworkError
+from ipttrace.lab.traffic.server import CLOSED, DNS, SINK, WEB, Server
 
 # About how many packets, and what to do.
 Step = tuple[int, Callable[[], object]]

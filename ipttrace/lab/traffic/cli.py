@@ -14,9 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network_ns import NetworkError
-from ipttrace.lab.traffic_mix import run as run_mix
-from ipttrace.lab.traffic_server import Server
+from ipttrace.lab.network.ns import NetworkError
+from ipttrace.lab.traffic.mix import run as run_mix
+from ipttrace.lab.traffic.server import Server
 
 _SENDERS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "ping": lambda a: traffic.ping(

@@ -12,13 +12,13 @@ import re
 import subprocess
 from typing import Final
 
-from ipttrace.lab.network_ns import NetworkError, run_in
+from ipttrace.lab.network.ns import NetworkError, run_in
 
 _USES = re.compile(r"-(j|m) (\S+)")
 _STANDARD = {"ACCEPT", "DROP", "RETURN", "QUEUE"}
 
 
-# What network_rules.py makes the kernel load, one modprobe after the other; a
+# What lab/network/rules.py makes the kernel load, one modprobe after the other; a
 # name that a kernel does not know (or has built in) does no harm.
 _MODULES: Final = (
     "veth ip_tables ip6_tables iptable_raw iptable_mangle iptable_nat iptable_filter "

@@ -12,12 +12,12 @@ import time
 
 import pytest
 
-from ipttrace.lab import network_rules as at
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network, NetworkError
-from ipttrace.lab.traffic_mix import Mix, steps
-from ipttrace.lab.traffic_packets import checksum, crc32c, inner_ipv4, tcp_syn
-from ipttrace.lab.traffic_server import DNS, SINK, WEB, Server
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.traffic.mix import Mix, steps
+from ipttrace.lab.traffic.packets import checksum, crc32c, inner_ipv4, tcp_syn
+from ipttrace.lab.traffic.server import DNS, SINK, WEB, Server
 
 SERVERS = [(4, at.SERVER4), (6, at.SERVER6)]
 
@@ -99,7 +99,7 @@ def test_every_step_of_the_background_traffic_works(network: Network) -> None:
 
 def test_the_background_traffic_dies_with_its_parent(network: Network) -> None:
     code = (
-        "import sys, time\nfrom ipttrace.lab.traffic_mix import Mix\n"
+        "import sys, time\nfrom ipttrace.lab.traffic.mix import Mix\n"
         "mix = Mix(sys.argv[1])\nmix.start()\nprint(mix.pid, flush=True)\nsys.stdin.read()\n"
     )
     argv = [sys.executable, "-c", code, network.prefix]

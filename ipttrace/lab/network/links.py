@@ -13,7 +13,7 @@ import struct
 import time
 from typing import Final
 
-from ipttrace.lab.network_ns import NetworkError, socket_in
+from ipttrace.lab.network.ns import NetworkError, socket_in
 
 LINK_WAIT: Final = 60.0  # s; it takes milliseconds, also in a slow guest
 

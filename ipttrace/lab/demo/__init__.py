@@ -2,7 +2,7 @@
 """`ipttrace demo`: a lab network, its traffic and an agent, apart from the host.
 
 Three processes.  The command forks one that leaves for namespaces of its own
-(demo_space.py) and waits; the first process in these becomes the agent; its
+(lab/demo/space.py) and waits; the first process in these becomes the agent; its
 child makes the network and sends.  Each is killed when the one before it dies,
 and the agent's end is the end of all.  They are forked, not started anew, so
 that the network comes up beside the imports.  Must not import a user interface.
@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Final, NoReturn
 
-from ipttrace.lab import demo_space
-from ipttrace.lab.demo_space import SpaceError
-from ipttrace.lab.network_nft import HTTPS
-from ipttrace.lab.network_rules import SERVER4
+from ipttrace.lab.demo import space as demo_space
+from ipttrace.lab.demo.space import SpaceError
+from ipttrace.lab.network.nft import HTTPS
+from ipttrace.lab.network.rules import SERVER4
 
 __all__ = ["PUZZLE", "Demo", "SpaceError", "running"]
 
@@ -189,8 +189,8 @@ def _first(wanted: _Wanted, apart: bool) -> int:
         _forked(lambda: _network(ready_write))
     os.close(ready_write)
     from ipttrace.capture.agent import Request, main
-    from ipttrace.lab.demo_network import ROUTER
-    from ipttrace.lab.network_ns import enter
+    from ipttrace.lab.demo.network import ROUTER
+    from ipttrace.lab.network.ns import enter
 
     with os.fdopen(ready_read, "rb") as ready:
         if ready.readline() != b"ready\n":
@@ -209,8 +209,8 @@ def _first(wanted: _Wanted, apart: bool) -> int:
 
 def _network(ready: int) -> int:
     """The network and its traffic, until it is killed with its process namespace."""
-    from ipttrace.lab import demo_network
-    from ipttrace.lab.network_ns import NetworkError
+    from ipttrace.lab.demo import network as demo_network
+    from ipttrace.lab.network.ns import NetworkError
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)

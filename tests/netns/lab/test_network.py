@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ipttrace.lab import network_rules as at
 from ipttrace.lab.network import ROLES, Network, NetworkError, read_counters
-from ipttrace.lab.network_load import load
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.network.load import load
 from ipttrace.lab.traffic import Counts, ping
 
 HOLD = """

@@ -8,10 +8,11 @@ import shutil
 
 import pytest
 
-from ipttrace.lab import network_nft, traffic
-from ipttrace.lab import network_rules as at
+from ipttrace.lab import traffic
 from ipttrace.lab.network import ROLES, Counters, Network, NetworkError
-from ipttrace.lab.traffic_server import Server
+from ipttrace.lab.network import nft as network_nft
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.traffic.server import Server
 from tests.netns.labs import fresh_prefix
 
 

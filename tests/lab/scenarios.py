@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Known traffic over the lab network, and every traversal that it must make.
 
-Built from the parts in scenarios_way.py.
+Built from the parts in tests/lab/way.py.
 
 Pure but for Scenario.run, which sends.  Must not import capture or a user
 interface.
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ipttrace.lab import network_rules as at
-from ipttrace.lab import scenarios_way as way
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.scenarios_way import Traversal, hits, path, tally
-from ipttrace.lab.traffic_server import CLOSED, SINK, SYNPROXY, SYSLOG
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.traffic.server import CLOSED, SINK, SYNPROXY, SYSLOG
+from tests.lab import way
+from tests.lab.way import Traversal, hits, path, tally
 
 __all__ = ["COUNT", "Scenario", "Traversal", "hits", "path", "scenarios", "synproxy", "tally"]
 

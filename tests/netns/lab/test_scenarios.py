@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from ipttrace.lab.network import ROLES, Network, NetworkError
-from ipttrace.lab.scenarios import Scenario, hits, path, scenarios, synproxy
-from ipttrace.lab.traffic_server import Server
+from ipttrace.lab.traffic.server import Server
 from ipttrace.trace.row import Step
+from tests.lab.scenarios import Scenario, hits, path, scenarios, synproxy
 from tests.netns.labs import lab_network
 from tests.netns.tracelog import TraceLog
 

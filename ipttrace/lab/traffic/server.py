@@ -15,8 +15,8 @@ from collections import Counter
 from types import TracebackType
 from typing import Final
 
-from ipttrace.lab import traffic_packets as packets
-from ipttrace.lab.network_ns import NetworkError, call_in
+from ipttrace.lab.network.ns import NetworkError, call_in
+from ipttrace.lab.traffic import packets
 
 WEB: Final = 80
 DNS: Final = 53

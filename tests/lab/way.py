@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Traversals, and the parts of a packet's way through the lab network.
 
-Worked out by hand from network_rules.py: rule numbers as
+Worked out by hand from lab/network/rules.py: rule numbers as
 `iptables -L --line-numbers` counts.
 
 A rule that hit is "rule", also one that jumps to a user chain, decides or has no

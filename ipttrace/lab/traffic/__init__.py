@@ -23,8 +23,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ipttrace.lab import traffic_packets as packets
-from ipttrace.lab.network_ns import NetworkError, call_in, socket_in
+from ipttrace.lab.network.ns import NetworkError, call_in, socket_in
+from ipttrace.lab.traffic import packets
 
 # Long, because a guest without KVM may stand still for seconds.
 REPLY_WAIT: Final = 20.0
@@ -375,9 +375,3 @@ def local_ports(ns: str) -> set[int]:
         return found
 
     return call_in(ns, read)
-
-
-if __name__ == "__main__":
-    from ipttrace.lab.traffic_cli import main
-
-    raise SystemExit(main())

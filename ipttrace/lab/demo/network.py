@@ -13,12 +13,14 @@ import subprocess
 from collections.abc import Callable
 from typing import Final
 
-from ipttrace.lab import network_nft, traffic, traffic_mix
-from ipttrace.lab import network_rules as at
+from ipttrace.lab import traffic
 from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.network_load import load, restore
-from ipttrace.lab.network_nft import HTTPS
-from ipttrace.lab.network_ns import NetworkError, enter
+from ipttrace.lab.network import nft as network_nft
+from ipttrace.lab.network import rules as at
+from ipttrace.lab.network.load import load, restore
+from ipttrace.lab.network.nft import HTTPS
+from ipttrace.lab.network.ns import NetworkError, enter
+from ipttrace.lab.traffic import mix as traffic_mix
 
 _PREFIX: Final = "ipt"
 ROUTER: Final = f"{_PREFIX}-router"

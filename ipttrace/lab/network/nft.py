@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ipttrace.lab import network_rules as rules
+from ipttrace.lab.network import rules
 
 HTTPS: Final = 443
 

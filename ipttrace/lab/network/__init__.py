@@ -19,17 +19,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, TypeVar
 
-from ipttrace.lab import network_rules as rules
-from ipttrace.lab.network_links import LINK_WAIT, link_events, wait_running
-from ipttrace.lab.network_load import load, preload, restore, save
-from ipttrace.lab.network_ns import (
-    NetworkError,
-    call_in,
-    netns_inode,
-    netns_path,
-    run,
-    run_in,
-)
+from ipttrace.lab.network import rules
+from ipttrace.lab.network.links import LINK_WAIT, link_events, wait_running
+from ipttrace.lab.network.load import load, preload, restore, save
+from ipttrace.lab.network.ns import NetworkError, call_in, netns_inode, netns_path, run, run_in
 
 __all__ = ["ROLES", "Network", "NetworkError", "read_counters"]
 
