@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ipttrace.pump import Pump
+from ipttrace.cli.pump import Pump
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, Writer, read_file
 from ipttrace.trace import query

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace import link_ssh
 from ipttrace.cli import main
 from ipttrace.link import LinkError
-from ipttrace.link_ssh import SshLink, SshLinks
+from ipttrace.link import ssh as link_ssh
+from ipttrace.link.ssh import SshLink, SshLinks
 from ipttrace.stream.frames import Decoder
 from tests.paths import DATA
 

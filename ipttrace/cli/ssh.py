@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the commands have for other hosts: --ssh and what goes with it.
 
-How an agent is started there is in link_ssh.py.
+How an agent is started there is in link/ssh.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ipttrace.link import AgentLink, LinkError
 
 if TYPE_CHECKING:
-    from ipttrace.link_ssh import SshLink
+    from ipttrace.link.ssh import SshLink
     from ipttrace.tui.feed.source import Source
 
 
@@ -50,7 +50,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace, *, sever
 
 
 def _host(text: str) -> str:
-    from ipttrace.link_ssh import check_host
+    from ipttrace.link.ssh import check_host
 
     try:
         check_host(text)
@@ -78,7 +78,7 @@ def far_agents(
     `arguments`: of ``ipttrace agent``; `quiet`: what they say is kept.  Raises
     LinkError.
     """
-    from ipttrace.link_ssh import SshLinks
+    from ipttrace.link.ssh import SshLinks
 
     with SshLinks(options.ssh, options.remote_command or ["ipttrace"], arguments) as links:
         started = links.start(quiet=quiet)

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
-from ipttrace import __version__, cli_ssh
+from ipttrace import __version__
+from ipttrace.cli import ssh as cli_ssh
 
 if TYPE_CHECKING:
     from ipttrace.lab.demo import Demo
@@ -264,7 +265,7 @@ def _print(argv: list[str]) -> int:
     arguments = [*([] if options.ssh else ["--unchecked"]), *_agent_arguments(options)]
     with cli_ssh.one_agent(options, arguments) as link:
         # Beside the agent's start, which takes longer.
-        from ipttrace.pump import Pump
+        from ipttrace.cli.pump import Pump
 
         view = _view(options.format, names)
         pump = Pump(
@@ -298,7 +299,7 @@ def _record(argv: list[str]) -> int:
     cli_ssh.check(parser, options, several=False)
     if not _understood(options, "until") or not _expr_is_good(options):
         return 2
-    from ipttrace.pump import Pump, Recording
+    from ipttrace.cli.pump import Pump, Recording
 
     if options.file == "-" and os.isatty(1):
         print("ipttrace: a stream is nothing for a terminal: name a file", file=sys.stderr)
@@ -334,7 +335,7 @@ def _file(argv: list[str], name: str) -> int:
             from ipttrace.tui.feed.source import FileSource
 
             return _show(FileSource(options.file), options.file.name, shown=options.query)
-        from ipttrace.pump import Pump
+        from ipttrace.cli.pump import Pump
 
         names: dict[int, str] = {}
         view = _view(options.format or "text", names)
@@ -414,7 +415,7 @@ def _lab(argv: list[str]) -> int:
         options.text = True
     with guest.traced(options.kernel, options.duration) as (machine, said):
         if options.text or options.record:
-            from ipttrace.pump import Pump, Recording
+            from ipttrace.cli.pump import Pump, Recording
 
             names: dict[int, str] = {}
             view = None if options.record else _view("text", names)
@@ -486,7 +487,7 @@ def _demo(argv: list[str]) -> int:
 
 
 def _demo_lines(demo: Demo, record: str | None) -> int:
-    from ipttrace.pump import Pump, Recording
+    from ipttrace.cli.pump import Pump, Recording
 
     names: dict[int, str] = {}
     try:

@@ -183,7 +183,7 @@ FULL = """
 import subprocess, sys, os
 from pathlib import Path
 import numpy as np
-from tests.unit.test_export import filled
+from tests.unit.view.test_export import filled
 from ipttrace.view import export
 from ipttrace.view.export import Export, ExportError
 export._STEP = 23
