@@ -13,8 +13,8 @@ from textual.binding import Binding, BindingType
 
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.flows import Flow, FlowsTally
+from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail
 from ipttrace.tui.messages import FilterAsked, Notice
-from ipttrace.tui.rows.columns import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail
 from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, Ledger, column
 

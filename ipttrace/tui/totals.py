@@ -18,7 +18,7 @@ from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.rules.frames import table_name
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.totals import ENDS, Seconds, TotalsTally
-from ipttrace.tui.rows.columns import VERDICT_MARKS, VERDICT_ROLES, fit
+from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, fit
 from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, Ledger, column
 

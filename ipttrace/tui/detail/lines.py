@@ -19,8 +19,8 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules.frames import table_name
 from ipttrace.trace.story import Packet, RuleHit, Story, Traversal
 from ipttrace.trace.story.changes import Change, endpoint
+from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, duration, fit
 from ipttrace.tui.detail.wrap import MOST_LINES, Line, Piece, cut, fold, wrap
-from ipttrace.tui.rows.columns import VERDICT_MARKS, VERDICT_ROLES, duration, fit
 
 ROLES: Final = frozenset(
     {"head", "title", "name", "value", "dim", "chain", "rule", "changed", "bad", "shown"}

@@ -12,7 +12,7 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.cells import fit
 
 Piece = tuple[str, str]  # text and role
 

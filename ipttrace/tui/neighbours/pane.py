@@ -22,10 +22,10 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from ipttrace.trace.neighbours import Device, Namespace, Neighbour, Neighbours
+from ipttrace.tui.cells import fit
 from ipttrace.tui.neighbours import words
 from ipttrace.tui.neighbours.vendors import Vendors
 from ipttrace.tui.neighbours.words import Line
-from ipttrace.tui.rows.columns import fit
 
 PREFIX: Final = "neighbours--"
 _EMPTY: Final = (

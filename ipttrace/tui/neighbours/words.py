@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 from ipttrace.trace.neighbours import Device, Namespace, Neighbour, Table, TableView
 from ipttrace.trace.neighbours.frames import STATS
-from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.cells import fit
 
 Piece = tuple[str, str]
 Line = list[Piece]

@@ -14,25 +14,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules.frames import table_name
+from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, Cell, duration, fit, fit_tail
 
 GAP: Final = 1
 _CALL: Final = (1 << 56) - 1  # a journey's number is its first call's, below the host's
 _ADDRESS: Final = re.compile("[0-9a-fA-F]*[.:][0-9a-fA-F.:]*")
-
-# A verdict's mark tells it apart where colours do not.
-VERDICT_MARKS: Final[Mapping[str, str]] = {
-    "ACCEPT": "✓",
-    "DROP": "✗",
-    "STOLEN": "»",
-    "QUEUE": "…",
-    "REPEAT": "↻",
-    "STOP": "■",
-}
-VERDICT_ROLES: Final[Mapping[str, str]] = {"ACCEPT": "accept", "DROP": "drop"}
 
 # The journey's rail, at the left edge.
 BEGINS: Final = "┌"  # the first row of a packet
@@ -53,8 +43,6 @@ class Context:
     lost: bool = False  # accepted, but its next hop has no link-layer address
 
 
-# One cell: the text, not yet cut to its width, and its role.
-Cell = tuple[str, str]
 Draw = Callable[[Row, int, Context], Cell]
 
 
@@ -81,34 +69,6 @@ class Placed:
     def title(self) -> str:
         """The title that fits."""
         return self.column.titles.get(self.width, self.column.title)
-
-
-def fit(text: str, width: int, right: bool = False) -> str:
-    """`text` in exactly `width` cells; cut at its end with … when it is longer."""
-    if text.isascii():
-        length = len(text)
-        if length > width:
-            return text[: width - 1] + "…" if width > 0 else ""
-        return text.rjust(width) if right else text.ljust(width)
-    # Combining marks take no cell: bound the characters too.
-    text = text[: 4 * width]
-    length = cell_len(text)
-    if length > width:
-        return set_cell_size(text, width - 1) + "…" if width > 0 else ""
-    pad = " " * (width - length)
-    return pad + text if right else text + pad
-
-
-def fit_tail(text: str, width: int) -> str:
-    """`text` in at most `width` cells; cut at its start with … when it is longer.
-
-    The end of an address tells more than its start.
-    """
-    if len(text) <= width or width <= 0:
-        return text[: max(width, 0)] if text.isascii() else fit(text, width).rstrip()
-    if not text.isascii():
-        return fit(text, width)
-    return "…" + text[len(text) - width + 1 :]
 
 
 @lru_cache(maxsize=64)
@@ -261,22 +221,6 @@ def _verdict(row: Row, width: int, context: Context) -> Cell:
         return ("✓ no ARP" if row.family == 4 else "✓ no ND"), "lost"
     mark = VERDICT_MARKS.get(row.verdict, "?")
     return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
-
-
-def duration(ns: int | None) -> str:
-    """`ns` in at most six cells: 812ns, 1.23µs, 45.6ms, 12.0s."""
-    if ns is None:
-        return "-"
-    if ns < 1000:
-        return f"{ns}ns"
-    value = float(ns)
-    for unit in ("µs", "ms"):
-        value /= 1000
-        if value < 999.5:
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits}f}{unit}"
-    value /= 1000
-    return f"{value:.1f}s" if value < 9999.5 else ">2h"
 
 
 def _cost(row: Row, width: int, context: Context) -> Cell:

@@ -28,8 +28,8 @@ from ipttrace.trace.tally.listing import (
     TableListing,
 )
 from ipttrace.trace.tally.rules import RulesTally
+from ipttrace.tui.cells import fit
 from ipttrace.tui.messages import FilterAsked, Notice
-from ipttrace.tui.rows.columns import fit
 from ipttrace.tui.rules.words import Words
 from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, Ledger

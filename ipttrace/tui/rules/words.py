@@ -18,7 +18,7 @@ from ipttrace.trace.tally.listing import (
     TableListing,
     kernel_packets,
 )
-from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.cells import fit
 from ipttrace.tui.widgets import figures
 from ipttrace.tui.widgets.ledger import Cells, column
 

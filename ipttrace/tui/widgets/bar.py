@@ -18,7 +18,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from ipttrace.tui import situation as at
-from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.cells import fit
 from ipttrace.tui.situation import Situation
 
 SPACE: Final = 2

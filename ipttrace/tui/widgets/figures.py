@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import isfinite, isnan, log2
 from typing import Final
 
-from ipttrace.tui.rows.columns import duration
+from ipttrace.tui.cells import duration
 
 _UNITS: Final = "kMGTPE"
 _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"

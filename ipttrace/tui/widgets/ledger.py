@@ -23,7 +23,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
 
-from ipttrace.tui.rows.columns import fit
+from ipttrace.tui.cells import fit
 
 EVERY: Final = 0.5  # s between two pictures of what runs
 PREFIX: Final = "ledger--"

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from ipttrace.tui.rows.columns import choose, duration, fit, fit_tail, titles
+from ipttrace.tui.cells import duration, fit, fit_tail
+from ipttrace.tui.rows.columns import choose, titles
 from ipttrace.tui.widgets.bar import Piece, fit_pieces
 
 
