@@ -52,10 +52,6 @@ FIELDS: Final = (
     "ct_orig_dport",
 )
 
-HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-UNKNOWN_HOOK: Final = 255  # what the engine writes where it was not told
-VERDICTS: Final = ("DROP", "ACCEPT", "STOLEN", "QUEUE", "REPEAT", "STOP")
-
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -18,7 +18,7 @@ from typing import Final
 
 from ipttrace.lab.network import ROLES, Network
 from ipttrace.lab.network.ns import socket_in
-from ipttrace.trace.row import HOOKS
+from ipttrace.netfilter import HOOKS
 
 # (role, family, hook, table, chain, rulenum, match)
 Hit = tuple[str, int, str, str, str, int, str]

@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.netfilter import IP_VERSIONS
 
 FAMILY: Final = "ipttrace"
 
@@ -38,7 +39,6 @@ _TARGET_RULES: Final = 4
 
 _RCVBUFFORCE: Final = 33  # SO_RCVBUFFORCE of socket(7)
 _ROOM: Final = 1 << 20
-_FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 
 STATES: Final = ("idle", "armed", "draining")
 
@@ -258,6 +258,6 @@ def _change(data: bytes) -> Change | None:
     return Change(
         generation=int(message.get_attr("IPTTRACE_A_RULESET") or 0),
         netns=int(message.get_attr("IPTTRACE_A_NETNS") or 0),
-        family=_FAMILIES.get(message.get_attr("IPTTRACE_A_FAMILY"), 0),
+        family=IP_VERSIONS.get(message.get_attr("IPTTRACE_A_FAMILY"), 0),
         table=str(message.get_attr("IPTTRACE_A_TABLE") or ""),
     )

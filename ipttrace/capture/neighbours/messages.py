@@ -20,9 +20,10 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from ipttrace.netfilter import IP_VERSIONS
+
 Value = dict[str, Any]
 
-_FAMILIES: Final = {2: 4, 10: 6}  # AF_INET, AF_INET6
 # What pyroute2's decoders raise on bytes that are no such message.
 _UNREADABLE: Final = (
     NetlinkDecodeError,
@@ -103,7 +104,7 @@ def table(raw: bytes) -> tuple[str, int, Value] | None:
     """
     try:
         message = _decode(NeighbourTable, raw)
-        family = _FAMILIES.get(message["family"])
+        family = IP_VERSIONS.get(message["family"])
         name, nest = message.get_attr("NDTA_NAME"), message.get_attr("NDTA_PARMS")
         if family is None or not isinstance(name, str):
             return None
@@ -175,7 +176,7 @@ def neighbour(raw: bytes) -> Value | None:
     """A neighbour, its times left out.  `flags` has NDA_FLAGS_EXT from bit 8 on."""
     try:
         message = _decode(ndmsg, raw)
-        family, dst = _FAMILIES.get(message["family"]), message.get_attr("NDA_DST")
+        family, dst = IP_VERSIONS.get(message["family"]), message.get_attr("NDA_DST")
         if family is None or not isinstance(dst, str):
             return None
         flags = message["flags"] | (message.get_attr("NDA_FLAGS_EXT") or 0) << 8
@@ -197,7 +198,7 @@ def route(raw: bytes) -> Value | None:
     """A route of the tables local, main and default; None for any other."""
     try:
         message = _decode(rtmsg, raw)
-        family = _FAMILIES.get(message["family"])
+        family = IP_VERSIONS.get(message["family"])
         where = message.get_attr("RTA_TABLE") or message["table"]
         if family is None or where not in _TABLES or message["flags"] & _CLONED:
             return None

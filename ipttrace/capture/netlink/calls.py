@@ -17,6 +17,7 @@ import numpy as np
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.nft import decode as nft_trace
 from ipttrace.capture.netlink.nft.decode import EVENT, Places
+from ipttrace.netfilter import UNKNOWN_HOOK
 from ipttrace.stream import record
 
 # A call whose rest has not come by then had it lost, ns.
@@ -24,7 +25,6 @@ _PATIENCE: Final = 1_000_000_000
 _VAGUE_PATIENCE: Final = 50_000_000
 # A verdict that nobody knows; no NF_* has this number.
 UNTOLD: Final = 0xFF
-HOOK_UNKNOWN: Final = 0xFF
 
 _NAMED: Final = np.dtype([("table", "S32"), ("chain", "S32"), ("family", "u1"), ("number", "i8")])
 
@@ -133,8 +133,8 @@ class CallMaker:
         head, place = starts[of], events["place"]
         # No run has a second base chain, or one of another table.  Somebody's own
         # tracing may begin in a user's chain: then its base chain comes later.
-        based = (events["hook"] != HOOK_UNKNOWN)[head]
-        ends_base = (events["hook"] != HOOK_UNKNOWN) | (events["kind"] == nft_trace.POLICY)
+        based = (events["hook"] != UNKNOWN_HOOK)[head]
+        ends_base = (events["hook"] != UNKNOWN_HOOK) | (events["kind"] == nft_trace.POLICY)
         table = self._named["number"]
         strange = (place != place[head]) & (
             (based & ends_base) | (table[place] != table[place[head]])

@@ -21,7 +21,7 @@ import numpy as np
 from ipttrace.capture import netns as namespaces
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter.nft import Compiled, matches
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import CallMaker, Calls, Numbers, packet_length
 from ipttrace.capture.netlink.journeys import OWN, NftJourneys
@@ -31,9 +31,10 @@ from ipttrace.capture.netlink.legacy_trace import LegacyTrace
 from ipttrace.capture.netlink.nft.decode import EVENT, NFNLGRP_NFTABLES, NFNLGRP_NFTRACE, Decoder
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.netlink.nft.places import Generations
-from ipttrace.capture.netlink.nft.table import ARP, BRIDGE, INET, FlipTable, clean_stale
+from ipttrace.capture.netlink.nft.table import FlipTable, clean_stale
 from ipttrace.capture.netlink.reader import Mailbox
 from ipttrace.capture.rules.netlink_watch import Change, LegacyChange
+from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 from ipttrace.stream import record
 
 Note = Callable[[str, str], None]
@@ -43,8 +44,6 @@ _AT_ONCE: Final = 64
 _STRETCH: Final = 500_000
 # How much longer events may be held so that those of a packet stay together, ns.
 _SLACK: Final = 10_000_000
-_IP: Final = 2
-_IP6: Final = 10
 _HEADERS: Final = 128  # bytes of a packet as `matches` takes them
 
 
@@ -137,10 +136,14 @@ class Space:
                 for (family, table, _), chain in snapshot.chains.items()
                 if chain.hook is not None and not table.encode(errors="replace").startswith(OWN)
             }
-        found = ruled & {ARP, BRIDGE}
+        found = ruled & {NFPROTO_ARP, NFPROTO_BRIDGE}
         # Packets that no chain of nftables meets are flipped for legacy tables only.
-        if self._legacy is not None or self.lines is not None or ruled & {INET, _IP, _IP6}:
-            found.add(INET)
+        if (
+            self._legacy is not None
+            or self.lines is not None
+            or ruled & {NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6}
+        ):
+            found.add(NFPROTO_INET)
         return found
 
     def find_legacy(self) -> bool:

@@ -26,9 +26,8 @@ from ipttrace.capture.rules import nft_texts as nft_ruleset
 from ipttrace.capture.rules.kernel_watch import fits
 from ipttrace.capture.rules.nft_texts import TableText
 from ipttrace.capture.watch import Seen
+from ipttrace.netfilter import NFT_FAMILIES
 from ipttrace.stream.frames import Kind
-
-FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 _COUNT_EVERY: Final = 2.0  # s
 # Counters are read for a 50th of a processor at most.
@@ -156,10 +155,10 @@ class TextWatch:
         old = {} if before is None or before.snapshot is None else _contents(before.snapshot)
         new = _contents(change.snapshot)
         for table in old.keys() - new.keys():
-            yield self._gone((inode, FAMILIES[table[0]], table[1]))
+            yield self._gone((inode, NFT_FAMILIES[table[0]], table[1]))
         for table, content in new.items():
             if old.get(table) != content:
-                key: _Key = (inode, FAMILIES[table[0]], table[1])
+                key: _Key = (inode, NFT_FAMILIES[table[0]], table[1])
                 self._since[key] = change.number
                 yield self._frame(key, upto=change.number)
         yield Kind.RULES, {"upto": change.number, "of": "nft"}
@@ -257,8 +256,8 @@ class TextWatch:
             yield from self._say(text)
         counts = False
         for (family, name), table in tables.items():
-            key = (inode, FAMILIES.get(family, ""), alias(name))
-            if family not in FAMILIES or key not in self._since:
+            key = (inode, NFT_FAMILIES.get(family, ""), alias(name))
+            if family not in NFT_FAMILIES or key not in self._since:
                 continue
             yield from self._table(key, table, mono)
             counts = counts or any(any(chain.counters) for chain in table.chains.values())
@@ -337,7 +336,7 @@ def _contents(snapshot: Snapshot) -> dict[tuple[int, str], Any]:
     found: dict[tuple[int, str], Any] = {
         (family, alias(name)): (info.handle, {})
         for (family, name), info in snapshot.tables.items()
-        if family in FAMILIES and not name.startswith(_OWN)
+        if family in NFT_FAMILIES and not name.startswith(_OWN)
     }
     for (family, table, chain), info in snapshot.chains.items():
         if (family, alias(table)) in found:

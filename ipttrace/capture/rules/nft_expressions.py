@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ipttrace.capture.netlink.nft.wire import attributes
+from ipttrace.netfilter import NFPROTO_IPV4
 
-_IP: Final = 2  # NFPROTO_IPV4
 _ELEMENT: Final = 1  # NFTA_LIST_ELEM
 _HEAD: Final = struct.Struct("=HH")
 _TYPE: Final = 0x3FFF
@@ -28,7 +28,7 @@ _NETWORK, _TRANSPORT = 1, 2  # enum nft_payload_bases
 # Fields of a header, at an offset: of how many bytes.  Addresses, protocol, fragments,
 # time to live; next header.
 _FIELDS: Final = {
-    _IP: {6: (2,), 8: (1,), 9: (1,), 12: range(1, 5), 16: range(1, 5)},
+    NFPROTO_IPV4: {6: (2,), 8: (1,), 9: (1,), 12: range(1, 5), 16: range(1, 5)},
     10: {6: (1,), 8: range(1, 17), 24: range(1, 17)},
 }
 # Ports; type and code of ICMP; flags of TCP.

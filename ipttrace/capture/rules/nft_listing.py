@@ -14,10 +14,10 @@ from collections import Counter
 from typing import Final
 
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
+from ipttrace.netfilter import NFT_FAMILY_NUMBERS
 
 Texts = dict[tuple[int, str, str], list[str | None]]
 
-_FAMILIES: Final = {"ip": 2, "ip6": 10, "inet": 1, "arp": 3, "bridge": 7, "netdev": 5}
 
 # A table that belongs to a process is told with its name.
 _TABLE: Final = re.compile(
@@ -76,7 +76,7 @@ def parse(text: str, snapshot: Snapshot) -> Texts:
 
 def _table(start: re.Match[str], snapshot: Snapshot) -> tuple[int, str]:
     for name in (start[2], _unquoted(start[2])):
-        key = (_FAMILIES.get(start[1], 0), name)
+        key = (NFT_FAMILY_NUMBERS.get(start[1], 0), name)
         info = snapshot.tables.get(key)
         if info is not None and info.handle == int(start[3]):
             return key

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.netfilter import NFPROTO_IPV6
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.arrays.recent import Recent
@@ -24,7 +25,6 @@ from ipttrace.trace.decode import protocol as ip
 _DATAGRAMS: Final = 1 << 14
 _TRANSLATED: Final = 1 << 16
 
-_NFPROTO_IPV6: Final = 10
 _IPS_NAT_MASK: Final = 0x30  # IPS_SRC_NAT, IPS_DST_NAT
 _IPS_TEMPLATE: Final = 1 << 11
 
@@ -182,7 +182,7 @@ def _of_conntrack(entries: Array, rows: Array, direction: str) -> _Tuples:
     # The key of GRE is one that conntrack gives, not the packet.
     sport[proto == ip.GRE] = 0
     dport[proto == ip.GRE] = 0
-    six = entries["family"][rows] == _NFPROTO_IPV6
+    six = entries["family"][rows] == NFPROTO_IPV6
     word = proto.astype(np.uint32) | (six * np.uint32(0x100))
     word |= entries["ct_zone"][rows].astype(np.uint32) << np.uint32(16)
     return _Tuples(

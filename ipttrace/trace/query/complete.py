@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.netfilter import HOOKS, TABLES
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.fields import ALIASES, fields
 from ipttrace.trace.query.kinds import SEARCH
 from ipttrace.trace.query.tree import MAX_TEXT, parser, quote
-from ipttrace.trace.query.words import TABLES, WORDS, means
-from ipttrace.trace.row import HOOKS
+from ipttrace.trace.query.words import WORDS, means
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names
 

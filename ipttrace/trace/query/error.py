@@ -6,11 +6,10 @@ Must not import the parser: who only catches the error need not load it.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-from ipttrace.text import clean
+from ipttrace.text import clean, width
 
 _SHOWN: Final = 40
 # Terminal columns left of the place, where the query is longer than the line.
@@ -37,7 +36,7 @@ class QueryError(ValueError):
         place is shown.  Characters that a terminal would obey are escaped.
         """
         cells = [clean(char) for char in self.text]
-        widths = [_width(cell) for cell in cells]
+        widths = [width(cell) for cell in cells]
         place = max(0, min(self.position, len(cells)))
         start, stop = 0, len(cells)
         if sum(widths) >= columns:
@@ -65,20 +64,6 @@ def _after(widths: list[int], start: int, room: int) -> int:
         room -= widths[at]
         at += 1
     return at
-
-
-def _width(text: str) -> int:
-    """Terminal columns: wide characters take two, combining marks none."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0
-        if unicodedata.category(char) in ("Mn", "Me")
-        else 2
-        if unicodedata.east_asian_width(char) in "WF"
-        else 1
-        for char in text
-    )
 
 
 def shown(text: str) -> str:

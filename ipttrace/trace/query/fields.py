@@ -13,13 +13,13 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.netfilter import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.query import kinds, special, values
 from ipttrace.trace.query.names import Name
-from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.rules.frames import FAMILIES, NFT
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.schema import ENGINES, NETLINK

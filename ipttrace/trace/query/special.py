@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.netfilter import IP_VERSIONS
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.decode import headers as packet
@@ -24,7 +25,6 @@ from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.rules.frames import NFT
 from ipttrace.trace.store import Part
 
-_FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 _ETHERNET: Final = 14
 _TRACE_ID: Final = re.compile("[0-9a-f]{1,8}")
 _RULENUM: Final = re.compile("0*[1-9][0-9]{0,8}")
@@ -332,7 +332,7 @@ def _text_of(part: Part, context: Context, row: int) -> str | None:
         return None
     return rules.text(
         int(columns["netns"][row]),
-        NFT + tables if tables else _FAMILIES.get(family, family),
+        NFT + tables if tables else IP_VERSIONS.get(family, family),
         names.text(int(columns["table"][row])),
         names.text(int(columns["chain"][row])),
         int(columns["rulenum"][row]),

@@ -10,12 +10,11 @@ import re
 from ipaddress import ip_network
 from typing import Final
 
+from ipttrace.netfilter import HOOKS, TABLES, VERDICTS
 from ipttrace.trace.query.error import QueryError, shown, suggestion
 from ipttrace.trace.query.fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS, fields
 from ipttrace.trace.query.tree import Alone, Test, Value
-from ipttrace.trace.row import HOOKS, VERDICTS
 
-TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 _FAMILIES: Final = {"ipv4": "4", "ipv6": "6", "ip6": "6"}
 
 # Word in lower case → field, operator, value.

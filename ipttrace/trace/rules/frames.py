@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.netfilter import NFT_FAMILIES
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
@@ -27,12 +28,7 @@ NFT: Final = 16
 FAMILIES: Final[dict[object, int]] = {
     4: 4,
     6: 6,
-    "inet": NFT + 1,
-    "ip": NFT + 2,
-    "arp": NFT + 3,
-    "netdev": NFT + 5,
-    "bridge": NFT + 7,
-    "ip6": NFT + 10,
+    **{name: NFT + number for number, name in NFT_FAMILIES.items()},
 }
 _FAMILY_NAMES: Final = {4: "IPv4", 6: "IPv6"} | {
     number: str(name) for name, number in FAMILIES.items() if number > NFT

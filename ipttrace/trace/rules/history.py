@@ -38,6 +38,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.netfilter import table_order
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
@@ -66,7 +67,6 @@ _CHAIN: Final = 300
 _GENERATION: Final = 400
 _MOST_BREAKS: Final = 1000
 BACKENDS: Final = ("legacy", "iptables-nft", "nft")
-_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +420,7 @@ def _since(generation: _Generation) -> int:
 
 def _order(item: tuple[Key, _History]) -> tuple[int, int, int, str]:
     netns, family, table = item[0]
-    place = _TABLES.index(table) if table in _TABLES else len(_TABLES)
+    place = table_order(table)
     return netns, family, place, table
 
 

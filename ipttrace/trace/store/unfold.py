@@ -13,17 +13,16 @@ from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.netfilter import HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS, Row, Step
+from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules.frames import NFT
 from ipttrace.trace.rules.history import Rulesets
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.schema import ENGINES, STEPS, Columns
-
-_FAMILIES: Final = {2: 4, 10: 6}  # NFPROTO_IPV4, NFPROTO_IPV6
 
 # enum ip_conntrack_info (linux/netfilter/nf_conntrack_common.h).
 _CT_STATES: Final = {
@@ -167,7 +166,7 @@ def _row(
 ) -> Row:
     known = of["known"]
     tracked = bool(of["flags"] & record.F_CONNTRACK)
-    family = _FAMILIES.get(of["family"], of["family"])
+    family = IP_VERSIONS.get(of["family"], of["family"])
     ports = bool(known & packet.PORTS)
     ct_ports = tracked and ip.DECODED[of["ct_proto"]] == ip.HAS_PORTS
     ethernet = of["mac_len"] == _ETHERNET

@@ -12,11 +12,12 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.netfilter import DROP, VERDICTS
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.row import VERDICTS, Step
+from ipttrace.trace.row import Step
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.unfold import address
@@ -26,7 +27,6 @@ from ipttrace.trace.tally.slots import OTHER, Slots
 LIMIT: Final = 100_000
 ORDERS: Final = ("packets", "drops", "cost", "bytes")
 
-_DROP: Final = VERDICTS.index("DROP")
 _HOST_SHIFT: Final = np.uint64(56)  # as columns.fill puts hosts into journeys
 
 _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
@@ -143,7 +143,7 @@ class FlowsTally:
         sums = {
             "packets": begins.astype(np.int64),
             "bytes": np.where(begins, columns["len"], 0).astype(np.int64),
-            "drops": (columns["verdict"] & 0xFF == _DROP).astype(np.int64),
+            "drops": (columns["verdict"] & 0xFF == DROP).astype(np.int64),
             "cost": cost,
         }
         held = self.slots.columns
@@ -159,7 +159,7 @@ class FlowsTally:
     def _place_drops(
         self, columns: dict[str, Array], order: Array, starts: Array, slots: Array
     ) -> None:
-        dropped = columns["verdict"][order] & 0xFF == _DROP
+        dropped = columns["verdict"][order] & 0xFF == DROP
         if not dropped.any():
             return
         # Of each flow the last row that was dropped, as a place in the order.

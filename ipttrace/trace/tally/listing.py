@@ -16,21 +16,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, table_order
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.row import HOOKS
 from ipttrace.trace.rules.frames import Counted
 from ipttrace.trace.rules.history import Rulesets, Table
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally import costs as tally_costs
-from ipttrace.trace.tally.rules import DROP, RulesTally
+from ipttrace.trace.tally.rules import RulesTally
 
 RULE: Final = "rule"
 POLICY: Final = "policy"
 END: Final = "end"  # of a chain that is not built in: back to where it was called
 
-_FAMILIES: Final = {2: 4, 10: 6}  # those of nftables' tables are as in a Key already
-_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 _POLICY: Final = record.MATCHES.index("policy")
 _REMEMBERED: Final = 1000  # tables
 
@@ -174,7 +172,7 @@ class Listings:
         groups = np.full(len(slots), -1, np.intp)
         for index, of in enumerate(zip(*columns, strict=True)):
             number, table_id, chain_id, rulenum, match, generation, hits = of
-            family, name = _FAMILIES.get(number, number), self._names.text(table_id)
+            family, name = IP_VERSIONS.get(number, number), self._names.text(table_id)
             table = tables.get((family, name))
             if table is not None:
                 asked = (family, name, generation)
@@ -328,7 +326,7 @@ def kernel_packets(chain: ChainListing, key: RuleKey) -> int | None:
 
 def _table_order(at: tuple[int, str]) -> tuple[int, int, str]:
     family, table = at
-    return family, _TABLES.index(table) if table in _TABLES else len(_TABLES), table
+    return family, table_order(table), table
 
 
 def _chain_order(chain: str) -> tuple[int, str]:

@@ -15,8 +15,8 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.netfilter import VERDICTS
 from ipttrace.trace.arrays.hashing import Array, Hash
-from ipttrace.trace.row import VERDICTS
 from ipttrace.trace.rules.frames import NFT
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.schema import NETLINK
@@ -27,7 +27,6 @@ from ipttrace.trace.tally.slots import Slots
 # A slot takes 1.2 kB: 40 MB when all of them are used.
 LIMIT: Final = 1 << 15
 ENDS: Final = (*VERDICTS, "other")
-DROP: Final = VERDICTS.index("DROP")
 
 _STRETCH: Final = 500_000_000  # ns that a cell counts
 _RING: Final = 8

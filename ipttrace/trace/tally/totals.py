@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.row import HOOKS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.schema import NETLINK
@@ -30,8 +30,6 @@ _SECOND: Final = 1_000_000_000
 # More than are read, so that the newest one never pushes out what is shown.
 _RING: Final = 640
 _PLACES: Final = 512  # pairs of table and hook
-_FAMILIES: Final = {2: 4, 10: 6}
-_DROP: Final = VERDICTS.index("DROP")
 _HOST_SHIFT: Final = np.uint64(56)
 _MOST_NS: Final = np.uint64(1 << 50)
 
@@ -173,7 +171,7 @@ class TotalsTally:
         first = proto[begins]
         counted[1] += np.bincount(first, minlength=257)
         np.add.at(counted[2], first, columns["len"][begins].astype(np.int64))
-        counted[3] += np.bincount(proto[ends == _DROP], minlength=257)
+        counted[3] += np.bincount(proto[ends == DROP], minlength=257)
 
     def note_books(self, host: int, books: Mapping[str, Any]) -> None:
         """Take in what a trace's books say by now: `lost` and `missed` so far.
@@ -218,11 +216,11 @@ class TotalsTally:
             found.append(
                 Place(
                     int(held["tables"][slot]),
-                    _FAMILIES.get(family, family),
+                    IP_VERSIONS.get(family, family),
                     _hook_name(hook),
                     names.text(int(held["table"][slot])),
                     int(held["ends"][slot].sum()),
-                    int(held["ends"][slot, _DROP]),
+                    int(held["ends"][slot, DROP]),
                     float(p50[number]),
                     float(p99[number]),
                 )

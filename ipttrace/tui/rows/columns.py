@@ -16,6 +16,7 @@ from typing import Final
 
 from rich.cells import cell_len
 
+from ipttrace.netfilter import TABLES
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules.frames import table_name
 from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, Cell, duration, fit, fit_tail
@@ -186,14 +187,13 @@ def _endpoints(row: Row, width: int, context: Context) -> Cell:
 
 
 _FAMILY_ROOM: Final = 8  # cells from which on the family says more than all of the name
-_TABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
 
 
 def _table(row: Row, width: int, context: Context) -> Cell:
     name = table_name(row.tables, row.table)
     if cell_len(name) > width < _FAMILY_ROOM:
         name = row.table  # the addresses tell of the family
-    return name, row.table if row.table in _TABLES else "table"
+    return name, row.table if row.table in TABLES else "table"
 
 
 def _chain(row: Row, width: int, context: Context) -> Cell:

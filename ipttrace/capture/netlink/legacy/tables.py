@@ -22,9 +22,9 @@ from ipttrace.capture import iptables_save as ruleset_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import CommandMissing, Table, Unreadable
 from ipttrace.capture.netlink.calls import UNTOLD
+from ipttrace.netfilter import IP_VERSIONS
 
 FAMILIES: Final = (4, 6)
-_NFPROTO: Final = {2: 4, 10: 6}
 # include/uapi/linux/netfilter_ipv4.h, the same for IPv6; priorities by table, nat's by hook.
 _PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _NAT: Final = {0: -100, 1: 100, 3: -100, 4: 100}
@@ -229,7 +229,7 @@ def meaning(
     `family`: NFPROTO.  The kernel calls any unconditional verdict a policy or a return:
     what has a rule's number is that rule.
     """
-    rules = tables.get((_NFPROTO.get(family, 0), table), {}).get(chain)
+    rules = tables.get((IP_VERSIONS.get(family, 0), table), {}).get(chain)
     is_rule = rules is not None and 0 < number <= len(rules.rules)
     if rules is None or not is_rule:
         if match == _RETURN:
@@ -243,6 +243,6 @@ def meaning(
     how, target = found.groups()
     if target == "RETURN":
         return Meaning(match if match == _RETURN else _RULE, GO_ON)
-    if how == "g" or target in tables[_NFPROTO[family], table]:
+    if how == "g" or target in tables[IP_VERSIONS[family], table]:
         return Meaning(_RULE, GO_ON)
     return Meaning(_RULE, _TARGETS.get(target, UNTOLD))

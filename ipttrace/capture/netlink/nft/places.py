@@ -14,22 +14,18 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.calls import HOOK_UNKNOWN
 from ipttrace.capture.netlink.nft.decode import Place, Places
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
+from ipttrace.netfilter import ARP_HOOKS, NFPROTO_ARP, UNKNOWN_HOOK
 
 # Between the moment when new rules take effect and that when it is told, ns.
 SWAP: Final = 10_000_000
 _MOST: Final = 64  # generations that are remembered
 _MOST_FOUND: Final = 1 << 16
 
-_NFPROTO_ARP: Final = 3
-# NF_ARP_IN, NF_ARP_OUT, NF_ARP_FORWARD as hooks of IP.
-_ARP_HOOKS: Final = {0: 1, 1: 3, 2: 2}
-
 
 class Spot(NamedTuple):
-    """`rulenum` 0, `hook` HOOK_UNKNOWN, `ruleset` 0: not known."""
+    """`rulenum` 0, `hook` UNKNOWN_HOOK, `ruleset` 0: not known."""
 
     rulenum: int
     hook: int
@@ -37,7 +33,7 @@ class Spot(NamedTuple):
     ruleset: int
 
 
-_NOWHERE: Final = Spot(0, HOOK_UNKNOWN, 0, 0)
+_NOWHERE: Final = Spot(0, UNKNOWN_HOOK, 0, 0)
 
 
 class Generations:
@@ -169,9 +165,9 @@ class Generations:
         rulenum = len(info.handles) + 1
         if handle:
             rulenum = self._rulenums(generation, place, info).get(handle, 0)
-        hook = HOOK_UNKNOWN if info.hook is None else info.hook
-        if place.family == _NFPROTO_ARP:
-            hook = _ARP_HOOKS.get(hook, HOOK_UNKNOWN)
+        hook = UNKNOWN_HOOK if info.hook is None else info.hook
+        if place.family == NFPROTO_ARP:
+            hook = ARP_HOOKS.get(hook, UNKNOWN_HOOK)
         return Spot(rulenum, hook, info.priority or 0, self._numbers[generation])
 
     def _rulenums(self, generation: int, place: Place, info: ChainInfo) -> dict[int, int]:

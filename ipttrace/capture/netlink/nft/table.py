@@ -20,13 +20,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.netlink.nft import wire
 from ipttrace.capture.netlink.nft.wire import NftSocket, Order, Refused, in_words
-
-# NFPROTO_*
-INET: Final = 1  # IPv4 and IPv6
-ARP: Final = 3
-BRIDGE: Final = 7
-_IP: Final = 2
-_IP6: Final = 10
+from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
 _COUNTER: Final = b"flipped"
 _FIRST: Final = -(1 << 31)  # before all other chains, defragmentation included
@@ -62,8 +56,8 @@ class FlipTable:
         """The address of the socket that owns the table."""
         return self._socket.portid
 
-    def install(self, compiled: Compiled, families: Iterable[int] = (INET,)) -> None:
-        """Flips from now on what `compiled` takes.  `families`: of INET, BRIDGE, ARP.
+    def install(self, compiled: Compiled, families: Iterable[int] = (NFPROTO_INET,)) -> None:
+        """Flips from now on what `compiled` takes.  `families`: of NFPROTO_INET, _BRIDGE, _ARP.
 
         ARP packets are flipped only where there is no filter.  Raises CaptureError, and
         then nothing is installed.
@@ -117,13 +111,13 @@ class FlipTable:
             self._socket.close()
 
     def _install(self, compiled: Compiled, family: int) -> None:
-        if family == INET and not self._want_inet:
+        if family == NFPROTO_INET and not self._want_inet:
             return self._install_both(compiled)
         try:
             self._create(compiled, family)
         except Refused as refused:
             # Chains of a family that the kernel was built without are not found.
-            if family == INET and (refused.errno, refused.order) in (
+            if family == NFPROTO_INET and (refused.errno, refused.order) in (
                 (errno.ENOENT, wire.NEWCHAIN),
                 (errno.EAFNOSUPPORT, wire.NEWTABLE),
             ):
@@ -132,9 +126,9 @@ class FlipTable:
         return None
 
     def _install_both(self, compiled: Compiled) -> None:
-        self._create(compiled, _IP)
+        self._create(compiled, NFPROTO_IPV4)
         try:
-            self._create(compiled, _IP6)
+            self._create(compiled, NFPROTO_IPV6)
         except Refused as refused:
             if refused.order not in (wire.NEWCHAIN, wire.NEWTABLE) or refused.errno not in (
                 errno.ENOENT,
@@ -175,11 +169,11 @@ class FlipTable:
         return orders + self._rules(compiled, family)
 
     def _rules(self, compiled: Compiled, family: int) -> list[Order]:
-        if family == ARP and compiled.program:
+        if family == NFPROTO_ARP and compiled.program:
             return []
         flip = wire.count(_COUNTER) + wire.trace() + wire.accept()
         rules = []
-        if family == BRIDGE and compiled.program:
+        if family == NFPROTO_BRIDGE and compiled.program:
             # A filter is about IP: bytes of something else could look like it.
             rules.append(wire.no_protocol_of(*_ETHERTYPES) + wire.accept())
         for checks in compiled.rules:
@@ -277,7 +271,7 @@ def clean_stale() -> list[str]:
 
 
 def _chains(family: int) -> tuple[tuple[bytes, int], ...]:
-    return _ARP_CHAINS if family == ARP else _CHAINS
+    return _ARP_CHAINS if family == NFPROTO_ARP else _CHAINS
 
 
 def _own_name() -> bytes:

@@ -24,10 +24,11 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.filter.nft import Compiled
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.nft import table as nft_table
 from ipttrace.capture.netlink.nft import wire as nft_wire
-from ipttrace.capture.netlink.nft.table import ARP, BRIDGE, INET, FlipTable, clean_stale
+from ipttrace.capture.netlink.nft.table import FlipTable, clean_stale
+from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET
 from tests.netns.labs import fresh_prefix
 from tests.paths import PROJECT
 
@@ -218,7 +219,7 @@ def test_just_what_each_filter_takes_is_flipped_and_counted(space: Space, inet: 
     sending = packets(293)
     with space.table(inet=inet) as table:
         table.install(compiled(""))
-        assert table.families == ((INET,) if inet else (2, 10))
+        assert table.families == ((NFPROTO_INET,) if inet else (2, 10))
         counted, octets = 0, 0
         for expr in ["", *EXPRESSIONS]:
             # GIVEN a filter WHEN all kinds of packets come
@@ -252,7 +253,7 @@ def test_a_bridge_is_traced_and_a_filter_takes_ip_only() -> None:
         pytest.skip("network namespaces need root")
     sending = packets(101)
     with Space(bridge=True) as space, space.table() as table:
-        table.install(compiled("not tcp"), [BRIDGE])
+        table.install(compiled("not tcp"), [NFPROTO_BRIDGE])
         space.send(sending)
         # Something that is no IP, but whose bytes look so.
         space.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
@@ -266,7 +267,7 @@ def test_a_bridge_is_traced_and_a_filter_takes_ip_only() -> None:
 
 def test_arp_is_flipped_where_there_is_no_filter(space: Space) -> None:
     with space.table() as table:
-        table.install(compiled(""), [ARP])
+        table.install(compiled(""), [NFPROTO_ARP])
         ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
         ask = ["ping", "-c1", "-W1", "-n", "10.9.0.1"]
 
@@ -315,7 +316,9 @@ def test_another_filter_under_traffic_loses_no_packet(space: Space) -> None:
 
 def test_other_programs_can_list_the_table_and_not_remove_it(space: Space) -> None:
     with space.table() as table:
-        table.install(compiled("tcp port 80 or len > 1000"), [INET, BRIDGE, ARP])
+        table.install(
+            compiled("tcp port 80 or len > 1000"), [NFPROTO_INET, NFPROTO_BRIDGE, NFPROTO_ARP]
+        )
         if not table.owned:
             pytest.skip("this kernel has no tables with owners")
         listed = space.nft("list", "ruleset")
@@ -334,9 +337,10 @@ def test_other_programs_can_list_the_table_and_not_remove_it(space: Space) -> No
 HOLD = """
     import sys, time
     from ipttrace.capture import nft_filter
-    from ipttrace.capture.netlink.nft.table import ARP, BRIDGE, INET, FlipTable
+    from ipttrace.capture.netlink.nft.table import FlipTable
+    from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET
     table = FlipTable(owner=sys.argv[1] == "owner", inet=sys.argv[2] == "inet")
-    table.install(nft_filter.compile(b""), [INET, BRIDGE, ARP])
+    table.install(nft_filter.compile(b""), [NFPROTO_INET, NFPROTO_BRIDGE, NFPROTO_ARP])
     print(table.name.decode(), table.owned, flush=True)
     sys.stdin.read()
 """
@@ -479,7 +483,7 @@ def test_a_filter_with_very_many_rules_goes_in_and_out(space: Space) -> None:
     huge = compiled(" and ".join(f"(ip[{n}] = 1 or ip[{n + 1}] = 2)" for n in range(5, 9)))
     ports = compiled(" or ".join(f"port {n}" for n in range(100, 105)))
     with space.table() as table:
-        table.install(huge, [INET, BRIDGE, ARP])
+        table.install(huge, [NFPROTO_INET, NFPROTO_BRIDGE, NFPROTO_ARP])
         for _ in range(5):
             table.replace(ports)
             table.replace(huge)
