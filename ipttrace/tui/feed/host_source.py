@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The stream of an agent on another host: a stream that knows why it broke off.
+"""The stream of an agent on another host, which can say why it broke off.
 
 Must not decode anything, touch a widget or start a process.
 """
@@ -23,12 +23,12 @@ class HostSource(StreamSource):
         name: str,
         broke: Callable[[], str | None],
     ) -> None:
-        """`broke` says, once the stream has ended, why; None: nobody knows."""
+        """`broke`: called when the stream has ended; returns why it broke, None if unknown."""
         super().__init__(stream, control, name=name)
         self._broke = broke
 
     def chunks(self) -> Generator[bytes, None, None]:
-        """See `Source`.  A stream that ended in order is its reader's to tell."""
+        """See `Source`.  `Feed` ignores an error that follows an END frame."""
         yield from super().chunks()
         if not self._closed and (why := self._broke()) is not None:
             raise SourceError(why)

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """From a source's bytes to frames that wait for the screen.
 
-One thread reads and decodes; the screen's thread takes the frames and is the
-only one that ever touches the trace and its store.  Why so: drawing reads the
-store all the time, so a trace fed by the reader would need a lock that either
-stalls a key press behind a feed or a feed behind a draw, and in one
-interpreter it would gain no speed.  Decoding is the part that may block (in
-read) and that lets go of the interpreter (in read and in the checksum), so it
-is the part that gets a thread.
+One thread reads and decodes; the app's thread takes the frames and is the only
+one that touches the trace and its store.  The reason: drawing reads the store all
+the time, so a trace that the reader feeds would need a lock, which would make keys
+wait for feeding or feeding wait for drawing, and gain no speed in one interpreter.
+Decoding has its own thread because it may block (in read) and releases the
+interpreter lock (in read and in the checksum).
 
-The queue is bounded by bytes: a screen that cannot keep up makes the reader
-wait, the pipe fills, and what the kernel side then cannot write is counted
-there as lost, and shown.
+The queue is bounded in bytes: if the screen cannot keep up, the reader waits, the
+pipe fills, and the agent counts records that find no room as lost.
 
-The thread is a daemon of its own, not one of the app's pool: the pool is
-joined at exit, and a source that will not wake would then hang the terminal.
-Must not touch widgets or the trace.
+The thread is a daemon, not one of the app's pool: the pool is joined at exit, and
+a source that does not wake up would then hang the terminal.  Must not touch
+widgets or the trace.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ LIMIT: Final = 16 << 20
 class Intake:
     """The reader of one source and the queue between it and the screen.
 
-    `notify` is called from the reader's thread, at most once for each `arm`:
-    so the one who takes sets the pace, and no notice is ever missed.
+    `notify` is called from the reader's thread, at most once for each `arm`: so the
+    thread that takes frames sets the pace and never misses one.
     """
 
     def __init__(self, source: Source, notify: Callable[[], object], limit: int = LIMIT) -> None:
@@ -53,26 +51,26 @@ class Intake:
         self._thread = threading.Thread(target=self._run, name="ipttrace-reader", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Starts the reader's thread."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the reader's thread runs."""
+        """Whether the reader's thread is running."""
         return self._thread.is_alive()
 
     @property
     def waiting(self) -> bool:
-        """Whether `take` has something."""
+        """Whether there is a frame to take."""
         return bool(self._frames)
 
     @property
     def drained(self) -> bool:
-        """The stream is over and all its frames have been taken."""
+        """Whether the stream is over and all its frames have been taken."""
         return self._over and not self._frames
 
     def take(self) -> Frame | None:
-        """The next frame, or None."""
+        """Returns and removes the next frame; None if none is waiting."""
         with self._changed:
             if not self._frames:
                 return None
@@ -82,7 +80,7 @@ class Intake:
             return frame
 
     def arm(self) -> bool:
-        """Ask to be notified of what comes next; True if something is there already."""
+        """Asks for one call of `notify`.  True: a frame or the end is there already, no call."""
         with self._changed:
             if self._frames or self._over:
                 return True
@@ -90,7 +88,7 @@ class Intake:
             return False
 
     def close(self, timeout: float = 1.0) -> bool:
-        """End the source and the thread.  True: the thread is gone.  May be called again."""
+        """Ends the source and the thread.  True: the thread has ended.  May be called again."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -105,13 +103,13 @@ class Intake:
             self._read()
         except (StreamError, SourceError) as broken:
             error = str(broken)
-        except Exception as bug:  # the screen must say it and stay
+        except Exception as bug:  # shown on the screen, which must go on
             error = f"the reader failed: {type(bug).__name__}: {bug}"
         self._source.close()
         with self._changed:
             self.error = None if self._closed else error
             self._over = True
-        self._tell()
+        self._notify_once()
 
     def _read(self) -> None:
         decoder = Decoder()
@@ -119,8 +117,8 @@ class Intake:
             for data in chunks:
                 if not self._put(decoder.feed(data)):
                     return
-                # Frames before a damage come first and this call raises: a
-                # live source may send nothing more that would.
+                # The call above returns the frames before a damage; this one raises.
+                # A live source may send nothing more that would make it raise.
                 self._put(decoder.feed(b""))
         decoder.finish()
 
@@ -133,10 +131,10 @@ class Intake:
                     return False
                 self._frames.append(frame)
                 self._bytes += len(frame.payload)
-            self._tell()
+            self._notify_once()
         return True
 
-    def _tell(self) -> None:
+    def _notify_once(self) -> None:
         with self._changed:
             if not self._armed:
                 return

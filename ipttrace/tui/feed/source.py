@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where the bytes of a stream come from: a live agent or a recorded file.
 
-The screen knows only `Source`; whether the far end is a process, a socket, a
-virtual machine or a file is settled here and by the caller.  Must not decode
+The screen depends on `Source` only; whether the far end is a process, a socket,
+a virtual machine or a file is decided here and by the caller.  Must not decode
 anything, touch a widget or start a process.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 PORTION: Final = 1 << 18
-# How long a control line may wait for room, in ms: the screen must not hang on
-# an agent that reads no more.
+# How long a control line may wait for room, in ms: the screen must not hang because
+# an agent has stopped reading.
 SEND_MS: Final = 200
 STOP: Final = b'{"cmd": "stop"}\n'  # see capture/agent.py
 
 
 class SourceError(Exception):
-    """The bytes broke off; one line says how."""
+    """The bytes broke off; the message is one line that says why."""
 
 
 class Source(Protocol):
@@ -33,45 +33,48 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Rows come as they happen; False: a recording."""
+        """Whether rows come as they happen; False: a recording."""
         ...
 
     @property
     def name(self) -> str:
-        """For a person: "agent", a path, …"""
+        """Its name on the screen: "agent", a path, …"""
         ...
 
     @property
     def progress(self) -> str:
-        """What is being done until the first bytes come; "" when nothing is."""
+        """What happens until the first bytes come, in one line; "" if nothing does."""
         ...
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The bytes as they come; blocks.  Called once.
 
-        Ends where the stream ends and soon after `close`.  Raises SourceError
-        when the bytes break off.
+        Ends with the stream and soon after `close`.  Raises SourceError if the
+        bytes break off.
         """
         ...
 
     def stop(self) -> bool:
-        """Ask the far side to end its stream in order; must not block.
+        """Asks the far side to end its stream in order; must not block.
 
         True: it was asked, so the last books may still come.
         """
         ...
 
     def close(self) -> None:
-        """Let go of everything and make `chunks` end.  From any thread, at any time, again."""
+        """Releases everything and makes `chunks` end.
+
+        May be called from any thread, at any time, more than once.
+        """
         ...
 
 
 class _Descriptor:
-    """A descriptor that one thread reads and another may end at any moment.
+    """A file descriptor that one thread reads and another may end at any moment.
 
-    Closing a descriptor under a thread that polls it would hand its number to
-    the next file opened; so `end` wakes the reader by a pipe, and whoever is
-    last closes.
+    If it were closed while a thread polls it, the next file opened would get its
+    number.  So `end` wakes the reader through a pipe, and the last of the two
+    threads closes the descriptor.
     """
 
     def __init__(self, fd: int, release: Callable[[], None]) -> None:
@@ -97,7 +100,7 @@ class _Descriptor:
                 if self._ended:
                     return
                 if events.get(self._fd, 0) & select.POLLNVAL:
-                    raise SourceError("the stream was closed by somebody else")
+                    raise SourceError("the stream's file descriptor was closed elsewhere")
                 if self._fd not in events:
                     continue
                 try:
@@ -113,7 +116,7 @@ class _Descriptor:
             with self._lock:
                 self._reading = False
                 self._ended = True
-            self._let_go()
+            self._release_once()
 
     def end(self) -> None:
         with self._lock:
@@ -124,9 +127,9 @@ class _Descriptor:
             if reading:
                 os.write(self._wake_write, b"\0")
         if not reading:
-            self._let_go()
+            self._release_once()
 
-    def _let_go(self) -> None:
+    def _release_once(self) -> None:
         with self._lock:
             if self._released:
                 return
@@ -139,11 +142,11 @@ class _Descriptor:
 class StreamSource:
     """The stream of a live agent: a pipe, socket or serial line, or any file object.
 
-    `stream` must be unbuffered, or unread so far: what sits in a Python buffer
-    is not seen.  Without a `fileno` (a BytesIO) it is simply read.  `control`,
-    if given, is written to and may be the same socket as `stream`; its end
-    tells the agent to go.  `farewell` is the line that ends the trace in order.
-    `on_close` is called once, when all is let go of: the place to reap a process.
+    `stream` must be unbuffered or not read from yet: bytes in a Python buffer would
+    be missed.  Without a `fileno` (a BytesIO) it is read directly.  `control`, the
+    control line, may be the same socket as `stream`; when it ends, the agent exits.
+    `farewell` is the control line's command to end the trace.  `on_close` is called
+    once, when everything is released: the place to reap a process.
     """
 
     live = True
@@ -188,15 +191,15 @@ class StreamSource:
             yield data
 
     def _release(self) -> None:
-        # Before the socket that may be both goes: a reader that gives up on a
-        # damaged stream must not leave the agent armed.
+        # Before the socket is closed, which may also be the control line: a reader
+        # that gives up on a damaged stream must not leave the agent armed.
         self.stop()
         self._stream.close()
 
     def send(self, line: bytes) -> bool:
-        """One control line to the agent, newline included; False when it does not take it.
+        """Sends one command, newline included, to the agent.  False: it could not be sent.
 
-        Must be short (512 bytes): longer ones could block.
+        `line` must be short (512 bytes): more could block.
         """
         with self._lock:
             if self._control is None:
@@ -211,7 +214,7 @@ class StreamSource:
                 return False
 
     def stop(self) -> bool:
-        """See `Source`.  Sends the farewell and ends the control line."""
+        """See `Source`.  Sends the farewell and closes the control line."""
         asked = self.send(self._farewell)
         with self._lock:
             control, self._control = self._control, None
@@ -242,12 +245,12 @@ class StreamSource:
 
 
 class FileSource:
-    """A recorded stream, read as fast as the screen takes it."""
+    """A recorded stream, read as fast as the screen accepts it."""
 
     live = False
 
     def __init__(self, path: str | Path) -> None:
-        """Raises OSError when `path` cannot be opened."""
+        """Raises OSError if `path` cannot be opened or is a directory."""
         self.name = str(path)
         # A FIFO without a writer must not hang here.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -273,7 +276,7 @@ class FileSource:
             yield data
 
     def stop(self) -> bool:
-        """See `Source`.  A file has nobody to ask."""
+        """See `Source`.  A file has no far side."""
         return False
 
     def close(self) -> None:
