@@ -10,6 +10,7 @@ query_special).  Must not do I/O; must not import lark before a query is parsed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -67,6 +68,7 @@ __all__ = (
     "values_of",
 )
 
+_REMEMBERED: Final = 8
 _NEGATIVE: Final = {"!=": "=", "not in": "=", "!~": "~", "in": "="}
 
 
@@ -100,8 +102,12 @@ class Query:
         return self._hit(part, context)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def compile(text: str) -> Query:
-    """The query that `text` says; empty text takes everything.  Raises QueryError."""
+    """The query that `text` says; empty text takes everything.  Raises QueryError.
+
+    The last few are remembered: a filter is checked while it is typed, then used.
+    """
     try:
         tree = parse(text)
         if tree is None:

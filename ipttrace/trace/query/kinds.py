@@ -17,7 +17,7 @@ from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.error import QueryError, shown, suggestion
-from ipttrace.trace.query.patterns import pattern
+from ipttrace.trace.query.patterns import compile_pattern
 from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.store import Part
 
@@ -259,7 +259,7 @@ class Choice(Kind):
 
     def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
         if op == "~":
-            search = pattern(wanted[0], source)
+            search = compile_pattern(wanted[0], source)
             table = np.array([search(text) for text in self._texts])
         else:
             table = np.zeros(len(self._texts), bool)

@@ -13,7 +13,7 @@ import numpy as np
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind
-from ipttrace.trace.query.patterns import Predicate, pattern
+from ipttrace.trace.query.patterns import Predicate, compile_pattern
 from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.store import Part
 
@@ -55,7 +55,7 @@ class NameTable:
 def predicate_of(op: str, wanted: Sequence[Value], source: str) -> Predicate:
     """For a text: is it one of `wanted`, or does the pattern find something in it?"""
     if op == "~":
-        return pattern(wanted[0], source)
+        return compile_pattern(wanted[0], source)
     texts = frozenset(value.text for value in wanted)
     return lambda text: text in texts
 
