@@ -21,7 +21,7 @@ from ipttrace.cli import ssh as cli_ssh
 if TYPE_CHECKING:
     from ipttrace.lab.demo import Demo
     from ipttrace.trace.query import Query
-    from ipttrace.view.lines import Output
+    from ipttrace.view.output import Output
 
 COMMANDS: Final = ("print", "record", "replay", "export", "agent", "lab", "demo", "doctor")
 FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
@@ -197,7 +197,7 @@ def _show(
     source: object, title: str, until: Query | None = None, shown: Query | None = None
 ) -> int:
     from ipttrace.tui.app import TraceApp
-    from ipttrace.view.lines import summary
+    from ipttrace.view.writer import summary
 
     app = TraceApp(source, title=title, until=until, shown=shown)  # type: ignore[arg-type]
     figures = app.run()

@@ -24,7 +24,8 @@ from ipttrace.stream.frames import Decoder, Kind, StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.session import Trace
-from ipttrace.view.lines import LineWriter, Output, OutputError, summary
+from ipttrace.view.output import Output
+from ipttrace.view.writer import OutputError, Writer, summary
 
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
@@ -107,7 +108,7 @@ class Pump:
         self._ask = stop
         self._names = names
         self._decoder = Decoder()
-        self._writer = LineWriter()
+        self._writer = Writer()
         self._begun = False
         self._looked = 0  # the row after the last one that was looked at
         self.rows = 0  # shown, or made where nothing is shown

@@ -34,7 +34,7 @@ Build = Callable[[Row], str]
 
 
 def _hide(row: Row) -> str:
-    return build.hide(build.by_flow(row))
+    return build.negation(build.by_flow(row))
 
 
 _BUILD: Final[dict[str, Build]] = {
@@ -169,11 +169,11 @@ class TraceView(Vertical):
             self.post_message(Notice(f"this row has no {name} to filter by", error=True))
             return
         if name in OF_A_TABLE and not row.tables and self.rows.nftables:
-            text = build.both(text, build.LEGACY)
+            text = build.conjunction(text, build.LEGACY_TABLES)
         hosts = list(self._where().hosts.values())
         if len(hosts) > 1 and name in OF_A_HOST:
             # The same inode is another namespace elsewhere, and the same pid another process.
-            text = build.both(text, build.by_host(row, hosts))
+            text = build.conjunction(text, build.by_host(row, hosts))
         word = row.verdict if name == "verdict" and row.verdict else name
         # Whoever has found the dropped packet wants to see what came before it.
         self.post_message(FilterAsked(text, word, whole=name == "flow"))
@@ -211,12 +211,12 @@ class TraceView(Vertical):
 
     def action_marked(self) -> None:
         lens, here = self.rows.lens, self.row
-        seqs = sorted(seq for seq in self._marks if lens.seq(lens.place(seq)) == seq)
+        seqs = sorted(seq for seq in self._marks if lens.seq(lens.position(seq)) == seq)
         if here is None or not seqs:
             self.post_message(Notice("no row here is marked: m marks one", error=True))
             return
         later = [seq for seq in seqs if seq > here.index]
-        self.rows.move_to(lens.place((later or seqs)[0]))
+        self.rows.move_to(lens.position((later or seqs)[0]))
 
     @property
     def marks(self) -> frozenset[int]:
@@ -225,10 +225,10 @@ class TraceView(Vertical):
 
     def action_copy(self) -> None:
         if (row := self._need()) is not None:
-            from ipttrace.view.places import Places
+            from ipttrace.view.labels import Labels
             from ipttrace.view.text import TextView
 
             where = self._where()
-            named = Places(tuple(where.hosts.values()), alone=where.netns)
+            named = Labels(tuple(where.hosts.values()), alone=where.netns)
             self.app.copy_to_clipboard(TextView(named).lines([row]).strip())
             self.post_message(Notice("copied: the terminal has it, if it takes such (OSC 52)"))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows as CSV (RFC 4180): FIELDS as columns, in that order; of several hosts, `host` behind them.
+"""Rows as CSV (RFC 4180): the columns are FIELDS in order, then `host` if there are several.
 
-Safe to open in a spreadsheet: a cell of text that a spreadsheet would take
-for a formula gets an apostrophe in front, also where it takes semicolons for
-the ends of cells.  `skb` and `mark` are hex text
-("0x1"), `time` is RFC 3339, `path` is `chain:rulenum` joined by `>`, and what
-is not known is empty.  Must not do I/O.
+Safe to open in a spreadsheet: text that a spreadsheet would evaluate as a formula
+is prefixed with an apostrophe, also after a semicolon, which some locales use as
+the separator.  `skb` and `mark` are hexadecimal text ("0x1"), `time` is RFC 3339,
+`path` is `chain:rulenum` joined by `>`, and unknown values are empty.  Must not do
+I/O.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from ipttrace.text import escape
 from ipttrace.trace.row import Row
-from ipttrace.view.cells import joined_path, rfc3339, safe
-from ipttrace.view.places import Named, places
+from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.values import joined_path, rfc3339
 
-# = + - @ and their full-width forms; tab, CR and LF never come this far as
-# themselves, but a spreadsheet's own unescaping is not ours to rely on.
+# = + - @ and their full-width forms.  Tab, CR and LF are escaped by now, but a
+# spreadsheet might undo escapes.
 FORMULA: Final = tuple("=+-@\t\r\n＝＋－＠")
-# Where a comma is the decimal point a spreadsheet begins a cell after a semicolon,
-# quotes or not.
+# If the decimal separator is a comma, spreadsheets split cells at semicolons, quoted or not.
 _NEXT_CELL: Final = re.compile(r""";(?=[\s"]*[=+\-@＝＋－＠])""")
 
 
 @lru_cache(maxsize=65536)
 def cell(text: str | None) -> str | None:
-    """`text` as a cell that no terminal obeys and no spreadsheet computes."""
+    """Returns `text` as a cell that is safe on a terminal and in a spreadsheet."""
     if not text:
         return text
-    guarded = _NEXT_CELL.sub(";'", safe(text))
+    guarded = _NEXT_CELL.sub(";'", escape(text))
     if text.startswith(FORMULA) or text.lstrip().startswith(FORMULA):
         return "'" + guarded
     return guarded
 
 
 class CsvView:
-    """A `View`; keeps no state between calls."""
+    """A `View` without state."""
 
-    def __init__(self, names: Named = None) -> None:
-        self._places = places(names)
+    def __init__(self, names: LabelSource = None) -> None:
+        self._labels = labels_of(names)
 
     def header(self) -> str:
-        return ",".join(self._places.fields) + "\r\n"
+        return ",".join(self._labels.fields) + "\r\n"
 
     def lines(self, rows: Iterable[Row]) -> str:
         out = io.StringIO(newline="")
@@ -56,7 +56,7 @@ class CsvView:
 
     def _values(self, row: Row) -> tuple[object, ...]:
         values = _values(row)
-        return (*values, cell(self._places.host(row.host))) if self._places.several else values
+        return (*values, cell(self._labels.host(row.host))) if self._labels.several else values
 
 
 def _values(row: Row) -> tuple[object, ...]:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows of a selection to a file, step by step, all of it or nothing.
+"""Selected rows to a file, step by step: the complete file or none.
 
-Made to be driven by a worker thread while another thread appends to the store:
-it takes a few rows at a time, says how far it is, and can be stopped between
-two steps.  It writes under a name of its own beside the target and gives the
-file its name when it is whole and on the disk.  Must not import textual, nor
-know a clock.
+For a worker thread, while another thread appends to the store: each step writes a
+few rows and reports progress, and the export can be cancelled between two steps.  It
+writes to a temporary file beside the target, which gets the target's name only when
+it is complete and on the disk.  Must not import textual or depend on the time.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.text import escape
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.store import Store
-from ipttrace.view.cells import SECOND, safe
-from ipttrace.view.formats import ENDINGS, output
-from ipttrace.view.places import Named
+from ipttrace.view.formats import EXTENSIONS, output
+from ipttrace.view.labels import LabelSource
+from ipttrace.view.values import SECOND
 
-# Rows a step: some 50 ms of work, so that a stop is felt at once.
+# Rows per step: about 50 ms, so that cancelling is immediate.
 _STEP: Final = 2000
 _FULL: Final = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota used up"}
 # File systems without hard links.
@@ -36,18 +36,18 @@ _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class ExportError(Exception):
-    """Nothing was written: one clear line that says why."""
+    """No file was made; the message is one line."""
 
 
 class ExportExists(ExportError):
-    """The target is there already: ask, then export again with `overwrite`."""
+    """The target exists: ask, then export again with `overwrite`."""
 
 
 class Export:
-    """One export.  All counts may be read by any thread at any time.
+    """One export.  Any thread may read its counts at any time.
 
-    `total`: rows selected; `done`: those that are dealt with; `written`; `gone`:
-    those that the store no longer held when their turn came.
+    `total`: rows selected; `done`: rows processed, of which `written` are in the file
+    and `gone` had left the store; `size`: bytes written.
     """
 
     def __init__(
@@ -57,15 +57,14 @@ class Export:
         format: str,
         path: str | os.PathLike[str],
         *,
-        names: Named = None,
+        names: LabelSource = None,
         about: Mapping[str, object] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """`selection`: sequence numbers, in one array or several, in the order of the file.
+        """`selection`: sequence numbers in the order of the file, one array or several.
 
-        `format`: one of FORMATS; `path`: a leading ~ is the home directory;
-        `names`: of namespaces by inode, or of several hosts; `about`: the stream's HELLO.  Raises
-        KeyError for an unknown format.
+        `format`: one of FORMATS; `path`: a leading ~ is the home directory; `about`:
+        the stream's HELLO.  Raises KeyError if the format is unknown.
         """
         arrays = [selection] if isinstance(selection, np.ndarray) else list(selection)
         self._arrays: list[Array] = [np.asarray(some, np.int64) for some in arrays]
@@ -73,23 +72,23 @@ class Export:
         self._output = output(format, names)
         self._about = about or {}
         self._overwrite = overwrite
-        # One whose home is not known stays as it is.
+        # A ~user without a known home directory stays as it is.
         self.path = Path(os.path.expanduser(path))
         self.total = sum(map(len, self._arrays))
         self.done = 0
         self.written = 0
         self.gone = 0
-        self.size = 0  # bytes
+        self.size = 0
 
     def run(
         self,
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Export it all; False where it was cancelled, and nothing is kept then.
+        """Runs the export; returns False if it was cancelled, which leaves no file.
 
-        `progress` takes rows done and total after each step, in this thread.
-        Raises ExportError.
+        `progress` is called after each step with the rows done and the total.  Raises
+        ExportError.
         """
         with contextlib.closing(self.steps()) as steps:
             for done, total in steps:
@@ -99,19 +98,19 @@ class Export:
         return True
 
     def steps(self) -> Generator[tuple[int, int], None, None]:
-        """Export a step at a time; yields rows done and total.  For one use.
+        """Runs the export stepwise; yields the rows done and the total.  Single use.
 
-        With the last one the file is there under its name.  To leave earlier
-        (close the generator) removes all that was written.  Raises ExportError.
+        After the last step the file has its name.  Closing the generator earlier
+        removes what was written.  Raises ExportError.
         """
         target = self._target()
-        # Hidden, and never the name of another export's.
-        made = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+        # Hidden, and unique to this export.
+        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
         fd = -1
         try:
-            fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if self._overwrite and target.exists():
-                # What was not for others' eyes before is not now.
+                # Others must not gain access to a file that was private.
                 os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
             self._write(fd, self._output.begin(self._about))
             for seqs in self._batches():
@@ -123,11 +122,11 @@ class Export:
                 if self.done < self.total:
                     yield self.done, self.total
             self._write(fd, self._output.end())
-            # A full disk of another machine is told of no earlier than here.
+            # Network file systems report a full disk only here.
             os.fsync(fd)
             os.close(fd)
             fd = -1
-            self._name(made, target)
+            self._name(temporary, target)
         except OSError as error:
             raise self._error(error) from error
         finally:
@@ -135,15 +134,15 @@ class Export:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             with contextlib.suppress(OSError):
-                os.unlink(made)
+                os.unlink(temporary)
         yield self.done, self.total
 
     @property
     def outcome(self) -> str:
-        """What was done, as one line."""
-        line = f"{self.written:,} rows written to {safe(str(self.path))}"
+        """The result in one line."""
+        line = f"{self.written:,} rows written to {escape(str(self.path))}"
         if self.gone:
-            line += f"; {self.gone:,} had left the memory before their turn came"
+            line += f"; {self.gone:,} rows had already left the memory"
         return line
 
     def _batches(self) -> Iterator[Array]:
@@ -158,47 +157,47 @@ class Export:
             left = left[os.write(fd, left) :]
 
     def _target(self) -> Path:
-        """Where the file will be.  Raises ExportError where none can or may be."""
+        """Returns the file to make.  Raises ExportError if it cannot or may not be made."""
         try:
-            # A link stays, what it points at is replaced.
+            # A symbolic link stays; the file that it points to is replaced.
             target = Path(os.path.realpath(self.path))
-            there = target.stat() if target.exists() else None
+            existing = target.stat() if target.exists() else None
         except (OSError, ValueError) as error:
             raise ExportError(f"cannot write {self._shown}: {_reason(error)}") from error
         if not self.path.name:
-            raise ExportError("name a file to write to")
-        if there is None:
+            raise ExportError("give the name of a file to write")
+        if existing is None:
             return target
-        if stat.S_ISDIR(there.st_mode):
-            raise ExportError(f"{self._shown} is a directory: name a file in it")
-        if not stat.S_ISREG(there.st_mode):
-            raise ExportError(f"{self._shown} is no plain file: name another")
+        if stat.S_ISDIR(existing.st_mode):
+            raise ExportError(f"{self._shown} is a directory: give the name of a file in it")
+        if not stat.S_ISREG(existing.st_mode):
+            raise ExportError(f"{self._shown} is not a regular file: choose another name")
         if not self._overwrite:
-            raise ExportExists(f"{self._shown} is there already")
+            raise ExportExists(f"{self._shown} already exists")
         return target
 
-    def _name(self, made: Path, target: Path) -> None:
-        """Give the file its name; one that somebody made meanwhile is not overwritten."""
+    def _name(self, temporary: Path, target: Path) -> None:
+        """Renames the file; does not overwrite one that was made in the meantime."""
         if self._overwrite:
-            os.replace(made, target)
+            os.replace(temporary, target)
             return
         try:
-            os.link(made, target)
+            os.link(temporary, target)
         except FileExistsError as error:
-            raise ExportExists(f"{self._shown} is there already") from error
+            raise ExportExists(f"{self._shown} already exists") from error
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             if os.path.lexists(target):
-                raise ExportExists(f"{self._shown} is there already") from error
-            os.rename(made, target)
+                raise ExportExists(f"{self._shown} already exists") from error
+            os.rename(temporary, target)
 
     @property
     def _shown(self) -> str:
-        return safe(str(self.path))
+        return escape(str(self.path))
 
     def _error(self, error: OSError) -> ExportError:
-        kept = f"{self.written:,} of {self.total:,} rows written, nothing kept"
+        kept = f"{self.written:,} of {self.total:,} rows written, no file kept"
         if error.errno in _FULL:
             return ExportError(f"{_FULL[error.errno]}: {kept}")
         if not self.size:
@@ -207,20 +206,20 @@ class Export:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    # A path with a NUL in it is a ValueError.
-    return safe((error.strerror if isinstance(error, OSError) else None) or str(error))
+    # A path that contains a NUL raises ValueError.
+    return escape((error.strerror if isinstance(error, OSError) else None) or str(error))
 
 
 def suggested(format: str, nanoseconds: int) -> str:
-    """A file name for rows of this time (ns since the epoch): `ipttrace-20261121-010203.csv`."""
-    ending = next(ending for ending, name in ENDINGS.items() if name == format)
+    """Returns `ipttrace-20261121-010203.csv` for rows of this time, ns since the epoch."""
+    extension = next(extension for extension, name in EXTENSIONS.items() if name == format)
     try:
         at = time.strftime("-%Y%m%d-%H%M%S", time.localtime(nanoseconds // SECOND))
     except (OverflowError, ValueError, OSError):
         at = ""
-    return f"ipttrace{at}{ending}"
+    return f"ipttrace{at}{extension}"
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
-    """The format that a file's name speaks of: `x.csv` → csv; None where it does not."""
-    return ENDINGS.get(Path(path).suffix.lower())
+    """Returns the format that the file name's extension means; None if it means none."""
+    return EXTENSIONS.get(Path(path).suffix.lower())

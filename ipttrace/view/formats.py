@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The formats by name: which output writes which.  Must not do I/O."""
+"""The formats and their file name extensions.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
-from ipttrace.view.lines import Lines, Output, View
+from ipttrace.view.labels import LabelSource
+from ipttrace.view.output import LineOutput, Output, View
 from ipttrace.view.pcapng import Pcapng
-from ipttrace.view.places import Named
 from ipttrace.view.text import TextView
 
-# The ending of a file's name → its format.
-ENDINGS: Final = {
+# File name extension → format.
+EXTENSIONS: Final = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -26,19 +26,18 @@ FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
 
 def output(
     name: str,
-    names: Named = None,
+    names: LabelSource = None,
     *,
     columns: int | None = None,
     colour: bool = False,
 ) -> Output:
-    """The output of format `name`.  Raises KeyError.
+    """Returns the output of format `name`.  Raises KeyError if there is no such format.
 
-    `names`: of namespaces by inode, or Places where there are several hosts;
-    `columns` and `colour`: of the terminal, for text.
+    `columns`: the terminal's width in cells; `colour`: use it.  Both are for text.
     """
     if name == "text":
-        return Lines(TextView(names, columns=columns, colour=colour))
+        return LineOutput(TextView(names, columns=columns, colour=colour))
     if name == "pcapng":
         return Pcapng(names)
-    views: dict[str, Callable[[Named], View]] = {"csv": CsvView, "jsonl": JsonlView}
-    return Lines(views[name](names))
+    views: dict[str, Callable[[LabelSource], View]] = {"csv": CsvView, "jsonl": JsonlView}
+    return LineOutput(views[name](names))

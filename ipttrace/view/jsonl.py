@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows as JSON lines: one object a line, its keys FIELDS in that order.
+"""Rows as JSON lines: one object per line, its keys FIELDS in order, then `host` if several.
 
-Of several hosts the last key is `host`.
-
-What is not known is null.  `skb` and `mark` are hex text ("0x1"), as in CSV,
+Unknown values are null.  `skb` and `mark` are hexadecimal text ("0x1") as in CSV,
 `time` is RFC 3339, `path` is a list of {chain, rulenum, match}.  The lines are
-pure ASCII (JSON escapes the rest), so they are valid UTF-8 in any locale and
-show nothing to a terminal that it would obey.  Must not do I/O.
+ASCII (JSON escapes the rest): valid in any locale and safe on a terminal.  Must not
+do I/O.
 """
 
 from __future__ import annotations
@@ -17,20 +15,20 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from ipttrace.trace.row import Row
-from ipttrace.view.cells import rfc3339
-from ipttrace.view.places import Named, places
+from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.values import rfc3339
 
-# JSON can spell half a surrogate pair; strict readers then refuse the line.
+# JSON can express half of a surrogate pair, but strict readers reject the line.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _encode: Final = json.JSONEncoder(ensure_ascii=True, separators=(", ", ": ")).encode
 
 
 class JsonlView:
-    """A `View`; keeps no state between calls."""
+    """A `View` without state."""
 
-    def __init__(self, names: Named = None) -> None:
-        self._places = places(names)
-        self._fields = self._places.fields
+    def __init__(self, names: LabelSource = None) -> None:
+        self._labels = labels_of(names)
+        self._fields = self._labels.fields
 
     def header(self) -> str:
         return ""
@@ -42,25 +40,25 @@ class JsonlView:
 
     def _line(self, row: Row) -> str:
         values = _values(row)
-        if self._places.several:
-            values = (*values, self._places.host(row.host))
+        if self._labels.several:
+            values = (*values, self._labels.host(row.host))
         fields = dict(zip(self._fields, values, strict=True))
         line = _encode(fields)
         if "\\ud" in line:
-            # Rare enough to encode twice: half a surrogate pair, or a character
-            # beyond the first plane, which is spelt as a whole one.
-            line = _encode(_whole(fields))
+            # Half of a surrogate pair, or a character beyond the first plane, which JSON
+            # writes as a pair: both are rare enough to encode twice.
+            line = _encode(_paired(fields))
         return line
 
 
-def _whole(value: Any) -> Any:
-    """`value` with each lone surrogate in its text as a visible escape."""
+def _paired(value: Any) -> Any:
+    """Returns `value` with each lone surrogate in its text as an escape."""
     if isinstance(value, str):
         return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
     if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
+        return {key: _paired(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_whole(inner) for inner in value]
+        return [_paired(inner) for inner in value]
     return value
 
 

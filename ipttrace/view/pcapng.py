@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows as packets for tshark and Wireshark, with their traversals as comments.
+"""Rows as packets for Wireshark and tshark, with their traversals as comments.
 
-A journey becomes one packet for each form that it had: as long as its bytes
-and the device it is seen on stay the same, its traversals are comments of one
-packet; after a NAT rewrite, a TTL that went down or another device comes the
-next.  Between PREROUTING and INPUT a packet is seen on the device it came from;
-from FORWARD or OUTPUT on, on the one it leaves by, as tcpdump would see it
-there; one that FORWARD does not let pass is left on the device it came from.
+A journey becomes one packet per form: traversals with the same bytes and the same
+device are comments of one packet; NAT, a lower TTL or another device begins the next.
+From PREROUTING to INPUT, a packet is on the device it came in by; from FORWARD or
+OUTPUT on, on the device it leaves by, as tcpdump would see it there.  A packet that
+FORWARD drops stays on the device it came in by.
 
-The format is draft-ietf-opsawg-pcapng, little-endian.  All text is made safe.
-Must not do I/O.
+The format is draft-ietf-opsawg-pcapng, little-endian.  All text is escaped.  Must
+not do I/O.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules.frames import table_name
 from ipttrace.trace.store import Store
-from ipttrace.view.cells import ELLIPSIS, duration, path_text, safe
-from ipttrace.view.places import Named, places
+from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.values import duration, path_text
 
 LINKTYPE_RAW: Final = 101
 SNAPLEN: Final = 128  # bytes of a packet in a record
 
-# Traversals of one form lie this close together, ns; NFQUEUE may take longer.
+# How long a packet is held back for more traversals of its form, ns; NFQUEUE may take longer.
 _HOLD: Final = 100_000_000
-# More packets than this are not kept back, whatever their times say.
+# The most packets held back, whatever their times.
 _MOST_HELD: Final = 1 << 14
-# A stream that lies could give one skb traversals without end.
+# A forged stream could have endless traversals of one skb.
 _MOST_COMMENTS: Final = 64
 _MOST_INTERFACES: Final = 1 << 12
-# A hostile chain name or rule is long; an option holds 65,535 bytes.
+# In characters; an option holds 65,535 bytes, of which each takes up to four.
 _LONGEST: Final = 8000
 _SHORT: Final = 256
 
@@ -61,6 +60,7 @@ _INCOMING: Final = frozenset({"PREROUTING", "INPUT"})
 _GOES_ON: Final = frozenset({"ACCEPT", "STOP", "REPEAT", None})
 
 _Form = tuple[int, int, str | None, bool, int]
+"""Host, network namespace, device, is it incoming, length."""
 
 
 def _option(code: int, value: bytes) -> bytes:
@@ -68,11 +68,8 @@ def _option(code: int, value: bytes) -> bytes:
 
 
 def _text(code: int, text: str, longest: int = _SHORT) -> bytes:
-    """`text` as an option: safe, valid UTF-8, at most so many characters."""
-    text = safe(text)
-    if len(text) > longest:
-        text = text[: longest - 1] + ELLIPSIS
-    return _option(code, text.encode("utf-8", "backslashreplace"))
+    """Returns `text` as an option: escaped, UTF-8, at most `longest` characters."""
+    return _option(code, clean(text, longest).encode())
 
 
 def _block(kind: int, *parts: bytes) -> bytes:
@@ -83,21 +80,21 @@ def _block(kind: int, *parts: bytes) -> bytes:
 
 @dataclass(slots=True)
 class _Packet:
-    """One form of a journey, still open for more traversals."""
+    """One form of a journey, open for more traversals."""
 
     form: _Form
     data: bytes
     rows: list[Row]
 
-    def takes(self, form: _Form, data: bytes) -> bool:
-        """Is a traversal with these bytes one more of it?  Engines catch more or fewer bytes."""
+    def includes(self, form: _Form, data: bytes) -> bool:
+        """Does a traversal with these bytes belong to this packet?  Capture lengths differ."""
         if self.form != form or len(self.rows) >= _MOST_COMMENTS:
             return False
         return self.data.startswith(data) or data.startswith(self.data)
 
     @property
     def outgoing(self) -> bool:
-        """Is it seen on the device that it leaves by?"""
+        """Is it on the device it leaves by?"""
         if self.rows[0].hook in _INCOMING:
             return False
         last = self.rows[-1]
@@ -105,14 +102,10 @@ class _Packet:
 
 
 class Pcapng:
-    """An `Output`.
+    """An `Output`.  `names` is used when the first packet of a namespace comes."""
 
-    `names` gives namespaces their names by inode, or is Places of several
-    hosts; it may be filled until the first packet of a namespace comes.
-    """
-
-    def __init__(self, names: Named = None) -> None:
-        self._places = places(names)
+    def __init__(self, names: LabelSource = None) -> None:
+        self._labels = labels_of(names)
         self._interfaces: dict[tuple[int, int, str | None], int] = {}
         self._open: dict[int, _Packet] = {}  # by journey
         self._held: list[tuple[int, int, _Packet]] = []  # a heap: time, number, packet
@@ -123,22 +116,22 @@ class Pcapng:
         options = []
         for code, name, before in ((_SHB_HARDWARE, "arch", ""), (_SHB_OS, "kernel", "Linux ")):
             if about.get(name):
-                options.append(_text(code, before + clean(str(about[name]), _SHORT)))
+                options.append(_text(code, before + str(about[name])))
         options.append(_text(_SHB_USERAPPL, f"ipttrace {__version__}"))
         for name, before in (("host", "traced on "), ("expr", "filter: ")):
             if about.get(name):
-                options.append(_text(_COMMENT, before + clean(str(about[name]), _SHORT)))
-        # Version 1.0; how long the section will be is not known.
+                options.append(_text(_COMMENT, before + str(about[name])))
+        # Version 1.0, section of unknown length.
         return _block(
             _SECTION, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1), *options, _option(0, b"")
         )
 
     def rows(self, store: Store, seqs: Sequence[int] | Array) -> tuple[bytes, int]:
-        """`seqs` in any order; packets come out by time, as far as rows came so."""
+        """Returns packets in order of time, if the rows came so; `seqs` in any order."""
         wanted = np.sort(np.asarray(seqs, np.int64))
         packets = _packets(store, wanted)
         count = 0
-        # Those that went after their bytes were copied are left out too.
+        # Rows that left the store after their bytes were copied are skipped.
         for row in store.rows(wanted):
             data = packets.get(row.index)
             if data is not None:
@@ -156,7 +149,7 @@ class Pcapng:
         device = row.in_ or row.out if row.hook in _INCOMING else row.out or row.in_
         form = (row.host, row.netns, device, row.hook in _INCOMING, row.len)
         packet = self._open.get(row.journey)
-        if packet is None or not packet.takes(form, data):
+        if packet is None or not packet.includes(form, data):
             packet = self._open[row.journey] = _Packet(form, data, [])
             heapq.heappush(self._held, (row.time, self._made, packet))
             self._made += 1
@@ -165,7 +158,7 @@ class Pcapng:
         self._newest = max(self._newest, row.time)
 
     def _due(self, until: int | None) -> Iterator[bytes]:
-        """Blocks of the packets that began before `until`, and of what is too much to hold."""
+        """Yields the blocks of packets that began before `until`, and of those beyond the limit."""
         while self._held and (
             until is None or self._held[0][0] < until or len(self._held) > _MOST_HELD
         ):
@@ -182,7 +175,7 @@ class Pcapng:
         key = (first.host, first.netns, device)
         number = self._interfaces.get(key)
         if number is None:
-            # A hostile stream could bring a new name with every packet.
+            # A forged stream could have a new name in every packet.
             if len(self._interfaces) >= _MOST_INTERFACES:
                 key = (0, 0, "(too many devices)")
             number = self._interfaces.get(key)
@@ -199,39 +192,41 @@ class Pcapng:
             *(_text(_COMMENT, _traversal(row), _LONGEST) for row in packet.rows),
             _text(_COMMENT, _owner(packet.rows[-1]), _LONGEST),
             _option(_EPB_FLAGS, struct.pack("<I", _OUTBOUND if outgoing else _INBOUND)),
-            # What several devices saw of one packet has one id.
+            # One packet that several devices saw has one id.
             _option(_EPB_PACKETID, struct.pack("<Q", first.journey)),
             _option(0, b""),
         )
 
     def _interface(self, host: int, netns: int, device: str | None) -> bytes:
-        name = self._places.name(host, netns)
-        where = f"namespace {name} ({netns})" if name else f"namespace {netns}"
-        if host or self._places.several:
-            where += f" of host {self._places.host(host)}"
+        name = self._labels.name(host, netns)
+        location = f"namespace {name} ({netns})" if name else f"namespace {netns}"
+        if host or self._labels.several:
+            location += f" of host {self._labels.host(host)}"
         return _block(
             _INTERFACE,
             struct.pack("<HHI", LINKTYPE_RAW, 0, SNAPLEN),
             _text(_IF_NAME, device or "(no device)"),
-            _text(_IF_DESCRIPTION, f"{device or 'no device'} in {where}"),
+            _text(_IF_DESCRIPTION, f"{device or 'no device'} in {location}"),
             _option(_IF_TSRESOL, b"\x09"),  # 10^-9 s
             _option(0, b""),
         )
 
 
 def _packets(store: Store, wanted: Array) -> dict[int, bytes]:
-    """The captured bytes of rows `wanted` (int64, ascending) that are held."""
+    """Returns the captured bytes of the held rows among `wanted` (int64, ascending)."""
     found: dict[int, bytes] = {}
     if not len(wanted):
         return found
     for part in store.parts(int(wanted[0]), int(wanted[-1]) + 1):
         a, b = np.searchsorted(wanted, (part.first, part.first + len(part)))
         at = wanted[a:b] - part.first
-        # A record can say that it holds more than it has room for.
+        # A forged record can claim more bytes than it has room for.
         sizes = np.minimum(np.minimum(part.columns["caplen"][at], SNAPLEN), part.columns["len"][at])
-        whole = part.columns["packet"][at].tobytes()
-        for place, (seq, size) in enumerate(zip(wanted[a:b].tolist(), sizes.tolist(), strict=True)):
-            found[seq] = whole[place * SNAPLEN : place * SNAPLEN + size]
+        packed = part.columns["packet"][at].tobytes()
+        for position, (seq, size) in enumerate(
+            zip(wanted[a:b].tolist(), sizes.tolist(), strict=True)
+        ):
+            found[seq] = packed[position * SNAPLEN : position * SNAPLEN + size]
     return found
 
 
@@ -241,9 +236,9 @@ def _path(path: tuple[Step, ...], partial: bool) -> str:
 
 
 def _traversal(row: Row) -> str:
-    """`FORWARD filter FORWARD:2 → DOCKER-USER:1 DROP 12.3 µs rule: -A DOCKER-USER …`."""
+    """Returns `FORWARD filter FORWARD:2 → DOCKER-USER:1 DROP 12.3 µs rule: -A DOCKER-USER …`."""
     table = table_name(row.tables, row.table)
-    end = row.verdict or "(verdict not known)"
+    end = row.verdict or "(verdict unknown)"
     words = [row.hook, table, _path(row.path, row.partial), end]
     if row.cost_ns is not None:
         words.append(duration(row.cost_ns))
@@ -253,7 +248,7 @@ def _traversal(row: Row) -> str:
 
 
 def _owner(row: Row) -> str:
-    """What tshark cannot read from the bytes: `skb 0x…, ping/4242, mark 0x1, conntrack NEW …`."""
+    """Returns what the bytes do not contain: `skb 0x…, process ping/4242, mark 0x1, …`."""
     words = [row.engine]
     if row.skb is not None:
         words.append(f"skb {row.skb:#x}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows as aligned columns for a person at a terminal.
+"""Rows as aligned columns for a terminal.
 
-Rows stream, so a column starts at a usual width and grows when something
-wider comes, up to its cap; beyond that the text is cut and says so with an
-ellipsis (csv and jsonl cut nothing).  Every cell is made safe here, and only
-then coloured.  Must not import textual or do I/O.
+Rows stream, so a column starts at a typical width and grows with its texts up to a
+maximum; longer texts are cut and end in an ellipsis (CSV and JSON lines cut nothing).
+Every cell is escaped first and coloured afterwards.  Must not import textual or do
+I/O.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from ipttrace.text import cut, escape, width
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules.frames import table_name
-from ipttrace.view.cells import clock, cut, duration, path_text, safe, width
-from ipttrace.view.places import Named, places
+from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.values import clock, duration, path_text
 
-# Different texts that a column remembers; addresses of a scan would be endless.
+# Distinct texts that a column caches: a port scan has endless addresses.
 _REMEMBERED: Final = 16384
-# Less room than this for the path says nothing: it is left out.
+# Below this many cells the path is omitted.
 _PATH_ROOM: Final = 12
 _PATH_CAP: Final = 400
-# On a terminal of so many columns the rule's text stands at the line's end, in what is left.
+# A terminal of at least this many cells shows the rule's text at the end of the line.
 _TEXT_FROM: Final = 160
 _TEXT_ROOM: Final = 20
-# In this order, each where it makes room for the rest and so much of the path.
+# Columns omitted on narrow terminals, in this order, each if the others and so many
+# cells of the path do not fit otherwise.
 _LEFT_OUT: Final = (("COMM/PID", 26), ("NETNS", 26), ("IN→OUT", 0), ("COST", 0), ("PROTO", 0))
 
 _RESET: Final = "\x1b[0m"
@@ -37,14 +39,17 @@ _OTHER_VERDICT: Final = "\x1b[33m"
 
 
 def colour_wanted(fd: int, environ: Mapping[str, str]) -> bool:
-    """Colour is for a terminal, and not where NO_COLOR or a dumb terminal asks for none."""
+    """Is `fd` a terminal with colours, and does NO_COLOR (no-color.org) allow them?"""
     if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
         return False
     return os.isatty(fd)
 
 
 class _Column:
-    """One column: what it shows of a row, and the padded texts that it already made."""
+    """A column: a cell's key in a row, its text, and a cache of padded cells by key.
+
+    `start`: initial width in cells; `cap`: the greatest.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class _Column:
         self.title = title
         self.width = max(start, len(title))
         self.key = key
-        self.made: dict[Any, str] = {}
+        self.cache: dict[Any, str] = {}
         self._cap = cap
         self._text = text
         self._right = right
@@ -70,44 +75,42 @@ class _Column:
         return self.title.rjust(self.width) if self._right else self.title.ljust(self.width)
 
     def make(self, key: Any) -> str:
-        """The padded cell for `key`; a wider one than all before widens the column."""
-        text = cut(safe(self._text(key)), self._cap)
+        """Returns the padded cell of `key`; a text wider than all before widens the column."""
+        text = cut(escape(self._text(key)), self._cap)
         wide = width(text)
         if wide > self.width:
             self.width = wide
-            self.made.clear()
-        elif len(self.made) >= _REMEMBERED:
-            self.made.clear()
+            self.cache.clear()
+        elif len(self.cache) >= _REMEMBERED:
+            self.cache.clear()
         fill = " " * (self.width - wide)
         colour = self._colour(key) if self._colour else ""
         if colour:
             text = f"{colour}{text}{_RESET}"
         cell = fill + text if self._right else text + fill
-        self.made[key] = cell
+        self.cache[key] = cell
         return cell
 
 
 class TextView:
     """A `View`.
 
-    `netns` names namespaces by inode, or is Places of several hosts (it may be
-    filled while the view is in use; unnamed ones show their number).  `columns`
-    is the terminal's width: the least telling columns are left out to fit it,
-    the path is cut, and what still does not fit is left for the terminal to
-    wrap; a wide one has the text of the rule at the line's end.  None: all
-    columns, and no such text.
+    `names` may grow while the view is in use; a namespace without a name is shown by
+    its number.  `columns`: the terminal's width in cells; the least important columns
+    are omitted to fit it, the path is cut, and the terminal wraps what is still too
+    long; a wide terminal also gets the rule's text.  None: all columns, no rule texts.
     """
 
     def __init__(
         self,
-        netns: Named = None,
+        names: LabelSource = None,
         *,
         columns: int | None = None,
         colour: bool = False,
         utc: bool = False,
     ) -> None:
-        self._places = places(netns)
-        self._room = columns
+        self._labels = labels_of(names)
+        self._terminal = columns
         self._colour = colour
         self._utc = utc
         self._columns = self._fitting(columns)
@@ -130,7 +133,7 @@ class TextView:
             cells = [stamp]
             for column in columns:
                 key = column.key(row)
-                cells.append(column.made.get(key) or column.make(key))
+                cells.append(column.cache.get(key) or column.make(key))
             path = self._path(row) if len(row.path) > 1 or row.partial else ""
             if path or self._texts:
                 cells.append(self._with_text(path, row.rule))
@@ -140,23 +143,23 @@ class TextView:
 
     @property
     def _texts(self) -> bool:
-        return self._room is not None and self._room >= _TEXT_FROM
+        return self._terminal is not None and self._terminal >= _TEXT_FROM
 
     def _with_text(self, path: str, rule: str | None) -> str:
-        """The path and, where there is room, the text of the rule that decided."""
-        if not rule or not self._texts or self._room is None:
+        """Returns the path and, if there is room, the text of the rule that decided."""
+        if not rule or not self._texts or self._terminal is None:
             return path
         if path:
             path += "  "
-        room = self._room - self._used - 1 - width(path)
+        room = self._terminal - self._used - 1 - width(path)
         if room < _TEXT_ROOM:
             return path
-        text = cut(safe(rule), room)
+        text = cut(escape(rule), room)
         return f"{path}{_DIM}{text}{_RESET}" if self._colour else path + text
 
     @property
     def _used(self) -> int:
-        """Columns of the terminal up to the path."""
+        """Cells of the terminal before the path."""
         return 15 + sum(column.width + 1 for column in self._columns)
 
     def _path(self, row: Row) -> str:
@@ -165,20 +168,20 @@ class TextView:
         if text is None:
             if len(self._paths) >= _REMEMBERED:
                 self._paths.clear()
-            text = cut(safe(path_text(*key)), _PATH_CAP)
+            text = cut(escape(path_text(*key)), _PATH_CAP)
             self._paths[key] = text
-        if self._room is None:
+        if self._terminal is None:
             return text
         used = self._used
-        return cut(text, self._room - used - 1) if self._path_fits(used) else ""
+        return cut(text, self._terminal - used - 1) if self._path_fits(used) else ""
 
     def _path_fits(self, used: int) -> bool:
-        return self._room is None or self._room - used - 1 >= _PATH_ROOM
+        return self._terminal is None or self._terminal - used - 1 >= _PATH_ROOM
 
     def _fitting(self, room: int | None) -> list[_Column]:
-        """The columns, without those that a terminal of `room` columns has no place for."""
+        """Returns the columns that fit a terminal of `room` cells; None: all."""
         columns = self._all()
-        # MATCH stays: without it a policy looks like a rule that is not there.
+        # MATCH stays: without it, a policy looks like a rule that does not exist.
         for title, path in _LEFT_OUT:
             if room is None or 15 + sum(column.width + 1 for column in columns) + path <= room:
                 break
@@ -215,12 +218,12 @@ class TextView:
             _Column("COST", 7, 12, lambda row: row.cost_ns, duration, right=True),
             _Column("COMM/PID", 14, 40, lambda row: (row.comm, row.pid), _process),
         ]
-        if self._places.several:
-            columns.append(_Column("HOST", 8, 32, lambda row: row.host, self._places.host))
+        if self._labels.several:
+            columns.append(_Column("HOST", 8, 32, lambda row: row.host, self._labels.host))
         return columns
 
     def _netns_text(self, key: tuple[int, int]) -> str:
-        return self._places.name(*key) or str(key[1])
+        return self._labels.name(*key) or str(key[1])
 
 
 def _plain(value: object) -> str:
@@ -232,7 +235,7 @@ def _table(key: tuple[int, str]) -> str:
 
 
 def _number(row: Row) -> int | str | None:
-    """A rule's number is not known where its chain is, but it is not."""
+    """Returns `?` if the chain is known and the number of the rule is not."""
     return "?" if row.rulenum is None and row.chain is not None else row.rulenum
 
 
@@ -250,7 +253,7 @@ def _proto(key: tuple[str, str | None, str | None, bool]) -> str:
 
 
 def _endpoint(key: tuple[str, int | None]) -> str:
-    """`address:port`, an IPv6 address before a port in brackets (RFC 3986, 3.2.2)."""
+    """Returns `address:port`, an IPv6 address in brackets (RFC 3986, 3.2.2)."""
     address, port = key
     if port is None:
         return address

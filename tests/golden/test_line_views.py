@@ -14,7 +14,7 @@ import pytest
 
 from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
-from ipttrace.view.lines import View
+from ipttrace.view.output import View
 from ipttrace.view.text import TextView
 from tests.golden.golden_rows import ROWS
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names of others, made safe to show."""
+"""Foreign text made safe to show, measured and cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipttrace.text import clean
+from ipttrace.text import clean, cut, escape, width
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,50 @@ from ipttrace.text import clean
         ("\ue000\U000e0041", r"\ue000\U000e0041"),
     ],
 )
-def test_a_name_shows_what_it_hides(raw: bytes | str, shown: str) -> None:
+def test_hidden_characters_in_a_name_are_shown(raw: bytes | str, shown: str) -> None:
     assert clean(raw) == shown
 
 
 @given(st.one_of(st.binary(), st.text()), st.integers(0, 40))
-def test_no_text_can_reach_the_terminal_raw_or_too_long(raw: bytes | str, limit: int) -> None:
+def test_clean_text_is_printable_and_within_its_limit(raw: bytes | str, limit: int) -> None:
     shown = clean(raw, limit)
     assert len(shown) <= limit
     hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     assert not [char for char in shown if unicodedata.category(char) in hidden]
 
 
-def test_a_long_name_says_that_it_was_cut() -> None:
+def test_a_long_name_ends_in_an_ellipsis() -> None:
     assert clean("x" * 30, 8) == "xxxxxxx…"
     assert clean("é".encode() * 30, 8) == "ééééééé…"
     assert clean(b"12345678", 8) == "12345678"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("DOCKER-USER", "DOCKER-USER"),
+        ("é防", "é防"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u202e", "\\u202e"),
+        ("a\u2028b", "a\\u2028b"),
+        ("\U000e0001", "\\U000e0001"),
+        ("\udcff", "\\udcff"),
+        ("\x7f\x9b", "\\x7f\\x9b"),
+    ],
+)
+def test_control_and_invisible_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+@given(st.text(), st.integers(0, 30))
+def test_a_cut_text_fits_its_width(text: str, cells: int) -> None:
+    shown = cut(escape(text), cells)
+    assert width(shown) <= cells
+    assert len(shown) <= max(len(text) * 10, cells * 4 + 1)
+
+
+def test_a_cut_text_ends_in_an_ellipsis() -> None:
+    assert cut("FORWARD", 7) == "FORWARD"
+    assert cut("FORWARD", 6) == "FORWA…"
+    assert cut("防火墙", 5) == "防火…"
+    assert len(cut("e" + "\u0301" * 4000, 4)) < 20

@@ -12,12 +12,12 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
-import unicodedata
 from collections.abc import Callable
 from functools import cache
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.text import width
 
 INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS of linux/filter.h
@@ -273,11 +273,5 @@ def _caret(expr: str, position: int) -> str:
     before, after = _shown(expr[start:position]), _shown(expr[position:end])
     lead = "…" if start else ""
     tail = "…" if end < len(expr) else ""
-    columns = len(lead) + sum(_columns(char) for char in before)
+    columns = len(lead) + width(before)
     return f"  {lead}{before}{after.rstrip()}{tail}\n  {' ' * columns}^"
-
-
-def _columns(char: str) -> int:
-    if unicodedata.category(char) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

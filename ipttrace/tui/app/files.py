@@ -22,7 +22,7 @@ from ipttrace.tui.messages import ExportEnded, Exporting
 from ipttrace.tui.widgets.export_dialog import Choice, ExportDialog, Wish
 from ipttrace.tui.widgets.prompt import Ask
 from ipttrace.view.export import Export, ExportError
-from ipttrace.view.places import Places
+from ipttrace.view.labels import Labels
 
 MARKED, VIEW, ALL = range(3)
 _PORTION: Final = 1 << 16
@@ -79,7 +79,7 @@ class Files(Base):
                 selection,
                 wish.format,
                 wish.path,
-                names=Places(self.hosts(), self.places()),
+                names=Labels(self.hosts(), self.places()),
                 about=self._about_all(),
                 overwrite=wish.overwrite,
             )

@@ -101,7 +101,7 @@ class Timing(Base):
             if self.rows.follow:  # the clock is what is followed
                 return
         lens = self.looking.lens
-        self.rows.move_to(min(lens.place(self.store.at(time_)), lens.end - 1))
+        self.rows.move_to(min(lens.position(self.store.at(time_)), lens.end - 1))
 
     def action_scrub(self, step: int) -> None:
         here = self._here() if self.clock is None else self.clock.time

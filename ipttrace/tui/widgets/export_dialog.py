@@ -19,9 +19,9 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, RadioButton, RadioSet, Static
 
+from ipttrace.text import escape
 from ipttrace.tui.widgets.entry import Entry
-from ipttrace.view.cells import safe
-from ipttrace.view.formats import ENDINGS
+from ipttrace.view.formats import EXTENSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ class ExportDialog(ModalScreen[Wish | None]):
 
     def action_go(self) -> None:
         path = self.query_one(Input).value.strip()
-        format_ = ENDINGS.get(Path(path).suffix.lower())
+        format_ = EXTENSIONS.get(Path(path).suffix.lower())
         what = self.query_one(RadioSet).pressed_index
         if not path or format_ is None:
-            self._say(f"the file's ending tells the format: {' '.join(ENDINGS)}", error=True)
+            self._say(f"the file's ending tells the format: {' '.join(EXTENSIONS)}", error=True)
             return
         if what < 0 or not self._choices[what].rows:
             self._say("there are no such rows", error=True)
@@ -107,14 +107,14 @@ class ExportDialog(ModalScreen[Wish | None]):
         there = os.path.lexists(os.path.expanduser(path))
         if there and self._asked != path:
             self._asked = path
-            self._say(f"{safe(path)} is there already: Enter again replaces it", error=True)
+            self._say(f"{escape(path)} is there already: Enter again replaces it", error=True)
             return
         self.dismiss(Wish(what, path, format_, there))
 
     def _hint(self) -> None:
-        format_ = ENDINGS.get(Path(self.query_one(Input).value.strip()).suffix.lower())
+        format_ = EXTENSIONS.get(Path(self.query_one(Input).value.strip()).suffix.lower())
         if format_ is None:
-            self._say(f"the file's ending tells the format: {' '.join(ENDINGS)}")
+            self._say(f"the file's ending tells the format: {' '.join(EXTENSIONS)}")
         else:
             self._say(f"as {format_}")
 

@@ -303,7 +303,7 @@ async def test_a_disk_that_fills_in_mid_export_is_one_line(
         await dialog(app, pilot, "full.csv")
         await pilot.press("enter")
         line = await said(app, pilot, words)
-        assert "300 of 985 rows written, nothing kept" in line
+        assert "300 of 985 rows written, no file kept" in line
         assert sum(words in one for one in screen_text(app)) == 1
         assert listed(app) == before
         assert not os.listdir(folder)

@@ -117,7 +117,7 @@ def test_a_file_that_is_there_is_kept_unless_told(store: Store, tmp_path: Path) 
     path.write_text("mine")
     path.chmod(0o600)
     # GIVEN a file of that name WHEN rows are exported THEN it is refused
-    with pytest.raises(ExportExists, match="is there already"):
+    with pytest.raises(ExportExists, match="already exists"):
         Export(store, everything(store), "csv", path).run()
     assert path.read_text() == "mine"
     # AND when told to, it is replaced, and is no more open to others than it was
@@ -163,8 +163,8 @@ def test_a_link_stays_a_link(store: Store, tmp_path: Path) -> None:
     ("path", "why"),
     [
         ("no/x.csv", "cannot write .*/no/x.csv: No such file or directory$"),
-        (".", "is a directory: name a file in it"),
-        ("/dev/full", "/dev/full is no plain file: name another"),
+        (".", "is a directory: give the name of a file in it"),
+        ("/dev/full", "/dev/full is not a regular file: choose another name"),
         ("a\0b", "cannot write .*: embedded null byte"),
         ("\x1b[2J/x", r"cannot write .*\\x1b\[2J/x: No such file or directory$"),
         ("n" * 300, "cannot write .*: File name too long$"),
@@ -210,12 +210,12 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_kept(tmp_path: Path) -> 
     assert run.stderr == ""
     said = run.stdout.split()
     assert said[:2] == ["disk", "full:"]
-    assert " ".join(said[3:]) == f"of {filled().store.end:,} rows written, nothing kept []"
+    assert " ".join(said[3:]) == f"of {filled().store.end:,} rows written, no file kept []"
     assert 0 < int(said[2].replace(",", "")) < filled().store.end
 
 
 def test_no_name_is_no_file(store: Store) -> None:
-    with pytest.raises(ExportError, match="name a file to write to"):
+    with pytest.raises(ExportError, match="give the name of a file to write"):
         Export(store, everything(store), "csv", "").run()
 
 
@@ -234,7 +234,7 @@ def test_a_disk_that_breaks_is_told_from_one_that_is_full(
     with pytest.raises(ExportError) as caught:
         Export(store, everything(store)[:1000], "csv", tmp_path / "x").run()
     assert str(caught.value) == (
-        f"cannot write {tmp_path}/x: Input/output error: 69 of 1,000 rows written, nothing kept"
+        f"cannot write {tmp_path}/x: Input/output error: 69 of 1,000 rows written, no file kept"
     )
     assert nothing_else(tmp_path)
 
@@ -260,7 +260,7 @@ def test_rows_that_left_the_memory_meanwhile_are_counted_and_told(
     assert done.written + done.gone == done.total == len(seqs)
     assert done.outcome == (
         f"{done.written:,} rows written to {tmp_path}/x;"
-        f" {done.gone:,} had left the memory before their turn came"
+        f" {done.gone:,} rows had already left the memory"
     )
 
 

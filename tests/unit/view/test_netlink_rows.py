@@ -87,7 +87,7 @@ def test_a_packet_that_both_engines_saw_is_one_packet_with_all_of_its_bytes() ->
     text = data.decode("utf-8", "replace")
     # THEN each engine's tables are in its comments
     assert "INPUT filter INPUT:1 ACCEPT" in text
-    assert "INPUT filter INPUT:1 (verdict not known)" in text
+    assert "INPUT filter INPUT:1 (verdict unknown)" in text
     assert "INPUT ip filter INPUT:1 ACCEPT" in text
     assert "INPUT inet t in:2 → jail:? DROP" in text
     assert "trace id 1f2e3d4c" in text

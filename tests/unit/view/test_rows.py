@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from ipttrace.trace.row import FIELDS, Row, Step
 from ipttrace.view.csv import FORMULA, CsvView
 from ipttrace.view.jsonl import JsonlView
-from ipttrace.view.lines import View
-from ipttrace.view.places import Places
+from ipttrace.view.labels import Labels
+from ipttrace.view.output import View
 from ipttrace.view.text import TextView, colour_wanted
 from tests.golden.golden_rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
 
@@ -208,7 +208,7 @@ def test_colour_is_for_a_terminal_that_did_not_refuse_it() -> None:
             os.close(fd)
 
 
-SEVERAL = Places(("web1", "=web2"), {(0, PLAIN.netns): "lan", (1, PLAIN.netns): "dmz"})
+SEVERAL = Labels(("web1", "=web2"), {(0, PLAIN.netns): "lan", (1, PLAIN.netns): "dmz"})
 
 
 def test_rows_of_several_hosts_say_which_host_and_its_own_name_of_the_namespace() -> None:
@@ -237,7 +237,7 @@ def test_a_host_that_never_said_its_name_has_its_number() -> None:
 
 
 def test_rows_of_one_host_are_as_the_contract_says() -> None:
-    alone = Places(("web1",), {(0, PLAIN.netns): "lan"})
+    alone = Labels(("web1",), {(0, PLAIN.netns): "lan"})
     assert CsvView(alone).header() == CsvView().header() == ",".join(FIELDS) + "\r\n"
     assert CsvView(alone).lines(ROWS) == CsvView().lines(ROWS)
     assert JsonlView(alone).lines(ROWS) == JsonlView().lines(ROWS)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ipttrace.stream.frames import Decoder
-from ipttrace.trace.lens import Everything
+from ipttrace.trace.selection import AllRows
 from ipttrace.trace.session import Trace
 from ipttrace.tui.rows.playing import Clock, Played
 from tests.tui import streams
@@ -19,7 +19,7 @@ def test_what_is_shown_ends_where_the_clock_stands() -> None:
         trace.feed(frame)
     ours = [0]
     clock = Clock(lambda: ours[0])
-    lens = Played(Everything(trace.store), trace.store, clock)
+    lens = Played(AllRows(trace.store), trace.store, clock)
     clock.put(streams.WALL)
     clock.run(True)
     # WHEN a second passes

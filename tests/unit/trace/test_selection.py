@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ipttrace.stream.frames import Decoder
-from ipttrace.trace.lens import Everything, Matching
+from ipttrace.trace.selection import AllRows, MatchingRows
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Part
 from tests.tui import streams
@@ -27,7 +27,7 @@ def test_a_filtered_view_has_the_rows_that_match_and_no_other() -> None:
     trace = Trace(10_000)
     fed(trace, 2800)
     # WHEN only drops are looked at, a portion at a time
-    lens = Matching(trace.store, drops)
+    lens = MatchingRows(trace.store, drops)
     while lens.pull(100):
         pass
     # THEN each of them has a place
@@ -35,15 +35,15 @@ def test_a_filtered_view_has_the_rows_that_match_and_no_other() -> None:
     assert len(rows) == 100
     assert {row.verdict for row in rows} == {"DROP"}
     assert [row.index for row in rows] == lens.seqs(0, 100).tolist()
-    assert all(lens.place(row.index) == at for at, row in enumerate(rows))
-    assert lens.place(rows[5].index + 1) == 6
+    assert all(lens.position(row.index) == at for at, row in enumerate(rows))
+    assert lens.position(rows[5].index + 1) == 6
     assert lens.behind == 0
 
 
 def test_places_stand_still_while_rows_come_and_go() -> None:
     # GIVEN a view of drops over a store that holds 1,600 rows
     trace = Trace(1600)
-    lens = Matching(trace.store, drops)
+    lens = MatchingRows(trace.store, drops)
     seen: dict[int, int] = {}
     # WHEN 20,000 rows come by
     for start in range(0, 20_000, 400):
@@ -65,8 +65,8 @@ def test_places_stand_still_while_rows_come_and_go() -> None:
 def test_all_rows_have_their_numbers_for_places() -> None:
     trace = Trace(1600)
     fed(trace, 2000)
-    lens = Everything(trace.store)
+    lens = AllRows(trace.store)
     assert (lens.first, lens.end) == (trace.store.first, 2000)
     assert lens.seq(lens.first - 1) is None
-    assert lens.place(0) == lens.first
+    assert lens.position(0) == lens.first
     assert not lens.pull()

@@ -24,7 +24,7 @@ Mask = Callable[[Part], Array]
 PORTION: Final = 1 << 16
 
 
-class Lens(Protocol):
+class Selection(Protocol):
     """Rows by place."""
 
     @property
@@ -58,12 +58,12 @@ class Lens(Protocol):
         """The sequence number of the row in this place; None where it is not held."""
         ...
 
-    def place(self, seq: int) -> int:
+    def position(self, seq: int) -> int:
         """The place of row `seq`, or of the first one after it; `end` when there is none."""
         ...
 
 
-class Everything:
+class AllRows:
     """All rows of the store: the place is the sequence number."""
 
     behind = 0
@@ -91,11 +91,11 @@ class Everything:
     def seq(self, place: int) -> int | None:
         return place if self.first <= place < self.end else None
 
-    def place(self, seq: int) -> int:
+    def position(self, seq: int) -> int:
         return min(max(seq, self.first), self.end)
 
 
-class Matching:
+class MatchingRows:
     """The rows that `mask` takes, found a portion at a time.
 
     `mask`: for a Part of n rows, bool of shape (n,).
@@ -145,7 +145,7 @@ class Matching:
             return None
         return int(self._seqs[place - self._gone])
 
-    def place(self, seq: int) -> int:
+    def position(self, seq: int) -> int:
         held = self._seqs[: self._count]
         return max(self.first, self._gone + int(np.searchsorted(held, seq)))
 

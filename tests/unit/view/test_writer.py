@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipttrace.view.lines import LineWriter, OutputError, summary
+from ipttrace.view.writer import OutputError, Writer, summary
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_rows_arrive_at_once(pipe: tuple[int, int]) -> None:
     # GIVEN a writer on a pipe, WHEN it writes
-    assert LineWriter(pipe[1]).write("é\n")
+    assert Writer(pipe[1]).write("é\n")
     # THEN the reader has it without any flush
     assert os.read(pipe[0], 100) == "é\n".encode()
 
 
 def test_a_reader_that_left_closes_the_writer_quietly(pipe: tuple[int, int]) -> None:
-    writer = LineWriter(pipe[1])
+    writer = Writer(pipe[1])
     assert not writer.reader_gone()
     # GIVEN a reader that left
     os.close(pipe[0])
@@ -44,7 +44,7 @@ def test_a_reader_that_left_closes_the_writer_quietly(pipe: tuple[int, int]) -> 
 
 
 def test_a_reader_that_left_is_noticed_before_any_row_comes(pipe: tuple[int, int]) -> None:
-    writer = LineWriter(pipe[1])
+    writer = Writer(pipe[1])
     os.close(pipe[0])
     assert writer.reader_gone()
     assert writer.closed
@@ -63,7 +63,7 @@ def test_a_slow_reader_of_a_non_blocking_pipe_loses_nothing(pipe: tuple[int, int
     reader = threading.Thread(target=read)
     reader.start()
     # WHEN it is written while a reader takes it bit by bit
-    assert LineWriter(pipe[1]).write(text)
+    assert Writer(pipe[1]).write(text)
     reader.join()
     # THEN all of it arrived, in order
     assert got.decode() == text
@@ -71,20 +71,20 @@ def test_a_slow_reader_of_a_non_blocking_pipe_loses_nothing(pipe: tuple[int, int
 
 def test_a_full_disk_is_said_in_one_line() -> None:
     with open("/dev/full", "wb") as full, pytest.raises(OutputError) as caught:
-        LineWriter(full.fileno()).write("row\n")
+        Writer(full.fileno()).write("row\n")
     assert str(caught.value) == "cannot write the rows: No space left on device"
 
 
 def test_a_terminal_of_another_encoding_gets_escapes_not_an_error(pipe: tuple[int, int]) -> None:
-    assert LineWriter(pipe[1], "latin-1").write("é→\n")
+    assert Writer(pipe[1], "latin-1").write("é→\n")
     assert os.read(pipe[0], 100) == b"\xe9\\u2192\n"
 
 
 def test_behind_head_the_summary_still_comes_and_the_exit_status_is_0() -> None:
     # GIVEN a run that writes rows until its reader has gone, then its summary
     program = (
-        "import sys; from ipttrace.view.lines import LineWriter, summary\n"
-        "writer = LineWriter()\n"
+        "import sys; from ipttrace.view.writer import Writer, summary\n"
+        "writer = Writer()\n"
         "while writer.write('row\\n' * 1000): pass\n"
         "print(summary({'rows': 1000, 'engine': 'kernel'}), file=sys.stderr)\n"
     )

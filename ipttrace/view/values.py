@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One value of a row as text: times, costs and paths.  Must not do I/O."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import Final
+
+from ipttrace.trace.row import Step
+
+SECOND: Final = 1_000_000_000  # ns
+
+
+@lru_cache(maxsize=256)
+def _utc_second(second: int) -> str | None:
+    try:
+        at = time.gmtime(second)
+    except (OverflowError, ValueError, OSError):
+        return None
+    if not 0 <= at.tm_year <= 9999:
+        return None
+    return f"{at.tm_year:04d}" + time.strftime("-%m-%dT%H:%M:%S", at)
+
+
+def rfc3339(nanoseconds: int) -> str | None:
+    """Returns ns since the epoch as `2026-11-21T01:02:03.123456789Z` (RFC 3339).
+
+    None if the year does not have four digits: RFC 3339 cannot express it.
+    """
+    second, rest = divmod(nanoseconds, SECOND)
+    text = _utc_second(second)
+    return None if text is None else f"{text}.{rest:09d}Z"
+
+
+@lru_cache(maxsize=256)
+def _clock_second(second: int, utc: bool) -> str:
+    try:
+        at = time.gmtime(second) if utc else time.localtime(second)
+    except (OverflowError, ValueError, OSError):
+        return "??:??:??"
+    return time.strftime("%H:%M:%S", at)
+
+
+def clock(nanoseconds: int, utc: bool = False) -> str:
+    """Returns ns since the epoch as `HH:MM:SS.µµµµµµ`, in local time unless `utc`."""
+    second, rest = divmod(nanoseconds, SECOND)
+    return f"{_clock_second(second, utc)}.{rest // 1000:06d}"
+
+
+def duration(nanoseconds: int | None) -> str:
+    """Returns a cost with three digits and a unit: `850 ns`, `12.3 µs`; `-` for None."""
+    if nanoseconds is None:
+        return "-"
+    if nanoseconds < 1_000:
+        return f"{nanoseconds} ns"
+    for unit, size in (("µs", 1_000), ("ms", 1_000_000)):
+        # 999.5 would round to a fourth digit: it gets the next unit.
+        if nanoseconds < size * 999.5:
+            value = nanoseconds / size
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f} {unit}"
+    return f"{nanoseconds / SECOND:.3g} s"
+
+
+def joined_path(path: tuple[Step, ...]) -> str:
+    """Returns `chain:rulenum` joined by `>`, CSV's path; an unknown number is empty."""
+    return ">".join([f"{step.chain}:{step.rulenum or ''}" for step in path])
+
+
+def path_text(path: tuple[Step, ...], partial: bool) -> str:
+    """Returns `FORWARD:2 → DOCKER:1 return`: each hit, its match unless that is `rule`.
+
+    `partial`: rule records were lost, which is appended.
+    """
+    steps = [
+        f"{step.chain}:{step.rulenum or '?'}" + ("" if step.match == "rule" else f" {step.match}")
+        for step in path
+    ]
+    return " → ".join(steps) + (" (records lost)" if partial else "")
