@@ -361,7 +361,8 @@ def _agent(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if not _expr_is_good(options):
         return 2
-    from ipttrace.capture.agent import Request, main
+    from ipttrace.capture.agent import main
+    from ipttrace.capture.request import Request
 
     out, control = 1, 0 if options.control else None
     if options.port:

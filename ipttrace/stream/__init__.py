@@ -1,1 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
+"""The stream: all that crosses from the agent to the rest, and what recordings contain.
+
+- record.py: the layout of records, a mirror of bpf/record.h
+- messages.py: the JSON objects of the other frames
+- frames.py: frames to bytes and back
+- tap.py: a recording that starts in the middle of a stream
+"""

@@ -15,10 +15,10 @@ offset size  what
 12     4     CRC-32 of bytes 4 to 11 and the payload, or zero
 ====== ===== =====================================================
 
-The first frame is HELLO; it describes the record layout, so that a later
-version can read the stream.  Readers pass over kinds that they do not know.
-What is kept in a file has checksums; an agent whose stream goes through a pipe, which
-damages nothing, leaves them out: they are half of its work for a record.
+The first frame is HELLO; it describes the record layout, so that later versions can
+read the stream.  Readers skip kinds that they do not know.  Streams to a file or over a
+network have checksums; a local pipe damages nothing, so an agent that writes to one
+leaves them out: they are half of its work per record.
 Must not touch the kernel, sockets or a screen.
 """
 
@@ -36,11 +36,22 @@ from typing import Any, BinaryIO, Final, Protocol
 import numpy as np
 
 from ipttrace.stream import record
+from ipttrace.stream.messages import (
+    Books,
+    Clock,
+    Counters,
+    End,
+    Hello,
+    Level,
+    Neighbours,
+    Note,
+    Rules,
+)
 from ipttrace.stream.record import Records
 
 MAGIC: Final = b"iptr"
 FORMAT: Final = 1
-# A writer cuts records into frames far below this; a header that says more lies.
+# Writers split records into frames far smaller than this; a longer frame is damage.
 MAX_PAYLOAD: Final = 16 << 20
 
 _HEADER: Final = struct.Struct("<4sBB2xII")
@@ -48,23 +59,23 @@ _UNCHECKED: Final = 1
 
 
 class StreamError(ValueError):
-    """The stream is damaged, cut off or not one of ours; one line says where."""
+    """The stream is damaged, truncated or not an ipttrace stream; one line says where."""
 
 
 class Kind(IntEnum):
-    """What a frame holds."""
+    """What a frame contains; stream/messages.py has the types, docs/events/ a page for each."""
 
     HELLO = 1  # json: layout, kernel, host, clock, filter
     ENTRY = 2  # records
     RULE = 3
     EXIT = 4
     CLOCK = 5  # json: mono and wall in ns, for the records that follow
-    BOOKS = 6  # json: the counters at this moment
+    BOOKS = 6  # json: the counters at one moment
     NOTE = 7  # json: level and text, for a person
     END = 8  # json: the last books and the reason
-    RULES = 9  # json: a table's rules, or that they changed: see trace/rules/history.py
+    RULES = 9  # json: a table's rules, or that they changed
     COUNTERS = 10  # json: a table's counters
-    NEIGHBOURS = 11  # json: a namespace's neighbour tables: see trace/neighbours/__init__.py
+    NEIGHBOURS = 11  # json: a namespace's neighbour tables
 
 
 _RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)
@@ -72,7 +83,7 @@ _RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame.  `kind` may be a number that this version does not know."""
+    """One frame.  `kind` may be unknown to this version."""
 
     kind: int
     payload: bytes
@@ -80,41 +91,41 @@ class Frame:
 
     @property
     def is_records(self) -> bool:
-        """Whether `records` holds something."""
+        """Whether this is an ENTRY, RULE or EXIT frame."""
         return self.kind in _RECORD_KINDS
 
     @property
     def records(self) -> Records:
         """The records of an ENTRY, RULE or EXIT frame, shape (n,), read-only.
 
-        In this version's layout, whatever the layout of the stream.
+        Converted to this version's layout.
         """
         index = self.kind - Kind.ENTRY
         return record.convert(np.frombuffer(self.payload, self.dtypes[index]), record.DTYPES[index])
 
     @property
     def json(self) -> dict[str, Any]:
-        """The object in any other frame.  Raises StreamError when it is none."""
+        """The JSON object of any other frame.  Raises StreamError if it is not one."""
         try:
             value = json.loads(self.payload)
         except (ValueError, RecursionError) as error:
-            raise StreamError(f"a frame of kind {self.kind} holds no JSON: {error}") from error
+            raise StreamError(f"a frame of kind {self.kind} is not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise StreamError(f"a frame of kind {self.kind} holds no JSON object")
+            raise StreamError(f"a frame of kind {self.kind} is not a JSON object")
         return value
 
 
 class Sink(Protocol):
-    """Where a Writer writes: a file opened unbuffered or buffered, or alike."""
+    """Where a Writer writes: a binary file or anything with its `write`."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 class Writer:
-    """Writes frames; every method is one frame, or several where it is long."""
+    """Writes frames.  Each method writes one; `records` writes several when there are many."""
 
     def __init__(self, sink: Sink, *, checked: bool = True) -> None:
-        """`checked`: with checksums, as all that is kept must be."""
+        """`checked`: with checksums, which everything kept in a file needs."""
         self._sink = sink
         self._checked = checked
 
@@ -128,46 +139,51 @@ class Writer:
         self._frame(kind, json.dumps(value, separators=(",", ":")).encode())
 
     def copy(self, frame: Frame) -> None:
-        """A frame of another stream, as it is; HELLO must be the first, of the same layout."""
+        """Copies a frame of another stream; HELLO must come first, with the same layout."""
         self._frame(frame.kind, frame.payload)
 
-    def hello(self, about: Mapping[str, Any]) -> None:
-        """The first frame: `about` and the record layout."""
+    def hello(self, about: Hello) -> None:
+        """HELLO, the first frame: `about` and the record layout."""
         self._json(Kind.HELLO, {"format": FORMAT, "layout": record.layout(), **about})
 
     def records(self, kind: int, records: Records) -> None:
-        """`records`, shape (n,) of `record.DTYPES[kind]`; kind as in record.py."""
+        """ENTRY, RULE or EXIT: `records`, shape (n,), of `record.DTYPES[kind]`.
+
+        `kind`: record.ENTRY, RULE or EXIT.  Raises TypeError for another layout.
+        """
         if records.dtype != record.DTYPES[kind]:
-            # Also numpy's work: byte orders change where structured arrays are joined.
-            raise TypeError(f"{record.KINDS[kind]} records have another layout than the stream's")
+            # numpy itself changes byte orders when it joins structured arrays.
+            raise TypeError(f"{record.KINDS[kind]} records do not have the stream's layout")
         most = (1 << 20) // records.dtype.itemsize
         for start in range(0, len(records), most):
             part = np.ascontiguousarray(records[start : start + most])
             self._frame(_RECORD_KINDS[kind], part.view(np.uint8).data)
 
     def clock(self, mono: int, wall: int) -> None:
-        """CLOCK_MONOTONIC and CLOCK_REALTIME of one moment, in ns."""
-        self._json(Kind.CLOCK, {"mono": mono, "wall": wall})
+        """CLOCK: CLOCK_MONOTONIC and CLOCK_REALTIME in ns, for the records that follow."""
+        clock: Clock = {"mono": mono, "wall": wall}
+        self._json(Kind.CLOCK, clock)
 
-    def books(self, books: Mapping[str, Any]) -> None:
-        """The counters at this moment."""
+    def books(self, books: Books) -> None:
+        """BOOKS: the counters at this moment."""
         self._json(Kind.BOOKS, books)
 
-    def note(self, level: str, text: str) -> None:
-        """A line for a person; level: info, warn or error."""
-        self._json(Kind.NOTE, {"level": level, "text": text})
+    def note(self, level: Level, text: str) -> None:
+        """NOTE: a line for a person."""
+        note: Note = {"level": level, "text": text}
+        self._json(Kind.NOTE, note)
 
-    def about(self, kind: Kind, value: Mapping[str, Any]) -> None:
-        """What a watch saw: kind RULES, COUNTERS or NEIGHBOURS."""
+    def about(self, kind: Kind, value: Rules | Counters | Neighbours) -> None:
+        """RULES, COUNTERS or NEIGHBOURS: what a watch found."""
         self._json(kind, value)
 
-    def end(self, books: Mapping[str, Any]) -> None:
-        """The last frame: nothing was cut off."""
+    def end(self, books: End) -> None:
+        """END, the last frame: nothing was cut off."""
         self._json(Kind.END, books)
 
 
 class Decoder:
-    """Bytes in any portions to frames."""
+    """Turns bytes, in portions of any size, into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -176,10 +192,10 @@ class Decoder:
         self._broken: StreamError | None = None
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:
-        """The frames that are whole by now.
+        """The frames that `data` completes.
 
-        When the stream is damaged, the frames before the damage are returned
-        first and StreamError is raised by the next call.
+        If the stream is damaged, the frames before the damage are returned first; the
+        next call raises StreamError.
         """
         if self._broken is not None:
             raise self._broken
@@ -200,7 +216,7 @@ class Decoder:
                     raise StreamError(
                         f"the stream is damaged at byte {self._offset + at}: checksum is wrong"
                     )
-                frames.append(self._whole(kind, payload, self._offset + at))
+                frames.append(self._frame(kind, payload, self._offset + at))
                 at = end
         except StreamError as error:
             self._broken = error
@@ -212,7 +228,7 @@ class Decoder:
         return frames
 
     def finish(self) -> None:
-        """Call at the end of the bytes: raises StreamError if a frame was cut off."""
+        """Raises StreamError if the bytes so far do not end with a complete frame."""
         if self._broken is not None:
             raise self._broken
         if self._buffer:
@@ -226,19 +242,19 @@ class Decoder:
     def _check_head(self, magic: bytes, length: int, at: int) -> None:
         if magic != MAGIC:
             if self._dtypes is None:
-                raise StreamError("this is no ipttrace stream")
+                raise StreamError("not an ipttrace stream")
             raise StreamError(
-                f"the stream is damaged at byte {self._offset + at}: no frame begins there"
+                f"the stream is damaged at byte {self._offset + at}: no frame starts there"
             )
         if length > MAX_PAYLOAD:
             raise StreamError(
                 f"the stream is damaged at byte {self._offset + at}: a frame of {length} bytes"
             )
 
-    def _whole(self, kind: int, payload: bytes, offset: int) -> Frame:
+    def _frame(self, kind: int, payload: bytes, offset: int) -> Frame:
         if self._dtypes is None:
             if kind != Kind.HELLO:
-                raise StreamError("the stream does not begin with its description")
+                raise StreamError("the stream does not start with a HELLO frame")
             hello = Frame(kind, payload).json
             if hello.get("format") != FORMAT:
                 raise StreamError(
@@ -247,7 +263,7 @@ class Decoder:
             try:
                 self._dtypes = record.dtypes_of(hello.get("layout", {}))
             except ValueError as error:
-                raise StreamError(f"the stream's description is not readable: {error}") from error
+                raise StreamError(f"the stream's record layout is not valid: {error}") from error
         frame = Frame(kind, payload, self._dtypes)
         if frame.is_records and len(payload) % self._dtypes[kind - Kind.ENTRY].itemsize:
             raise StreamError(f"the stream is damaged at byte {offset}: part of a record")
@@ -257,7 +273,7 @@ class Decoder:
 def read(file: BinaryIO, portion: int = 1 << 20) -> Iterator[Frame]:
     """The frames of `file`, up to its end.  Raises StreamError after the last good one."""
     decoder = Decoder()
-    # read1, where there is one, gives what has come, not what was asked for.
+    # read1 returns what has arrived instead of waiting for all that was asked for.
     take = getattr(file, "read1", file.read)
     while data := take(portion):
         yield from decoder.feed(data)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The records as numpy sees them: a mirror of ``bpf/record.h``.
+"""The records as numpy dtypes: a mirror of ``bpf/record.h``.
 
-The only place in Python that knows offsets.  A test compiles the header and
-compares every field.  Must not do I/O and must not import anything of
-ipttrace.
+The only place in Python that knows offsets.  A test compiles the header and compares
+every field.  Must not do I/O or import anything of ipttrace.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ Layout = dict[str, Any]
 
 
 def layout() -> Layout:
-    """This version's record layout as plain data, for a stream's first frame.
+    """This version's record layout as plain data, for HELLO.
 
     ``{"version": 1, "kinds": {kind: {"size": bytes, "fields":
     [[name, dtype string, offset, length of the subarray or 1], …]}}}``
@@ -141,10 +140,10 @@ def layout() -> Layout:
 
 
 def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
-    """The dtypes of a stream whose first frame described them so.
+    """The dtypes of a stream with this layout in its HELLO.
 
-    Raises ValueError when the description is not one that `layout` could have
-    written: unknown types, fields outside of the record, sizes that lie.
+    Raises ValueError for anything that `layout` could not have written: unknown
+    types, fields outside the record, wrong sizes.
     """
     found = []
     for kind in KINDS:
@@ -165,14 +164,14 @@ def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
                 np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"the layout of {kind} records is not readable: {error}") from error
+            raise ValueError(f"the layout of {kind} records is not valid: {error}") from error
     return tuple(found)
 
 
 def convert(records: Records, dtype: np.dtype[np.void]) -> Records:
-    """`records` of another version's layout as `dtype`: fields by their names.
+    """`records` of another version's layout as `dtype`, field by field by name.
 
-    Fields that the other version had not are zero; longer text is cut.
+    Fields that the other version lacks are zero; longer text is cut.
     """
     if records.dtype == dtype:
         return records

@@ -1,40 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A recording that begins in the middle of a stream, and is a whole stream itself.
+"""A recording that starts in the middle of a stream and is a complete stream itself.
 
-What later frames lean on (the description, the clock, the newest rules and
-neighbours) is kept, so that it can be written first.  Must not know what the
-frames mean beyond that.
+What later frames depend on (HELLO, the clock, the newest rules and neighbours) is kept,
+so that a recording can start with it.  Must not interpret frames beyond that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ipttrace.stream.frames import Frame, Kind, Sink, StreamError, Writer
+from ipttrace.stream.messages import End
 
 _MOST_CHANGES: Final = 1000
 
 
 class Tap:
-    """Sees every frame of a stream; writes them on while there is a sink."""
+    """Sees every frame of a stream, and copies them to a sink while there is one."""
 
     def __init__(self) -> None:
         self._hello: Frame | None = None
         self._clock: Frame | None = None
-        # By what they are about: a namespace, or a table and its generation.
+        # The newest frame of each subject: a table, or the neighbour tables.
         self._about: dict[tuple[object, ...], Frame] = {}
         self._changes: dict[str, list[Frame]] = {}  # by namespace
         self._writer: Writer | None = None
 
     @property
     def open(self) -> bool:
-        """Whether it writes."""
+        """Whether a recording is being written."""
         return self._writer is not None
 
     def feed(self, frame: Frame) -> None:
-        """Take one frame.  Raises OSError when the sink does not take it: it is let go of."""
+        """Takes one frame.  If the sink fails, drops the sink and raises OSError."""
         if frame.kind == Kind.HELLO:
             self._hello, self._clock = frame, None
             self._about.clear()
@@ -47,9 +47,9 @@ class Tap:
             self._write(frame)
 
     def start(self, sink: Sink) -> None:
-        """Write from here on.  Raises OSError; ValueError before the stream has begun."""
+        """Starts a recording.  Raises OSError; ValueError before the stream has started."""
         if self._hello is None:
-            raise ValueError("the stream has not begun")
+            raise ValueError("the stream has not started")
         self._writer = Writer(sink)
         changes = chain.from_iterable(self._changes.values())
         for frame in (self._hello, self._clock, *self._about.values(), *changes):
@@ -57,10 +57,10 @@ class Tap:
                 self._write(frame)
 
     def stop(self, books: Mapping[str, Any]) -> None:
-        """End the recording with these books.  Raises OSError."""
+        """Ends the recording with `books`, as the stream had them.  Raises OSError."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.end({**books, "reason": "the recording was ended"})
+            writer.end(cast(End, {**books, "reason": "the recording was ended"}))
 
     def _write(self, frame: Frame) -> None:
         assert self._writer is not None
@@ -82,7 +82,7 @@ class Tap:
         self._put(key, frame)
 
     def _keep_neighbours(self, frame: Frame, value: dict[str, Any]) -> None:
-        """Of each namespace the newest whole frame and the changes since."""
+        """Keeps the newest complete frame of each namespace, and the changes since."""
         if "tables" in value:
             self._put((frame.kind, "tables"), frame)
         for netns in value["gone"] if isinstance(value.get("gone"), list) else ():
@@ -93,7 +93,7 @@ class Tap:
         if "neighbours" in value:
             self._changes[name] = []
         kept = self._changes.get(name)
-        # The next whole frame is not far where there are so many changes.
+        # After so many changes, the next complete frame is near.
         if kept is not None and len(kept) < _MOST_CHANGES:
             kept.append(frame)
 

@@ -63,7 +63,7 @@ class Capture:
     """
 
     def __init__(self, expr: str = "", netns: str | None = None, **options: object) -> None:
-        from ipttrace.capture.agent import Request
+        from ipttrace.capture.request import Request
         from ipttrace.stream.frames import Decoder
 
         self.trace = Trace()
@@ -83,7 +83,8 @@ class Capture:
             raise self.error
 
     def _run(self) -> None:
-        from ipttrace.capture.agent import Agent, open_engine
+        from ipttrace.capture.agent import Agent
+        from ipttrace.capture.choice import open_engine
         from ipttrace.stream.frames import Writer
 
         # One thread for all of it: the socket that arms belongs to its thread.

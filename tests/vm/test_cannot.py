@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture.agent import Request, open_engine
+from ipttrace.capture.choice import open_engine
+from ipttrace.capture.request import Request
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
 from ipttrace.capture.kernel.module import find_or_build

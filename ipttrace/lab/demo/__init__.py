@@ -188,7 +188,8 @@ def _first(wanted: _Wanted, apart: bool) -> int:
         os.close(ready_read)
         _forked(lambda: _network(ready_write))
     os.close(ready_write)
-    from ipttrace.capture.agent import Request, main
+    from ipttrace.capture.agent import main
+    from ipttrace.capture.request import Request
     from ipttrace.lab.demo.network import ROUTER
     from ipttrace.lab.network.ns import enter
 

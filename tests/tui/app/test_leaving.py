@@ -166,7 +166,7 @@ async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
         await until(pilot, lambda: "ERROR" in app._status.text)
         # THEN what came before is shown, and the agent is told to go
         assert seqs(app)[1] == 407
-        assert any("no frame begins there" in line for line in screen_text(app))
+        assert any("no frame starts there" in line for line in screen_text(app))
         assert agent.received() == STOP
         assert agent.closed.is_set()
 

@@ -117,7 +117,7 @@ def test_a_frame_longer_than_any_is_refused_before_it_is_waited_for() -> None:
         (b"{", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (json.dumps({"format": 2}).encode(), "format 2"),
-        (json.dumps({"format": 1}).encode(), "description is not readable"),
+        (json.dumps({"format": 1}).encode(), "record layout is not valid"),
     ],
 )
 def test_a_description_that_is_none_is_one_clear_error(hello: bytes, said: str) -> None:

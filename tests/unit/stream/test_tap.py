@@ -41,7 +41,7 @@ def test_a_recording_begun_in_the_middle_reads_as_a_stream_with_the_clock_of_the
 
 
 def test_nothing_can_be_recorded_before_the_stream_has_begun() -> None:
-    with pytest.raises(ValueError, match="not begun"):
+    with pytest.raises(ValueError, match="not started"):
         Tap().start(io.BytesIO())
 
 
