@@ -34,7 +34,7 @@ modprobe -a iptable_filter ip6table_filter || exit 9
 "$0" -m ipttrace print --duration 0.1 2>&1 >/dev/null | tail -n 1
 "$0" -m ipttrace doctor | grep -A1 signatures
 "$0" -c '
-from ipttrace.capture import kmod
+from ipttrace.capture.kernel import module as kmod
 from ipttrace.capture.errors import CaptureError
 try:
     kmod.insert(kmod.find_or_build())

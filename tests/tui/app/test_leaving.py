@@ -174,7 +174,7 @@ async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
 @pytest.mark.parametrize(
     ("frames", "words"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", "no ipttrace stream"),
+        (b"GET / HTTP/1.1\r\n\r\n", "not an ipttrace stream"),
         (streams.hello(engine="\x1b[2Jmagic"), "unknown engine"),
         (streams.hello() + streams.books(lost="[]"), "books"),
         (streams.hello() + streams.books(missed=-1), "missed"),

@@ -110,18 +110,19 @@ def test_a_frame_longer_than_any_is_refused_before_it_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hello", "said"),
+    ("hello", "error"),
     [
         (b"{}", "format None"),
-        (b"[]", "no JSON object"),
-        (b"{", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (json.dumps({"format": 2}).encode(), "format 2"),
         (json.dumps({"format": 1}).encode(), "record layout is not valid"),
     ],
+    ids=["no format", "no object", "unfinished", "deeply nested", "other format", "no layout"],
 )
-def test_a_description_that_is_none_is_one_clear_error(hello: bytes, said: str) -> None:
-    with pytest.raises(StreamError, match=said):
+def test_a_bad_hello_is_one_clear_error(hello: bytes, error: str) -> None:
+    with pytest.raises(StreamError, match=error):
         Decoder().feed(frame(Kind.HELLO, hello))
 
 
@@ -144,7 +145,7 @@ def test_records_in_another_byte_order_are_not_written() -> None:
     # GIVEN entries as numpy makes them when it joins structured arrays
     swapped = np.zeros(1, record.ENTRY_DTYPE.newbyteorder("="))
     # THEN the writer refuses them rather than turn ports round
-    with pytest.raises(TypeError, match="another layout"):
+    with pytest.raises(TypeError, match="stream's layout"):
         Writer(io.BytesIO()).records(record.ENTRY, swapped)
 
 

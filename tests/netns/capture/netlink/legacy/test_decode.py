@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.legacy.logger import LogSetting
 from ipttrace.capture.netlink.reader import Mailbox, Reader
@@ -321,7 +321,7 @@ def test_another_program_on_the_group_is_named(space: Space) -> None:
 
 def test_without_the_right_to_it_one_line_says_so(space: Space) -> None:
     script = (
-        "from ipttrace.capture import nflog; from ipttrace.capture.errors import CaptureError\n"
+        "from ipttrace.capture.netlink.legacy import decode as nflog; from ipttrace.capture.errors import CaptureError\n"
         "try: nflog.open(nflog.new_mailbox(1 << 16))\n"
         "except CaptureError as error: print(error)\n"
     )

@@ -336,7 +336,7 @@ def test_other_programs_can_list_the_table_and_not_remove_it(space: Space) -> No
 
 HOLD = """
     import sys, time
-    from ipttrace.capture import nft_filter
+    from ipttrace.capture.filter import nft as nft_filter
     from ipttrace.capture.netlink.nft.table import FlipTable
     from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET
     table = FlipTable(owner=sys.argv[1] == "owner", inet=sys.argv[2] == "inet")
@@ -426,7 +426,7 @@ def test_closing_without_an_owner_removes_the_table_too(space: Space) -> None:
 def test_who_may_not_is_told_in_one_line_what_to_do(space: Space) -> None:
     script = """
         import os
-        from ipttrace.capture import nft_filter
+        from ipttrace.capture.filter import nft as nft_filter
         from ipttrace.capture.errors import CaptureError
         from ipttrace.capture.netlink.nft.table import FlipTable, clean_stale
         os.setgroups([]); os.setuid(65534)
