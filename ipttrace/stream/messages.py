@@ -78,7 +78,7 @@ class ChainRules(TypedDict):
 
 
 class Rules(TypedDict, total=False):
-    """RULES: a table's rules from a generation on; see trace/rules/history.py."""
+    """RULES: a table's rules from a generation on; see trace/rules/rulesets.py."""
 
     netns: int
     family: int | str

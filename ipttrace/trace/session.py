@@ -15,7 +15,7 @@ from ipttrace.text import clean
 from ipttrace.trace.calls.assemble import Assembler, Calls
 from ipttrace.trace.calls.flow import Flows
 from ipttrace.trace.neighbours import Neighbours
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.store import Store
 from ipttrace.trace.store.schema import ENGINES, fill
 

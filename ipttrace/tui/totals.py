@@ -15,7 +15,7 @@ import numpy as np
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.rules.frames import table_name
+from ipttrace.trace.rules.families import table_name
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.totals import ENDS, Seconds, TotalsTally
 from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, fit

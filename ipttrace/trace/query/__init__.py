@@ -21,20 +21,20 @@ from ipttrace.trace.query.context import Context, RuleTexts, context_of
 from ipttrace.trace.query.error import QueryError, shown, suggestion
 from ipttrace.trace.query.fields import ALIASES, Field, fields
 from ipttrace.trace.query.from_row import (
-    LEGACY,
-    both,
+    LEGACY_TABLES,
     by_chain,
+    by_chain_on_path,
     by_flow,
-    by_hit,
     by_host,
     by_host_address,
     by_journey,
     by_netns,
-    by_pass,
     by_process,
     by_rule,
+    by_rule_on_path,
     by_verdict,
-    hide,
+    conjunction,
+    negation,
 )
 from ipttrace.trace.query.kinds import Hit, Kind, fitting
 from ipttrace.trace.query.tree import Alone, Node, Not, Test, Value, parse, quote, replaced, written
@@ -42,28 +42,28 @@ from ipttrace.trace.query.words import meaning
 from ipttrace.trace.store import Part
 
 __all__ = (
-    "LEGACY",
+    "LEGACY_TABLES",
     "Completion",
     "Context",
     "Query",
     "QueryError",
     "RuleTexts",
-    "both",
     "by_chain",
     "by_flow",
-    "by_hit",
+    "by_rule_on_path",
     "by_host",
     "by_host_address",
     "by_journey",
     "by_netns",
-    "by_pass",
+    "by_chain_on_path",
     "by_process",
     "by_rule",
     "by_verdict",
     "compile",
     "complete",
+    "conjunction",
     "context_of",
-    "hide",
+    "negation",
     "quote",
     "values_of",
 )
@@ -91,7 +91,7 @@ class Query:
         return hash(self.text)
 
     @property
-    def everything(self) -> bool:
+    def matches_all(self) -> bool:
         """Does it take all rows?"""
         return self._hit is None
 
@@ -104,7 +104,7 @@ class Query:
 
 @lru_cache(maxsize=_REMEMBERED)
 def compile(text: str) -> Query:
-    """The query that `text` says; empty text takes everything.  Raises QueryError.
+    """The query that `text` says; empty text takes matches_all.  Raises QueryError.
 
     The last few are remembered: a filter is checked while it is typed, then used.
     """

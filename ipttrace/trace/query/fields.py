@@ -20,7 +20,7 @@ from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.query import kinds, special, values
 from ipttrace.trace.query.names import Name
-from ipttrace.trace.rules.frames import FAMILIES, NFT
+from ipttrace.trace.rules.families import FAMILIES, NFT
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.schema import ENGINES, NETLINK
 

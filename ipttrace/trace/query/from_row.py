@@ -11,7 +11,7 @@ from typing import Final
 
 from ipttrace.trace.query.tree import Many, Node, Not, parse, quote, written
 from ipttrace.trace.row import Row
-from ipttrace.trace.rules.frames import NFT, family_name
+from ipttrace.trace.rules.families import NFT, family_name
 
 
 def _tests(**values: object) -> str:
@@ -19,7 +19,7 @@ def _tests(**values: object) -> str:
 
 
 # What tells a legacy table from one of nftables of the same name, where there may be both.
-LEGACY: Final = "tables=legacy"
+LEGACY_TABLES: Final = "tables=legacy"
 
 
 def _of_tables(family: int) -> dict[str, object]:
@@ -54,7 +54,7 @@ def by_rule(row: Row) -> str:
     )
 
 
-def by_hit(table: str, chain: str, rulenum: int, family: int, netns: int) -> str:
+def by_rule_on_path(table: str, chain: str, rulenum: int, family: int, netns: int) -> str:
     """Rows that hit this rule on their way, whether it decided or not.
 
     `family`: as `Rulesets` number them; `rulenum`: 0 where it is not known.
@@ -63,7 +63,7 @@ def by_hit(table: str, chain: str, rulenum: int, family: int, netns: int) -> str
     return _tests(table=table or None, path=path, **_of_tables(family), netns=netns)
 
 
-def by_pass(table: str, chain: str, family: int, netns: int) -> str:
+def by_chain_on_path(table: str, chain: str, family: int, netns: int) -> str:
     """Rows that hit any rule of this chain on their way."""
     return _tests(table=table or None, path=chain or None, **_of_tables(family), netns=netns)
 
@@ -101,13 +101,13 @@ def by_host(row: Row, hosts: Sequence[str]) -> str:
     return _tests(host=hosts[row.host] if row.host < len(hosts) else row.host)
 
 
-def hide(text: str) -> str:
+def negation(text: str) -> str:
     """Rows that `text` does not take.  Raises QueryError."""
     tree = parse(text)
     return "" if tree is None else written(Not(tree))
 
 
-def both(one: str, other: str) -> str:
+def conjunction(one: str, other: str) -> str:
     """Rows that both texts take, with parentheses where needed.  Raises QueryError."""
     parts: list[Node] = []
     for tree in (parse(one), parse(other)):

@@ -22,7 +22,7 @@ _TRANSPORTS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 _ERRORS: Final = "(icmp[0] >= 3 and icmp[0] <= 12 and icmp[0] != 8)"
 
 
-def expression(raw: Mapping[str, Any], row: Row) -> str:
+def flow_expression(raw: Mapping[str, Any], row: Row) -> str:
     """The expression; "" for a packet without readable addresses.
 
     `raw`: the row's columns, from `Store.raw`.

@@ -22,7 +22,7 @@ from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, 
 from ipttrace.trace.query.names import NameTable, predicate_of
 from ipttrace.trace.query.patterns import Predicate
 from ipttrace.trace.query.tree import Test, Value
-from ipttrace.trace.rules.frames import NFT
+from ipttrace.trace.rules.families import NFT
 from ipttrace.trace.store import Part
 
 _ETHERNET: Final = 14

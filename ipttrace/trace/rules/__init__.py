@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rule texts by generation: what each rule said when a packet met it."""
+"""The texts and counters of the rules, for the time at which each packet met them.
+
+families   numbers and names of the families of tables
+frames     RULES and COUNTERS frames, checked
+texts      each rule text stored once
+timeline   the versions of tables whose generations are counted together
+counters   the newest counters of each table
+rulesets   all of these for one host: what the rest of the program uses
+"""

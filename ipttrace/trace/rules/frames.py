@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""RULES and COUNTERS frames checked: what of them is kept, or StreamError.
-
-Must not do I/O.
-"""
+"""RULES and COUNTERS frames, checked: their contents, or StreamError.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -11,46 +8,22 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.netfilter import NFT_FAMILIES
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.rules.families import FAMILIES
 
 U32: Final = 1 << 32
 U64: Final = 1 << 64
 _NAME_LIMIT: Final = 128
 
 Key = tuple[int, int, str]
-"""Inode of the namespace, 4 or 6 or NFT and the table's NFPROTO_*, table."""
-
-# Families of nftables' tables stand above those of legacy ones.
-NFT: Final = 16
-FAMILIES: Final[dict[object, int]] = {
-    4: 4,
-    6: 6,
-    **{name: NFT + number for number, name in NFT_FAMILIES.items()},
-}
-_FAMILY_NAMES: Final = {4: "IPv4", 6: "IPv6"} | {
-    number: str(name) for name, number in FAMILIES.items() if number > NFT
-}
-
-
-def family_name(family: int) -> str:
-    """What people call the family of a Key: IPv4 and IPv6 of legacy tables, or as nft does."""
-    return _FAMILY_NAMES.get(family, str(family))
-
-
-def table_name(tables: int, table: str) -> str:
-    """What a row's table is called where it stands beside others: "filter", "inet filter".
-
-    `tables`: NFPROTO_* of the nftables table; 0: it is a legacy one, which only have names.
-    """
-    return f"{family_name(NFT + tables)} {table}" if tables else table
+"""Inode of the namespace, family (see `families`), table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain: its policy, None for one that is not built in, and its rules in order."""
+    """A chain: its policy, None unless it is a base chain, and its rules in order."""
 
     policy: str | None
     rules: tuple[str, ...]
@@ -58,14 +31,14 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Packets and bytes of a chain: `rules` is uint64 of shape (n, 2)."""
+    """Packets and bytes of a chain's policy and of its rules, uint64 (n, 2)."""
 
     policy: tuple[int, int] | None
     rules: Array
 
 
 def frame_number(frame: dict[str, Any], name: str, limit: int, what: str) -> int:
-    """The whole number `name` of the frame, below `limit`."""
+    """Returns the integer `name` of the frame, at least 0 and below `limit`."""
     value = frame.get(name)
     if type(value) is int and 0 <= value < limit:
         return value
@@ -73,7 +46,7 @@ def frame_number(frame: dict[str, Any], name: str, limit: int, what: str) -> int
 
 
 def frame_key(frame: dict[str, Any], what: str) -> Key:
-    """Which table the frame is about."""
+    """Returns the table that the frame is about."""
     netns, family = frame_number(frame, "netns", U32, what), frame.get("family")
     table = frame.get("table")
     if type(family) not in (int, str) or family not in FAMILIES:
@@ -84,7 +57,7 @@ def frame_key(frame: dict[str, Any], what: str) -> Key:
 
 
 def frame_chains(value: object) -> dict[str, Chain]:
-    """The chains of a RULES frame, by clean name; the rules as they came."""
+    """Returns the chains of a RULES frame by clean name; rules are not cleaned."""
     if not isinstance(value, dict):
         raise StreamError("rules in the stream are not readable: chains")
     found: dict[str, Chain] = {}
@@ -97,10 +70,10 @@ def frame_chains(value: object) -> dict[str, Chain]:
             raise StreamError("rules in the stream are not readable: rules of a chain")
         if policy is not None and not isinstance(policy, str):
             raise StreamError("rules in the stream are not readable: policy")
-        # Two names that look alike: which one a packet was in cannot be told.
-        twice = shown in found
+        # Two names that look the same once cleaned: a packet could have been in either.
+        ambiguous = shown in found
         policy = None if policy is None else clean(policy, 32)
-        found[shown] = Chain(None if twice else policy, () if twice else tuple(rules))
+        found[shown] = Chain(None if ambiguous else policy, () if ambiguous else tuple(rules))
     return found
 
 
@@ -113,7 +86,7 @@ def _pair(value: object) -> tuple[int, int]:
 
 
 def frame_counted(value: object) -> Counted:
-    """A chain of a COUNTERS frame."""
+    """Returns a chain of a COUNTERS frame."""
     if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
         raise StreamError("counters in the stream are not readable")
     policy = value.get("policy")
@@ -121,12 +94,12 @@ def frame_counted(value: object) -> Counted:
 
 
 def _pairs(value: list[Any]) -> Array:
-    """uint64 of shape (n, 2)."""
+    """Returns uint64 (n, 2)."""
     try:
         found = np.array(value)
-    except ValueError:  # of different lengths
+    except ValueError:  # lists of different lengths
         found = np.zeros(0)
     if found.dtype.kind == "i" and found.shape == (len(value), 2) and (found >= 0).all():
         return found.astype(np.uint64)
-    # Beyond 63 bits, or not what it should be: one by one.
+    # Beyond 63 bits, or malformed: one by one.
     return np.array([_pair(pair) for pair in value], np.uint64).reshape(-1, 2)

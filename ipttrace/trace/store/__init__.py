@@ -17,7 +17,7 @@ import numpy as np
 
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.schema import SCHEMA, STEPS, Columns
 from ipttrace.trace.store.unfold import unfold

@@ -15,7 +15,7 @@ from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.calls.assemble import Calls
 from ipttrace.trace.calls.flow import Flows, is_tracked
 from ipttrace.trace.decode import headers as packet
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.store.names import Names
 
 # Copied from the entry record as they are.
@@ -218,7 +218,7 @@ def fill(
     columns["host"] = np.full(len(calls), host, np.uint8)
     # A change while the packet was in the table: which rules it met is not known.
     moved = exits["flags"] & record.EXIT_F_CHANGED != 0
-    columns["ruleset"] = rulesets.place(
+    columns["ruleset"] = rulesets.renumber(
         np.where(moved, 0, entries["ruleset"]), entries["tables"] != 0
     )
     columns["partial"] = calls.partial

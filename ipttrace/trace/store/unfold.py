@@ -19,8 +19,8 @@ from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.frames import NFT
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.families import NFT
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.schema import ENGINES, STEPS, Columns
 

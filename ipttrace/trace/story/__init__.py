@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The story of one packet: the journey that a row is part of, told in order.
+"""The story of one packet: the journey that a row belongs to, for the detail pane.
 
-What the detail of a row shows: each traversal of the skb with its path, the
-text of the rules that it hit, and what changed on the way; around and between
-them the calls that one made from inside another (REJECT's answer).  Searches a
-bounded number of rows around the row that was asked for.  Must not do I/O.
+Each traversal of the skb with its path, the texts of the rules it hit and what changed
+between and inside the tables; around them, the calls that one made from inside another
+(the answer of a REJECT rule).
+
+- search.py: finds the rows, within a bounded distance of the one asked for
+- observation.py: one packet as it entered one table
+- changes.py: what changed between two observations, or inside a table
+- __init__.py: puts the story together
+
+Must not do I/O.
 """
 
 from __future__ import annotations
@@ -14,23 +20,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.history import Rulesets
-from ipttrace.trace.store import Part, Store
-from ipttrace.trace.story.changes import Change, Look, between, inside, status_names
+from ipttrace.trace.rules.rulesets import Rulesets
+from ipttrace.trace.store import Store
+from ipttrace.trace.story.changes import PacketChange, changes_between, changes_by_table
+from ipttrace.trace.story.observation import Observation, endpoint, status_names
+from ipttrace.trace.story.search import MOST_NESTED, find_journey, find_nested, first_call
 
-REACH: Final = 1 << 18  # rows searched to each side
-LIMIT: Final = 64  # traversals told
-_FIRST_LOOK: Final = 1 << 10  # rows; each further look is twice as wide
-_NEARBY: Final = 1 << 12  # calls made from inside come up within so many rows
-_DEEPEST: Final = 4  # calls inside calls
-_CALL: Final = (1 << 56) - 1  # a journey's number is its first call's, below the host's
+__all__ = (
+    "LIMIT",
+    "REACH",
+    "Conntrack",
+    "Packet",
+    "PacketChange",
+    "RuleHit",
+    "Story",
+    "Traversal",
+    "endpoint",
+    "story",
+)
 
-_OVER: Final = (0, 2)  # NF_DROP, NF_STOLEN: the skb is gone
+REACH: Final = 1 << 18  # rows searched in each direction
+LIMIT: Final = 64  # traversals of the journey
+
+# Hooks after which nothing follows.
 _LAST_HOOKS: Final = ("INPUT", "POSTROUTING")
 
 
@@ -47,18 +61,18 @@ class Traversal:
     """One line of the story."""
 
     row: Row
-    own: bool  # of the row's skb; else of one inside of whose call it was made, or the reverse
-    depth: int  # calls of the story around this one
-    since: int  # ns since the journey began; negative for what is around it
-    gap: int | None  # ns since the traversal before let go of the skb; None: not known, or none
+    own: bool  # of this journey's skb; False: of a call around or inside one of its calls
+    depth: int  # number of calls of the story around this one
+    since: int  # ns since the journey began; negative for calls around it
+    gap: int | None  # ns since the end of the skb's previous traversal; None: none or unknown
     steps: tuple[RuleHit, ...]
-    before: tuple[Change, ...]  # since the traversal before of the same skb
-    here: tuple[Change, ...]  # made by this traversal
+    changed_before: tuple[PacketChange, ...]  # since the skb's previous traversal
+    changed_here: tuple[PacketChange, ...]  # by this traversal
 
 
 @dataclass(frozen=True, slots=True)
 class Conntrack:
-    """What conntrack knew of the packet as it came in."""
+    """The packet's conntrack entry as it entered the table."""
 
     address: int
     state: str | None  # NEW, ESTABLISHED reply, …
@@ -72,10 +86,10 @@ class Conntrack:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What was captured."""
+    """The captured bytes."""
 
     data: bytes  # from the network header on
-    length: int  # of the whole packet
+    length: int  # of the complete packet
     mac: bytes  # link-layer header
     ethertype: int
     vlan: int  # tag control information; 0: none
@@ -88,191 +102,89 @@ class Story:
     row: Row
     tid: int | None
     socket: int | None  # address of struct sock
-    interrupted: bool  # pid and comm are of whom a softirq interrupted
+    interrupted: bool  # pid and comm belong to the process that a softirq interrupted
     conntrack: Conntrack | None
     packet: Packet
     traversals: tuple[Traversal, ...]  # in time order
-    earlier: bool  # its beginning is not among them: no longer held, or too far
-    later: bool  # there may be more than were told or searched
+    starts_earlier: bool  # the journey's first rows are missing: no longer held, or too far
+    ends_later: bool  # further rows were left out, or may lie beyond the rows searched
 
 
 def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Story | None:
-    """The story of row `seq`; None when it is not, or no longer, held.
+    """The story of row `seq`; None if the store does not hold it.
 
-    At most `limit` traversals, those nearest to the row, and as many of calls
-    inside and around; found among `reach` rows to each side.
+    `limit`: the most traversals, the nearest to the row, and as many calls around and
+    inside them; `reach`: rows searched in each direction.
     """
     part = next(iter(store.parts(seq, seq + 1)), None)
     if part is None:
         return None
     journey, call = int(part.columns["journey"][0]), int(part.columns["call"][0])
-    found, over, cut = _journey(store, seq, journey, call, reach, limit)
-    rows = store.rows(found)
+    found = find_journey(store, seq, journey, call, reach, limit)
+    rows = store.rows(found.seqs)
     if not rows:
-        return None  # it has just left
-    # Where nothing follows as a rule, it is no news that nothing did.
-    far = not over and seq + 1 + reach < store.end and rows[-1].hook not in _LAST_HOOKS
-    rows += store.rows(_around(store, rows, limit))
-    looks = _looks(store, rows)
-    look = next((each for each in looks if each.row.index == seq), None)
-    if look is None:
+        return None  # the store has just dropped it
+    # Only a journey that should go on is incomplete when no end was found.
+    unfinished = (
+        not found.ended and seq + 1 + reach < store.end and rows[-1].hook not in _LAST_HOOKS
+    )
+    rows += store.rows(find_nested(store, rows, limit))
+    packets = _observations(store, rows)
+    packet = next((each for each in packets if each.row.index == seq), None)
+    if packet is None:
         return None
-    row, began = look.row, journey & _CALL
+    row, first = packet.row, first_call(journey)
     return Story(
         row=row,
-        tid=look.number("tid") if row.pid is not None else None,
-        socket=look.number("sk") or None,
-        interrupted=bool(look.number("flags") & record.F_SOFTIRQ),
-        conntrack=_conntrack(look) if look.tracked else None,
-        packet=_packet(look),
-        traversals=_tell(looks, row.journey, store.rulesets),
-        earlier=not any(each.row.call == began for each in looks),
-        later=cut or far,
+        tid=packet.number("tid") if row.pid is not None else None,
+        socket=packet.number("sk") or None,
+        interrupted=bool(packet.number("flags") & record.F_SOFTIRQ),
+        conntrack=_conntrack(packet) if packet.tracked else None,
+        packet=_captured(packet),
+        traversals=_traversals(packets, row.journey, store.rulesets),
+        starts_earlier=not any(each.row.call == first for each in packets),
+        ends_later=found.cut or unfinished,
     )
 
 
-def _looks(store: Store, rows: list[Row]) -> list[Look]:
-    """The columns' side of these rows; without those that have just left."""
+def _observations(store: Store, rows: list[Row]) -> list[Observation]:
+    """Each row with its columns, except rows that the store has just dropped."""
     seqs = [row.index for row in rows]
     parts = list(store.parts(min(seqs), max(seqs) + 1)) if seqs else []
     firsts = [part.first for part in parts]
-    looks = []
+    found = []
     for row in rows:
         which = bisect_right(firsts, row.index) - 1
         if which >= 0 and row.index - firsts[which] < len(parts[which]):
-            looks.append(Look(row, parts[which].columns, row.index - firsts[which]))
-    return looks
+            found.append(Observation(row, parts[which].columns, row.index - firsts[which]))
+    return found
 
 
-# Finding.
-
-
-def _journey(
-    store: Store, seq: int, journey: int, call: int, reach: int, limit: int
-) -> tuple[Array, bool, bool]:
-    """Rows of the journey, ascending; whether its end is known; whether later ones were cut."""
-    first, end = max(store.first, seq - reach), min(store.end, seq + 1 + reach)
-    began = call == journey & _CALL
-    over = False
-    backward: list[Array] = []
-    count = 0
-    for a, b in _wider(seq, first):
-        # A journey holds nothing before the call that it is named after.
-        if began or count >= limit:
-            break
-        found, began, _ = _among(store, journey, a, b)
-        backward.append(found)
-        count += len(found)
-    forward: list[Array] = []
-    count = 0
-    for a, b in _wider(seq, end):
-        if over or count > limit:
-            break
-        found, _, over = _among(store, journey, a, b)
-        forward.append(found)
-        count += len(found)
-    seqs = np.concatenate([*reversed(backward), *forward])
-    near = np.sort(np.argsort(np.abs(seqs - seq), kind="stable")[:limit])
-    cut = bool(near.size) and int(near[-1]) < len(seqs) - 1
-    return seqs[near], over, cut
-
-
-def _wider(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Stretches (first, end) from `start` towards `stop`, each twice as wide as the last."""
-    at, wide = start, _FIRST_LOOK
-    while at != stop:
-        then = min(at + wide, stop) if stop > start else max(at - wide, stop)
-        yield min(at, then), max(at, then)
-        at, wide = then, 2 * wide
-
-
-def _among(store: Store, journey: int, first: int, end: int) -> tuple[Array, bool, bool]:
-    """The journey's rows of this stretch; whether it begins, whether it ends there."""
-    seqs: list[Array] = []
-    began = over = False
-    for part in store.parts(first, end):
-        at = np.flatnonzero(part.columns["journey"] == np.uint64(journey))
-        if at.size:
-            seqs.append(at.astype(np.int64) + part.first)
-            began |= bool((part.columns["call"][at] == np.uint64(journey & _CALL)).any())
-            verdicts = part.columns["verdict"][at] & np.uint32(0xFF)
-            over |= bool(np.isin(verdicts, _OVER).any())
-    return (np.concatenate(seqs) if seqs else np.zeros(0, np.int64)), began, over
-
-
-def _around(store: Store, rows: list[Row], limit: int) -> Array:
-    """Calls made from inside of these rows' calls, and those around them."""
-    seqs = [each.index for each in rows]
-    parts = list(store.parts(min(seqs) - _NEARBY, max(seqs) + 1 + _NEARBY))
-    host = rows[0].host
-    calls = {each.call for each in rows}
-    found: dict[int, int] = {}
-    # Down: calls whose parents are among those that are known.
-    latest = calls
-    for _ in range(_DEEPEST):
-        below: dict[int, int] = {}
-        for part in parts:
-            at = _rows_of(part, "parent", latest, host)[:limit]
-            below.update(
-                zip(part.columns["call"][at].tolist(), (at + part.first).tolist(), strict=True)
-            )
-        latest = below.keys() - calls
-        if not latest:
-            break
-        calls |= latest
-        found.update({call: below[call] for call in latest})
-    # Up: the parents themselves.
-    wanted = {each.parent for each in rows if each.parent} - calls
-    for _ in range(_DEEPEST):
-        if not wanted:
-            break
-        calls |= wanted
-        above: set[int] = set()
-        for part in parts:
-            at = _rows_of(part, "call", wanted, host)[:limit]
-            found.update(
-                zip(part.columns["call"][at].tolist(), (at + part.first).tolist(), strict=True)
-            )
-            above.update(part.columns["parent"][at].tolist())
-        wanted = above - calls - {0}
-    return np.sort(np.array(list(found.values())[:limit], np.int64))
-
-
-def _rows_of(part: Part, column: str, values: set[int], host: int) -> Array:
-    """Places in the part of the host's rows that have one of `values` in this column."""
-    wanted = np.array(list(values), np.uint64)
-    hit: Array = np.isin(part.columns[column], wanted)
-    return np.flatnonzero(hit & (part.columns["host"] == host))
-
-
-# Telling.
-
-
-def _tell(
-    looks: list[Look], journey: int, rulesets: Mapping[int, Rulesets]
+def _traversals(
+    packets: list[Observation], journey: int, rulesets: Mapping[int, Rulesets]
 ) -> tuple[Traversal, ...]:
-    looks.sort(key=lambda look: (look.row.time, look.row.index))
-    began = next((look.row.time for look in looks if look.row.journey == journey), 0)
-    parents = {look.row.call: look.row.parent for look in looks}
-    latest: dict[int, Look] = {}  # by journey
-    told = []
-    for look in looks:
-        row = look.row
-        before = latest.get(row.journey)
-        latest[row.journey] = look
-        told.append(
+    packets.sort(key=lambda packet: (packet.row.time, packet.row.index))
+    began = next((packet.row.time for packet in packets if packet.row.journey == journey), 0)
+    parents = {packet.row.call: packet.row.parent for packet in packets}
+    latest: dict[int, Observation] = {}  # by journey
+    made = []
+    for packet in packets:
+        row = packet.row
+        previous = latest.get(row.journey)
+        latest[row.journey] = packet
+        made.append(
             Traversal(
                 row=row,
                 own=row.journey == journey,
                 depth=_depth(row, parents),
                 since=row.time - began,
-                gap=None if before is None else _gap(before.row, row),
+                gap=None if previous is None else _gap(previous.row, row),
                 steps=tuple(_hits(row, rulesets)),
-                before=() if before is None else between(before, look),
-                here=inside(look),
+                changed_before=() if previous is None else changes_between(previous, packet),
+                changed_here=changes_by_table(packet),
             )
         )
-    return tuple(told)
+    return tuple(made)
 
 
 def _gap(before: Row, after: Row) -> int | None:
@@ -283,7 +195,7 @@ def _gap(before: Row, after: Row) -> int | None:
 
 def _depth(row: Row, parents: Mapping[int, int | None]) -> int:
     depth, parent = 0, row.parent
-    while parent is not None and parent in parents and depth < 2 * _DEEPEST:
+    while parent is not None and parent in parents and depth < 2 * MOST_NESTED:
         depth += 1
         parent = parents[parent]
     return depth
@@ -300,24 +212,24 @@ def _hits(row: Row, rulesets: Mapping[int, Rulesets]) -> Iterator[RuleHit]:
         yield RuleHit(step, text)
 
 
-def _conntrack(look: Look) -> Conntrack:
+def _conntrack(packet: Observation) -> Conntrack:
     return Conntrack(
-        address=look.number("ct"),
-        state=look.state,
-        status=status_names(look.number("ct_status")),
-        mark=look.number("ct_mark"),
-        zone=look.number("ct_zone"),
-        proto=look.number("ct_proto"),
-        orig=look.tuple("orig"),
-        reply=look.tuple("reply"),
+        address=packet.number("ct"),
+        state=packet.state,
+        status=status_names(packet.number("ct_status")),
+        mark=packet.number("ct_mark"),
+        zone=packet.number("ct_zone"),
+        proto=packet.number("ct_proto"),
+        orig=packet.tuple("orig"),
+        reply=packet.tuple("reply"),
     )
 
 
-def _packet(look: Look) -> Packet:
+def _captured(packet: Observation) -> Packet:
     return Packet(
-        data=look.bytes,
-        length=look.number("len"),
-        mac=look.octets("mac")[: look.number("mac_len")],
-        ethertype=look.number("protocol"),
-        vlan=look.number("vlan_tci"),
+        data=packet.bytes,
+        length=packet.number("len"),
+        mac=packet.octets("mac")[: packet.number("mac_len")],
+        ethertype=packet.number("protocol"),
+        vlan=packet.number("vlan_tci"),
     )

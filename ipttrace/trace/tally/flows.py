@@ -76,7 +76,7 @@ class Flow:
     bytes: int
     drops: int
     cost_ns: int  # of all its rows
-    dearest_ns: int  # the row that cost most
+    max_cost_ns: int  # the row that cost most
     first: int  # ns since the epoch
     last: int
     verdict: str  # of its newest row
@@ -221,7 +221,7 @@ class FlowsTally:
             bytes=int(of["bytes"]),
             drops=int(of["drops"]),
             cost_ns=int(of["cost"]),
-            dearest_ns=int(of["dearest"]),
+            max_cost_ns=int(of["dearest"]),
             first=int(of["first"]),
             last=int(of["last"]),
             verdict=VERDICTS[verdict] if verdict < len(VERDICTS) else "other",

@@ -20,7 +20,8 @@ from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, table_order
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.rules.frames import Counted
-from ipttrace.trace.rules.history import Rulesets, Table
+from ipttrace.trace.rules.rulesets import Rulesets
+from ipttrace.trace.rules.timeline import Table
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.rules import RulesTally
@@ -87,7 +88,7 @@ class TableListing:
     current: bool  # False: they were changed since, and the new ones are not known
     elsewhere: int  # hits under other rules than those listed
     chains: Sequence[ChainListing]
-    backend: str = "legacy"  # of the rules, where they are known: see rulesets.BACKENDS
+    backend: str = "legacy"  # of the rules, where they are known: see timeline.BACKENDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ipttrace.netfilter import VERDICTS
 from ipttrace.trace.arrays.hashing import Array, Hash
-from ipttrace.trace.rules.frames import NFT
+from ipttrace.trace.rules.families import NFT
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.schema import NETLINK
 from ipttrace.trace.tally import clock as tally_clock

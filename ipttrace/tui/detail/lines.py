@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The detail of a row as lines of text, for any width.
+"""The detail of one row as lines of cells, for any width.
 
-Pure: knows stories and cell widths, no Textual, no colours.  A piece of a line
-comes with the name of a role; the widget gives roles their colours.
+Pure: takes a story; must not import Textual or know colours.
 """
 
 from __future__ import annotations
@@ -11,63 +10,73 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from rich.cells import cell_len
-
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.decode.dissect import dissect, hex_dump
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.frames import table_name
-from ipttrace.trace.story import Packet, RuleHit, Story, Traversal
-from ipttrace.trace.story.changes import Change, endpoint
-from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, duration, fit
-from ipttrace.tui.detail.wrap import MOST_LINES, Line, Piece, cut, fold, wrap
+from ipttrace.trace.rules.families import table_name
+from ipttrace.trace.story import Packet, PacketChange, RuleHit, Story, Traversal, endpoint
+from ipttrace.tui.cells import (
+    Cell,
+    Cells,
+    cell_len,
+    cut,
+    duration,
+    fit,
+    fold,
+    verdict_cell,
+)
+from ipttrace.tui.detail.wrap import MOST_LINES, Line, wrap
 
 ROLES: Final = frozenset(
-    {"head", "title", "name", "value", "dim", "chain", "rule", "changed", "bad", "shown"}
+    {"head", "section", "name", "value", "dim", "chain", "rule", "changed", "bad", "shown"}
     | {"accept", "drop", "other", "hex", "text"}
 )
 
 SHOWN: Final = "▶"  # the traversal that is the row itself
 
-_NARROW: Final = 100  # cells; below, namespaces only where they change
+_NARROW: Final = 100  # cells; below, namespaces are shown only where they change
 _NARROWEST: Final = 40  # cells; below, lines are cut
-_WIDE_DUMP: Final = 140  # cells; from here on 32 bytes a line
+_WIDE_DUMP: Final = 140  # cells; from this width on, 32 bytes per line
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Names that rows know by number, safe for a terminal."""
+class KnownNames:
+    """Names of what rows refer to by number, safe for a terminal."""
 
     netns: Mapping[int, str] = field(default_factory=dict)  # by inode
-    hosts: Mapping[int, str] = field(default_factory=dict)  # by number of the trace
+    hosts: Mapping[int, str] = field(default_factory=dict)  # by the host's number
 
 
-def lines(story: Story, width: int, where: Where, folded: bool = False) -> list[Line]:
-    """All lines of the detail; `folded`: without the packet's bytes."""
+def lines(story: Story, width: int, names: KnownNames, folded: bool = False) -> list[Line]:
+    """All lines of the detail, at most `width` (20 or more) cells long.
+
+    `folded`: without the packet's bytes.
+    """
     width = max(width, 20)
-    made = wrap(_about(story, where), width, 2)
-    made += _journey(story, width, where)
+    made = wrap(_about(story, names), width, 2)
+    made += _journey(story, width, names)
     made += _conntrack(story, width)
     made += _packet(story.packet, width)
     made += _bytes(story.packet, width, folded)
     if width < _NARROWEST:
-        made = [Line(cut(line.pieces, width), line.shown, line.belongs) for line in made]
+        made = [Line(cut(line.cells, width), line.shown, line.belongs) for line in made]
     return made
 
 
-def _title(text: str, rest: Iterable[Piece] = ()) -> tuple[Piece, ...]:
-    return ((text, "title"), *rest)
+def _section(title: str, *rest: str) -> Cells:
+    """The heading of a section, and remarks after it."""
+    return [(title, "section"), *((f"  {text}", "dim") for text in rest)]
 
 
 # The sections.
 
 
-def _about(story: Story, where: Where) -> list[tuple[Piece, ...]]:
+def _about(story: Story, names: KnownNames) -> list[Cells]:
     row = story.row
-    items: list[tuple[Piece, ...]] = []
+    items: list[Cells] = []
     packet = f"{endpoint(row.src, row.sport)} → {endpoint(row.dst, row.dport)}"
     kind = " ".join(filter(None, (row.proto or "-", row.flags, row.icmp, row.frag and "frag")))
-    items.append(((f"{kind} ", "head"), (packet, "head")))
+    items.append([(f"{kind} ", "head"), (packet, "head")])
     if not _over_netlink(row):
         items.append(_named("skb", "-" if row.skb is None else f"0x{row.skb:x}"))
         items.append(_process(story))
@@ -75,8 +84,8 @@ def _about(story: Story, where: Where) -> list[tuple[Piece, ...]]:
         items.append(_named("cpu", "-" if row.cpu is None else str(row.cpu)))
     if row.trace_id is not None:
         items.append(_named("trace id", f"{row.trace_id:08x}"))
-    items.append(_named("netns", _netns(row, where)))
-    if host := where.hosts.get(row.host):
+    items.append(_named("netns", _netns(row, names)))
+    if host := names.hosts.get(row.host):
         items.append(_named("host", host))
     items.append(_named("mark", f"0x{row.mark:x}"))
     items.append(_named("len", str(row.len)))
@@ -85,7 +94,7 @@ def _about(story: Story, where: Where) -> list[tuple[Piece, ...]]:
     if row.engine:
         items.append(_named("engine", row.engine))
     if _over_netlink(row):
-        items.append((("cost, process and CPU are not known: traced over netlink", "dim"),))
+        items.append([("cost, process and CPU unknown: traced over netlink", "dim")])
     return items
 
 
@@ -93,42 +102,42 @@ def _over_netlink(row: Row) -> bool:
     return row.engine == "netlink"
 
 
-def _named(name: str, value: str) -> tuple[Piece, ...]:
-    return ((f"{name} ", "name"), (value, "value"))
+def _named(name: str, value: str) -> Cells:
+    return [(f"{name} ", "name"), (value, "value")]
 
 
-def _process(story: Story) -> tuple[Piece, ...]:
+def _process(story: Story) -> Cells:
     row = story.row
     if row.pid is None and not row.comm:
         return _named("process", "-")
     tid = "" if story.tid in (None, row.pid) else f" thread {story.tid}"
     who = f"{row.comm or '-'} {'-' if row.pid is None else row.pid}{tid}"
-    # Then it need not have to do with the packet.
+    # The interrupted process need not be related to the packet.
     return _named("interrupted" if story.interrupted else "process", who)
 
 
-def _netns(row: Row, where: Where) -> str:
-    return where.netns.get(row.netns) or str(row.netns)
+def _netns(row: Row, names: KnownNames) -> str:
+    return names.netns.get(row.netns) or str(row.netns)
 
 
-def _journey(story: Story, width: int, where: Where) -> list[Line]:
-    told = story.traversals
-    own = [traversal for traversal in told if traversal.own]
-    notes = [f"  {len(own)} table{'s' if len(own) != 1 else ''}"]
+def _journey(story: Story, width: int, names: KnownNames) -> list[Line]:
+    traversals = story.traversals
+    own = [traversal for traversal in traversals if traversal.own]
+    notes = [f"{len(own)} table{'s' if len(own) != 1 else ''}"]
     if any(traversal.row.cost_ns is not None for traversal in own):
         notes[0] += f" in {duration(own[-1].since + (own[-1].row.cost_ns or 0))}"
-    if len(own) < len(told):
-        notes.append(f"  indented: from inside of a call; {len(told) - len(own)} of another skb")
-    made = [Line(cut(_title("Journey", [(note, "dim") for note in notes]), width))]
-    widths = _Widths(told, width, where)
-    made.append(widths.titles())
-    if story.earlier:
-        made.append(Line(cut([("  its beginning is not held, or too far away", "dim")], width)))
-    for traversal in told:
-        made += _traversal(traversal, story.row.index, widths)
-    if story.later:
+    if (others := len(traversals) - len(own)) > 0:
+        notes.append(f"indented: sent within a call; {others} of another skb")
+    made = [Line(cut(_section("Journey", *notes), width))]
+    columns = _Columns(traversals, width, names)
+    made.append(columns.titles())
+    if story.starts_earlier:
+        made.append(Line(cut([("  earlier tables are not held, or beyond the search limit", "dim")], width)))
+    for traversal in traversals:
+        made += _traversal(traversal, story.row.index, columns)
+    if story.ends_later:
         made.append(
-            Line(cut([("  more may follow: this is as far as was searched", "dim")], width))
+            Line(cut([("  later tables may be beyond the search limit", "dim")], width))
         )
     return made
 
@@ -137,21 +146,21 @@ _LEAST_RULE: Final = 12
 _RIGHT: Final = frozenset({"since", "gap", "cost"})
 
 
-class _Widths:
-    """The columns of the journey's lines."""
+class _Columns:
+    """The columns of the journey, with the widths for its traversals."""
 
-    def __init__(self, told: tuple[Traversal, ...], width: int, where: Where) -> None:
+    def __init__(self, traversals: tuple[Traversal, ...], width: int, names: KnownNames) -> None:
         self.width = width
-        self.where = where
+        self.names = names
         netns = 0
-        devices = max((cell_len(_devices(t.row)) for t in told), default=0)
-        hooks = max((len(t.row.hook) + 2 * t.depth for t in told), default=0)
-        tables = max((cell_len(_table(t.row)) for t in told), default=0)
+        devices = max((cell_len(_devices(t.row)) for t in traversals), default=0)
+        hooks = max((len(t.row.hook) + 2 * t.depth for t in traversals), default=0)
+        tables = max((cell_len(_table(t.row)) for t in traversals), default=0)
         hook = min(max(hooks, 4), 17)
         table = min(max(tables, 5), 12 if width >= 60 else 8)
         devices = min(max(devices, 6), 13 if width < _NARROW else 25)
         if width >= _NARROW:
-            names = max((cell_len(_netns(t.row, where)) for t in told), default=0)
+            names = max((cell_len(_netns(t.row, names)) for t in traversals), default=0)
             netns = min(max(names, 5), 16)
         self.sizes = {
             "since": 7,
@@ -164,28 +173,28 @@ class _Widths:
             "devices": devices,
             "netns": netns,
         }
-        if all(t.row.cost_ns is None for t in told):
-            # The times only keep what came over netlink in order.
+        if all(t.row.cost_ns is None for t in traversals):
+            # Without costs, all came over netlink: its times only give the order.
             self.sizes |= {"since": 0, "gap": 0, "cost": 0}
-        # What tells the least goes first.
+        # The least informative column goes first.
         for name in ("gap", "devices", "cost", "since"):
             if self._used() + _LEAST_RULE < width:
                 break
             self.sizes[name] = 0
-        rules = max((cell_len(_decision(t.row)) for t in told), default=0)
+        rules = max((cell_len(_decision(t.row)) for t in traversals), default=0)
         self.sizes["rule"] = max(min(rules, width - self._used() - 1, 34), 4)
 
     def _used(self) -> int:
         return 2 + sum(size + 1 for size in self.sizes.values() if size)
 
-    def line(self, cells: Mapping[str, Piece], mark: str, shown: bool) -> Line:
-        """`cells`: the text and role of each column by its name."""
-        pieces: list[Piece] = [(f"{mark:<2}", "changed" if shown else "dim")]
+    def line(self, cells: Mapping[str, Cell], mark: str, shown: bool) -> Line:
+        """A line from `cells` by column."""
+        line: Cells = [(f"{mark:<2}", "changed" if shown else "dim")]
         for name, size in self.sizes.items():
             if size:
                 text, role = cells[name]
-                pieces.append((fit(text, size, name in _RIGHT) + " ", role))
-        return Line(cut(pieces, self.width), shown)
+                line.append((fit(text, size, name in _RIGHT) + " ", role))
+        return Line(cut(line, self.width), shown)
 
     def titles(self) -> Line:
         names = {"since": "time", "gap": "gap", "hook": "hook", "table": "table", "rule": "rule"}
@@ -219,18 +228,17 @@ def _signed(ns: int) -> str:
     return f"-{duration(-ns)}" if ns < 0 else f"+{duration(ns)}"
 
 
-def _verdict(row: Row) -> Piece:
+def _verdict(row: Row) -> Cell:
     if row.verdict is None:
         return "  ?", "dim"
-    mark = VERDICT_MARKS.get(row.verdict, "?")
-    return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
+    return verdict_cell(row.verdict)
 
 
-def _traversal(traversal: Traversal, shown: int, widths: _Widths) -> list[Line]:
+def _traversal(traversal: Traversal, shown: int, columns: _Columns) -> list[Line]:
     row = traversal.row
     is_shown = row.index == shown
     plain = "value" if traversal.own else "dim"
-    cells: dict[str, Piece] = {
+    cells: dict[str, Cell] = {
         "since": (_signed(traversal.since), plain),
         "gap": ("" if traversal.gap is None else duration(traversal.gap), "dim"),
         "hook": ("  " * traversal.depth + (row.hook or "?"), "head" if traversal.own else "dim"),
@@ -239,32 +247,32 @@ def _traversal(traversal: Traversal, shown: int, widths: _Widths) -> list[Line]:
         "verdict": _verdict(row),
         "cost": ("" if row.cost_ns is None else duration(row.cost_ns), plain),
         "devices": (_devices(row), plain),
-        "netns": (_netns(row, widths.where), "dim"),
+        "netns": (_netns(row, columns.names), "dim"),
     }
-    made = [widths.line(cells, SHOWN if is_shown else "", is_shown)]
-    made += _changes("came with", traversal.before, widths)
-    # In full where the row itself is.
-    made += _steps(traversal, widths.width, MOST_LINES if is_shown else 1)
-    made += _changes("changed", traversal.here, widths)
-    return made[:1] + [Line(line.pieces, belongs=True) for line in made[1:]]
+    made = [columns.line(cells, SHOWN if is_shown else "", is_shown)]
+    made += _changes("came with", traversal.changed_before, columns)
+    # In full for the row itself.
+    made += _steps(traversal, columns.width, MOST_LINES if is_shown else 1)
+    made += _changes("changed", traversal.changed_here, columns)
+    return made[:1] + [Line(line.cells, belongs=True) for line in made[1:]]
 
 
 _INDENT: Final = 4
 
 
-def _changes(what: str, changes: tuple[Change, ...], widths: _Widths) -> list[Line]:
+def _changes(what: str, changes: tuple[PacketChange, ...], columns: _Columns) -> list[Line]:
     if not changes:
         return []
-    items: list[tuple[Piece, ...]] = [((" " * _INDENT, "value"), (what, "dim"))]
+    items: list[Cells] = [[(" " * _INDENT, "value"), (what, "dim")]]
     for change in changes:
         text = change.text
         if change.name == "netns":
             text = " → ".join(
-                widths.where.netns.get(int(part), part) if part.isdigit() else part
+                columns.names.netns.get(int(part), part) if part.isdigit() else part
                 for part in text.split(" → ")
             )
-        items.append(((f"{change.name} ", "name"), (text, "changed")))
-    return wrap(items, widths.width, _INDENT + 2)
+        items.append([(f"{change.name} ", "name"), (text, "changed")])
+    return wrap(items, columns.width, _INDENT + 2)
 
 
 def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
@@ -275,7 +283,7 @@ def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
         items = []
         for at, hit in enumerate(hits):
             arrow = "→ " if at else " " * _INDENT
-            items.append(((arrow, "dim"), (_hit(hit.step), "chain")))
+            items.append([(arrow, "dim"), (_hit(hit.step), "chain")])
         return wrap(items, width, _INDENT, " ")
     name_width = min(max(cell_len(_hit(hit.step)) for hit in hits), max(width // 3, 12))
     made = []
@@ -321,7 +329,7 @@ def _packet(packet: Packet, width: int) -> list[Line]:
     layers = dissect(packet.data, packet.length, packet.mac, packet.ethertype, packet.vlan)
     for layer in layers:
         indent = 2 + 2 * layer.depth
-        items: list[tuple[Piece, ...]] = [((" " * indent, "dim"), (layer.name, "title"))]
+        items: list[Cells] = [((" " * indent, "dim"), (layer.name, "title"))]
         items += [_named(name, value) for name, value in layer.fields]
         if layer.note:
             items.append((("! " + layer.note, "bad"),))

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The line of column titles above the list.  Draws what it is told; knows no rows."""
+"""The line of column titles above the list.  Must not know rows."""
 
 from __future__ import annotations
 
 from textual.content import Content
 from textual.widget import Widget
 
-from ipttrace.tui.rows import columns
-from ipttrace.tui.rows.columns import Placed
+from ipttrace.tui.rows import layout
+from ipttrace.tui.rows.layout import Placed
 
 
 class Titles(Widget):
-    """Column titles; `show` gives the columns."""
+    """The titles of the columns that `show` was given."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._columns: tuple[Placed, ...] = columns.choose(80)
-        self._aside = 0
+        self._columns: tuple[Placed, ...] = layout.choose(80)
+        self._left = 0
 
-    def show(self, chosen: tuple[Placed, ...], aside: int = 0) -> None:
-        """Show the titles of `chosen`, without the first `aside` cells."""
-        if (chosen, aside) != (self._columns, self._aside):
-            self._columns, self._aside = chosen, aside
+    def show(self, columns: tuple[Placed, ...], left: int = 0) -> None:
+        """Shows the titles of `columns`, without the first `left` cells."""
+        if (columns, left) != (self._columns, self._left):
+            self._columns, self._left = columns, left
             self.refresh()
 
     def render(self) -> Content:
-        return Content(columns.titles(self._columns)[self._aside :])
+        return Content(layout.titles(self._columns)[self._left :])

@@ -15,8 +15,8 @@ from typing import ClassVar, Final, NamedTuple
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace import query
-from ipttrace.trace.rules.frames import NFT
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.families import NFT
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.listing import (
     POLICY,
@@ -168,13 +168,13 @@ class RulesView(Ledger):
             self.post_message(Notice("there is no rule under the cursor", error=True))
             return
         if isinstance(key, RuleKey):
-            text = query.by_hit(key.table, key.chain, key.number, key.family, listing.netns)
+            text = query.by_rule_on_path(key.table, key.chain, key.number, key.family, listing.netns)
             name = "policy" if key.kind == POLICY else "rule"
         else:
-            text = query.by_pass(key.table, key.chain, key.family, listing.netns)
+            text = query.by_chain_on_path(key.table, key.chain, key.family, listing.netns)
             name = "chain"
         if key.family <= NFT and any(family > NFT for family, _ in self._tables):
-            text += f" and {query.LEGACY}"
+            text += f" and {query.LEGACY_TABLES}"
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"
         self.post_message(FilterAsked(text, name, whole=True))

@@ -14,7 +14,7 @@ from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
 from ipttrace.stream.frames import Decoder, read_file
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import story

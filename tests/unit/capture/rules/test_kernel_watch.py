@@ -19,7 +19,7 @@ from ipttrace.capture.iptables_save import Chain, CommandMissing, Unreadable
 from ipttrace.capture.kernel.control import Change
 from ipttrace.capture.rules import kernel_watch as ruleset
 from ipttrace.stream.frames import Kind
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 
 HOME = os.stat("/proc/self/ns/net").st_ino
 
@@ -92,7 +92,7 @@ class Host:
 class Reader:
     """What a reader of the stream knows."""
 
-    def __init__(self, watch: ruleset.RuleWatch) -> None:
+    def __init__(self, watch: ruleset.KernelRuleWatch) -> None:
         self.watch = watch
         self.rulesets = Rulesets()
         self.seen: list[tuple[Kind, dict[str, Any]]] = []
@@ -122,8 +122,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(ruleset.kmod, "loaded", lambda: True)
     monkeypatch.setattr(ruleset, "Control", lambda: host)
     monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
-    monkeypatch.setattr(ruleset, "_TELLS", 0.05)
-    monkeypatch.setattr(ruleset, "_SETTLES", 0.05)
+    monkeypatch.setattr(ruleset, "_MESSAGE_TAKES", 0.05)
+    monkeypatch.setattr(ruleset, "_CHANGE_TAKES", 0.05)
     # No rest: what is due is done with the next look.
     monkeypatch.setattr(ruleset, "_READ_SHARE", 0)
     monkeypatch.setattr(ruleset, "_COUNT_SHARE", 0)
@@ -135,7 +135,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
 
 @pytest.fixture
 def reader(host: Host) -> Iterator[Reader]:
-    rules = ruleset.Rules()
+    rules = ruleset.KernelRules()
     watch = rules.make()
     yield Reader(watch)
     assert rules.first.is_set()
@@ -326,7 +326,7 @@ def test_what_fails_to_begin_does_not_keep_the_agent_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ruleset.kmod, "loaded", lambda: False)
-    rules = ruleset.Rules()
+    rules = ruleset.KernelRules()
     with pytest.raises(CaptureError):
         rules.make()
     assert isinstance(rules.first, threading.Event)

@@ -90,12 +90,12 @@ def test_the_keys_tell_tables_of_one_name_apart(seq: int) -> None:
     texts = [
         query.by_rule(here),
         query.by_chain(here),
-        query.by_hit(here.table, step.chain, step.rulenum, here.rules_family, here.netns),
-        query.by_pass(here.table, step.chain, here.rules_family, here.netns),
+        query.by_rule_on_path(here.table, step.chain, step.rulenum, here.rules_family, here.netns),
+        query.by_chain_on_path(here.table, step.chain, here.rules_family, here.netns),
     ]
     # THEN each key takes the rows of the same table alone
     for text in texts:
-        assert taken(text if here.tables else query.both(text, query.LEGACY)) == alike
+        assert taken(text if here.tables else query.conjunction(text, query.LEGACY_TABLES)) == alike
     assert seq in taken(query.by_process(here))
     assert seq in taken(query.by_verdict(here))
 

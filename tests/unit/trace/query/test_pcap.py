@@ -7,7 +7,7 @@ import pytest
 
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.stream.frames import read_file
-from ipttrace.trace.query.pcap import expression
+from ipttrace.trace.query.pcap import flow_expression
 from ipttrace.trace.session import Trace
 from tests.data.netlink_rows import Told
 from tests.paths import LAB
@@ -30,7 +30,7 @@ def test_every_flow_of_a_recording_becomes_an_expression_that_libpcap_takes(trac
         flows.setdefault((row.flow, row.proto, row.src), row)
     assert len(flows) > 10
     for row in flows.values():
-        text = expression(store.raw(row.index), row)
+        text = flow_expression(store.raw(row.index), row)
         # THEN the kernel could take it: it is not empty, and libpcap makes a program of it
         assert text
         assert pcapfilter.compile(text)
@@ -42,7 +42,7 @@ def test_a_translated_flow_is_filtered_on_both_sides_of_the_translation(trace: T
     store = trace.store
     rows = store.rows(range(store.first, store.end))
     row = next(row for row in rows if row.ct_orig_dst and row.ct_orig_dst != row.dst and row.sport)
-    text = expression(store.raw(row.index), row)
+    text = flow_expression(store.raw(row.index), row)
     # THEN both destinations are in the filter
     assert f"host {row.dst}" in text
     assert f"host {row.ct_orig_dst}" in text
@@ -53,6 +53,6 @@ def test_a_packet_on_a_bridge_is_filtered_by_the_addresses_that_it_has() -> None
     told.nft(b"b", 7, [(b"in", 1, 0)], family=7, first=True)
     told.legacy(b"filter", [(b"INPUT", 1, 0)], first=True)
     store = told.trace("netlink").store
-    bridged, routed = (expression(store.raw(seq), store.row(seq)) for seq in range(2))
+    bridged, routed = (flow_expression(store.raw(seq), store.row(seq)) for seq in range(2))
     assert bridged == routed
     assert pcapfilter.compile(bridged)

@@ -149,14 +149,14 @@ def test_a_value_is_quoted_only_where_it_has_to_be() -> None:
 
 
 def test_queries_are_joined_with_parentheses_where_they_are_needed() -> None:
-    assert query.both("tcp or udp", "drop") == "(tcp or udp) and drop"
-    assert query.both("tcp and drop", "drop and new") == "tcp and drop and new"
-    assert query.both("", "tcp or udp") == "tcp or udp"
-    assert query.both("tcp or udp", "") == "tcp or udp"
-    assert query.both("", "") == ""
-    assert query.hide("tcp or udp") == "not (tcp or udp)"
-    assert query.hide("flow=0x1") == "not flow=0x1"
-    assert query.hide("") == ""
+    assert query.conjunction("tcp or udp", "drop") == "(tcp or udp) and drop"
+    assert query.conjunction("tcp and drop", "drop and new") == "tcp and drop and new"
+    assert query.conjunction("", "tcp or udp") == "tcp or udp"
+    assert query.conjunction("tcp or udp", "") == "tcp or udp"
+    assert query.conjunction("", "") == ""
+    assert query.negation("tcp or udp") == "not (tcp or udp)"
+    assert query.negation("flow=0x1") == "not flow=0x1"
+    assert query.negation("") == ""
 
 
 def test_the_parser_library_is_loaded_by_the_first_query_only() -> None:
@@ -175,5 +175,5 @@ def test_a_query_that_was_checked_is_not_compiled_again() -> None:
 def test_equal_queries_are_equal() -> None:
     assert compile("drop") == compile("verdict = DROP")
     assert len({compile("drop"), compile("verdict=DROP"), compile("tcp")}) == 2
-    assert compile("").everything
-    assert not compile("tcp").everything
+    assert compile("").matches_all
+    assert not compile("tcp").matches_all

@@ -214,12 +214,12 @@ def test_what_a_key_asks_for_takes_the_row_under_the_cursor(which: Callable[[], 
             ), text
             # AND hiding takes all the others
             others = {each.index for each in rows} - taken(trace, text)
-            assert taken(trace, query.hide(text)) == others
+            assert taken(trace, query.negation(text)) == others
         for end in (False, True):
             assert row.index in taken(trace, query.by_host_address(row, end))
         assert row.index in taken(trace, query.by_process(row))
         step = row.path[0]
-        hit = query.by_hit(row.table, step.chain, step.rulenum, row.family, row.netns)
+        hit = query.by_rule_on_path(row.table, step.chain, step.rulenum, row.family, row.netns)
         assert row.index in taken(trace, hit)
         assert row.index in taken(trace, query.by_host(row, ()))
 
@@ -249,7 +249,7 @@ def test_hostile_names_are_found_by_what_the_keys_write(name: bytes) -> None:
         query.by_rule(row),
         query.by_chain(row),
         query.by_process(row),
-        query.by_hit(row.table, row.path[0].chain, 7, row.family, row.netns),
+        query.by_rule_on_path(row.table, row.path[0].chain, 7, row.family, row.netns),
     ]
     texts += [f"{field}={query.quote(value_of(row, field))}" for field in ("in", "out", "comm")]
     for text in texts:

@@ -10,7 +10,7 @@ import pytest
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, read_file
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
@@ -87,8 +87,8 @@ def changes(told: Story, index: int) -> tuple[dict[str, str], dict[str, str]]:
     """What had changed when the packet came into a table, and what the table changed."""
     traversal = told.traversals[index]
     return (
-        {change.name: change.text for change in traversal.before},
-        {change.name: change.text for change in traversal.here},
+        {change.name: change.text for change in traversal.changed_before},
+        {change.name: change.text for change in traversal.changed_here},
     )
 
 
@@ -101,7 +101,7 @@ def test_every_table_of_the_packet_is_told_in_order() -> None:
         assert [t.since for t in told.traversals] == [0, 1000, 3000, 5000]
         assert [t.gap for t in told.traversals] == [None, 500, 1500, 1500]
         assert told.row.index == seq
-        assert (told.earlier, told.later) == (False, False)
+        assert (told.starts_earlier, told.ends_later) == (False, False)
     steps = [hit.step for hit in story(store, 0).traversals[1].steps]  # type: ignore[union-attr]
     assert [(step.chain, step.rulenum) for step in steps] == [("PREROUTING", 1), ("MARKING", 2)]
 
@@ -248,7 +248,7 @@ def test_a_journey_without_end_is_cut_and_it_is_said() -> None:
     assert told is not None
     assert len(told.traversals) == 10
     assert any(traversal.row.index == 50 for traversal in told.traversals)
-    assert (told.earlier, told.later) == (True, True)
+    assert (told.starts_earlier, told.ends_later) == (True, True)
     assert story(store, 99).later is False  # type: ignore[union-attr]
     assert story(store, 2).earlier is False  # type: ignore[union-attr]
 
@@ -259,7 +259,7 @@ def test_rows_too_far_away_are_not_searched_and_it_is_said() -> None:
     told = story(store, 51, reach=20)
     assert told is not None
     assert len(told.traversals) == 1
-    assert (told.earlier, told.later) == (True, True)
+    assert (told.starts_earlier, told.ends_later) == (True, True)
 
 
 def test_a_row_that_is_not_held_has_no_story() -> None:
@@ -289,7 +289,7 @@ def test_every_row_of_the_lab_is_part_of_its_own_story(lab: Store) -> None:
                 key=lambda row: (row.time, row.index),
             )
         ]
-        assert not told.earlier
+        assert not told.starts_earlier
 
 
 def test_names_in_changes_are_harmless() -> None:

@@ -127,7 +127,7 @@ def test_a_flow_has_its_packets_drops_costs_and_where_it_was_dropped(
         assert flow.bytes == sum(row.len for row in firsts)
         assert flow.drops == len(drops)
         assert flow.cost_ns == sum(row.cost_ns or 0 for row in rows)
-        assert flow.dearest_ns == max(row.cost_ns or 0 for row in rows)
+        assert flow.max_cost_ns == max(row.cost_ns or 0 for row in rows)
         assert flow.first == rows[0].time
         assert flow.last == max(row.time for row in rows)
         assert flow.verdict == rows[-1].verdict

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipttrace.stream.frames import Frame, Kind, StreamError, Writer, read
-from ipttrace.trace.rules.history import Rulesets
+from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from tests.data import records, synth
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Families of tables as numbers and names.
+
+A legacy table has family 4 or 6, a table of nftables NFT + NFPROTO_*
+(linux/netfilter.h).  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ipttrace.netfilter import NFT_FAMILIES
+
+NFT: Final = 16
+# As frames give them → number.
+FAMILIES: Final[dict[object, int]] = {
+    4: 4,
+    6: 6,
+    **{name: NFT + number for number, name in NFT_FAMILIES.items()},
+}
+_NAMES: Final = {4: "IPv4", 6: "IPv6"} | {
+    number: str(name) for name, number in FAMILIES.items() if number > NFT
+}
+
+
+def family_name(family: int) -> str:
+    """Returns IPv4 or IPv6 for legacy tables, and nft's name for others."""
+    return _NAMES.get(family, str(family))
+
+
+def table_name(tables: int, table: str) -> str:
+    """Returns a row's table as shown beside others: "filter", "inet filter".
+
+    `tables`: NFPROTO_* of the nftables table; 0: a legacy table.
+    """
+    return f"{family_name(NFT + tables)} {table}" if tables else table

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A row's text and role in each kind of column.
+
+Each function returns a `Cell` for a row and a width in cells; `fit` cuts it to that
+width later.  Pure: no Textual, no colours; must not depend on which columns there
+are.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from rich.cells import cell_len
+
+from ipttrace.netfilter import TABLES
+from ipttrace.trace.row import Row
+from ipttrace.trace.rules.families import table_name
+from ipttrace.tui import cells
+from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, Cell, duration, fit, fit_tail
+
+# The rail at the left edge, which joins the rows of a journey.
+BEGINS: Final = "┌"  # the journey's first row
+CONTINUES: Final = "│"  # the row above is of the same journey
+RESUMES: Final = "├"  # an earlier row is of the same journey, with others in between
+MARKED: Final = "◆"  # the user has marked this row
+
+_CALL: Final = (1 << 56) - 1  # a journey's number: its first call's, with the host's above
+_ADDRESS: Final = re.compile("[0-9a-fA-F]*[.:][0-9a-fA-F.:]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a row's cells depend on besides the row."""
+
+    previous: Row | None  # the row above
+    netns: Mapping[tuple[int, int], str]  # names, safe for a terminal, by host and inode
+    hosts: Sequence[str] = ()  # names, safe for a terminal, by number
+    marked: bool = False  # by the user
+    lost: bool = False  # accepted, but its next hop has no link-layer address
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(second))
+    except (OverflowError, ValueError, OSError):
+        return "??:??:??"
+
+
+def entry_time(row: Row, width: int, context: Context) -> Cell:
+    second, rest = divmod(row.time, 1_000_000_000)
+    text = f"{_second(second)}.{rest // 1000:06d}"
+    if width < 12:
+        text = text[3:12]
+    return text[:width], "same" if _continues(row, context) else "time"
+
+
+def _continues(row: Row, context: Context) -> bool:
+    return context.previous is not None and context.previous.journey == row.journey
+
+
+def rail(row: Row, width: int, context: Context) -> Cell:
+    if context.marked:
+        return MARKED, "drop"
+    if _continues(row, context):
+        mark = CONTINUES
+    elif row.call == row.journey & _CALL:
+        mark = BEGINS
+    else:
+        mark = RESUMES
+    # A hash: call numbers of neighbouring packets differ by round numbers.
+    return mark, f"rail{(row.journey * 0x9E3779B1 >> 16) % 4}"
+
+
+def host(row: Row, width: int, context: Context) -> Cell:
+    known = row.host < len(context.hosts)
+    name = context.hosts[row.host] if known else str(row.host)
+    role = f"rail{row.host % 4}"
+    if len(name) > width and _ADDRESS.fullmatch(name):
+        return fit_tail(name, width), role
+    return name, role
+
+
+def netns(row: Row, width: int, context: Context) -> Cell:
+    name = context.netns.get((row.host, row.netns))
+    if name:
+        return name, "netns"
+    return fit_tail(str(row.netns), min(width, 5)), "netns"
+
+
+def process(row: Row, width: int, context: Context) -> Cell:
+    if row.comm is None:
+        return ("-" if row.pid is None else str(row.pid)), "process"
+    if width > 15 and row.pid is not None:
+        pid = f" {row.pid}"
+        return fit(row.comm, width - len(pid)).rstrip() + pid, "process"
+    return row.comm, "process"
+
+
+def devices(row: Row, width: int, context: Context) -> Cell:
+    into, out = row.in_ or "", row.out or ""
+    room = width - 1
+    if into and out and cell_len(into) + cell_len(out) > room:
+        half = room // 2
+        into = fit(into, max(half, room - cell_len(out))).rstrip()
+        out = fit(out, room - cell_len(into)).rstrip()
+    return f"{into}→{out}", "device"
+
+
+def proto(row: Row, width: int, context: Context) -> Cell:
+    text = row.proto
+    if width < 6:
+        text = "ICMP6" if text == "ICMPv6" else text
+    elif row.frag is not None:
+        text = f"{text} frag"
+    elif row.flags:
+        text = f"{text} {row.flags}"
+    elif row.icmp is not None:
+        text = f"{text} {row.icmp}"
+    return text, "proto"
+
+
+def endpoints(row: Row, width: int, context: Context) -> Cell:
+    role = "endpoints"
+    above = context.previous
+    if (
+        above is not None
+        and _continues(row, context)
+        and (above.src, above.dst, above.sport, above.dport)
+        == (row.src, row.dst, row.sport, row.dport)
+    ):
+        role = "same"
+    return cells.endpoints(row.src, row.sport, row.dst, row.dport, width), role
+
+
+_FAMILY_ROOM: Final = 8  # cells from which the family is worth cutting the name
+
+
+def table(row: Row, width: int, context: Context) -> Cell:
+    name = table_name(row.tables, row.table)
+    if cell_len(name) > width < _FAMILY_ROOM:
+        name = row.table  # the addresses show the family
+    return name, row.table if row.table in TABLES else "table"
+
+
+def chain(row: Row, width: int, context: Context) -> Cell:
+    return _unknown(row) if row.chain is None else row.chain, "chain"
+
+
+def _unknown(row: Row) -> str:
+    return "?" if row.partial else "-"
+
+
+def rulenum(row: Row, width: int, context: Context) -> Cell:
+    if row.match == "policy":
+        return ("policy" if width >= 6 else "pol"), "policy"
+    if row.rulenum is None:
+        return ("?" if row.chain is not None else _unknown(row)), "policy"
+    if row.match == "return":
+        return fit_tail(f"{row.rulenum}↩", width), "policy"
+    return fit_tail(str(row.rulenum), width), "rulenum"
+
+
+def verdict(row: Row, width: int, context: Context) -> Cell:
+    if row.verdict is None:
+        return "  ?", "policy"
+    if context.lost:
+        return ("✓ no ARP" if row.family == 4 else "✓ no ND"), "lost"
+    mark = VERDICT_MARKS.get(row.verdict, "?")
+    return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
+
+
+def cost(row: Row, width: int, context: Context) -> Cell:
+    return duration(row.cost_ns), "cost"
+
+
+def rule(row: Row, width: int, context: Context) -> Cell:
+    return row.rule or "", "rule"

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rows that are shown: the filters over the store, their selection, the search.
+
+A new filter is tried on the rows already held a portion at a time, so that keys are
+handled in between; until that is done the previous selection stays in force.  Must
+not touch widgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from ipttrace.trace import query
+from ipttrace.trace.selection import AllRows, Mask, MatchingRows, Selection
+from ipttrace.trace.store import Store
+from ipttrace.tui.rows.filters import Filters
+from ipttrace.tui.rows.playback import Clock, PlayedRows
+
+PORTION: Final = 1 << 16  # rows tried in one go
+
+Context = Callable[[], query.Context]
+
+
+class ShownRows:
+    """The filters over one store and the selection that they make."""
+
+    def __init__(self, store: Store, context: Context) -> None:
+        """`context`: returns what queries depend on besides the rows, as of now."""
+        self._store = store
+        self._context = context
+        self.filters = Filters()
+        self.selection: Selection = AllRows(store)
+        self._next: MatchingRows | None = None  # the new filter's, while it is being tried
+        self._clock: Clock | None = None
+        self._due = 0
+        self.search = ""  # the search as a query; "": none
+        self.search_text = ""  # the search as the user typed it
+
+    def check(self, text: str) -> tuple[str, int] | None:
+        """Returns what is wrong with a query and at which character; None if it is valid."""
+        try:
+            query.compile(text)
+        except query.QueryError as error:
+            return error.message, error.position
+        return None
+
+    def narrow(self, text: str, name: str) -> bool:
+        """Adds `text` to the filter.  Raises QueryError.  False: that changes nothing."""
+        return self.filter_by(self.filters.narrowed(text), name)
+
+    def filter_by(self, text: str, name: str = "typed") -> bool:
+        """Makes `text` the filter.  Raises QueryError.  False: it is already.
+
+        `name`: what the filter adds, in a few cells.
+        """
+        compiled = query.compile(text)
+        if not self.filters.push(text, name):
+            return False
+        self._select(compiled)
+        return True
+
+    def back(self) -> bool:
+        """Goes back to the filter before.  False: there is none."""
+        if not self.filters.back():
+            return False
+        self._select(query.compile(self.filters.text))
+        return True
+
+    def _select(self, compiled: query.Query) -> None:
+        self._next = None
+        if not self.filters.text:
+            self._put(AllRows(self._store))
+            return
+        self._next = MatchingRows(self._store, self._mask(compiled))
+        self._due = max(1, self._next.behind)
+
+    def _mask(self, compiled: query.Query) -> Mask:
+        return lambda part: compiled.mask(part, self._context())
+
+    @property
+    def progress(self) -> float | None:
+        """How much of the held rows the new filter has been tried on, 0 to 1; None: all."""
+        if self._next is None:
+            return None
+        return max(0.0, 1 - self._next.behind / self._due)
+
+    def filter_portion(self) -> bool:
+        """Tries the new filter on one more portion.  True: its selection is now in force."""
+        if self._next is None or self._next.pull(PORTION):
+            return False
+        self._put(self._next)
+        self._next = None
+        return True
+
+    def _put(self, selection: Selection) -> None:
+        if self._clock is None:
+            self.selection = selection
+        else:
+            self.selection = PlayedRows(selection, self._store, self._clock)
+
+    def play(self, clock: Clock | None) -> None:
+        """Shows no rows later than the clock; None: all."""
+        self._clock = clock
+        shown = self.selection
+        self._put(shown.all if isinstance(shown, PlayedRows) else shown)
+
+    def pull(self) -> None:
+        """Adds new rows of the store to the selection."""
+        self.selection.pull(PORTION)
+
+    def find(self, text: str, position: int, step: int) -> int | None:
+        """The position of the next row after `position` that matches `text`; None: none.
+
+        `step`: 1 searches forwards, -1 backwards.  Raises QueryError.
+        """
+        mask, selection = self._mask(query.compile(text)), self.selection
+        at = position + step
+        while selection.first <= at < selection.end:
+            a, b = (at, at + PORTION) if step > 0 else (at + 1 - PORTION, at + 1)
+            a, b = max(a, selection.first), min(b, selection.end)
+            seqs = selection.seqs(a, b)
+            if not len(seqs):
+                return None
+            hits = [
+                np.flatnonzero(mask(part)) + part.first
+                for part in self._store.parts(int(seqs[0]), int(seqs[-1]) + 1)
+            ]
+            found = np.flatnonzero(np.isin(seqs, np.concatenate(hits), assume_unique=True))
+            if found.size:
+                return a + int(found[0 if step > 0 else -1])
+            at = b if step > 0 else a - 1
+        return None

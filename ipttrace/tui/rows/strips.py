@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Rows as strips: takes rows from a selection, draws them, and remembers both.
+
+Rows and strips are remembered by position, which eviction never changes.  A row is
+fetched and drawn only when its line is on the screen.  Must not scroll, move the
+cursor or post messages: `list` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.cache import LRUCache
+from textual.strip import Strip
+from textual.widget import Widget
+
+from ipttrace.trace.row import Row
+from ipttrace.trace.selection import Selection
+from ipttrace.tui.cells import fit
+from ipttrace.tui.rows import layout
+from ipttrace.tui.rows.layout import Placed
+from ipttrace.tui.rows.row_cells import Context
+
+# Lines remembered; more than any terminal shows at once, so that the lines of
+# a paused picture are always among them.
+REMEMBERED: Final = 1024
+PREFIX: Final = "rows--"
+ROLES: Final = frozenset(
+    (
+        *("accept", "chain", "cost", "cursor", "device", "drop", "endpoints", "filter", "gone"),
+        *("lost", "mangle", "nat", "netns", "other", "policy", "process", "proto", "raw", "rule"),
+        *("rail0", "rail1", "rail2", "rail3", "rulenum", "same", "security", "table", "time"),
+    )
+)
+
+
+class RowStrips:
+    """Draws the rows of a selection for the list `widget`, whose styles it uses."""
+
+    def __init__(
+        self, widget: Widget, selection: Selection, window: Callable[[], tuple[int, int]]
+    ) -> None:
+        """`window`: positions of the first line on the screen and of one past the last."""
+        self._widget = widget
+        self._window = window
+        self.selection = selection
+        self.columns: tuple[Placed, ...] = layout.choose(80)
+        self.left: int | None = None  # cells cut off at the left; None: the columns that fit
+        self.width = 80  # cells of a line, without the scroll bar
+        self.netns: Mapping[tuple[int, int], str] = {}  # see `Context`
+        self.hosts: tuple[str, ...] = ()
+        self.marks: frozenset[int] = frozenset()  # sequence numbers of marked rows
+        self.lost: Callable[[Row], bool] = lambda row: False
+        self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
+        self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
+        self._styles: dict[str, dict[str, Style]] = {}  # by background role, then by role
+
+    def select(self, selection: Selection) -> None:
+        """Draws the rows of this selection from now on."""
+        self.selection = selection
+        self._rows.clear()
+        self._strips.clear()
+
+    def clear(self) -> None:
+        """Forgets all strips, but not the rows."""
+        self._strips.clear()
+
+    def restyle(self) -> None:
+        """Forgets all strips and styles."""
+        self._styles.clear()
+        self._strips.clear()
+
+    def row(self, position: int) -> Row | None:
+        """The row at `position`; None if it is not held.
+
+        Fetches all rows of the window that are not yet remembered along with it.
+        """
+        if (row := self._rows.get(position)) is not None:
+            return row
+        first, end = self.selection.first, self.selection.end
+        if not first <= position < end:
+            return None
+        top, bottom = self._window()
+        window = range(max(first, top - 1), min(end, bottom))
+        wanted = [held for held in window if held not in self._rows]
+        if position not in window:
+            wanted.append(position)
+        for at, row in zip(wanted, self.selection.rows(wanted), strict=True):
+            self._rows[at] = row
+        return self._rows.get(position)
+
+    def blank(self) -> Strip:
+        """A line below the last row."""
+        return Strip.blank(self.width, self._style("gone"))
+
+    def strip(self, position: int, cursor: bool) -> Strip:
+        """The line at `position`; `cursor`: whether the cursor is on it."""
+        if cursor:
+            return self._draw(position, "cursor") or self._evicted(position, "cursor")
+        if (strip := self._strips.get(position)) is not None:
+            return strip
+        if (strip := self._draw(position)) is not None:
+            self._strips[position] = strip
+            return strip
+        return self._evicted(position)
+
+    def _draw(self, position: int, under: str = "") -> Strip | None:
+        if (row := self.row(position)) is None:
+            return None
+        context = Context(
+            self.row(position - 1),
+            self.netns,
+            self.hosts,
+            marked=row.index in self.marks,
+            lost=self.lost(row),
+        )
+        segments: list[Segment] = []
+        held, last = "", None
+        styles = self._styles.setdefault(under, {})
+        for text, role in layout.cells(row, self.columns, context):
+            if (style := styles.get(role)) is None:
+                style = self._style(role, under)
+            if style is last:
+                held += text
+                continue
+            # Fewer segments are cheaper to crop and filter.
+            if last is not None:
+                segments.append(Segment(held, last))
+            held, last = text, style
+        segments.append(Segment(held, last))
+        strip = Strip(segments, layout.width_of(self.columns))
+        if self.left is not None:
+            strip = strip.crop(self.left, self.left + self.width)
+        return strip.adjust_cell_length(self.width, self._style("gone", under))
+
+    def _evicted(self, position: int, under: str = "") -> Strip:
+        text = fit(f"  row {position + 1:,} is no longer held", self.width)
+        return Strip([Segment(text, self._style("gone", under))], self.width)
+
+    def _style(self, role: str, under: str = "") -> Style:
+        """The colours of a role on the list's background, or on the cursor's."""
+        styles = self._styles.setdefault(under, {})
+        if (style := styles.get(role)) is None:
+            widget, app = self._widget, self._widget.app
+            ground = widget.get_component_rich_style(PREFIX + under) if under else widget.rich_style
+            if under and app.no_color and app.native_ansi_color:
+                ground += Style(reverse=True)  # no background would show it
+            full = widget.get_component_rich_style(PREFIX + role)
+            style = ground + Style(color=full.color, bold=full.bold or None)
+            # Equal styles become one object, which `_draw` compares by identity.
+            style = next((other for other in styles.values() if other == style), style)
+            styles[role] = style
+        return style
