@@ -248,20 +248,3 @@ class Store:
         for part in self.parts(seq, seq + 1):
             return {name: column[0] for name, column in part.columns.items()}
         raise KeyError(seq)
-
-    def select_flow(self, flow: int, first: int | None = None, end: int | None = None) -> Array:
-        """Sequence numbers, int64 and ascending, of the rows of a flow."""
-        return self._select("flow", flow, first, end)
-
-    def select_journey(
-        self, journey: int, first: int | None = None, end: int | None = None
-    ) -> Array:
-        """Sequence numbers, int64 and ascending, of the rows of a journey."""
-        return self._select("journey", journey, first, end)
-
-    def _select(self, name: str, value: int, first: int | None, end: int | None) -> Array:
-        found = [
-            np.flatnonzero(part.columns[name] == value) + part.first
-            for part in self.parts(first, end)
-        ]
-        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)

@@ -20,6 +20,7 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.story import story
 from ipttrace.tui.detail.lines import Where, lines
 from ipttrace.tui.detail.pane import Detail
+from tests.data.stored import seqs_with
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.harness import until
@@ -136,9 +137,9 @@ async def test_z_folds_the_bytes_and_shows_them_again() -> None:
 async def test_keys_scroll_and_another_row_is_brought_into_view(lab: Store) -> None:
     # GIVEN a pane too low for the journey
     journey = next(
-        lab.select_journey(row.journey)
+        seqs_with(lab, "journey", row.journey)
         for row in lab.rows(range(lab.first, lab.end))
-        if len(lab.select_journey(row.journey)) == 7
+        if len(seqs_with(lab, "journey", row.journey)) == 7
     )
     async with pane(80, 8) as (_, detail, pilot):
         detail.show(lab, int(journey[0]))

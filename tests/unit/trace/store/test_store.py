@@ -10,6 +10,7 @@ from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from tests.data import synth
+from tests.data.stored import seqs_with
 
 
 def trace_of(records: synth.Records, capacity: int, size: int = 700) -> Trace:
@@ -53,7 +54,7 @@ def test_an_empty_store_has_nothing_and_breaks_nowhere() -> None:
     store = Store(10)
     assert (store.first, store.end, len(store)) == (0, 0, 0)
     assert store.rows([0, 1]) == []
-    assert len(store.select_flow(1)) == 0
+    assert len(seqs_with(store, "flow", 1)) == 0
     assert len(store.column("time")) == 0
     assert store.column("src").shape == (0, 16)
     with pytest.raises(IndexError):
@@ -67,13 +68,17 @@ def test_a_flow_and_a_journey_are_found_across_chunks() -> None:
     rows = store.rows(range(store.first, store.end))
     for row in rows[:: len(rows) // 7]:
         flow = [each.index for each in rows if each.flow == row.flow]
-        assert store.select_flow(row.flow).tolist() == flow
-        assert store.select_flow(row.flow).dtype == np.int64
+        assert seqs_with(store, "flow", row.flow).tolist() == flow
+        assert seqs_with(store, "flow", row.flow).dtype == np.int64
         middle = (store.first + store.end) // 2
-        assert store.select_flow(row.flow, middle).tolist() == [at for at in flow if at >= middle]
-        assert store.select_flow(row.flow, 0, middle).tolist() == [at for at in flow if at < middle]
+        assert seqs_with(store, "flow", row.flow, middle).tolist() == [
+            at for at in flow if at >= middle
+        ]
+        assert seqs_with(store, "flow", row.flow, 0, middle).tolist() == [
+            at for at in flow if at < middle
+        ]
         journey = [each.index for each in rows if each.journey == row.journey]
-        assert store.select_journey(row.journey).tolist() == journey
+        assert seqs_with(store, "journey", row.journey).tolist() == journey
 
 
 def test_columns_are_what_the_rows_say() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The journey of a row's packet, told in order."""
+"""The detail pane's story: a packet's journey through the tables, in order."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
 from tests.data.netlink_rows import NETNS, Told
 from tests.data.records import Array, entry, joined, leave, rule, tcp, v4
+from tests.data.stored import seqs_with
 from tests.paths import LAB
 
 CLIENT, PUBLIC, SERVER = (
@@ -35,9 +36,9 @@ def store_of(entries: list[Array], rules: list[Array], exits: list[Array]) -> St
 
 
 def forwarded(**mangled: Any) -> Store:
-    """raw, mangle that marks, nat that translates, filter that drops.
+    """A packet through raw, mangle (sets a mark), nat (DNAT) and filter (drops it).
 
-    `mangled`: fields of the packet as it came to the last.
+    `mangled`: fields of the packet as it enters filter.
     """
     to_public = v4(6, "10.1.0.2", "10.1.0.1", tcp(40000, 8080, 2))
     to_server = bytearray(v4(6, "10.1.0.2", "10.2.0.2", tcp(40000, 80, 2)))
@@ -83,36 +84,36 @@ def forwarded(**mangled: Any) -> Store:
     return store_of(entries, rules, exits)
 
 
-def changes(told: Story, index: int) -> tuple[dict[str, str], dict[str, str]]:
-    """What had changed when the packet came into a table, and what the table changed."""
-    traversal = told.traversals[index]
+def changes(found: Story, index: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Changes before the traversal at `index`, and those made by its table."""
+    traversal = found.traversals[index]
     return (
         {change.name: change.text for change in traversal.changed_before},
         {change.name: change.text for change in traversal.changed_here},
     )
 
 
-def test_every_table_of_the_packet_is_told_in_order() -> None:
+def test_the_story_lists_every_table_of_the_packet_in_order() -> None:
     store = forwarded()
     for seq in range(4):
-        told = story(store, seq)
-        assert told is not None
-        assert [t.row.table for t in told.traversals] == ["raw", "mangle", "nat", "filter"]
-        assert [t.since for t in told.traversals] == [0, 1000, 3000, 5000]
-        assert [t.gap for t in told.traversals] == [None, 500, 1500, 1500]
-        assert told.row.index == seq
-        assert (told.starts_earlier, told.ends_later) == (False, False)
+        found = story(store, seq)
+        assert found is not None
+        assert [t.row.table for t in found.traversals] == ["raw", "mangle", "nat", "filter"]
+        assert [t.since for t in found.traversals] == [0, 1000, 3000, 5000]
+        assert [t.gap for t in found.traversals] == [None, 500, 1500, 1500]
+        assert found.row.index == seq
+        assert (found.starts_earlier, found.ends_later) == (False, False)
     steps = [hit.step for hit in story(store, 0).traversals[1].steps]  # type: ignore[union-attr]
     assert [(step.chain, step.rulenum) for step in steps] == [("PREROUTING", 1), ("MARKING", 2)]
 
 
-def test_only_what_changed_is_told() -> None:
-    told = story(forwarded(), 2)
-    assert told is not None
-    assert changes(told, 0) == ({}, {})
-    assert changes(told, 1) == ({"ct": "- → NEW"}, {"mark": "0x0 → 0x5"})
-    assert changes(told, 2) == ({}, {"ct status": "+DNAT"})
-    assert changes(told, 3) == (
+def test_only_values_that_changed_are_listed() -> None:
+    found = story(forwarded(), 2)
+    assert found is not None
+    assert changes(found, 0) == ({}, {})
+    assert changes(found, 1) == ({"ct": "- → NEW"}, {"mark": "0x0 → 0x5"})
+    assert changes(found, 2) == ({}, {"ct status": "+DNAT"})
+    assert changes(found, 3) == (
         {
             "dst": "10.1.0.1:8080 → 10.2.0.2:80",
             "out": "- → wan0",
@@ -123,7 +124,7 @@ def test_only_what_changed_is_told() -> None:
     )
 
 
-def test_other_bytes_that_changed_are_told_by_their_place() -> None:
+def test_other_changed_bytes_are_listed_by_offset() -> None:
     packet = bytearray(v4(6, "10.1.0.2", "10.2.0.2", tcp(40000, 80, 2)))
     packet[1] = 0xB8
     packet[4:6] = b"\x55\x55"
@@ -134,7 +135,7 @@ def test_other_bytes_that_changed_are_told_by_their_place() -> None:
     assert before["packet"] == "bytes 4-5, 34-35"
 
 
-def test_conntrack_is_told_as_it_was_when_the_packet_came() -> None:
+def test_conntrack_is_shown_as_it_was_when_the_packet_entered_the_table() -> None:
     store = forwarded()
     assert story(store, 0).conntrack is None  # type: ignore[union-attr]
     conntrack = story(store, 3).conntrack  # type: ignore[union-attr]
@@ -144,20 +145,20 @@ def test_conntrack_is_told_as_it_was_when_the_packet_came() -> None:
     assert conntrack.reply == "10.2.0.2:80 → 10.1.0.2:40000"
 
 
-def test_a_packet_taken_out_of_conntrack_is_told() -> None:
+def test_notrack_is_shown_as_a_change() -> None:
     store = store_of(
         [entry(1, 0, table=b"raw")], [], [leave(1, 0, ct_info=7, flags=record.EXIT_F_ALIVE)]
     )
     assert changes(story(store, 0), 0) == ({}, {"ct": "- → UNTRACKED"})  # type: ignore[arg-type]
 
 
-def test_nothing_is_told_of_a_packet_after_it_was_dropped() -> None:
+def test_a_dropped_packet_has_no_changes() -> None:
     store = store_of([entry(1, 0, mark=9)], [], [leave(1, 0, verdict=0)])
     assert changes(story(store, 0), 0) == ({}, {})  # type: ignore[arg-type]
 
 
 def rejected() -> Store:
-    """A packet is dropped by REJECT, whose answer goes through two tables."""
+    """A packet is dropped by REJECT, whose answer goes through two tables inside that call."""
     answer = {"skb": 0x2000, "parent": 2}
     return store_of(
         [
@@ -178,12 +179,12 @@ def rejected() -> Store:
     )
 
 
-def test_what_a_rule_sent_stands_inside_of_the_call_that_sent_it() -> None:
+def test_a_reject_answer_is_indented_inside_the_call_that_sent_it() -> None:
     store = rejected()
     seqs = {row.call: row.index for row in store.rows(range(store.end))}
-    told = story(store, seqs[1])
-    assert told is not None
-    assert [(t.row.call, t.depth, t.own) for t in told.traversals] == [
+    found = story(store, seqs[1])
+    assert found is not None
+    assert [(t.row.call, t.depth, t.own) for t in found.traversals] == [
         (1, 0, True),
         (2, 0, True),
         (3, 1, False),
@@ -191,21 +192,21 @@ def test_what_a_rule_sent_stands_inside_of_the_call_that_sent_it() -> None:
     ]
 
 
-def test_an_answer_is_told_with_the_call_that_sent_it() -> None:
+def test_the_story_of_a_reject_answer_includes_the_call_that_sent_it() -> None:
     store = rejected()
     seqs = {row.call: row.index for row in store.rows(range(store.end))}
-    told = story(store, seqs[5])
-    assert told is not None
-    assert [(t.row.call, t.depth, t.own) for t in told.traversals] == [
+    found = story(store, seqs[5])
+    assert found is not None
+    assert [(t.row.call, t.depth, t.own) for t in found.traversals] == [
         (2, 0, False),
         (3, 1, True),
         (4, 1, True),
         (5, 0, True),
     ]
-    assert [t.since for t in told.traversals] == [-100, 0, 100, 7900]
+    assert [t.since for t in found.traversals] == [-100, 0, 100, 7900]
 
 
-def test_rules_are_told_as_they_were_when_the_packet_hit_them() -> None:
+def test_rule_texts_are_those_of_the_generation_that_the_packet_hit() -> None:
     class Rules(Rulesets):
         def text(
             self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
@@ -214,21 +215,21 @@ def test_rules_are_told_as_they_were_when_the_packet_hit_them() -> None:
 
     store = forwarded()
     store.rulesets[0] = Rules()
-    # GIVEN rows that know their generation
+    # GIVEN rows with a known generation
     part = next(store.parts())
     part.columns["ruleset"][:] = 3
-    told = story(store, 1)
-    assert told is not None
-    assert [hit.rule for hit in told.traversals[1].steps] == [
+    found = story(store, 1)
+    assert found is not None
+    assert [hit.rule for hit in found.traversals[1].steps] == [
         "4 mangle -A PREROUTING #1 @3",
         "4 mangle -A MARKING #2 @3",
     ]
     # THEN a policy has no text
-    assert [hit.rule for hit in told.traversals[0].steps] == [None]
+    assert [hit.rule for hit in found.traversals[0].steps] == [None]
 
 
 def many(count: int, others: int = 0) -> Store:
-    """One skb that goes through `count` tables, and packets in between."""
+    """One skb through `count` tables, and `others` packets after each."""
     entries, exits = [], []
     for number in range(count):
         first = record.F_FIRST if number == 0 else record.F_FOLLOWED
@@ -242,27 +243,27 @@ def many(count: int, others: int = 0) -> Store:
     return store_of(entries, [], exits)
 
 
-def test_a_journey_without_end_is_cut_and_it_is_said() -> None:
+def test_a_long_journey_is_cut_and_marked_as_cut() -> None:
     store = many(100)
-    told = story(store, 50, limit=10)
-    assert told is not None
-    assert len(told.traversals) == 10
-    assert any(traversal.row.index == 50 for traversal in told.traversals)
-    assert (told.starts_earlier, told.ends_later) == (True, True)
+    found = story(store, 50, limit=10)
+    assert found is not None
+    assert len(found.traversals) == 10
+    assert any(traversal.row.index == 50 for traversal in found.traversals)
+    assert (found.starts_earlier, found.ends_later) == (True, True)
     assert story(store, 99).later is False  # type: ignore[union-attr]
     assert story(store, 2).earlier is False  # type: ignore[union-attr]
 
 
-def test_rows_too_far_away_are_not_searched_and_it_is_said() -> None:
+def test_a_journey_beyond_the_searched_rows_is_marked_as_incomplete() -> None:
     store = many(3, others=50)
     assert len(story(store, 51).traversals) == 3  # type: ignore[union-attr]
-    told = story(store, 51, reach=20)
-    assert told is not None
-    assert len(told.traversals) == 1
-    assert (told.starts_earlier, told.ends_later) == (True, True)
+    found = story(store, 51, reach=20)
+    assert found is not None
+    assert len(found.traversals) == 1
+    assert (found.starts_earlier, found.ends_later) == (True, True)
 
 
-def test_a_row_that_is_not_held_has_no_story() -> None:
+def test_a_row_that_the_store_does_not_hold_has_no_story() -> None:
     store = many(2)
     assert story(store, 2) is None
     assert story(store, -1) is None
@@ -277,29 +278,29 @@ def lab() -> Store:
     return trace.store
 
 
-def test_every_row_of_the_lab_is_part_of_its_own_story(lab: Store) -> None:
+def test_every_row_of_the_lab_is_in_its_own_story(lab: Store) -> None:
     for seq in range(lab.first, lab.end):
-        told = story(lab, seq)
-        assert told is not None
-        own = [t.row.index for t in told.traversals if t.own]
+        found = story(lab, seq)
+        assert found is not None
+        own = [t.row.index for t in found.traversals if t.own]
         assert own == [
             row.index
             for row in sorted(
-                lab.rows(lab.select_journey(told.row.journey)),
+                lab.rows(seqs_with(lab, "journey", found.row.journey)),
                 key=lambda row: (row.time, row.index),
             )
         ]
-        assert not told.starts_earlier
+        assert not found.starts_earlier
 
 
-def test_names_in_changes_are_harmless() -> None:
+def test_device_names_in_changes_are_escaped() -> None:
     hostile = b"\x1b[2J[b]"
-    told = story(forwarded(out=hostile), 3)
-    assert told is not None
-    assert changes(told, 3)[0]["out"] == "- → \\x1b[2J[b]"
+    found = story(forwarded(out=hostile), 3)
+    assert found is not None
+    assert changes(found, 3)[0]["out"] == "- → \\x1b[2J[b]"
 
 
-def test_addresses_of_ipv6_have_their_ports_beside_brackets() -> None:
+def test_ipv6_addresses_stand_in_brackets_before_the_port() -> None:
     head = struct.pack(">IHBB", 6 << 28, 20, 6, 64) + bytes(15) + b"\x01" + bytes(15)
     fields = {"family": 10, "flags": record.F_FOLLOWED}
     store = store_of(
@@ -314,8 +315,8 @@ def test_addresses_of_ipv6_have_their_ports_beside_brackets() -> None:
     assert before == {"dst": "[::2]:80 → [::3]:81"}
 
 
-def test_calls_inside_of_calls_come_to_an_end() -> None:
-    # GIVEN a call inside of a call inside of …, and many inside of one
+def test_the_story_of_deeply_nested_calls_is_bounded() -> None:
+    # GIVEN forty calls, each inside the one before, and 500 inside one call
     deep = [
         entry(1 + at, at, skb=0x3000 + 8 * at, parent=at, hook=3, table=b"filter")
         for at in range(40)
@@ -324,15 +325,15 @@ def test_calls_inside_of_calls_come_to_an_end() -> None:
     ends = [leave(int(each["call"][0]), 0, skb=int(each["skb"][0])) for each in deep + wide]
     store = store_of(deep + wide, [], ends)
     for seq in range(store.end):
-        told = story(store, seq, limit=16)
-        assert told is not None
-        assert len(told.traversals) <= 32
-        assert any(traversal.row.index == seq for traversal in told.traversals)
-        assert max(traversal.depth for traversal in told.traversals) <= 8
+        found = story(store, seq, limit=16)
+        assert found is not None
+        assert len(found.traversals) <= 32
+        assert any(traversal.row.index == seq for traversal in found.traversals)
+        assert max(traversal.depth for traversal in found.traversals) <= 8
 
 
-def test_nothing_is_said_to_have_changed_where_one_look_could_not_know() -> None:
-    # GIVEN a packet that conntrack tracks, seen by the kernel engine, then over netlink
+def test_values_that_an_engine_cannot_know_are_not_changes() -> None:
+    # GIVEN a tracked packet, traced by the kernel engine, then twice by the netlink engine
     told = Told()
     ct: dict[str, Any] = {"ct_info": 2, "ct_proto": 17}
     flags = record.F_FIRST | record.F_CONNTRACK
@@ -341,12 +342,12 @@ def test_nothing_is_said_to_have_changed_where_one_look_could_not_know() -> None
     told.nft(b"t", 1, [(b"late", 1, 0)])
     found = story(told.trace().store, 0)
     assert found is not None
-    # THEN conntrack did not lose it on the way, and no time is made up
+    # THEN conntrack is not reported as lost, and gaps are unknown
     assert [changes(found, at) for at in range(3)] == [({}, {})] * 3
     assert [each.gap for each in found.traversals] == [None, None, None]
 
 
-def test_the_rules_of_an_inet_table_are_told_by_their_text() -> None:
+def test_rules_of_an_inet_table_have_their_texts() -> None:
     told = Told()
     told.nft(b"t", 1, [(b"in", 1, 0), (b"jail", 0, 0)], first=True, ruleset=1)
     trace = told.trace("netlink")
