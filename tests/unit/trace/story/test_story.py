@@ -250,8 +250,8 @@ def test_a_long_journey_is_cut_and_marked_as_cut() -> None:
     assert len(found.traversals) == 10
     assert any(traversal.row.index == 50 for traversal in found.traversals)
     assert (found.starts_earlier, found.ends_later) == (True, True)
-    assert story(store, 99).later is False  # type: ignore[union-attr]
-    assert story(store, 2).earlier is False  # type: ignore[union-attr]
+    assert story(store, 99).ends_later is False  # type: ignore[union-attr]
+    assert story(store, 2).starts_earlier is False  # type: ignore[union-attr]
 
 
 def test_a_journey_beyond_the_searched_rows_is_marked_as_incomplete() -> None:
