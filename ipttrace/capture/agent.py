@@ -33,7 +33,7 @@ from ipttrace.capture.request import Request
 from ipttrace.capture.rules.kernel_watch import KernelRules
 from ipttrace.capture.signals import Stop
 from ipttrace.capture.watch import Watch, Watcher
-from ipttrace.stream.frames import Kind, Writer
+from ipttrace.stream.frames import Writer
 from ipttrace.stream.messages import Books, Clock, Hello
 from ipttrace.stream.record import EXIT, Records
 
@@ -201,11 +201,8 @@ class Agent:
     def _write_findings(self) -> None:
         if self._watcher is None:
             return
-        for kind, found in self._watcher.take():
-            if kind == Kind.NOTE:
-                self._writer.note(found["level"], found["text"])
-            else:
-                self._writer.about(kind, found)
+        for kind, message in self._watcher.take():
+            self._writer.message(kind, message)
 
     def _tick(self) -> None:
         clock = _clock()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Watches beside the records: each looks at something now and then, in a thread.
+"""Watches beside the records: each looks at something from time to time, in its own thread.
 
-What a watch finds becomes a frame of the stream, written by the agent's own
-loop: a watch never writes.  One that fails says so once, as a note, and is
-tried again; it never ends the trace.  Must not touch the engine.
+What a watch finds becomes a frame of the stream, written by the agent's own loop: a
+watch never writes.  One that fails reports it once, as a note, and is tried again; it
+never ends the trace.  Must not touch the engine.
 """
 
 from __future__ import annotations
@@ -12,44 +12,52 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.stream.frames import Kind
+from ipttrace.stream.messages import Message
 
-Seen = tuple[Kind, dict[str, Any]]
+Finding = tuple[Kind, Message]
+"""A frame to be written: RULES, COUNTERS, NEIGHBOURS or NOTE, and its object."""
 
-# A reader that stands still must not let findings pile up.
-_MOST: Final = 1000
+# When the reader has stopped, watches wait instead of piling up findings.
+_MOST_PENDING: Final = 1000
+_RETRY: Final = 5.0  # s after a watch could not be made
+_JOIN: Final = 1.0  # s that `close` waits for each thread
 
 
 class Watch(Protocol):
-    """Something to look at.  All three are called from the watch's own thread."""
+    """Something to look at.  Its methods are called from its own thread."""
 
     interval: float  # s between two looks
 
-    def look(self) -> Iterable[Seen]:
-        """What is new.  Raises CaptureError, OSError: one line says what fails."""
+    def look(self) -> Iterable[Finding]:
+        """What has changed.  Raises CaptureError, OSError: one line says what failed."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases what the watch holds."""
+        ...
 
 
 class Watcher:
-    """The threads of some watches, and what they have seen."""
+    """The threads of several watches, and a queue of what they found."""
 
     def __init__(self) -> None:
+        """`fd` is readable while there are findings to take."""
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._seen: queue.Queue[Seen] = queue.Queue(_MOST)
+        self._findings: queue.Queue[Finding] = queue.Queue(_MOST_PENDING)
         self._ended = threading.Event()
         self._wakes: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
 
-    def add(self, make: Any, name: str) -> threading.Event:
-        """A watch that `make()` makes, in its own thread: netlink sockets stay in one.
+    def add(self, make: Callable[[], Watch], name: str) -> threading.Event:
+        """Starts a thread for the watch that `make()` makes in it.
 
-        Set the event that is returned to have it look at once.
+        `make` runs in the thread because netlink sockets are bound to one.  Setting the
+        returned event makes the watch look at once.
         """
         wake = threading.Event()
         thread = threading.Thread(
@@ -60,50 +68,50 @@ class Watcher:
         thread.start()
         return wake
 
-    def take(self) -> list[Seen]:
-        """What has been seen since the last call."""
+    def take(self) -> list[Finding]:
+        """The findings since the last call."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
-        found = []
+        taken = []
         with contextlib.suppress(queue.Empty):
             while True:
-                found.append(self._seen.get_nowait())
-        return found
+                taken.append(self._findings.get_nowait())
+        return taken
 
-    def close(self, timeout: float = 1.0) -> None:
-        """End the threads."""
+    def close(self) -> None:
+        """Ends the threads."""
         self._ended.set()
         for wake in self._wakes:
             wake.set()
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(_JOIN)
         if not any(thread.is_alive() for thread in self._threads):
             os.close(self.fd)
 
-    def _put(self, seen: Seen) -> None:
+    def _put(self, finding: Finding) -> None:
         while not self._ended.is_set():
             try:
-                self._seen.put(seen, timeout=0.2)
+                self._findings.put(finding, timeout=0.2)
             except queue.Full:
                 continue
             os.eventfd_write(self.fd, 1)
             return
 
-    def _run(self, make: Any, name: str, wake: threading.Event) -> None:
-        said = ""
+    def _run(self, make: Callable[[], Watch], name: str, wake: threading.Event) -> None:
+        reported = ""
         watch: Watch | None = None
         try:
             while not self._ended.is_set():
                 try:
                     if watch is None:
                         watch = make()
-                    for seen in watch.look():
-                        self._put(seen)
+                    for finding in watch.look():
+                        self._put(finding)
                 except (CaptureError, OSError) as error:
-                    if str(error) != said:
-                        said = str(error)
+                    if str(error) != reported:
+                        reported = str(error)
                         self._put((Kind.NOTE, {"level": "warn", "text": f"{name}: {error}"}))
-                wake.wait(5.0 if watch is None else watch.interval)
+                wake.wait(_RETRY if watch is None else watch.interval)
                 wake.clear()
         finally:
             if watch is not None:

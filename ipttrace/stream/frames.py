@@ -39,13 +39,11 @@ from ipttrace.stream import record
 from ipttrace.stream.messages import (
     Books,
     Clock,
-    Counters,
     End,
     Hello,
     Level,
-    Neighbours,
+    Message,
     Note,
-    Rules,
 )
 from ipttrace.stream.record import Records
 
@@ -173,9 +171,9 @@ class Writer:
         note: Note = {"level": level, "text": text}
         self._json(Kind.NOTE, note)
 
-    def about(self, kind: Kind, value: Rules | Counters | Neighbours) -> None:
-        """RULES, COUNTERS or NEIGHBOURS: what a watch found."""
-        self._json(kind, value)
+    def message(self, kind: Kind, message: Message) -> None:
+        """RULES, COUNTERS, NEIGHBOURS or NOTE: what a watch found."""
+        self._json(kind, message)
 
     def end(self, books: End) -> None:
         """END, the last frame: nothing was cut off."""

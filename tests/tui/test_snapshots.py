@@ -193,9 +193,9 @@ def neighbours_stream(writer: Writer) -> None:
         hits += 39 + 28 * (second % 7)
         arp = neighbours.table(4, 12 + second // 10, lookups=lookups, hits=hits)
         ndp = neighbours.table(6, 600, forced_gc_runs=second // 20, lookups=5000 + second)
-        writer.about(Kind.NEIGHBOURS, neighbours.tables(second, arp, ndp))
+        writer.message(Kind.NEIGHBOURS, neighbours.tables(second, arp, ndp))
     for netns, name in ((neighbours.ROUTER, "router"), (neighbours.CLIENT, "client")):
-        writer.about(Kind.NEIGHBOURS, neighbours.namespace(netns, name, 59))
+        writer.message(Kind.NEIGHBOURS, neighbours.namespace(netns, name, 59))
 
 
 HOSTILE = (
@@ -230,7 +230,7 @@ def hostile_stream(writer: Writer) -> None:
     comment = f'-m comment --comment "{"".join(HOSTILE)}{"x" * 4000}" -j DROP'
     chains = {text: {"policy": None, "rules": [comment]} for text in HOSTILE}
     table = {"netns": 4026532456, "family": 4, "table": "filter", "backend": "legacy"}
-    writer.about(Kind.RULES, {**table, "since": 1, "mono": 1, "upto": 1, "chains": chains})
+    writer.message(Kind.RULES, {**table, "since": 1, "mono": 1, "upto": 1, "chains": chains})
     for kind, array in enumerate((entry, rule, exit_)):
         writer.records(kind, array)
     writer.note("warn", HOSTILE[1] + HOSTILE[0] + HOSTILE[3])

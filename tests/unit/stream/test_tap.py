@@ -51,7 +51,7 @@ def test_the_newest_rules_of_each_table_come_first_and_once() -> None:
     writer = Writer(sink)
     for since in (1, 4):
         for table in ("filter", "nat"):
-            writer.about(
+            writer.message(
                 Kind.RULES,
                 {"netns": 1, "family": 4, "table": table, "since": since, "chains": {}},
             )
