@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the set-up does for the lab: kernels, the module for each, the proof of KVM.
 
-``python -m ipttrace.lab.kernels.setup`` does what is missing; with ``--missing``
+``python -m ipttrace.lab.setup`` does what is missing; with ``--missing``
 it only names it, a line each, and says nothing when all is there.
 
 Must not install anything on the host.
