@@ -87,7 +87,7 @@ def run() -> Results:
     flood = _strewn(store, 0, every_flow_new=True)
     tallies = tally.Tallies()
     took: list[float] = []
-    while tallies.flows.slots.gone < LIMIT // 4:
+    while tallies.flows.slots.evicted < LIMIT // 4:
         # Another store with the same rows: its flows are drawn anew.
         tallies._next = 0
         took += _frames(tallies, flood, FRAME)

@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the rows add up to, counted as they come: rules, flows and totals.
+"""Counts over the rows of a store, updated as rows arrive: rules, flows, totals.
 
-``tallies.pull(store)`` counts the rows that came since the last time; what is
-counted stays counted when the store lets go of the rows.  Must not do I/O, and
-must not loop over rows in Python; one thread, that of the store's readers.
+``tallies.pull(store)`` counts the rows that were added since the last pull; they stay
+counted when the store drops them.  Runs in one thread.
+
+- __init__.py: all tallies over one store
+- rules.py: hits, verdicts and costs of each rule
+- listing.py: a namespace's rules with those figures, for the rules view
+- flows.py: packets, drops and costs of each flow
+- totals.py: verdicts by second, hooks and tables, protocols, losses
+- row_facts.py: what each tally reads from the rows' columns
+- slots.py: a bounded table of counters by key
+- clock.py: rings of counters by time
+- costs.py: histograms of costs and their quantiles
+
+Must not do I/O, and must not loop over rows in Python.
 """
 
 from __future__ import annotations
@@ -17,9 +28,9 @@ from ipttrace.trace.tally.flows import FlowsTally
 from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.trace.tally.totals import TotalsTally
 
-# Rows counted in one go: some 3 ms, which a frame can bear.
+# Rows counted in one pull: about 3 ms, which fits into a frame of the screen.
 PORTION: Final = 8_000
-# Steps: a row may have thousands.
+# Steps of paths counted in one pull: a row may have thousands.
 _STEPS: Final = 20_000
 
 
@@ -35,22 +46,22 @@ class Tallies:
         self.rules = RulesTally() if rules is None else rules
         self.flows = FlowsTally() if flows is None else flows
         self.totals = TotalsTally() if totals is None else totals
-        self.skipped = 0  # rows that the store had let go of before they were counted
+        self.skipped = 0  # rows that the store dropped before they were counted
         self._next = 0
 
     @property
     def counted(self) -> int:
-        """One past the newest row that is counted."""
+        """One past the newest row counted."""
         return self._next
 
     def behind(self, store: Store) -> int:
-        """Rows that are held and not counted yet."""
+        """Number of rows that the store holds and that are not counted yet."""
         return store.end - max(self._next, store.first)
 
     def pull(self, store: Store, budget_rows: int = PORTION) -> bool:
-        """Count up to `budget_rows` of the rows that came; True when there are more.
+        """Count up to `budget_rows` new rows; True if more are waiting.
 
-        Less where paths are very long; at least one row.
+        Fewer if paths are very long, but at least one.
         """
         if store.first > self._next:
             self.skipped += store.first - self._next
@@ -58,7 +69,7 @@ class Tallies:
         until = min(store.end, self._next + max(budget_rows, 1))
         steps = _STEPS
         while self._next < until and steps > 0:
-            # The rows may have begun to leave: a part says itself where it begins.
+            # The store may drop rows meanwhile: the part's own `first` counts.
             part = next(store.parts(self._next, until), None)
             if part is None:
                 break
@@ -72,7 +83,7 @@ class Tallies:
 
 
 def _first_of(part: Part, steps: int) -> tuple[Part, int]:
-    """The first rows of the part that have so many steps, at least one; and the steps."""
+    """The part's first rows with at most `steps` steps, at least one row; and their steps."""
     begin = int(part.begins[0])
     if int(part.ends[-1]) - begin <= steps:
         return part, int(part.ends[-1]) - begin

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Counts by stretches of time: rings whose cells know which stretch they hold.
+"""Rings of counters by time: each cell is marked with the interval that it counts.
 
-Time is that of the rows, so a recording played fast has the rates that it had.
-Rows come in the order of time but for moments; a clock that was set back by
-more than a ring counts anew.  Must not do I/O.
+Time is that of the rows, so a recording played fast has the rates of the original.
+Rows arrive in time order, except for moments; a clock set back by more than a few rings
+starts over.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ import numpy as np
 
 from ipttrace.trace.arrays.hashing import Array
 
-# A cell that holds a stretch this many rings later is from before the clock was set back.
+# A cell marked with an interval this many rings later is from before the clock was set back.
 _RINGS: Final = 4
 
 
-def claim(marks: Array, at: Array, stretch: Array, ring: int) -> tuple[Array, Array]:
-    """Take cells for stretches of time.
+def claim(marks: Array, at: Array, intervals: Array, ring: int) -> tuple[Array, Array]:
+    """Mark cells with the intervals that they are to count.
 
-    `marks`: int64, flat, the stretch that each cell holds; `at`: the cells
-    wanted, `stretch`: what for, both of shape (n,); `ring`: cells of a ring.
-    Returns the cells that held another stretch (the caller empties them; some
-    may be there twice) and which of the n may be counted: the others are older
-    than what their cell holds.
+    `marks`: int64, flat, the interval of each cell, updated; `at`, `intervals`: cells
+    and their intervals, both of shape (n,); `ring`: number of cells of a ring.  Returns
+    the cells that had counted another interval, which the caller has to clear and which
+    may repeat, and a mask of shape (n,): False for intervals older than their cell's.
     """
     held = marks[at]
-    if np.array_equal(held, stretch):
+    if np.array_equal(held, intervals):
         return at[:0], np.ones(len(at), bool)
-    other = (held < stretch) | (held > stretch + _RINGS * ring)
-    taken = at[other]
-    marks[taken] = stretch[other]
-    # Again: where two stretches want one cell, one of them got it.
-    return taken, marks[at] == stretch
+    other = (held < intervals) | (held > intervals + _RINGS * ring)
+    reused = at[other]
+    marks[reused] = intervals[other]
+    # Read again: of two intervals for one cell, only one got it.
+    return reused, marks[at] == intervals

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Costs as histograms: eight buckets to each doubling, from 32 ns to a minute.
+"""Histograms of costs: eight buckets per doubling, from 32 ns to a minute.
 
-A quantile read from one is off by at most a sixteenth.  Must not do I/O.
+A quantile is off by at most a sixteenth.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 
 from ipttrace.trace.arrays.hashing import Array
 
-_PARTS: Final = 3  # 2**3 buckets to a doubling
-_LOWEST: Final = 5  # 2**5 ns; what is less goes into the first bucket
+_PARTS: Final = 3  # 2**3 buckets per doubling
+_LOWEST: Final = 5  # 2**5 ns; lower costs go into the first bucket
 BUCKETS: Final = 256
 
-# A float64 has 52 bits after the point, and an exponent that is 1023 too high.
+# A float64 has 52 bits of fraction, and an exponent biased by 1023.
 _SHIFT: Final = np.int64(52 - _PARTS)
 _BASE: Final = np.int64((1023 + _LOWEST) << _PARTS)
 
 
 def buckets(costs: Array) -> Array:
-    """The bucket of each cost, ns as integers of shape (n,): intp, 0 to BUCKETS - 1."""
+    """The bucket of each cost (ns, integers of shape (n,)): int64, 0 to BUCKETS - 1."""
     bits = costs.astype(np.float64).view(np.int64)
     bits >>= _SHIFT
     bits -= _BASE
@@ -40,12 +40,12 @@ _MIDDLES: Final = _middles()
 
 
 def quantiles(counts: Array, share: float) -> Array:
-    """ns, float64 of shape (n,): what `share` of the costs are not above.
+    """The `share` quantile of each histogram in ns, float64 of shape (n,); NaN if empty.
 
-    `counts`: shape (n, BUCKETS); NaN where there are none.
+    `counts`: shape (n, BUCKETS).
     """
-    upto = np.cumsum(counts, axis=1, dtype=np.int64)
-    total = upto[:, -1]
+    cumulative = np.cumsum(counts, axis=1, dtype=np.int64)
+    total = cumulative[:, -1]
     rank = np.maximum(np.ceil(share * total), 1)
-    found = _MIDDLES[np.argmax(upto >= rank[:, None], axis=1)]
+    found = _MIDDLES[np.argmax(cumulative >= rank[:, None], axis=1)]
     return np.where(total > 0, found, np.nan)

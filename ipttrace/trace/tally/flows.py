@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Flows as they add up: packets, drops, costs of each, and where it was dropped.
+"""Packets, drops and costs of each flow, and where it was dropped.
 
-A packet is a journey, counted where it begins; rows are its traversals.  Must
-not do I/O, and must not loop over rows in Python.
+A packet is a journey, counted with its first row.  Must not do I/O, and must not loop
+over rows in Python.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.netfilter import DROP, VERDICTS
+from ipttrace.netfilter import DROP
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.decode import headers as packet
@@ -21,18 +21,18 @@ from ipttrace.trace.row import Step
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.unfold import address
+from ipttrace.trace.tally.row_facts import OUTCOMES, begins_journey, capped_costs, outcomes
 from ipttrace.trace.tally.slots import OTHER, Slots
 
 # A slot takes 170 bytes.
 LIMIT: Final = 100_000
 ORDERS: Final = ("packets", "drops", "cost", "bytes")
 
-_HOST_SHIFT: Final = np.uint64(56)  # as columns.fill puts hosts into journeys
 
 _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "host": ("u1", ()),
     "flow": ("u8", ()),
-    "netns": ("u4", ()),  # here and below: of its first row
+    "netns": ("u4", ()),  # this and the next: of its first row
     "version": ("u1", ()),
     "proto": ("i2", ()),
     "src": ("u1", (16,)),
@@ -45,18 +45,17 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "bytes": ("i8", ()),
     "drops": ("i8", ()),
     "cost": ("i8", ()),
-    "dearest": ("i8", ()),
+    "max_cost": ("i8", ()),
     "first": ("i8", ()),
     "last": ("i8", ()),
-    "verdict": ("u1", ()),  # of its last row
-    "drop_table": ("u4", ()),  # here and below: of its last drop; ids of Names
+    "verdict": ("u1", ()),  # index into OUTCOMES, of its last row
+    "drop_table": ("u4", ()),  # this and the next: of its last drop; ids of Names
     "drop_chain": ("u4", ()),
     "drop_rulenum": ("u4", ()),
     "drop_match": ("u1", ()),
 }
 _ADDED: Final = ("packets", "rows", "bytes", "drops", "cost")
 _FIRST: Final = ("host", "flow", "netns", "version", "proto", "src", "dst", "sport", "dport")
-_MOST_NS: Final = np.uint64(1 << 50)  # a cost beyond two weeks lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +63,29 @@ class Flow:
     """One flow.  Text is safe for a terminal."""
 
     host: int
-    flow: int  # 0: of packets of which no flow is known
-    netns: int  # where it was first seen, and so are protocol and ends
+    flow: int  # 0: all packets without a known flow
+    netns: int  # this, protocol and addresses as first seen
     proto: str
     src: str
     sport: int | None
     dst: str
     dport: int | None
-    packets: int  # that began while it was watched
+    packets: int  # whose first row was counted
     rows: int
     bytes: int
     drops: int
-    cost_ns: int  # of all its rows
-    max_cost_ns: int  # the row that cost most
+    cost_ns: int  # sum over its rows
+    max_cost_ns: int  # of a row
     first: int  # ns since the epoch
     last: int
     verdict: str  # of its newest row
-    dropped_table: str  # where its newest drop was decided; "" where there is none
+    dropped_table: str  # where its newest drop was decided; "" if none
     dropped_at: Step | None
 
 
 @dataclass(frozen=True, slots=True)
 class OtherFlows:
-    """Sums over the flows that gave way to newer ones."""
+    """Sums over evicted flows."""
 
     flows: int
     packets: int
@@ -97,11 +96,11 @@ class OtherFlows:
 
 
 class FlowsTally:
-    """Counts of each flow, of the `limit` that had rows last."""
+    """Counts of the `limit` flows that had rows last."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.slots = Slots(limit, _COLUMNS, _ADDED)
-        self.version = 0  # rises with every part that is counted
+        self.version = 0  # increases with every part counted
         self._hash = Hash(3)
 
     def __len__(self) -> int:
@@ -123,23 +122,22 @@ class FlowsTally:
         slots, at, fresh = self.slots.assign(keys[starts])
         held = self.slots.columns
         if len(fresh):
-            self._meet(part, order[starts[at]], fresh)
-        self._add(columns, order, starts, slots)
+            self._add_flows(part, order[starts[at]], fresh)
+        self._count(columns, order, starts, slots)
         last = order[np.append(starts[1:], len(order)) - 1]
-        held["verdict"][slots] = np.minimum(columns["verdict"][last] & 0xFF, len(VERDICTS))
-        self._place_drops(columns, order, starts, slots)
+        held["verdict"][slots] = outcomes(columns["verdict"][last])
+        self._note_drops(columns, order, starts, slots)
 
-    def _meet(self, part: Part, rows: Array, slots: Array) -> None:
+    def _add_flows(self, part: Part, rows: Array, slots: Array) -> None:
+        """Fill the columns of new flows' slots from their first rows."""
         held, columns = self.slots.columns, part.columns
         for name in _FIRST:
             held[name][slots] = columns[name][rows]
         held["known"][slots] = columns["known"][rows]
         held["first"][slots] = columns["time"][rows]
 
-    def _add(self, columns: dict[str, Array], order: Array, starts: Array, slots: Array) -> None:
-        begins = columns["call"] | columns["host"].astype(np.uint64) << _HOST_SHIFT
-        begins = begins == columns["journey"]
-        cost = np.minimum(columns["cost"], _MOST_NS).astype(np.int64)
+    def _count(self, columns: dict[str, Array], order: Array, starts: Array, slots: Array) -> None:
+        begins, cost = begins_journey(columns), capped_costs(columns)
         sums = {
             "packets": begins.astype(np.int64),
             "bytes": np.where(begins, columns["len"], 0).astype(np.int64),
@@ -149,20 +147,20 @@ class FlowsTally:
         held = self.slots.columns
         added = {name: np.add.reduceat(some[order], starts) for name, some in sums.items()}
         added["rows"] = np.diff(np.append(starts, len(order)))
-        # Several flows may share slot 0, and only that one.
+        # np.add.at, since several flows may share slot 0.
         for name, some in added.items():
             np.add.at(held[name], slots, some)
-        np.maximum.at(held["dearest"], slots, np.maximum.reduceat(cost[order], starts))
+        np.maximum.at(held["max_cost"], slots, np.maximum.reduceat(cost[order], starts))
         times = columns["time"][order]
         np.maximum.at(held["last"], slots, np.maximum.reduceat(times, starts))
 
-    def _place_drops(
+    def _note_drops(
         self, columns: dict[str, Array], order: Array, starts: Array, slots: Array
     ) -> None:
         dropped = columns["verdict"][order] & 0xFF == DROP
         if not dropped.any():
             return
-        # Of each flow the last row that was dropped, as a place in the order.
+        # Index in `order` of each flow's last dropped row.
         newest = np.maximum.reduceat(np.where(dropped, np.arange(len(order)), -1), starts)
         some = newest >= 0
         rows, slots = order[newest[some]], slots[some]
@@ -172,15 +170,15 @@ class FlowsTally:
 
     @property
     def other(self) -> OtherFlows:
-        """What gave way."""
+        """Sums over the flows that were evicted."""
         held = self.slots.columns
         sums = [int(held[name][OTHER]) for name in _ADDED]
-        return OtherFlows(self.slots.gone, *sums)
+        return OtherFlows(self.slots.evicted, *sums)
 
     def top(self, order: str, count: int, names: Names) -> list[Flow]:
-        """The first `count` flows by one of ORDERS, "dearest" or "last", most first.
+        """The top `count` flows by one of ORDERS, "max_cost" or "last", largest first.
 
-        `names`: of the store that was counted.
+        `names`: those of the store that was counted.
         """
         live = self.slots.live
         if not len(live) or count < 1:
@@ -190,7 +188,7 @@ class FlowsTally:
         if count < len(live):
             some = np.argpartition(value, len(live) - count)[len(live) - count :]
             live, value = live[some], value[some]
-        # Where all else is equal, what was seen first stands first: lines keep their place.
+        # Among equals the first seen comes first, so that lines do not swap.
         live = live[np.lexsort((held["flow"][live], held["first"][live], -value))]
         return [self._flow(slot, names) for slot in live.tolist()]
 
@@ -206,7 +204,6 @@ class FlowsTally:
                 int(of["drop_rulenum"]),
                 record.MATCHES[match] if match < len(record.MATCHES) else str(match),
             )
-        verdict = int(of["verdict"])
         return Flow(
             host=int(of["host"]),
             flow=int(of["flow"]),
@@ -221,10 +218,10 @@ class FlowsTally:
             bytes=int(of["bytes"]),
             drops=int(of["drops"]),
             cost_ns=int(of["cost"]),
-            max_cost_ns=int(of["dearest"]),
+            max_cost_ns=int(of["max_cost"]),
             first=int(of["first"]),
             last=int(of["last"]),
-            verdict=VERDICTS[verdict] if verdict < len(VERDICTS) else "other",
+            verdict=OUTCOMES[int(of["verdict"])],
             dropped_table=names.text(int(of["drop_table"])) if of["drops"] else "",
             dropped_at=at,
         )

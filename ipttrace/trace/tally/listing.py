@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Counts of rules beside the rules: a namespace's tables and chains with what hit them.
+"""A namespace's tables, chains and rules with the figures of each rule.
 
-Hits are those of the rules that are listed.  What was hit under earlier rules,
-or when it is not known which rules there were, has numbers that may mean other
-rules by now: only its sum is told.  Where no rules are known, all hits are
-listed by number alone.  Must not do I/O.
+Figures count hits on the listed rules only.  Hits on earlier versions of the rules, or
+on unknown versions, have numbers that may mean other rules by now: only their sum is
+given.  If a table's rules are unknown, its hits are listed by number alone.  Must not
+do I/O.
 """
 
 from __future__ import annotations
@@ -28,91 +28,91 @@ from ipttrace.trace.tally.rules import RulesTally
 
 RULE: Final = "rule"
 POLICY: Final = "policy"
-END: Final = "end"  # of a chain that is not built in: back to where it was called
+END: Final = "end"  # of a user-defined chain: back to the calling one
 
 _POLICY: Final = record.MATCHES.index("policy")
 _REMEMBERED: Final = 1000  # tables
 
-# What stands in quotes may look like anything; quotes may never end.
+# A quoted text may look like anything, and may lack its closing quote.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
 _TARGET: Final = re.compile(r"(?:^|\s)(?:-[jg]|--jump|--goto)\s+(\S+)")
-# In the words of nft: in a verdict map there may be several, in a named one they are not told.
+# In nft's syntax.  A verdict map may have several targets; those of a named map are unknown.
 _NFT_TARGET: Final = re.compile(r"(?:^|[\s{:,])(?:jump|goto)\s+([^\s,;}]+)")
 _NAMED_MAP: Final = re.compile(r"\bvmap\s+@")
 
 
 class RuleKey(NamedTuple):
-    """One line of a namespace's rules."""
+    """Identifies one line of a namespace's rules."""
 
     family: int
     table: str
     chain: str
-    number: int  # as iptables -L --line-numbers counts; a policy's is one past the last rule's
+    number: int  # as iptables -L --line-numbers counts; a policy's is one past the last rule
     kind: str  # RULE, POLICY, END
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What hit a rule.  The costs are of the calls that it decided; NaN where it did not."""
+    """Figures of one rule.  Costs are those of the calls that it decided; NaN if none."""
 
     hits: int
-    rate: float  # hits per second, of late
-    decided: int
+    rate: float  # hits per second in the last seconds
+    decided: int  # calls
     drops: int
     p50_ns: float
     p99_ns: float
 
 
-NOTHING: Final = Figures(0, 0.0, 0, 0, float("nan"), float("nan"))
+NO_HITS: Final = Figures(0, 0.0, 0, 0, float("nan"), float("nan"))
 
 
 @dataclass(frozen=True, slots=True)
 class ChainListing:
-    """A chain and its lines.  `references`: rules that call it; None: not known."""
+    """A chain and its lines."""
 
     chain: str
     policy: str | None
-    references: int | None
+    references: int | None  # rules that call it; None: unknown, or a base chain
     keys: Sequence[RuleKey]
-    rules: Sequence[str]  # texts by number, from 1 on; may be fewer than the keys
+    rules: Sequence[str]  # texts of rules 1, 2, …; may be fewer than the keys
     counted: Counted | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TableListing:
-    """A table.  `since`: generation of its rules, None where they are not known."""
+    """A table."""
 
     family: int
     table: str
-    since: int | None
-    current: bool  # False: they were changed since, and the new ones are not known
-    elsewhere: int  # hits under other rules than those listed
+    since: int | None  # generation of its rules; None: unknown rules
+    current: bool  # False: the rules have changed since, and the new ones are unknown
+    other_hits: int  # on versions of the rules other than the one listed
     chains: Sequence[ChainListing]
-    backend: str = "legacy"  # of the rules, where they are known: see timeline.BACKENDS
+    backend: str = "legacy"  # of the rules, if known: one of timeline.BACKENDS
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The rules of a namespace with what hit them."""
+    """A namespace's rules with their figures."""
 
     host: int
     netns: int
     tables: Sequence[TableListing]
     figures: Mapping[RuleKey, Figures]
-    drops: int = 0  # of all of them
+    drops: int = 0  # of all rules
 
     def figures_of(self, key: RuleKey) -> Figures:
-        """All zero where it was never hit."""
-        return self.figures.get(key, NOTHING)
+        """The figures of a line; all zero if it was never hit."""
+        return self.figures.get(key, NO_HITS)
 
-    def share(self, key: RuleKey) -> float:
-        """Its part of all drops in the namespace, 0 to 1."""
+    def drop_share(self, key: RuleKey) -> float:
+        """The line's share of all drops in the namespace, 0 to 1."""
         return self.figures_of(key).drops / self.drops if self.drops else 0.0
 
 
 @dataclass(slots=True)
-class _Known:
-    """A table's rules laid out, as long as they stay the same."""
+class _Layout:
+    """The lines of a table's rules, valid as long as the rules stay the same."""
 
     table: Table
     chains: list[ChainListing] = field(default_factory=list)
@@ -120,38 +120,38 @@ class _Known:
 
 
 class Listings:
-    """Makes listings of one tally; remembers how the rules are laid out."""
+    """Makes listings from one tally; caches the layout of the rules."""
 
     def __init__(self, tally: RulesTally, names: Names) -> None:
         self._tally = tally
         self._names = names
-        self._known: dict[tuple[int, int, int, str], _Known] = {}
+        self._layouts: dict[tuple[int, int, int, str], _Layout] = {}
 
     def of(
         self, host: int, netns: int, rulesets: Rulesets | None = None, now: int | None = None
     ) -> Listing:
-        """The rules of a namespace.  `now`: ns since the epoch, as for `RulesTally.rates`."""
+        """The listing of a namespace.  `now`: as for `RulesTally.rates`."""
         tables = (
             {} if rulesets is None else {(t.family, t.table): t for t in rulesets.tables(netns)}
         )
-        figures, elsewhere = self._figures(host, netns, tables, rulesets, now)
+        figures, other_hits = self._figures(host, netns, tables, rulesets, now)
         by_table: dict[tuple[int, str], list[RuleKey]] = {}
         for key in figures:
             by_table.setdefault((key.family, key.table), []).append(key)
         listed = []
-        for at in sorted({*tables, *by_table, *elsewhere}, key=_table_order):
+        for at in sorted({*tables, *by_table, *other_hits}, key=_table_order):
             hit = by_table.get(at, [])
-            aside = elsewhere.get(at, 0)
+            others = other_hits.get(at, 0)
             table = tables.get(at)
             if table is None:
                 chains = list(_numbered(hit))
-                listed.append(TableListing(*at, None, False, aside, chains))
+                listed.append(TableListing(*at, None, False, others, chains))
                 continue
             chains = self._chains(host, table, hit)
             if rulesets is not None:
                 chains = _counted(chains, table, rulesets)
             listed.append(
-                TableListing(*at, table.since, table.current, aside, chains, table.backend)
+                TableListing(*at, table.since, table.current, others, chains, table.backend)
             )
         drops = sum(one.drops for one in figures.values())
         return Listing(host, netns, listed, figures, drops)
@@ -167,35 +167,35 @@ class Listings:
         held, live = self._tally.slots.columns, self._tally.slots.live
         slots = live[(held["netns"][live] == netns) & (held["host"][live] == host)]
         columns = (held[name][slots].tolist() for name in _FIELDS)
-        place: dict[RuleKey, int] = {}
-        elsewhere: dict[tuple[int, str], int] = {}
-        belongs: dict[tuple[int, str, int], bool] = {}
+        lines: dict[RuleKey, int] = {}
+        other_hits: dict[tuple[int, str], int] = {}
+        listed: dict[tuple[int, str, int], bool] = {}
         groups = np.full(len(slots), -1, np.intp)
         for index, of in enumerate(zip(*columns, strict=True)):
             number, table_id, chain_id, rulenum, match, generation, hits = of
             family, name = IP_VERSIONS.get(number, number), self._names.text(table_id)
             table = tables.get((family, name))
             if table is not None:
-                asked = (family, name, generation)
-                if asked not in belongs:
-                    belongs[asked] = _belongs(table, generation, rulesets)
-                if not belongs[asked]:
-                    elsewhere[family, name] = elsewhere.get((family, name), 0) + hits
+                version = (family, name, generation)
+                if version not in listed:
+                    listed[version] = _is_listed(table, generation, rulesets)
+                if not listed[version]:
+                    other_hits[family, name] = other_hits.get((family, name), 0) + hits
                     continue
             chain = self._names.text(chain_id)
             kind = _kind(table, chain, rulenum, match)
             key = RuleKey(family, name, chain, rulenum, kind)
-            groups[index] = place.setdefault(key, len(place))
+            groups[index] = lines.setdefault(key, len(lines))
         some = groups >= 0
-        summed = self._summed(slots[some], groups[some], len(place), now)
-        return dict(zip(place, summed, strict=True)), elsewhere
+        summed = self._summed(slots[some], groups[some], len(lines), now)
+        return dict(zip(lines, summed, strict=True)), other_hits
 
     def _summed(
         self, slots: Array, groups: Array, count: int, now: int | None
     ) -> Iterator[Figures]:
         if not count:
             return iter(())
-        # Slots of one line stand together, so that they can be added up in one go.
+        # Sorted by line, so that one reduceat adds up each column.
         order = np.argsort(groups, kind="stable")
         slots = slots[order]
         starts = np.flatnonzero(np.append(True, np.diff(groups[order])))
@@ -204,13 +204,13 @@ class Listings:
         def total(each: Array) -> Array:
             return np.add.reduceat(each, starts, axis=0) if len(slots) > count else each
 
-        hits, ends = total(held["hits"][slots]), total(held["ends"][slots])
+        hits, outcomes = total(held["hits"][slots]), total(held["outcomes"][slots])
         rates, costs = total(self._tally.rates(slots, now)), total(held["costs"][slots])
         columns = (
             hits,
             rates,
-            ends.sum(axis=1),
-            ends[:, DROP],
+            outcomes.sum(axis=1),
+            outcomes[:, DROP],
             tally_costs.quantiles(costs, 0.5),
             tally_costs.quantiles(costs, 0.99),
         )
@@ -218,15 +218,15 @@ class Listings:
 
     def _chains(self, host: int, table: Table, hit: list[RuleKey]) -> list[ChainListing]:
         at = (host, table.netns, table.family, table.table)
-        known = self._known.get(at)
-        if known is None or known.table is not table:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            known = self._known[at] = _laid_out(table)
-        beyond = [key for key in hit if key not in known.keys]
+        layout = self._layouts.get(at)
+        if layout is None or layout.table is not table:
+            if len(self._layouts) >= _REMEMBERED:
+                self._layouts.clear()
+            layout = self._layouts[at] = _layout_of(table)
+        beyond = [key for key in hit if key not in layout.keys]
         if not beyond:
-            return known.chains
-        # Packets hit what the rules do not have, or the end of a chain.
+            return layout.chains
+        # Hits on numbers that the rules do not have, or on the end of a chain.
         more: dict[str, list[RuleKey]] = {}
         for key in sorted(beyond, key=lambda key: key.number):
             more.setdefault(key.chain, []).append(key)
@@ -238,7 +238,7 @@ class Listings:
                 [*one.keys, *more.pop(one.chain, ())],
                 one.rules,
             )
-            for one in known.chains
+            for one in layout.chains
         ]
         return chains + list(_numbered([key for keys in more.values() for key in keys]))
 
@@ -246,13 +246,13 @@ class Listings:
 _FIELDS: Final = ("family", "table", "chain", "rulenum", "match", "ruleset", "hits")
 
 
-def _belongs(table: Table, generation: int, rulesets: Rulesets | None) -> bool:
-    """Whether a packet of this generation met the rules that are listed."""
+def _is_listed(table: Table, generation: int, rulesets: Rulesets | None) -> bool:
+    """Whether the listed rules were in force in this generation."""
     if generation < max(table.since, 1):
         return False
     if table.current or rulesets is None:
         return True
-    # They were changed since: it is known up to when they were in force.
+    # The rules have changed since; a text exists while they were in force.
     for name, chain in table.chains.items():
         if chain.rules:
             found = rulesets.text(table.netns, table.family, table.table, name, 1, generation)
@@ -264,34 +264,34 @@ def _kind(table: Table | None, chain: str, number: int, match: int) -> str:
     if match == _POLICY:
         return POLICY
     rules = None if table is None else table.chains.get(chain)
-    # An unconditional -j RETURN and a chain's end are both told as "return".
+    # Both an unconditional -j RETURN and the end of a chain are recorded as "return".
     return END if rules is not None and number == len(rules.rules) + 1 else RULE
 
 
-def _laid_out(table: Table) -> _Known:
-    known = _Known(table)
+def _layout_of(table: Table) -> _Layout:
+    layout = _Layout(table)
     calls: dict[str, int] = {}
-    native, untold = table.backend == "nft", False
+    native, unknown = table.backend == "nft", False
     for chain in table.chains.values():
         for rule in chain.rules:
             bare = _QUOTED.sub('""', rule)
-            untold |= native and _NAMED_MAP.search(bare) is not None
+            unknown |= native and _NAMED_MAP.search(bare) is not None
             for target in set(_NFT_TARGET.findall(bare)) if native else _TARGET.findall(bare)[:1]:
                 calls[target] = calls.get(target, 0) + 1
     at = (table.family, table.table)
-    # Those that packets enter by come first, as iptables prints them.
+    # Base chains come first, as iptables prints them.
     for name, chain in sorted(table.chains.items(), key=lambda item: item[1].policy is None):
         keys = [RuleKey(*at, name, number, RULE) for number in range(1, len(chain.rules) + 1)]
         if chain.policy is not None:
             keys.append(RuleKey(*at, name, len(chain.rules) + 1, POLICY))
-        references = None if chain.policy is not None or untold else calls.get(name, 0)
-        known.chains.append(ChainListing(name, chain.policy, references, keys, chain.rules))
-        known.keys.update(keys)
-    return known
+        references = None if chain.policy is not None or unknown else calls.get(name, 0)
+        layout.chains.append(ChainListing(name, chain.policy, references, keys, chain.rules))
+        layout.keys.update(keys)
+    return layout
 
 
 def _numbered(keys: list[RuleKey]) -> Iterator[ChainListing]:
-    """Chains of which no rules are known: what was hit, by number."""
+    """Chains with unknown rules: their hits by number."""
     chains: dict[str, list[RuleKey]] = {}
     for key in sorted(keys, key=lambda key: (_chain_order(key.chain), key.number, key.kind)):
         chains.setdefault(key.chain, []).append(key)
@@ -300,7 +300,7 @@ def _numbered(keys: list[RuleKey]) -> Iterator[ChainListing]:
 
 
 def _counted(chains: list[ChainListing], table: Table, rulesets: Rulesets) -> list[ChainListing]:
-    """With the kernel's own counters, where they are of these rules."""
+    """The chains with the kernel's own counters, if those belong to these rules."""
     found = rulesets.counters(table.netns, table.family, table.table)
     if found is None or found[0].since != table.since:
         return chains
@@ -314,7 +314,7 @@ def _counted(chains: list[ChainListing], table: Table, rulesets: Rulesets) -> li
 
 
 def kernel_packets(chain: ChainListing, key: RuleKey) -> int | None:
-    """What the kernel's counter says of a line; None where it is not known."""
+    """Packets by the kernel's own counter of a line; None if unknown."""
     counted = chain.counted
     if counted is None:
         return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A bounded table that is counted in whole arrays at once: a key gets a slot of each column.
+"""A bounded table of counters: each key has a slot, an index into every column.
 
-What has not been counted for longest gives way, and is added to slot 0, which
-stands for all that has no slot of its own.  Must not do I/O, and must not loop
-over keys in Python.
+When it is full, the keys that were not counted for longest are evicted and their sums
+added to slot 0, which stands for all keys without a slot.  Must not do I/O, and must
+not loop over keys in Python.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LEAST: Final = 64
 
 
 class Slots:
-    """uint64 keys → slots, at most `limit` of them beside slot 0.
+    """Maps uint64 keys to slots, at most `limit` besides slot 0.
 
-    `columns`: dtype and, for more than one element a slot, shape.  `added`:
-    those columns that are sums, so that slot 0 takes over what gives way.
+    `columns`: dtype and shape of an element by name.  `added`: the columns that are
+    sums, which slot 0 keeps when a key is evicted.
     """
 
     def __init__(
@@ -34,39 +34,31 @@ class Slots:
         added: Collection[str],
     ) -> None:
         self.limit = limit
-        self.gone = 0  # slots that gave way
+        self.evicted = 0  # number of keys
         self.columns: dict[str, Array] = {
             name: np.zeros((_LEAST, *shape), dtype) for name, (dtype, shape) in columns.items()
         }
         self._added = frozenset(added)
         self._keys = np.zeros(0, np.uint64)  # ascending
-        self._slots = np.zeros(0, np.intp)  # of each of them
-        self._told = np.zeros(_LEAST, np.int64)
-        self._made = 1
+        self._slots = np.zeros(0, np.intp)  # by index of the key
+        self._counted = np.zeros(_LEAST, np.int64)  # by slot: the last round that counted it
+        self._made = 1  # slots that were ever given, with slot 0
         self._free: Array = np.zeros(0, np.intp)
-        self._round = 0
+        self._round = 0  # calls of `assign`
 
     def __len__(self) -> int:
         return len(self._keys)
 
     @property
     def live(self) -> Array:
-        """Slots that have a key, in no order."""
+        """Slots that have a key, unordered."""
         return self._slots
 
-    def find(self, key: int) -> int | None:
-        """The slot of one key; None where it has none."""
-        at = int(np.searchsorted(self._keys, np.uint64(key)))
-        if at == len(self._keys) or int(self._keys[at]) != key:
-            return None
-        return int(self._slots[at])
-
     def assign(self, keys: Array) -> tuple[Array, Array, Array]:
-        """Slots of `keys`, uint64 of shape (n,); new ones get one.
+        """The slots of `keys`, uint64 of shape (n,); new keys get one.
 
-        Returns the slots, shape (n,); of the new ones the first index in
-        `keys` and the slot, both of shape (m,).  Of more new keys than there
-        can be room for, some get slot 0.
+        Returns the slots, shape (n,), and for each new key its first index in `keys`
+        and its slot, both of shape (m,).  New keys beyond the limit get slot 0.
         """
         self._round += 1
         if len(self._keys):
@@ -75,9 +67,9 @@ class Slots:
             known = self._keys[at] == keys
             slots = self._slots[at]
             if known.all():
-                self._told[slots] = self._round
+                self._counted[slots] = self._round
                 return slots, np.zeros(0, np.intp), np.zeros(0, np.intp)
-            self._told[slots[known]] = self._round
+            self._counted[slots[known]] = self._round
         else:
             known = np.zeros(len(keys), bool)
             slots = np.zeros(len(keys), np.intp)
@@ -88,26 +80,26 @@ class Slots:
         some = self._take(min(room, len(fresh)))
         given[: len(some)] = some
         slots[missing] = given[np.searchsorted(fresh, keys[missing])]
-        self._told[some] = self._round
+        self._counted[some] = self._round
         where = np.searchsorted(self._keys, fresh[: len(some)])
         self._keys = np.insert(self._keys, where, fresh[: len(some)])
         self._slots = np.insert(self._slots, where, some)
         return slots, missing[first[: len(some)]], some
 
     def _make_room(self, count: int) -> int:
-        """For so many, as far as can be; how many there is room for."""
+        """Evict keys so that `count` new ones fit, if possible; returns how many fit."""
         room = self.limit - len(self._keys)
         if count <= room:
             return room
-        told = self._told[self._slots]
-        old = np.flatnonzero(told < self._round)  # not what is counted right now
+        counted = self._counted[self._slots]
+        old = np.flatnonzero(counted < self._round)  # not those being counted now
         most = min(len(old), max(count - room, self.limit // 16))
         if most < len(old):
-            old = old[np.argpartition(told[old], most)[:most]]
-        self._forget(old)
+            old = old[np.argpartition(counted[old], most)[:most]]
+        self._evict(old)
         return room + len(old)
 
-    def _forget(self, at: Array) -> None:
+    def _evict(self, at: Array) -> None:
         slots = self._slots[at]
         for name, column in self.columns.items():
             if name in self._added:
@@ -117,21 +109,21 @@ class Slots:
         keep[at] = False
         self._keys, self._slots = self._keys[keep], self._slots[keep]
         self._free = np.concatenate([self._free, slots])
-        self.gone += len(slots)
+        self.evicted += len(slots)
 
     def _take(self, count: int) -> Array:
-        """Slots that nobody has."""
-        again, self._free = self._free[:count], self._free[count:]
-        more = count - len(again)
+        """`count` unused slots."""
+        reused, self._free = self._free[:count], self._free[count:]
+        more = count - len(reused)
         if not more:
-            return again
+            return reused
         new = np.arange(self._made, self._made + more)
         self._made += more
-        if self._made > len(self._told):
-            size = min(max(self._made, 2 * len(self._told)), self.limit + 1)
-            self._told = _grown(self._told, size)
+        if self._made > len(self._counted):
+            size = min(max(self._made, 2 * len(self._counted)), self.limit + 1)
+            self._counted = _grown(self._counted, size)
             self.columns = {name: _grown(one, size) for name, one in self.columns.items()}
-        return np.concatenate([again, new])
+        return np.concatenate([reused, new])
 
 
 def _grown(column: Array, size: int) -> Array:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Hits beside the rules that they are of, also when the rules change."""
+"""The rules view's listing: hits beside the rules they hit, also after a change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Path_ = list[tuple[bytes, int, int]]
 
 
 class Lab:
-    """A trace that is fed calls and rules."""
+    """A trace to which a test adds calls and rules."""
 
     def __init__(self) -> None:
         self.trace = Trace()
@@ -95,7 +95,7 @@ def key(chain: str, number: int, kind: str = RULE) -> RuleKey:
     return RuleKey(4, "filter", chain, number, kind)
 
 
-def test_built_in_chains_come_first_and_the_others_say_who_calls_them() -> None:
+def test_base_chains_come_first_and_the_others_count_their_references() -> None:
     lab = Lab()
     lab.rules(1)
     (table,) = lab.listing().tables
@@ -112,7 +112,7 @@ def test_built_in_chains_come_first_and_the_others_say_who_calls_them() -> None:
     assert forward.rules[1] == "-p udp -j ACCEPT"
 
 
-def test_a_target_in_a_comment_calls_nobody() -> None:
+def test_a_target_in_a_comment_is_no_reference() -> None:
     lab = Lab()
     chains = {
         "FORWARD": {
@@ -125,10 +125,10 @@ def test_a_target_in_a_comment_calls_nobody() -> None:
     assert lab.listing().tables[0].chains[1].references == 1
 
 
-def test_policy_return_and_the_end_of_a_chain_are_lines_of_their_own() -> None:
+def test_policy_return_and_the_end_of_a_chain_have_lines_of_their_own() -> None:
     lab = Lab()
     lab.rules(1)
-    # GIVEN packets that return by rule 2, by the end of the chain, and meet the policy
+    # GIVEN packets that return at rule 2, at the end of the chain, and reach the policy
     lab.call(
         [(b"FORWARD", 1, RULE_), (b"WEB", 2, RETURN_), (b"FORWARD", 4, POLICY_)],
         generation=1,
@@ -144,56 +144,56 @@ def test_policy_return_and_the_end_of_a_chain_are_lines_of_their_own() -> None:
         key("FORWARD", 3): 1,
         key("FORWARD", 4, POLICY): 1,
     }
-    # THEN the policy has the drop, and all of them
-    assert listing.share(key("FORWARD", 4, POLICY)) == 1.0
-    assert listing.share(key("FORWARD", 1)) == 0.0
+    # THEN the policy has the only drop
+    assert listing.drop_share(key("FORWARD", 4, POLICY)) == 1.0
+    assert listing.drop_share(key("FORWARD", 1)) == 0.0
     web = listing.tables[0].chains[1]
     assert web.keys == [key("WEB", 1), key("WEB", 2), key("WEB", 3, END)]
 
 
-def test_a_change_of_the_rules_begins_the_hits_anew() -> None:
+def test_a_change_of_the_rules_resets_their_hits() -> None:
     lab = Lab()
     lab.rules(1)
     for _ in range(5):
         lab.call([(b"FORWARD", 2, RULE_)], generation=1)
     assert lab.listing().figures_of(key("FORWARD", 2)).hits == 5
-    # WHEN rule 2 is another from generation 4 on; packets came before its text did
+    # WHEN rule 2 changes in generation 4, and packets arrive before its new text
     lab.call([(b"FORWARD", 2, RULE_)], generation=3)
     lab.call([(b"FORWARD", 2, RULE_)], generation=4)
     lab.call([(b"FORWARD", 2, RULE_)], generation=6)
     lab.rules(4, chains={"FORWARD": {"policy": "DROP", "rules": ["-j ACCEPT", "-j DROP"]}})
-    # THEN only those that met the new rules are its hits, the others are told as a sum
+    # THEN only packets of the new generations count as its hits, the others as a sum
     listing = lab.listing()
     assert listing.figures_of(key("FORWARD", 2)).hits == 2
-    assert listing.tables[0].elsewhere == 6
+    assert listing.tables[0].other_hits == 6
 
 
-def test_hits_of_unknown_rules_are_not_guessed_to_be_of_those_that_are_listed() -> None:
+def test_hits_on_unknown_rules_do_not_count_for_the_listed_ones() -> None:
     lab = Lab()
     lab.rules(1)
     lab.call([(b"FORWARD", 2, RULE_)], generation=0)
-    # AND the table was changed at 3, and nobody could read it since
+    # AND the table changed in generation 3 and could not be read since
     lab.call([(b"FORWARD", 2, RULE_)], generation=2)
     lab.call([(b"FORWARD", 2, RULE_)], generation=3)
     lab.rules(3, chains=None)
     listing = lab.listing()
     assert listing.tables[0].current is False
     assert listing.figures_of(key("FORWARD", 2)).hits == 1
-    assert listing.tables[0].elsewhere == 2
+    assert listing.tables[0].other_hits == 2
 
 
-def test_without_rules_hits_are_listed_by_number() -> None:
+def test_hits_on_unknown_rules_are_listed_by_number() -> None:
     lab = Lab()
     lab.call([(b"WEB", 2, RULE_), (b"FORWARD", 4, POLICY_)])
     lab.call([(b"FORWARD", 10, RULE_)], generation=7)
     lab.call([(b"PREROUTING", 1, RULE_)], table=b"raw")
     raw, table = lab.listing().tables
-    assert (raw.table, table.table, table.since, table.elsewhere) == ("raw", "filter", None, 0)
+    assert (raw.table, table.table, table.since, table.other_hits) == ("raw", "filter", None, 0)
     assert [chain.chain for chain in table.chains] == ["FORWARD", "WEB"]
     assert table.chains[0].keys == [key("FORWARD", 4, POLICY), key("FORWARD", 10)]
 
 
-def test_hits_that_the_rules_do_not_have_are_listed_behind_them() -> None:
+def test_hits_on_numbers_that_the_rules_lack_are_listed_after_them() -> None:
     lab = Lab()
     lab.rules(1)
     lab.call([(b"FORWARD", 9, RULE_)], generation=1)
@@ -203,7 +203,7 @@ def test_hits_that_the_rules_do_not_have_are_listed_behind_them() -> None:
     assert new.keys == [key("NEW", 1)]
 
 
-def test_the_kernels_counters_stand_beside_the_rules_that_they_are_of() -> None:
+def test_the_kernels_counters_stand_beside_their_own_rules() -> None:
     lab = Lab()
     lab.rules(2)
     counters = {
@@ -218,7 +218,7 @@ def test_the_kernels_counters_stand_beside_the_rules_that_they_are_of() -> None:
     forward, web = lab.listing().tables[0].chains
     assert [kernel_packets(forward, key) for key in forward.keys] == [5, 6, 0, 7]
     assert [kernel_packets(web, key) for key in web.keys] == [None, None]
-    # WHEN they are of other rules, they say nothing of these
+    # WHEN the counters belong to earlier rules THEN they are not shown
     lab.trace.rulesets.feed_counters({**counters, "since": 1})
     forward, _ = lab.listing().tables[0].chains
     assert kernel_packets(forward, forward.keys[0]) is None
@@ -228,7 +228,7 @@ def nft(lab: Lab, family: str, table: str, chains: dict[str, Any], backend: str 
     lab.rules(1, family=family, table=table, chains=chains, backend=backend)
 
 
-def test_tables_of_one_name_are_listed_apart_and_say_who_made_them() -> None:
+def test_tables_of_one_name_are_listed_apart_with_their_backends() -> None:
     # GIVEN filter of legacy, of iptables-nft and of nftables' inet family
     lab = Lab()
     chains = {"INPUT": {"policy": "ACCEPT", "rules": ["-j ACCEPT"]}}
@@ -247,11 +247,11 @@ def test_tables_of_one_name_are_listed_apart_and_say_who_made_them() -> None:
     ]
     hits = {key.family: of.hits for key, of in listing.figures.items()}
     assert hits == {4: 1, 17: 1, 18: 2}
-    # THEN costs are those of the kernel's own rows alone
+    # THEN only rows of the kernel engine have costs
     assert {key.family for key, of in listing.figures.items() if of.p50_ns > 0} == {4}
 
 
-def test_references_are_counted_in_the_words_of_nft() -> None:
+def test_references_are_counted_in_nft_syntax() -> None:
     lab = Lab()
     rules = [
         "ip saddr 10.0.0.1 jump ssh",
@@ -263,10 +263,10 @@ def test_references_are_counted_in_the_words_of_nft() -> None:
     (table,) = lab.listing().tables
     counted = {chain.chain: chain.references for chain in table.chains}
     assert counted == {"in": None, "ssh": 2, "web": 1, "off": 0}
-    # WHEN a verdict map with a name may call any of them
+    # WHEN a named verdict map may call any of them
     rules.append("ip daddr vmap @where")
     lab = Lab()
     nft(lab, "inet", "t", chains)
     (table,) = lab.listing().tables
-    # THEN nobody says how many do
+    # THEN their references are unknown
     assert {chain.references for chain in table.chains} == {None}

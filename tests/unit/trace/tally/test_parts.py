@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What tallies are made of: slots that give way, cost histograms, rings of time."""
+"""The parts of tallies: slots with eviction, cost histograms, rings of time."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def keys(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.uint64)
 
 
-def tallied(slots: Slots, some: np.ndarray) -> None:
+def count(slots: Slots, some: np.ndarray) -> None:
     found, _, _ = slots.assign(some)
     np.add.at(slots.columns["hits"], found, 1)
 
 
 def hits(slots: Slots, key: int) -> int | None:
-    at = slots.find(key)
-    return None if at is None else int(slots.columns["hits"][at])
+    found = np.flatnonzero(slots._keys == np.uint64(key))
+    return int(slots.columns["hits"][slots._slots[found[0]]]) if len(found) else None
 
 
 def new_slots(limit: int) -> Slots:
     return Slots(limit, {"hits": ("i8", ()), "mark": ("i8", ())}, ("hits",))
 
 
-def test_equal_keys_share_a_slot_and_the_first_of_a_new_one_is_told() -> None:
+def test_equal_keys_share_a_slot_and_new_keys_are_reported_once() -> None:
     slots = new_slots(100)
     found, first, fresh = slots.assign(keys(7, 5, 7, 9, 5))
     assert found[0] == found[2]
@@ -56,47 +56,47 @@ def test_equal_keys_share_a_slot_and_the_first_of_a_new_one_is_told() -> None:
     assert len(first) == len(fresh) == 0
 
 
-def test_what_was_not_counted_for_longest_gives_way_to_what_is_new() -> None:
-    # GIVEN 32 keys, all counted again but for two
+def test_the_keys_not_counted_for_longest_are_evicted_for_new_ones() -> None:
+    # GIVEN 32 keys, all except two counted again
     slots = new_slots(32)
-    tallied(slots, np.arange(32, dtype=np.uint64))
-    tallied(slots, np.setdiff1d(np.arange(32, dtype=np.uint64), keys(3, 17)))
-    # WHEN two more come
-    tallied(slots, keys(100, 101))
-    # THEN these two are gone, and what they had counts for all others
+    count(slots, np.arange(32, dtype=np.uint64))
+    count(slots, np.setdiff1d(np.arange(32, dtype=np.uint64), keys(3, 17)))
+    # WHEN two more are counted
+    count(slots, keys(100, 101))
+    # THEN those two are evicted, and their counts added to slot 0
     assert hits(slots, 3) is hits(slots, 17) is None
     assert hits(slots, 4) == 2
     assert hits(slots, 100) == hits(slots, 101) == 1
     assert slots.columns["hits"][OTHER] == 2
-    assert slots.gone == 2
+    assert slots.evicted == 2
 
 
-def test_no_count_is_lost_whatever_comes_and_goes() -> None:
+def test_eviction_loses_no_count() -> None:
     rng = np.random.default_rng(3)
     slots = new_slots(200)
     total = 0
     for _ in range(300):
         some = rng.zipf(1.3, rng.integers(1, 150)).astype(np.uint64) % np.uint64(5000)
-        tallied(slots, some)
+        count(slots, some)
         total += len(some)
         assert len(slots) <= 200
         assert len(set(slots.live.tolist())) == len(slots)
         assert int(slots.columns["hits"].sum()) == total
-    assert slots.gone > 0
+    assert slots.evicted > 0
     assert len(slots.columns["hits"]) <= 201
 
 
-def test_more_new_keys_at_once_than_there_is_room_for_count_as_others() -> None:
+def test_new_keys_beyond_the_limit_count_for_slot_0() -> None:
     slots = new_slots(10)
-    tallied(slots, np.arange(50, dtype=np.uint64))
+    count(slots, np.arange(50, dtype=np.uint64))
     assert len(slots) == 10
     assert slots.columns["hits"][OTHER] == 40
-    # AND the next ones get room again
-    tallied(slots, keys(1000))
+    # AND later keys get a slot again
+    count(slots, keys(1000))
     assert hits(slots, 1000) == 1
 
 
-def test_a_slot_that_is_given_again_is_empty() -> None:
+def test_a_reused_slot_is_empty() -> None:
     slots = new_slots(2)
     found, _, _ = slots.assign(keys(1, 2))
     slots.columns["mark"][found] = 99
@@ -116,14 +116,14 @@ def test_a_quantile_is_off_by_at_most_a_sixteenth(share: float) -> None:
     assert abs(found - exact) / exact <= 1 / 16
 
 
-def test_costs_of_nothing_and_of_ages_are_counted_at_the_ends() -> None:
+def test_costs_of_zero_and_of_years_count_in_the_outermost_buckets() -> None:
     costs = np.array([0, 1, 31, 32, 1 << 40, (1 << 64) - 1], np.uint64)
     assert tally_costs.buckets(costs).tolist() == [0, 0, 0, 0, 255, 255]
     assert np.isnan(tally_costs.quantiles(np.zeros((1, 256)), 0.5)).all()
 
 
 def rows_at(*times: int) -> Store:
-    """A store with one row of one rule at each time, ns since the epoch."""
+    """A store with one row, of the same rule, at each of `times` (ns since the epoch)."""
     one = Trace(10)
     for batch in synth.make(1).batches(1000):
         for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
@@ -147,19 +147,19 @@ def feed(tally: RulesTally | TotalsTally | FlowsTally, store: Store) -> None:
 START = 1_700_000_000 * SECOND
 
 
-def test_a_rate_is_of_the_last_two_seconds_and_falls_when_nothing_comes() -> None:
+def test_a_rate_covers_two_seconds_and_falls_when_no_rows_arrive() -> None:
     # GIVEN 100 rows a second for five seconds
     tally = RulesTally()
     feed(tally, rows_at(*(START + at * SECOND // 100 for at in range(500))))
     live = tally.slots.live
     assert tally.rates(live).tolist() == [100.0]
-    # WHEN a second passes in which nothing comes, and then two more
+    # WHEN one second passes without rows, then two more
     assert tally.rates(live, START + 6 * SECOND).tolist() == [50.0]
     assert tally.rates(live, START + 8 * SECOND).tolist() == [0.0]
 
 
-def test_a_recording_that_is_played_again_has_rates_again() -> None:
-    # GIVEN rows of an hour, then a clock that was set back
+def test_rates_start_over_when_the_clock_is_set_back() -> None:
+    # GIVEN rows of an hour, then rows from its beginning again
     tally = RulesTally()
     feed(tally, rows_at(*(START + at * SECOND for at in range(3600))))
     feed(tally, rows_at(*(START + at * SECOND // 10 for at in range(40))))
@@ -172,13 +172,13 @@ def test_seconds_are_kept_for_ten_minutes() -> None:
     feed(tally, rows_at(*(START + at * SECOND for at in range(1000) for _ in range(2))))
     held = tally.seconds(600)
     assert held.newest == START // SECOND + 999
-    assert held.ends["ACCEPT"].tolist() == [2] * 600
-    # AND what passes without rows is empty
+    assert held.outcomes["ACCEPT"].tolist() == [2] * 600
+    # AND seconds without rows are empty
     later = tally.seconds(10, START + 1003 * SECOND)
-    assert later.ends["ACCEPT"].tolist() == [2] * 6 + [0] * 4
+    assert later.outcomes["ACCEPT"].tolist() == [2] * 6 + [0] * 4
 
 
-def test_losses_stand_at_the_second_in_which_they_were_told() -> None:
+def test_losses_count_for_the_second_of_their_report() -> None:
     tally = TotalsTally()
     feed(tally, rows_at(START))
     tally.note_books(0, {"lost": [1, 2, 0], "missed": 5})
@@ -192,7 +192,7 @@ def test_losses_stand_at_the_second_in_which_they_were_told() -> None:
     assert (tally.lost, tally.missed) == (17, 5)
 
 
-def test_flows_beyond_the_limit_are_summed_up_and_the_newest_stay() -> None:
+def test_flows_beyond_the_limit_are_summed_and_the_newest_stay() -> None:
     trace = Trace()
     for batch in synth.make(6000, flows=2000).batches(500):
         for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What rows add up to: the tallies say what adding the rows one by one says."""
+"""Tallies have the same counts as adding up the rows one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.trace.tally.flows import FlowsTally
 from ipttrace.trace.tally.listing import Listings, RuleKey
-from ipttrace.trace.tally.rules import ENDS, RulesTally
+from ipttrace.trace.tally.row_facts import OUTCOMES
+from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.trace.tally.totals import TotalsTally
 from tests.data import synth
 from tests.paths import LAB
@@ -27,7 +28,7 @@ def feed(trace: Trace, records: synth.Records, size: int = 700) -> None:
             trace.feed(Frame(kind, some.tobytes()))
 
 
-def counted(store: Store, budget: int = 10_000) -> Tallies:
+def tallied(store: Store, budget: int = 10_000) -> Tallies:
     tallies = Tallies()
     while tallies.pull(store, budget):
         pass
@@ -60,10 +61,8 @@ def trace(request: pytest.FixtureRequest) -> Trace:
 
 
 @pytest.mark.parametrize("budget", [1, 137, 10_000])
-def test_every_step_is_a_hit_of_its_rule_and_the_last_one_has_the_verdict(
-    trace: Trace, budget: int
-) -> None:
-    # GIVEN what one gets by adding the rows one by one
+def test_every_step_is_a_hit_and_the_last_one_has_the_verdict(trace: Trace, budget: int) -> None:
+    # GIVEN the sums over the rows one by one
     hits: Counter[tuple[object, ...]] = Counter()
     ends: defaultdict[tuple[object, ...], Counter[str]] = defaultdict(Counter)
     for row in rows_of(trace.store):
@@ -72,9 +71,9 @@ def test_every_step_is_a_hit_of_its_rule_and_the_last_one_has_the_verdict(
             hits[(*where, step.chain, step.rulenum, step.match == "policy")] += 1
         if row.verdict:
             ends[(*where, row.chain, row.rulenum, row.match == "policy")][row.verdict] += 1
-    # WHEN the rows are counted, in portions of any size
-    tally = counted(trace.store, budget).rules
-    # THEN the listings of all namespaces say the same
+    # WHEN the rows are counted in portions of any size
+    tally = tallied(trace.store, budget).rules
+    # THEN the listings of all namespaces have the same counts
     listings = Listings(tally, trace.store.names)
     found = {}
     for host, netns in tally.namespaces():
@@ -91,7 +90,7 @@ def test_the_costs_of_a_rule_are_those_of_the_calls_that_it_decided(trace: Trace
     for row in rows_of(trace.store):
         rule = (row.family, row.table, row.chain, row.rulenum, row.match == "policy")
         costs[row.netns, *rule].append(row.cost_ns)
-    tally = counted(trace.store).rules
+    tally = tallied(trace.store).rules
     listings = Listings(tally, trace.store.names)
     checked = 0
     for host, netns in tally.namespaces():
@@ -109,13 +108,13 @@ def test_the_costs_of_a_rule_are_those_of_the_calls_that_it_decided(trace: Trace
 
 
 @pytest.mark.parametrize("budget", [97, 10_000])
-def test_a_flow_has_its_packets_drops_costs_and_where_it_was_dropped(
+def test_a_flow_has_packets_drops_costs_and_the_rule_that_dropped_it(
     trace: Trace, budget: int
 ) -> None:
     flows: defaultdict[int, list[Row]] = defaultdict(list)
     for row in rows_of(trace.store):
         flows[row.flow].append(row)
-    tally = counted(trace.store, budget).flows
+    tally = tallied(trace.store, budget).flows
     top = tally.top("packets", 10_000, trace.store.names)
     assert len(top) == len(tally) == len(flows)
     for flow in top:
@@ -150,8 +149,8 @@ def test_a_flow_has_its_packets_drops_costs_and_where_it_was_dropped(
 
 
 @pytest.mark.parametrize("order", ["packets", "drops", "cost", "bytes"])
-def test_the_top_flows_are_the_first_of_all_flows_in_that_order(trace: Trace, order: str) -> None:
-    tally = counted(trace.store).flows
+def test_the_top_flows_are_the_first_of_all_flows(trace: Trace, order: str) -> None:
+    tally = tallied(trace.store).flows
     name = "cost_ns" if order == "cost" else order
     every = tally.top(order, len(tally), trace.store.names)
     values = [getattr(flow, name) for flow in every]
@@ -162,13 +161,15 @@ def test_the_top_flows_are_the_first_of_all_flows_in_that_order(trace: Trace, or
 
 def test_totals_are_sums_over_all_rows(trace: Trace) -> None:
     rows = rows_of(trace.store)
-    tally = counted(trace.store, 500).totals
+    tally = tallied(trace.store, 500).totals
     assert tally.rows == len(rows)
     verdicts = Counter(row.verdict for row in rows)
-    assert {name: n for name, n in zip(ENDS, tally.ends.tolist(), strict=True) if n} == verdicts
+    assert {
+        name: n for name, n in zip(OUTCOMES, tally.outcomes.tolist(), strict=True) if n
+    } == verdicts
     assert tally.packets == len({row.journey for row in rows})
     places = Counter((row.family, row.hook, row.table) for row in rows)
-    found = tally.places(trace.store.names)
+    found = tally.hooks(trace.store.names)
     assert {(one.family, one.hook, one.table): one.rows for one in found} == places
     assert sum(one.drops for one in found) == verdicts["DROP"]
     protocols = Counter(row.proto for row in rows)
@@ -178,8 +179,8 @@ def test_totals_are_sums_over_all_rows(trace: Trace) -> None:
     seconds = Counter((row.time // 10**9, row.verdict) for row in rows)
     held = tally.seconds(600)
     assert held.newest == max(row.time for row in rows) // 10**9
-    for name in ENDS:
-        series = held.ends[name].tolist()
+    for name in OUTCOMES:
+        series = held.outcomes[name].tolist()
         for back, count in enumerate(reversed(series)):
             assert count == seconds[held.newest - back, name]
     costs = [row.cost_ns or 0 for row in rows]
@@ -187,8 +188,8 @@ def test_totals_are_sums_over_all_rows(trace: Trace) -> None:
     assert int(held.series["packets"].sum()) == tally.packets
 
 
-def test_what_is_counted_stays_counted_when_the_store_lets_go() -> None:
-    # GIVEN a store that holds few rows, counted as they come
+def test_rows_stay_counted_when_the_store_drops_them() -> None:
+    # GIVEN a store that holds few rows, counted as they arrive
     trace, tallies = Trace(300), Tallies()
     for batch in synth.make(2000).batches(400):
         for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
@@ -196,16 +197,16 @@ def test_what_is_counted_stays_counted_when_the_store_lets_go() -> None:
         while tallies.pull(trace.store):
             pass
     assert trace.store.first > 0
-    # THEN all rows are counted, and each once
+    # THEN every row is counted once
     assert tallies.totals.rows == trace.rows == trace.store.end
     assert tallies.skipped == 0
     assert tallies.behind(trace.store) == 0
 
 
-def test_rows_that_left_before_they_were_counted_are_said_to_be_skipped() -> None:
+def test_rows_dropped_before_they_were_counted_are_skipped() -> None:
     trace = Trace(300)
     feed(trace, synth.make(2000))
-    tallies = counted(trace.store)
+    tallies = tallied(trace.store)
     assert tallies.skipped == trace.store.first > 0
     assert tallies.totals.rows + tallies.skipped == trace.rows
 
@@ -219,7 +220,7 @@ def test_a_pull_counts_no_more_than_its_budget() -> None:
     assert tallies.behind(trace.store) == trace.store.end - 100
 
 
-def test_paths_of_thousands_of_rules_are_counted_a_few_rows_at_a_time() -> None:
+def test_rows_with_very_long_paths_are_counted_a_few_at_a_time() -> None:
     # GIVEN calls with 4,000 steps each
     one = Trace(10)
     feed(one, synth.make(1))
@@ -235,22 +236,22 @@ def test_paths_of_thousands_of_rules_are_counted_a_few_rows_at_a_time() -> None:
     pulls = 1
     while tallies.pull(store):
         pulls += 1
-    # THEN it takes several pulls, and none is lost
+    # THEN it takes several pulls, and no row is lost
     assert pulls > 5
     assert tallies.totals.rows + tallies.skipped == 50
     hits = tallies.rules.slots.columns["hits"].sum()
     assert hits == 4000 * tallies.totals.rows
 
 
-def test_two_hosts_in_one_store_are_told_apart() -> None:
-    # GIVEN the same records from two hosts: calls have the same numbers
+def test_two_hosts_in_one_store_have_separate_counts() -> None:
+    # GIVEN the same records, with the same call numbers, from two hosts
     store = Store()
     traces = [Trace(store=store, host=host) for host in (0, 1)]
     records = synth.make(500, flows=9)
     for trace in traces:
         feed(trace, records)
-    tallies = counted(store)
-    # THEN each has its own rules and flows, and packets are counted on both
+    tallies = tallied(store)
+    # THEN each has its own rules and flows, and packets count for both
     assert {host for host, _ in tallies.rules.namespaces()} == {0, 1}
     listings = Listings(tallies.rules, store.names)
     netns = tallies.rules.namespaces()[0][1]
@@ -260,11 +261,11 @@ def test_two_hosts_in_one_store_are_told_apart() -> None:
     assert Counter(flow.host for flow in flows) == {0: len(flows) // 2, 1: len(flows) // 2}
     alone = Trace()
     feed(alone, records)
-    assert tallies.totals.packets == 2 * counted(alone.store).totals.packets
+    assert tallies.totals.packets == 2 * tallied(alone.store).totals.packets
 
 
-def test_numbers_that_lie_break_nothing() -> None:
-    # GIVEN records with the largest numbers that fit, and times from the end of days
+def test_absurd_numbers_break_nothing() -> None:
+    # GIVEN records with the largest numbers that fit
     records = synth.make(300)
     rng = np.random.default_rng(1)
     for kind, names in (
@@ -282,15 +283,15 @@ def test_numbers_that_lie_break_nothing() -> None:
     trace.finish()
     store = trace.store
     assert len(store)
-    # WHEN they are counted and everything is asked for
-    tallies = counted(store, 50)
+    # WHEN they are counted and every figure is read
+    tallies = tallied(store, 50)
     tallies.totals.note_books(0, {"lost": [1 << 62, 1 << 62, 1], "missed": 1 << 62})
     listings = Listings(tallies.rules, store.names)
     for host, netns in tallies.rules.namespaces():
         assert all(of.hits > 0 for of in listings.of(host, netns).figures.values())
     assert all(flow.rows for flow in tallies.flows.top("cost", 1000, store.names))
     assert tallies.totals.rows == len(store)
-    tallies.totals.places(store.names)
+    tallies.totals.hooks(store.names)
     tallies.totals.seconds()
     tallies.totals.quantile(0.99)
 
@@ -300,7 +301,7 @@ def test_an_empty_trace_has_empty_tallies() -> None:
     assert tallies.pull(store) is False
     assert tallies.rules.namespaces() == []
     assert tallies.flows.top("packets", 10, store.names) == []
-    assert tallies.totals.places(store.names) == []
+    assert tallies.totals.hooks(store.names) == []
     assert tallies.totals.protocols() == []
     assert np.isnan(tallies.totals.quantile(0.5))
     listing = Listings(tallies.rules, store.names).of(0, 1)
