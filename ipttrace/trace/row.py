@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One traversal as a person reads it: the row.
+"""One traversal as shown to a person: the row.
 
-The columnar store makes rows only for what is shown or written.  Names are
-those of jsonl, csv, queries and docs alike.  Must not do I/O.
+The columnar store makes rows only for what is shown or written.  Field names are those
+of JSON lines, CSV, queries and documentation.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rule hit on the way through a table."""
+    """One rule hit within a table."""
 
     chain: str
-    rulenum: int  # 0: not known
+    rulenum: int  # 0: unknown
     match: str  # rule, return, policy
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One traversal.  None: this engine cannot know, or it does not apply.
+    """One traversal.  None: the engine cannot know the value, or it does not apply.
 
-    All text is safe for a terminal (control characters are already escaped);
-    it is not safe as Rich markup or as a spreadsheet cell: views see to that.
+    All text is clean (`ipttrace.text`): safe on a terminal, but not as Rich markup or
+    as a spreadsheet cell, which views take care of.
     """
 
     index: int  # sequence number in the store, never reused
@@ -78,10 +78,10 @@ class Row:
     cpu: int | None
     pid: int | None
     comm: str | None
-    in_: str | None  # device name; None where there is none
+    in_: str | None  # device name; None: no device
     out: str | None
-    family: int  # 4, 6; 3 of ARP, 7 of a bridge
-    hook: str  # "": not known
+    family: int  # 4, 6; 3: ARP, 7: bridge
+    hook: str  # "": unknown
     table: str
     chain: str | None
     rulenum: int | None
@@ -92,13 +92,13 @@ class Row:
     cost_ns: int | None
     len: int
     proto: str  # TCP, UDP, ICMP, ICMPv6, GRE, ESP, AH, SCTP, … or the number; "": unreadable
-    src: str  # "" where the header is cut off or lies, and so is dst
+    src: str  # "" if the header is cut off or inconsistent; dst likewise
     sport: int | None
     dst: str
     dport: int | None
-    flags: str | None  # TCP: "SYN,ACK"; None for others
+    flags: str | None  # TCP: "SYN,ACK"; None: another protocol
     icmp: str | None  # "type/code"
-    frag: str | None  # "id:offset+" (bytes; + when more follow); None: no fragment
+    frag: str | None  # "id:offset+" (in bytes; +: more follow); None: not a fragment
     mark: int
     mac_src: str | None
     mac_dst: str | None
@@ -107,18 +107,18 @@ class Row:
     ct_orig_sport: int | None
     ct_orig_dst: str | None
     ct_orig_dport: int | None
-    # Beyond the published fields:
+    # Not in FIELDS:
     call: int
-    parent: int | None  # call from inside which this one was made
-    journey: int  # the call with which this skb's journey began
+    parent: int | None  # the call during which this one was made
+    journey: int  # the first call of this skb's journey
     flow: int  # equal for both directions of a flow
-    partial: bool  # some of its rule records were lost
-    host: int = 0  # number of the trace among those that share a store
-    ruleset: int = 0  # generation of all rules when it came; 0: not known
-    tables: int = 0  # of nftables: NFPROTO_* of the table's family; 0: legacy iptables
-    trace_id: int | None = None  # that nftables gave the packet, as nft monitor trace shows it
+    partial: bool  # rule records were lost
+    host: int = 0  # the number of the trace, if several share a store
+    ruleset: int = 0  # generation of the rules when the packet came; 0: unknown
+    tables: int = 0  # nftables: NFPROTO_* of the table's family; 0: legacy iptables
+    trace_id: int | None = None  # nftables' id of the packet, as in `nft monitor trace`
 
     @property
     def rules_family(self) -> int:
-        """Which family's tables it was in, as `Rulesets` number them."""
+        """The family of its table: see `rules.families`."""
         return NFT + self.tables if self.tables else self.family

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A trace: the frames of one stream in, rows out.
+"""A trace: frames of one stream in, rows out.
 
-The same for a live agent and for a file.  Must not do I/O: whoever reads the
-stream feeds it.
+The same for a live agent and for a file.  Must not do I/O: the caller reads the stream.
 """
 
 from __future__ import annotations
@@ -26,34 +25,33 @@ _NS_LIMIT: Final = 1 << 63
 
 
 class Trace:
-    """Feed it frames; it keeps the rows, the books and the notes."""
+    """What one stream contained: rows, rules, neighbours, books and notes."""
 
     def __init__(
         self, capacity: int = 1_000_000, *, store: Store | None = None, host: int = 0
     ) -> None:
-        """`store`: one that other traces fill too; `host`: this one's number in it."""
+        """`store`: shared with other traces; `host`: this trace's number in it, 0 to 255."""
         self.store = Store(capacity) if store is None else store
         self.host = host
-        self.rows = 0  # made by this trace, held or not
-        # Rows of an earlier trace of this host keep their rules.
+        self.rows = 0  # made by this trace, still held or not
+        # Kept from an earlier trace of this host: its rows refer to them.
         self.rulesets = self.store.rulesets.setdefault(host, Rulesets())
         self.rulesets.begin()
         self.neighbours = Neighbours()
         self.hello: dict[str, Any] = {}
         self.books: dict[str, Any] = {}
-        self.notes: list[tuple[str, str]] = []  # level and text, safe for a terminal
-        self.ended: dict[str, Any] | None = None  # what the END frame said
-        self.clock: tuple[int, int] | None = None  # monotonic and wall, in ns
+        self.notes: list[tuple[str, str]] = []  # level and clean text
+        self.ended: dict[str, Any] | None = None  # the END frame
+        self.clock: tuple[int, int] | None = None  # CLOCK_MONOTONIC and CLOCK_REALTIME, ns
         self.records = 0
         self._engine = 0
         self._assembler = Assembler()
         self._flows = Flows()
 
     def feed(self, frame: Frame) -> int:
-        """Take one frame; returns how many rows it finished.
+        """Processes a frame; returns the number of rows that it finished.
 
-        Raises StreamError, one clear line, where the frame's content cannot be
-        what an agent wrote.
+        Raises StreamError, one line, if the frame is malformed.
         """
         kind = _KINDS.get(frame.kind)  # type: ignore[call-overload]
         if kind is not None:
@@ -63,7 +61,7 @@ class Trace:
         if frame.kind == Kind.HELLO:
             return self._hello(frame.json)
         if frame.kind == Kind.CLOCK:
-            # The records that came so far are of the time before it.
+            # Records so far have times of the previous clock.
             new = self._keep(self._assembler.flush())
             self.clock = _clock(frame.json)
             return new
@@ -85,13 +83,13 @@ class Trace:
         return 0
 
     def finish(self) -> int:
-        """No more will come, with or without an END frame: returns new rows."""
+        """Ends the trace, with or without an END frame; returns the number of new rows."""
         return self._keep(self._assembler.finish())
 
     def summary(self) -> dict[str, Any]:
-        """What the line at the end of every command says.
+        """Returns the figures for the line that ends every command.
 
-        `lost` and `missed` are 0 until the first books have come.
+        `lost` and `missed` are 0 until the first BOOKS frame.
         """
         return {
             "rows": self.rows,
@@ -104,12 +102,12 @@ class Trace:
 
     @property
     def engine(self) -> str:
-        """The engine that the stream says it comes from."""
+        """The engine named in the stream's HELLO."""
         return ENGINES[self._engine]
 
     @property
     def incomplete(self) -> int:
-        """Calls that are not shown: their entry or exit never came."""
+        """The number of calls without a row: their entry or exit never came."""
         return self._assembler.incomplete
 
     def _keep(self, calls: Calls | None) -> int:
@@ -137,7 +135,7 @@ class Trace:
             self.rulesets.begin()
         engine = hello.get("engine", "")
         if engine not in ENGINES:
-            raise StreamError(f"the stream comes from an unknown engine: {clean(str(engine), 80)}")
+            raise StreamError(f"unknown engine in the stream: {clean(str(engine), 80)}")
         self._engine = ENGINES.index(engine)
         if "clock" in hello:
             self.clock = _clock(hello["clock"])
@@ -153,25 +151,25 @@ class Trace:
         self.notes.append((level if level in _LEVELS else "info", clean(text)))
 
 
-def _whole(value: object) -> TypeGuard[int]:
+def _is_natural(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and -1 < value < _NS_LIMIT
 
 
 def _clock(value: object) -> tuple[int, int]:
     if isinstance(value, dict):
         mono, wall = value.get("mono"), value.get("wall")
-        if _whole(mono) and _whole(wall):
+        if _is_natural(mono) and _is_natural(wall):
             return mono, wall
-    raise StreamError("a clock in the stream is not readable")
+    raise StreamError("malformed clock in the stream")
 
 
 def _books(value: dict[str, Any]) -> dict[str, Any]:
-    """The counters, with those that the summary adds up checked."""
+    """Returns the books after checking the counters that the summary adds up."""
     lists = [value[name] for name in ("due", "delivered", "lost") if name in value]
     for numbers in lists:
-        if not isinstance(numbers, list) or len(numbers) > 16 or not all(map(_whole, numbers)):
-            raise StreamError("the books in the stream are not readable")
+        if not isinstance(numbers, list) or len(numbers) > 16 or not all(map(_is_natural, numbers)):
+            raise StreamError("malformed books in the stream")
     for name in ("calls", "refused", "matched", "followed", "flipped", "silenced", "missed"):
-        if name in value and not _whole(value[name]):
-            raise StreamError(f"the books in the stream are not readable: {name}")
+        if name in value and not _is_natural(value[name]):
+            raise StreamError(f"malformed books in the stream: {name}")
     return value

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Keyed hashes of many rows at once.
 
-Multilinear hashing over 32-bit words with random 64-bit multipliers
-(Lemire and Kaser, "Strongly universal string hashing is fast"): whoever sends
-the packets does not know the multipliers, so cannot make two flows or two
-names meet.  Must not do I/O beyond asking the system for randomness.
+Multilinear hashing over 32-bit words with random 64-bit multipliers (Lemire and Kaser,
+"Strongly universal string hashing is fast"): senders of packets do not know the
+multipliers and therefore cannot make flows or names collide.  Must not do I/O, except
+for reading random numbers from the system.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def _multipliers(count: int) -> list[np.uint64]:
 
 
 class Hash:
-    """A hash of up to `words` 32-bit words, with multipliers of its own."""
+    """A hash of up to `words` 32-bit words, with its own multipliers."""
 
     def __init__(self, words: int) -> None:
         self._rounds = (_multipliers(words + 1), _multipliers(words + 1))
 
     def quick(self, words: Sequence[Array]) -> Array:
-        """uint64, shape (n,), for use where equality is verified afterwards."""
+        """Returns uint64 (n,), for callers that verify equality afterwards."""
         return self._sum(words, 0)
 
     def full(self, words: Sequence[Array]) -> Array:
-        """uint64, shape (n,): two rows collide with a probability of 2**-64.
+        """Returns uint64 (n,): two rows collide with a probability of 2**-64.
 
-        `words`: arrays of shape (n,), of unsigned integers below 2**32.
+        `words`: arrays (n,) of unsigned integers below 2**32.
         """
         high = self._sum(words, 0)
         low = self._sum(words, 1)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whole records joined and picked as plain bytes.
+"""Joins and indexes arrays of records as opaque bytes.
 
-numpy copies structured arrays field by field, and makes dtypes in native byte
-order when it joins them; as opaque items they are copied at once and stay what
-they are.  Must not do I/O.
+numpy copies structured arrays field by field, and converts them to native byte order
+when it joins them; opaque items are copied at once and unchanged.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ipttrace.trace.arrays.hashing import Array
 
 
 def join(parts: Sequence[Array], dtype: np.dtype[np.void]) -> Array:
-    """Arrays of records of this dtype, one after the other; may be one of them."""
+    """Returns the arrays of this dtype as one; a single array is returned as it is."""
     if len(parts) == 1:
         return parts[0]
     if not parts:
@@ -27,6 +26,6 @@ def join(parts: Sequence[Array], dtype: np.dtype[np.void]) -> Array:
 
 
 def pick(records: Array, which: Array) -> Array:
-    """``records[which]``, for indices or a mask; a copy."""
+    """Returns ``records[which]``, for indices or a mask; a copy."""
     picked: Array = records.view(np.dtype(("V", records.dtype.itemsize)))[which]
     return picked.view(records.dtype)

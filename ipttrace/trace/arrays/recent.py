@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A bounded map of numbers that is asked and told whole arrays at once.
+"""A bounded map of integers that is read and written by arrays.
 
-It remembers what was told last and forgets the oldest: for what has an end
-that nobody announces, such as the life of an skb.  Must not do I/O.
+It forgets the keys that were written longest ago: for things whose end is not reported,
+such as skbs.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Recent:
         self._limit = limit
         self._keys = np.zeros(0, np.uint64)
         self._values = np.zeros(0, np.uint64)
-        self._told = np.zeros(0, np.int64)
+        self._written = np.zeros(0, np.int64)
         self._round = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def get(self, keys: Array) -> tuple[Array, Array]:
-        """Values and whether they are known, both of shape (n,)."""
+        """Returns the values (n,), 0 if unknown, and whether they are known, bool (n,)."""
         if not len(self._keys):
             return np.zeros(len(keys), np.uint64), np.zeros(len(keys), bool)
         at = np.searchsorted(self._keys, keys)
@@ -35,7 +35,7 @@ class Recent:
         return np.where(known, self._values[at], np.uint64(0)), known
 
     def put(self, keys: Array, values: Array) -> None:
-        """Tell; of equal keys the last one counts."""
+        """Writes values; of equal keys the last one counts."""
         if not len(keys):
             return
         self._round += 1
@@ -48,19 +48,19 @@ class Recent:
         if len(self._keys):
             known = self._keys[np.minimum(at, len(self._keys) - 1)] == keys
             self._values[at[known]] = values[known]
-            self._told[at[known]] = self._round
+            self._written[at[known]] = self._round
             if known.all():
                 return
             at, keys, values = at[~known], keys[~known], values[~known]
         self._keys = np.insert(self._keys, at, keys)
         self._values = np.insert(self._values, at, values)
-        self._told = np.insert(self._told, at, self._round)
+        self._written = np.insert(self._written, at, self._round)
         if len(self._keys) > self._limit:
             self._forget()
 
     def _forget(self) -> None:
-        # Down to half, so that forgetting is rare.
-        keep = np.sort(np.argsort(-self._told, kind="stable")[: max(self._limit // 2, 1)])
+        # Down to half, so that this is rare.
+        keep = np.sort(np.argsort(-self._written, kind="stable")[: max(self._limit // 2, 1)])
         self._keys = self._keys[keep]
         self._values = self._values[keep]
-        self._told = self._told[keep]
+        self._written = self._written[keep]

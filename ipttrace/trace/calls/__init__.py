@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Records joined to calls, calls to journeys, packets to flows."""
+"""Records joined to calls, calls to journeys, packets to flows.
+
+waiting   records whose call is not complete yet
+journey   the journey of each call: all calls of one skb
+assemble  entry, rule and exit records joined to calls
+flow      the flow of each packet
+"""

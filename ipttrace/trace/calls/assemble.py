@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Records to calls: puts entry, rules and exit of each call together.
+"""Joins the entry, rule and exit records of each call.
 
-The kinds come in arrays of their own, a batch as entries, rules, exits; any
-record may be missing and a call may be spread over batches.  Calls nest, so
-only the call id tells what belongs together.  Must not do I/O, and must not
-loop over records in Python.
+A batch is three arrays: entries, rules, exits.  Any record may be missing, and a call
+may be spread over batches.  Calls nest, so only the call id identifies the records of a
+call.  Must not do I/O or loop over records in Python.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ipttrace.trace.arrays.picking import join, pick
 from ipttrace.trace.calls.journey import Journeys
 from ipttrace.trace.calls.waiting import Waiting
 
-# A call whose exit has not come by then had its exit lost.
+# After this time, a missing exit is taken for lost.
 PATIENCE_NS: Final = 30_000_000_000
 
 _RULE: Final = record.MATCHES.index("rule")
@@ -33,23 +32,23 @@ _MOST_EXITS: Final = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """n finished calls in the order of their entries' times."""
+    """n finished calls in order of their entries' times."""
 
     entries: Array  # entry records, shape (n,)
     exits: Array  # exit records, shape (n,)
     journeys: Array  # uint64, shape (n,)
-    counts: Array  # how many of `rules` each call has, shape (n,)
-    rules: Array  # rule records: those of the first call by seq, of the second, …
-    #               (copies; "return" of a deciding rule put right)
-    partial: Array  # bool, shape (n,): rule records are missing
-    decided: Array  # bool, shape (n,): the last rule record is there
+    counts: Array  # the number of rule records of each call, shape (n,)
+    rules: Array  # rule records, call by call, in order of `seq`; "return" of a
+    #               deciding rule is corrected to "rule"
+    partial: Array  # bool, shape (n,): are rule records missing?
+    decided: Array  # bool, shape (n,): is the last rule record present?
 
     def __len__(self) -> int:
         return len(self.entries)
 
 
 class Assembler:
-    """Takes records as they come, gives finished calls."""
+    """Records in, finished calls out."""
 
     def __init__(self, patience: int = PATIENCE_NS) -> None:
         self._patience = patience
@@ -59,14 +58,14 @@ class Assembler:
         self._rules = Waiting(record.RULE_DTYPE, _MOST_RULES)
         self._exits = Waiting(record.EXIT_DTYPE, _MOST_EXITS)
         self._journeys = Journeys()
-        # Calls of which something came that will never be whole.
+        # Calls that will never be complete.
         self.incomplete = 0
 
     def feed(self, kind: int, records: Array) -> Calls | None:
-        """Take records, shape (n,) of `record.DTYPES[kind]`.
+        """Adds records, shape (n,), of `record.DTYPES[kind]`.
 
-        Exits end a batch: then the calls that are finished are returned, with
-        what has come of their rules.
+        Exits end a batch: returns the calls finished by then, with those of their rule
+        records that have come; otherwise None.
         """
         if len(records):
             self._inbox[kind].append(records)
@@ -77,18 +76,18 @@ class Assembler:
 
     @property
     def waiting(self) -> int:
-        """Calls of which something came, and whose rest may still come."""
+        """The number of calls that are incomplete so far."""
         return len(self._entries) + len(self._exits)
 
     def finish(self) -> Calls | None:
-        """The last calls; what waits for more is counted as incomplete."""
+        """Returns the last calls; counts those that still wait as incomplete."""
         calls = self.flush()
         self.incomplete += self._entries.clear() + self._exits.clear()
         self._rules.clear()
         return calls
 
     def flush(self) -> Calls | None:
-        """What is finished by now; None when nothing is."""
+        """Returns the calls finished by now; None if there are none."""
         if not self._inbox_count:
             return None
         entries, rules, exits = (
@@ -114,9 +113,9 @@ class Assembler:
         return Calls(entries, exits, journeys, counts, rules, counts < exits["rules"], decided)
 
     def _match(self, entries: Array, journeys: Array, exits: Array) -> tuple[Array, Array, Array]:
-        """Entries with their journeys and exits, pairwise, in order of time.
+        """Returns entries, their journeys and their exits, pairwise, in order of time.
 
-        The rest goes to wait.
+        The others go to the waiting records.
         """
         late = self._exits.find_all(np.sort(entries["call"]))
         if late.size:
@@ -125,7 +124,7 @@ class Assembler:
         calls = exits["call"] if order is None else exits["call"][order]
         if len(calls) > 1:
             again = np.append(False, calls[1:] == calls[:-1])
-            if again.any():  # no honest stream has two exits of one call
+            if again.any():  # only a forged stream has two exits of one call
                 order = np.arange(len(calls)) if order is None else order
                 calls, order = calls[~again], order[~again]
         which, hit = _find(entries["call"], calls)
@@ -156,7 +155,7 @@ class Assembler:
         return pick(entries, source), journeys[source], pick(exits, taker)
 
     def _paths(self, rules: Array, exits: Array) -> tuple[Array, Array]:
-        """The rules of these exits' calls, in their order, and how many each has."""
+        """Returns the rule records of these exits' calls, in order, and their number per call."""
         first, counts, order = _ranges(rules, exits["call"])
         short = np.flatnonzero(counts < exits["rules"]) if len(self._rules) else counts[:0]
         if short.size:
@@ -177,14 +176,14 @@ class Assembler:
 
 
 def _decide(rules: Array, last: Array) -> None:
-    """Puts right what the kernel says of deciding rules, the records at `last`.
+    """Corrects the match of deciding rules, the records at `last`.
 
-    It says "return" of every rule without conditions and with a standard verdict
-    in a user chain, `-A LOGDROP -j DROP` too (get_chainname_rulenum() in
-    net/ipv4/netfilter/ip_tables.c).  What returns is never the last: the chain
-    returned to goes on to another rule or the policy.  Only where a match of that
-    chain condemns the packet (hotdrop: its header is broken) does the call end
-    without a further record, and the return is then taken for the rule.
+    The kernel reports "return" for every unconditional rule with a standard verdict in
+    a user-defined chain, even `-A LOGDROP -j DROP` (get_chainname_rulenum() in
+    net/ipv4/netfilter/ip_tables.c).  A real return is never the last hit: the calling
+    chain continues with another rule or the policy.  The exception is a match in that
+    chain that drops a malformed packet (hotdrop): the call ends without another record,
+    and the return is taken for the rule.
     """
     match = rules["match"]
     match[last[match[last] == _RETURN]] = _RULE
@@ -195,14 +194,14 @@ def _newest(*kinds: Array) -> int:
 
 
 def _ascending(values: Array) -> Array | None:
-    """The order that sorts them, None where they are sorted."""
+    """Returns the order that sorts `values`; None if they are sorted."""
     if len(values) < 2 or bool((values[1:] >= values[:-1]).all()):
         return None
     return np.argsort(values, kind="stable")
 
 
 def _find(values: Array, wanted: Array) -> tuple[Array, Array]:
-    """Where each wanted one is among the values, and whether it is at all."""
+    """Returns the index of each wanted value, and whether there is one, bool (n,)."""
     if not len(values):
         return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), bool)
     order = _ascending(values)
@@ -214,7 +213,7 @@ def _find(values: Array, wanted: Array) -> tuple[Array, Array]:
 
 
 def _ranges(rules: Array, calls: Array) -> tuple[Array, Array, Array | None]:
-    """Where the rules of each call begin and how many there are, in an order."""
+    """Returns each call's first rule and number of rules in an order, and that order."""
     mine = np.ascontiguousarray(rules["call"])
     order = _ascending(mine)
     if order is not None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which flow each packet belongs to.
+"""The flow of each packet.
 
-A flow is both directions of a conntrack tuple (the original one, before NAT);
-without conntrack, of the addresses, protocol and ports in the packet.  ICMP
-errors belong to the flow that they quote, fragments to that of their datagram,
-and a packet of a translated flow that conntrack has not seen yet (the raw
-table) to the flow whose reply tuple it has.  Must not do I/O.
+A flow is both directions of a conntrack tuple (the original one, before NAT) or, without
+conntrack, of the packet's addresses, protocol and ports.  An ICMP error belongs to the
+flow that it quotes, a fragment to the flow of its datagram.  A packet that conntrack has
+not seen yet (raw table) belongs to the translated flow with this reply tuple, if there
+is one.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IPS_TEMPLATE: Final = 1 << 11
 
 @dataclass(slots=True)
 class _Tuples:
-    """What a flow's hash is made of: arrays of shape (n,), addresses (n, 16)."""
+    """The input of a flow's hash: arrays (n,), addresses (n, 16)."""
 
     src: Array
     dst: Array
@@ -40,6 +40,7 @@ class _Tuples:
     proto: Array  # protocol, zone and family as one word
 
     def set(self, rows: Array, other: _Tuples) -> None:
+        """Replaces the tuples at `rows`."""
         self.src[rows] = other.src
         self.dst[rows] = other.dst
         self.sport[rows] = other.sport
@@ -48,7 +49,7 @@ class _Tuples:
 
 
 class Flows:
-    """Gives flows to packets in the order of their time."""
+    """Assigns flows to packets, which come in order of time."""
 
     def __init__(self) -> None:
         self._end = Hash(5)
@@ -58,9 +59,9 @@ class Flows:
         self._translated = Recent(_TRANSLATED)
 
     def assign(self, entries: Array, headers: packet.Headers) -> Array:
-        """uint64, shape (n,): the same for both directions; 0 where nothing is known.
+        """Returns uint64 (n,), equal for both directions of a flow; 0 if unknown.
 
-        `entries`: entry records, shape (n,); `headers`: of their packets.
+        `entries`: entry records, shape (n,); `headers`: those of their packets.
         """
         tuples = _of_packets(headers)
         tracked = is_tracked(entries)
@@ -82,7 +83,7 @@ class Flows:
         return flows
 
     def _hash(self, tuples: _Tuples) -> Array:
-        """Symmetric: the two ends are hashed alike and taken in order of size."""
+        """Symmetric: both endpoints are hashed alike, and the smaller hash comes first."""
         a = self._end.full([*_words(tuples.src), tuples.sport])
         b = self._end.full([*_words(tuples.dst), tuples.dport])
         words = []
@@ -91,7 +92,7 @@ class Flows:
         return self._both.full([*words, tuples.proto])
 
     def _learn(self, entries: Array, rows: Array, flows: Array) -> None:
-        """Remember the reply tuples of flows that are translated."""
+        """Remembers the reply tuples of flows with NAT."""
         nat = rows[(entries["ct_status"][rows] & _IPS_NAT_MASK) != 0]
         if nat.size:
             reply = self._hash(_of_conntrack(entries, nat, "reply"))
@@ -105,7 +106,7 @@ class Flows:
     def _quoted(
         self, tuples: _Tuples, untracked: Array, entries: Array, headers: packet.Headers
     ) -> None:
-        """For ICMP errors, the tuple of the packet inside."""
+        """Replaces the tuples of ICMP errors with those of the packets that they quote."""
         is_icmp = (headers.known[untracked] & packet.ICMP) != 0
         if not is_icmp.any():
             return
@@ -124,7 +125,7 @@ class Flows:
         inner = packet.decode(
             packets[rows[:, None], positions],
             np.maximum(cap, 0),
-            # What is quoted is cut: its own length is the one to believe.
+            # The quote is cut, so only its own header has its length.
             np.full(len(rows), 1 << 17),
         )
         good = (inner.version == headers.version[rows]) & (inner.proto >= 0)
@@ -133,7 +134,7 @@ class Flows:
     def _fragments(
         self, tuples: _Tuples, headers: packet.Headers, flows: Array, rows: Array
     ) -> None:
-        """Later fragments have no ports: they take the flow of the first."""
+        """Gives fragments without ports the flow of the first fragment."""
         some = (tuples.src[rows], tuples.dst[rows])
         keys = self._datagram.full(
             [*_words(some[0]), *_words(some[1]), headers.frag_id[rows], tuples.proto[rows]]
@@ -146,9 +147,9 @@ class Flows:
 
 
 def is_tracked(entries: Array) -> Array:
-    """bool, shape (n,): conntrack has a tuple for these entry records.
+    """Returns bool (n,): do these entry records have a conntrack tuple?
 
-    What ``-j CT`` hangs on a packet before that is a template without one.
+    The template that ``-j CT`` attaches to a packet has none.
     """
     tracked: Array = (entries["flags"] & record.F_CONNTRACK) != 0
     tracked &= (entries["ct_status"] & _IPS_TEMPLATE) == 0
@@ -175,11 +176,11 @@ def _of_conntrack(entries: Array, rows: Array, direction: str) -> _Tuples:
     proto = entries["ct_proto"][rows]
     sport = entries[f"ct_{direction}_sport"][rows].astype(np.uint16)
     dport = entries[f"ct_{direction}_dport"][rows].astype(np.uint16)
-    # Conntrack keeps the identifier of a query in the source port and type and
-    # code in the other (struct nf_conntrack_tuple).
+    # For ICMP, the source port is the identifier, the other one type and code
+    # (struct nf_conntrack_tuple).
     query = (proto == ip.ICMP) | (proto == ip.ICMPV6)
     dport[query] = sport[query]
-    # The key of GRE is one that conntrack gives, not the packet.
+    # For GRE, conntrack's key need not be in the packet.
     sport[proto == ip.GRE] = 0
     dport[proto == ip.GRE] = 0
     six = entries["family"][rows] == NFPROTO_IPV6

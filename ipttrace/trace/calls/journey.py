@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which journey each call belongs to: all the calls of one skb.
+"""The journey of each call: all calls of one skb.
 
-An skb is known by its address, and addresses are used again at once: a journey
-begins where the packet had not been matched before, and ends where the packet
-was dropped or taken.  Must not do I/O.
+An skb is identified by its address, which the kernel reuses immediately.  A journey
+begins with a call that has F_FIRST, or after the previous packet at this address was
+dropped or stolen.  The netlink engine has no addresses and writes a number per packet
+instead, so that its records are treated alike.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ _NF_STOLEN: Final = 2
 
 
 class Journeys:
-    """Gives journeys to calls, a batch at a time."""
+    """Assigns journeys to calls, batch by batch."""
 
     def __init__(self) -> None:
-        self._open = Recent(_OPEN)  # skb → journey, 0: it is over
+        self._open = Recent(_OPEN)  # skb → journey; 0: it has ended
 
     def assign(self, entries: Array, exits: Array) -> Array:
-        """uint64, shape (n,): the call with which the journey of each entry began.
+        """Returns uint64 (n,): the first call of each entry's journey.
 
-        `entries`: new entry records, shape (n,); `exits`: exit records.
+        `entries`: new entry records, shape (n,); `exits`: new exit records.
         """
         count = len(entries)
         if not count:
             return np.zeros(0, np.uint64)
         verdict = exits["verdict"] & 0xFF
-        over = exits[(verdict == _NF_DROP) | (verdict == _NF_STOLEN)]
-        skb = np.concatenate([entries["skb"], over["skb"]])
-        time = np.concatenate([entries["time"], over["time"]])
+        ends = exits[(verdict == _NF_DROP) | (verdict == _NF_STOLEN)]
+        skb = np.concatenate([entries["skb"], ends["skb"]])
+        time = np.concatenate([entries["time"], ends["time"]])
         order = np.lexsort((time, skb))
         skb = skb[order]
         is_end = order >= count
@@ -47,7 +48,7 @@ class Journeys:
         head = np.append(True, skb[1:] != skb[:-1])
         heads = np.flatnonzero(head)
         begins = np.zeros(len(order), bool)
-        # After an end, what comes next of the same address is another packet.
+        # After an end, the next entry with this address is another packet.
         begins[1:] = is_end[:-1] & ~is_end[1:] & ~head[1:]
         begins[~is_end] |= (entries["flags"][entry] & record.F_FIRST) != 0
         carried, known = self._open.get(skb[heads])

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Records that wait for the rest of their call, in bounded memory.
-
-Must not do I/O.
-"""
+"""Records that wait for the others of their call, in bounded memory.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from ipttrace.trace.arrays.picking import pick
 
 
 class Waiting:
-    """Records of one kind, with a number beside each; the oldest give way."""
+    """Records of one kind, each with a number beside it; the oldest are evicted."""
 
     def __init__(self, dtype: np.dtype[np.void], limit: int) -> None:
         self._limit = limit
@@ -30,7 +27,7 @@ class Waiting:
         return self._count
 
     def add(self, records: Array, beside: Array | None = None) -> int:
-        """Keep these.  Returns how many had to give way to them."""
+        """Adds records; returns how many were evicted for them."""
         count = len(records)
         if not count:
             return 0
@@ -48,7 +45,7 @@ class Waiting:
         return self._drop_oldest() if self._count > self._limit else 0
 
     def find(self, calls: Array) -> Array:
-        """For each call (distinct) the position of its first record, -1 for none."""
+        """Returns the index of each (distinct) call's first record; -1 if it has none."""
         found = np.full(len(calls), -1, np.intp)
         if not self._count or not len(calls):
             return found
@@ -60,25 +57,25 @@ class Waiting:
         return found
 
     def find_all(self, calls: Array) -> Array:
-        """The positions of all records of these calls (sorted, distinct)."""
+        """Returns the indices of all records of these (sorted, distinct) calls."""
         if not self._count or not len(calls):
             return np.zeros(0, np.intp)
         held = np.flatnonzero(self._held[: self._used])
         mine = self._calls[held]
         at = np.searchsorted(calls, mine)
         at[at == len(calls)] = 0
-        positions: Array = held[calls[at] == mine]
-        return positions
+        indices: Array = held[calls[at] == mine]
+        return indices
 
-    def take(self, positions: Array) -> tuple[Array, Array]:
-        """These records and the numbers beside them, which wait no longer."""
-        self._held[positions] = False
-        self._count -= len(positions)
+    def take(self, indices: Array) -> tuple[Array, Array]:
+        """Removes and returns the records at these indices and the numbers beside them."""
+        self._held[indices] = False
+        self._count -= len(indices)
         self._order = None
-        return pick(self._records, positions), self._beside[positions]
+        return pick(self._records, indices), self._beside[indices]
 
     def expire(self, before: int) -> int:
-        """Forget those from before this time; returns how many."""
+        """Removes records with an earlier time; returns how many."""
         if not self._count:
             self._used = 0
             return 0
@@ -91,7 +88,7 @@ class Waiting:
         return count
 
     def clear(self) -> int:
-        """Forget all; returns how many."""
+        """Removes all records; returns how many."""
         count, self._count, self._used, self._order = self._count, 0, 0, None
         return count
 
@@ -102,7 +99,7 @@ class Waiting:
         return self._order, self._calls[self._order]
 
     def _grow(self, count: int) -> None:
-        """Room for `count` more, first of all that of the ones that left."""
+        """Makes room for `count` more, without those that were removed."""
         held = np.flatnonzero(self._held[: self._used])
         room = max(1024, 2 * (self._count + count))
         for name in ("_records", "_beside", "_calls", "_times", "_held"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a NEIGHBOURS frame says, checked: JSON in, plain values out.
+"""NEIGHBOURS frames, checked: JSON in, dataclasses out.
 
-All of it may come from a file that somebody made up, so nothing is taken for
-what it claims to be.  The form is told in `ipttrace.trace.neighbours`.  Must
-not do I/O.
+A frame may come from a forged file, so every value is checked; its form is described
+in `ipttrace.trace.neighbours`.  All functions raise StreamError, one line, if a value
+is malformed.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
 
-# More than an agent sends.
+# Items of one kind in a frame: more than an agent sends.
 MOST: Final = 8192
 
 _LIMIT: Final = 1 << 64
@@ -34,7 +34,7 @@ STATES: Final = {
     0x40: "NOARP",
     0x80: "PERMANENT",
 }
-# NTF_* and, from bit 8 on, NTF_EXT_*; the words of ip-neighbour(8) where it has one.
+# NTF_* and, from bit 8 on, NTF_EXT_*; ip-neighbour(8)'s names, if it has one.
 FLAGS: Final = (
     "use",
     "self",
@@ -89,12 +89,12 @@ class Table:
     gc_interval: int
     config: dict[str, int]
     stats: dict[str, int]
-    parms: dict[str, int]  # what a device starts with
+    parms: dict[str, int]  # defaults for new devices
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of a namespace; index 0, named ``*``, is the kernel's for dead routes."""
+    """A device of a namespace; the kernel gives dead routes index 0, named ``*``."""
 
     index: int
     name: str
@@ -107,7 +107,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A neighbour.  Moments in s of CLOCK_MONOTONIC; None where it has none."""
+    """A neighbour.  Times in s of CLOCK_MONOTONIC; None if it has none."""
 
     family: int
     dst: str
@@ -117,7 +117,7 @@ class Neighbour:
     lladdr: str
     probes: int
     refs: int
-    protocol: int  # RTPROT_* of who made it; 0: the kernel
+    protocol: int  # RTPROT_* of its creator; 0: the kernel
     confirmed: float | None
     used: float | None
     updated: float | None
@@ -128,7 +128,7 @@ class Neighbour:
 
     @property
     def proxy(self) -> bool:
-        """Answered for by this host, not a neighbour of it."""
+        """Does this host answer for the address (proxy ARP)?"""
         return bool(self.flags & PROXY)
 
     @property
@@ -150,24 +150,26 @@ class Route:
 
 
 def bad(what: str) -> NoReturn:
-    """Raises StreamError: `what` is not as an agent writes it."""
-    raise StreamError(f"a frame about neighbours is not readable: {what}")
+    """Raises StreamError: `what` is malformed."""
+    raise StreamError(f"malformed neighbours in the stream: {what}")
 
 
-def whole(value: object, what: str) -> int:
+def natural(value: object, what: str) -> int:
+    """Returns an integer from 0 to 2**64 - 1."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LIMIT:
         return value
     return bad(what)
 
 
 def dicts(value: object, what: str) -> list[dict[str, Any]]:
+    """Returns a list of at most MOST dicts."""
     if not isinstance(value, list) or len(value) > MOST:
         bad(what)
     return [one if isinstance(one, dict) else bad(what) for one in value]
 
 
 def name(value: object, what: str = "a name") -> str:
-    """A name as it may be shown; bytes that are no UTF-8 come as lone surrogates."""
+    """Returns a name, clean; the agent writes bytes that are not UTF-8 as lone surrogates."""
     if not isinstance(value, str):
         return bad(what)
     return clean(
@@ -176,14 +178,14 @@ def name(value: object, what: str = "a name") -> str:
 
 
 def _high(value: str) -> bool:
-    """Whether it has surrogates that stand for no byte."""
+    """Does it have surrogates that do not stand for a byte (PEP 383)?"""
     return any("\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff" for char in value)
 
 
 def _numbers(value: object, what: str) -> dict[str, int]:
     if not isinstance(value, dict) or len(value) > 64:
         return bad(what)
-    return {clean(str(key), 40): whole(number, what) for key, number in value.items()}
+    return {clean(str(key), 40): natural(number, what) for key, number in value.items()}
 
 
 def _known(value: object, names: tuple[str, ...], what: str) -> dict[str, int]:
@@ -206,6 +208,7 @@ def _address(value: str) -> str:
 
 
 def address(value: object) -> str:
+    """Returns an IPv4 or IPv6 address in canonical form."""
     return _address(value) if isinstance(value, str) and len(value) < 64 else bad("an address")
 
 
@@ -214,15 +217,16 @@ def _text(value: object, what: str) -> str:
 
 
 def table(of: dict[str, Any]) -> Table:
+    """Returns a table of a frame."""
     thresholds = of.get("thresholds")
     if not isinstance(thresholds, list) or len(thresholds) != 3:
         bad("thresholds")
-    first, second, third = (whole(one, "thresholds") for one in thresholds)
+    first, second, third = (natural(one, "thresholds") for one in thresholds)
     return Table(
         family=_family(of.get("family")),
         name=name(of.get("name"), "a table's name"),
         thresholds=(first, second, third),
-        gc_interval=whole(of.get("gc_interval"), "gc_interval"),
+        gc_interval=natural(of.get("gc_interval"), "gc_interval"),
         config=_known(of.get("config"), _CONFIG, "config"),
         stats=_known(of.get("stats"), STATS, "stats"),
         parms=_numbers(of.get("parms"), "parms"),
@@ -230,52 +234,54 @@ def table(of: dict[str, Any]) -> Table:
 
 
 def device(of: dict[str, Any]) -> Device:
+    """Returns a device of a frame."""
     parms = of.get("parms")
     if not isinstance(parms, dict) or not parms.keys() <= {"4", "6"}:
         bad("a device's parms")
     return Device(
-        index=whole(of.get("index"), "a device's index"),
+        index=natural(of.get("index"), "a device's index"),
         name=name(of.get("name"), "a device's name"),
-        flags=whole(of.get("flags"), "a device's flags"),
-        type=whole(of.get("type"), "a device's type"),
-        mtu=whole(of.get("mtu"), "a device's mtu"),
+        flags=natural(of.get("flags"), "a device's flags"),
+        type=natural(of.get("type"), "a device's type"),
+        mtu=natural(of.get("mtu"), "a device's mtu"),
         lladdr=_text(of.get("lladdr"), "a device's address"),
         parms={int(key): _numbers(some, "a device's parms") for key, some in parms.items()},
     )
 
 
 def neighbour(of: dict[str, Any], mono: int) -> Neighbour:
-    """`mono`: when the frame was written, ns."""
+    """Returns a neighbour of a frame; `mono`: when the frame was written, ns."""
 
-    def moment(field: str) -> float | None:
+    def time(field: str) -> float | None:
         ago = of.get(field)
-        return None if ago is None else mono / 1e9 - whole(ago, field) / 1e3
+        return None if ago is None else mono / 1e9 - natural(ago, field) / 1e3
 
-    state = whole(of.get("state"), "a neighbour's state")
+    state = natural(of.get("state"), "a neighbour's state")
     return Neighbour(
         family=_family(of.get("family")),
         dst=address(of.get("dst")),
-        dev=whole(of.get("dev"), "a neighbour's device"),
+        dev=natural(of.get("dev"), "a neighbour's device"),
         state=STATES.get(state, f"0x{state:02x}"),
-        flags=whole(of.get("flags"), "a neighbour's flags"),
+        flags=natural(of.get("flags"), "a neighbour's flags"),
         lladdr=_text(of.get("lladdr"), "a neighbour's lladdr"),
-        probes=whole(of.get("probes", 0), "a neighbour's probes"),
-        refs=whole(of.get("refs", 0), "a neighbour's refs"),
-        protocol=whole(of.get("protocol", 0), "a neighbour's protocol"),
-        confirmed=moment("confirmed"),
-        used=moment("used"),
-        updated=moment("updated"),
+        probes=natural(of.get("probes", 0), "a neighbour's probes"),
+        refs=natural(of.get("refs", 0), "a neighbour's refs"),
+        protocol=natural(of.get("protocol", 0), "a neighbour's protocol"),
+        confirmed=time("confirmed"),
+        used=time("used"),
+        updated=time("updated"),
     )
 
 
 def key(value: object) -> Key:
-    """Which neighbour is gone."""
+    """Returns the key of a neighbour that is gone."""
     if not isinstance(value, list) or len(value) != 4 or not isinstance(value[3], bool):
         bad("a neighbour that is gone")
-    return _family(value[0]), address(value[1]), whole(value[2], "a device"), value[3]
+    return _family(value[0]), address(value[1]), natural(value[2], "a device"), value[3]
 
 
 def route(of: dict[str, Any]) -> Route:
+    """Returns a route of a frame."""
     family = _family(of.get("family"))
     dst, hops = of.get("dst"), of.get("hops")
     if not isinstance(dst, str) or len(dst) > 64 or "%" in dst:
@@ -292,9 +298,9 @@ def route(of: dict[str, Any]) -> Route:
         family=family,
         network=int(network.network_address),
         length=network.prefixlen,
-        type=whole(of.get("type"), "a route's type"),
-        table=whole(of.get("table"), "a route's table"),
-        metric=whole(of.get("metric"), "a route's metric"),
+        type=natural(of.get("type"), "a route's type"),
+        table=natural(of.get("table"), "a route's table"),
+        metric=natural(of.get("metric"), "a route's metric"),
         hops=tuple(_hop(hop) for hop in hops),
     )
 
@@ -302,9 +308,10 @@ def route(of: dict[str, Any]) -> Route:
 def _hop(value: object) -> tuple[int, str | None]:
     if not isinstance(value, list) or len(value) != 2:
         return bad("a next hop")
-    return whole(value[0], "a next hop"), None if value[1] is None else address(value[1])
+    return natural(value[0], "a next hop"), None if value[1] is None else address(value[1])
 
 
 def totals(value: object) -> dict[str, int]:
+    """Returns the totals of a frame; a missing one is 0."""
     given = _numbers(value, "totals")
     return {one: given.get(one, 0) for one in TOTALS}

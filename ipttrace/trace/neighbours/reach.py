@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether a packet finds its next hop: the longest prefix, then the neighbour.
+"""Can a packet reach its next hop?  The longest prefix gives the hop, then its neighbour.
 
-Only what is certain is said: where a rule for routing, a route that was not
-told, or the kind of device could make it otherwise, the answer is unknown.
-Must not do I/O.
+The answer is unknown unless it is certain: policy routing, routes beyond those in the
+frame, or the kind of device may decide otherwise.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -37,26 +36,26 @@ _USABLE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How the next hop of a packet is known at link level."""
+    """A packet's next hop and the state of its neighbour entry."""
 
-    state: str  # a neighbour's state, "absent": no such neighbour, or "unknown"
-    via: str | None = None  # the next hop's address: the destination's own or a gateway's
-    dev: str | None = None  # the name of the device towards it
+    state: str  # NUD_* in words, "absent" (no such neighbour) or "unknown"
+    via: str | None = None  # the next hop: the destination itself or a gateway
+    dev: str | None = None  # the device that leads to it
 
     @property
     def usable(self) -> bool | None:
-        """False: a packet that is accepted does not get out.  None: not known."""
+        """False: the packet cannot be sent even if it is accepted.  None: unknown."""
         return _USABLE.get(self.state)
 
 
 UNKNOWN: Final = Reach("unknown")
 
-# By length of the prefix, longest first: network (shifted) to routes, best first.
+# By prefix length, longest first: network (shifted) → routes, best first.
 _Trie = list[tuple[int, dict[int, list[Route]]]]
 
 
 class Resolver:
-    """The routes and neighbours of one namespace at one time."""
+    """The routes and neighbours of a namespace at one time."""
 
     def __init__(
         self,
@@ -100,17 +99,17 @@ class Resolver:
         if address.is_multicast or address.is_unspecified or not self._all_routes:
             return UNKNOWN
         if self._policy and out_dev is None:
-            return UNKNOWN  # a rule may send it to another table
+            return UNKNOWN  # a rule may select another table
         several = [
             self._neighbour(str(address), device, via)
             for device, via in self._hops(address.version, int(address), out_dev)
         ]
         answers = {reach.usable for reach in several}
-        # Of several ways the packet's is not known: what is true of all is.
+        # Which of several hops the packet takes is unknown; what holds for all is certain.
         return several[0] if len(answers) == 1 else UNKNOWN
 
     def _hops(self, family: int, address: int, out_dev: str | None) -> list[tuple[int, str | None]]:
-        """The ways that a packet may take; none where it needs no neighbour."""
+        """Returns the hops that a packet may take: device, gateway; empty if it needs none."""
         for table in (_LOCAL, _MAIN, _DEFAULT):
             for length, networks in self._tries.get((family, table), ()):
                 routes = networks.get(address >> (_BITS[family] - length), ())

@@ -53,7 +53,7 @@ class CounterHistory:
         key = frame_key(counters, "counters")
         chains = counters.get("chains")
         if not isinstance(chains, dict):
-            raise StreamError("counters in the stream have no chains")
+            raise StreamError("malformed counters in the stream: chains")
         new = Counters(
             mono=frame_number(counters, "mono", U64, "counters"),
             since=base + frame_number(counters, "since", U32, "counters"),

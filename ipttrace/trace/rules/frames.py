@@ -42,7 +42,7 @@ def frame_number(frame: dict[str, Any], name: str, limit: int, what: str) -> int
     value = frame.get(name)
     if type(value) is int and 0 <= value < limit:
         return value
-    raise StreamError(f"{what} in the stream are not readable: {name}")
+    raise StreamError(f"malformed {what} in the stream: {name}")
 
 
 def frame_key(frame: dict[str, Any], what: str) -> Key:
@@ -50,26 +50,26 @@ def frame_key(frame: dict[str, Any], what: str) -> Key:
     netns, family = frame_number(frame, "netns", U32, what), frame.get("family")
     table = frame.get("table")
     if type(family) not in (int, str) or family not in FAMILIES:
-        raise StreamError(f"{what} in the stream are not readable: family")
+        raise StreamError(f"malformed {what} in the stream: family")
     if not isinstance(table, str) or len(table) > _NAME_LIMIT:
-        raise StreamError(f"{what} in the stream are not readable: table")
+        raise StreamError(f"malformed {what} in the stream: table")
     return netns, FAMILIES[family], clean(table)
 
 
 def frame_chains(value: object) -> dict[str, Chain]:
     """Returns the chains of a RULES frame by clean name; rules are not cleaned."""
     if not isinstance(value, dict):
-        raise StreamError("rules in the stream are not readable: chains")
+        raise StreamError("malformed rules in the stream: chains")
     found: dict[str, Chain] = {}
     for name, chain in value.items():
         shown = clean(name)
         if not isinstance(chain, dict) or len(name) > _NAME_LIMIT:
-            raise StreamError("rules in the stream are not readable: chains")
+            raise StreamError("malformed rules in the stream: chains")
         policy, rules = chain.get("policy"), chain.get("rules")
         if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
-            raise StreamError("rules in the stream are not readable: rules of a chain")
+            raise StreamError("malformed rules in the stream: rules of a chain")
         if policy is not None and not isinstance(policy, str):
-            raise StreamError("rules in the stream are not readable: policy")
+            raise StreamError("malformed rules in the stream: policy")
         # Two names that look the same once cleaned: a packet could have been in either.
         ambiguous = shown in found
         policy = None if policy is None else clean(policy, 32)
@@ -82,13 +82,13 @@ def _pair(value: object) -> tuple[int, int]:
         packets, size = value
         if type(packets) is int and type(size) is int and packets >= 0 and size >= 0:
             return min(packets, U64 - 1), min(size, U64 - 1)
-    raise StreamError("counters in the stream are not readable")
+    raise StreamError("malformed counters in the stream")
 
 
 def frame_counted(value: object) -> Counted:
     """Returns a chain of a COUNTERS frame."""
     if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
-        raise StreamError("counters in the stream are not readable")
+        raise StreamError("malformed counters in the stream")
     policy = value.get("policy")
     return Counted(None if policy is None else _pair(policy), _pairs(value["rules"]))
 

@@ -183,7 +183,7 @@ class Timeline:
     def _add(self, key: Key, since: int, chains: dict[str, Chain] | None, backend: str) -> None:
         versions = self._tables.get(key, ())
         if versions and since < versions[-1].since:
-            raise StreamError("rules in the stream are not in order")
+            raise StreamError("malformed rules in the stream: generations not in order")
         if versions and versions[-1].since == since:
             if chains is None:
                 return

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rows that are held: columns in chunks, the oldest chunk gives way.
+"""The rows that are held: columns in chunks, of which the oldest are evicted.
 
-Rows are numbered as they come, and a number is never used again.  One thread
-appends; others may read at the same time: what they see is never changed, and
-`end` is raised when a row is whole.  Must not do I/O.
+schema  the columns, and how calls become columns
+names   chain, table, device and process names as ids
+unfold  columns to rows
+
+Rows have sequence numbers in order of arrival, which are never reused.  One thread
+appends while others read: chunks in use are never modified, and `end` grows only when a
+row is complete.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ from ipttrace.trace.store.unfold import unfold
 
 _CHUNK_ROWS: Final = 1 << 16
 _ALIGN: Final = 64
-# Memory for steps is bounded too: this many a row on average.
+# Bounds the memory of steps: so many per row on average.
 _STEPS_PER_ROW: Final = 16
 
 
 def _columns(rows: int) -> Columns:
-    """Room for all columns in one block: nothing left between them when it goes."""
+    """Returns room for all columns in one block, which leaves no fragments when freed."""
     sizes = {
         name: -(-np.dtype(dtype).itemsize * int(np.prod(shape)) * rows // _ALIGN) * _ALIGN
         for name, (dtype, shape) in SCHEMA.items()
@@ -49,7 +53,7 @@ class _Chunk:
         self.room = rows
         self.count = 0
         self.columns = _columns(rows)
-        self.ends = np.zeros(rows, np.uint32)  # of each row's path in steps
+        self.ends = np.zeros(rows, np.uint32)  # of each row's path in `steps`
         self.steps: Columns = {name: np.empty(4 * rows, dtype) for name, dtype in STEPS.items()}
         self.step_count = 0
 
@@ -77,9 +81,9 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of rows: views of the columns, not to be written to.
+    """Consecutive rows as read-only views of the columns.
 
-    Row i of the part has sequence number `first` + i; its steps are
+    Row i has sequence number `first` + i; its steps are
     ``steps[name][begins[i]:ends[i]]``.
     """
 
@@ -94,28 +98,28 @@ class Part:
 
 
 class Store:
-    """Up to `capacity` rows; beyond that the oldest leave, a chunk at a time."""
+    """Up to `capacity` rows; beyond that the oldest are evicted, a chunk at a time."""
 
     def __init__(self, capacity: int = 1_000_000) -> None:
         if capacity < 1:
-            raise ValueError(f"a store of {capacity} rows")
+            raise ValueError(f"a store needs room for at least one row, not {capacity}")
         self.capacity = capacity
         self.names = Names()
-        self.rulesets: dict[int, Rulesets] = {}  # by host: where rows get their rules' texts
+        self.rulesets: dict[int, Rulesets] = {}  # by host; the source of rule texts
         self._chunk_rows = max(1, min(_CHUNK_ROWS, capacity // 16))
-        # Replaced, never changed, so that a reader's copy stays whole.
+        # Replaced, never modified, so that readers need no lock.
         self._chunks: tuple[_Chunk, ...] = ()
         self._end = 0
 
     @property
     def first(self) -> int:
-        """The oldest row that is held."""
+        """The sequence number of the oldest row that is held."""
         chunks = self._chunks
         return chunks[0].first if chunks else self._end
 
     @property
     def end(self) -> int:
-        """One past the newest row."""
+        """One past the sequence number of the newest row."""
         return self._end
 
     def __len__(self) -> int:
@@ -123,23 +127,22 @@ class Store:
 
     @property
     def newest(self) -> int:
-        """The time of the newest row, ns since the epoch; 0 when there is none."""
+        """The time of the newest row, ns since the epoch; 0 if there is none."""
         chunks = self._chunks
         if not chunks or not chunks[-1].count:
             return 0
         return int(chunks[-1].columns["time"][chunks[-1].count - 1])
 
     def time(self, seq: int) -> int:
-        """The time of a row, ns since the epoch; 0 where it is not held."""
+        """Returns the time of a row, ns since the epoch; 0 if it is not held."""
         for part in self.parts(seq, seq + 1):
             return int(part.columns["time"][0])
         return 0
 
     def at(self, time: int) -> int:
-        """The first held row that came at `time` or later, ns since the epoch; `end` if none.
+        """Returns the first held row at `time` (ns since the epoch) or later; `end` if none.
 
-        Rows stand in the order in which their calls ended, which is that of
-        time but for moments.
+        Rows are in the order in which their calls ended, which is almost that of time.
         """
         for chunk in self._chunks:
             times = chunk.columns["time"][: chunk.count]
@@ -148,10 +151,10 @@ class Store:
         return self._end
 
     def append(self, columns: Columns, ends: Array, steps: Columns) -> int:
-        """Add rows: all columns of SCHEMA, shape (n, …), and their paths.
+        """Adds n rows: all columns of SCHEMA, shape (n, …), and their paths.  Returns n.
 
-        `ends` (n,): where the path of each row ends in `steps`, which begins
-        where the one before ended.  Returns n.
+        `ends` (n,): the end of each row's path in `steps`; it begins at the end of the
+        path before.
         """
         count = len(ends)
         done = 0
@@ -166,7 +169,7 @@ class Store:
         return count
 
     def _portion(self, chunk: _Chunk, ends: Array, done: int) -> int:
-        """How many rows from `done` on fit into the chunk; at least one."""
+        """Returns the number of rows from `done` on that fit the chunk; at least one."""
         most = min(chunk.room - chunk.count, len(ends) - done)
         start = int(ends[done - 1]) if done else 0
         room = _STEPS_PER_ROW * chunk.room - chunk.step_count
@@ -183,7 +186,7 @@ class Store:
         self._chunks = (*chunks, _Chunk(self._end, self._chunk_rows))
 
     def parts(self, first: int | None = None, end: int | None = None) -> Iterator[Part]:
-        """The held rows of this range, a stretch at a time."""
+        """Yields the held rows of this range, chunk by chunk."""
         chunks, last = self._chunks, self._end
         last = last if end is None else min(end, last)
         for chunk in chunks:
@@ -200,22 +203,22 @@ class Store:
             yield Part(chunk.first + a, columns, begins, ends, dict(chunk.steps))
 
     def column(self, name: str, first: int | None = None, end: int | None = None) -> Array:
-        """One column of the held rows of this range; a copy.  Raises KeyError."""
+        """Returns one column of the held rows of this range; a copy.  Raises KeyError."""
         dtype, shape = SCHEMA[name]
         held = [part.columns[name] for part in self.parts(first, end)]
         return np.concatenate(held) if held else np.zeros((0, *shape), dtype)
 
     def row(self, seq: int) -> Row:
-        """Row `seq`.  Raises IndexError when it is not, or no longer, held."""
+        """Returns row `seq`.  Raises IndexError if it is not held."""
         rows = self.rows((seq,))
         if not rows:
-            raise IndexError(f"row {seq} is not held: rows {self.first} to {self.end - 1} are")
+            raise IndexError(f"row {seq} is not held; rows {self.first} to {self.end - 1} are")
         return rows[0]
 
     def rows(self, seqs: Sequence[int] | Array) -> list[Row]:
-        """The rows of these sequence numbers, in their order.
+        """Returns the rows of these sequence numbers, in this order.
 
-        Those that are not, or no longer, held are left out: Row.index tells.
+        Rows that are not held are omitted: see Row.index.
         """
         wanted = np.asarray(seqs, np.int64)
         chunks, end = self._chunks, self._end
@@ -244,7 +247,7 @@ class Store:
         return found
 
     def raw(self, seq: int) -> dict[str, Array]:
-        """All columns of a held row, each of shape () or (k,).  Raises KeyError."""
+        """Returns all columns of a row, each () or (k,).  Raises KeyError if it is not held."""
         for part in self.parts(seq, seq + 1):
             return {name: column[0] for name, column in part.columns.items()}
         raise KeyError(seq)

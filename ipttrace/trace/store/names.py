@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names as numbers: each name of the kernel is kept and cleaned once.
-
-Must not do I/O.
-"""
+"""Names as ids: each name from the kernel is cleaned and stored once.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array, Hash
 
-# A hostile stream could bring a new name with every record.
+# A forged stream could have a new name in every record.
 LIMIT: Final = 1 << 18
 TOO_MANY: Final = "(too many names)"
 
@@ -26,26 +23,26 @@ class Names:
         self._texts: list[str] = [""]
         self._ids: dict[str, int] = {"": 0}
         self._overflow: int | None = None
-        # For each width in bytes: what has been seen, sorted by hash.
+        # By width in bytes.
         self._seen: dict[int, _Seen] = {}
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def text(self, number: int) -> str:
-        """The name that has this id, safe for a terminal."""
+        """Returns the name with this id, clean."""
         return self._texts[number]
 
     def find(self, text: str) -> int | None:
-        """The id of a name, None when it never came."""
+        """Returns the id of a name; None if it never occurred."""
         return self._ids.get(text)
 
     def texts(self) -> list[str]:
-        """All names; the index is the id.  A copy."""
+        """Returns all names, indexed by id; a copy."""
         return list(self._texts)
 
     def add(self, text: str) -> int:
-        """The id of `text`, which is clean already."""
+        """Returns the id of `text`, which must be clean."""
         number = self._ids.get(text)
         if number is None:
             if len(self._texts) >= self._limit and text != TOO_MANY:
@@ -58,7 +55,7 @@ class Names:
         return number
 
     def intern(self, raw: Array) -> Array:
-        """Ids, uint32 of shape (n,), of `raw`: shape (n,), a dtype S of 4·k bytes.
+        """Returns the ids, uint32 (n,), of `raw` (n,), whose dtype is S with 4·k bytes.
 
         A name ends at its first NUL.
         """
@@ -78,7 +75,7 @@ class Names:
 
 
 class _Seen:
-    """The byte strings of one width that already have an id."""
+    """The byte strings of one width that have an id, sorted by hash."""
 
     def __init__(self, width: int) -> None:
         self._dtype = f"S{width}"
@@ -94,10 +91,10 @@ class _Seen:
         return self._hash.quick([words[:, at] for at in range(self._words)])
 
     def lookup(self, raw: Array) -> tuple[Array, Array]:
-        """Ids, and the indices of those that are not known (their id is 0)."""
+        """Returns ids (0 if unknown), and the indices of unknown strings."""
         at = np.searchsorted(self._hashes, self._hash_of(raw))
         at[at == len(self._hashes)] = 0
-        # Equality is checked, so that no collision can give a wrong name.
+        # Verify equality: a hash collision must not yield a wrong name.
         words = (len(raw), self._words // 2 or 1)
         kind = np.uint64 if self._words % 2 == 0 else np.uint32
         same = raw.view(kind).reshape(words) == self._raw.view(kind).reshape(-1, words[1])[at]
@@ -110,6 +107,7 @@ class _Seen:
         return ids, missed
 
     def learn(self, fresh: dict[bytes, int], limit: int) -> None:
+        """Adds strings and their ids, as long as there are fewer than 2·`limit`."""
         if len(self._raw) >= 2 * limit:
             return
         raw = np.array(list(fresh), self._dtype)

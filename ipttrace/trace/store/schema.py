@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is kept of each traversal: the columns, and how calls become columns.
-
-Must not do I/O.
-"""
+"""The columns of a traversal, and how calls become columns.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.calls.assemble import Calls
 from ipttrace.trace.calls.flow import Flows, is_tracked
-from ipttrace.trace.decode import headers as packet
+from ipttrace.trace.decode.headers import decode
 from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.store.names import Names
 
-# Copied from the entry record as they are.
+# Copied from the entry record.
 _ENTRY: Final = (
     "call",
     "parent",
@@ -59,7 +56,7 @@ _ENTRY: Final = (
     "trace_id",
     "packet",
 )
-# Names in the entry record: kept as ids of Names.
+# Names in the entry record, stored as ids of Names.
 _NAMES: Final = ("table", "comm", "in", "out")
 # Column → field of the exit record.
 _EXIT: Final = {
@@ -71,7 +68,7 @@ _EXIT: Final = {
     "rules_due": "rules",
     "exit_flags": "flags",
 }
-# From the packet's bytes; the fields of packet.Headers of the same names.
+# Decoded from the packet: fields of Headers with the same names.
 _HEADERS: Final = (
     "version",
     "known",
@@ -90,7 +87,7 @@ _HEADERS: Final = (
     "l4",
 )
 
-# The columns of the store: dtype and, for more than one element a row, shape.
+# The columns of the store: dtype, and shape of an element.
 SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "time": ("i8", ()),  # ns since the epoch
     "journey": ("u8", ()),
@@ -100,9 +97,9 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "skb": ("u8", ()),
     "sk": ("u8", ()),
     "ct": ("u8", ()),
-    "host": ("u1", ()),  # which of the traces that share the store it came from
+    "host": ("u1", ()),  # number of the trace, if several share the store
     "engine": ("u1", ()),  # index into ENGINES
-    "ruleset": ("u4", ()),  # generation of all rules when the packet came; 0: not known
+    "ruleset": ("u4", ()),  # generation of the rules when the packet came; 0: unknown
     "netns": ("u4", ()),
     "len": ("u4", ()),
     "mark": ("u4", ()),
@@ -117,7 +114,7 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "ct_reply_dport": ("u2", ()),
     "family": ("u1", ()),  # NFPROTO_*
     "hook": ("u1", ()),
-    "flags": ("u1", ()),  # record.F_*, without F_CONNTRACK where it was a template
+    "flags": ("u1", ()),  # record.F_*, without F_CONNTRACK if it was a template
     "ct_info": ("u1", ()),
     "ct_proto": ("u1", ()),
     "depth": ("u1", ()),
@@ -133,13 +130,13 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "caplen": ("u2", ()),
     "mac": ("u1", (16,)),
     "mac_len": ("u1", ()),
-    "tables": ("u1", ()),  # of nftables: NFPROTO_* of the table; 0: legacy
-    "trace_id": ("u4", ()),  # of nftables; 0: none
-    "table": ("u4", ()),  # ids of Names, here and below
+    "tables": ("u1", ()),  # nftables: NFPROTO_* of the table; 0: legacy
+    "trace_id": ("u4", ()),  # nftables' id of the packet; 0: none
+    "table": ("u4", ()),  # ids of Names, from here on
     "comm": ("u4", ()),
     "in": ("u4", ()),
     "out": ("u4", ()),
-    "chain": ("u4", ()),  # of the deciding rule; 0 unknown
+    "chain": ("u4", ()),  # of the deciding rule; 0: unknown
     "rulenum": ("u4", ()),
     "match": ("u1", ()),
     "partial": ("?", ()),
@@ -150,7 +147,7 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "ct_info_after": ("u1", ()),
     "rules_due": ("u2", ()),
     "exit_flags": ("u1", ()),
-    "version": ("u1", ()),  # here and below: see packet.Headers
+    "version": ("u1", ()),  # from here on: see decode.headers.Headers
     "known": ("u1", ()),
     "proto": ("i2", ()),
     "src": ("u1", (16,)),
@@ -168,10 +165,10 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "packet": ("u1", (128,)),  # from the network header
 }
 
-# The columns of the steps: as many a row as it had rule records.
+# The columns of steps: one step per rule record.
 STEPS: Final = {"chain": "u4", "rulenum": "u4", "match": "u1"}
 
-# The last one is of streams only: each of their records tells which of the two it is.
+# Only streams have the last one: each of its records is of one of the two engines.
 ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink")
 _KERNEL: Final = ENGINES.index("kernel")
 NETLINK: Final = ENGINES.index("netlink")
@@ -190,10 +187,10 @@ def fill(
     offset: int,
     host: int = 0,
 ) -> tuple[Columns, Array, Columns]:
-    """The columns of `calls`, the end of each row's path, and the steps' columns.
+    """Returns the columns of `calls`, the end of each path, and the columns of the steps.
 
-    `engine`: index into ENGINES; `offset`: ns from the records' clock to the
-    epoch; `host`: number of the trace, 0 to 255.
+    `engine`: index into ENGINES; `offset`: from the records' clock to ns since the
+    epoch; `host`: the number of the trace, 0 to 255.
     """
     entries, exits = calls.entries, calls.exits
     columns: Columns = {name: entries[name] for name in _ENTRY}
@@ -201,25 +198,25 @@ def fill(
         columns[name] = names.intern(entries[name])
     for name, field in _EXIT.items():
         columns[name] = exits[field]
-    headers = packet.decode(entries["packet"], entries["caplen"], entries["len"])
+    headers = decode(entries["packet"], entries["caplen"], entries["len"])
     for name in _HEADERS:
         columns[name] = getattr(headers, name)
     columns["flags"] = np.where(
         is_tracked(entries), entries["flags"], entries["flags"] & (0xFF ^ record.F_CONNTRACK)
     )
     columns["flow"] = flows.assign(entries, headers)
-    # Calls are numbered by each host for itself.
+    # Each host has its own call numbers.
     columns["journey"] = calls.journeys | np.uint64(host << 56)
     columns["time"] = _wall(entries["time"], offset)
-    own = entries["source"] == record.SOURCE_KERNEL
-    columns["engine"] = np.where(own, min(engine, _KERNEL), NETLINK).astype(np.uint8)
-    # A number for each packet, but no address.
-    columns["skb"] = np.where(own, columns["skb"], 0)
+    kernel = entries["source"] == record.SOURCE_KERNEL
+    columns["engine"] = np.where(kernel, min(engine, _KERNEL), NETLINK).astype(np.uint8)
+    # The netlink engine writes a number per packet, not an address.
+    columns["skb"] = np.where(kernel, columns["skb"], 0)
     columns["host"] = np.full(len(calls), host, np.uint8)
-    # A change while the packet was in the table: which rules it met is not known.
-    moved = exits["flags"] & record.EXIT_F_CHANGED != 0
+    # The rules changed during the call: the packet met either version.
+    changed = exits["flags"] & record.EXIT_F_CHANGED != 0
     columns["ruleset"] = rulesets.renumber(
-        np.where(moved, 0, entries["ruleset"]), entries["tables"] != 0
+        np.where(changed, 0, entries["ruleset"]), entries["tables"] != 0
     )
     columns["partial"] = calls.partial
 
@@ -237,7 +234,7 @@ def fill(
 
 
 def _wall(times: Array, offset: int) -> Array:
-    """int64 ns since the epoch, kept within what int64 and people can take."""
+    """Returns int64 (n,), ns since the epoch, at least 0 and without overflow."""
     small = np.minimum(times, np.uint64(_LATEST // 2)).astype(np.int64)
     small += max(min(offset, _LATEST // 2), -_LATEST // 2)
     return np.maximum(small, 0)

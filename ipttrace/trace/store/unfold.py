@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Columns to rows: what a person reads, made only for what is shown.
-
-Must not do I/O.
-"""
+"""Columns to rows, only for what is shown or written.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _CT_STATES: Final = {
     0: "ESTABLISHED",
     1: "RELATED",
     2: "NEW",
-    3: "ESTABLISHED",  # in reply direction, and so on
+    3: "ESTABLISHED",  # in reply direction, also below
     4: "RELATED",
 }
 _CT_UNTRACKED: Final = 7
@@ -96,7 +93,7 @@ def _name(table: Sequence[str], number: int) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def address(raw: bytes, version: int) -> str:
-    """An address as people write it, from 16 bytes; "" where `version` is neither 4 nor 6."""
+    """Returns the text of an address of 16 bytes; "" if `version` is neither 4 nor 6."""
     if version == 4:
         return f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}"
     return str(IPv6Address(raw)) if version == 6 else ""
@@ -127,9 +124,9 @@ def unfold(
     names: Names,
     rulesets: Mapping[int, Rulesets],
 ) -> list[Row]:
-    """Rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`.
+    """Returns rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`.
 
-    `rulesets`: by host, where the deciding rule's text comes from.
+    `rulesets`: by host, for the text of the deciding rule.
     """
     at = seqs - first
     values = zip(*(_listed(columns[name][at]) for name in _PLAIN), strict=True)
@@ -171,17 +168,17 @@ def _row(
     ct_ports = tracked and ip.DECODED[of["ct_proto"]] == ip.HAS_PORTS
     ethernet = of["mac_len"] == _ETHERNET
     decided = of["chain"] != 0
-    here = ENGINES[of["engine"]] != "netlink"  # told by the kernel as it happened
-    untold = bool(of["exit_flags"] & record.EXIT_F_UNTOLD)
+    kernel = ENGINES[of["engine"]] != "netlink"
+    unknown_verdict = bool(of["exit_flags"] & record.EXIT_F_UNTOLD)
     return Row(
         index=seq,
         time=of["time"],
         engine=ENGINES[of["engine"]],
         skb=of["skb"] or None,
         netns=of["netns"],
-        cpu=of["cpu"] if here else None,
-        pid=of["pid"] if here else None,
-        comm=names.text(of["comm"]) if here else None,
+        cpu=of["cpu"] if kernel else None,
+        pid=of["pid"] if kernel else None,
+        comm=names.text(of["comm"]) if kernel else None,
         in_=names.text(of["in"]) or None,
         out=names.text(of["out"]) or None,
         family=family,
@@ -192,8 +189,8 @@ def _row(
         match=_name(record.MATCHES, of["match"]) if decided else None,
         path=path,
         rule=_rule(of, family, path[-1], names, rulesets) if decided and path else None,
-        verdict=None if untold else _name(VERDICTS, of["verdict"] & 0xFF),
-        cost_ns=of["cost"] if here else None,
+        verdict=None if unknown_verdict else _name(VERDICTS, of["verdict"] & 0xFF),
+        cost_ns=of["cost"] if kernel else None,
         len=of["len"],
         proto=ip.proto_name(of["proto"]),
         src=address(of["src"], of["version"]),
@@ -226,7 +223,7 @@ def _row(
 def _rule(
     of: dict[str, Any], family: int, step: Step, names: Names, rulesets: Mapping[int, Rulesets]
 ) -> str | None:
-    """The text of the deciding rule; a policy has none."""
+    """Returns the text of the deciding rule; None for a policy or if unknown."""
     rules = rulesets.get(of["host"])
     if rules is None or not of["ruleset"] or step.match == "policy":
         return None

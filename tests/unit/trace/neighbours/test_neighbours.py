@@ -315,7 +315,7 @@ def test_names_are_safe_for_a_terminal_and_the_same_as_in_a_row() -> None:
     ],
 )
 def test_a_frame_that_no_agent_writes_is_refused(frame: dict[str, Any]) -> None:
-    with pytest.raises(StreamError, match="about neighbours is not readable"):
+    with pytest.raises(StreamError, match="malformed neighbours in the stream"):
         Neighbours().feed(frame)
 
 

@@ -236,12 +236,12 @@ def test_names_that_look_alike_have_no_text() -> None:
     ],
 )
 def test_rules_that_cannot_be_are_refused_in_one_line(lie: dict[str, Any]) -> None:
-    with pytest.raises(StreamError, match=r"^rules in the stream are not readable: \S.*$"):
+    with pytest.raises(StreamError, match=r"^malformed rules in the stream: \S.*$"):
         Rulesets().feed({**frame(1, "-j DROP"), **lie})
 
 
 def test_rules_out_of_order_are_refused() -> None:
-    with pytest.raises(StreamError, match=r"^rules in the stream are not in order$"):
+    with pytest.raises(StreamError, match=r"^malformed rules in the stream: generations not in order$"):
         fed(frame(5, "five"), frame(4, "four"))
 
 
@@ -264,7 +264,7 @@ def test_rules_out_of_order_are_refused() -> None:
     ],
 )
 def test_counters_that_cannot_be_are_refused_in_one_line(lie: dict[str, Any]) -> None:
-    with pytest.raises(StreamError, match=r"^counters in the stream .*$"):
+    with pytest.raises(StreamError, match=r"^malformed counters in the stream\b.*$"):
         Rulesets().feed_counters({**counters(1, 1, (1, 1)), **lie})
 
 
@@ -283,7 +283,7 @@ def test_a_second_stream_has_generations_of_its_own() -> None:
     packet = records.v4(17, "10.0.0.1", "10.0.0.2", records.udp(1, 2))
     for words in ("first", "second"):
         writer.hello(synth.hello())
-        writer.about(Kind.RULES, frame(1, words))
+        writer.message(Kind.RULES, frame(1, words))
         for call, ruleset in ((1, 1), (2, 2)):
             writer.records(0, records.entry(call, 0, packet, hook=1, netns=NETNS, ruleset=ruleset))
             writer.records(1, records.rule(call, 0, b"INPUT", 1))
@@ -317,7 +317,7 @@ def row_of(ruleset: int, flags: int) -> Any:
     sink = io.BytesIO()
     writer = Writer(sink)
     writer.hello(synth.hello())
-    writer.about(Kind.RULES, frame(7, "-i lo", "-p udp -j DROP"))
+    writer.message(Kind.RULES, frame(7, "-i lo", "-p udp -j DROP"))
     packet = records.v4(17, "10.0.0.1", "10.0.0.2", records.udp(1, 2))
     writer.records(0, records.entry(1, 0, packet, hook=1, netns=NETNS, ruleset=ruleset))
     writer.records(1, records.rule(1, 0, b"INPUT", 2))
@@ -345,5 +345,5 @@ def test_a_row_whose_rules_changed_under_it_has_no_rule() -> None:
 def test_json_that_is_no_frame_of_rules_is_told_in_one_line() -> None:
     trace = Trace()
     for value in ({"table": "filter"}, {"since": []}, {"gone": True}):
-        with pytest.raises(StreamError, match=r"^rules in the stream .*$"):
+        with pytest.raises(StreamError, match=r"^malformed rules in the stream\b.*$"):
             trace.feed(Frame(Kind.RULES, json.dumps(value).encode()))
