@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The flows that matter most: by packets, drops, cost, bytes or time.
+"""The flows view: the top flows by packets, drops, cost, bytes or time.
 
-Must not count: `show` gives it the counts.
+Must not count: it shows a `FlowsTally`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,32 @@ from textual.binding import Binding, BindingType
 
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.tally.flows import Flow, FlowsTally
-from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, fit, fit_tail
-from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.cells import (
+    VERDICT_MARKS,
+    Cell,
+    Cells,
+    column,
+    endpoints,
+    fit,
+    fit_tail,
+    spread,
+    verdict_cell,
+)
+from ipttrace.tui.messages import FilterRequested, Notice
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import Cells, Ledger, column
+from ipttrace.tui.widgets.ledger import SortedLedger
 
-SORTS: Final = ("packets", "drops", "cost", "bytes", "last")
 SHOWN: Final = 500
 _SORTED: Final = "▾"
 
-# Left to right: title, width.
+# From left to right: title, width.
 _COLUMNS: Final[dict[str, tuple[str, int]]] = {
     "packets": ("packets", 7),
     "rows": ("rows", 6),
     "drops": ("drops", 6),
     "bytes": ("bytes", 6),
     "cost": ("cost", 6),
-    "dearest": ("max", 6),
+    "max_cost": ("max", 6),
     "host": ("host", 10),
     "netns": ("netns", 12),
     "last": ("ago", 4),
@@ -39,12 +48,12 @@ _COLUMNS: Final[dict[str, tuple[str, int]]] = {
 }
 _LONGEST: Final = 97
 _ALWAYS: Final = ("packets", "drops", "bytes", "cost", "proto", "ends", "verdict")
-# Columns that more room is spent on, in this order, or a column's new width.
+# What additional room is spent on, in this order: another column, or a column's new width.
 _STEPS: Final = (
     ("ends", 37),
     ("verdict", 22),
     ("last", 4),
-    ("dearest", 6),
+    ("max_cost", 6),
     ("host", 10),
     ("netns", 12),
     ("rows", 6),
@@ -54,12 +63,13 @@ _STEPS: Final = (
     ("ends", _LONGEST),
 )
 _LEFT: Final = ("host", "netns", "proto", "ends", "verdict")
-_EMPTY: Final = "  No packets have come yet."
+_EMPTY: Final = "  No packets yet."
 
 
-class FlowsView(Ledger):
-    """The view.  `show` gives it what there is."""
+class FlowsView(SortedLedger):
+    """The view."""
 
+    SORTS = ("packets", "drops", "cost", "bytes", "last")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows of this flow"),
         Binding("s", "sort", "Sort", tooltip="by packets, drops, cost, bytes, or the newest first"),
@@ -73,7 +83,6 @@ class FlowsView(Ledger):
         self._hosts: Sequence[str] = ()
         self._now: int | None = None
         self._version: Hashable = None
-        self._sort = 0
         self._flows: dict[Hashable, Flow] = {}
         self._newest = 0
         self._columns: dict[str, int] = {}
@@ -86,12 +95,11 @@ class FlowsView(Ledger):
         hosts: Sequence[str] = (),
         now: int | None = None,
     ) -> None:
-        """Show what there is by now; call it as often as you like.
+        """Show the tally; does nothing if nothing has changed.
 
-        `names`: the store's; `netns`: names of namespaces by host and
-        inode; `hosts`: names by number, when there are several; all safe for a terminal.
-        `now`: ns since the epoch by the stream's clock; None: the newest row is
-        now.
+        `names`: the store's; `netns`: names of namespaces by host and inode;
+        `hosts`: their names, if there are several; all safe for a terminal.  `now`:
+        ns since the epoch by the stream's clock; None: the time of the newest row.
         """
         version = (tally.version, now, dict(netns), tuple(hosts))
         if tally is self._tally and version == self._version:
@@ -100,32 +108,15 @@ class FlowsView(Ledger):
         self._netns, self._hosts, self._now = netns, hosts, now
         self.changed()
 
-    @property
-    def sort(self) -> str:
-        """The order of the lines: one of SORTS."""
-        return SORTS[self._sort]
-
-    # A person acts.
-
-    def action_sort(self) -> None:
-        self._sort = (self._sort + 1) % len(SORTS)
-        self._moved = False
-        self.fill()
-
-    def on_click(self, event: object) -> None:
-        """A second click on a line is enter."""
-        if getattr(event, "chain", 1) > 1:
-            self.action_filter()
-
     def action_filter(self) -> None:
         flow = self._flows.get(self.picked)
         if flow is None:
-            self.post_message(Notice("there is no flow under the cursor", error=True))
+            self.post_message(Notice("No flow under the cursor", error=True))
         else:
             name = hex(flow.flow) if flow.flow else "none"
-            self.post_message(FilterAsked(f"flow={name}", "flow", whole=True))
+            self.post_message(FilterRequested(f"flow={name}", "flow", replace=True))
 
-    # From what there is to lines.
+    # Lines.
 
     def refill(self) -> Sequence[Hashable]:
         if self._tally is None or self._store_names is None or not len(self._tally):
@@ -146,7 +137,7 @@ class FlowsView(Ledger):
             lines.append(f"  and {more:,} more flows")
         if (other := self._tally.other).flows:
             lines.append(
-                f"  {other.flows:,} older flows are counted no longer: {other.packets:,} packets,"
+                f"  {other.flows:,} older flows are no longer counted: {other.packets:,} packets,"
                 f" {other.drops:,} drops"
             )
         return lines
@@ -154,7 +145,7 @@ class FlowsView(Ledger):
     def pickable(self, key: Hashable) -> bool:
         return key in self._flows
 
-    # Words.
+    # Columns.
 
     def _choose_columns(self) -> dict[str, int]:
         chosen = {name: _COLUMNS[name][1] for name in _ALWAYS}
@@ -170,19 +161,19 @@ class FlowsView(Ledger):
             if used() > self.width:
                 chosen = before
                 break
-        # Nobody should have to read across an empty field.
-        longest = max((len(ends(flow, _LONGEST)) for flow in self._flows.values()), default=0)
+        # No wider than the content: the eye should not have to cross empty cells.
+        longest = max((len(_ends(flow, _LONGEST)) for flow in self._flows.values()), default=0)
         chosen["ends"] = min(chosen["ends"], max(longest, _COLUMNS["ends"][1]))
-        # What is left over is for the words at the end.
+        # The last column gets the rest.
         chosen["verdict"] += max(0, self.width - used())
         if used() > self.width:
             chosen["ends"] = max(9, chosen["ends"] + self.width - used())
         return {name: chosen[name] for name in _COLUMNS if name in chosen}
 
     def heading(self) -> list[Cells]:
-        many = 0 if self._tally is None else len(self._tally)
+        count = 0 if self._tally is None else len(self._tally)
         right = f"  s by {'newest' if self.sort == 'last' else self.sort} "
-        title = fit(f" Flows {many:,}", max(1, self.width - len(right))) + right
+        title = spread(f" Flows {count:,}", right, self.width)
         titles = []
         for name, width in self._columns.items():
             text = _COLUMNS[name][0]
@@ -200,15 +191,15 @@ class FlowsView(Ledger):
             return [(str(key), "dim")]
         return [self._cell(name, width, flow) for name, width in self._columns.items()]
 
-    def _cell(self, name: str, width: int, flow: Flow) -> tuple[str, str]:
+    def _cell(self, name: str, width: int, flow: Flow) -> Cell:
         if name == "drops":
             return column(figures.count(flow.drops) if flow.drops else "", width, "drop")
         if name in ("packets", "rows", "bytes"):
             return column(figures.count(getattr(flow, name)), width)
         if name == "cost":
             return column(figures.cost(flow.cost_ns), width)
-        if name == "dearest":
-            return column(figures.cost(flow.dearest_ns), width, "dim")
+        if name == "max_cost":
+            return column(figures.cost(flow.max_cost_ns), width, "dim")
         if name == "last":
             return column(figures.span((self._newest - flow.last) / 1e9), width, "dim")
         if name == "proto":
@@ -221,20 +212,21 @@ class FlowsView(Ledger):
             netns = self._netns.get((flow.host, flow.netns)) or fit_tail(str(flow.netns), width)
             return column(netns, width, "dim", right=False)
         if name == "ends":
-            return column(ends(flow, width), width, "text", right=False)
+            return column(_ends(flow, width), width, "text", right=False)
         return self._verdict(width, flow)
 
-    def _verdict(self, width: int, flow: Flow) -> tuple[str, str]:
-        mark = VERDICT_MARKS.get(flow.verdict, "?")
+    def _verdict(self, width: int, flow: Flow) -> Cell:
         if not flow.drops:
-            role = VERDICT_ROLES.get(flow.verdict, "other")
-            return column(f"{mark} {flow.verdict}", width, role, right=False)
-        # An earlier packet may have been dropped, and the last one not.
-        marks = mark if flow.verdict == "DROP" else f"{mark} {VERDICT_MARKS['DROP']}"
+            text, role = verdict_cell(flow.verdict)
+            return column(text, width, role, right=False)
+        # If an earlier packet was dropped and the last one was not, show both.
+        marks = VERDICT_MARKS["DROP"]
+        if flow.verdict != "DROP":
+            marks = f"{VERDICT_MARKS.get(flow.verdict, '?')} {marks}"
         text = f"{marks} {flow.dropped_table}"
         if (step := flow.dropped_at) is not None:
             number = ":policy" if step.match == "policy" else f":{step.rulenum}"
-            # Where it is narrow the table goes first, then the chain is cut.
+            # If there is little room, leave out the table, then cut the chain.
             room = width - len(text) - len(number) - 1
             if room < min(len(step.chain), 8):
                 text = marks
@@ -244,26 +236,7 @@ class FlowsView(Ledger):
         return column(text, width, "drop", right=False)
 
 
-def _end(address: str, port: int | None) -> str:
-    if port is None:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def ends(flow: Flow, width: int) -> str:
-    """Source and destination in `width` cells: without the client's port where narrow."""
+def _ends(flow: Flow, width: int) -> str:
     if not flow.flow:
         return "packets of no known flow"
-    src, dst = _end(flow.src, flow.sport), _end(flow.dst, flow.dport)
-    if len(src) + len(dst) + 3 <= width:
-        return f"{src} → {dst}"
-    if len(src) + len(dst) + 1 > width and flow.sport is not None and flow.dport is not None:
-        if flow.sport > flow.dport:
-            src = flow.src
-        else:
-            dst = flow.dst
-    room = width - 1
-    if len(src) + len(dst) > room:
-        src = fit_tail(src, max(room // 2, room - len(dst)))
-        dst = fit_tail(dst, room - len(src))
-    return f"{src}→{dst}"
+    return endpoints(flow.src, flow.sport, flow.dst, flow.dport, width)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Totals: verdicts, cost and losses over time as plots, and the counters in words.
+"""The totals view: verdicts, cost and losses over time as plots, and all counters.
 
-Plots are of blocks drawn here: a plotting library takes longer for one of them
-than a whole frame may.  Must not count: `show` gives it the counts.
+Plots are drawn here from block characters: a plotting library takes several times
+as long.  Must not count: it shows a `TotalsTally`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from textual.binding import Binding, BindingType
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.rules.families import table_name
 from ipttrace.trace.store.names import Names
-from ipttrace.trace.tally.totals import ENDS, Seconds, TotalsTally
-from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, fit
+from ipttrace.trace.tally.row_facts import OUTCOMES
+from ipttrace.trace.tally.totals import Seconds, TotalsTally
+from ipttrace.tui.cells import Cells, beside, column, spread, verdict_cell
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import Cells, Ledger, column
+from ipttrace.tui.widgets.ledger import Ledger
 
-WIDE: Final = 120  # cells from which on words stand beside the plots
+WIDE: Final = 120  # cells; from this width on, the counters are beside the plots
 SPANS: Final = (15, 30, 60, 120, 300, 600)  # s
-_WORDS: Final = 62  # cells that the words need
-_TALLEST: Final = 12
-_ORDER: Final = ("ACCEPT", "DROP", *(name for name in ENDS if name not in ("ACCEPT", "DROP")))
-_EMPTY: Final = "No packets have come yet."
+_COUNTERS: Final = 62  # cells that the counters need
+_TALLEST: Final = 12  # lines of a plot
+_ORDER: Final = ("ACCEPT", "DROP", *(name for name in OUTCOMES if name not in ("ACCEPT", "DROP")))
+_EMPTY: Final = "No packets yet."
 
 
 class TotalsView(Ledger):
-    """The view.  `show` gives it what there is."""
+    """The view."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("z", "zoom", "Time", tooltip="how far back the plots go: 15 seconds to 10 minutes"),
@@ -44,16 +45,16 @@ class TotalsView(Ledger):
         self._now: int | None = None
         self._skipped = 0
         self._version: Hashable = None
-        self._span: int | None = None  # None: what there is decides
+        self._span: int | None = None  # s; None: as long as there are rows
         self._lines: list[Cells] = []
 
     def show(
         self, tally: TotalsTally, names: Names, now: int | None = None, skipped: int = 0
     ) -> None:
-        """Show what there is by now; call it as often as you like.
+        """Show the tally; does nothing if nothing has changed.
 
         `names`: the store's; `now`: ns since the epoch by the stream's clock, so
-        that time goes on when nothing comes; `skipped`: rows that were not
+        that the plots move on without new rows; `skipped`: rows that were not
         counted (`Tallies.skipped`).
         """
         version = (tally.version, None if now is None else now // 1_000_000_000, skipped)
@@ -65,13 +66,13 @@ class TotalsView(Ledger):
 
     @property
     def span(self) -> int:
-        """Seconds that the plots show."""
+        """Seconds that the plots cover."""
         if self._span is not None:
             return self._span
         if self._tally is None:
             return SPANS[0]
         used = np.zeros(SPANS[-1], bool)
-        for series in self._tally.seconds(SPANS[-1], self._now).ends.values():
+        for series in self._tally.seconds(SPANS[-1], self._now).outcomes.values():
             used[-len(series) :] |= series > 0
         since = SPANS[-1] - int(np.argmax(used)) if used.any() else 0
         return next((span for span in SPANS if span >= since), SPANS[-1])
@@ -81,7 +82,7 @@ class TotalsView(Ledger):
         self._span = SPANS[(at + 1) % len(SPANS)]
         self.fill()
 
-    # From what there is to lines.
+    # Lines.
 
     def pickable(self, key: Hashable) -> bool:
         return False
@@ -91,21 +92,22 @@ class TotalsView(Ledger):
         if tally is None or names is None or not tally.rows:
             self._lines = [[], [("  " + _EMPTY, "dim")]]
         elif self.width >= WIDE:
-            left = self.width - _WORDS - 3
-            plots, words = self._plots(tally, left, self.size.height - 1), self._words(tally, names)
-            self._lines = _beside(plots, words, left + 3)
+            left = self.width - _COUNTERS - 3
+            plots = self._plots(tally, left, self.size.height - 1)
+            lines = beside(plots, self._counters(tally, names), left, "  ")
+            self._lines = [[(" ", "text"), *line] for line in lines]
         else:
-            # At least half of the words are on the screen, and all of the plots.
+            # All plots are visible without scrolling, and some of the counters.
             height = max(self.size.height * 3 // 5, 9)
-            plots = self._plots(tally, self.width - 2, height)
-            self._lines = [*plots, [], *self._words(tally, names)]
-            self._lines = [[(" ", "text"), *line] for line in self._lines]
+            lines = self._plots(tally, self.width - 2, height)
+            lines += [[], *self._counters(tally, names)]
+            self._lines = [[(" ", "text"), *line] for line in lines]
         return range(len(self._lines))
 
     def heading(self) -> list[Cells]:
         span = self.span
         right = f"  z last {f'{span} seconds' if span <= 60 else f'{span // 60} minutes'} "
-        return [[(fit(" Totals", max(1, self.width - len(right))) + right, "title")]]
+        return [[(spread(" Totals", right, self.width), "title")]]
 
     def cells(self, key: Hashable) -> Cells:
         return self._lines[key] if isinstance(key, int) else []
@@ -113,19 +115,18 @@ class TotalsView(Ledger):
     # Plots.
 
     def _plots(self, tally: TotalsTally, width: int, height: int) -> list[Cells]:
-        """As many plots as there is something to show of, in `height` lines at most."""
+        """A plot for each verdict and loss that occurred, in at most `height` lines."""
         seconds = tally.seconds(self.span + 1, self._now)
-        drawn = [name for number, name in enumerate(ENDS) if tally.ends[number] or name == "ACCEPT"]
+        drawn = [
+            name
+            for number, name in enumerate(OUTCOMES)
+            if tally.outcomes[number] or name == "ACCEPT"
+        ]
         if "DROP" not in drawn:
             drawn.insert(0, "DROP")
         drawn.sort(key=_ORDER.index)
         plots: list[tuple[str, str, Array, bool]] = [
-            (
-                f"{VERDICT_MARKS.get(name, '?')} {name}",
-                VERDICT_ROLES.get(name, "other"),
-                seconds.ends[name].astype(np.float64),
-                False,
-            )
+            (*verdict_cell(name), seconds.outcomes[name].astype(np.float64), False)
             for name in drawn
         ]
         if tally.costs.any():
@@ -143,42 +144,41 @@ class TotalsView(Ledger):
         lines.append([(_axis(width, self.span), "dim")])
         return lines
 
-    # Words.
+    # Counters.
 
-    def _words(self, tally: TotalsTally, names: Names) -> list[Cells]:
+    def _counters(self, tally: TotalsTally, names: Names) -> list[Cells]:
         return [
-            *self._counters(tally),
+            *self._summary(tally),
             [],
             *_places(tally, names),
             [],
             *_protocols(tally),
         ]
 
-    def _counters(self, tally: TotalsTally) -> list[Cells]:
+    def _summary(self, tally: TotalsTally) -> list[Cells]:
         lines: list[Cells] = [
             [(f"{tally.rows:,} rows of {tally.packets:,} packets", "text")],
         ]
         verdicts: Cells = []
         for name in _ORDER:
-            if count := int(tally.ends[ENDS.index(name)]):
-                mark = VERDICT_MARKS.get(name, "?")
-                role = VERDICT_ROLES.get(name, "other")
+            if count := int(tally.outcomes[OUTCOMES.index(name)]):
+                text, role = verdict_cell(name)
                 part = figures.share(count / tally.rows)
-                verdicts.append((f"{mark} {name} {count:,} ({part})  ", role))
+                verdicts.append((f"{text} {count:,} ({part})  ", role))
         lines.append(verdicts)
         p50, p99 = (figures.cost(tally.quantile(share)) for share in (0.5, 0.99))
         if p50:
             lines.append([(f"cost of a row  p50 {p50}  p99 {p99}", "value")])
         else:
-            lines.append([("cost of a row  not known: traced over netlink", "dim")])
+            lines.append([("cost of a row  unknown: traced over netlink", "dim")])
         losses: Cells = []
         for name, number in (("lost", tally.lost), ("missed", tally.missed)):
             losses.append((f"{name} {number:,}  ", "drop" if number else "dim"))
         if not tally.lost and not tally.missed:
-            losses.append(("the trace has no holes", "dim"))
+            losses.append(("the trace is complete", "dim"))
         lines.append(losses)
         if self._skipped:
-            text = f"{self._skipped:,} rows had left before they were counted"
+            text = f"{self._skipped:,} rows were evicted before they were counted"
             lines.append([(text, "warn")])
         return lines
 
@@ -189,9 +189,9 @@ def _mean_cost(seconds: Seconds) -> Array:
 
 
 def _binned(values: Array, width: int, mean_of_some: bool) -> Array:
-    """`values` by cell: several seconds in one where there are more than cells.
+    """`values` per second, shape (n,), as at most `width` means of several seconds each.
 
-    `mean_of_some`: seconds without any do not count, as nothing costs nothing.
+    `mean_of_some`: seconds with the value 0 are left out, as rows without a cost are.
     """
     if len(values) <= width:
         return values
@@ -208,25 +208,24 @@ def _binned(values: Array, width: int, mean_of_some: bool) -> Array:
 def _plot(
     title: str, role: str, values: Array, is_cost: bool, width: int, tall: int
 ) -> list[Cells]:
-    # The last second is not over; of a few it is what there is.
-    whole = values[:-1] if np.count_nonzero(values) > 5 else values[1:]
-    most = float(whole.max(initial=0.0))
-    now = float(whole[-1]) if len(whole) else 0.0
+    # The last second is incomplete; show it only if there are few others.
+    values = values[:-1] if np.count_nonzero(values) > 5 else values[1:]
+    most = float(values.max(initial=0.0))
+    now = float(values[-1]) if len(values) else 0.0
     if is_cost:
-        said = f"now {figures.cost(now) if now else '-':>6}  most {figures.cost(most)}"
+        right = f"now {figures.cost(now) if now else '-':>6}  most {figures.cost(most)}"
     else:
-        said = f"now {figures.rate(now):>6}/s  most {figures.rate(most)}/s"
-    bins = _binned(whole, width, is_cost)
+        right = f"now {figures.rate(now):>6}/s  most {figures.rate(most)}/s"
+    bins = _binned(values, width, is_cost)
     wide = np.repeat(bins, max(1, width // max(len(bins), 1)))[-width:]
-    head = fit(title, max(width - len(said), 1)) + said
-    lines: list[Cells] = [[(head[:width], role)]]
+    lines: list[Cells] = [[(spread(title, right, width)[:width], role)]]
     for line in figures.plot(wide.tolist(), tall, float(bins.max(initial=0.0))):
         lines.append([(line.rjust(width), role)])
     return lines
 
 
 def _axis(width: int, span: int) -> str:
-    """The line below the plots: when that was."""
+    """The time axis below the plots, for `span` seconds."""
     begin, half = f"-{figures.span(span)}", f"-{figures.span(span / 2)}"
     cells = min(width, max(1, width // span) * span) if span < width else width
     line = begin + half.center(cells - len(begin) - 3) + "now"
@@ -238,8 +237,8 @@ def _places(tally: TotalsTally, names: Names) -> list[Cells]:
     head = [column(name, width, "titles", right) for name, width, right in titles]
     head += [column(name, 6, "titles") for name in ("p50", "p99")]
     lines: list[Cells] = [head]
-    # Of as many rows, by name: else the order is that in which they came to be counted.
-    alike = groupby(tally.places(names), lambda one: (one.family, one.hook, one.rows))
+    # Places with equal counts are sorted by name, since their order depends on the input.
+    alike = groupby(tally.hooks(names), lambda one: (one.family, one.hook, one.rows))
     for place in (
         one for _, some in alike for one in sorted(some, key=lambda one: (one.table, one.tables))
     ):
@@ -274,15 +273,4 @@ def _protocols(tally: TotalsTally) -> list[Cells]:
                 column(figures.count(one.bytes), 7),
             ]
         )
-    return lines
-
-
-def _beside(left: list[Cells], right: list[Cells], at: int) -> list[Cells]:
-    """Two columns, the second of which begins at cell `at`."""
-    lines: list[Cells] = []
-    for number in range(max(len(left), len(right))):
-        line: Cells = [(" ", "text"), *(left[number] if number < len(left) else [])]
-        used = sum(len(text) for text, _ in line)
-        line.append((" " * max(at - used, 0), "text"))
-        lines.append(line + (right[number] if number < len(right) else []))
     return lines

@@ -138,8 +138,8 @@ async def test_more_flows_than_are_shown_are_counted_in_words() -> None:
 
 async def test_an_empty_view_says_so() -> None:
     async with on_screen(FlowsView(), Tallied()) as (app, pilot):
-        assert "No packets have come yet" in lines(app)[2]
+        assert "No packets yet" in lines(app)[2]
         for key in ("enter", "s", "down", "up", "end", "home"):
             await pilot.press(key)
         assert app.asked == []
-        assert app.notices == ["there is no flow under the cursor"]
+        assert app.notices == ["No flow under the cursor"]

@@ -42,7 +42,7 @@ async def test_totals_are_told_in_words() -> None:
         text = "\n".join(lines(app))
         assert "985 rows of 359 packets" in text
         assert "✓ ACCEPT 973 (99%)  ✗ DROP 12 (1%)" in text
-        assert "lost 0  missed 0  the trace has no holes" in text
+        assert "lost 0  missed 0  the trace is complete" in text
         assert "FORWARD       filter            89      6" in text
         assert "6 FORWARD     filter" in text
         assert any("ICMPv6" in line and "54" in line for line in lines(app))
@@ -68,7 +68,7 @@ async def test_what_was_lost_cannot_be_overlooked() -> None:
     async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
         text = "\n".join(lines(app))
         assert "lost 7  missed 2" in text
-        assert "no holes" not in text
+        assert "complete" not in text
         # AND it has plots of its own
         assert any(line.lstrip().startswith("lost") and "/s" in line for line in lines(app))
 
@@ -127,12 +127,12 @@ async def test_rows_that_were_not_counted_are_told() -> None:
     tallied = lab()
     tallied.tallies.skipped = 1234
     async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
-        assert line_with(app, "1,234 rows had left before they were counted")
+        assert line_with(app, "1,234 rows were evicted before they were counted")
 
 
 async def test_an_empty_view_says_so() -> None:
     async with on_screen(TotalsView(), Tallied()) as (app, pilot):
-        assert any("No packets have come yet" in line for line in lines(app))
+        assert any("No packets yet" in line for line in lines(app))
         for key in ("z", "down", "up", "end", "home"):
             await pilot.press(key)
 

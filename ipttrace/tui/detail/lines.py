@@ -6,7 +6,7 @@ Pure: takes a story; must not import Textual or know colours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -132,13 +132,13 @@ def _journey(story: Story, width: int, names: KnownNames) -> list[Line]:
     columns = _Columns(traversals, width, names)
     made.append(columns.titles())
     if story.starts_earlier:
-        made.append(Line(cut([("  earlier tables are not held, or beyond the search limit", "dim")], width)))
+        made.append(
+            Line(cut([("  earlier tables are not held, or beyond the search limit", "dim")], width))
+        )
     for traversal in traversals:
         made += _traversal(traversal, story.row.index, columns)
     if story.ends_later:
-        made.append(
-            Line(cut([("  later tables may be beyond the search limit", "dim")], width))
-        )
+        made.append(Line(cut([("  later tables may be beyond the search limit", "dim")], width)))
     return made
 
 
@@ -160,8 +160,8 @@ class _Columns:
         table = min(max(tables, 5), 12 if width >= 60 else 8)
         devices = min(max(devices, 6), 13 if width < _NARROW else 25)
         if width >= _NARROW:
-            names = max((cell_len(_netns(t.row, names)) for t in traversals), default=0)
-            netns = min(max(names, 5), 16)
+            longest = max((cell_len(_netns(t.row, names)) for t in traversals), default=0)
+            netns = min(max(longest, 5), 16)
         self.sizes = {
             "since": 7,
             "gap": 7,
@@ -295,12 +295,10 @@ def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
 def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
     name = " " * _INDENT + fit(_hit(hit.step), name_width) + "  "
     room = max(width - cell_len(name), 8)
-    # The chain stands before it already.
-    rule = (hit.rule or "").removeprefix(f"-A {hit.step.chain} ")
-    texts = fold(rule, room, most) or [""]
-    made = [Line(cut(((name, "chain"), (texts[0], "rule")), width))]
-    for text in texts[1:]:
-        made.append(Line(cut(((" " * cell_len(name), "rule"), (text, "rule")), width)))
+    first, *more = fold(hit.rule or "", room, most) or [""]
+    made = [Line(cut([(name, "chain"), (first, "rule")], width))]
+    for text in more:
+        made.append(Line(cut([(" " * cell_len(name), "rule"), (text, "rule")], width)))
     return made
 
 
@@ -308,10 +306,10 @@ def _conntrack(story: Story, width: int) -> list[Line]:
     conntrack = story.conntrack
     if conntrack is None:
         known = not _over_netlink(story.row)
-        said = "no entry as it came in" if known else "not known: traced over netlink"
-        return [Line(_title("Conntrack", [(f"  {said}", "dim")]))]
+        text = "no entry on arrival" if known else "unknown: traced over netlink"
+        return [Line(cut(_section("Conntrack", text), width))]
     items = [
-        _title("Conntrack"),
+        _section("Conntrack"),
         _named("state", conntrack.state or "-"),
         _named("proto", ip.proto_name(conntrack.proto)),
         _named("status", " ".join(conntrack.status) or "-"),
@@ -325,28 +323,27 @@ def _conntrack(story: Story, width: int) -> list[Line]:
 
 
 def _packet(packet: Packet, width: int) -> list[Line]:
-    made: list[Line] = [Line(_title("Packet"))]
+    made: list[Line] = [Line(_section("Packet"))]
     layers = dissect(packet.data, packet.length, packet.mac, packet.ethertype, packet.vlan)
     for layer in layers:
         indent = 2 + 2 * layer.depth
-        items: list[Cells] = [((" " * indent, "dim"), (layer.name, "title"))]
+        items: list[Cells] = [[(" " * indent, "dim"), (layer.name, "section")]]
         items += [_named(name, value) for name, value in layer.fields]
         if layer.note:
-            items.append((("! " + layer.note, "bad"),))
+            items.append([("! " + layer.note, "bad")])
         made += wrap(items, width, indent + 2)
     return made
 
 
 def _bytes(packet: Packet, width: int, folded: bool) -> list[Line]:
     here, length = len(packet.data), packet.length
-    said = f"  {here} of {length} from the network header"
-    hint = "  z shows them" if folded else "  z folds them"
-    made = [Line(cut(_title("Bytes", [(said, "dim"), (hint, "dim")]), width))]
+    held = f"{here} of {length} from the network header"
+    made = [Line(cut(_section("Bytes", held, "z shows them" if folded else "z folds them"), width))]
     if folded:
         return made
-    wide = 32 if width >= _WIDE_DUMP else 16 if width >= 75 else 8 if width >= 42 else 4
-    room = 3 * wide - 1 + max(wide // 8 - 1, 0)
-    for offset, octets, text in hex_dump(packet.data, wide):
-        pieces = ((f"  {offset}  ", "dim"), (f"{octets:<{room}}", "hex"), (f"  {text}", "text"))
-        made.append(Line(cut(pieces, width)))
+    per_line = 32 if width >= _WIDE_DUMP else 16 if width >= 75 else 8 if width >= 42 else 4
+    room = 3 * per_line - 1 + max(per_line // 8 - 1, 0)
+    for offset, octets, text in hex_dump(packet.data, per_line):
+        line = [(f"  {offset}  ", "dim"), (f"{octets:<{room}}", "hex"), (f"  {text}", "text")]
+        made.append(Line(cut(line, width)))
     return made

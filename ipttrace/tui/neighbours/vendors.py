@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who made a network card, by the first bytes of its address (netaddr's copy of the OUIs).
+"""The vendor of a network card, by the OUI in its address (netaddr's copy of the register).
 
-The first look at the register takes long: `learn` is for a thread, `name` for
-the screen.  Must not touch widgets.
+The first access to the register is slow: call `learn` in a thread, `name` while
+drawing.  Must not import widgets.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ def _prefix(lladdr: str) -> str | None:
 
 
 class Vendors:
-    """Names of vendors, of those that were asked for."""
+    """Names of vendors that were looked up."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
     def name(self, lladdr: str) -> str | None:
-        """The vendor; ``local`` where nobody registered it, empty where there is none.
+        """The vendor's name; "local" for locally administered addresses, "" for none.
 
-        None: not known yet, to be learnt.
+        None: not looked up yet; call `learn`.
         """
         prefix = _prefix(lladdr)
         if prefix is None or prefix == "000000":
             return ""
         first = int(prefix[:2], 16)
         if first & 1:
-            return ""  # a group's
+            return ""  # a group address
         return "local" if first & 2 else self._known.get(prefix)
 
     def learn(self, lladdrs: Iterable[str]) -> None:
-        """Look these up.  Slow at first; never raises."""
-        # Not at the top: it would cost at every start, needed or not.
+        """Look up the vendors of these addresses.  Slow the first time; never raises."""
+        # Imported here because it takes long and most sessions do not need it.
         from netaddr import EUI
         from netaddr.core import AddrFormatError, NotRegisteredError
 

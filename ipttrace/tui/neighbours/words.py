@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The words of the neighbour pane: tables, devices and neighbours as lines of pieces.
+"""The text of the neighbour pane: tables, devices and neighbours as lines of cells.
 
-A line is a list of (text, role); a role is what its colour depends on.  All
-text is clean already.  Must not know widgets, nor draw.
+Text in frames is already safe for a terminal.  Pure: must not import widgets.
 """
 
 from __future__ import annotations
@@ -10,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
-from itertools import zip_longest
 from typing import Final
-
-from rich.cells import cell_len
 
 from ipttrace.trace.neighbours import Device, Namespace, Neighbour, Table, TableView
 from ipttrace.trace.neighbours.frames import STATS
-from ipttrace.tui.cells import fit
+from ipttrace.tui.cells import Cells, beside, fit, length
+from ipttrace.tui.widgets.figures import span, sparkline
 
-Piece = tuple[str, str]
-Line = list[Piece]
-
-WIDE: Final = 96  # from here on the two tables stand side by side
-LOW: Final = 36  # below that many lines the tables say less, so that neighbours are seen
-ONE_LINE: Final = 76  # from here on a neighbour needs one line, not two
-FULL: Final = 134  # from here on it has all its fields
+WIDE: Final = 96  # cells; from this width on, the two tables are side by side
+LOW: Final = 36  # lines; below, the tables are shorter, which leaves room for neighbours
+ONE_LINE: Final = 76  # cells; from this width on, a neighbour has one line, not two
+FULL: Final = 134  # cells; from this width on, a neighbour has all its fields
 
 ROLES: Final = frozenset(
     {"title", "head", "text", "dim", "value", "spark", "ok", "warn", "full", "bar"}
@@ -35,7 +29,6 @@ ROLES: Final = frozenset(
 _FAMILY: Final = {4: "IPv4", 6: "IPv6"}
 _SHORT: Final = ("lookups", "hits", "allocs", "res_failed", "forced_gc_runs", "table_fulls")
 _TROUBLE: Final = frozenset({"res_failed", "forced_gc_runs", "table_fulls"})
-_SPARKS: Final = "▁▂▃▄▅▆▇█"
 _LEVELS: Final = {
     "ok": ("ok", "ok"),
     "warn": ("WARNING", "warn"),
@@ -54,7 +47,7 @@ _STATES: Final = {
 }
 _BAD: Final = frozenset({"INCOMPLETE", "FAILED"})
 _IFF: Final = ((0x1, "UP"), (0x8, "LOOPBACK"), (0x10, "POINTOPOINT"), (0x80, "NOARP"))
-# A unit and the one below it, in s.
+# A unit and the next smaller one, each with its size in s.
 _SPANS: Final = (("m", 60, "s", 1), ("h", 3600, "m", 60), ("d", 86400, "h", 3600))
 _COUNTS: Final = frozenset({"refcnt", "queue_len", "proxy_qlen", "queue_lenbytes"})
 
@@ -71,14 +64,14 @@ def number(value: float, width: int) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Per second, in at most 7 cells."""
+    """A rate per second in at most 7 cells; "" for None."""
     if value is None:
         return ""
     return f"{value:.1f}/s" if 0 < value < 9.95 else f"{number(value, 5)}/s"
 
 
 def duration(ms: int) -> str:
-    """A span of time, in its two highest units."""
+    """`ms` in its two largest units: 800ms, 1.5s, 1m30s, 3h51m."""
     if ms < 1000:
         return f"{ms}ms"
     seconds, rest = divmod(ms, 1000)
@@ -89,27 +82,8 @@ def duration(ms: int) -> str:
     return f"{count}{unit}{rest // part}{lesser}" if rest >= part else f"{count}{unit}"
 
 
-def age(seconds: float) -> str:
-    """How old, in at most 4 cells."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{min(999, int(seconds // size))}{unit}"
-    return f"{max(0, int(seconds))}s"
-
-
-def sparkline(values: Sequence[float | None], width: int) -> str:
-    """The newest `width` values, scaled to the highest; a gap where there is none."""
-    values = values[-width:] if width > 0 else ()
-    top = max((value for value in values if value is not None), default=0)
-    marks = (
-        " " if value is None else _SPARKS[round(7 * value / top)] if top > 0 else _SPARKS[0]
-        for value in values
-    )
-    return "".join(marks).rjust(max(width, 0))
-
-
 def gauge(view: TableView, width: int) -> str:
-    """Entries as a bar up to gc_thresh3, with the other two thresholds marked."""
+    """The entries of a table as a bar up to gc_thresh3; the other two thresholds are marked."""
     *lower, most = view.table.thresholds
     most = max(most, 1)
     filled = min(width, -(-width * view.entries // most))
@@ -117,9 +91,9 @@ def gauge(view: TableView, width: int) -> str:
     return "█" * filled + "".join("┊" if at in marks else "░" for at in range(filled, width))
 
 
-def _packed(pairs: Iterable[tuple[str, str]], width: int, indent: int = 2) -> list[Line]:
-    """Names and values, as many to a line as there is room for."""
-    lines: list[Line] = []
+def _packed(pairs: Iterable[tuple[str, str]], width: int, indent: int = 2) -> list[Cells]:
+    """Names and values, as many per line as fit."""
+    lines: list[Cells] = []
     used = width
     for name, value in pairs:
         size = len(name) + 1 + len(value)
@@ -134,7 +108,7 @@ def _packed(pairs: Iterable[tuple[str, str]], width: int, indent: int = 2) -> li
     return lines
 
 
-def _parm(name: str, value: int) -> tuple[str, str]:
+def _parameter(name: str, value: int) -> tuple[str, str]:
     if name in _COUNTS or name.endswith("probes"):
         return name, f"{value:,}"
     return name.removesuffix("_ms"), duration(value)
@@ -153,13 +127,13 @@ def _config(table: Table) -> list[tuple[str, str]]:
 
 
 def _why(view: TableView, width: int) -> str:
-    """What a level that is not ok means."""
+    """What the level means, unless it is ok."""
     _, second, _ = view.table.thresholds
     short = width < 48
     if view.level == "full":
         return "new ones refused" if short else "new neighbours are refused: raise gc_thresh3"
     if view.level == "warn" and view.entries >= second:
-        return "over gc_thresh2" if short else "over gc_thresh2: idle ones are thrown out"
+        return "over gc_thresh2" if short else "over gc_thresh2: idle ones are removed"
     return "near gc_thresh3" if view.level == "warn" else ""
 
 
@@ -167,7 +141,7 @@ def _percent(ratio: float | None) -> str:
     return "-" if ratio is None else f"{100 * ratio:.0f}%"
 
 
-def _counter(view: TableView, name: str, width: int, column: int) -> Line:
+def _counter(view: TableView, name: str, width: int, column: int) -> Cells:
     total, now = view.table.stats.get(name), view.rate(name)
     if total is None:
         return [(fit(f"  {name}", width), "dim")]
@@ -178,18 +152,18 @@ def _counter(view: TableView, name: str, width: int, column: int) -> Line:
         (f"{number(total, room):>{room}} ", "value"),
         (f"{rate(now):>7} ", role),
     ]
-    left = width - sum(len(text) for text, _ in line)
+    left = width - length(line)
     if left >= 3:
         line.append((sparkline(view.history(name), min(left, 60)), "spark"))
     return line
 
 
-def _head(view: TableView, width: int) -> list[Line]:
-    """How full a table is, in words and as a gauge."""
+def _head(view: TableView, width: int) -> list[Cells]:
+    """How full a table is, as numbers and as a gauge."""
     table = view.table
     word, role = _LEVELS[view.level]
     name = table.name if width >= 48 else table.name.removesuffix("_cache")
-    head: Line = [
+    head: Cells = [
         (f"{_FAMILY[table.family]} {name}  ", "head"),
         (f"{word}  ", role),
         (f"{view.entries:,} of {table.thresholds[2]:,}", "value"),
@@ -203,71 +177,58 @@ def _head(view: TableView, width: int) -> list[Line]:
     ]
 
 
-def _hit_ratio(view: TableView, column: int) -> Line:
+def _hit_ratio(view: TableView, column: int) -> Cells:
     now, ever = view.hit_ratio(), view.hit_ratio_ever()
     text = f"{_percent(now)} now, {_percent(ever)} ever"
     return [(f"  {'hit ratio':<{column}} ", "dim"), (text, "value")]
 
 
-def table_lines(view: TableView, width: int, detail: bool, low: bool = False) -> list[Line]:
-    """A table: the gauge, counters; with `detail` all that the kernel tells.
+def table_lines(view: TableView, width: int, detail: bool, low: bool = False) -> list[Cells]:
+    """A table: its gauge and counters; with `detail`, every field that the kernel reports.
 
-    `low`: in few lines; a counter that speaks of trouble still has its own
-    while it moves.
+    `low`: in few lines; a counter that means trouble still has its own line while it
+    increases.
     """
     table = view.table
     lines = _head(view, width)
     names = [*STATS, *(name for name in table.stats if name not in STATS)] if detail else _SHORT
     column = max(len(name) for name in names)
     if low and not detail:
-        moving = [name for name in names if name in _TROUBLE and view.rate(name)]
-        lines += [_counter(view, name, width, column) for name in ("lookups", *moving)]
-        still = ((name, table.stats.get(name, 0)) for name in _SHORT[3:] if name not in moving)
+        rising = [name for name in names if name in _TROUBLE and view.rate(name)]
+        lines += [_counter(view, name, width, column) for name in ("lookups", *rising)]
+        still = ((name, table.stats.get(name, 0)) for name in _SHORT[3:] if name not in rising)
         return lines + _packed(((name, number(value, 6)) for name, value in still), width)
     lines += [_counter(view, name, width, column) for name in names]
     lines.append(_hit_ratio(view, column))
     if detail:
         lines += _packed(_config(table), width)
         lines.append([("  parameters of a new device", "dim")])
-        lines += _packed((_parm(*pair) for pair in table.parms.items()), width, 4)
+        lines += _packed((_parameter(*pair) for pair in table.parms.items()), width, 4)
     return lines
 
 
-def device_lines(device: Device, width: int) -> list[Line]:
+def device_lines(device: Device, width: int) -> list[Cells]:
     """A device and its parameters."""
     flags = ",".join(word for bit, word in _IFF if device.flags & bit)
     about = " ".join(part for part in (device.lladdr, f"mtu {device.mtu}", flags) if part)
     if not device.index:
-        about = "the kernel's own, for routes that lead nowhere"
-    lines: list[Line] = [[(f"  {device.name}  ", "value"), (about, "dim")]]
+        about = "the kernel's own, for blackhole routes"
+    lines: list[Cells] = [[(f"  {device.name}  ", "value"), (about, "dim")]]
     for family, parms in sorted(device.parms.items()):
         lines.append([(f"  {_FAMILY[family]}", "text")])
-        lines += _packed((_parm(*pair) for pair in parms.items()), width, 4)
+        lines += _packed((_parameter(*pair) for pair in parms.items()), width, 4)
     return lines
 
 
-def beside(one: TableView, two: TableView, width: int, detail: bool, low: bool) -> list[Line]:
+def tables_beside(
+    one: TableView, two: TableView, width: int, detail: bool, low: bool
+) -> list[Cells]:
     """Two tables in two columns, each `width` cells wide."""
     left, right = (table_lines(view, width, detail, low) for view in (one, two))
     if len(_head(one, width)) != len(_head(two, width)):
-        # The same counters on the same lines.
+        # Put the same counters on the same lines.
         (left if len(_head(one, width)) < len(_head(two, width)) else right).insert(3, [])
-    return [
-        [*cut(first or [], width), ("   ", "text"), *(second or [])]
-        for first, second in zip_longest(left, right)
-    ]
-
-
-def cut(line: Line, width: int) -> Line:
-    """The line in exactly `width` cells."""
-    found: Line = []
-    for text, role in line:
-        size = cell_len(text)
-        if size > width:
-            return [*found, (fit(text, width), role)] if width > 0 else found
-        found.append((text, role))
-        width -= size
-    return [*found, (" " * width, "text")]
+    return beside(left, right, width, "   ")
 
 
 @lru_cache(maxsize=16384)
@@ -283,14 +244,14 @@ def _rank(one: Neighbour) -> int:
 
 
 def ordered(namespace: Namespace) -> list[Neighbour]:
-    """Those in trouble first, those that never change last; else by address."""
+    """The neighbours: unresolved ones first, permanent and proxy ones last; then by address."""
     return sorted(
         namespace.neighbours.values(), key=lambda one: (_rank(one), *_value(one.dst), one.dev)
     )
 
 
-def about_neighbours(namespace: Namespace, shown: Sequence[Neighbour]) -> Line:
-    """The heading over the neighbours."""
+def about_neighbours(namespace: Namespace, shown: Sequence[Neighbour]) -> Cells:
+    """The heading of the neighbours: how many, and how many are unresolved."""
     total = namespace.totals.get("neighbours", 0)
     bad = sum(one.state in _BAD for one in shown)
     count = f"{len(shown):,}" if total <= len(shown) else f"{len(shown):,} of {total:,}"
@@ -299,20 +260,20 @@ def about_neighbours(namespace: Namespace, shown: Sequence[Neighbour]) -> Line:
 
 
 def _since(one: Neighbour, now: float) -> str:
-    """When it was confirmed; of one that is not, since when."""
+    """Time since it was confirmed or, if it is unresolved, since that changed."""
     moment = one.updated if one.state in _BAD else one.confirmed
-    return "" if moment is None or one.state in ("NOARP", "PERMANENT") else age(now - moment)
+    return "" if moment is None or one.state in ("NOARP", "PERMANENT") else span(now - moment)
 
 
 def _ages(one: Neighbour, now: float) -> str:
     return "/".join(
-        "-" if moment is None else age(now - moment)
+        "-" if moment is None else span(now - moment)
         for moment in (one.confirmed, one.used, one.updated)
     )
 
 
-def titles(width: int) -> Line:
-    """The column titles over the neighbours."""
+def titles(width: int) -> Cells:
+    """The column titles of the neighbours."""
     if width < ONE_LINE:
         return [(fit("  address", width - 16) + fit(" state", 11) + "  age", "dim")]
     rest = f" {'state':<10} {'age':>4}  {'lladdr':<17} {'device':<9} "
@@ -327,8 +288,10 @@ def _room(width: int) -> int:
     return min(41, width - (60 if width < FULL else 92))
 
 
-def neighbour_lines(one: Neighbour, device: str, vendor: str, now: float, width: int) -> list[Line]:
-    """A neighbour, in one line or, where it is narrow, two."""
+def neighbour_lines(
+    one: Neighbour, device: str, vendor: str, now: float, width: int
+) -> list[Cells]:
+    """A neighbour, in one line or, if `width` is small, two.  `now`: monotonic, in s."""
     role = _STATES.get(one.state, "fair")
     state = "PROXY" if one.proxy else one.state
     role = "fixed" if one.proxy else role

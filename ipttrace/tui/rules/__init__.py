@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rules view: a namespace's rules with what hit them."""
+"""The rules view: the rules of a namespace with their hits.
+
+- `words`: columns and the text of their cells
+- `view`: the widget: order, namespace, filter
+"""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rules of a namespace with what hit them: hits, rate, drops, cost, text.
+"""The rules view: hits, rate, drops, cost and text of each rule of a namespace.
 
-In their order a table's chains follow each other as iptables prints them, the
-line of a chain having what its policy was hit; sorted, only what was hit is
-listed.  Must not count: `show` gives it the counts.
+By number, chains are in the order of their table, and the line of a chain holds
+the hits of its policy; in any other order, only rules with hits are listed.  Must
+not count: it shows a `RulesTally`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ipttrace.trace.tally.listing import (
     TableListing,
 )
 from ipttrace.trace.tally.rules import RulesTally
-from ipttrace.tui.cells import fit
-from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.cells import Cells, spread
+from ipttrace.tui.messages import FilterRequested, Notice
 from ipttrace.tui.rules.words import Words
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import Cells, Ledger
+from ipttrace.tui.widgets.ledger import SortedLedger
+from ipttrace.tui.widgets.strips import NAMESPACE_KEYS
 
-SORTS: Final = ("number", "hits", "drops", "cost")
-_EMPTY: Final = "  No rule has been hit yet, and no rules have come."
+_EMPTY: Final = "  No rules yet, and no hits."
 
 
 class _TableLine(NamedTuple):
@@ -53,26 +53,15 @@ class _Note(NamedTuple):
     text: str
 
 
-class RulesView(Ledger):
-    """The view.  `show` gives it what there is; the app moves it to a namespace by `choose`."""
+class RulesView(SortedLedger):
+    """The view.  The app chooses a namespace by `choose`."""
 
+    SORTS = ("number", "hits", "drops", "cost")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows that hit this rule"),
         Binding("s", "sort", "Sort", tooltip="by number, hits, drops or cost"),
-        Binding("0", "hide", "Hide 0", tooltip="hide what was never hit, or show it"),
-        Binding(
-            "left_square_bracket",
-            "other(-1)",
-            "Namespace",
-            key_display="[ ]",
-            tooltip="the namespace before",
-        ),
-        Binding(
-            "right_square_bracket",
-            "other(1)",
-            show=False,
-            tooltip="the next namespace",
-        ),
+        Binding("0", "hide", "Hide 0", tooltip="hide rules without hits, or show them"),
+        *NAMESPACE_KEYS,
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -86,7 +75,6 @@ class RulesView(Ledger):
         self._version: Hashable = None
         self._namespace: tuple[int, int] | None = None
         self._order: list[tuple[int, int]] = []
-        self._sort = 0
         self._hidden = False
         self._listing: Listing | None = None
         self._chains: dict[tuple[int, str, str], ChainListing] = {}
@@ -104,12 +92,12 @@ class RulesView(Ledger):
         hosts: Sequence[str] = (),
         now: int | None = None,
     ) -> None:
-        """Show what there is by now; call it as often as you like.
+        """Show the tally; does nothing if nothing has changed.
 
-        `names` and `rulesets`: the store's; `netns`: names of namespaces by
-        host and inode; `hosts`: names by number, when there are several; all safe for a
-        terminal.  `now`: ns since the epoch by the stream's clock, so that rates
-        fall when nothing comes; None: the newest row is now.
+        `names` and `rulesets`: the store's; `netns`: names of namespaces by host and
+        inode; `hosts`: their names, if there are several; all safe for a terminal.
+        `now`: ns since the epoch by the stream's clock, so that rates fall without
+        new rows; None: the time of the newest row.
         """
         version = (
             tally.version,
@@ -127,21 +115,11 @@ class RulesView(Ledger):
         self.changed()
 
     def choose(self, host: int, netns: int) -> None:
-        """Show this namespace, if anything is known of its rules."""
+        """Show this namespace, if it has rules or hits."""
         if (host, netns) in self._namespaces():
-            self._turn_to((host, netns))
+            self._choose((host, netns))
 
-    @property
-    def sort(self) -> str:
-        """The order of the lines: one of SORTS."""
-        return SORTS[self._sort]
-
-    # A person acts.
-
-    def action_sort(self) -> None:
-        self._sort = (self._sort + 1) % len(SORTS)
-        self._moved = False
-        self.fill()
+    # Keys.
 
     def action_hide(self) -> None:
         self._hidden = not self._hidden
@@ -150,25 +128,22 @@ class RulesView(Ledger):
     def action_other(self, step: int) -> None:
         if self._order and self._namespace in self._order:
             at = self._order.index(self._namespace)
-            self._turn_to(self._order[(at + step) % len(self._order)])
+            self._choose(self._order[(at + step) % len(self._order)])
 
-    def _turn_to(self, namespace: tuple[int, int]) -> None:
+    def _choose(self, namespace: tuple[int, int]) -> None:
         self._namespace = namespace
         self._moved = False
         self.fill()
 
-    def on_click(self, event: object) -> None:
-        """A second click on a line is enter."""
-        if getattr(event, "chain", 1) > 1:
-            self.action_filter()
-
     def action_filter(self) -> None:
         key, listing = self.picked, self._listing
         if listing is None or not isinstance(key, RuleKey | _ChainLine):
-            self.post_message(Notice("there is no rule under the cursor", error=True))
+            self.post_message(Notice("No rule under the cursor", error=True))
             return
         if isinstance(key, RuleKey):
-            text = query.by_rule_on_path(key.table, key.chain, key.number, key.family, listing.netns)
+            text = query.by_rule_on_path(
+                key.table, key.chain, key.number, key.family, listing.netns
+            )
             name = "policy" if key.kind == POLICY else "rule"
         else:
             text = query.by_chain_on_path(key.table, key.chain, key.family, listing.netns)
@@ -177,17 +152,17 @@ class RulesView(Ledger):
             text += f" and {query.LEGACY_TABLES}"
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"
-        self.post_message(FilterAsked(text, name, whole=True))
+        self.post_message(FilterRequested(text, name, replace=True))
 
-    # From what there is to lines.
+    # Lines.
 
     def _namespaces(self) -> list[tuple[int, int]]:
         found = set() if self._tally is None else set(self._tally.namespaces())
         for host, rulesets in self._rulesets.items():
             found.update((host, netns) for netns in rulesets.namespaces())
-        return sorted(found, key=lambda one: (one[0], self._called(*one), one[1]))
+        return sorted(found, key=lambda one: (one[0], self._name_of(*one), one[1]))
 
-    def _called(self, host: int, netns: int) -> str:
+    def _name_of(self, host: int, netns: int) -> str:
         return self._netns.get((host, netns)) or f"netns {netns}"
 
     def refill(self) -> Sequence[Hashable]:
@@ -211,7 +186,7 @@ class RulesView(Ledger):
         }
         lines = self._in_order(listing) if self.sort == "number" else self._sorted(listing)
         if self._tally.other:
-            note = f"{self._tally.other:,} hits of rules that were not hit for long are not listed"
+            note = f"{self._tally.other:,} hits of rules without recent hits are not listed"
             lines.append(_Note("  " + note))
         return lines
 
@@ -238,7 +213,7 @@ class RulesView(Ledger):
                 ]
                 if self._hidden and not rules and not any(key in hit for key in policy):
                     continue
-                # The policy's line is the chain's.
+                # The chain and its policy share a line.
                 head = policy[0] if policy else None
                 lines.append(head or _ChainLine(table.family, table.table, chain.chain))
                 lines += rules
@@ -261,20 +236,20 @@ class RulesView(Ledger):
     def pickable(self, key: Hashable) -> bool:
         return isinstance(key, RuleKey | _ChainLine)
 
-    # Words.
+    # Text.
 
     def heading(self) -> list[Cells]:
         many = len(self._order)
         where = " Rules"
         if self._namespace is not None and self._order:
             host, netns = self._namespace
-            where = f" {self._called(host, netns)}"
+            where = f" {self._name_of(host, netns)}"
             if len(self._hosts) > 1 and host < len(self._hosts):
                 where += f" on {self._hosts[host]}"
         right = f"  s by {self.sort}  0 {'hidden' if self._hidden else 'shown'} "
         if many > 1 and self._namespace in self._order:
             right = f"  netns {self._order.index(self._namespace) + 1}/{many} [ ]" + right
-        title = fit(where, max(1, self.width - len(right))) + right
+        title = spread(where, right, self.width)
         return [[(title, "title")], self._words.titles()]
 
     def cells(self, key: Hashable) -> Cells:
@@ -286,9 +261,9 @@ class RulesView(Ledger):
             of = self._listing.figures_of(key)
             chain = self._chains[key.family, key.table, key.chain]
             heat = figures.heat(self._heat_of(of), self._most)
-            return self._words.rule(key, of, self._listing.share(key), heat, chain)
+            return self._words.rule(key, of, self._listing.drop_share(key), heat, chain)
         return [(key.text if isinstance(key, _Note) else "", "dim")]
 
     def _heat_of(self, of: Figures) -> float:
-        # In hits of the window, so that the least rate is 1.
+        # As hits within the rate's window, so that the lowest rate is 1.
         return 2 * of.rate if self._by_rate else float(of.hits)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The words of the rules view: columns by width, and what stands in each.
+"""The text of the rules view: which columns a width has room for, and their cells.
 
-Pure: no widget, no colours; roles are those of `ledger`.
+Pure: must not import widgets or know colours; the roles are those of `Ledger`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from ipttrace.trace.tally.listing import (
     TableListing,
     kernel_packets,
 )
-from ipttrace.tui.cells import fit
+from ipttrace.tui.cells import Cell, Cells, column, fit, length
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import Cells, column
 
-# From which part of the scale on a bar has which colour.
+# Colours of bars, each from a value of `figures.heat` on.
 _HEAT: Final = ((0.9, "hot"), (0.7, "warm"), (0.5, "mild"), (0.25, "cool"), (0.0, "cold"))
 _NUMBER: Final = 4
-_PLACE: Final = 26  # table, chain and number, where lines stand alone
-_TEXT: Final = 30  # cells that a rule's text needs before more columns come
+_PLACE: Final = 26  # cells for table, chain and number, if lines are sorted
+_TEXT: Final = 30  # cells that a rule's text gets before additional columns
 _WIDE: Final = 110
 _TITLES: Final = {
     "hits": "hits",
@@ -38,12 +37,12 @@ _TITLES: Final = {
     "p99": "p99",
 }
 _ALWAYS: Final = {"hits": 6, "rate": 6, "share": 5}
-# Columns that more room is spent on, in this order, and their widths.
+# Additional columns in the order in which room is spent on them, and their widths.
 _MORE: Final = (("p99", 6), ("kernel", 6), ("p50", 6), ("dropped", 6))
 
 
 class Words:
-    """What lines look like on `width` cells.  `flat`: each line says where it stands."""
+    """The lines in `width` cells.  `flat`: each line names its table and chain."""
 
     def __init__(self, width: int, flat: bool) -> None:
         self.width = width
@@ -52,7 +51,7 @@ class Words:
         chosen = dict(_ALWAYS)
         spare = width - (_PLACE if flat else _NUMBER) - self.bar - 2 - _TEXT
         spare -= sum(cells + 1 for cells in chosen.values())
-        # Lists of lines are sorted by drops, among others.
+        # Flat lines can be sorted by drops, so that column comes first.
         for name, cells in sorted(_MORE, key=lambda more: flat and more[0] != "dropped"):
             spare -= cells + 1
             if spare < 0:
@@ -68,28 +67,31 @@ class Words:
         return [*cells, ("rule", "titles")]
 
     def table(self, table: TableListing) -> Cells:
-        """The line above a table's chains."""
+        """The heading of a table."""
         made = " (iptables-nft)" if table.backend == "iptables-nft" else ""
         cells: Cells = [(f"{family_name(table.family)} {table.table}{made}", "table")]
         if table.since is None:
-            cells.append(("  its rules are not known: hits by number", "dim"))
+            cells.append(("  rules unknown: hits by number", "dim"))
         elif not table.current:
-            cells.append(("  changed since: these are the rules before", "warn"))
-        if table.elsewhere:
-            cells.append((f"  and {table.elsewhere:,} hits under other rules", "dim"))
+            cells.append(("  changed since; these are the previous rules", "warn"))
+        if table.other_hits:
+            cells.append(
+                (f"  and {table.other_hits:,} hits on earlier versions of the rules", "dim")
+            )
         return cells
 
     def chain(self, chain: ChainListing) -> Cells:
         """The line of a chain without a policy."""
         used = _NUMBER + 1 + self.bar + 1 + sum(width + 1 for width in self.columns.values())
-        return [(" " * used, "text"), *chain_words(chain)]
+        return [(" " * used, "text"), *chain_heading(chain)]
 
     def rule(
         self, key: RuleKey, of: Figures, share: float, heat: float, chain: ChainListing
     ) -> Cells:
         """The line of a rule or policy.
 
-        `share`: its part of all drops; `heat`: 0 to 1; `chain`: the one it is in.
+        `share`: of all drops; `heat`: of its bar; both from 0 to 1.  `chain`: the
+        rule's.
         """
         never = not of.hits
         cells = [self._place(key, never)]
@@ -100,21 +102,19 @@ class Words:
             for name, width in self.columns.items()
         ]
         if key.kind == POLICY:
-            return cells + chain_words(chain)
+            return cells + chain_heading(chain)
         indent = "" if self.flat else "  "
         if key.kind == END:
-            return [*cells, (f"{indent}end of the chain: back to where it was called", "dim")]
+            return [*cells, (f"{indent}end of the chain: returns to the calling chain", "dim")]
         if 0 < key.number <= len(chain.rules):
             text = chain.rules[key.number - 1] or "(every packet)"
-            room = self.width - sum(len(text) for text, _ in cells)
+            room = self.width - length(cells)
             text = fit(indent + text, room) if room > 0 else ""
             return [*cells, (text, "never" if never else "text")]
-        said = f"rule {key.number} (its text is not known)"
-        if not key.number:
-            said = "a rule of which nobody knows the number"
-        return [*cells, (f"{indent}{said}", "dim")]
+        text = f"rule {key.number} (text unknown)" if key.number else "rule (number unknown)"
+        return [*cells, (f"{indent}{text}", "dim")]
 
-    def _place(self, key: RuleKey, never: bool) -> tuple[str, str]:
+    def _place(self, key: RuleKey, never: bool) -> Cell:
         role = "never" if never else "text"
         number = {POLICY: "pol", END: "ret"}.get(key.kind, str(key.number or "?"))
         if not self.flat:
@@ -125,9 +125,7 @@ class Words:
         return column(place, _PLACE, role, right=False)
 
 
-def _figure(
-    name: str, width: int, of: Figures, share: float, packets: int | None
-) -> tuple[str, str]:
+def _figure(name: str, width: int, of: Figures, share: float, packets: int | None) -> Cell:
     if name == "kernel":
         text = "" if packets is None else figures.count(packets)
         return column(text, width, "dim" if packets else "never")
@@ -144,8 +142,8 @@ def _figure(
     return column(figures.cost(of.p50_ns if name == "p50" else of.p99_ns), width, "dim")
 
 
-def chain_words(chain: ChainListing) -> Cells:
-    """A chain as `iptables -L` names it."""
+def chain_heading(chain: ChainListing) -> Cells:
+    """The heading of a chain, as `iptables -L` prints it."""
     words = ""
     if chain.policy is not None:
         words = f" (policy {chain.policy})"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What to export, and where to: a question before an export.
 
-Must not write anything: it answers with a `Wish`.
+Must not write anything: it answers with an `ExportRequest`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ExportRequest:
     """What a person wants: `what` is the number of the choice."""
 
     what: int
@@ -42,7 +42,7 @@ class Wish:
     overwrite: bool
 
 
-class ExportDialog(ModalScreen[Wish | None]):
+class ExportDialog(ModalScreen[ExportRequest | None]):
     """Asks; Enter answers, Escape gives up."""
 
     DEFAULT_CSS = """
@@ -109,7 +109,7 @@ class ExportDialog(ModalScreen[Wish | None]):
             self._asked = path
             self._say(f"{escape(path)} is there already: Enter again replaces it", error=True)
             return
-        self.dismiss(Wish(what, path, format_, there))
+        self.dismiss(ExportRequest(what, path, format_, there))
 
     def _hint(self) -> None:
         format_ = EXTENSIONS.get(Path(self.query_one(Input).value.strip()).suffix.lower())

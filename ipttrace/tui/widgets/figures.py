@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Numbers in few cells: counts, rates, shares, sizes, bars and plots of blocks.
+"""Numbers in few cells: counts, rates, shares, durations, bars, plots and sparklines.
 
-Pure: knows no rows and no colours.
+Pure: must not know rows, roles or colours.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def count(number: float) -> str:
 
 
 def rate(value: float) -> str:
-    """A rate per second in at most six cells; one digit where it is small."""
+    """A rate per second in at most six cells; below 10 with one decimal."""
     if 0 < value < 9.95:
         return f"{value:.1f}"
     return count(value)
 
 
 def share(value: float) -> str:
-    """0 to 1 as per cent in at most four cells; what is little is not nothing."""
+    """0 to 1 as per cent in at most four cells; rounds to neither 0% nor 100%."""
     if value <= 0:
         return "0%"
     if value < 0.01:
@@ -47,12 +47,12 @@ def share(value: float) -> str:
 
 
 def cost(ns: float) -> str:
-    """A duration in at most six cells; empty where there is none."""
+    """A duration in at most six cells; "" for NaN."""
     return "" if isnan(ns) else duration(round(ns))
 
 
 def span(seconds: float) -> str:
-    """A stretch of time in at most four cells: 0s, 89s, 12m, 3h, 12d."""
+    """A time span in at most four cells: 0s, 89s, 12m, 3h, 12d."""
     for limit, unit, name in ((90, 1, "s"), (3600, 60, "m"), (86400, 3600, "h")):
         if seconds < limit:
             return f"{max(seconds, 0) // unit:.0f}{name}"
@@ -60,7 +60,7 @@ def span(seconds: float) -> str:
 
 
 def bar(value: float, width: int) -> str:
-    """A bar of `width` cells, of which `value` (0 to 1) is full; never empty above 0."""
+    """A bar of `width` cells, filled to `value` (0 to 1); never empty above 0."""
     eighths = round(min(max(value, 0.0), 1.0) * 8 * width)
     if value > 0:
         eighths = max(eighths, 1)
@@ -70,16 +70,16 @@ def bar(value: float, width: int) -> str:
 
 
 def heat(value: float, most: float) -> float:
-    """How hot `value` is, 0 to 1, on a scale of doublings that ends at `most`."""
+    """`value` on a logarithmic scale from 0 (for 0) to 1 (for `most`)."""
     if value <= 0 or most <= 0:
         return 0.0
     return min(1.0, log2(1 + value) / log2(1 + most))
 
 
 def plot(values: Sequence[float], height: int, most: float) -> list[str]:
-    """Columns of blocks, a cell each, `height` lines from top to bottom.
+    """Columns of blocks, one cell wide, as `height` lines from top to bottom.
 
-    `most` is the full height; what is not 0 shows at least an eighth.
+    `most` is the full height; values above 0 show at least an eighth of a cell.
     """
     levels = []
     for value in values:
@@ -89,3 +89,14 @@ def plot(values: Sequence[float], height: int, most: float) -> list[str]:
         "".join(_EIGHTHS[min(max(level - 8 * line, 0), 8)] for level in levels)
         for line in range(height - 1, -1, -1)
     ]
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """The last `width` values, scaled to the highest of them; None is a gap."""
+    values = values[-width:] if width > 0 else ()
+    top = max((value for value in values if value is not None), default=0)
+    marks = (
+        " " if value is None else _EIGHTHS[1 + round(7 * value / top)] if top > 0 else _EIGHTHS[1]
+        for value in values
+    )
+    return "".join(marks).rjust(max(width, 0))

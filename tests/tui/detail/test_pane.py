@@ -18,14 +18,14 @@ from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import story
-from ipttrace.tui.detail.lines import Where, lines
+from ipttrace.tui.detail.lines import KnownNames, lines
 from ipttrace.tui.detail.pane import Detail
 from tests.data.stored import seqs_with
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.harness import until
 
-WHERE = Where({4026532456: "router"}, {0: "web1"})
+NAMES = KnownNames({4026532456: "router"}, {0: "web1"})
 
 
 class Alone(App[None]):
@@ -80,7 +80,7 @@ def drawn(detail: Detail) -> list[str]:
 async def test_every_table_of_the_packet_is_a_line_and_the_row_is_marked() -> None:
     store = store_of(streams.rows(8)).store
     async with pane() as (_, detail, pilot):
-        detail.show(store, 2, WHERE)
+        detail.show(store, 2, NAMES)
         await pilot.pause()
         shown = drawn(detail)
         # THEN the four tables of the packet, in order, and the third is the row
@@ -125,7 +125,7 @@ async def test_an_answer_of_reject_stands_inside_of_the_call_that_sent_it(lab: S
 async def test_z_folds_the_bytes_and_shows_them_again() -> None:
     store = store_of(streams.rows(8)).store
     async with pane(80, 40) as (_, detail, pilot):
-        detail.show(store, 2, WHERE)
+        detail.show(store, 2, NAMES)
         assert "  0000  45 00" in detail.text
         await pilot.press("z")
         assert "  0000  45 00" not in detail.text
@@ -165,11 +165,11 @@ async def test_keys_scroll_and_another_row_is_brought_into_view(lab: Store) -> N
 async def test_a_journey_grows_while_it_is_shown() -> None:
     trace = store_of(streams.rows(2))
     async with pane(80, 40) as (_, detail, pilot):
-        detail.show(trace.store, 1, WHERE)
+        detail.show(trace.store, 1, NAMES)
         await pilot.pause()
         assert "2 tables" in detail.text
         feed(trace, streams.rows(2, 2))
-        detail.show(trace.store, 1, WHERE)
+        detail.show(trace.store, 1, NAMES)
         await pilot.pause()
         assert "4 tables" in detail.text
 
@@ -177,29 +177,29 @@ async def test_a_journey_grows_while_it_is_shown() -> None:
 async def test_nothing_is_drawn_anew_while_nothing_changes() -> None:
     trace = store_of(streams.rows(4))
     async with pane() as (_, detail, _pilot):
-        detail.show(trace.store, 1, WHERE)
+        detail.show(trace.store, 1, NAMES)
         before = detail._lines
         feed(trace, streams.rows(40, 4))
-        detail.show(trace.store, 1, WHERE)
+        detail.show(trace.store, 1, NAMES)
         assert detail._lines is before
         # WHEN a name comes, THEN it is shown
-        detail.show(trace.store, 1, Where({4026532456: "other"}))
+        detail.show(trace.store, 1, KnownNames({4026532456: "other"}))
         assert "netns other" in detail.text
 
 
 async def test_rules_that_come_later_are_shown() -> None:
     class Rules(Rulesets):
         def text(self, *of: Any) -> str:
-            return f"-A PREROUTING -p tcp -m comment --comment [b]{'x' * 5000}[/b] -j TEE"
+            return f"-p tcp -m comment --comment [b]{'x' * 5000}[/b] -j TEE"
 
     store = store_of(streams.rows(4)).store
     async with pane(80, 40) as (_, detail, _pilot):
-        detail.show(store, 0, WHERE)
+        detail.show(store, 0, NAMES)
         assert "comment" not in detail.text
         next(store.parts()).columns["ruleset"][:] = 1
         store.rulesets[0] = Rules()
-        detail.show(store, 0, WHERE)
-        # THEN they are, without the chain that stands before them, and not endlessly
+        detail.show(store, 0, NAMES)
+        # THEN they are folded into a limited number of lines
         assert "PREROUTING 1  -p tcp -m comment" in detail.text
         assert "[b]xxx" in detail.text
         assert len(detail.text.splitlines()) < 60
@@ -209,13 +209,13 @@ async def test_rules_that_come_later_are_shown() -> None:
 async def test_a_row_that_is_let_go_stays_until_another_is_shown() -> None:
     trace = store_of(streams.rows(16), capacity=16)
     async with pane() as (_, detail, pilot):
-        detail.show(trace.store, 12, WHERE)
+        detail.show(trace.store, 12, NAMES)
         before = detail.text
         feed(trace, streams.rows(160, 16))
         assert trace.store.first > 12
-        detail.show(trace.store, 12, WHERE)
+        detail.show(trace.store, 12, NAMES)
         assert detail.text == before
-        detail.show(trace.store, 13, WHERE)
+        detail.show(trace.store, 13, NAMES)
         assert detail.text == "This row is no longer held."
         detail.show(trace.store, None)
         assert detail.text == "No row is selected."
@@ -238,8 +238,8 @@ def test_no_line_is_longer_than_the_width(lab: Store, width: int) -> None:
     for seq in range(lab.first, lab.end, 7):
         told = story(lab, seq)
         assert told is not None
-        for line in lines(told, width, WHERE):
-            assert cell_len("".join(text for text, _ in line.pieces)) <= width
+        for line in lines(told, width, NAMES):
+            assert cell_len("".join(text for text, _ in line.cells)) <= width
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def test_names_cannot_move_anything(text: str, width: int) -> None:
     kinds[0]["table"] = kinds[1]["table"] = kinds[1]["chain"] = raw[:32]
     store = store_of(streams.frames(*kinds)).store
     async with pane(width, 40) as (_, detail, pilot):
-        detail.show(store, 2, WHERE)
+        detail.show(store, 2, NAMES)
         await pilot.pause()
         for y in range(40):
             line = detail.render_line(y).text

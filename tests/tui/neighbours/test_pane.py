@@ -16,6 +16,7 @@ from ipttrace.trace.neighbours import Neighbours
 from ipttrace.tui.neighbours import words
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.neighbours.vendors import Vendors
+from ipttrace.tui.widgets import figures
 from tests.data import neighbours as made
 from tests.data.neighbours import CLIENT, FAILED, REACHABLE, ROUTER, namespace, neighbour, table
 from tests.tui.harness import until
@@ -186,9 +187,9 @@ async def test_ages_go_on_and_what_changes_is_drawn() -> None:
         assert line_with(one, "10.0.0.3 ").split()[-1] == "13m"
         assert "FAILED" in line_with(one, "10.0.0.2 ")
         # AND with nothing new, nothing is done
-        one._head = [[("untouched", "text")]]
+        one._above = [[("untouched", "text")]]
         one.show(held, NAMES)
-        assert one._head == [[("untouched", "text")]]
+        assert one._above == [[("untouched", "text")]]
 
 
 async def test_a_namespace_that_goes_leaves_another() -> None:
@@ -211,7 +212,7 @@ async def test_an_empty_pane_says_why(held: Neighbours | None) -> None:
         if held is not None:
             one.show(held, {})
             await pilot.pause()
-            assert "No neighbour tables have come yet." in text(one)
+            assert "No neighbour tables yet." in text(one)
         await pilot.press("right_square_bracket", "left_square_bracket", "t", "G", "g")
 
 
@@ -312,6 +313,6 @@ def test_spans_of_time_are_short(ms: int, shown: str) -> None:
 
 
 def test_a_sparkline_has_gaps_where_nothing_is_known() -> None:
-    assert words.sparkline([0, 1, None, 7], 6) == "  ▁▂ █"
-    assert words.sparkline([0.0] * 3, 2) == "▁▁"
-    assert words.sparkline([1.0], 0) == ""
+    assert figures.sparkline([0, 1, None, 7], 6) == "  ▁▂ █"
+    assert figures.sparkline([0.0] * 3, 2) == "▁▁"
+    assert figures.sparkline([1.0], 0) == ""

@@ -51,7 +51,7 @@ async def test_a_rule_stands_in_its_chain_with_its_hits_its_share_of_drops_and_i
         # THEN what was never hit says so
         assert line_with(app, "--dport 80").split()[:2] == ["1", "0"]
         # AND the tables of which no rules came show hits by number
-        assert "IPv4 raw  its rules are not known: hits by number" in text
+        assert "IPv4 raw  rules unknown: hits by number" in text
 
 
 async def test_heat_is_told_by_a_bar_too() -> None:
@@ -186,7 +186,7 @@ async def test_a_change_of_rules_shows_the_new_ones_with_their_own_hits() -> Non
         assert "-p udp -j DROP" not in text
         assert line_with(app, "-j NEW").split()[0] == "1"
         assert "2" in line_with(app, "-j NEW").split()
-        assert "and 70 hits under other rules" in text
+        assert "and 70 hits on earlier versions of the rules" in text
 
 
 async def test_rules_that_changed_and_could_not_be_read_are_said_to_be_old() -> None:
@@ -195,7 +195,7 @@ async def test_rules_that_changed_and_could_not_be_read_are_said_to_be_old() -> 
         {"netns": NETNS, "family": 4, "table": "filter", "since": 5, "upto": 5}
     )
     async with on_screen(RulesView(), tallied, (120, 40)) as (app, _):
-        assert "changed since: these are the rules before" in "\n".join(lines(app))
+        assert "changed since; these are the previous rules" in "\n".join(lines(app))
 
 
 async def test_two_hosts_have_rules_of_their_own() -> None:
@@ -251,11 +251,11 @@ async def test_resizing_chooses_other_columns_and_keeps_the_cursor_in_sight() ->
 
 async def test_an_empty_view_says_so() -> None:
     async with on_screen(RulesView(), Tallied()) as (app, pilot):
-        assert "No rule has been hit yet" in lines(app)[2]
+        assert "No rules yet" in lines(app)[2]
         for key in ("enter", "s", "0", "down", "up", "end", "home", "right_square_bracket"):
             await pilot.press(key)
         assert app.asked == []
-        assert app.notices == ["there is no rule under the cursor"]
+        assert app.notices == ["No rule under the cursor"]
 
 
 async def test_what_came_while_the_view_was_hidden_is_there_when_it_comes_back() -> None:
