@@ -110,19 +110,71 @@ class Counters(TypedDict):
     chains: dict[str, ChainCounters]
 
 
+class NeighbourTable(TypedDict):
+    """A neighbour table of the kernel; times in ms, other names as in linux/neighbour.h."""
+
+    family: int  # 4, 6
+    name: str
+    thresholds: list[int]  # gc_thresh1, 2, 3
+    gc_interval: int
+    config: dict[str, int]
+    stats: dict[str, int]
+    parms: dict[str, int]  # what a new device starts with
+
+
+class Device(TypedDict):
+    """A network device; `type`: ARPHRD_*, `parms` by IP version ("4", "6")."""
+
+    index: int
+    name: str
+    flags: int
+    type: int
+    mtu: int
+    lladdr: str | None
+    parms: dict[str, dict[str, int]]
+
+
+class Neighbour(TypedDict):
+    """A neighbour; the last four, in ms ago and a count, are absent for a proxy."""
+
+    family: int  # 4, 6
+    dst: str
+    dev: int
+    state: int  # NUD_*
+    flags: int  # NTF_*, and from bit 8 on NTF_EXT_*
+    lladdr: str | None
+    probes: int
+    protocol: int  # RTPROT_*
+    confirmed: NotRequired[int]
+    used: NotRequired[int]
+    updated: NotRequired[int]
+    refs: NotRequired[int]
+
+
+class Route(TypedDict):
+    """A route; a hop is a device's index and a gateway."""
+
+    family: int  # 4, 6
+    dst: str  # "10.0.0.0/8"
+    type: int  # RTN_*
+    table: int  # RT_TABLE_*
+    metric: int
+    hops: list[tuple[int, str | None]]
+
+
 class Neighbours(TypedDict, total=False):
     """NEIGHBOURS: neighbour tables and what is in them; see trace/neighbours/__init__.py."""
 
     mono: int
     netns: int
     name: str
-    tables: list[dict[str, object]]
-    devices: list[dict[str, object]]
-    devices_changed: list[dict[str, object]]
-    neighbours: list[dict[str, object]]
-    neighbours_changed: list[dict[str, object]]
-    neighbours_gone: list[list[object]]
-    routes: list[dict[str, object]]
+    tables: list[NeighbourTable]
+    devices: list[Device]
+    devices_changed: list[Device]
+    neighbours: list[Neighbour]
+    neighbours_changed: list[Neighbour]
+    neighbours_gone: list[tuple[int, str, int, bool]]
+    routes: list[Route]
     totals: dict[str, int]
     gone: list[int]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.rules import nft_texts as nft_ruleset
 from ipttrace.capture.rules.nft_texts import ChainText, TableText

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 from tests.netns.labs import fresh_prefix
 
 # Against a hang only.

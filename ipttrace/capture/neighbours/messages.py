@@ -1,239 +1,284 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""rtnetlink messages about neighbours, as plain values.
+"""Decodes rtnetlink messages about neighbours, devices and routes into plain values.
 
-Declares, in pyroute2's way, the messages that pyroute2 lacks or reads only in
-part: its `ndtmsg` ends the statistics before `table_fulls` and knows no
-parameters after `queue_lenbytes` (include/uapi/linux/neighbour.h).  Must not
-open sockets.
+From linux/neighbour.h, if_link.h, rtnetlink.h and fib_rules.h.  A wrong length ends the
+list of attributes; one of the wrong size counts as absent.  pyroute2's declarations
+are not used: they take 14 to 20 times as long, lack the newest fields of `ndtmsg`, and
+their `rtmsg` never returns from a zero length.  Must not open sockets.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
-from collections.abc import Mapping
-from typing import Any, Final
-
-from pyroute2.netlink import nla, nlmsg
-from pyroute2.netlink.exceptions import NetlinkDecodeError
-from pyroute2.netlink.rtnl import ndtmsg as stock
-from pyroute2.netlink.rtnl.fibmsg import fibmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypedDict
 
 from ipttrace.netfilter import IP_VERSIONS
+from ipttrace.stream.messages import Neighbour, NeighbourTable, Route
 
-Value = dict[str, Any]
-
-# What pyroute2's decoders raise on bytes that are no such message.
-_UNREADABLE: Final = (
-    NetlinkDecodeError,
-    struct.error,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OSError,
+_HEADER: Final = 16  # struct nlmsghdr
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
+_TYPE: Final = 0x3FFF  # NLA_TYPE_MASK
+_NDTMSG: Final = 4  # sizeof(struct ndtmsg)
+_NDMSG: Final = struct.Struct("=B3xiHBB")
+_CACHEINFO: Final = struct.Struct("=4I")  # struct nda_cacheinfo
+_IFINFOMSG: Final = struct.Struct("=BxHiII")
+_RTMSG: Final = struct.Struct("=8BI")
+_RTNEXTHOP: Final = struct.Struct("=HBBi")
+_FIB_RULE_HDR: Final = 12  # sizeof
+_CONFIG: Final = struct.Struct("=2H7I")  # struct ndt_config
+_CONFIG_FIELDS: Final = (
+    "key_len",
+    "entry_size",
+    "entries",
+    "last_flush",
+    "last_rand",
+    "hash_rnd",
+    "hash_mask",
+    "hash_chain_gc",
+    "proxy_qlen",
 )
-# What a kernel makes itself: the rules for the tables local, main and default.
+# struct ndt_stats, u64 each; older kernels end before the last.
+_STATS_FIELDS: Final = (
+    "allocs",
+    "destroys",
+    "hash_grows",
+    "res_failed",
+    "lookups",
+    "hits",
+    "rcv_probes_mcast",
+    "rcv_probes_ucast",
+    "periodic_gc_runs",
+    "forced_gc_runs",
+    "table_fulls",
+)
+# NDTPA_* after NDTPA_IFINDEX, u32 or u64.
+_PARMS: Final = {
+    2: "refcnt",
+    3: "reachable_time",
+    4: "base_reachable_time",
+    5: "retrans_time",
+    6: "gc_staletime",
+    7: "delay_probe_time",
+    8: "queue_len",
+    9: "app_probes",
+    10: "ucast_probes",
+    11: "mcast_probes",
+    12: "anycast_delay",
+    13: "proxy_delay",
+    14: "proxy_qlen",
+    15: "locktime",
+    16: "queue_lenbytes",
+    17: "mcast_reprobes",
+    19: "interval_probe_time_ms",
+}
+# The kernel's own routing rules: priorities of those for the tables local, main and default.
 _OWN_RULES: Final = (0, 32766, 32767)
 _CLONED: Final = 0x200  # RTM_F_CLONED
 _DEAD: Final = 1  # RTNH_F_DEAD
 _TABLES: Final = (255, 254, 253)  # RT_TABLE_LOCAL, _MAIN, _DEFAULT
+_AF: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ADDRESS_SIZES: Final = {4: 4, 6: 16}
 _NDA_CACHEINFO: Final = 3
-_NDM: Final = 12  # sizeof(struct ndmsg)
 _TICK: Final = 10  # ms of a clock_t: USER_HZ is 100
 
 
-class NeighbourTable(stock.ndtmsg):  # type: ignore[misc]
-    """struct ndtmsg and NDTA_*, to the last of their fields."""
+class Link(TypedDict):
+    """A device without its parameters, see stream.messages.Device."""
 
-    __slots__ = ()
-
-    class stats(nla):  # type: ignore[misc]
-        """struct ndt_stats."""
-
-        __slots__ = ()
-        fields = (*stock.ndtmsg.stats.fields, ("table_fulls", "Q"))
-
-    class parms(nla):  # type: ignore[misc]
-        """NDTPA_*."""
-
-        __slots__ = ()
-        nla_map = (
-            *stock.ndtmsg.parms.nla_map[:17],
-            ("NDTPA_MCAST_REPROBES", "uint32"),
-            ("NDTPA_PAD", "none"),
-            ("NDTPA_INTERVAL_PROBE_TIME_MS", "uint64"),
-        )
+    index: int
+    name: str
+    flags: int
+    type: int
+    mtu: int
+    lladdr: str | None
 
 
-class Link(nlmsg):  # type: ignore[misc]
-    """struct ifinfomsg with the few IFLA_* that a neighbour's device needs.
+@dataclass(frozen=True, slots=True)
+class DeviceParameters:
+    """A device's parameters in one table: NDTPA_* in small letters, times in ms."""
 
-    The name stays bytes: it may hold any but a slash and a space.
-    """
-
-    __slots__ = ()
-    prefix = "IFLA_"
-    fields = (
-        ("family", "B"),
-        ("__align", "x"),
-        ("type", "H"),
-        ("index", "i"),
-        ("flags", "I"),
-        ("change", "I"),
-    )
-    nla_map = (
-        (1, "IFLA_ADDRESS", "lladdr"),
-        (3, "IFLA_IFNAME", "cdata"),
-        (4, "IFLA_MTU", "uint32"),
-    )
+    index: int
+    family: int  # 4, 6
+    parms: dict[str, int]
 
 
-def _decode(kind: type[nlmsg], raw: bytes) -> Any:
-    message = kind(raw)
-    message.decode()
-    return message
+def _attributes(raw: bytes, at: int, end: int | None = None) -> dict[int, bytes]:
+    """Returns the attributes from byte `at` to `end` by type; the last of a type counts."""
+    found = {}
+    end = len(raw) if end is None else end
+    while at + _ATTRIBUTE.size <= end:
+        size, kind = _ATTRIBUTE.unpack_from(raw, at)
+        if size < _ATTRIBUTE.size or at + size > end:
+            break
+        found[kind & _TYPE] = raw[at + _ATTRIBUTE.size : at + size]
+        at += (size + 3) & ~3
+    return found
 
 
-def table(raw: bytes) -> tuple[str, int, Value] | None:
-    """The table's name, a device's index or -1 for the table itself, and the values.
+def _number(value: bytes | None) -> int:
+    """Returns an unsigned integer of any size in host order; 0 if it is absent."""
+    return 0 if value is None else int.from_bytes(value, sys.byteorder)
 
-    Times are in ms.  None for what is no such message.
-    """
-    try:
-        message = _decode(NeighbourTable, raw)
-        family = IP_VERSIONS.get(message["family"])
-        name, nest = message.get_attr("NDTA_NAME"), message.get_attr("NDTA_PARMS")
-        if family is None or not isinstance(name, str):
-            return None
-        parms = {
-            key[6:].lower(): value
-            for key, value in (nest["attrs"] if nest is not None else ())
-            if isinstance(value, int) and key.startswith("NDTPA_")
-        }
-        index = int(parms.pop("ifindex", 0))
-        config, stats = message.get_attr("NDTA_CONFIG"), message.get_attr("NDTA_STATS")
-        if config is None:
-            return name, index, {"family": family, "parms": parms}
-        return (
-            name,
-            -1,
-            {
-                "family": family,
-                "name": name,
-                "thresholds": [message.get_attr(f"NDTA_THRESH{n}") or 0 for n in (1, 2, 3)],
-                "gc_interval": message.get_attr("NDTA_GC_INTERVAL") or 0,
-                "config": {field: config[field] for field, _ in config.fields},
-                "stats": {field: stats[field] for field, _ in stats.fields} if stats else {},
-                "parms": parms,
-            },
-        )
-    except _UNREADABLE:
+
+def _address(version: int, value: bytes | None) -> str | None:
+    """Returns an IP address; None if it is absent or has the wrong size."""
+    if value is None or len(value) != _ADDRESS_SIZES[version]:
         return None
+    return socket.inet_ntop(_AF[version], value)
 
 
-def link(raw: bytes) -> Value | None:
-    """A device: index, name, flags, type (ARPHRD_*), mtu, lladdr."""
-    try:
-        message = _decode(Link, raw)
-        name = bytes(message.get_attr("IFLA_IFNAME") or b"").split(b"\0", 1)[0]
-        return {
-            "index": int(message["index"]),
-            # What is no UTF-8 must come out as it was at the other end.
-            "name": name.decode("utf-8", "surrogateescape"),
-            "flags": message["flags"],
-            "type": message["type"],
-            "mtu": message.get_attr("IFLA_MTU") or 0,
-            "lladdr": message.get_attr("IFLA_ADDRESS") or None,
-        }
-    except _UNREADABLE:
+def _lladdr(value: bytes | None) -> str | None:
+    """Returns a link-layer address; a tunnel's is an IP address."""
+    if not value:
         return None
+    version = {4: 4, 16: 6}.get(len(value))
+    return value.hex(":") if version is None else _address(version, value)
+
+
+def table(raw: bytes) -> NeighbourTable | DeviceParameters | None:
+    """Returns a table, or a device's parameters in it; None for other bytes.
+
+    struct ndtmsg and NDTA_*; times in ms.
+    """
+    if len(raw) < _HEADER + _NDTMSG:
+        return None
+    family = IP_VERSIONS.get(raw[_HEADER])
+    found = _attributes(raw, _HEADER + _NDTMSG)
+    name = found.get(1)
+    if family is None or name is None:
+        return None
+    nest = _attributes(found.get(6, b""), 0)
+    parms = {_PARMS[kind]: _number(value) for kind, value in nest.items() if kind in _PARMS}
+    config = found.get(5)
+    if config is None or len(config) < _CONFIG.size:
+        return DeviceParameters(_number(nest.get(1)), family, parms)
+    stats = found.get(7, b"")
+    count = min(len(stats) // 8, len(_STATS_FIELDS))
+    return {
+        "family": family,
+        "name": name.split(b"\0", 1)[0].decode("utf-8", "replace"),
+        "thresholds": [_number(found.get(kind)) for kind in (2, 3, 4)],
+        "gc_interval": _number(found.get(8)),
+        "config": dict(zip(_CONFIG_FIELDS, _CONFIG.unpack_from(config), strict=True)),
+        "stats": dict(zip(_STATS_FIELDS, struct.unpack_from(f"={count}Q", stats), strict=False)),
+        "parms": parms,
+    }
+
+
+def link(raw: bytes) -> Link | None:
+    """Returns a device; None for other bytes.  struct ifinfomsg and IFLA_*."""
+    if len(raw) < _HEADER + _IFINFOMSG.size:
+        return None
+    _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(raw, _HEADER)
+    found = _attributes(raw, _HEADER + _IFINFOMSG.size)
+    return {
+        "index": index,
+        # It may hold any byte except a slash and white space: all survive until the reader.
+        "name": found.get(3, b"").split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
+        "flags": flags,
+        "type": hardware,
+        "mtu": _number(found.get(4)),
+        "lladdr": _lladdr(found.get(1)),
+    }
 
 
 def split_times(raw: bytes) -> tuple[bytes, tuple[int, int, int, int] | None]:
-    """A neighbour's message in two: all that stays as it is, and what time changes.
+    """Splits a neighbour's message into what is constant and what time changes.
 
-    The second is NDA_CACHEINFO: ms since it was confirmed, used and updated,
-    and the references held.  The first makes a key: what was read once need not
-    be read again.
+    The second is NDA_CACHEINFO: ms since it was confirmed, used and updated, and the
+    number of references.  The first is a key to what was decoded at an earlier look.
     """
-    at = 16 + _NDM
-    while at + 4 <= len(raw):
-        size, kind = struct.unpack_from("=HH", raw, at)
-        if size < 4:
+    at = _HEADER + _NDMSG.size
+    while at + _ATTRIBUTE.size <= len(raw):
+        size, kind = _ATTRIBUTE.unpack_from(raw, at)
+        if size < _ATTRIBUTE.size:
             break
         if kind == _NDA_CACHEINFO and size == 20 and at + size <= len(raw):
-            confirmed, used, updated, refs = struct.unpack_from("=4I", raw, at + 4)
+            confirmed, used, updated, refs = _CACHEINFO.unpack_from(raw, at + 4)
             times = (confirmed * _TICK, used * _TICK, updated * _TICK, refs)
-            return raw[16:at] + raw[at + size :], times
+            return raw[_HEADER:at] + raw[at + size :], times
         at += (size + 3) & ~3
-    return raw[16:], None
+    return raw[_HEADER:], None
 
 
-def neighbour(raw: bytes) -> Value | None:
-    """A neighbour, its times left out.  `flags` has NDA_FLAGS_EXT from bit 8 on."""
-    try:
-        message = _decode(ndmsg, raw)
-        family, dst = IP_VERSIONS.get(message["family"]), message.get_attr("NDA_DST")
-        if family is None or not isinstance(dst, str):
-            return None
-        flags = message["flags"] | (message.get_attr("NDA_FLAGS_EXT") or 0) << 8
-        return {
-            "family": family,
-            "dst": dst,
-            "dev": int(message["ifindex"]),
-            "state": message["state"],
-            "flags": flags,
-            "lladdr": message.get_attr("NDA_LLADDR") or None,
-            "probes": message.get_attr("NDA_PROBES") or 0,
-            "protocol": message.get_attr("NDA_PROTOCOL") or 0,
-        }
-    except _UNREADABLE:
+def neighbour(raw: bytes) -> Neighbour | None:
+    """Returns a neighbour without its times; None for other bytes.  struct ndmsg and NDA_*."""
+    if len(raw) < _HEADER + _NDMSG.size:
         return None
-
-
-def route(raw: bytes) -> Value | None:
-    """A route of the tables local, main and default; None for any other."""
-    try:
-        message = _decode(rtmsg, raw)
-        family = IP_VERSIONS.get(message["family"])
-        where = message.get_attr("RTA_TABLE") or message["table"]
-        if family is None or where not in _TABLES or message["flags"] & _CLONED:
-            return None
-        several = message.get_attr("RTA_MULTIPATH")
-        if several:
-            hops = [_hop(hop, hop["oif"]) for hop in several if not hop["flags"] & _DEAD]
-        else:
-            hops = [_hop(message, message.get_attr("RTA_OIF") or 0)]
-        dst = message.get_attr("RTA_DST") or ("0.0.0.0" if family == 4 else "::")
-        return {
-            "family": family,
-            "dst": f"{dst}/{message['dst_len']}",
-            "type": message["type"],
-            "table": where,
-            "metric": message.get_attr("RTA_PRIORITY") or 0,
-            "hops": hops,
-        }
-    except _UNREADABLE:
+    number, dev, state, flags, _ = _NDMSG.unpack_from(raw, _HEADER)
+    family = IP_VERSIONS.get(number)
+    if family is None:
         return None
+    found = _attributes(raw, _HEADER + _NDMSG.size)
+    dst = _address(family, found.get(1))
+    if dst is None:
+        return None
+    return {
+        "family": family,
+        "dst": dst,
+        "dev": dev,
+        "state": state,
+        "flags": flags | _number(found.get(15)) << 8,
+        "lladdr": _lladdr(found.get(2)),
+        "probes": _number(found.get(4)),
+        "protocol": _number(found.get(12)),
+    }
 
 
-def _hop(of: Any, device: int) -> list[Any]:
-    """[device index, next hop's address or None]: of a route, or one of its several."""
-    via = of.get_attr("RTA_GATEWAY")
-    if via is None:
-        # A next hop of the other family, RFC 5549.
-        other = of.get_attr("RTA_VIA")
-        via = other.get("addr") if isinstance(other, Mapping) else None
-    return [device, via if isinstance(via, str) else None]
+def route(raw: bytes) -> Route | None:
+    """Returns a route of the tables local, main and default; None for other routes and bytes.
+
+    struct rtmsg and RTA_*.
+    """
+    if len(raw) < _HEADER + _RTMSG.size:
+        return None
+    number, dst_len, _, _, low_table, _, _, kind, flags = _RTMSG.unpack_from(raw, _HEADER)
+    family = IP_VERSIONS.get(number)
+    found = _attributes(raw, _HEADER + _RTMSG.size)
+    where = _number(found.get(15)) or low_table
+    if family is None or where not in _TABLES or flags & _CLONED:
+        return None
+    if multipath := found.get(9):
+        hops = list(_multipath(family, multipath))
+    else:
+        hops = [(_number(found.get(4)), _gateway(family, found))]
+    dst = _address(family, found.get(1)) or ("0.0.0.0" if family == 4 else "::")
+    return {
+        "family": family,
+        "dst": f"{dst}/{dst_len}",
+        "type": kind,
+        "table": where,
+        "metric": _number(found.get(6)),
+        "hops": hops,
+    }
+
+
+def _multipath(family: int, raw: bytes) -> Iterator[tuple[int, str | None]]:
+    """Yields device and gateway of each next hop that is not dead.  struct rtnexthop."""
+    at = 0
+    head = _RTNEXTHOP.size
+    while at + head <= len(raw):
+        size, flags, _, device = _RTNEXTHOP.unpack_from(raw, at)
+        if size < head or at + size > len(raw):
+            return
+        if not flags & _DEAD:
+            yield device, _gateway(family, _attributes(raw, at + head, at + size))
+        at += (size + 3) & ~3
+
+
+def _gateway(family: int, found: dict[int, bytes]) -> str | None:
+    if 5 in found:
+        return _address(family, found[5])
+    # RTA_VIA, a gateway of the other family, RFC 5549.
+    via = found.get(18, b"")
+    other = IP_VERSIONS.get(_number(via[:2]))
+    return None if other is None else _address(other, via[2:])
 
 
 def is_policy(raw: bytes) -> bool:
-    """Whether a rule for routing is one that somebody made."""
-    try:
-        message = _decode(fibmsg, raw)
-        return (message.get_attr("FRA_PRIORITY") or 0) not in _OWN_RULES
-    except _UNREADABLE:
-        return True
+    """Returns whether a routing rule is none of the kernel's own.  FRA_PRIORITY."""
+    return _number(_attributes(raw, _HEADER + _FIB_RULE_HDR).get(6)) not in _OWN_RULES

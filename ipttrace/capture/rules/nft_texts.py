@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What nftables' rules say, in the words of the tool that made them.
+"""The texts of nftables' rules, as the tool that made them prints them.
 
-Native rules as `nft list ruleset` prints them; the tables of iptables-nft and
-ip6tables-nft in iptables' own words, rule by rule, where iptables says all of the
-rule.  A text is given to a rule only where the kernel's list and the tool's agree
-on it.  Runs commands, in the calling thread's namespace.  Must not change anything.
+Native rules are printed by `nft list ruleset`; the tables of iptables-nft and
+ip6tables-nft by their own save commands, for each rule that these print completely.
+A rule gets a text only if the kernel's list and the tool's agree on it.  Runs
+commands in the calling thread's namespace.  Must not change anything.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ipttrace.capture import iptables_save as ruleset_save
+from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Dump, Snapshot
 from ipttrace.capture.rules import nft_listing
-from ipttrace.capture.rules.nft_expressions import counted, sayable
+from ipttrace.capture.rules.frames import Backend
+from ipttrace.capture.rules.nft_expressions import counter, iptables_prints_all
+from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
 
 NFT: Final = "nft"
 IPTABLES: Final = "iptables-nft"
 
-_SAVE: Final = {2: "iptables-nft-save", 10: "ip6tables-nft-save"}
-# Hooks and priorities of iptables' chains: whoever has others is not iptables.
+_SAVE: Final = {NFPROTO_IPV4: "iptables-nft-save", NFPROTO_IPV6: "ip6tables-nft-save"}
+# Hook and priority of each chain that iptables creates: a table with others is not its own.
 _FILTER: Final = {"INPUT": 1, "FORWARD": 2, "OUTPUT": 3}
 _ALL: Final = {"PREROUTING": 0, **_FILTER, "POSTROUTING": 4}
 _BUILT_IN: Final = {
@@ -39,22 +41,25 @@ _BUILT_IN: Final = {
 }  # fmt: skip
 _POLICIES: Final = {0: "drop", 1: "accept"}
 _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
-_OWN: Final = "ipttrace-"  # tables that flip, of whatever process
+_OWN: Final = "ipttrace-"  # names of the tables that flip, of any ipttrace process
 _MISSING: Final = "nft is missing (apt install nftables): nftables' rules have no texts"
 _NO_ELEMENTS: Final = re.compile(rb"\{ *\}")
 
-Counters = dict[tuple[int, str, str], list[tuple[int, int] | None]]
 _Key = tuple[int, str]
+"""NFPROTO_* and name of a table."""
 
 
 class Changed(Exception):
-    """The ruleset is not the snapshot's any more."""
+    """The ruleset differs from the snapshot by now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainText:
-    """`policy`: None where it is no base chain; `rules`: None where it is not known;
-    `counters`: packets and bytes, None where a rule has none."""
+    """A chain as its tool prints it.
+
+    `policy`: None unless it is a base chain; `rules`: None for an unknown text;
+    `counters`: packets and bytes, None for a rule without a counter.
+    """
 
     policy: str | None
     rules: list[str | None]
@@ -63,21 +68,22 @@ class ChainText:
 
 @dataclass(frozen=True, slots=True)
 class TableText:
-    """`backend`: NFT or IPTABLES, whose table it is.
+    """A table as the tool that made it prints it.
 
-    Rules of IPTABLES that iptables has no words for are in those of nft.
+    `backend`: NFT or IPTABLES.  In a table of IPTABLES, rules that iptables does not
+    print completely have the text that nft prints.
     """
 
-    backend: str
+    backend: Backend
     chains: dict[str, ChainText]
 
 
 def read(snapshot: Snapshot, note: Callable[[str], None] | None = None) -> dict[_Key, TableText]:
-    """All tables of the snapshot but those of ipttrace, by family (NFPROTO_*) and name.
+    """Returns all tables of the snapshot, except those that flip, by NFPROTO_* and name.
 
-    `note` is told, in one line, why texts are missing that a command would have.
-    Without it that is an error.  Raises Changed; CaptureError where a command fails or
-    is missing; OSError.
+    `note` is called with one line if nft is missing, which leaves texts unknown; without
+    `note` that is an error.  Raises Changed; CaptureError if a command fails or is missing;
+    OSError.
     """
     by_table: dict[_Key, dict[str, ChainInfo]] = {
         key: {} for key in snapshot.tables if not key[1].startswith(_OWN)
@@ -90,11 +96,11 @@ def read(snapshot: Snapshot, note: Callable[[str], None] | None = None) -> dict[
     with contextlib.closing(Dump()) as dump:
         try:
             found = _read(dump, snapshot, by_table, note)
-        except (CaptureError, ruleset_save.Unreadable) as error:
-            # Changes while they read make commands fail.
+        except (CaptureError, iptables_save.Unreadable) as error:
+            # A change during the read makes commands fail.
             if dump.genid() != snapshot.genid:
                 raise Changed from error
-            if isinstance(error, ruleset_save.Unreadable):
+            if isinstance(error, iptables_save.Unreadable):
                 raise CaptureError(str(error)) from error
             raise
         if dump.genid() != snapshot.genid:
@@ -111,16 +117,16 @@ def _read(
     saved = {
         key: table
         for key, table in _saved(set(by_table)).items()
-        if key in by_table and _fits(key[1], by_table[key], table)
+        if key in by_table and _agrees(key[1], by_table[key], table)
     }
-    counters: Counters = {}
-    unsaid: set[tuple[int, str, int]] = set()
-    for family, table, chain, handle, made in dump.made():
-        counters.setdefault((family, table, chain), []).append(counted(made))
-        if (family, table) in saved and not sayable(family, made):
-            unsaid.add((family, table, handle))
+    counters: dict[tuple[int, str, str], list[tuple[int, int] | None]] = {}
+    incomplete: set[tuple[int, str, int]] = set()  # rules that iptables prints in part
+    for family, table, chain, handle, expressions in dump.rules():
+        counters.setdefault((family, table, chain), []).append(counter(expressions))
+        if (family, table) in saved and not iptables_prints_all(family, expressions):
+            incomplete.add((family, table, handle))
     listed: nft_listing.Texts = {}
-    if unsaid or len(saved) < len(by_table):
+    if incomplete or len(saved) < len(by_table):
         path = _command("nft")
         if path is not None:
             listed = nft_listing.parse(_listing(path), snapshot)
@@ -138,35 +144,35 @@ def _read(
             if own is not None:
                 policy = own[name].policy
                 rules = [
-                    native if (*key, handle) in unsaid else _harmless(words)
-                    for handle, native, words in zip(
+                    native if (*key, handle) in incomplete else _escaped(printed)
+                    for handle, native, printed in zip(
                         info.handles, rules, own[name].rules, strict=True
                     )
                 ]
             counts = counters.get((*key, name), [])
             if len(counts) != len(rules):
-                raise CaptureError("nftables lists other rules than before")
+                raise CaptureError("nftables' rules changed while they were read")
             texts[name] = ChainText(policy, rules, counts)
         found[key] = TableText(NFT if own is None else IPTABLES, texts)
     return found
 
 
-def _fits(table: str, chains: dict[str, ChainInfo], saved: ruleset_save.Table) -> bool:
-    """Whether it is iptables' table, and what iptables says are the rules that the kernel has."""
+def _agrees(table: str, chains: dict[str, ChainInfo], saved: iptables_save.Table) -> bool:
+    """Returns whether iptables made the table, and printed as many rules as the kernel has."""
     built_in = _BUILT_IN.get(table, {})
     for name, info in chains.items():
-        said = saved.get(name)
-        if said is None or len(said.rules) != len(info.handles):
+        chain = saved.get(name)
+        if chain is None or len(chain.rules) != len(info.handles):
             return False
-        place = None if info.hook is None else (info.hook, info.priority)
-        if built_in.get(name) != place or (place is None) != (said.policy is None):
+        hook = None if info.hook is None else (info.hook, info.priority)
+        if built_in.get(name) != hook or (hook is None) != (chain.policy is None):
             return False
     return all(name in chains or not chain.rules for name, chain in saved.items())
 
 
-def _saved(wanted: set[_Key]) -> dict[_Key, ruleset_save.Table]:
-    """The tables that iptables-nft and ip6tables-nft take for theirs."""
-    found: dict[_Key, ruleset_save.Table] = {}
+def _saved(wanted: set[_Key]) -> dict[_Key, iptables_save.Table]:
+    """Returns the tables that iptables-nft and ip6tables-nft consider their own."""
+    found: dict[_Key, iptables_save.Table] = {}
     for family, name in _SAVE.items():
         if not any((family, table) in wanted for table in _BUILT_IN):
             continue
@@ -174,27 +180,27 @@ def _saved(wanted: set[_Key]) -> dict[_Key, ruleset_save.Table]:
         if path is None:
             continue
         try:
-            said = ruleset_save.run([path, "-c"]).decode("utf-8", "surrogateescape")
-            tables = ruleset_save.parse(said)
-        except (CaptureError, ruleset_save.Unreadable):
-            continue  # nft has words for them too
+            printed = iptables_save.run([path, "-c"]).decode("utf-8", "surrogateescape")
+            tables = iptables_save.parse(printed)
+        except (CaptureError, iptables_save.Unreadable):
+            continue  # nft prints these rules too
         found.update({(family, table): chains for table, chains in tables.items()})
     return found
 
 
 def _listing(path: str) -> str:
-    """What nft lists: no counters' values, and no elements of sets that have a name."""
+    """Returns what nft lists, without counters' values and the elements of named sets."""
     argv = [path, "-a", "-s", "-t", "list", "ruleset"]
-    said = ruleset_save.run(argv)
-    if _NO_ELEMENTS.search(said):
-        # Some versions leave out those of sets that are part of a rule as well.
-        said = ruleset_save.run([one for one in argv if one != "-t"])
-    return said.decode("utf-8", "surrogateescape")
+    printed = iptables_save.run(argv)
+    if _NO_ELEMENTS.search(printed):
+        # Some versions omit the elements of anonymous sets as well, which are part of a rule.
+        printed = iptables_save.run([word for word in argv if word != "-t"])
+    return printed.decode("utf-8", "surrogateescape")
 
 
 def _command(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=_PATH)
 
 
-def _harmless(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

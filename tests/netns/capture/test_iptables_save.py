@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from ipttrace.capture import iptables_save as ruleset_save
+from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import CommandMissing, Table, Unreadable
+from ipttrace.capture.netns import inside
 
 COMMANDS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
 
@@ -32,12 +33,12 @@ class Space:
         self._run(f"{COMMANDS[family]}-restore", input=text)
 
     def names(self, family: int = 4) -> list[str]:
-        with ruleset_save.inside(self.path, self.inode):
-            return ruleset_save.names(family)
+        with inside(self.path, self.inode):
+            return iptables_save.names(family)
 
     def read(self, family: int = 4) -> dict[str, Table]:
-        with ruleset_save.inside(self.path, self.inode):
-            return ruleset_save.read(family)
+        with inside(self.path, self.inode):
+            return iptables_save.read(family)
 
     def _run(self, *argv: str, input: str | None = None) -> None:
         command = ["ip", "netns", "exec", self.name, *argv]
@@ -96,8 +97,8 @@ def test_rules_are_told_in_iptables_own_words_by_their_numbers(space: Space, fam
     }
     # AND so are the counters
     assert found["filter"]["INPUT"].counters == [(0, 0)] * 3
-    assert found["filter"]["INPUT"].counted == (0, 0)
-    assert found["filter"]["services"].counted is None
+    assert found["filter"]["INPUT"].policy_counters == (0, 0)
+    assert found["filter"]["services"].policy_counters is None
 
 
 @pytest.mark.parametrize(
@@ -176,29 +177,29 @@ def test_thirty_thousand_rules_are_read(space: Space) -> None:
 
 def test_a_namespace_is_left_as_soon_as_it_is_read(space: Space, prefix: str) -> None:
     home = os.stat("/proc/thread-self/ns/net").st_ino
-    with ruleset_save.inside(space.path, space.inode):
+    with inside(space.path, space.inode):
         assert os.stat("/proc/thread-self/ns/net").st_ino == space.inode
     assert os.stat("/proc/thread-self/ns/net").st_ino == home
-    with pytest.raises(ZeroDivisionError), ruleset_save.inside(space.path, space.inode):
+    with pytest.raises(ZeroDivisionError), inside(space.path, space.inode):
         raise ZeroDivisionError
     assert os.stat("/proc/thread-self/ns/net").st_ino == home
     # AND one that stands there instead of it is not entered
-    with pytest.raises(FileNotFoundError), ruleset_save.inside(space.path, space.inode + 1):
+    with pytest.raises(FileNotFoundError), inside(space.path, space.inode + 1):
         pass
-    with pytest.raises(FileNotFoundError), ruleset_save.inside("/run/netns/no-such", 1):
+    with pytest.raises(FileNotFoundError), inside("/run/netns/no-such", 1):
         pass
 
 
 def test_a_command_that_fails_is_said_in_one_line(
     space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ruleset_save, "command", lambda family: None)
+    monkeypatch.setattr(iptables_save, "command", lambda family: None)
     with pytest.raises(CommandMissing, match=r"^iptables-legacy-save is missing \(apt install"):
         space.read()
-    monkeypatch.setattr(ruleset_save, "command", lambda family: "/bin/false")
+    monkeypatch.setattr(iptables_save, "command", lambda family: "/bin/false")
     with pytest.raises(CaptureError, match=r"^false fails: status 1$"):
         space.read()
-    monkeypatch.setattr(ruleset_save, "command", lambda family: "/bin/ls")
+    monkeypatch.setattr(iptables_save, "command", lambda family: "/bin/ls")
     with pytest.raises((CaptureError, Unreadable)):
         space.read()
 
@@ -207,13 +208,13 @@ def test_what_does_not_fit_the_kernels_count_is_refused(
     space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.iptables("-A", "INPUT", "-j", "DROP")
-    run = ruleset_save.run
+    run = iptables_save.run
     monkeypatch.setattr(
-        ruleset_save,
+        iptables_save,
         "run",
         lambda argv: run(argv).replace(b"\nCOMMIT", b"\n[0:0] -A INPUT\nCOMMIT"),
     )
-    with pytest.raises(Unreadable, match=r"table filter has 5 entries, .* tells 6$"):
+    with pytest.raises(Unreadable, match=r"table filter has 5 entries, but .* printed 6$"):
         space.read()
 
 
@@ -231,4 +232,4 @@ def test_what_does_not_fit_the_kernels_count_is_refused(
 )
 def test_what_is_cut_off_or_rubbish_is_refused(text: str) -> None:
     with pytest.raises(Unreadable, match=r"^\S.*$"):
-        ruleset_save.parse(text)
+        iptables_save.parse(text)

@@ -31,6 +31,11 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
+def as_read(value: object) -> Any:
+    """What a reader of the stream gets."""
+    return json.loads(json.dumps(value))
+
+
 class Pair:
     """Two namespaces and a cable; what a watch saw of the first."""
 
@@ -74,11 +79,11 @@ class Pair:
             assert time.monotonic() < deadline, f"{address} never answered"
 
     def look(self) -> Namespace:
-        """Once more; through JSON, as in a stream."""
+        """One more look; through JSON, as in a stream."""
         assert self.watch is not None
         for kind, value in self.watch.look():
             assert kind == Kind.NEIGHBOURS
-            self.frames.append(json.loads(json.dumps(value)))
+            self.frames.append(as_read(value))
             self.seen.feed(self.frames[-1])
         known = self.seen.namespace(os.stat(f"/run/netns/{self.near}").st_ino)
         assert known is not None
@@ -324,7 +329,7 @@ def test_a_namespace_that_is_deleted_is_dropped_and_not_kept_alive(pair: Pair) -
     watch, seen = NeighbourWatch(), Neighbours()
     try:
         for _, value in watch.look():
-            seen.feed(value)
+            seen.feed(as_read(value))
         assert pair.near in {one.name for one in seen.namespaces()}
         # WHEN one is deleted
         ip("netns", "del", pair.near)
@@ -335,7 +340,7 @@ def test_a_namespace_that_is_deleted_is_dropped_and_not_kept_alive(pair: Pair) -
             time.sleep(0.02)
         # AND it is told to be gone
         for _, value in watch.look():
-            seen.feed(value)
+            seen.feed(as_read(value))
         assert pair.near not in {one.name for one in seen.namespaces()}
         assert pair.far in {one.name for one in seen.namespaces()}
     finally:
@@ -384,7 +389,7 @@ def test_a_namespace_that_must_not_be_read_is_told_in_one_line(
 
     watch = NeighbourWatch()
     try:
-        monkeypatch.setattr("ipttrace.capture.neighbours.dump._setns", refuse)
+        monkeypatch.setattr("ipttrace.capture.netns.setns", refuse)
         with pytest.raises(CaptureError, match="cannot be read: Operation not permitted"):
             list(watch.look())
     finally:

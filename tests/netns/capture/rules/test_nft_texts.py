@@ -139,7 +139,7 @@ def test_rules_of_iptables_nft_are_told_in_iptables_own_words(
     # AND none of them had to be told in nft's words
     with space.enter():
         dump = Dump()
-        assert all(nft_words.sayable(proto, rule.expressions) for rule in dump.made())
+        assert all(nft_words.iptables_prints_all(proto, rule.expressions) for rule in dump.rules())
         dump.close()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""rtnetlink messages about neighbours, byte by byte, and bytes that are none."""
+"""rtnetlink messages about neighbours are decoded field by field; other bytes are skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipttrace.capture.neighbours import messages as ndtmsg
+from ipttrace.capture.neighbours import messages
 from ipttrace.capture.neighbours.dump import dump
 
 
@@ -24,7 +24,7 @@ def message(kind: int, body: bytes, seq: int = 1) -> bytes:
 
 U32, U64 = (lambda n: struct.pack("=I", n)), (lambda n: struct.pack("=Q", n))
 
-# In the order of include/uapi/linux/neighbour.h, each with a number of its own.
+# NDTPA_* of linux/neighbour.h; each gets a value of its own.
 PARMS = {
     2: ("refcnt", U32),
     3: ("reachable_time", U64),
@@ -67,7 +67,7 @@ def parms(*first: bytes) -> bytes:
 WANTED_PARMS = {name: 100 + kind for kind, (name, _) in PARMS.items()}
 
 
-def test_a_table_s_message_is_read_to_its_last_field() -> None:
+def test_a_table_is_decoded_to_its_last_field() -> None:
     raw = message(
         64,
         struct.pack("=B3x", 2)
@@ -79,9 +79,9 @@ def test_a_table_s_message_is_read_to_its_last_field() -> None:
         + attribute(7, struct.pack("=11Q", *range(1 << 40, (1 << 40) + 11)))
         + parms(),
     )
-    name, index, value = ndtmsg.table(raw) or ("", 0, {})
-    assert (name, index) == ("arp_cache", -1)
-    assert value["family"] == 4
+    value = messages.table(raw)
+    assert isinstance(value, dict)
+    assert (value["name"], value["family"]) == ("arp_cache", 4)
     assert value["thresholds"] == [256, 512, 1024]
     assert value["gc_interval"] == 30_000
     assert list(value["config"].values()) == [4, 336, 12, 13, 14, 15, 16, 17, 18]
@@ -89,10 +89,10 @@ def test_a_table_s_message_is_read_to_its_last_field() -> None:
     assert value["parms"] == WANTED_PARMS
 
 
-def test_a_device_s_parameters_are_read_to_the_last() -> None:
+def test_a_devices_parameters_are_decoded_to_the_last() -> None:
     body = struct.pack("=B3x", 10) + attribute(1, b"ndisc_cache\0")
     raw = message(64, body + parms(attribute(1, U32(7))))
-    assert ndtmsg.table(raw) == ("ndisc_cache", 7, {"family": 6, "parms": WANTED_PARMS})
+    assert messages.table(raw) == messages.DeviceParameters(7, 6, WANTED_PARMS)
 
 
 def _neighbour(*attributes: bytes, family: int = 2, state: int = 2, flags: int = 0) -> bytes:
@@ -106,10 +106,10 @@ PROBES = attribute(4, U32(3))
 CACHE = attribute(3, struct.pack("=4I", 100, 200, 300, 4))
 
 
-def test_a_neighbour_is_read_with_all_its_flags() -> None:
+def test_a_neighbour_is_decoded_with_all_its_flags() -> None:
     extended = attribute(15, U32(1))
     raw = _neighbour(DST, LLADDR, PROBES, CACHE, attribute(12, b"\x10"), extended, flags=0x80)
-    assert ndtmsg.neighbour(raw) == {
+    assert messages.neighbour(raw) == {
         "family": 4,
         "dst": "10.0.0.2",
         "dev": 3,
@@ -121,27 +121,27 @@ def test_a_neighbour_is_read_with_all_its_flags() -> None:
     }
 
 
-def test_what_time_changes_is_split_off() -> None:
-    still, times = ndtmsg.split_times(
+def test_times_are_split_off_a_neighbour_so_that_the_rest_stays_the_same() -> None:
+    constant, times = messages.split_times(
         _neighbour(DST, LLADDR, PROBES, CACHE, attribute(12, b"\x10"))
     )
     assert times == (1000, 2000, 3000, 4)
     later = attribute(3, struct.pack("=4I", 7, 8, 9, 9))
-    again, times = ndtmsg.split_times(
+    again, times = messages.split_times(
         _neighbour(DST, LLADDR, PROBES, later, attribute(12, b"\x10"))
     )
-    assert again == still
+    assert again == constant
     assert times == (70, 80, 90, 9)
 
 
-def test_an_address_that_looks_like_the_times_is_none() -> None:
+def test_an_address_that_looks_like_the_times_is_not_mistaken_for_them() -> None:
     # the header of NDA_CACHEINFO in a link-layer address
     raw = _neighbour(DST, attribute(2, struct.pack("=HH", 20, 3) + bytes(16)), CACHE)
-    assert ndtmsg.split_times(raw)[1] == (1000, 2000, 3000, 4)
-    assert ndtmsg.split_times(_neighbour(DST))[1] is None
+    assert messages.split_times(raw)[1] == (1000, 2000, 3000, 4)
+    assert messages.split_times(_neighbour(DST))[1] is None
 
 
-def test_a_route_of_several_ways_leaves_out_those_that_are_dead() -> None:
+def test_a_multipath_route_omits_dead_next_hops() -> None:
     def hop(flags: int, device: int, via: bytes) -> bytes:
         rest = attribute(5, via) if via else b""
         return struct.pack("=HBBi", 8 + len(rest), flags, 0, device) + rest
@@ -149,63 +149,92 @@ def test_a_route_of_several_ways_leaves_out_those_that_are_dead() -> None:
     hops = hop(0, 2, bytes([10, 0, 0, 2])) + hop(1, 3, bytes([10, 0, 0, 3])) + hop(0, 4, b"")
     head = struct.pack("=8BI", 2, 16, 0, 0, 254, 3, 0, 1, 0)
     body = attribute(1, bytes([10, 7, 0, 0])) + attribute(15, U32(254)) + attribute(9, hops)
-    assert ndtmsg.route(message(24, head + body)) == {
+    assert messages.route(message(24, head + body)) == {
         "family": 4,
         "dst": "10.7.0.0/16",
         "type": 1,
         "table": 254,
         "metric": 0,
-        "hops": [[2, "10.0.0.2"], [4, None]],
+        "hops": [(2, "10.0.0.2"), (4, None)],
     }
 
 
-def test_a_gateway_of_the_other_family_is_read() -> None:
+def test_a_gateway_of_the_other_family_is_decoded() -> None:
     head = struct.pack("=8BI", 2, 0, 0, 0, 254, 3, 0, 1, 0)
     via = attribute(18, struct.pack("=H", 10) + bytes.fromhex("fe80" + "00" * 13 + "01"))
     raw = message(24, head + attribute(15, U32(254)) + via + attribute(4, U32(2)))
-    assert (ndtmsg.route(raw) or {})["hops"] == [[2, "fe80::1"]]
+    found = messages.route(raw)
+    assert found is not None
+    assert found["hops"] == [(2, "fe80::1")]
 
 
 @pytest.mark.parametrize(("table", "flags"), [(100, 0), (254, 0x200)])
-def test_routes_of_other_tables_and_cached_ones_are_left_out(table: int, flags: int) -> None:
+def test_routes_of_other_tables_and_cached_routes_are_omitted(table: int, flags: int) -> None:
     head = struct.pack("=8BI", 2, 0, 0, 0, 0, 3, 0, 1, flags)
-    assert ndtmsg.route(message(24, head + attribute(15, U32(table)))) is None
+    assert messages.route(message(24, head + attribute(15, U32(table)))) is None
 
 
-def test_a_device_s_name_may_hold_any_bytes() -> None:
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("001b21aabbcc", "00:1b:21:aa:bb:cc"),
+        ("7f000001", "127.0.0.1"),  # a tunnel's
+        ("00" * 15 + "01", "::1"),
+        ("8000" * 10, ":".join(["80:00"] * 10)),  # InfiniBand
+        ("", None),
+    ],
+)
+def test_link_layer_addresses_of_any_length_are_decoded(address: str, text: str | None) -> None:
+    body = struct.pack("=BxHiII", 0, 1, 9, 0x1003, 0) + attribute(1, bytes.fromhex(address))
+    value = messages.link(message(16, body))
+    assert value is not None
+    assert value["lladdr"] == text
+
+
+def test_a_devices_name_may_contain_any_byte() -> None:
     body = struct.pack("=BxHiII", 0, 1, 9, 0x1003, 0) + attribute(3, b"v\xff\x1b\0")
-    value = ndtmsg.link(message(16, body + attribute(4, U32(1500)))) or {}
+    value = messages.link(message(16, body + attribute(4, U32(1500))))
+    assert value is not None
     assert value["name"].encode("utf-8", "surrogateescape") == b"v\xff\x1b"
     assert (value["index"], value["mtu"], value["flags"]) == (9, 1500, 0x1003)
 
 
-READERS = (
-    ndtmsg.table,
-    ndtmsg.link,
-    ndtmsg.neighbour,
-    ndtmsg.route,
-    ndtmsg.is_policy,
-    ndtmsg.split_times,
+DECODERS = (
+    messages.table,
+    messages.link,
+    messages.neighbour,
+    messages.route,
+    messages.is_policy,
+    messages.split_times,
 )
 
 
 @given(st.binary(max_size=200), st.integers(0, 0xFFFF))
-def test_bytes_that_are_no_such_message_are_passed_over(body: bytes, kind: int) -> None:
-    for read in READERS:
-        read(message(kind, body))
+def test_bytes_that_are_no_such_message_raise_nothing(body: bytes, kind: int) -> None:
+    for decode in DECODERS:
+        decode(message(kind, body))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 200])
+def test_a_wrong_length_ends_the_attributes_of_a_route(size: int) -> None:
+    head = struct.pack("=8BI", 2, 16, 0, 0, 254, 3, 0, 1, 0)
+    encap = struct.pack("=HH", size, 22) + bytes(8)  # RTA_ENCAP
+    found = messages.route(message(24, head + attribute(4, U32(2)) + encap))
+    assert found is not None
+    assert found["hops"] == [(2, None)]
 
 
 @given(st.data())
-def test_a_message_cut_anywhere_is_passed_over_or_read(data: st.DataObject) -> None:
+def test_a_message_with_a_damaged_byte_raises_nothing(data: st.DataObject) -> None:
     raw = bytearray(_neighbour(DST, LLADDR, PROBES, CACHE))
     at = data.draw(st.integers(16, len(raw) - 1))
     raw[at] = data.draw(st.integers(0, 255))
-    for read in READERS:
-        read(bytes(raw))
+    for decode in DECODERS:
+        decode(bytes(raw))
 
 
 class Answers:
-    """A socket on which these come."""
+    """A socket that receives these messages."""
 
     def __init__(self, *parts: bytes, sender: int = 0) -> None:
         self._parts = [(part, (sender, 0)) for part in parts]
@@ -223,25 +252,25 @@ def _dump(*parts: bytes, **more: Any) -> list[bytes]:
     return list(dump(Answers(*parts, **more), 30, b""))  # type: ignore[arg-type]
 
 
-def test_a_dump_is_read_to_its_end_in_any_portions() -> None:
+def test_a_dump_is_read_to_its_end_in_portions_of_any_size() -> None:
     one, two = message(28, b"1234", 30), message(28, b"12345678", 30)
     done = message(3, U32(0), 30)
     assert _dump(one + two, one, done + two) == [one, two, one]
-    # of another request
+    # AND messages of another request are skipped
     assert _dump(message(28, b"", 29) + one + done) == [one]
 
 
-def test_a_dump_that_the_kernel_refuses_says_why() -> None:
+def test_a_dump_that_the_kernel_refuses_raises_its_error() -> None:
     with pytest.raises(PermissionError, match="Operation not permitted"):
         _dump(message(2, struct.pack("=i", -1) + bytes(16), 30))
 
 
 @pytest.mark.parametrize("size", [0, 15, 1000])
-def test_lengths_that_lie_end_a_dump(size: int) -> None:
+def test_a_wrong_length_ends_a_dump(size: int) -> None:
     with pytest.raises(OSError, match="cut off"):
         _dump(struct.pack("=IHHII", size, 28, 2, 30, 0) + bytes(20))
 
 
-def test_what_another_process_sends_is_not_taken_for_the_kernel_s() -> None:
+def test_messages_from_other_processes_are_skipped() -> None:
     with pytest.raises(TimeoutError):
         _dump(message(28, b"1234", 30) + message(3, U32(0), 30), sender=4711)

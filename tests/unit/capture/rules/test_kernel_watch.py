@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from ipttrace.capture import iptables_save as ruleset_save
+from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import Chain, CommandMissing, Unreadable
 from ipttrace.capture.kernel.control import Change
-from ipttrace.capture.rules import kernel_watch as ruleset
+from ipttrace.capture.rules import frames, kernel_watch
 from ipttrace.stream.frames import Kind
 from ipttrace.trace.rules.rulesets import Rulesets
 
@@ -73,7 +73,7 @@ class Host:
     def close(self) -> None:
         pass
 
-    # -- ruleset_save
+    # -- iptables_save
 
     def names(self, family: int) -> list[str]:
         return list(self.tables) if family == 4 else []
@@ -92,7 +92,7 @@ class Host:
 class Reader:
     """What a reader of the stream knows."""
 
-    def __init__(self, watch: ruleset.KernelRuleWatch) -> None:
+    def __init__(self, watch: kernel_watch.KernelRuleWatch) -> None:
         self.watch = watch
         self.rulesets = Rulesets()
         self.seen: list[tuple[Kind, dict[str, Any]]] = []
@@ -119,23 +119,23 @@ class Reader:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
-    monkeypatch.setattr(ruleset.kmod, "loaded", lambda: True)
-    monkeypatch.setattr(ruleset, "Control", lambda: host)
-    monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
-    monkeypatch.setattr(ruleset, "_MESSAGE_TAKES", 0.05)
-    monkeypatch.setattr(ruleset, "_CHANGE_TAKES", 0.05)
+    monkeypatch.setattr(kernel_watch.kmod, "loaded", lambda: True)
+    monkeypatch.setattr(kernel_watch, "Control", lambda: host)
+    monkeypatch.setattr(kernel_watch.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
+    monkeypatch.setattr(kernel_watch, "_MESSAGE_TAKES", 0.05)
+    monkeypatch.setattr(kernel_watch, "_CHANGE_TAKES", 0.05)
     # No rest: what is due is done with the next look.
-    monkeypatch.setattr(ruleset, "_READ_SHARE", 0)
-    monkeypatch.setattr(ruleset, "_COUNT_SHARE", 0)
-    monkeypatch.setattr(ruleset, "_COUNT_EVERY", 0.0)
-    monkeypatch.setattr(ruleset_save, "names", host.names)
-    monkeypatch.setattr(ruleset_save, "read", host.read)
+    monkeypatch.setattr(kernel_watch, "_READ_SHARE", 0)
+    monkeypatch.setattr(kernel_watch, "_COUNT_SHARE", 0)
+    monkeypatch.setattr(kernel_watch, "_COUNT_EVERY", 0.0)
+    monkeypatch.setattr(iptables_save, "names", host.names)
+    monkeypatch.setattr(iptables_save, "read", host.read)
     return host
 
 
 @pytest.fixture
 def reader(host: Host) -> Iterator[Reader]:
-    rules = ruleset.KernelRules()
+    rules = kernel_watch.KernelRules()
     watch = rules.make()
     yield Reader(watch)
     assert rules.first.is_set()
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_said_once_in_one_line_and_has_no_text(
     def read(family: int) -> None:
         raise error
 
-    monkeypatch.setattr(ruleset_save, "read", read)
+    monkeypatch.setattr(iptables_save, "read", read)
     reader.look(host)
     host.change()
     reader.look(host)
@@ -269,7 +269,7 @@ def test_where_changes_cannot_be_seen_there_are_no_texts_and_that_is_said(
     host: Host, reader: Reader
 ) -> None:
     host.generation, host.rules_seen = 0, False
-    with pytest.raises(CaptureError, match=r"no row has its rule's text$"):
+    with pytest.raises(CaptureError, match=r"rows have no rule texts$"):
         reader.look(host)
     assert reader.watch.interval > 1  # no busy loop about it
     assert reader.seen == []
@@ -289,11 +289,11 @@ def test_rules_too_many_for_a_frame_are_said_to_be(
 ) -> None:
     host.text = host.truth[1] = "x" * 200
     with monkeypatch.context() as small:
-        small.setattr(ruleset, "MOST", 100)
+        small.setattr(frames, "MOST", 100)
         reader.look(host)
     assert reader.text(1) is None
     assert len(reader.notes()) == 1
-    assert "the texts" in reader.notes()[0]
+    assert "no rule texts" in reader.notes()[0]
     # WHEN they are fewer
     host.change()
     reader.look(host)
@@ -315,7 +315,7 @@ def test_tables_and_namespaces_that_go_are_told(
     host.tables = ("filter",)
     reader.look(host)
     assert [one.table for one in reader.rulesets.tables(HOME)] == ["filter"]
-    monkeypatch.setattr(ruleset.namespaces, "paths", lambda only: {})
+    monkeypatch.setattr(kernel_watch.namespaces, "paths", lambda only: {})
     host.change(netns=7)
     reader.look(host)
     assert reader.rulesets.tables(HOME) == []
@@ -325,8 +325,8 @@ def test_tables_and_namespaces_that_go_are_told(
 def test_what_fails_to_begin_does_not_keep_the_agent_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ruleset.kmod, "loaded", lambda: False)
-    rules = ruleset.KernelRules()
+    monkeypatch.setattr(kernel_watch.kmod, "loaded", lambda: False)
+    rules = kernel_watch.KernelRules()
     with pytest.raises(CaptureError):
         rules.make()
     assert isinstance(rules.first, threading.Event)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.legacy import logger as nf_log
 from ipttrace.capture.netlink.legacy import logger_guard as nf_log_guard
 from ipttrace.capture.netlink.legacy.logger import LogSetting, repair
@@ -29,7 +29,7 @@ PATIENCE = 30.0
 HOLDER = """
 import sys
 from ipttrace.capture.netlink.legacy.logger import LogSetting
-from ipttrace.capture.iptables_save import inside
+from ipttrace.capture.netns import inside
 setting = LogSetting()
 with inside(sys.argv[1], int(sys.argv[2])):
     setting.take(sys.argv[1], int(sys.argv[2]))
