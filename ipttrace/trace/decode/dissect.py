@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One packet's headers field by field, for a person to read; and its bytes.
+"""One packet's headers field by field, and a dump of its bytes.
 
-From the link-layer header and the captured bytes: Ethernet (IEEE 802.3, VLAN
-802.1Q), IPv4 (RFC 791) and IPv6 (RFC 8200) here, what they carry beside.
+Ethernet (IEEE 802.3, VLAN 802.1Q), IPv4 (RFC 791) and IPv6 (RFC 8200) are decoded here,
+the protocols above in other modules.
 
-Packets are hostile: each length is checked against the bytes that are there,
-nothing raises, and there are never more than MOST_LAYERS layers of a bounded
-number of fields.  Must not do I/O.
+Packets are untrusted: every length is checked against the captured bytes, nothing
+raises, and the numbers of layers and fields are bounded.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import Final
 
 from ipttrace.text import clean
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.decode.base import (
+from ipttrace.trace.decode.icmp import icmp, icmpv6
+from ipttrace.trace.decode.layer import (
     DATA,
     NETWORK,
     PROTO,
@@ -25,12 +25,11 @@ from ipttrace.trace.decode.base import (
     Next,
     Put,
     Reader,
-    Short,
+    TooShort,
     bits,
     named,
 )
-from ipttrace.trace.decode.data import decode_data
-from ipttrace.trace.decode.icmp import icmp, icmpv6
+from ipttrace.trace.decode.payload import decode_payload
 from ipttrace.trace.decode.upper import UPPER
 
 MOST_LAYERS: Final = 16
@@ -52,11 +51,11 @@ ETHERTYPES: Final = {
 def dissect(
     data: bytes, length: int, mac: bytes = b"", ethertype: int = 0, vlan: int = 0
 ) -> tuple[Layer, ...]:
-    """The layers of a packet, from the outside in.  Never raises.
+    """Returns the layers of a packet, outermost first.  Never raises.
 
-    `data`: captured, from the network header on; `length`: of the packet in
-    the kernel (skb->len); `mac`: link-layer header, empty when there is none;
-    `ethertype`: skb->protocol; `vlan`: tag control information, 0: no tag.
+    `data`: captured bytes from the network header on; `length`: skb->len; `mac`: the
+    link-layer header, empty if there is none; `ethertype`: skb->protocol; `vlan`: tag
+    control information, 0: no tag.
     """
     layers = []
     if link := _link(mac, ethertype, vlan):
@@ -65,13 +64,13 @@ def dissect(
     reader, depth = Reader(data, max(length, len(data))), 0
     while follow is not None and len(layers) < MOST_LAYERS:
         stop = len(reader.data) if follow.end is None else max(follow.end, follow.at)
-        whole = reader.whole if follow.end is None else min(follow.end, reader.whole)
-        reader = Reader(reader.data[follow.at : stop], max(whole - follow.at, 0))
+        end = reader.length if follow.end is None else min(follow.end, reader.length)
+        reader = Reader(reader.data[follow.at : stop], max(end - follow.at, 0))
         depth += follow.inside
-        if reader.whole == 0 and layers:
+        if reader.length == 0 and layers:
             break
         if depth > _DEEPEST:
-            layers.append(Layer("Packet", (), "too many packets inside packets", depth))
+            layers.append(Layer("Packet", (), "too many nested packets", depth))
             break
         name, decode = _decoder(follow, reader)
         layer, follow = _layer(name, decode, reader, depth)
@@ -90,8 +89,8 @@ def _layer(name: str, decode: Decode, reader: Reader, depth: int) -> tuple[Layer
     follow = None
     try:
         follow = decode(reader, put)
-    except Short:
-        note = f"only {len(reader.data)} bytes of it are here"
+    except TooShort:
+        note = f"only {len(reader.data)} bytes were captured"
     except ValueError as error:
         note = clean(str(error), 256)
     return Layer(name, tuple(fields), note, depth), follow
@@ -111,21 +110,21 @@ def _decoder(follow: Next, reader: Reader) -> tuple[str, Decode]:
             return found
         name = ip.proto_name(follow.number)
         return (name if not name.isdigit() else f"Protocol {name}"), _unknown
-    return "Data", decode_data(follow.ports)
+    return "Data", decode_payload(follow.ports)
 
 
 def _unknown(reader: Reader, put: Put) -> Next | None:
-    put("length", f"{reader.whole} bytes")
+    put("length", f"{reader.length} bytes")
     return None
 
 
 def _no_network(reader: Reader, put: Put) -> Next | None:
     if not reader.data:
-        raise ValueError("nothing of it was captured")
+        raise ValueError("nothing was captured")
     raise ValueError(f"neither IPv4 nor IPv6: version {reader.data[0] >> 4}")
 
 
-# The link.
+# Link layer.
 
 
 def _link(mac: bytes, ethertype: int, vlan: int) -> Layer | None:
@@ -165,7 +164,7 @@ def _vlan(tci: int) -> str:
     return f"id {tci & 0xFFF} priority {tci >> 13}"
 
 
-# The network.
+# Network layer.
 
 _DSCP: Final = {
     0: "default",
@@ -210,27 +209,27 @@ def _ipv4(reader: Reader, put: Put) -> Next | None:
     if word & 0x3FFF:
         put("offset", f"{offset}{' (the first fragment)' if not offset else ''}")
     if header < 20:
-        raise ValueError(f"it says that its header has {header} bytes; the least is 20")
+        raise ValueError(f"header length is {header} bytes; the minimum is 20")
     put("checksum", _checksum(reader, header))
     for name, value in _options4(reader, header):
         put(name, value)
-    if total == 0 and reader.whole > 0xFFFF:
-        total = reader.whole  # GSO: more than its field can say
+    if total == 0 and reader.length > 0xFFFF:
+        total = reader.length  # GSO: too long for the field
     if total < header:
-        raise ValueError(f"it says that it has {total} bytes, fewer than its header")
+        raise ValueError(f"length is {total} bytes, less than the header")
     if offset:
         return Next(DATA, header, total)
     return Next(PROTO, header, total, number=proto)
 
 
 def _checksum(reader: Reader, header: int) -> str:
-    said = reader.u16(10)
+    given = reader.u16(10)
     words = reader.raw(0, header)
-    total = sum(int.from_bytes(words[at : at + 2], "big") for at in range(0, header, 2)) - said
+    total = sum(int.from_bytes(words[at : at + 2], "big") for at in range(0, header, 2)) - given
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
-    right = total ^ 0xFFFF
-    return f"0x{said:04x} " + ("right" if said == right else f"wrong: 0x{right:04x} is right")
+    correct = total ^ 0xFFFF
+    return f"0x{given:04x} " + ("correct" if given == correct else f"wrong, not 0x{correct:04x}")
 
 
 def _options4(reader: Reader, header: int) -> list[tuple[str, str]]:
@@ -245,7 +244,7 @@ def _options4(reader: Reader, header: int) -> list[tuple[str, str]]:
             continue
         size = reader.u8(at + 1)
         if size < 2 or at + size > header:
-            found.append(("option", f"{named(_IP_OPTIONS, kind)}: it says {size} bytes"))
+            found.append(("option", f"{named(_IP_OPTIONS, kind)}: invalid length {size}"))
             break
         value = reader.raw(at + 2, size - 2).hex(" ")
         found.append(("option", f"{named(_IP_OPTIONS, kind)} {value}".rstrip()))
@@ -265,8 +264,8 @@ def _ipv6(reader: Reader, put: Put) -> Next | None:
     _traffic(put, word >> 20 & 0xFF)
     put("flow label", f"0x{word & 0xFFFFF:05x}")
     total = 40 + payload
-    if payload == 0 and (upper == ip.HOPOPTS or reader.whole > 0xFFFF):
-        total = reader.whole  # a jumbogram, or GSO
+    if payload == 0 and (upper == ip.HOPOPTS or reader.length > 0xFFFF):
+        total = reader.length  # a jumbogram, or GSO
     return Next(PROTO, 40, total, number=upper)
 
 
@@ -282,7 +281,7 @@ def _hop_options(reader: Reader, put: Put) -> Next | None:
             continue
         length = reader.u8(at + 1)
         if at + 2 + length > size:
-            raise ValueError(f"its option {kind} says {length} bytes, more than there are")
+            raise ValueError(f"option {kind} has {length} bytes, more than the header")
         if kind != 1:  # padding
             value = reader.raw(at + 2, length).hex(" ")
             put("option", f"{named(_HOP_OPTIONS, kind)} {value}".rstrip())
@@ -323,7 +322,7 @@ def _fragment(reader: Reader, put: Put) -> Next | None:
 
 
 def _inner(reader: Reader, put: Put) -> Next | None:
-    put("length", f"{reader.whole} bytes")
+    put("length", f"{reader.length} bytes")
     return Next(NETWORK, 0, inside=True)
 
 
@@ -341,7 +340,7 @@ _BY_NUMBER: Final[dict[int, tuple[str, Decode]]] = {
 
 
 def hex_dump(data: bytes, wide: int = 16) -> list[tuple[str, str, str]]:
-    """Lines of `wide` bytes: the offset, the bytes, and those that are ASCII as text."""
+    """Returns lines of `wide` bytes: offset, bytes in hexadecimal, and as ASCII."""
     lines = []
     for at in range(0, len(data), wide):
         some = data[at : at + wide]

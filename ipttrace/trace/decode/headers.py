@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Packet headers, decoded for many packets at once.
+"""The headers of many packets at once, as columns.
 
 From the network header on: IPv4 (RFC 791), IPv6 and its extension headers
 (RFC 8200), TCP (RFC 9293 and the NS bit of RFC 3540), UDP, UDP-Lite, SCTP,
 DCCP, ICMP (RFC 792), ICMPv6 (RFC 4443), GRE (RFC 2784, 2890), ESP, AH.
 
-Packets are hostile: what is cut off or contradicts itself is left unknown;
-nothing outside of the captured bytes is looked at, and nothing raises.  Must
-not do I/O.
+Packets are untrusted: fields that are cut off or inconsistent stay unknown, bytes
+beyond the captured ones are never used, and nothing raises.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ import numpy as np
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.decode import protocol as ip
 
-# Bits of Headers.known: which of the fields hold something.
+# Bits of Headers.known: which fields are valid.
 PORTS: Final = 0x01
 TCP_FLAGS: Final = 0x02
 ICMP: Final = 0x04
 FRAGMENT: Final = 0x08
 MORE: Final = 0x10  # fragments follow
 QUERY: Final = 0x20  # sub is the identifier of an ICMP query
-GRE: Final = 0x40  # sub is the protocol inside
+GRE: Final = 0x40  # sub is the encapsulated protocol
 EXTRA: Final = 0x80  # GRE key, SPI of ESP or AH
 
-# As many extension headers as make sense and some more; then proto is unknown.
+# More extension headers than make sense; beyond these, proto is unknown.
 _MAX_EXTENSIONS: Final = 10
 
 
@@ -38,9 +37,9 @@ _MAX_EXTENSIONS: Final = 10
 class Headers:
     """Arrays of shape (n,); zero where unknown.  Integers in host order."""
 
-    version: Array  # uint8: 4, 6, 0 unknown: then nothing else is known
+    version: Array  # uint8: 4, 6; 0: unknown, like all other fields
     known: Array  # uint8: the bits above
-    proto: Array  # int16, past extension headers, -1 unknown
+    proto: Array  # int16, after extension headers; -1: unknown
     src: Array  # uint8, shape (n, 16); IPv4 in the first four
     dst: Array
     sport: Array  # uint16
@@ -52,10 +51,10 @@ class Headers:
     extra: Array  # uint32
     frag_id: Array  # uint32
     frag_off: Array  # uint16, in bytes
-    l4: Array  # uint8: offset of the transport header, 0 unknown
+    l4: Array  # uint8: offset of the transport header; 0: unknown
 
     def at(self, rows: Array) -> Headers:
-        """These rows alone."""
+        """Returns the headers of these rows."""
         return Headers(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
@@ -80,7 +79,7 @@ def _empty(count: int) -> Headers:
 
 
 class _Bytes:
-    """The packets, and how far each of them may be read."""
+    """The packets, and the number of readable bytes of each."""
 
     def __init__(self, packets: Array, caplen: Array, length: Array) -> None:
         self.packets = packets
@@ -89,11 +88,11 @@ class _Bytes:
         self.cap = np.minimum(np.minimum(caplen, limit), self.length).astype(np.int64)
 
     def word(self, rows: Array | slice, at: int, size: int) -> Array:
-        """A big-endian integer at the same offset of each row (must be within cap)."""
+        """Returns a big-endian integer at one offset of all rows (must be within cap)."""
         return self.packets[rows, at : at + size].view(f">u{size}")[:, 0]
 
     def gather(self, rows: Array, at: Array, size: int) -> Array:
-        """Big-endian integers, each at its own offset (must be within cap)."""
+        """Returns big-endian integers, each at its own offset (must be within cap)."""
         value = self.packets[rows, at].astype(np.uint32)
         for more in range(1, size):
             value <<= np.uint32(8)
@@ -102,10 +101,10 @@ class _Bytes:
 
 
 def decode(packets: Array, caplen: Array, length: Array) -> Headers:
-    """The headers of `packets`: uint8, shape (n, width), last axis contiguous.
+    """Returns the headers of `packets`: uint8 (n, width), last axis contiguous.
 
-    `caplen` (n,): their valid bytes; `length` (n,): that of the packet in the
-    kernel (skb->len), which may be more than its headers say and the reverse.
+    `caplen` (n,): their captured bytes; `length` (n,): skb->len, which may differ from
+    the lengths in the headers.
     """
     out = _empty(len(packets))
     if not len(packets):
@@ -125,25 +124,25 @@ def decode(packets: Array, caplen: Array, length: Array) -> Headers:
 
 
 def _ipv4(raw: _Bytes, rows: Array, out: Headers, start: Array, bound: Array) -> None:
-    everything: Array | slice = slice(None) if len(rows) == len(out.version) else rows
-    ihl = (raw.packets[everything, 0] & 0x0F).astype(np.int64) * 4
+    all_rows: Array | slice = slice(None) if len(rows) == len(out.version) else rows
+    ihl = (raw.packets[all_rows, 0] & 0x0F).astype(np.int64) * 4
     if int(ihl.min()) < 20:
         good = ihl >= 20
         rows, ihl = rows[good], ihl[good]
-        everything = rows
+        all_rows = rows
         if not rows.size:
             return
-    out.version[everything] = 4
-    out.src[everything, :4] = raw.packets[everything, 12:16]
-    out.dst[everything, :4] = raw.packets[everything, 16:20]
-    out.proto[everything] = raw.packets[everything, 9]
-    total = raw.word(everything, 2, 2).astype(np.int64)
-    # GSO packets of more than 64 KiB have no room for their length.
-    big = (total == 0) & (raw.length[everything] > 65535)
-    total[big] = raw.length[everything][big]
-    bound[everything] = np.minimum(total, raw.cap[everything])
-    start[everything] = ihl
-    word = raw.word(everything, 6, 2).astype(np.uint16)
+    out.version[all_rows] = 4
+    out.src[all_rows, :4] = raw.packets[all_rows, 12:16]
+    out.dst[all_rows, :4] = raw.packets[all_rows, 16:20]
+    out.proto[all_rows] = raw.packets[all_rows, 9]
+    total = raw.word(all_rows, 2, 2).astype(np.int64)
+    # The length of GSO packets above 64 KiB does not fit its field.
+    big = (total == 0) & (raw.length[all_rows] > 65535)
+    total[big] = raw.length[all_rows][big]
+    bound[all_rows] = np.minimum(total, raw.cap[all_rows])
+    start[all_rows] = ihl
+    word = raw.word(all_rows, 6, 2).astype(np.uint16)
     fragment = np.flatnonzero(word & 0x3FFF)
     if fragment.size:
         which, word = rows[fragment], word[fragment]
@@ -156,28 +155,28 @@ def _ipv4(raw: _Bytes, rows: Array, out: Headers, start: Array, bound: Array) ->
 
 
 def _ipv6(raw: _Bytes, rows: Array, out: Headers, start: Array, bound: Array) -> None:
-    everything: Array | slice = slice(None) if len(rows) == len(out.version) else rows
-    out.version[everything] = 6
-    out.src[everything] = raw.packets[everything, 8:24]
-    out.dst[everything] = raw.packets[everything, 24:40]
-    upper = raw.packets[everything, 6].astype(np.int16)
-    total = raw.word(everything, 4, 2).astype(np.int64) + 40
-    # Jumbograms and GSO packets of more than 64 KiB say zero.
-    length = raw.length[everything]
+    all_rows: Array | slice = slice(None) if len(rows) == len(out.version) else rows
+    out.version[all_rows] = 6
+    out.src[all_rows] = raw.packets[all_rows, 8:24]
+    out.dst[all_rows] = raw.packets[all_rows, 24:40]
+    upper = raw.packets[all_rows, 6].astype(np.int16)
+    total = raw.word(all_rows, 4, 2).astype(np.int64) + 40
+    # Jumbograms and GSO packets above 64 KiB have length 0.
+    length = raw.length[all_rows]
     big = (total == 40) & ((length > 65535 + 40) | (upper == ip.HOPOPTS))
     total[big] = length[big]
-    bound[everything] = np.minimum(total, raw.cap[everything])
-    start[everything] = 40
-    out.proto[everything] = upper
+    bound[all_rows] = np.minimum(total, raw.cap[all_rows])
+    start[all_rows] = 40
+    out.proto[all_rows] = upper
     extended = np.flatnonzero(ip.IS_EXTENSION[upper])
     if extended.size:
         _extensions(raw, rows[extended], out, start, bound)
 
 
 def _extensions(raw: _Bytes, rows: Array, out: Headers, start: Array, bound: Array) -> None:
-    """Walk to the upper layer; proto is the header where the walk had to end."""
+    """Skips extension headers; sets proto to the last header that was reached."""
     for _ in range(_MAX_EXTENSIONS):
-        # The header's first eight bytes, or its proto is the last thing known.
+        # Eight bytes must be readable; otherwise this header is the last known.
         readable = start[rows] + 8 <= bound[rows]
         start[rows[~readable]] = 0
         rows = rows[readable]
@@ -213,7 +212,7 @@ def _transport(raw: _Bytes, out: Headers, start: Array, bound: Array) -> None:
     out.l4[:] = start
     proto = np.where(start > 0, out.proto, np.int16(-1))
     left = bound - start
-    kind = ip.DECODED[proto]  # proto -1 takes the last element: not decoded
+    kind = ip.DECODED[proto]  # index -1 is the last element: not decoded
 
     rows = np.flatnonzero((kind == ip.HAS_PORTS) & (left >= 4))
     if rows.size:
@@ -249,13 +248,13 @@ def _transport(raw: _Bytes, out: Headers, start: Array, bound: Array) -> None:
 def _tunnel(
     raw: _Bytes, out: Headers, rows: Array, proto: Array, start: Array, left: Array
 ) -> None:
-    """GRE, ESP and AH, of which the first four bytes are there."""
+    """Decodes GRE, ESP and AH, of which at least four bytes are readable."""
     gre = proto == ip.GRE
     word = raw.gather(rows[gre], start[gre], 4)
     out.sub[rows[gre]] = word & np.uint32(0xFFFF)
     out.known[rows[gre]] |= np.uint8(GRE)
-    # Where the four bytes are that tell one tunnel or association from another:
-    # the GRE key comes after a checksum, which routing (RFC 1701) implies too.
+    # The offset of the key or SPI.  The GRE key follows the checksum field, which is
+    # also present with routing (RFC 1701).
     at = np.where(proto == ip.AH, 4, 0)
     at[gre] = np.where(word & np.uint32(0xC0000000), 8, 4)
     there = left >= at + 4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ICMP (RFC 792, 1191) and ICMPv6 (RFC 4443, 4861), field by field.
 
-Errors go on with the packet that they quote.  Must not do I/O.
+The packet that an error quotes follows as further layers.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.decode.base import DATA, NETWORK, Next, Put, Reader, bits, named
+from ipttrace.trace.decode.layer import DATA, NETWORK, Next, Put, Reader, bits, named
 
 _TYPES: Final = {
     0: "Echo reply",
@@ -49,7 +49,7 @@ _CODES: Final = {
     },
     5: {0: "for the network", 1: "for the host", 2: "for TOS and network", 3: "for TOS and host"},
     11: {0: "TTL exceeded in transit", 1: "reassembly time exceeded"},
-    12: {0: "pointer says where", 1: "option missing", 2: "bad length"},
+    12: {0: "see pointer", 1: "option missing", 2: "bad length"},
 }
 _TYPES6: Final = {
     1: "Destination unreachable",
@@ -96,7 +96,7 @@ def _head(
 
 
 def icmp(reader: Reader, put: Put) -> Next | None:
-    """ICMP of IPv4."""
+    """Decodes ICMP (IPv4)."""
     kind, code = _head(reader, put, _TYPES, _CODES)
     if ip.ICMP_QUERY[kind]:
         put("id", reader.u16(4))
@@ -114,7 +114,7 @@ def icmp(reader: Reader, put: Put) -> Next | None:
 
 
 def icmpv6(reader: Reader, put: Put) -> Next | None:
-    """ICMP of IPv6, neighbour discovery included."""
+    """Decodes ICMPv6, including neighbour discovery."""
     kind, _ = _head(reader, put, _TYPES6, _CODES6)
     if ip.ICMPV6_QUERY[kind]:
         put("id", reader.u16(4))
@@ -147,13 +147,13 @@ def icmpv6(reader: Reader, put: Put) -> Next | None:
 
 
 def _options(reader: Reader, put: Put, at: int) -> None:
-    """Options of neighbour discovery (RFC 4861, section 4.6)."""
+    """Adds the options of neighbour discovery (RFC 4861, section 4.6)."""
     for _ in range(_MOST_OPTIONS):
-        if at >= reader.whole:
+        if at >= reader.length:
             return
         kind, size = reader.u8(at), reader.u8(at + 1) * 8
         if not size:
-            raise ValueError(f"its option {kind} says that it has no bytes")
+            raise ValueError(f"option {kind} has length 0")
         if kind in (1, 2) and size == 8:
             put(("source", "target")[kind - 1] + " mac", reader.raw(at + 2, 6).hex(":"))
         elif kind == 3 and size == 32:

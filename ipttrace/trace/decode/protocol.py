@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the numbers in packet headers are called (IANA, RFC 5237 and others).
+"""Numbers and names of protocols (IANA, RFC 5237), and what is decoded of each.
 
 Must not do I/O.
 """
@@ -71,7 +71,7 @@ NAMES: Final = {
     255: "RAW",
 }
 
-# In the order in which people say them: SYN,ACK; FIN,ACK; PSH,ACK.
+# In the usual order of names: SYN,ACK; FIN,ACK; PSH,ACK.
 _TCP_FLAGS: Final = (
     (0x002, "SYN"),
     (0x001, "FIN"),
@@ -86,18 +86,18 @@ _TCP_FLAGS: Final = (
 
 
 def proto_name(number: int) -> str:
-    """``TCP`` for 6; the number where it has no name here, empty when negative."""
+    """Returns ``TCP`` for 6; the number if it has no name here, "" if negative."""
     if number < 0:
         return ""
     return NAMES.get(number) or str(number)
 
 
 def tcp_flag_names(flags: int) -> str:
-    """``SYN,ACK`` for 0x12, ``NONE`` for 0."""
+    """Returns ``SYN,ACK`` for 0x12, ``NONE`` for 0."""
     return ",".join(name for bit, name in _TCP_FLAGS if flags & bit) or "NONE"
 
 
-# What packet.py decodes of each protocol.  The element past 255 is for -1.
+# What headers.py decodes of each protocol.  The element after 255 is for -1.
 HAS_PORTS: Final = 1
 IS_ICMP: Final = 2
 IS_TUNNEL: Final = 3
@@ -106,18 +106,18 @@ DECODED[[TCP, UDP, DCCP, SCTP, UDPLITE]] = HAS_PORTS
 DECODED[[ICMP, ICMPV6]] = IS_ICMP
 DECODED[[GRE, ESP, AH]] = IS_TUNNEL
 
-# Those that the kernel's ipv6_skip_exthdr() passes over: mobility, HIP and
-# shim6 headers are what the packet is about, so they count as its protocol.
+# As in the kernel's ipv6_skip_exthdr(): mobility, HIP and shim6 headers count as the
+# packet's protocol.
 IS_EXTENSION: Final = np.zeros(256, bool)
 IS_EXTENSION[[HOPOPTS, ROUTING, FRAGMENT, AH, DSTOPTS]] = True
 
-# Messages with an identifier that works like a port (nf_conntrack_proto_icmp.c).
+# Messages with an identifier, which conntrack uses like a port (nf_conntrack_proto_icmp.c).
 ICMP_QUERY: Final = np.zeros(256, bool)
 ICMP_QUERY[[0, 8, 13, 14, 15, 16, 17, 18]] = True
 ICMPV6_QUERY: Final = np.zeros(256, bool)
 ICMPV6_QUERY[[128, 129, 139, 140]] = True
 
-# Messages that quote the packet that caused them.
+# Messages that quote the packet they are about.
 ICMP_ERROR: Final = np.zeros(256, bool)
 ICMP_ERROR[[3, 4, 5, 11, 12]] = True
 ICMPV6_ERROR: Final = np.zeros(256, bool)

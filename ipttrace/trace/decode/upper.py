@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What IP carries, field by field: TCP (RFC 9293 and its options), UDP, UDP-Lite,
-DCCP (RFC 4340), SCTP (RFC 9260), GRE (RFC 2784, 2890, 2637), ESP, AH, IGMP, VRRP.
+"""Protocols above IP, field by field.
 
-Readers end where the capture does: see `dissect_base.Reader`.  Must not do I/O.
+TCP (RFC 9293) with its options, UDP, UDP-Lite, DCCP (RFC 4340), SCTP (RFC 9260), GRE
+(RFC 2784, 2890, 2637), ESP, AH, IGMP, VRRP.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.decode.base import DATA, NETWORK, PROTO, Decode, Next, Put, Reader, bits, named
+from ipttrace.trace.decode.layer import DATA, NETWORK, PROTO, Decode, Next, Put, Reader, bits, named
 
 _MOST_CHUNKS: Final = 8
 _MOST_SACKS: Final = 4
@@ -42,7 +42,7 @@ def _tcp(reader: Reader, put: Put) -> Next | None:
     if urgent := reader.u16(18):
         put("urgent", urgent)
     if header < 20:
-        raise ValueError(f"it says that its header has {header} bytes; the least is 20")
+        raise ValueError(f"header length is {header} bytes; the minimum is 20")
     at = 20
     while at < header:
         kind = reader.u8(at)
@@ -53,7 +53,7 @@ def _tcp(reader: Reader, put: Put) -> Next | None:
             continue
         size = reader.u8(at + 1)
         if size < 2 or at + size > header:
-            raise ValueError(f"its option {kind} says that it has {size} bytes")
+            raise ValueError(f"invalid length of option {kind}: {size} bytes")
         put(*_tcp_option(reader, kind, at + 2, size - 2))
         at += size
     return Next(DATA, header, ports=ports)
@@ -76,7 +76,7 @@ def _tcp_option(reader: Reader, kind: int, at: int, size: int) -> tuple[str, str
         case 8, 8:
             return "timestamps", f"{reader.u32(at)} echo {reader.u32(at + 4)}"
         case 34, _:
-            return "fast open", reader.raw(at, size).hex(" ") or "asked for"
+            return "fast open", reader.raw(at, size).hex(" ") or "requested"
         case 19, _:
             return "md5", reader.raw(at, size).hex(" ")
         case 30, _:
@@ -94,7 +94,7 @@ def _udp(reader: Reader, put: Put) -> Next | None:
     checksum = reader.u16(6)
     put("checksum", _hex16(checksum) if checksum else "0x0000 none")
     if 0 < length < 8:
-        raise ValueError(f"it says that it has {length} bytes, fewer than its header")
+        raise ValueError(f"length is {length} bytes, less than the header")
     return Next(DATA, 8, length or None, ports=ports)
 
 
@@ -155,12 +155,12 @@ def _sctp(reader: Reader, put: Put) -> Next | None:
     put("checksum", f"0x{reader.u32(8):08x}")
     at = 12
     for _ in range(_MOST_CHUNKS):
-        if at >= reader.whole:
+        if at >= reader.length:
             return None
         kind, length = reader.u8(at), reader.u16(at + 2)
         put("chunk", f"{named(_CHUNKS, kind)} flags 0x{reader.u8(at + 1):02x} length {length}")
         if length < 4:
-            raise ValueError(f"its chunk says that it has {length} bytes; the least is 4")
+            raise ValueError(f"chunk length is {length} bytes; the minimum is 4")
         if kind == 0:
             put("tsn", reader.u32(at + 4))
             put("stream", reader.u16(at + 8))
@@ -216,7 +216,7 @@ def _gre(reader: Reader, put: Put) -> Next | None:
         put("ack", reader.u32(at))
         at += 4
     if word & 0x4000:
-        return None  # routing entries (RFC 1701) of a length of their own
+        return None  # routing entries (RFC 1701) have variable length
     if version == 0 and inside in (0x0800, 0x86DD):
         return Next(NETWORK, at, inside=True)
     return Next(DATA, at)
@@ -225,7 +225,7 @@ def _gre(reader: Reader, put: Put) -> Next | None:
 def _esp(reader: Reader, put: Put) -> Next | None:
     put("spi", f"0x{reader.u32(0):08x}")
     put("seq", reader.u32(4))
-    put("encrypted", f"{max(reader.whole - 8, 0)} bytes")
+    put("encrypted", f"{max(reader.length - 8, 0)} bytes")
     return None
 
 
@@ -236,12 +236,12 @@ def _ah(reader: Reader, put: Put) -> Next | None:
     put("spi", f"0x{reader.u32(4):08x}")
     put("seq", reader.u32(8))
     if size < 12:
-        raise ValueError(f"it says that its header has {size} bytes; the least is 12")
+        raise ValueError(f"header length is {size} bytes; the minimum is 12")
     put("icv", reader.raw(12, size - 12).hex())
     return Next(PROTO, size, number=upper)
 
 
-# Others that are seen beside iptables rules.
+# Other protocols.
 
 _IGMP: Final = {
     0x11: "Query",
@@ -271,7 +271,7 @@ def _vrrp(reader: Reader, put: Put) -> Next | None:
 
 
 def _no_next(reader: Reader, put: Put) -> Next | None:
-    put("length", f"{reader.whole} bytes")
+    put("length", f"{reader.length} bytes")
     return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A packet's headers in words."""
+"""One packet's headers field by field, and the dump of its bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipttrace.trace.decode.base import Layer
 from ipttrace.trace.decode.dissect import MOST_LAYERS, dissect, hex_dump
+from ipttrace.trace.decode.layer import Layer
 from tests.data.records import udp, v4
 
 
@@ -39,16 +39,16 @@ def test_a_syn_shows_its_ports_flags_and_options() -> None:
     assert not any(layer.note for layer in layers)
 
 
-def test_a_wrong_header_checksum_is_told_with_the_right_one() -> None:
+def test_a_wrong_header_checksum_is_shown_with_the_correct_one() -> None:
     packet = bytearray.fromhex("450000730000400040110000c0a80001c0a800c7") + bytes(95)
     packet[10:12] = b"\xb8\x61"
-    assert one(dissect(bytes(packet), 115), "IPv4")["checksum"] == "0xb861 right"
+    assert one(dissect(bytes(packet), 115), "IPv4")["checksum"] == "0xb861 correct"
     packet[8] = 1
     text = one(dissect(bytes(packet), 115), "IPv4")["checksum"]
-    assert text.startswith("0xb861 wrong: 0x")
+    assert text.startswith("0xb861 wrong, not 0x")
 
 
-def test_an_icmp_error_goes_on_with_the_packet_that_it_quotes() -> None:
+def test_the_packet_quoted_in_an_icmp_error_is_decoded() -> None:
     quoted = v4(17, "10.0.0.1", "10.9.0.1", udp(40000, 53))
     error = struct.pack(">BBHHH", 3, 4, 0, 0, 1400) + quoted
     layers = dissect(v4(1, "10.0.0.254", "10.0.0.1", error), 20 + len(error))
@@ -60,7 +60,7 @@ def test_an_icmp_error_goes_on_with_the_packet_that_it_quotes() -> None:
     assert one(layers, "UDP", depth=1)["dport"] == "53"
 
 
-def test_icmpv6_shows_whose_address_is_asked_for() -> None:
+def test_a_neighbour_solicitation_shows_its_target() -> None:
     target = bytes(15) + b"\x09"
     body = struct.pack(">BBHI", 135, 0, 0, 0) + target + b"\x01\x01\x02\x00\x00\x00\x00\x07"
     layers = dissect(v6(58, body), 40 + len(body))
@@ -71,7 +71,7 @@ def test_icmpv6_shows_whose_address_is_asked_for() -> None:
     assert (ipv6["dscp"], ipv6["hop limit"], ipv6["flow label"]) == ("EF (46)", "63", "0x12345")
 
 
-def test_extension_headers_stand_between_ipv6_and_its_payload() -> None:
+def test_extension_headers_are_listed_between_ipv6_and_udp() -> None:
     hop = bytes([60, 0, 5, 2, 0, 0, 1, 0])
     dst = bytes([44, 0, 1, 4, 0, 0, 0, 0])
     fragment = struct.pack(">BBHI", 17, 0, 1, 77)
@@ -83,13 +83,13 @@ def test_extension_headers_stand_between_ipv6_and_its_payload() -> None:
     assert one(layers, "IPv6 fragment")["more"] == "yes"
 
 
-def test_a_later_fragment_is_not_read_as_a_header() -> None:
+def test_a_later_fragment_has_no_transport_header() -> None:
     layers = dissect(v4(17, "10.0.0.1", "10.0.0.2", udp(1, 2), frag=0x2010), 28)
     assert [layer.name for layer in layers] == ["IPv4", "Data"]
     assert one(layers, "IPv4")["offset"] == "128"
 
 
-def test_tunnels_go_on_with_the_packet_inside() -> None:
+def test_the_packet_inside_a_tunnel_is_decoded() -> None:
     inner = v4(17, "192.0.2.1", "192.0.2.2", udp(1000, 2000))
     gre = struct.pack(">HHI", 0x2000, 0x0800, 0xBEEF) + inner
     layers = dissect(v4(47, "10.0.0.1", "10.0.0.2", gre), 20 + len(gre))
@@ -115,12 +115,14 @@ def test_tunnels_go_on_with_the_packet_inside() -> None:
         (250, b"abc", "Protocol 250", "length", "3 bytes"),
     ],
 )
-def test_other_protocols(proto: int, body: bytes, name: str, field: str, value: str) -> None:
+def test_other_protocols_show_their_fields(
+    proto: int, body: bytes, name: str, field: str, value: str
+) -> None:
     layers = dissect(v4(proto, "10.0.0.1", "10.0.0.2", body), 20 + len(body))
     assert one(layers, name)[field] == value
 
 
-def test_a_dns_question_is_shown_with_its_name() -> None:
+def test_a_dns_question_shows_its_name() -> None:
     name = b"\x03www\x07example\x03org\x00"
     body = struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + name + struct.pack(">HH", 28, 1)
     layers = dissect(v4(17, "10.0.0.1", "10.0.0.2", udp(40000, 53, body)), 28 + len(body))
@@ -128,7 +130,7 @@ def test_a_dns_question_is_shown_with_its_name() -> None:
     assert (data["dns"], data["name"], data["type"]) == ("question", "www.example.org", "AAAA (28)")
 
 
-def test_a_request_is_shown_with_its_host() -> None:
+def test_an_http_request_shows_its_host() -> None:
     body = b"GET /\x1b[2J HTTP/1.1\r\nHost: [b]x[/b]\r\n\r\n"
     tcp = struct.pack(">HHIIHHHH", 40000, 80, 1, 1, 0x5018, 1000, 0, 0) + body
     layers = dissect(v4(6, "10.0.0.1", "10.0.0.2", tcp), 20 + len(tcp))
@@ -137,7 +139,7 @@ def test_a_request_is_shown_with_its_host() -> None:
     assert data["host"] == "[b]x[/b]"
 
 
-def test_the_name_in_a_client_hello_is_shown() -> None:
+def test_a_client_hello_shows_the_server_name() -> None:
     name = b"\x00\x00\x00\x09\x00\x07\x00\x00\x04a.bc"
     hello = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\x13\x01" + b"\x01\x00"
     hello += struct.pack(">H", len(name)) + name
@@ -148,7 +150,7 @@ def test_the_name_in_a_client_hello_is_shown() -> None:
     assert (data["handshake"], data["server"]) == ("ClientHello (1)", "a.bc")
 
 
-def test_the_link_shows_addresses_and_tag() -> None:
+def test_the_link_layer_shows_addresses_and_vlan() -> None:
     mac = bytes.fromhex("ffffffffffff020000000001") + b"\x08\x00"
     layers = dissect(v4(17, "10.0.0.1", "10.0.0.2", udp(1, 2)), 28, mac, 0x0800, 0x6007)
     link = one(layers, "Ethernet")
@@ -157,7 +159,7 @@ def test_the_link_shows_addresses_and_tag() -> None:
 
 
 @pytest.mark.parametrize("captured", range(28))
-def test_what_is_cut_off_is_said_and_not_invented(captured: int) -> None:
+def test_a_cut_header_has_a_note_and_no_invented_fields(captured: int) -> None:
     whole = v4(17, "10.0.0.1", "10.0.0.2", udp(40000, 53))
     layers = dissect(whole[:captured], len(whole))
     assert layers[-1].note
@@ -168,30 +170,30 @@ def test_what_is_cut_off_is_said_and_not_invented(captured: int) -> None:
 @pytest.mark.parametrize(
     ("packet", "what"),
     [
-        (b"\x42" + bytes(19), "header has 8 bytes"),
-        (b"\x45\x00\x00\x0a" + bytes(16), "10 bytes, fewer than its header"),
+        (b"\x42" + bytes(19), "header length is 8 bytes"),
+        (b"\x45\x00\x00\x0a" + bytes(16), "10 bytes, less than the header"),
         (b"\x95" + bytes(30), "version 9"),
-        (b"", "nothing of it was captured"),
-        (v4(6, "1.1.1.1", "2.2.2.2", bytes(12) + b"\x40" + bytes(7)), "header has 16 bytes"),
+        (b"", "nothing was captured"),
+        (v4(6, "1.1.1.1", "2.2.2.2", bytes(12) + b"\x40" + bytes(7)), "header length is 16 bytes"),
         (v4(6, "1.1.1.1", "2.2.2.2", bytes(12) + b"\x60" + bytes(7) + b"\x02\x00"), "option 2"),
-        (v4(17, "1.1.1.1", "2.2.2.2", b"\0\1\0\2\0\3\0\0"), "3 bytes, fewer than its header"),
-        (v4(132, "1.1.1.1", "2.2.2.2", bytes(12) + b"\0\0\0\0"), "the least is 4"),
+        (v4(17, "1.1.1.1", "2.2.2.2", b"\0\1\0\2\0\3\0\0"), "3 bytes, less than the header"),
+        (v4(132, "1.1.1.1", "2.2.2.2", bytes(12) + b"\0\0\0\0"), "the minimum is 4"),
         (v6(0, bytes([6, 0, 1, 200]) + bytes(4)), "option"),
     ],
 )
-def test_lengths_that_lie_are_told(packet: bytes, what: str) -> None:
+def test_inconsistent_lengths_have_a_note(packet: bytes, what: str) -> None:
     layers = dissect(packet, max(len(packet), 20))
     notes = " ".join(layer.note for layer in layers)
     assert what in notes
 
 
-def test_packets_inside_packets_come_to_an_end() -> None:
+def test_nested_packets_are_bounded() -> None:
     packet = b""
     for _ in range(6):
         packet = v4(4, "10.0.0.1", "10.0.0.2", packet)
     layers = dissect(packet, len(packet))
     assert len(layers) <= MOST_LAYERS
-    assert layers[-1].note == "too many packets inside packets"
+    assert layers[-1].note == "too many nested packets"
 
 
 STARTS = st.sampled_from(
@@ -205,19 +207,19 @@ STARTS = st.sampled_from(
 @given(
     start=STARTS,
     body=st.binary(max_size=128),
-    said=st.integers(0, 65535),
+    given_length=st.integers(0, 65535),
     length=st.integers(0, 1 << 20),
     mac=st.binary(max_size=18),
     numbers=st.tuples(st.integers(0, 65535), st.integers(0, 65535)),
 )
-def test_no_bytes_can_break_or_flood_it(
-    start: bytes, body: bytes, said: int, length: int, mac: bytes, numbers: tuple[int, int]
+def test_arbitrary_bytes_give_bounded_clean_layers(
+    start: bytes, body: bytes, given_length: int, length: int, mac: bytes, numbers: tuple[int, int]
 ) -> None:
     data = bytearray((start + body)[:128])
     if len(data) > 5 and data[0] >> 4 == 4:
-        data[2:4] = said.to_bytes(2, "big")
+        data[2:4] = given_length.to_bytes(2, "big")
     elif len(data) > 5:
-        data[4:6] = said.to_bytes(2, "big")
+        data[4:6] = given_length.to_bytes(2, "big")
     layers = dissect(bytes(data), length, mac, *numbers)
     assert len(layers) <= MOST_LAYERS
     for layer in layers:
@@ -228,7 +230,7 @@ def test_no_bytes_can_break_or_flood_it(
 
 
 @given(st.binary(max_size=128))
-def test_the_dump_holds_every_byte_once(data: bytes) -> None:
+def test_the_dump_contains_every_byte_once(data: bytes) -> None:
     lines = hex_dump(data)
     assert bytes.fromhex("".join(octets for _, octets, _ in lines)) == data
     assert [int(offset, 16) for offset, _, _ in lines] == list(range(0, len(data), 16))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the decoders of single headers share: bytes that end somewhere, and layers.
+"""What the field-by-field decoders share: a bounded reader, layers and names of numbers.
 
 Must not do I/O.
 """
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from typing import Final
 
 
-class Short(Exception):
-    """The bytes that were captured end before what is asked for."""
+class TooShort(Exception):
+    """The captured bytes end before the requested ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The captured bytes of one header and what follows; big-endian.
+    """The captured bytes of a header and what follows it, big-endian.
 
-    `whole`: how many there were before the capture cut them, as the header
-    around says.  Reading past the end raises Short.
+    `length`: the number of bytes before the capture cut them, from the enclosing
+    header.  Reading past the captured bytes raises TooShort.
     """
 
     data: bytes
-    whole: int
+    length: int
 
     def raw(self, at: int, size: int) -> bytes:
         if at < 0 or size < 0 or at + size > len(self.data):
-            raise Short
+            raise TooShort
         return self.data[at : at + size]
 
     def u8(self, at: int) -> int:
@@ -44,45 +44,46 @@ class Reader:
         return int.from_bytes(self.raw(at, 8), "big")
 
 
-# Takes a field's name and its value.
 Put = Callable[[str, object], None]
+"""Adds a field: its name and value."""
 
-NETWORK: Final = "network"  # IPv4 or IPv6, as the first bits say
+NETWORK: Final = "network"  # IPv4 or IPv6, by its first four bits
 PROTO: Final = "proto"  # an IP protocol
 DATA: Final = "data"
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What follows a header: from `at` to `end`, counted from the header's start."""
+    """What follows a header, from byte `at` to `end` of it."""
 
     kind: str
     at: int
-    end: int | None = None  # None: to the end of the header's own bytes
+    end: int | None = None  # None: all remaining bytes
     number: int = 0  # the IP protocol
-    ports: tuple[int, int] | None = None  # of what carries data
-    inside: bool = False  # a packet inside of this one: a tunnel's, or quoted
+    ports: tuple[int, int] | None = None  # of the payload's transport protocol
+    inside: bool = False  # a packet within this one: tunnelled or quoted
 
 
 Decode = Callable[[Reader, Put], Next | None]
+"""Adds the fields of a header and returns what follows; raises TooShort or ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One header, field by field; all text is safe for a terminal."""
+    """One header, field by field; all text is clean."""
 
     name: str
     fields: tuple[tuple[str, str], ...]
     note: str = ""  # what is wrong with it
-    depth: int = 0  # packets around the one that it belongs to
+    depth: int = 0  # number of packets around its own
 
 
 def named(names: Mapping[int, str], number: int) -> str:
-    """``Echo request (8)``; the number alone where it has no name."""
+    """Returns ``Echo request (8)``; the number alone if it has no name."""
     name = names.get(number)
     return f"{name} ({number})" if name else str(number)
 
 
 def bits(names: tuple[tuple[int, str], ...], value: int) -> str:
-    """The names of the bits that are set; "-" for none."""
+    """Returns the names of the bits that are set; "-" if there are none."""
     return ",".join(name for bit, name in names if value & bit) or "-"

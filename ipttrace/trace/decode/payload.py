@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The first bytes of what TCP and UDP carry, where a name can be read in them.
+"""The first bytes of TCP and UDP payloads.
 
-DNS questions (RFC 1035), the kind of a TLS record (RFC 8446) with the server's
-name if so much was captured (RFC 6066), first lines of protocols that are text.
-Must not do I/O.
+DNS questions (RFC 1035), the type of a TLS record (RFC 8446) and, if the capture
+reaches that far, the server name (RFC 6066), and first lines of text protocols.  Must
+not do I/O.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from ipttrace.text import clean
-from ipttrace.trace.decode.base import Decode, Next, Put, Reader, Short, named
+from ipttrace.trace.decode.layer import Decode, Next, Put, Reader, TooShort, named
 
 _DNS_PORTS: Final = frozenset({53, 5353, 5355})
 _DNS_TYPES: Final = {
@@ -44,13 +44,13 @@ _TEXT: Final = re.compile(
 _MOST_LABELS: Final = 32
 
 
-def decode_data(ports: tuple[int, int] | None) -> Decode:
-    """A decoder of what came between these ports; None: nothing is known of it."""
+def decode_payload(ports: tuple[int, int] | None) -> Decode:
+    """Returns a decoder for payload between these ports; None: of an unknown protocol."""
 
     def decode(reader: Reader, put: Put) -> Next | None:
-        here, whole = len(reader.data), reader.whole
-        put("length", f"{whole} bytes" + (f", {here} captured" if here < whole else ""))
-        if ports is None or not here:
+        captured, length = len(reader.data), reader.length
+        put("length", f"{length} bytes" + (f", {captured} captured" if captured < length else ""))
+        if ports is None or not captured:
             return None
         try:
             if _DNS_PORTS & set(ports):
@@ -59,8 +59,8 @@ def decode_data(ports: tuple[int, int] | None) -> Decode:
                 _tls(reader, put)
             elif _TEXT.match(reader.data):
                 _text(reader, put)
-        except Short:
-            pass  # a capture that ends in here is no news
+        except TooShort:
+            pass  # captures usually end within the payload
         return None
 
     return decode
@@ -68,8 +68,8 @@ def decode_data(ports: tuple[int, int] | None) -> Decode:
 
 def _dns(reader: Reader, put: Put) -> None:
     at = 0
-    # Over TCP its length comes first.
-    if len(reader.data) >= 14 and reader.u16(0) == reader.whole - 2:
+    # Over TCP, the message is preceded by its length.
+    if len(reader.data) >= 14 and reader.u16(0) == reader.length - 2:
         at = 2
     flags = reader.u16(at + 2)
     if reader.u16(at + 4) != 1:
@@ -95,7 +95,7 @@ def _name(reader: Reader, at: int) -> tuple[str, int]:
             break
         labels.append(reader.raw(at + 1, size))
         at += 1 + size
-    raise Short
+    raise TooShort
 
 
 def _tls(reader: Reader, put: Put) -> None:
@@ -106,10 +106,10 @@ def _tls(reader: Reader, put: Put) -> None:
     put("handshake", named(_HANDSHAKES, reader.u8(5)))
     if reader.u8(5) != 1:
         return
-    at = 5 + 4 + 2 + 32  # to the session's id
+    at = 5 + 4 + 2 + 32  # the session id
     at += 1 + reader.u8(at)
     at += 2 + reader.u16(at)  # cipher suites
-    at += 1 + reader.u8(at)  # compressions
+    at += 1 + reader.u8(at)  # compression methods
     at += 2
     for _ in range(_MOST_LABELS):
         kind, size = reader.u16(at), reader.u16(at + 2)
