@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m ipttrace`."""
+"""`python -m ipttrace`: the same as the command ipttrace."""
 
 from __future__ import annotations
 

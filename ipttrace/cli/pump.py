@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From a stream to lines: what print, record, replay and export have in common.
+"""From a stream to lines on stdout, to a copy of the stream, or both.
 
-Ends with the summary whatever happens on the way: a reader that goes (`| head`),
-Ctrl-C, a damaged stream, an agent that dies.  Must not touch the kernel.
+The run ends with the summary in any case: if the reader of stdout goes away
+(`| head`), at Ctrl-C, if the stream is damaged or the agent dies.  Must not touch the
+kernel.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from ipttrace.cli import outcome
 from ipttrace.stream.frames import Decoder, Kind, StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Array
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from ipttrace.trace.query import Query
     from ipttrace.trace.query.until import Until
 
-_PORTION: Final = 1 << 20
-# Rows made into lines at a time: bounds memory, and the wait for the first.
+_PORTION: Final = 1 << 20  # bytes read at a time
+# Rows formatted at a time: bounds memory, and the delay of the first line.
 _BATCH: Final = 5000
-# How long an agent that was asked to stop may take for its last books, s.
+# s, for an agent that was asked to stop to send its last books.
 _GRACE: Final = 10.0
 
 
@@ -46,37 +47,8 @@ class _Sink(Protocol):
     def write(self, data: bytes, /) -> object: ...
 
 
-class Recording:
-    """The file that takes a stream: what it held before stays until the first byte comes.
-
-    The path ``-`` is stdout.  Raises OSError where it cannot be written to.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._begun = path == "-"
-        self._new = not self._begun and not os.path.lexists(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        self._fd = os.dup(1) if self._begun else os.open(path, flags, 0o666)
-
-    def write(self, data: bytes, /) -> None:
-        if not self._begun:
-            self._begun = True
-            with contextlib.suppress(OSError):  # a pipe or a device
-                os.ftruncate(self._fd, 0)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
-
-    def close(self) -> None:
-        """Closes it; one that was made for nothing is gone again."""
-        os.close(self._fd)
-        if self._new and not self._begun:
-            os.unlink(self._path)
-
-
 class Pump:
-    """Reads one stream to its end, or to where the user ends it."""
+    """Reads one stream to its end, or until the user ends it."""
 
     def __init__(
         self,
@@ -89,38 +61,37 @@ class Pump:
         stop: Callable[[], None] | None = None,
         names: dict[int, str] | None = None,
     ) -> None:
-        """`query` takes the rows to show, of which `count` are enough.
+        """`output`: what rows become; None writes no rows.
 
-        The first row that `until` takes is the last one.
-
-        `copy` takes the bytes as they are; `stop` asks the far end to finish.
-
-        `names` is filled with the namespaces' names once they are known.
+        `query`: the rows to write; `count`: how many of them; `until`: the first row
+        that matches is the last one.  `copy` receives the stream as it is; `stop` asks
+        the agent to finish.  `names` is filled with the names of the network
+        namespaces, by inode, when the stream begins.
         """
         self.trace = Trace(capacity=4 * 65536)
         self.interrupted = False
+        self.rows = 0  # written; without an output, all
+        self.errors: list[str] = []
         self._output = output
         self._count = count
         self._query = query
-        self._wanted = until
+        self._until_query = until
         self._until: Until | None = None
         self._copy = copy
-        self._ask = stop
+        self._stop = stop
         self._names = names
         self._decoder = Decoder()
         self._writer = Writer()
-        self._begun = False
-        self._looked = 0  # the row after the last one that was looked at
-        self.rows = 0  # shown, or made where nothing is shown
+        self._begun = False  # the output has its header
+        self._next = 0  # the first row not yet examined
         self._stopping = False
         self._deadline = 0.0
-        self._said = 0
-        # An agent that never began has said why, on a line of its own.
+        self._notes_printed = 0
+        # The agent sent nothing: it has printed the reason on stderr.
         self._silent = False
-        self.errors: list[str] = []
 
     def run(self, stream: _Stream) -> int:
-        """Pumps until the end; prints errors and the summary.  Returns the exit status."""
+        """Reads to the end, prints errors and the summary, returns the exit status."""
         before = signal.signal(signal.SIGINT, self._on_interrupt)
         term = signal.signal(signal.SIGTERM, self._on_interrupt)
         try:
@@ -129,7 +100,7 @@ class Pump:
             except StreamError as error:
                 self.errors.append(str(error))
                 self.trace.finish()
-                self._rows()
+                self._write_rows()
             if self._output is not None and self._begun:
                 self._write(self._output.end())
         except (OutputError, OSError) as error:
@@ -143,11 +114,11 @@ class Pump:
     def _read(self, fd: int) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        came = False
+        received = False
         while True:
             ready = poll.poll(200)
             if self._stopping and time.monotonic() > self._deadline:
-                self.errors.append("the agent does not answer: its last books are missing")
+                self.errors.append("the agent does not respond: its last books are missing")
                 return
             if not ready:
                 if not self._stopping and self._output is not None:
@@ -158,78 +129,78 @@ class Pump:
             data = os.read(fd, _PORTION)
             if not data:
                 break
-            came = True
+            received = True
             if self._copy is not None:
                 self._copy.write(data)
             for frame in self._decoder.feed(data):
                 self.trace.feed(frame)
                 if frame.kind == Kind.HELLO:
-                    self._hello()
+                    self._on_hello()
                 elif frame.kind == Kind.BOOKS:
-                    self._books()
-                self._rows()
-            self._notes()
+                    self._on_books()
+                self._write_rows()
+            self._print_notes()
         if self.trace.ended is None and self.trace.hello:
             self.trace.finish()
-            self._rows()
-        if self._ask is not None and not came:
+            self._write_rows()
+        if self._stop is not None and not received:
             self._silent = True
         else:
             self._decoder.finish()
 
-    def _hello(self) -> None:
+    def _on_hello(self) -> None:
         named = self.trace.hello.get("netns")
         if self._names is not None and isinstance(named, dict):
-            # An inode has at most ten digits; the stream may say anything.
+            # An inode has at most ten digits; the stream is untrusted.
             inodes = {int(k): v for k, v in named.items() if re.fullmatch("[0-9]{1,10}", k)}
             self._names.update({inode: clean(str(name)) for inode, name in inodes.items()})
-        if self._wanted is not None and self._until is None:
+        if self._until_query is not None and self._until is None:
             from ipttrace.trace.query.until import Until
 
-            self._until = Until(self._wanted, netns=self._names, hosts=(self._host(),))
+            self._until = Until(self._until_query, netns=self._names, hosts=(self._host(),))
         if self._output is not None and not self._begun:
             self._begun = True
             self._write(self._output.begin(self.trace.hello))
 
-    def _books(self) -> None:
-        # Nobody arms it again from here: its budget is used up, as a note says.
-        if self._ask is not None and self.trace.books.get("state") == "disarmed":
+    def _on_books(self) -> None:
+        # The budget is used up (a note says so), and nothing here can arm it again.
+        if self._stop is not None and self.trace.books.get("state") == "disarmed":
             self._finish()
 
     def _host(self) -> str:
         return clean(str(self.trace.hello.get("host", "")))
 
-    def _rows(self) -> None:
+    def _write_rows(self) -> None:
         store = self.trace.store
-        end = self._last_row()
-        while self._looked < end:
-            first = max(self._looked, store.first)
+        end = self._end_row()
+        while self._next < end:
+            first = max(self._next, store.first)
             last = min(first + _BATCH, end)
-            seqs = self._picked(first, last)
+            seqs = self._matching(first, last)
             if self._count is not None:
                 seqs = seqs[: self._count - self.rows]
             if self._output is not None and len(seqs) and not self._writer.closed:
                 self._write(self._output.rows(store, seqs)[0])
-            self._looked = last
+            self._next = last
             self.rows += len(seqs)
             if self._count is not None and self.rows >= self._count:
                 self._finish()
-                self._looked = store.end
+                self._next = store.end
                 return
-        self._looked = store.end
+        self._next = store.end
 
-    def _last_row(self) -> int:
-        """One past the last row that is wanted; ends the run where that is certain."""
+    def _end_row(self) -> int:
+        """Returns the end of the rows to write; ends the run at a row that matches --until."""
         store = self.trace.store
         found = None if self._until is None else self._until.feed(store)
         if found is None:
             return store.end
         self._finish()
-        # What only takes the bytes has taken all of them.
+        # A copy of the stream contains all rows.
         return store.end if self._output is None else found + 1
 
-    def _picked(self, first: int, last: int) -> Sequence[int] | Array:
-        """Sequence numbers of the rows to show among those from `first` to `last`."""
+    def _matching(self, first: int, last: int) -> Sequence[int] | Array:
+        """Returns the sequence numbers of the rows to write from `first` to `last`."""
         if self._query is None:
             return range(first, last)
         from ipttrace.trace.query import context_of
@@ -246,20 +217,20 @@ class Pump:
         if data and not self._writer.write(data):
             self._finish()
 
-    def _notes(self) -> None:
-        for level, text in self.trace.notes[self._said :]:
+    def _print_notes(self) -> None:
+        for level, text in self.trace.notes[self._notes_printed :]:
             if level != "info":
-                print(f"ipttrace: {text}", file=sys.stderr)
-        self._said = len(self.trace.notes)
+                outcome.error(text)
+        self._notes_printed = len(self.trace.notes)
 
     def _finish(self) -> None:
-        """Enough was seen: the far end may write its last books."""
+        """Asks the agent to finish; its last books still come, until the deadline."""
         if self._stopping:
             return
         self._stopping = True
         self._deadline = time.monotonic() + _GRACE
-        if self._ask is not None:
-            self._ask()
+        if self._stop is not None:
+            self._stop()
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = self.interrupted or number == signal.SIGINT
@@ -267,14 +238,14 @@ class Pump:
 
     def _close(self) -> int:
         if self.trace.hello:
-            # Rows reach the terminal first.
+            # Rows reach the terminal before the summary.
             sys.stdout.flush()
             for error in self.errors:
-                print(f"ipttrace: {error}", file=sys.stderr)
+                outcome.error(error)
             print(summary({**self.trace.summary(), "rows": self.rows}), file=sys.stderr)
         elif not self.interrupted:
             for error in self.errors:
-                print(f"ipttrace: {error}", file=sys.stderr)
+                outcome.error(error)
         if self.errors or (self._silent and not self.interrupted):
-            return 1
-        return 130 if self.interrupted else 0
+            return outcome.FAILED
+        return outcome.INTERRUPTED if self.interrupted else outcome.DONE

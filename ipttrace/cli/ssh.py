@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the commands have for other hosts: --ssh and what goes with it.
+"""The options for other hosts, and the agents that a command has there or here.
 
-How an agent is started there is in link/ssh.py.
+How an agent is started on another host is in link/ssh/.
 """
 
 from __future__ import annotations
@@ -13,44 +13,45 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ipttrace.link import AgentLink, LinkError
+from ipttrace.link.base import LinkError
 
 if TYPE_CHECKING:
-    from ipttrace.link.ssh import SshLink
+    from ipttrace.link.base import Link
+    from ipttrace.link.ssh.session import SshLink
     from ipttrace.tui.feed.source import Source
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that traces other hosts."""
+    """The options of commands that can trace other hosts."""
     parser.add_argument(
         "--ssh",
         type=_host,
         action="append",
         metavar="HOST",
-        help="trace HOST, over ssh, instead of this host; may be given again, for the screen",
+        help="trace HOST over ssh instead of this host; the screen accepts several",
     )
     parser.add_argument(
         "--remote-command",
         type=_words,
         metavar="CMD",
-        help="what ipttrace is called on HOST, where it is not in the PATH there",
+        help="the ipttrace command on HOST, if it is not in the PATH there",
     )
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace, *, several: bool) -> None:
-    """Ends with bad usage where the options cannot go together."""
+    """Exits with bad usage if the options contradict each other."""
     hosts = options.ssh or []
     if options.remote_command is not None and not hosts:
-        parser.error("--remote-command is for other hosts: add --ssh HOST")
+        parser.error("--remote-command is for other hosts; add --ssh HOST")
     if len(hosts) > 1 and not several:
-        parser.error("--ssh: one host at a time here; the screen takes several")
+        parser.error("--ssh: one host at a time; only the screen accepts several")
     for number, host in enumerate(hosts):
         if host in hosts[:number]:
-            parser.error(f"--ssh: {host} is named twice")
+            parser.error(f"--ssh: {host} is given twice")
 
 
 def _host(text: str) -> str:
-    from ipttrace.link.ssh import check_host
+    from ipttrace.link.ssh.command import check_host
 
     try:
         check_host(text)
@@ -70,15 +71,15 @@ def _words(text: str) -> list[str]:
 
 
 @contextmanager
-def far_agents(
+def remote_agents(
     options: argparse.Namespace, arguments: Sequence[str], *, quiet: bool
 ) -> Iterator[list[SshLink]]:
-    """The agents on the hosts of --ssh, their streams begun; gone with the context.
+    """The agents on the hosts of --ssh, their streams begun; ended with the context.
 
-    `arguments`: of ``ipttrace agent``; `quiet`: what they say is kept.  Raises
-    LinkError.
+    `arguments`: those of ``ipttrace agent``; `quiet`: their stderr is kept, not
+    printed.  Raises LinkError.
     """
-    from ipttrace.link.ssh import SshLinks
+    from ipttrace.link.ssh.hosts import SshLinks
 
     with SshLinks(options.ssh, options.remote_command or ["ipttrace"], arguments) as links:
         started = links.start(quiet=quiet)
@@ -92,21 +93,21 @@ def far_agents(
 
 
 @contextmanager
-def one_agent(
-    options: argparse.Namespace, arguments: Sequence[str]
-) -> Iterator[AgentLink | SshLink]:
-    """The agent of a command that traces one host: this one or another.  Raises LinkError."""
+def one_agent(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Link]:
+    """The agent of a command that traces one host, this one or another.  Raises LinkError."""
     if not options.ssh:
-        yield AgentLink(arguments)
+        from ipttrace.link.local import LocalLink
+
+        yield LocalLink(arguments)
         return
-    with far_agents(options, arguments, quiet=False) as links:
+    with remote_agents(options, arguments, quiet=False) as links:
         yield links[0]
 
 
 def sources(links: Sequence[SshLink]) -> list[Source]:
-    """What the screen reads of these."""
+    """Returns the sources of the screen for `links`."""
     from ipttrace.tui.feed.host_source import HostSource
 
     return [
-        HostSource(link.stream, link.control, name=link.host, broke=link.broke) for link in links
+        HostSource(link.stream, link.control, name=link.host, broke=link.failure) for link in links
     ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plays an agent on another host: the recorded lab, then quiet until it is told to stop.
+"""Acts as an agent on another host: plays the recorded lab, then waits to be stopped.
 
-``python far_agent.py NAME [agent's arguments …]``.  Its HELLO tells NAME as the
+``python far_agent.py NAME [agent's arguments …]``.  Its HELLO contains NAME as the
 host, its process id and its arguments.  Needs no root.
 """
 
@@ -46,6 +46,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Nobody reads any more: that is how a reader says goodbye.
+    # The reader has closed its end, which is how it leaves.
     with contextlib.suppress(BrokenPipeError):
         main()

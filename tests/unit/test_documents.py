@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The man page and the completion say what the program has, all of it."""
+"""The man page and the completions cover every command, option, field and key."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from types import ModuleType
 
 import pytest
 
+from ipttrace.cli import commands
 from ipttrace.trace.row import FIELDS
 from tests.paths import PROJECT
 
 PAGE = PROJECT / "man" / "ipttrace.8"
-COMMANDS = ("print", "record", "replay", "export", "agent", "lab", "demo", "doctor")
+COMMANDS = tuple(command.name for command in commands.COMMANDS)
 
 
 def options(command: str) -> set[str]:
-    """The long options of its usage line."""
+    """The long options in the usage of a command."""
     argv = [sys.executable, "-m", "ipttrace", *([command] if command else []), "--help"]
     text = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     return {"--help", *re.findall(r"--[a-z-]+", text.split("\n\n")[0])}
 
 
 def completed(*words: str) -> list[str]:
-    """What bash offers behind these words."""
+    """What bash offers after these words."""
     script = (
         "source completions/ipttrace.bash;"
-        f' COMP_WORDS=(ipttrace "$@"); COMP_CWORD={len(words)}; _ipttrace;'
+        f' COMP_WORDS=(ipttrace "$@"); COMP_CWORD={len(words)}; COMP_LINE="${{COMP_WORDS[*]}}";'
+        r' [[ $(complete -p ipttrace) =~ -F\ ([^ ]+) ]] && "${BASH_REMATCH[1]}" ipttrace;'
         ' printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
@@ -44,24 +46,22 @@ def completed(*words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_option_stands_in_the_man_page_and_is_completed(command: str) -> None:
+def test_every_option_is_in_the_man_page_and_is_completed(command: str) -> None:
     page = PAGE.read_text()
-    told = options(command)
-    for option in told:
+    expected = options(command)
+    for option in expected:
         assert f"Fl {option[1:]}" in page, option
     words = [command, "--"] if command else ["--"]
-    assert set(completed(*words)) == told
+    assert set(completed(*words)) == expected
 
 
 @pytest.mark.parametrize("name", ["ipttrace.bash", "ipttrace.fish", "_ipttrace"])
-def test_what_is_completed_is_what_the_program_says(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # GIVEN the options by now, WHEN they are made into completions
+def test_the_completions_are_up_to_date(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN the current options, WHEN the completions are generated
     monkeypatch.syspath_prepend(str(PROJECT / "tools"))
     import completions
 
-    # THEN that is what we have; else run tools/completions.py
+    # THEN the files are the same; else run tools/completions.py
     assert (PROJECT / "completions" / name).read_text() == made(completions)[name]
 
 
@@ -74,7 +74,7 @@ def made(completions: ModuleType) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("shell", "name"), [("bash", "ipttrace.bash"), ("fish", "ipttrace.fish"), ("zsh", "_ipttrace")]
 )
-def test_each_shell_can_read_its_completions(shell: str, name: str) -> None:
+def test_each_shell_can_parse_its_completions(shell: str, name: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     done = subprocess.run(
@@ -105,39 +105,58 @@ def test_every_option_is_offered_in_fish(command: str) -> None:
     assert offered == options(command)
 
 
+def test_after_two_dashes_no_option_is_completed() -> None:
+    assert completed("print", "--", "--") == []
+    assert completed("lab", "--", "ip", "--") == []
+
+
 def test_commands_and_their_choices_are_completed() -> None:
     assert set(completed("")) == set(COMMANDS)
     assert completed("export", "x.iptr", "--format", "p") == ["pcapng"]
     assert completed("print", "--engine", "k") == ["kernel"]
 
 
-def test_every_field_and_command_stands_in_the_man_page() -> None:
+def test_every_field_is_in_the_man_page() -> None:
     page = PAGE.read_text()
     fields = page[page.index(".Sh FIELDS") : page.index(".Sh EXIT STATUS")]
     for field in FIELDS:
         assert re.search(rf"(^\.It |, ){field}\b", fields, re.MULTILINE) or re.search(
             rf"[ ,]{field}( |$|,)", fields, re.MULTILINE
         ), field
-    for command in COMMANDS:
-        assert re.search(rf"\.(It )?Cm .*\b{command}\b", page), command
 
 
-def test_every_key_of_the_screen_stands_in_the_man_page() -> None:
-    from ipttrace.tui.app import TraceApp
-    from ipttrace.tui.app.help import key_names
-    from ipttrace.tui.feed.source import FileSource
+def test_the_synopsis_and_the_list_of_commands_are_complete() -> None:
+    page = PAGE.read_text()
+    synopsis = page[page.index(".Sh SYNOPSIS") : page.index(".Sh DESCRIPTION")]
+    named = re.findall(r"[a-z]+", " ".join(re.findall(r"^\.Cm ([a-z| ]+)", synopsis, re.MULTILINE)))
+    assert named == list(COMMANDS)
+    listed = page[page.index(".Ss Commands") : page.index(".Sh OPTIONS")]
+    assert re.findall(r"^\.It Cm ([a-z]+)", listed, re.MULTILINE) == list(COMMANDS)
+
+
+def test_every_document_of_commands_has_the_same_summaries() -> None:
+    for name in ("ipttrace.fish", "_ipttrace"):
+        text = (PROJECT / "completions" / name).read_text()
+        for command in commands.COMMANDS:
+            assert command.summary in text, (name, command.name)
+    for command in commands.COMMANDS:
+        assert f"ipttrace {command.name} " in commands.epilog()
+        assert command.summary in commands.epilog()
+
+
+def test_every_key_of_the_screen_is_in_the_man_page() -> None:
+    from ipttrace.tui.app.keys import key_names, key_sections
 
     page = PAGE.read_text()
     keys = page[page.index(".Sh KEYS") : page.index(".Sh QUERY LANGUAGE")]
     there = set(re.sub(r"\\(&|\(aq)", lambda m: "'" if m[1] == "(aq" else "", keys).split())
     spelt = {"⏎": "Enter", "⌫": "Backspace", "↑": "Up", "↓": "Down", "←": "Left", "→": "Right"}
-    app = TraceApp(FileSource(PROJECT / "tests" / "data" / "lab.iptr"), title="lab")
-    for binding in app.all_bindings():
+    for binding in (one for _, bindings in key_sections() for one in bindings):
         names = [spelt.get(name, name) for name in key_names(binding.key).split()]
         assert any(name in there or name.capitalize() in there for name in names), binding.key
 
 
-def test_the_man_page_has_no_mistake_that_groff_warns_of() -> None:
+def test_groff_has_no_warning_about_the_man_page() -> None:
     done = subprocess.run(
         ["groff", "-man", "-mandoc", "-ww", "-z", "-Tutf8", str(PAGE)],
         capture_output=True,

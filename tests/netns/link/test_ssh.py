@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Other hosts over a real ssh: the rows come, and whatever breaks, nothing stays behind there.
+"""Other hosts over a real ssh: rows arrive, and whatever breaks, nothing is left behind there.
 
-Each connection gets an sshd of its own on the other end of a pipe, so nothing
-listens anywhere; like one elsewhere it does not hear our terminal's signals.
-The agent there is a recording, played.
+Each connection has an sshd of its own at the other end of a pipe, so nothing listens
+on a port; like a remote one, it does not receive this terminal's signals.  The agent
+there plays a recording.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FAR = DATA / "far_agent.py"
 SSHD = "/usr/sbin/sshd"
 
 SSHD_CONFIG = """
-HostKey {place}/host_key
-AuthorizedKeysFile {place}/key.pub
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/key.pub
 StrictModes no
 UsePAM no
 PermitRootLogin prohibit-password
@@ -45,8 +45,8 @@ PidFile none
 """
 SSH_CONFIG = """
 Host web1 web2
-    ProxyCommand setsid {sshd} -i -f {place}/sshd_config -E {place}/sshd.log
-    IdentityFile {place}/key
+    ProxyCommand setsid {sshd} -i -f {folder}/sshd_config -E {folder}/sshd.log
+    IdentityFile {folder}/key
     IdentitiesOnly yes
     BatchMode yes
     User {user}
@@ -58,19 +58,19 @@ Host web1 web2
 
 @dataclass(frozen=True)
 class Ssh:
-    """A place with a client that reaches two hosts."""
+    """A folder with a client that reaches two hosts."""
 
-    place: Path
+    folder: Path
     stack: ExitStack
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """``ipttrace ARGUMENTS``, ended with the test."""
+        """Starts ``ipttrace ARGUMENTS``; it ends with the test."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         process = subprocess.Popen(
             [sys.executable, "-m", "ipttrace", *arguments],
             env={
                 **os.environ,
-                "PATH": f"{self.place}:{os.environ['PATH']}",
+                "PATH": f"{self.folder}:{os.environ['PATH']}",
                 "TERM": "xterm-256color",
             },
             **{**streams, "stderr": subprocess.PIPE, **options},
@@ -80,7 +80,7 @@ class Ssh:
         return process
 
     def run(self, *arguments: str) -> tuple[int, list[str], list[str]]:
-        """Its exit status and the lines it wrote to stdout and stderr."""
+        """Returns the exit status and the lines of stdout and stderr."""
         process = self.start(*arguments)
         out, err = process.communicate(timeout=HANG)
         return process.returncode, out.decode().splitlines(), err.decode().splitlines()
@@ -91,20 +91,20 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not os.path.exists(SSHD) or shutil.which("ssh") is None:
         pytest.skip("needs openssh-client and openssh-server")
     if os.geteuid() != 0:
-        pytest.skip("an sshd of our own needs root")
-    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # it wants one, and nothing in it
-    place = tmp_path_factory.mktemp("ssh")
+        pytest.skip("starting sshd needs root")
+    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # required, may be empty
+    folder = tmp_path_factory.mktemp("ssh")
     for name in ("host_key", "key"):
         subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
         )
-    words = {"place": place, "sshd": SSHD, "user": pwd.getpwuid(os.geteuid()).pw_name}
-    (place / "sshd_config").write_text(SSHD_CONFIG.format(**words))
-    (place / "config").write_text(SSH_CONFIG.format(**words))
-    client = place / "ssh"
-    client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {place}/config "$@"\n')
+    words = {"folder": folder, "sshd": SSHD, "user": pwd.getpwuid(os.geteuid()).pw_name}
+    (folder / "sshd_config").write_text(SSHD_CONFIG.format(**words))
+    (folder / "config").write_text(SSH_CONFIG.format(**words))
+    client = folder / "ssh"
+    client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n')
     client.chmod(0o755)
-    return place
+    return folder
 
 
 @pytest.fixture
@@ -131,17 +131,17 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _gone(pidfd: int) -> bool:
-    """Waits until that process has ended."""
+def _has_ended(pidfd: int) -> bool:
+    """Waits for the end of a process; returns False if it does not come."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(HANG * 1000))
 
 
-def test_rows_of_another_host_come_as_lines_here(ssh: Ssh) -> None:
-    # GIVEN a host that is reached by ssh, WHEN some of its rows are printed
+def test_rows_of_another_host_are_printed_here(ssh: Ssh) -> None:
+    # GIVEN a host reached by ssh, WHEN some of its rows are printed
     status, out, err = ssh.run("print", "--ssh", "web1", *_far("far"), "--count", "23")
-    # THEN they come, with the same summary as those of this host
+    # THEN they arrive, with the same summary as for this host
     assert status == 0, err
     assert len(out) >= 23
     assert err[-1].startswith("rows=23 records=")
@@ -163,13 +163,13 @@ def test_the_ready_file_is_written_here(ssh: Ssh, tmp_path: Path) -> None:
     assert ready.read_text().strip().isdigit()
 
 
-def test_ctrl_c_here_still_brings_the_last_books_from_there(ssh: Ssh) -> None:
-    # GIVEN a recording that goes on, in a process group of its own, as a shell would have it
+def test_ctrl_c_still_brings_the_last_books_from_the_other_host(ssh: Ssh) -> None:
+    # GIVEN a recording in a process group of its own, as a shell makes it
     process = ssh.start("record", "-", "--ssh", "web1", *_far("far"), process_group=0)
     _first_frame(process)
-    # WHEN the terminal sends the whole group an interrupt
+    # WHEN the terminal sends the group an interrupt
     os.killpg(process.pid, signal.SIGINT)
-    # THEN the far agent ends its stream in order
+    # THEN the remote agent ends its stream in order
     assert process.stdout is not None
     assert process.stderr is not None
     out, err = process.stdout.read(), process.stderr.read().decode()
@@ -180,22 +180,22 @@ def test_ctrl_c_here_still_brings_the_last_books_from_there(ssh: Ssh) -> None:
 
 
 @pytest.mark.parametrize("who", ["ssh", "ipttrace"])
-def test_the_agent_there_is_gone_when_the_link_is(ssh: Ssh, who: str) -> None:
-    # GIVEN a far agent at work
+def test_the_remote_agent_ends_with_its_connection(ssh: Ssh, who: str) -> None:
+    # GIVEN a remote agent at work
     process = ssh.start("record", "-", "--ssh", "web1", *_far("far"))
     agent = os.pidfd_open(_first_frame(process).json["pid"])
-    # WHEN ssh, or all of ipttrace, is killed
+    # WHEN ssh or ipttrace is killed
     (client,) = _children(process.pid)
     connection = os.pidfd_open(client)
     os.kill(client if who == "ssh" else process.pid, signal.SIGKILL)
-    # THEN neither the agent nor the connection is left
-    assert _gone(agent)
-    assert _gone(connection)
+    # THEN both the agent and the connection end
+    assert _has_ended(agent)
+    assert _has_ended(connection)
     os.close(agent)
     os.close(connection)
 
 
-def test_a_killed_link_is_told_and_fails(ssh: Ssh) -> None:
+def test_a_killed_connection_is_reported_and_fails(ssh: Ssh) -> None:
     process = ssh.start("record", "-", "--ssh", "web1", *_far("far"))
     _first_frame(process)
     (client,) = _children(process.pid)
@@ -209,7 +209,7 @@ def test_a_killed_link_is_told_and_fails(ssh: Ssh) -> None:
     assert any(line.startswith("rows=") for line in err)
 
 
-def test_a_refusal_of_the_real_agent_is_one_line_with_the_host(ssh: Ssh) -> None:
+def test_a_refusal_by_the_agent_is_one_line_with_the_host(ssh: Ssh) -> None:
     command = shlex.join([sys.executable, "-m", "ipttrace"])
     where = ["--ssh", "web1", "--remote-command", command]
     status, out, err = ssh.run("print", *where, "--engine", "netlink", "--netns", "no-such")
@@ -218,10 +218,10 @@ def test_a_refusal_of_the_real_agent_is_one_line_with_the_host(ssh: Ssh) -> None
     assert line.startswith("ipttrace: web1: there is no network namespace 'no-such'")
 
 
-def test_a_host_that_lets_nobody_in_is_one_line(ssh: Ssh) -> None:
-    config = ssh.place / "config"
+def test_a_refused_login_is_one_line(ssh: Ssh) -> None:
+    config = ssh.folder / "config"
     good = config.read_text()
-    config.write_text(good.replace(f"{ssh.place}/key", f"{ssh.place}/host_key"))
+    config.write_text(good.replace(f"{ssh.folder}/key", f"{ssh.folder}/host_key"))
     ssh.stack.callback(config.write_text, good)
     status, out, err = ssh.run("print", "--ssh", "web1", *_far("far"))
     assert (status, out) == (1, [])
@@ -231,7 +231,7 @@ def test_a_host_that_lets_nobody_in_is_one_line(ssh: Ssh) -> None:
 
 
 class _Terminal:
-    """A terminal of 110×24 that a process has, and what is drawn on it."""
+    """A terminal of 110×24 for a process, and what the process draws on it."""
 
     def __init__(self) -> None:
         self._far, self.near = pty.openpty()
@@ -246,7 +246,7 @@ class _Terminal:
             self._drawn += os.read(self._far, 65536)
 
     def forget(self) -> None:
-        """What was drawn until now."""
+        """Discards what was drawn until now."""
         self._drawn = b""
 
     def type(self, keys: bytes) -> None:
@@ -257,7 +257,7 @@ class _Terminal:
         os.close(self.near)
 
 
-def test_two_hosts_are_on_one_screen_and_the_one_that_goes_is_named(ssh: Ssh) -> None:
+def test_two_hosts_share_a_screen_and_a_lost_one_is_named(ssh: Ssh) -> None:
     # GIVEN a screen of two hosts
     terminal = _Terminal()
     ssh.stack.callback(terminal.close)
@@ -268,7 +268,7 @@ def test_two_hosts_are_on_one_screen_and_the_one_that_goes_is_named(ssh: Ssh) ->
         stderr=terminal.near,
         start_new_session=True,
     )
-    # THEN both are there, told apart though they call themselves the same
+    # THEN both are shown, distinguished although both report the same host name
     terminal.read_until(b"2 hosts", b"web1, web2", b"FORWARD")
     clients = [
         pid for pid in _children(process.pid) if b"ssh" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -277,13 +277,13 @@ def test_two_hosts_are_on_one_screen_and_the_one_that_goes_is_named(ssh: Ssh) ->
     # WHEN the connection to one is lost
     terminal.forget()
     os.kill(clients[1], signal.SIGKILL)
-    # THEN one line names it, and the screen goes on
-    terminal.read_until(b"web2: the link broke: ssh was killed; the rows before it are kept")
+    # THEN one line names it, and the screen stays
+    terminal.read_until(b"web2: connection lost: ssh was killed; the rows before it are kept")
     assert process.poll() is None
-    # and leaving says it again, with the summary of both, and ends the other one
+    # AND leaving repeats it, prints the summary of both, and ends the other one
     left = os.pidfd_open(clients[0])
     terminal.type(b"q")
     terminal.read_until(b"engine=kernel", b"ipttrace: web2: ssh was killed")
     assert process.wait(HANG) == 1
-    assert _gone(left)
+    assert _has_ended(left)
     os.close(left)

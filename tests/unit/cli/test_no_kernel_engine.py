@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The real commands on a kernel that cannot load modules: one clear line, or the other engine."""
+"""The commands on a kernel that cannot load modules: one clear line, or the other engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ipttrace.stream.frames import Kind, read_file
 
 pytestmark = [
     pytest.mark.skipif(Path("/proc/modules").exists(), reason="this kernel can load modules"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="without root the first reason is another"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="without root the first message is another"),
 ]
 
 REASON = f"kernel {os.uname().release} cannot load modules (CONFIG_MODULES is off)"
@@ -22,7 +22,7 @@ WHY = f"ipttrace: {REASON}: boot a kernel of the distribution, or ipttrace lab\n
 
 
 def ipttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Where nobody else's packets are, nor rules."""
+    """Runs it in a network namespace without packets and rules."""
     return subprocess.run(
         ["unshare", "-n", sys.executable, "-m", "ipttrace", *arguments],
         stdin=subprocess.DEVNULL,
@@ -43,60 +43,60 @@ def ipttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_a_kernel_without_modules_is_one_line(arguments: tuple[str, ...]) -> None:
     # GIVEN a kernel without loadable modules
-    # WHEN somebody wants to trace with a module
+    # WHEN the kernel engine is asked for
     done = ipttrace(*arguments)
-    # THEN one line says why not, no row and no header comes before it
+    # THEN one line says why it cannot run, without a row or a header
     assert (done.returncode, done.stdout, done.stderr) == (1, "", WHY)
 
 
-def test_a_recording_that_cannot_begin_leaves_no_file_and_spoils_none(tmp_path: Path) -> None:
-    # GIVEN an older recording, and a name that is free
+def test_a_recording_that_cannot_begin_creates_and_damages_no_file(tmp_path: Path) -> None:
+    # GIVEN an older recording, and an unused name
     older = tmp_path / "older"
     older.write_bytes(b"what was recorded")
-    # WHEN both are recorded to in vain
+    # WHEN recording to either fails
     for path in (older, tmp_path / "new"):
         done = ipttrace("record", str(path), "--engine", "kernel")
         assert (done.returncode, done.stdout, done.stderr) == (1, "", WHY)
-    # THEN all is as before
+    # THEN nothing has changed
     assert [path.name for path in tmp_path.iterdir()] == ["older"]
     assert older.read_bytes() == b"what was recorded"
 
 
-def test_without_a_word_about_engines_it_traces_over_netlink_and_notes_why(tmp_path: Path) -> None:
-    # WHEN nobody says with which engine
+def test_by_default_it_traces_over_netlink_and_notes_why(tmp_path: Path) -> None:
+    # WHEN no engine is given
     done = ipttrace("record", str(tmp_path / "one"), "--duration", "0.1")
-    # THEN it is the one that can run
+    # THEN the one that can run is used
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].endswith("engine=netlink"), done.stderr
-    # AND what is recorded tells why
+    # AND a note in the recording says why
     frames = list(read_file(tmp_path / "one"))
     notes = [frame.json["text"] for frame in frames if frame.kind == Kind.NOTE]
     said = "tracing over netlink in this network namespace (--netns all: in every one)"
     assert f"{said}; no kernel engine: {REASON}" in notes
-    # AND so it is where rows are printed
+    # AND print does the same
     done = ipttrace("print", "--duration", "0.1", "tcp port 80")
     assert done.returncode == 0, done.stderr
-    told, summary = done.stderr.splitlines()
-    assert told == f"ipttrace: {said}; no kernel engine: {REASON}"
+    note, summary = done.stderr.splitlines()
+    assert note == f"ipttrace: {said}; no kernel engine: {REASON}"
     assert summary.endswith("engine=netlink")
 
 
-def test_where_neither_engine_can_run_one_line_says_why_of_both() -> None:
-    # GIVEN somebody whom the kernel lets do nothing
+def test_if_neither_engine_can_run_one_line_gives_both_reasons() -> None:
+    # GIVEN a process without CAP_NET_ADMIN
     drop = "--bounding-set=-net_admin", "--inh-caps=-net_admin"
-    # WHEN he wants to trace
+    # WHEN it tries to trace
     argv = ["setpriv", *drop, sys.executable, "-m", "ipttrace", "print"]
     done = subprocess.run(
         ["unshare", "-n", *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    # THEN one line says why not with either
+    # THEN one line gives the reason for each engine
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert "needs CAP_NET_ADMIN" in line
     assert line.endswith(f"; the kernel engine cannot run: {REASON}")
 
 
-def test_the_doctor_says_of_each_engine_whether_it_can_run() -> None:
+def test_the_doctor_reports_for_each_engine_whether_it_can_run() -> None:
     done = ipttrace("doctor")
     assert done.returncode == 0, done.stdout
     found = {" ".join(line.split()[:3]): line for line in done.stdout.splitlines()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Bad usage is one clear line and exit status 2, whichever command it is given to."""
+"""Bad usage is one clear line and exit status 2, for every command."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def test_a_bad_expression_is_bad_usage(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "tcp", "prot"]) == 2
-    said = capsys.readouterr()
-    assert "syntax error" in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert "syntax error" in output.err
+    assert output.out == ""
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_bad_expression_is_bad_usage(
         ["agent", "--until", "verdict=DROP"],
     ],
 )
-def test_an_option_that_makes_no_sense_is_one_line(
+def test_an_invalid_option_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -42,28 +42,30 @@ def test_an_option_that_makes_no_sense_is_one_line(
 
 
 @pytest.mark.parametrize("command", [["print"], ["record", "trace"]])
-def test_until_a_query_that_is_none_is_bad_usage_before_anything_starts(
+def test_an_invalid_query_for_until_is_bad_usage_before_anything_starts(
     command: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    # GIVEN a place where a file would be seen
+    # GIVEN an empty folder
     monkeypatch.chdir(tmp_path)
-    # WHEN --until cannot be understood
+    # WHEN --until has an unknown field
     assert main([*command, "--until", "verdict=DROP and sprot=53"]) == 2
-    # THEN it says where, and nothing was begun
-    line, text, caret = capsys.readouterr().err.splitlines()
+    # THEN the message shows where, and no file was created
+    line, query, caret = capsys.readouterr().err.splitlines()
     assert line.startswith("ipttrace: there is no field sprot")
-    assert text[caret.index("^") :].startswith("sprot")
+    assert query[caret.index("^") :].startswith("sprot")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["print", "record", "agent"])
-def test_help_tells_every_way_to_end(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_option_that_ends_a_run(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    said = capsys.readouterr().out
-    assert "--max-rate N" in said
-    assert "--stop-after N" in said
-    assert ("--until QUERY" in said) == (command != "agent")
+    output = capsys.readouterr().out
+    assert "--max-rate N" in text
+    assert "--stop-after N" in text
+    assert ("--until QUERY" in text) == (command != "agent")

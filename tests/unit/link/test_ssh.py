@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Agents on other hosts, with an ssh that stays here: who is asked for what, and what is said."""
+"""Agents on other hosts, with an ssh that stays on this one: passwords, messages, bad usage."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from ipttrace.cli import main
-from ipttrace.link import LinkError
-from ipttrace.link import ssh as link_ssh
-from ipttrace.link.ssh import SshLink, SshLinks
+from ipttrace.link.base import LinkError
+from ipttrace.link.ssh import passwords
+from ipttrace.link.ssh.hosts import SshLinks
+from ipttrace.link.ssh.session import SshLink
 from ipttrace.stream.frames import Decoder
 from tests.paths import DATA
 
 FAR = DATA / "far_agent.py"
 AGENT = [sys.executable, str(FAR), "far"]
 
-# Its last argument is the command, the one before it the host.
+# The last argument is the command, the one before it the host.
 SSH = """#!/bin/sh
 for last; do before=$host; host=$command; command=$last; done
 export HOST="$host"
@@ -44,7 +45,7 @@ done
 
 @pytest.fixture
 def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of the PATH, with an ssh that goes nowhere and a user that is not root."""
+    """A folder at the front of the PATH: ssh runs the command here, and the user is not root."""
     scripts = {"ssh": SSH, "sudo": SUDO, "id": "#!/bin/sh\necho 1000\n"}
     for name, text in scripts.items():
         (tmp_path / name).write_text(text)
@@ -56,18 +57,18 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """What the person will type; returns the list of what they are asked."""
+    """Sets what the user types; returns the list of prompts."""
 
     def types(*words: str) -> list[str]:
-        asked: list[str] = []
-        waiting = list(words)
+        prompts: list[str] = []
+        answers = list(words)
 
         def ask(host: str, prompt: str) -> str:
-            asked.append(prompt)
-            return waiting.pop(0)
+            prompts.append(prompt)
+            return answers.pop(0)
 
-        monkeypatch.setattr(link_ssh, "ask_secret", ask)
-        return asked
+        monkeypatch.setattr(passwords, "ask_secret", ask)
+        return prompts
 
     return types
 
@@ -79,21 +80,21 @@ def _hello(link: SshLink, decoder: Decoder | None = None) -> dict[str, object]:
     return frames[0].json
 
 
-def test_sudo_s_password_is_asked_once_and_the_control_line_still_works(
+def test_sudo_s_password_is_asked_for_once_and_the_control_line_still_works(
     far: Path, typed: Callable[..., list[str]]
 ) -> None:
-    asked = typed("secret of web1")
-    # GIVEN a host where we are not root
+    prompts = typed("secret of web1")
+    # GIVEN a host where the user is not root
     with SshLinks(["web1"], AGENT, ["--", "tcp", "port", "443"]) as links:
         # WHEN its agent is started
         (link,) = links.start(quiet=True)
         decoder = Decoder()
         hello = _hello(link, decoder)
-        # THEN one password was asked for, and the agent has its arguments, and not the password
-        assert asked == ["sudo password for web1: "]
+        # THEN one password was asked for; the agent has its arguments but not the password
+        assert prompts == ["sudo password for web1: "]
         assert hello["argv"] == ["agent", "--control", "--", "tcp", "port", "443"]
         assert "secret" not in (far / "asked").read_text()
-        # and the agent obeys the same line that the password went along
+        # AND the agent obeys the pipe that carried the password
         link.stop()
         frames = [
             frame
@@ -102,47 +103,47 @@ def test_sudo_s_password_is_asked_once_and_the_control_line_still_works(
         ]
         assert frames[-1].json["reason"] == "stopped"
         assert link.close() == 0
-    assert not link.repeat(alone=True)
+    assert not link.print_kept(alone=True)
 
 
-def test_sudo_that_wants_no_password_gets_none(
+def test_no_password_is_asked_for_if_sudo_needs_none(
     far: Path, typed: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = typed()
+    prompts = typed()
     monkeypatch.setenv("FREE", "1")
     with SshLinks(["web1"], AGENT, []) as links:
         (link,) = links.start(quiet=True)
         assert _hello(link)["host"] == "far"
-    assert asked == []
+    assert prompts == []
 
 
-def test_a_wrong_password_is_asked_again(
+def test_a_wrong_password_is_asked_for_again(
     far: Path, typed: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = typed("wrong", "secret of web1")
+    prompts = typed("wrong", "secret of web1")
     with SshLinks(["web1"], AGENT, []) as links:
         links.start(quiet=True)
-    assert len(asked) == 2
+    assert len(prompts) == 2
     assert capsys.readouterr().err == "ipttrace: web1: Sorry, try again.\n"
 
 
-def test_a_password_goes_to_another_host_only_when_the_person_says_so(
+def test_a_password_is_reused_for_another_host_only_if_the_user_agrees(
     far: Path, typed: Callable[..., list[str]]
 ) -> None:
-    # GIVEN two hosts, of which the second would take no password but its own
-    asked = typed("secret of web1", "", "secret of web2")
+    # GIVEN two hosts with different passwords
+    prompts = typed("secret of web1", "", "secret of web2")
     with SshLinks(["web1", "web2"], AGENT, []) as links:
-        # WHEN the person first says: the same, then its own
+        # WHEN the user first answers "same", then with the right password
         links.start(quiet=True)
-    # THEN all was offered, nothing done unasked
-    assert asked == [
+    # THEN reuse was offered, not assumed
+    assert prompts == [
         "sudo password for web1: ",
-        "sudo password for web2 (Enter: as for web1): ",
+        "sudo password for web2 (Enter: same as for web1): ",
         "sudo password for web2: ",
     ]
 
 
-def test_sudo_that_refuses_says_so_in_one_line(
+def test_a_refusal_by_sudo_is_one_line(
     far: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REFUSES", "1")
@@ -150,7 +151,7 @@ def test_sudo_that_refuses_says_so_in_one_line(
     assert capsys.readouterr().err == "ipttrace: web1: far is not in the sudoers file.\n"
 
 
-def test_without_sudo_there_it_says_to_log_in_as_root(
+def test_without_sudo_there_the_message_says_to_log_in_as_root(
     far: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (far / "sudo").unlink()
@@ -172,9 +173,7 @@ def _only(place: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_host_without_ipttrace_is_told_of_by_name(
-    far: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_host_without_ipttrace_is_named(far: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["print", "--ssh", "web1", "--remote-command", "/opt/none/ipttrace"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
@@ -183,7 +182,7 @@ def test_a_host_without_ipttrace_is_told_of_by_name(
     )
 
 
-def test_a_login_script_that_talks_does_not_spoil_the_stream(
+def test_the_output_of_a_login_script_does_not_damage_the_stream(
     far: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREETING", "Welcome to far!\nipttrace is cool; no newline here: ")
@@ -193,7 +192,7 @@ def test_a_login_script_that_talks_does_not_spoil_the_stream(
         assert _hello(link)["host"] == "far"
 
 
-def test_one_host_that_cannot_ends_the_others(
+def test_a_host_that_cannot_be_reached_ends_the_others(
     far: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # GIVEN two hosts, and an ssh that cannot reach the second
@@ -206,12 +205,12 @@ def test_one_host_that_cannot_ends_the_others(
     # WHEN they are started
     with pytest.raises(LinkError), links:
         links.start(quiet=True)
-    # THEN it is said which one, and the first one is gone, too
+    # THEN the message names it, and the first one has ended, too
     assert capsys.readouterr().err == "ipttrace: web2: no route to web2\n"
     assert all(link._process.poll() is not None for link in links)
 
 
-def test_escapes_from_the_far_side_are_shown_harmless(
+def test_escape_sequences_from_the_other_host_are_made_harmless(
     far: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (far / "ssh").write_text("#!/bin/sh\nprintf '\\033[2Jbad\\n' >&2\nexit 255\n")
@@ -222,10 +221,10 @@ def test_escapes_from_the_far_side_are_shown_harmless(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ssh=-oProxyCommand=reboot"], "this is no host"),
-        (["--ssh", ""], "this is no host"),
-        (["--ssh", "web1 reboot"], "this is no host"),
-        (["--ssh", "web1\n"], "this is no host"),
+        (["--ssh=-oProxyCommand=reboot"], "not a valid host name"),
+        (["--ssh", ""], "not a valid host name"),
+        (["--ssh", "web1 reboot"], "not a valid host name"),
+        (["--ssh", "web1\n"], "not a valid host name"),
         (["--ssh", "web1", "--ssh", "web2"], "one host at a time"),
         (["--remote-command", "x"], "add --ssh HOST"),
         (["--ssh", "web1", "--remote-command", "'"], "no closing quotation"),

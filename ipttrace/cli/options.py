@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that several commands share: their parser, their types, and their checks.
+
+Must not import, at the top, anything that `--help` does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final, NoReturn
+
+from ipttrace.cli.outcome import BAD_USAGE, BadUsage, error
+
+FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports bad usage in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        error(f"{message} (see {self.prog} --help)")
+        sys.exit(BAD_USAGE)
+
+
+def positive(text: str) -> float:
+    """An argument type: a number above 0."""
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError("must be a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    """An argument type: an integer from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def size(text: str) -> int:
+    """An argument type: bytes, with k, m or g for powers of 1024."""
+    units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+    factor = units.get(text[-1:].lower(), 1)
+    digits = text[:-1] if factor > 1 else text
+    value = int(digits) * factor
+    if value < 65536:
+        raise argparse.ArgumentTypeError("must be 64k or more")
+    return value
+
+
+def add_expr(parser: argparse.ArgumentParser) -> None:
+    """EXPR, as any number of words."""
+    parser.add_argument(
+        "expr", nargs="*", default=[], metavar="EXPR", help="pcap-filter expression"
+    )
+
+
+def add_tracing(parser: argparse.ArgumentParser) -> None:
+    """EXPR and the options of every command that starts an agent on a real host."""
+    add_expr(parser)
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "kernel", "netlink"),
+        default="auto",
+        help="kernel: a module, legacy tables only; netlink: no module, all tables;"
+        " auto: all that can run here",
+    )
+    parser.add_argument(
+        "--netns",
+        metavar="NAME",
+        help="trace only this network namespace, by name or by the pid of a process in it;"
+        " all: every one",
+    )
+    parser.add_argument("--duration", type=positive, metavar="S", help="stop after S seconds")
+    parser.add_argument("--ready-file", type=Path, metavar="F", help="write F once armed")
+    parser.add_argument(
+        "--buffer", type=size, metavar="SIZE", help="total size of the buffers (64M; netlink: 128M)"
+    )
+    parser.add_argument(
+        "--max-rate",
+        type=count,
+        metavar="N",
+        help="disarm if more than N rows arrive per second, averaged over one second",
+    )
+    parser.add_argument(
+        "--stop-after",
+        type=count,
+        metavar="N",
+        help="disarm after N rows; rows already under way still arrive, unlike with print --count",
+    )
+
+
+def add_until(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that trace and see rows."""
+    parser.add_argument(
+        "--until", metavar="QUERY", help="end with the first row that matches: 'verdict=DROP'"
+    )
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that write rows."""
+    parser.add_argument("--query", metavar="QUERY", help="only rows that match: 'verdict=DROP'")
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N rows")
+
+
+def add_show(parser: argparse.ArgumentParser, duration: str = "stop after S seconds") -> None:
+    """The options of commands that bring their own network: lab and demo."""
+    parser.add_argument(
+        "--text", action="store_true", help="print rows as lines instead of opening the screen"
+    )
+    parser.add_argument("--duration", type=positive, metavar="S", help=duration)
+    parser.add_argument(
+        "--record", metavar="FILE", help="record the stream to FILE instead of showing it"
+    )
+
+
+def agent_arguments(options: argparse.Namespace) -> list[str]:
+    """Returns the arguments of ``ipttrace agent`` that `options` amount to."""
+    found = ["--engine", options.engine]
+    for name in ("netns", "duration", "ready_file", "buffer", "max_rate", "stop_after"):
+        value = getattr(options, name)
+        if name == "ready_file" and options.ssh:
+            continue  # the file is to be written on this host
+        if value is not None:
+            found += [f"--{name.replace('_', '-')}", str(value)]
+    return [*found, "--", *options.expr]
+
+
+def check_expr(options: argparse.Namespace) -> None:
+    """Raises BadUsage if libpcap rejects EXPR."""
+    if not options.expr:
+        return
+    from ipttrace.capture.filter import pcap
+
+    try:
+        pcap.compile(" ".join(options.expr))
+    except pcap.FilterError as reason:
+        raise BadUsage(str(reason)) from None
+
+
+def compile_query(options: argparse.Namespace, name: str) -> None:
+    """Replaces the text of option `name` by the compiled query.  Raises BadUsage."""
+    text = getattr(options, name)
+    if text is None:
+        return
+    from ipttrace.trace import query
+
+    try:
+        setattr(options, name, query.compile(text))
+    except query.QueryError as reason:
+        raise BadUsage(f"{reason}\n{reason.caret()}") from None

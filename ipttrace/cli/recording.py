@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The file that a stream is recorded to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ipttrace.cli.outcome import Failed
+
+
+class Recording:
+    """A file that keeps its old contents until the first byte is written.
+
+    The path ``-`` is stdout.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Opens the file.  Raises Failed."""
+        self._path = path
+        self._begun = path == "-"
+        self._new = not self._begun and not os.path.lexists(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self._fd = os.dup(1) if self._begun else os.open(path, flags, 0o666)
+        except OSError as reason:
+            raise Failed(f"{path}: {reason.strerror}") from None
+
+    def write(self, data: bytes, /) -> None:
+        """Writes all of `data`.  Raises OSError."""
+        if not self._begun:
+            self._begun = True
+            with contextlib.suppress(OSError):  # a pipe or a device
+                os.ftruncate(self._fd, 0)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def close(self) -> None:
+        """Closes the file; removes it if it is new and nothing was written."""
+        os.close(self._fd)
+        if self._new and not self._begun:
+            os.unlink(self._path)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`ipttrace [EXPR]`: the live screen on this host or on others.
+
+`show`, which opens the screen on a source, is also what replay, lab and demo use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ipttrace import __version__
+from ipttrace.cli import commands, options, outcome, ssh
+from ipttrace.cli.outcome import BadUsage
+from ipttrace.cli.stdout import has_terminal
+
+if TYPE_CHECKING:
+    from ipttrace.trace.query import Query
+    from ipttrace.tui.feed.source import Source
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the arguments."""
+    parser = options.Parser(
+        prog="ipttrace",
+        description="Shows every iptables rule that every packet hits, live.",
+        epilog=commands.epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
+    options.add_tracing(parser)
+    options.add_until(parser)
+    ssh.add_options(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Shows the screen; returns the exit status."""
+    parser = build_parser()
+    _check_command(parser, argv)
+    parsed = parser.parse_intermixed_args(argv)
+    ssh.check(parser, parsed, several=True)
+    options.compile_query(parsed, "until")
+    if not has_terminal():
+        raise BadUsage("the screen needs a terminal; use ipttrace print")
+    options.check_expr(parsed)
+    return _other_hosts(parsed) if parsed.ssh else _this_host(parsed)
+
+
+def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Raises BadUsage if the first word is a misspelt command rather than part of EXPR."""
+    if not argv or (meant := commands.similar(argv[0])) is None:
+        return
+    # The options may be those of the command that was meant.
+    parsed, _ = parser.parse_known_intermixed_args(argv)
+    try:
+        options.check_expr(parsed)
+    except BadUsage:
+        raise BadUsage(f'no command "{argv[0]}"; did you mean "{meant}"?') from None
+
+
+def _this_host(parsed: argparse.Namespace) -> int:
+    from ipttrace.link.base import STOP
+    from ipttrace.link.local import LocalLink
+    from ipttrace.tui.feed.source import StreamSource
+
+    with tempfile.TemporaryFile() as stderr:
+        link = LocalLink(["--unchecked", *options.agent_arguments(parsed)], stderr=stderr)
+        source = StreamSource(link.stream, link.control, name="this host", farewell=STOP)
+        status = show(source, "this host", until=parsed.until)
+        agent = link.close()
+        return outcome.print_kept(stderr) or status or max(agent, 0)
+
+
+def _other_hosts(parsed: argparse.Namespace) -> int:
+    with ssh.remote_agents(parsed, options.agent_arguments(parsed), quiet=True) as links:
+        title = links[0].host if len(links) == 1 else f"{len(links)} hosts"
+        status = show(ssh.sources(links), title, until=parsed.until)
+        agents = max([link.close() for link in links])
+        printed = [link.print_kept(alone=len(links) == 1) for link in links]
+        return status or agents or int(any(printed))
+
+
+def show(
+    source: Source | Sequence[Source],
+    title: str,
+    *,
+    until: Query | None = None,
+    shown: Query | None = None,
+) -> int:
+    """Opens the screen on `source`, then prints the summary; returns the exit status.
+
+    `until`: disarm at the first row that matches; `shown`: the query to begin with.
+    """
+    from ipttrace.tui.app import TraceApp
+    from ipttrace.view.writer import summary
+
+    app = TraceApp(source, title=title, until=until, shown=shown)
+    figures = app.run()
+    if figures is None:
+        return app.return_code or outcome.FAILED
+    if figures.get("error"):
+        outcome.error(figures["error"])
+    print(summary(figures), file=sys.stderr)
+    return outcome.FAILED if figures.get("error") else outcome.DONE

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An agent on this host.
+
+If this process is not root, sudo makes the agent root; nothing else of ipttrace ever
+is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import IO, BinaryIO, cast
+
+from ipttrace.link.base import PATIENCE, Link, LinkError
+
+
+class LocalLink(Link):
+    """A running agent on this host."""
+
+    def __init__(self, arguments: Sequence[str], stderr: IO[bytes] | None = None) -> None:
+        """Starts the agent.  Raises LinkError.
+
+        `arguments`: those of ``ipttrace agent``; `stderr`: where its stderr goes.
+        """
+        # This program, whatever the PATH is.
+        argv = _as_root([sys.executable, "-m", "ipttrace", "agent", "--control", *arguments])
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, bufsize=0
+            )
+        except OSError as error:
+            raise LinkError(f"cannot start the agent: {error}") from error
+        self.control = cast(BinaryIO, self._process.stdin)
+        self.stream = cast(BinaryIO, self._process.stdout)
+
+    def close(self) -> int:
+        """Waits for the agent's end; returns its exit status, negative if a signal killed it."""
+        self.close_ends()
+        try:
+            return self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _as_root(argv: list[str]) -> list[str]:
+    if os.geteuid() == 0:
+        return argv
+    if shutil.which("sudo") and os.isatty(0):
+        # The password is asked for now, before the screen takes the terminal.
+        if subprocess.call(["sudo", "-v"]) != 0:
+            raise LinkError("tracing needs root, and sudo failed")
+        return ["sudo", "--", *argv]
+    raise LinkError("tracing needs root: run with sudo")
