@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The messages that travel between the reader, the widgets and the app.
+"""The messages between the readers, the widgets and the app.
 
-Plain facts, no behaviour; must not import a widget.
+Data only; must not import a widget.
 """
 
 from __future__ import annotations
@@ -9,53 +9,53 @@ from __future__ import annotations
 from textual.message import Message
 
 
-class Arrived(Message, bubble=False):
-    """Frames, or the end of the stream, wait in the intake.
+class FramesArrived(Message, bubble=False):
+    """Frames, or the end of a stream, wait in an intake.
 
-    Carries nothing: what waits stays in the intake, so several may become one.
+    Carries nothing, since what waits stays in the intake: several may become one.
     """
 
     def can_replace(self, message: Message) -> bool:
-        return isinstance(message, Arrived)
+        return isinstance(message, FramesArrived)
 
 
 class ViewChanged(Message):
-    """The list of rows follows, pauses or has lost rows: the bars must say so."""
+    """The list follows, pauses or has lost rows: the bars must show it."""
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, ViewChanged)
 
 
 class ColumnsChanged(Message):
-    """The list of rows chose other columns for a new width."""
+    """The list has chosen other columns for a new width."""
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, ColumnsChanged)
 
 
 class CursorMoved(Message):
-    """The cursor of the list is on another row."""
+    """The list's cursor is on another row."""
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, CursorMoved)
 
 
-class FilterAsked(Message):
-    """A person wants to see only what `query` says, on top of what is filtered now.
+class FilterRequested(Message):
+    """The user wants only the rows that match `query`, in addition to the present filter.
 
-    `name` is the word for it in a few cells: "flow", "rule", …
-    `whole`: all of that, in place of what is filtered now.
+    `name` describes it in a few cells: "flow", "rule", …  `replace`: in place of the
+    present filter.
     """
 
-    def __init__(self, query: str, name: str, *, whole: bool = False) -> None:
+    def __init__(self, query: str, name: str, *, replace: bool = False) -> None:
         super().__init__()
         self.query = query
         self.name = name
-        self.whole = whole
+        self.replace = replace
 
 
 class Notice(Message):
-    """One line for a person, for a moment: what was done, or why it was not."""
+    """One line for the user, shown for a moment: what was done, or why it was not."""
 
     def __init__(self, text: str, error: bool = False) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Notice(Message):
         self.error = error
 
 
-class Exporting(Message, bubble=False):
+class ExportProgress(Message, bubble=False):
     """How far an export is, in rows."""
 
     def __init__(self, done: int, total: int) -> None:
@@ -72,11 +72,11 @@ class Exporting(Message, bubble=False):
         self.total = total
 
     def can_replace(self, message: Message) -> bool:
-        return isinstance(message, Exporting)
+        return isinstance(message, ExportProgress)
 
 
 class ExportEnded(Message, bubble=False):
-    """An export is over; `text` says how."""
+    """An export is over; `text` is its outcome."""
 
     def __init__(self, text: str, error: bool = False) -> None:
         super().__init__()

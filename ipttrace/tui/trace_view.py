@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The trace: titles, the list, and the detail of the row under the cursor.
+"""The trace view: titles, the list of rows, and the detail of the row under the cursor.
 
-Its keys speak of the row under the cursor; what they ask goes to the app as
+Its keys act on the row under the cursor; filters and notices go to the app as
 messages.  Must not feed or change the store.
 """
 
@@ -14,43 +14,42 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
-from ipttrace.trace.query import from_row as build
+from ipttrace.trace.query import from_row
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Store
-from ipttrace.tui.detail.lines import Where
+from ipttrace.tui.detail.lines import KnownNames
 from ipttrace.tui.detail.pane import Detail
-from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterAsked, Notice
+from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterRequested, Notice
 from ipttrace.tui.rows.empty import Empty
 from ipttrace.tui.rows.list import Rows
-from ipttrace.tui.rows.looking import Looking
+from ipttrace.tui.rows.shown import ShownRows
 from ipttrace.tui.rows.titles import Titles
 
-DETAIL: Final = 0.2  # s between two pictures of the detail while rows run
+DETAIL: Final = 0.2  # s between two updates of the detail while the list follows
 
-OF_A_TABLE: Final = ("rule", "chain")
-OF_A_HOST: Final = ("rule", "chain", "process", "namespace")
-
-Build = Callable[[Row], str]
-
-
-def _hide(row: Row) -> str:
-    return build.negation(build.by_flow(row))
+# Filters that need the kind of table, and those that need the host, to be unambiguous.
+_PER_TABLE: Final = ("rule", "chain")
+_PER_HOST: Final = ("rule", "chain", "process", "namespace")
 
 
-_BUILD: Final[dict[str, Build]] = {
-    "flow": build.by_flow,
-    "rule": build.by_rule,
-    "chain": build.by_chain,
-    "verdict": build.by_verdict,
-    "process": build.by_process,
-    "namespace": build.by_netns,
-    "host": build.by_host_address,
-    "hide flow": _hide,
+def _not_this_flow(row: Row) -> str:
+    return from_row.negation(from_row.by_flow(row))
+
+
+_QUERIES: Final[dict[str, Callable[[Row], str]]] = {
+    "flow": from_row.by_flow,
+    "rule": from_row.by_rule,
+    "chain": from_row.by_chain,
+    "verdict": from_row.by_verdict,
+    "process": from_row.by_process,
+    "namespace": from_row.by_netns,
+    "host": from_row.by_host_address,
+    "hide flow": _not_this_flow,
 }
 
 
 class TraceView(Vertical):
-    """The rows and what belongs to them."""
+    """The view: `Titles`, `Rows` or `Empty`, and `Detail`."""
 
     DEFAULT_CSS = """
     TraceView { height: 1fr; width: 1fr; }
@@ -58,8 +57,10 @@ class TraceView(Vertical):
     TraceView.-detail Detail { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,d", "detail", "Detail", key_display="⏎", tooltip="the packet's whole way"),
-        Binding("f", "by('flow')", "Flow", tooltip="the whole flow of this row, both ways"),
+        Binding(
+            "enter,d", "detail", "Detail", key_display="⏎", tooltip="the packet's complete journey"
+        ),
+        Binding("f", "by('flow')", "Flow", tooltip="this row's flow, both directions"),
         Binding("r", "by('rule')", "only this rule", show=False),
         Binding("c", "by('chain')", "only this chain", show=False),
         Binding("v", "by('verdict')", "only this verdict", show=False),
@@ -67,28 +68,33 @@ class TraceView(Vertical):
         Binding("w", "by('namespace')", "only this network namespace", show=False),
         Binding("h", "by('host')", "only packets from or to this host (its source)", show=False),
         Binding("x", "by('hide flow')", "hide this flow", show=False),
-        Binding("n", "again(1)", "the next one that the search finds", show=False),
-        Binding("N", "again(-1)", "the one before", show=False),
-        Binding("m", "mark", "mark this row, or take the mark off", show=False),
+        Binding("n", "again(1)", "the next match of the search", show=False),
+        Binding("N", "again(-1)", "the previous match", show=False),
+        Binding("m", "mark", "mark this row, or unmark it", show=False),
         Binding("apostrophe", "marked", "the next marked row", show=False),
         Binding("y", "copy", "copy this row", show=False),
         Binding("z", "fold", "fold the bytes in the detail, or show them", show=False),
     ]
 
     def __init__(
-        self, store: Store, looking: Looking, where: Callable[[], Where], *, id: str | None = None
+        self,
+        store: Store,
+        shown: ShownRows,
+        names: Callable[[], KnownNames],
+        *,
+        id: str | None = None,
     ) -> None:
-        """`where`: names of namespaces and hosts as they are now."""
+        """`names`: returns the present names of namespaces and hosts."""
         super().__init__(id=id)
-        self._where = where
+        self._names = names
         self._store = store
-        self._looking = looking
+        self._shown = shown
         self._marks: set[int] = set()
-        self._due = False
+        self._due = False  # an update of the detail is scheduled
 
     def compose(self) -> ComposeResult:
         yield Titles(id="titles")
-        yield Rows(self._looking.lens, id="rows")
+        yield Rows(self._shown.selection, id="rows")
         yield Empty(id="empty")
         yield Detail(id="detail")
 
@@ -100,13 +106,13 @@ class TraceView(Vertical):
         self.empty.display = False
 
     def pull(self) -> None:
-        """Show what the store has by now."""
-        if self.rows.lens is not self._looking.lens:
-            self.rows.look_through(self._looking.lens)
-        self._looking.pull()
+        """Show the rows that the store has now."""
+        if self.rows.selection is not self._shown.selection:
+            self.rows.show(self._shown.selection)
+        self._shown.pull()
         empty = self._store.end == 0
         if self.empty.display != empty:
-            # Not by a class: in the first moments Textual may miss its change.
+            # Not by a CSS class: Textual may miss its change during startup.
             self.empty.display = empty
             self.rows.display = self.titles.display = not empty
             if not empty and self.display:
@@ -116,11 +122,11 @@ class TraceView(Vertical):
     @property
     def row(self) -> Row | None:
         """The row under the cursor."""
-        return self.rows.at
+        return self.rows.current
 
     def on_columns_changed(self, message: ColumnsChanged) -> None:
         message.stop()
-        self.titles.show(self.rows.columns, self.rows.aside or 0)
+        self.titles.show(self.rows.columns, self.rows.left or 0)
 
     # The detail.
 
@@ -133,7 +139,7 @@ class TraceView(Vertical):
         self.toggle_class("-detail")
         if not self.detailed and self.detail.has_focus:
             self.rows.focus()
-        # It has no size before.
+        # Before that, the pane has no size.
         self.call_after_refresh(self._show_detail)
 
     def action_fold(self) -> None:
@@ -152,54 +158,58 @@ class TraceView(Vertical):
         self._due = False
         if self.detailed:
             row = self.row
-            self.detail.show(self._store, None if row is None else row.index, self._where())
+            self.detail.show(self._store, None if row is None else row.index, self._names())
 
     # Keys on a row.
 
     def _need(self) -> Row | None:
         if (row := self.row) is None:
-            self.post_message(Notice("there is no row under the cursor", error=True))
+            self.post_message(Notice("no row under the cursor", error=True))
         return row
 
     def action_by(self, name: str) -> None:
         if (row := self._need()) is None:
             return
-        text = _BUILD[name](row)
+        text = _QUERIES[name](row)
         if not text:
             self.post_message(Notice(f"this row has no {name} to filter by", error=True))
             return
-        if name in OF_A_TABLE and not row.tables and self.rows.nftables:
-            text = build.conjunction(text, build.LEGACY_TABLES)
-        hosts = list(self._where().hosts.values())
-        if len(hosts) > 1 and name in OF_A_HOST:
-            # The same inode is another namespace elsewhere, and the same pid another process.
-            text = build.conjunction(text, build.by_host(row, hosts))
+        if name in _PER_TABLE and not row.tables and self.rows.nftables:
+            text = from_row.conjunction(text, from_row.LEGACY_TABLES)
+        hosts = list(self._names().hosts.values())
+        if len(hosts) > 1 and name in _PER_HOST:
+            # On another host, the same inode or pid belongs to something else.
+            text = from_row.conjunction(text, from_row.by_host(row, hosts))
         word = row.verdict if name == "verdict" and row.verdict else name
-        # Whoever has found the dropped packet wants to see what came before it.
-        self.post_message(FilterAsked(text, word, whole=name == "flow"))
+        # Replaces the filter: after finding a dropped packet, see what came before it.
+        self.post_message(FilterRequested(text, word, replace=name == "flow"))
 
     def action_again(self, step: int) -> None:
-        text = self._looking.sought
+        text = self._shown.search
         if not text:
-            self.post_message(Notice("/ begins a search", error=True))
+            self.post_message(Notice("/ starts a search", error=True))
             return
         self.find(text, step)
 
     def find(self, text: str, step: int = 1, start: int | None = None) -> bool:
-        """Go to the next row that `text` matches.  Raises QueryError.
+        """Go to the next row that the query `text` matches, and return whether there is one.
 
-        After `start`, which is the cursor's place, or before it where `step` is -1.
+        Searches after the position `start` (None: the cursor), or before it if `step`
+        is -1, and wraps around once.  Raises QueryError.
         """
-        place = self._looking.find(text, self.rows.cursor if start is None else start, step)
-        if place is None:
-            # Once round, as pagers do.
-            lens = self._looking.lens
-            place = self._looking.find(text, lens.first - 1 if step > 0 else lens.end, step)
-            if place is None:
-                self.post_message(Notice(f"no row here matches: {self._looking.words}", error=True))
+        position = self._shown.find(text, self.rows.cursor if start is None else start, step)
+        if position is None:
+            selection = self._shown.selection
+            position = self._shown.find(
+                text, selection.first - 1 if step > 0 else selection.end, step
+            )
+            if position is None:
+                self.post_message(
+                    Notice(f"no row here matches: {self._shown.search_text}", error=True)
+                )
                 return False
-            self.post_message(Notice("the search went round the end"))
-        self.rows.move_to(place)
+            self.post_message(Notice("the search wrapped around"))
+        self.rows.move_to(position)
         return True
 
     def action_mark(self) -> None:
@@ -207,16 +217,16 @@ class TraceView(Vertical):
             return
         self._marks ^= {row.index}
         self._marks = {seq for seq in self._marks if seq >= self._store.first}
-        self.rows.mark(frozenset(self._marks))
+        self.rows.show_marks(frozenset(self._marks))
 
     def action_marked(self) -> None:
-        lens, here = self.rows.lens, self.row
-        seqs = sorted(seq for seq in self._marks if lens.seq(lens.position(seq)) == seq)
+        selection, here = self.rows.selection, self.row
+        seqs = sorted(seq for seq in self._marks if selection.seq(selection.position(seq)) == seq)
         if here is None or not seqs:
-            self.post_message(Notice("no row here is marked: m marks one", error=True))
+            self.post_message(Notice("no row here is marked; m marks one", error=True))
             return
         later = [seq for seq in seqs if seq > here.index]
-        self.rows.move_to(lens.position((later or seqs)[0]))
+        self.rows.move_to(selection.position((later or seqs)[0]))
 
     @property
     def marks(self) -> frozenset[int]:
@@ -228,7 +238,7 @@ class TraceView(Vertical):
             from ipttrace.view.labels import Labels
             from ipttrace.view.text import TextView
 
-            where = self._where()
-            named = Labels(tuple(where.hosts.values()), alone=where.netns)
-            self.app.copy_to_clipboard(TextView(named).lines([row]).strip())
-            self.post_message(Notice("copied: the terminal has it, if it takes such (OSC 52)"))
+            names = self._names()
+            labels = Labels(tuple(names.hosts.values()), alone=names.netns)
+            self.app.copy_to_clipboard(TextView(labels).lines([row]).strip())
+            self.post_message(Notice("copied (if the terminal supports OSC 52)"))

@@ -109,7 +109,7 @@ async def _key(app: TraceApp, source: _Handed, chunk: bytes) -> float:
 async def _run() -> dict[str, dict[str, Any]]:
     source = _Handed()
     app = _Drawn(source, title="bench", capacity=HELD)
-    trace = app.trace
+    trace = app.feeds.trace
     decoder = Decoder()
     for frame in decoder.feed(_hello()):
         trace.feed(frame)
@@ -149,11 +149,11 @@ async def _run() -> dict[str, dict[str, Any]]:
             await tick(chunk)
         frame = (process_time() - began) / TICKS
         keys = [await _key(app, source, chunk) for chunk in late]
-        flood = app.looking.write("verdict=DROP and src in 10.0.0.0/8 and cost>2us")
+        flood = app.shown.filter_by("verdict=DROP and src in 10.0.0.0/8 and cost>2us")
         assert flood
         began = perf_counter()
-        app.turned()
-        while app.looking.progress is not None:
+        app.apply_filter()
+        while app.shown.progress is not None:
             await asyncio.sleep(0.001)
         filtered = perf_counter() - began
         app.action_unfilter()

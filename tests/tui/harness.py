@@ -70,8 +70,8 @@ def laid_out(app: TraceApp, width: int) -> bool:
     beside = app.side.outer_size.width if app.side.display else 0
     return (
         rows.size.width == width - beside
-        and rows._width == rows.size.width - 1
-        and app._titles._columns == rows.columns
+        and rows.width == rows.size.width - 1
+        and app.view.titles._columns == rows.columns
     )
 
 
@@ -108,7 +108,7 @@ async def live(
     async with app.run_test(size=size) as pilot:
         sender = threading.Thread(target=agent.send, args=first)
         sender.start()
-        await until(pilot, lambda: app.trace.store.end >= rows, f"{rows} rows")
+        await until(pilot, lambda: app.feeds.trace.store.end >= rows, f"{rows} rows")
         await until(pilot, lambda: app.rows._end >= rows, f"{rows} rows on the screen")
         sender.join()
         # The list has no size while the empty screen stands in its place.
@@ -124,6 +124,6 @@ async def more(agent: Agent, app: TraceApp, pilot: Pilot[Any], frames: bytes, ro
     """Send `frames` and wait until the store has seen `rows` rows in all."""
     sender = threading.Thread(target=agent.send, args=(frames,))
     sender.start()
-    await until(pilot, lambda: app.trace.store.end >= rows, f"{rows} rows")
+    await until(pilot, lambda: app.feeds.trace.store.end >= rows, f"{rows} rows")
     await until(pilot, lambda: not app._stale, "a picture of them")
     sender.join()

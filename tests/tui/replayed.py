@@ -44,11 +44,13 @@ async def replayed(path: Path = LAB, size: tuple[int, int] = (80, 24)) -> AsyncI
 
 async def settled(app: TraceApp, pilot: Pilot[Any]) -> None:
     """Wait until the filter that is in force is the one that is seen."""
-    looking = app.looking
+    shown = app.shown
     await until(
-        pilot, lambda: looking.progress is None and app.rows.lens is looking.lens, "the filter"
+        pilot,
+        lambda: shown.progress is None and app.rows.selection is shown.selection,
+        "the filter",
     )
-    await until(pilot, lambda: looking.lens.behind == 0 and app.rows._end == looking.lens.end)
+    await until(pilot, lambda: shown.selection.behind == 0 and app.rows._end == shown.selection.end)
 
 
 def all_rows(app: TraceApp) -> list[Row]:
@@ -63,8 +65,8 @@ def seq_of(app: TraceApp, wanted: Callable[[Row], object]) -> int:
 
 def listed(app: TraceApp) -> list[int]:
     """The sequence numbers of the rows that the list has, on the screen or not."""
-    lens = app.rows.lens
-    return lens.seqs(lens.first, lens.end).tolist()
+    selection = app.rows.selection
+    return selection.seqs(selection.first, selection.end).tolist()
 
 
 def taken(app: TraceApp, text: str) -> list[int]:

@@ -42,7 +42,9 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
         # A dropped packet in the middle of the picture tells more than the tail.
         store = app.store
         rows = store.rows(range(store.first, store.end))
-        router = next(inode for inode, name in app.netns_names().items() if "router" in name)
+        router = next(
+            inode for (_, inode), name in app.feeds.netns_names().items() if "router" in name
+        )
         drop = next(
             row.index
             for row in rows
@@ -50,7 +52,7 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
         )
         app.rows.move_to(drop - height // 4)
         app.rows.move_to(drop)
-        app._rules.choose(0, router)
+        app.rules.choose(0, router)
         await pilot.press(*keys)
         for _ in range(4):  # views look a few times a second
             await pilot.pause(0.25)

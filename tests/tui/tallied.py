@@ -20,7 +20,7 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.tui import situation
 from ipttrace.tui.flows import FlowsView
-from ipttrace.tui.messages import FilterAsked, Notice
+from ipttrace.tui.messages import FilterRequested, Notice
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.widgets import ledger
@@ -92,7 +92,7 @@ class Tallied:
 
     def taken(self, text: str) -> int:
         """How many rows of the store a query takes."""
-        context = query.context_of(self.store, places=self.netns, hosts=self.hosts)
+        context = query.context_of(self.store, netns_by_host=self.netns, hosts=self.hosts)
         asked = query.compile(text)
         return sum(int(np.count_nonzero(asked.mask(p, context))) for p in self.store.parts())
 
@@ -106,7 +106,7 @@ class Screen(App[None]):
         super().__init__()
         self.view = view
         view.id = "view"
-        self.asked: list[FilterAsked] = []
+        self.asked: list[FilterRequested] = []
         self.notices: list[str] = []
 
     def compose(self) -> ComposeResult:
@@ -117,7 +117,7 @@ class Screen(App[None]):
     def on_mount(self) -> None:
         self.view.focus()
 
-    def on_filter_asked(self, message: FilterAsked) -> None:
+    def on_filter_requested(self, message: FilterRequested) -> None:
         self.asked.append(message)
 
     def on_notice(self, message: Notice) -> None:

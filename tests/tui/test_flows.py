@@ -142,4 +142,4 @@ async def test_an_empty_view_says_so() -> None:
         for key in ("enter", "s", "down", "up", "end", "home"):
             await pilot.press(key)
         assert app.asked == []
-        assert app.notices == ["No flow under the cursor"]
+        assert app.notices == ["no flow under the cursor"]

@@ -59,7 +59,7 @@ async def test_texts_in_the_description_cannot_move_anything(text: str) -> None:
         app,
         pilot,
     ):
-        await until(pilot, lambda: "8 rows" in app._status.text)
+        await until(pilot, lambda: "8 rows" in app.status_bar.text)
         await pilot.pause()
         _assert_harmless(screen_text(app), 200)
 
@@ -72,7 +72,7 @@ async def test_the_empty_screen_takes_any_text(text: str) -> None:
         await until(pilot, lambda: app._progress)
         _assert_harmless(screen_text(app), 80)
         agent.send(hello, streams.note("info", text), streams.end(reason=text))
-        await until(pilot, lambda: "ENDED" in app._status.text)
+        await until(pilot, lambda: "ENDED" in app.status_bar.text)
         _assert_harmless(screen_text(app), 80)
 
 
@@ -85,12 +85,12 @@ async def test_markup_is_shown_and_not_obeyed() -> None:
     ) as (_, app, pilot):
         await until(pilot, lambda: "[b]y[/b]" in "\n".join(screen_text(app)))
         assert "[b]x[/b]" in shown(app)[0]
-        assert "[b]z[/b]" in app._status.text
+        assert "[b]z[/b]" in app.status_bar.text
 
 
 @pytest.mark.parametrize("value", [None, 3, [], {"a": 1}, "", True])
 async def test_descriptions_of_the_wrong_kind_do_no_harm(value: object) -> None:
     hello = streams.hello(host=value, kernel=value, expr=value, netns=value)
     async with live(hello, streams.books(state=value), streams.rows(8), rows=8) as (_, app, pilot):
-        await until(pilot, lambda: "ARMED" in app._status.text)
+        await until(pilot, lambda: "ARMED" in app.status_bar.text)
         assert "ACCEPT" in shown(app)[0]

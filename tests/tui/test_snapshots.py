@@ -104,14 +104,14 @@ async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
     """Wait until nothing more comes onto the screen by itself."""
     await settled(app, pilot)
     await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
-    app.look()
-    for pane in (app.side, app._neighbours):
+    app.refresh_bars()
+    for pane in (app.side, app.neighbours):
         await until(
             pilot,
             lambda pane=pane: not pane.display or not (pane._stale or pane._learning),
             "neighbours",
         )
-    for view in (app._rules, app._flows, app._totals):
+    for view in (app.rules, app.flows, app.totals):
         await until(
             pilot,
             lambda view=view: not view.display or (not view._stale and view._timer is None),
@@ -148,7 +148,7 @@ def on_a_drop(*keys: str, text: str = "") -> Run:
         drop = next(row for row in all_rows(app) if row.chain == "BLOCKLIST")
         app.rows.move_to(drop.index - 8)
         app.rows.move_to(drop.index)
-        app._rules.choose(drop.host, drop.netns)
+        app.rules.choose(drop.host, drop.netns)
         await press(pilot, *keys)
         if text:
             app.prompt._input.cursor_blink = False
@@ -164,7 +164,7 @@ async def neighbours_of_the_router(pilot: Pilot[Any]) -> None:
     app = await arrived(pilot)
     await press(pilot, "5")
     await at_rest(app, pilot)
-    for pane in (app._neighbours, app.side):
+    for pane in (app.neighbours, app.side):
         pane.choose(neighbours.ROUTER)
     await at_rest(app, pilot)
 
@@ -295,9 +295,9 @@ def test_the_screen_without_rows_explains_itself_as_it_did(snap_compare: Compare
         async def run(pilot: Pilot[Any]) -> None:
             app = pilot.app
             assert isinstance(app, TraceApp)
-            await until(pilot, lambda: app.lines[0].trace.notes, "the agent's note")
+            await until(pilot, lambda: app.feeds[0].trace.notes, "the agent's note")
             await until(pilot, lambda: app.view.empty.display, "the empty screen")
-            app.look()
+            app.refresh_bars()
 
         app = screen(agent.source)
         assert snap_compare(app, terminal_size=(80, 24), run_before=run)

@@ -1,93 +1,405 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the parts of the app know of each other.
+"""The app without its commands: feeds the streams, draws the views and the bars.
 
-`TraceApp` is made of `Commands`, `Files` and `Timing`, each in a file of its
-own; this is what they have in common.  Has no behaviour.
+Live, remote and recorded streams are handled alike: a `Source` returns bytes, an
+`Intake` decodes them in a thread, and this app feeds the frames to their traces and
+draws, all on its own thread.  At most one replaceable message a time announces
+frames; feeding pauses after `BUDGET` seconds and goes on after keys have had their
+turn, so that neither a flood nor a long recording blocks the keys.  `intake` explains
+why there is no lock.
+
+Must not contain what keys do, touch the kernel or parse bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Final
 
-from textual.widgets import ContentSwitcher
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.widgets import ContentSwitcher, Footer
 
+from ipttrace.text import clean
 from ipttrace.trace import query
+from ipttrace.trace.query import tree as query_tree
+from ipttrace.trace.query.until import Until
+from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
-from ipttrace.tui.app.in_order import InOrder
-from ipttrace.tui.feed.feed import Line
+from ipttrace.trace.tally import Tallies
+from ipttrace.tui.app.exit_on_hangup import exit_on_hangup
+from ipttrace.tui.app.key_order import OrderedKeysApp
+from ipttrace.tui.app.notice import NoticeLine
+from ipttrace.tui.detail.lines import KnownNames
+from ipttrace.tui.feed.feed import Feed
+from ipttrace.tui.feed.feeds import Feeds, Summary
+from ipttrace.tui.feed.source import Source
+from ipttrace.tui.flows import FlowsView
+from ipttrace.tui.messages import FramesArrived, Notice, ViewChanged
+from ipttrace.tui.neighbours.pane import NeighbourPane
+from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
 from ipttrace.tui.rows.list import Rows
-from ipttrace.tui.rows.looking import Looking
+from ipttrace.tui.rows.shown import ShownRows
+from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
+from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.trace_view import TraceView
+from ipttrace.tui.widgets.bar import Bar, about_pieces, status_pieces
 from ipttrace.tui.widgets.prompt import Prompt
 
-Summary = dict[str, Any]
+FRAME: Final = 0.05  # s between two pictures
+BUDGET: Final = 0.015  # s of feeding before keys get their turn
+BREATH: Final = 0.001  # s of that turn
+STATUS: Final = 0.25  # s between two updates of the bars
+TALLY: Final = 0.05  # s between two updates of the tallies
+GRACE: Final = 2.0  # s that a live source gets to send its last counts
+WIDE: Final = 160  # cells from which the neighbours are shown beside the rows
+UNREACHED: Final = ("FAILED", "INCOMPLETE")
 
 
-class Base(InOrder[Summary]):
-    """The app as its parts see it."""
+class BaseApp(OrderedKeysApp[Summary]):
+    """The screen over some sources.  `run()` returns `Feeds.summary()`."""
 
-    store: Store
-    lines: list[Line]
-    looking: Looking
-    view: TraceView
-    rows: Rows
-    prompt: Prompt
-    switcher: ContentSwitcher
-    exporting: bool
-    over: bool  # no stream will bring any more
+    CSS_PATH = Path(__file__).with_name("app.tcss")  # absolute: a subclass may live elsewhere
+    TITLE = "ipttrace"
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        *,
+        title: str,
+        capacity: int = 1_000_000,
+        grace: float = GRACE,
+        until: query.Query | None = None,
+        shown: query.Query | None = None,
+    ) -> None:
+        """`title` is shown in the top bar; `capacity`: rows held before the oldest are evicted.
+
+        `until`: disarms at the first row that matches; `shown`: the view's first filter.
+        """
+        super().__init__()
+        sources = source if isinstance(source, Sequence) else [source]
+        self.store = Store(capacity)
+        self.feeds = Feeds(
+            Feed(
+                one,
+                Trace(store=self.store, host=number),
+                lambda: self.post_message(FramesArrived()),
+            )
+            for number, one in enumerate(sources)
+        )
+        self.tallies = Tallies()
+        self.shown = ShownRows(self.store, self.query_context)
+        if shown is not None:
+            self.shown.filter_by(shown.text)
+        self.over = False  # no stream will bring any more
+        self._title = clean(title)
+        self._grace = grace
+        self._until = None if until is None else Until(until)
+        self._stopping = False
+        self._left = False
+        self._stale = False  # fed since the last picture
+        self._drawn = 0.0
+        self._names: tuple[dict[tuple[int, int], str], list[str], str] = ({}, [], "")
+        self._neighbours_version = 0
+        self._progress: deque[str] = deque(maxlen=10)  # of sources without a first frame
+        self._samples: deque[tuple[float, int]] = deque(maxlen=9)  # time, rows
+        self._side_wanted: bool | None = None  # None: depends on the screen's width
+        # Kept here, since a query searches the top screen only, which may be help.
+        self.about_bar = Bar(id="about")
+        self.notice_line = NoticeLine(id="notice")
+        self.filter_bar = FilterBar(id="filter")
+        self.prompt = Prompt(self.focus_view, id="prompt")
+        self.switcher = ContentSwitcher(id="views", initial="trace")
+        self.view = TraceView(self.store, self.shown, self._where, id="trace")
+        self.rules = RulesView(id="rules-view")
+        self.flows = FlowsView(id="flows-view")
+        self.totals = TotalsView(id="totals-view")
+        self.neighbours = NeighbourPane(id="neighbours")
+        self.side = NeighbourPane(id="side")
+        self.status_bar = Bar(id="status")
 
     @property
-    def trace(self) -> Trace:
-        """The first source's trace."""
-        return self.lines[0].trace
+    def rows(self) -> Rows:
+        """The list of rows."""
+        return self.view.rows
+
+    # Life.
+
+    def compose(self) -> ComposeResult:
+        yield self.about_bar
+        # Takes the place of the line above, so that nothing below it moves.
+        yield self.notice_line
+        yield self.filter_bar
+        yield self.prompt
+        with Horizontal(id="middle"):
+            with self.switcher:
+                yield self.view
+                yield self.rules
+                yield self.flows
+                yield self.totals
+                yield self.neighbours
+            yield self.side
+        yield self.status_bar
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.rows.focus()
+        self._draw()
+        if not self.is_headless:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self._leave, 128 + number)
+            exit_on_hangup(sys.__stdin__.fileno() if sys.__stdin__ is not None else 0)
+        self.set_interval(STATUS, self.refresh_bars)
+        self.set_interval(TALLY, self._tally)
+        for feed in self.feeds:
+            feed.intake.start()
+        if self.shown.filters.text:
+            self.apply_filter()
+        # Built now, since keys would wait for it at the first query.
+        self.run_worker(query_tree.parser, thread=True, group="parser", exit_on_error=False)
+
+    def on_unmount(self) -> None:
+        # Also after a crash of the screen: nothing may stay armed.
+        for feed in self.feeds:
+            feed.intake.close()
+
+    def leave(self) -> None:
+        """Exits; live sources first get time to send their last counts.  Again: exits at once."""
+        if self._stopping or self.over or not sum(feed.stop() for feed in self.feeds):
+            self._leave()
+            return
+        self._stopping = True
+        self.refresh_bars()
+        self.set_timer(self._grace, self._leave)
+
+    def _leave(self, code: int = 0) -> None:
+        if self._left:
+            return
+        self._left = True
+        for feed in self.feeds:
+            feed.close()
+        self.exit(self.feeds.summary(), return_code=code)
+
+    # The streams.
+
+    def on_frames_arrived(self) -> None:
+        self._feed()
+
+    def _feed(self) -> None:
+        if self._left:
+            return
+        until = monotonic() + BUDGET
+        fed = True
+        while fed and monotonic() < until:
+            # Each in turn: a flood on one host must not hide the others.
+            fed = sum(feed.feed_one() for feed in self.feeds) > 0
+            self._stale |= fed
+        over = all(feed.exhausted for feed in self.feeds)
+        for feed in self.feeds:
+            if feed.exhausted and feed.end():
+                self._stale = True
+        due = self._drawn + FRAME - monotonic()
+        if over or (self._stale and due <= 0):
+            self._draw()
+        if over:
+            self._end()
+        elif any(feed.intake.waiting for feed in self.feeds if not feed.done):
+            self.set_timer(BREATH, self._feed)
+        elif self._stale:
+            self.set_timer(max(due, BREATH), self._feed)
+        elif sum(feed.intake.arm() for feed in self.feeds if not feed.over):
+            self.set_timer(BREATH, self._feed)
+
+    def _end(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        self.refresh_bars()
+        if self._stopping:
+            self._leave()
+
+    def _tally(self) -> None:
+        self.tallies.pull(self.store)
+        asked = self._until
+        if asked is not None and (seq := asked.feed(self.store, self.query_context())) is not None:
+            self._until = None
+            self.feeds.send({"cmd": "disarm"})
+            # The row may not be in the list yet.
+            self.view.pull()
+            self.rows.move_to(self.shown.selection.position(seq))
+            self.show_notice(f"disarmed: --until matched this row: {asked.query.text}")
+
+    # Names.
+
+    def query_context(self) -> query.Context:
+        """What queries depend on besides the rows, as of now."""
+        return query.context_of(
+            self.store, netns_by_host=self.feeds.netns_names(), hosts=self.feeds.hosts()
+        )
+
+    def _netns_names(self, host: int) -> dict[int, str]:
+        """Names of the host's network namespaces by inode."""
+        return {inode: name for (at, inode), name in self._names[0].items() if at == host}
 
     @property
-    def live(self) -> bool:
-        """Whether any of the sources is."""
-        return any(line.source.live for line in self.lines)
+    def view_feed(self) -> Feed:
+        """The feed of the row under the cursor, whose host the panes show."""
+        row = self.view.row if len(self.feeds) > 1 else None
+        return self.feeds[row.host if row is not None else 0]
 
-    def say(self, text: str, error: bool = False) -> None:
-        """One line for a person, for some seconds."""
-        raise NotImplementedError
+    def _where(self) -> KnownNames:
+        host = self.view_feed.trace.host
+        return KnownNames(self._netns_names(host), dict(enumerate(self.feeds.hosts())))
 
-    def unsay(self) -> None:
-        """Put away what was said, and what agents have said."""
-        raise NotImplementedError
+    # The picture.
 
-    def stop_export(self) -> bool:
-        """Stop an export that goes on; False when there is none."""
-        raise NotImplementedError
+    def _draw(self) -> None:
+        self._drawn = monotonic()
+        self._stale = False
+        names = self.feeds.netns_names(), self.feeds.hosts(), self.feeds.engine
+        if names != self._names:
+            self._names = netns, hosts, engine = names
+            self.rows.show_names(netns, hosts if len(hosts) > 1 else (), engine)
+        version = sum(feed.trace.neighbours.version for feed in self.feeds)
+        if version != self._neighbours_version:
+            self._neighbours_version = version
+            self.rows.show_lost(self._lost)
+        self.view.pull()
+        if self.store.end == 0:
+            self.refresh_bars()
 
-    def look(self) -> None:
-        """Bring the bars, the notice and the empty screen up to date."""
-        raise NotImplementedError
+    def _lost(self, row: Row) -> bool:
+        """Whether the row was accepted but its next hop now has no link-layer address.
 
-    def action_view(self, name: str) -> None:
-        """Show this view and give it the keys."""
-        raise NotImplementedError
+        False where a later DNAT may change the destination.  A neighbour that is
+        merely absent may just have been forgotten by the kernel: False, too.
+        """
+        if row.verdict != "ACCEPT" or not row.out or not row.dst:
+            return False
+        leaves = row.hook == "POSTROUTING"
+        if not leaves and (row.table != "filter" or row.hook not in ("OUTPUT", "FORWARD")):
+            return False
+        reach = self.feeds[row.host].trace.neighbours.usable(row.netns, row.dst, row.out)
+        return reach.state in UNREACHED
+
+    def apply_filter(self) -> None:
+        """Applies a new filter to the rows already held, a portion between two keys."""
+        if self.shown.progress is None or self.shown.filter_portion():
+            self.view.pull()
+        else:
+            self.set_timer(BREATH, self.apply_filter)
+        self.refresh_bars()
+
+    def show_view(self, name: str) -> None:
+        """Shows this view and gives it the keys."""
+        self.switcher.current = name
+        self.focus_view()
+        self.refresh_bars()
+
+    def focus_view(self) -> None:
+        """Gives the keys to the view that is shown."""
+        shown = self.switcher.visible_content
+        self.screen.set_focus(self.rows if shown is self.view or shown is None else shown)
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._show_side(event.size.width)
+
+    def _show_side(self, width: int) -> None:
+        wanted = width >= WIDE if self._side_wanted is None else self._side_wanted
+        # Not beside the view that shows the same.
+        self.side.display = wanted and self.switcher.current != "neighbours"
 
     def toggle_side(self) -> None:
-        """The neighbours beside the rows, or not."""
-        raise NotImplementedError
+        """Shows the neighbours beside the rows, or hides them."""
+        if self.switcher.current == "neighbours":
+            self.show_notice("this view shows the neighbours already: 1 goes back to the rows")
+            return
+        self._side_wanted = not self.side.display
+        self._show_side(self.size.width)
+        self.refresh_bars()
 
-    def turned(self) -> None:
-        """Another filter is in force."""
-        raise NotImplementedError
+    # Bars, notice, panes.
 
     def situation(self) -> Situation:
         """What is going on."""
-        raise NotImplementedError
+        return self.feeds.situation(self._rate())
 
-    def places(self) -> dict[tuple[int, int], str]:
-        """Names of network namespaces by host and inode."""
-        raise NotImplementedError
+    def _rate(self) -> float | None:
+        """Rows/s over the last two seconds; None if no more will come."""
+        if self.over:
+            return None
+        now, rows = monotonic(), sum(feed.trace.rows for feed in self.feeds)
+        if not self._samples or now - self._samples[-1][0] >= STATUS * 0.8:
+            self._samples.append((now, rows))
+        since, before = self._samples[0]
+        return (rows - before) / (now - since) if now - since >= STATUS else 0.0
 
-    def hosts(self) -> list[str]:
-        """What each host calls itself, or where two say the same, what we call it."""
-        raise NotImplementedError
+    def refresh_bars(self) -> None:
+        """Updates the bars, the notice, the panes and the empty screen."""
+        if self._left:
+            return
+        self._show_side(self.size.width)
+        now, rows, shown = self.situation(), self.rows, self.shown
+        playing = "" if shown.clock is None else shown.clock.label
+        self.about_bar.show(about_pieces(now, self._title))
+        self.status_bar.show(status_pieces(now, rows.paused, rows.follow, rows.newer, playing))
+        self.filter_bar.show(
+            filter_pieces(
+                shown.filters.text,
+                shown.filters.trail,
+                shown.selection.end - shown.selection.first,
+                len(self.store),
+                shown.progress,
+            )
+        )
+        self.notice_line.refresh_from(self.feeds, rows)
+        self.about_bar.display = not self.notice_line.display
+        for pane in (self.side, self.neighbours):
+            if pane.display:
+                trace = self.view_feed.trace
+                pane.show(trace.neighbours, self._netns_names(trace.host))
+                if (row := self.view.row) is not None and not rows.follow:
+                    pane.choose(row.netns)
+        self._show_tallies()
+        if now.rows == 0:
+            for feed in self.feeds:
+                progress = clean(feed.source.progress)
+                if progress and progress not in self._progress:
+                    self._progress.append(progress)
+            self.view.empty.show(now, tuple(self._progress), self.feeds.notes()[-6:])
 
-    def query_context(self) -> query.Context:
-        """What queries need to know now."""
-        raise NotImplementedError
+    def _show_tallies(self) -> None:
+        """Updates the view that is shown, if it shows tallies."""
+        for feed in self.feeds:
+            self.tallies.totals.note_books(feed.trace.host, feed.trace.books)
+        if (shown := self.switcher.current) == "trace":
+            return
+        tallies, names, netns = self.tallies, self.store.names, self.feeds.netns_names()
+        hosts = self.feeds.hosts() if len(self.feeds) > 1 else []
+        if shown == "rules-view":
+            self.rules.show(tallies.rules, names, self.store.rulesets, netns, hosts)
+        elif shown == "flows-view":
+            self.flows.show(tallies.flows, names, netns, hosts)
+        elif shown == "totals-view":
+            self.totals.show(tallies.totals, names, skipped=tallies.skipped)
+
+    def show_notice(self, text: str, error: bool = False) -> None:
+        """Shows one line for some seconds."""
+        self.notice_line.put(text, error)
+        self.refresh_bars()
+
+    def on_notice(self, message: Notice) -> None:
+        self.show_notice(message.text, message.error)
+
+    def on_view_changed(self, message: ViewChanged) -> None:
+        self.refresh_bars()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The help screen: the keys, what each column means, what the bars say.
+"""The help screen: the keys, the columns, the words in the bars.
 
-Made from the bindings and columns themselves, so it cannot drift from them.
+Built from the bindings and columns themselves, so it cannot contradict them.  Must
+not know what a key does beyond its description.
 """
 
 from __future__ import annotations
@@ -18,87 +19,50 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from ipttrace.tui.app.keys import Section, key_names
 from ipttrace.tui.rows.columns import COLUMNS
 
-_KEY_NAMES: Final = {
-    "up": "↑",
-    "down": "↓",
-    "pageup": "PgUp",
-    "pagedown": "PgDn",
-    "home": "Home",
-    "end": "End",
-    "left": "←",
-    "right": "→",
-    "space": "Space",
-    "question_mark": "?",
-    "f1": "F1",
-    "escape": "Esc",
-    "enter": "⏎",
-    "backspace": "⌫",
-    "colon": ":",
-    "slash": "/",
-    "apostrophe": "'",
-    "at": "@",
-    "comma": ",",
-    "full_stop": ".",
-    "less_than_sign": "<",
-    "greater_than_sign": ">",
-    "left_square_bracket": "[",
-    "right_square_bracket": "]",
-}
-
 _ROWS: Final = (
-    "One row is one packet in one table: the rule that decided, and the verdict."
-    " Rows of one packet stand along one rail at the left edge."
+    "A row is one packet in one table, with the rule that decided and the verdict."
+    " The rail at the left edge joins the rows of a packet."
 )
 _BARS: Final = (
-    ("traced: …", "what the kernel's filter lets through; K sets it"),
-    ("lost", "records that no buffer had room for: there are holes in the trace"),
-    ("missed", "calls that the kernel's probe could not see"),
+    ("traced: …", "the filter in the kernel; K sets it"),
+    ("lost", "records for which the buffers had no room: the trace has gaps"),
+    ("missed", "calls that the kernel's probes did not see"),
     ("PAUSED +N", "the picture is frozen; N rows have come since and are kept"),
     ("SCROLLED +N", "you left the newest row; N rows are below the last line"),
 )
 _RULES: Final = (
-    ("hits, /s", "packets that this trace saw at the rule, and how many come a second"),
-    ("kernel", "the kernel's own counter, as iptables -vL has it, read now and then"),
-    ("drops, drop%", "packets that the rule dropped, and its part of all drops"),
-    ("p50, p99", "cost of the runs that ended at the rule: half, or 99 of 100, cost less"),
-    ("pol, ret", "the chain's policy; the end of a user chain, back to where it was called"),
+    ("hits, /s", "packets that this trace saw hit the rule, and how many per second"),
+    ("kernel", "the kernel's own counter, as in iptables -vL; updated every few seconds"),
+    ("drops, drop%", "packets that the rule dropped, and its share of all drops"),
+    ("p50, p99", "cost of the calls that ended at the rule: 50% or 99% of them cost less"),
+    ("pol, ret", "the chain's policy; the end of a user chain, which returns to its caller"),
 )
-_NAMES: Final = 22  # cells for what is explained
+_TERM: Final = 22  # cells for a key or word, before its meaning
 
 Part = tuple[str, str] | str
-
-
-def key_names(keys: str) -> str:
-    """A binding's keys as printed on keyboards: "↑ k"."""
-    names = []
-    for key in keys.split(","):
-        if key.startswith("ctrl+"):
-            names.append(f"Ctrl-{key[5:].upper()}")
-        else:
-            names.append(_KEY_NAMES.get(key, key))
-    return " ".join(names)
 
 
 def _table(title: str, lines: Iterable[tuple[str, str]], width: int) -> list[Part]:
     parts: list[Part] = [(title, "bold $text-primary"), "\n"]
     for name, meaning in lines:
-        wrapped = textwrap.wrap(meaning, max(20, width - _NAMES - 2)) or [""]
-        parts += [(f"  {name:<{_NAMES}}", "$text-accent"), wrapped[0], "\n"]
-        parts += [" " * (_NAMES + 2) + line + "\n" for line in wrapped[1:]]
+        wrapped = textwrap.wrap(meaning, max(20, width - _TERM - 2)) or [""]
+        parts += [(f"  {name:<{_TERM}}", "$text-accent"), wrapped[0], "\n"]
+        parts += [" " * (_TERM + 2) + line + "\n" for line in wrapped[1:]]
     return [*parts, "\n"]
 
 
 class Help(ModalScreen[None]):
-    """Keys, columns, words."""
+    """Shows keys, columns and words."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark,f1", "dismiss", "Back"),
     ]
 
-    def __init__(self, sections: Iterable[tuple[str, Iterable[Binding]]]) -> None:
-        """`sections`: keys by the place where they work; those that work everywhere first."""
+    def __init__(self, sections: Iterable[Section]) -> None:
+        """`sections`: keys by where they work; those that work everywhere first."""
         super().__init__()
         self._sections = [
             (title, [(key_names(one.key), one.tooltip or one.description) for one in bindings])
@@ -122,7 +86,7 @@ class Help(ModalScreen[None]):
         self._fill()
 
     def _fill(self) -> None:
-        # As app.tcss has it: 90% of the screen and no more than 110, less border,
+        # As in app.tcss: 90% of the screen and at most 110 cells, without border,
         # padding and scroll bar.
         width = min(110, self.app.size.width * 9 // 10) - 8
         self.query_one("#help-text", Static).update(

@@ -2,7 +2,7 @@
 """The list of rows: a window on a selection, its cursor and its keys.
 
 Lines are known by position, which eviction never changes; a line number is
-`position - base` and is valid within one frame only.  `strips` draws the lines.
+`position - base` and is valid within one frame only.  `row_strips` draws the lines.
 
 - Following, the window ends with the selection.
 - Paused, it keeps its rows whatever comes or is evicted: lines on the screen stay
@@ -31,7 +31,7 @@ from ipttrace.trace.selection import Selection
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
 from ipttrace.tui.rows import layout
 from ipttrace.tui.rows.layout import Placed
-from ipttrace.tui.rows.strips import PREFIX, ROLES, RowStrips
+from ipttrace.tui.rows.row_strips import PREFIX, ROLES, RowStrips
 
 BAR: Final = 0.25  # s between two moves of the scroll bar while following
 ALL_COLUMNS: Final = 260  # cells that have room for every column
@@ -366,7 +366,7 @@ class Rows(ScrollView, can_focus=True):
             # A list that was hidden and shown between two layouts got no Resize.
             self._fit()
         # Not by Textual's way: without border and padding it has nothing to add to a
-        # line, and `strips` remembers the lines.
+        # line, and `row_strips` remembers the lines.
         background, filters = self.background_colors[1], self.get_line_filters()
         first = self._base + self._top
         strips = []

@@ -8,7 +8,7 @@ time costs nothing.  Must not touch widgets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import monotonic_ns
+from time import localtime, monotonic_ns, strftime
 from typing import Final
 
 from ipttrace.trace.arrays.hashing import Array
@@ -36,6 +36,12 @@ class Clock:
         if not self.running:
             return self._from
         return self._from + int((self._now() - self._since) * self.speed)
+
+    @property
+    def label(self) -> str:
+        """State, local time and speed, for the status bar."""
+        clock = strftime("%H:%M:%S", localtime(self.time // 1_000_000_000))
+        return f"{'▶' if self.running else '⏸'} {clock} {self.speed:g}×"
 
     def put(self, time: int) -> None:
         """Goes to this time."""

@@ -34,7 +34,7 @@ class ShownRows:
         self.filters = Filters()
         self.selection: Selection = AllRows(store)
         self._next: MatchingRows | None = None  # the new filter's, while it is being tried
-        self._clock: Clock | None = None
+        self.clock: Clock | None = None  # while a recording is played
         self._due = 0
         self.search = ""  # the search as a query; "": none
         self.search_text = ""  # the search as the user typed it
@@ -96,14 +96,14 @@ class ShownRows:
         return True
 
     def _put(self, selection: Selection) -> None:
-        if self._clock is None:
+        if self.clock is None:
             self.selection = selection
         else:
-            self.selection = PlayedRows(selection, self._store, self._clock)
+            self.selection = PlayedRows(selection, self._store, self.clock)
 
     def play(self, clock: Clock | None) -> None:
         """Shows no rows later than the clock; None: all."""
-        self._clock = clock
+        self.clock = clock
         shown = self.selection
         self._put(shown.all if isinstance(shown, PlayedRows) else shown)
 

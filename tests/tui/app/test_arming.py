@@ -21,18 +21,18 @@ def received(agent: Agent) -> dict[str, object]:
 
 async def test_a_disarms_and_arms_again() -> None:
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
-        await until(pilot, lambda: "ARMED" in app._status.text)
+        await until(pilot, lambda: "ARMED" in app.status_bar.text)
         await pilot.press("A")
         assert received(agent) == {"cmd": "disarm"}
-        await until(pilot, lambda: "disarming" in app._noticed[0])
+        await until(pilot, lambda: "disarming" in app.notice_line.shown[0])
         # WHEN the agent says that it is THEN the bar does
         agent.send(streams.books(state="disarmed"))
-        await until(pilot, lambda: "DISARMED" in app._status.text)
+        await until(pilot, lambda: "DISARMED" in app.status_bar.text)
         assert len(all_rows(app)) == 40
         await pilot.press("A")
         assert received(agent) == {"cmd": "arm"}
         agent.send(streams.books(state="armed"))
-        await until(pilot, lambda: " ARMED" in app._status.text)
+        await until(pilot, lambda: " ARMED" in app.status_bar.text)
         # AND rows come on
         await more(agent, app, pilot, streams.rows(40, start=40), 80)
 
@@ -57,11 +57,11 @@ async def test_k_offers_the_flow_that_is_filtered_and_sends_what_is_written() ->
             assert part in offered
         await pilot.press("enter")
         assert received(agent) == {"cmd": "filter", "expr": offered}
-        await until(pilot, lambda: "sent to the kernel" in app._noticed[0])
+        await until(pilot, lambda: "sent to the kernel" in app.notice_line.shown[0])
         # AND the bar says what the agent says, not what was wished
-        assert offered not in app._status.text
+        assert offered not in app.status_bar.text
         agent.send(streams.books(expr="tcp port 80"))
-        await until(pilot, lambda: "traced: tcp port 80" in app._status.text)
+        await until(pilot, lambda: "traced: tcp port 80" in app.status_bar.text)
 
 
 async def test_without_a_filter_in_the_view_k_offers_the_one_in_force() -> None:
@@ -71,7 +71,7 @@ async def test_without_a_filter_in_the_view_k_offers_the_one_in_force() -> None:
         # WHEN it is emptied THEN all packets are taken
         await pilot.press("ctrl+u", "enter")
         assert received(agent) == {"cmd": "filter", "expr": ""}
-        assert "all packets" in app._noticed[0]
+        assert "all packets" in app.notice_line.shown[0]
 
 
 async def test_escape_sends_nothing() -> None:
@@ -91,8 +91,8 @@ async def test_what_the_kernel_does_not_take_is_told_as_the_agent_tells_it() -> 
         assert received(agent) == {"cmd": "filter", "expr": "tcp prt 80"}
         await pilot.press("escape")  # puts away what the screen said of it
         agent.send(streams.note("error", "filter: syntax error at 'prt'"))
-        await until(pilot, lambda: "syntax error at 'prt'" in app._noticed[0])
-        assert "traced: all packets" in app._status.text
+        await until(pilot, lambda: "syntax error at 'prt'" in app.notice_line.shown[0])
+        assert "traced: all packets" in app.status_bar.text
 
 
 @pytest.mark.parametrize("text", ['"}\n{"cmd":"stop"}', "é漢", "\\", "x" * 3000])
@@ -108,7 +108,7 @@ async def test_whatever_is_written_is_one_line_to_the_agent(text: str) -> None:
 async def test_a_recording_has_nothing_to_arm(key: str) -> None:
     async with replayed() as (app, pilot):
         await pilot.press(key)
-        await until(pilot, lambda: "nothing is traced here" in app._noticed[0])
+        await until(pilot, lambda: "nothing is traced here" in app.notice_line.shown[0])
         assert not app.prompt.asking
 
 
@@ -118,7 +118,7 @@ async def test_an_agent_that_is_gone_takes_no_commands(key: str) -> None:
         agent.hang_up()
         await until(pilot, lambda: app.over)
         await pilot.press(key)
-        await until(pilot, lambda: "nothing is traced here" in app._noticed[0])
+        await until(pilot, lambda: "nothing is traced here" in app.notice_line.shown[0])
         assert len(all_rows(app)) == 40
 
 
@@ -132,4 +132,4 @@ async def test_a_prompt_that_was_open_when_the_agent_went_says_so(rows: int) -> 
         # THEN the words that are being written stay
         assert app.prompt._input.value == "udp"
         await pilot.press("enter")
-        await until(pilot, lambda: "does not take commands now" in app._noticed[0])
+        await until(pilot, lambda: "does not take commands now" in app.notice_line.shown[0])

@@ -19,7 +19,7 @@ from textual.widgets import Input, RadioSet, Static
 from ipttrace.stream.frames import read_file
 from ipttrace.trace.session import Trace
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.feed import feed as line
+from ipttrace.tui.feed import feed
 from ipttrace.tui.widgets.export_dialog import ExportDialog
 from ipttrace.view import export
 from ipttrace.view.export import Export
@@ -50,8 +50,8 @@ async def dialog(app: TraceApp, pilot: Pilot[Any], path: str = "") -> ExportDial
 
 async def said(app: TraceApp, pilot: Pilot[Any], text: str) -> str:
     """The notice, once it has `text`."""
-    await until(pilot, lambda: text in app._noticed[0], text)
-    return app._noticed[0]
+    await until(pilot, lambda: text in app.notice_line.shown[0], text)
+    return app.notice_line.shown[0]
 
 
 def hint(asked: ExportDialog) -> str:
@@ -150,7 +150,7 @@ async def test_escape_leaves_the_file_as_it_was(folder: Path) -> None:
         await pilot.press("enter", "escape")
         assert app.focused is app.rows
         assert (folder / "there.csv").read_text() == "mine"
-        assert not app.exporting
+        assert not app.exports.running
 
 
 @pytest.mark.parametrize("path", ["out", "out.doc", " ", "x.csv.gz"])
@@ -180,8 +180,8 @@ async def test_what_cannot_be_written_is_one_line(folder: Path, path: str, line:
         if app.screen is asked:  # it is there already
             await pilot.press("enter")
         await said(app, pilot, line)
-        assert app._noticed[1]
-        assert not app.exporting
+        assert app.notice_line.shown[1]
+        assert not app.exports.running
         assert len(listed(app)) == 985
         assert os.listdir(folder) == ["folder.csv"]
 
@@ -248,7 +248,7 @@ async def test_escape_stops_a_long_export_and_nothing_is_kept(folder: Path, gate
         await said(app, pilot, "the export was stopped: nothing is kept")
         await until(pilot, lambda: "20%" not in "\n".join(screen_text(app)))
         assert not os.listdir(folder)
-        assert not app.exporting
+        assert not app.exports.running
         # THEN another one may be made
         await dialog(app, pilot, "again.csv")
         await pilot.press("enter")
@@ -318,7 +318,7 @@ async def test_a_bug_in_an_export_is_told_and_the_screen_stays(
         await dialog(app, pilot, "bug.csv")
         await pilot.press("enter")
         await said(app, pilot, "the export failed")
-        assert not app.exporting
+        assert not app.exports.running
 
 
 # A recording while watching.
@@ -357,7 +357,7 @@ async def test_a_recording_has_what_came_between_two_keys(folder: Path) -> None:
     # AND the screen reads it
     async with replayed(folder / "some.iptr") as (app, pilot):
         assert len(listed(app)) == 400
-        assert app.lines[0].error is None
+        assert app.feeds[0].error is None
 
 
 async def test_leaving_ends_a_recording_in_order(folder: Path) -> None:
@@ -399,7 +399,7 @@ async def test_a_recording_that_cannot_begin_is_one_line(path: str, words: str) 
         await write(app, pilot, path)
         await pilot.press("enter")
         await said(app, pilot, words)
-        assert not app.lines[0].tap.open
+        assert not app.feeds[0].tap.open
         assert app.is_running
 
 
@@ -410,7 +410,7 @@ async def test_a_disk_that_fills_while_recording_is_one_line(
     def full(path: str, mode: str) -> BinaryIO:
         return open("/dev/full", "wb", buffering=buffering)  # type: ignore[return-value]
 
-    monkeypatch.setattr(line, "open", full, raising=False)
+    monkeypatch.setattr(feed, "open", full, raising=False)
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, "full.iptr")
@@ -420,14 +420,14 @@ async def test_a_disk_that_fills_while_recording_is_one_line(
             # THEN it is known when the buffer is full
             await more(agent, app, pilot, streams.rows(4000, start=40), 4040)
         await said(app, pilot, "No space left on device")
-        assert "full.iptr" in app._noticed[0]
+        assert "full.iptr" in app.notice_line.shown[0]
         # AND rows go on to come
         held = app.store.end
         await more(agent, app, pilot, streams.rows(40, start=held), held + 40)
-        assert app.lines[0].error is None
+        assert app.feeds[0].error is None
         # AND the line is put away by a key
         await pilot.press("escape")
-        assert "No space" not in app._noticed[0]
+        assert "No space" not in app.notice_line.shown[0]
 
 
 async def test_a_disk_that_fills_with_the_last_bytes_is_told_too(
@@ -436,7 +436,7 @@ async def test_a_disk_that_fills_with_the_last_bytes_is_told_too(
     def full(path: str, mode: str) -> BinaryIO:
         return open("/dev/full", "wb", buffering=1 << 24)
 
-    monkeypatch.setattr(line, "open", full, raising=False)
+    monkeypatch.setattr(feed, "open", full, raising=False)
     async with live(streams.hello(), streams.rows(40), rows=40) as (_, app, pilot):
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, "full.iptr")

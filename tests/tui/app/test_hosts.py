@@ -19,9 +19,9 @@ from ipttrace.trace import query
 from ipttrace.trace.query.until import Until
 from ipttrace.trace.row import FIELDS
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.app.files import ALL
+from ipttrace.tui.app.exports import ALL
 from ipttrace.tui.rows.columns import BEGINS, choose
-from ipttrace.tui.widgets.export_dialog import Wish
+from ipttrace.tui.widgets.export_dialog import ExportRequest
 from ipttrace.view.export import format_of
 from tests.tui import streams
 from tests.tui.harness import Agent, laid_out, screen_text, shown, until
@@ -71,11 +71,11 @@ async def test_each_row_says_which_host_it_is_of() -> None:
     async with hosts("web1", "web2", rows=8) as (_, app, _pilot):
         # THEN each row has its host, also where there is little room
         assert _column(app, "host")[:16] == ["web1"] * 8 + ["web2"] * 8
-        assert " host " in app._titles.render_line(0).text
+        assert " host " in app.view.titles.render_line(0).text
         # and each packet of the second begins as one, too
         assert _column(app, "rail").count(BEGINS) == 4
         # and the bar names both
-        assert "web1, web2" in app._about.text
+        assert "web1, web2" in app.about_bar.text
 
 
 async def test_a_single_host_takes_no_column() -> None:
@@ -93,8 +93,6 @@ async def test_a_namespace_has_the_name_that_its_own_host_gives_it() -> None:
         for seq, name in ((3, "lan1"), (11, "lan2")):
             app.rows.move_to(seq)
             assert app._where().netns == {int(NETNS): name}
-        # and nothing is told of an inode without a host
-        assert app.netns_names() == {}
         await pilot.pause()
 
 
@@ -105,7 +103,7 @@ async def test_two_hosts_that_call_themselves_the_same_are_told_apart() -> None:
     async with app.run_test() as pilot:
         for agent in agents:
             agent.send(streams.hello(host="localhost"))
-        await until(pilot, lambda: all(line.trace.hello for line in app.lines), "both")
+        await until(pilot, lambda: all(feed.trace.hello for feed in app.feeds), "both")
         assert app.hosts() == ["10.0.0.1", "10.0.0.2"]
         app._leave()
 
@@ -115,15 +113,15 @@ async def test_a_host_that_dies_is_named_and_its_rows_stay() -> None:
     async with hosts("web1", "web2", rows=8) as (agents, app, pilot):
         # WHEN the link to one breaks
         agents[1].hang_up()
-        await until(pilot, lambda: app.lines[1].over, "its end")
+        await until(pilot, lambda: app.feeds[1].over, "its end")
         # THEN one line says which, and all rows are still there
-        await until(pilot, lambda: app._noticed[0].startswith("web2: "), "a notice")
+        await until(pilot, lambda: app.notice_line.shown[0].startswith("web2: "), "a notice")
         assert any("web2: The agent went away" in line for line in screen_text(app))
         assert _column(app, "host")[:16] == ["web1"] * 8 + ["web2"] * 8
         # and the other one goes on
         agents[0].send(streams.rows(4, start=8))
         await until(pilot, lambda: app.store.end == 20, "more rows")
-        assert app.lines[0].state == "armed"
+        assert app.feeds[0].state == "armed"
         assert "web1 armed" in app.situation().host
         assert "web2 ended" in app.situation().host
 
@@ -132,15 +130,17 @@ async def test_a_word_of_an_agent_has_its_host_before_it() -> None:
     async with hosts("web1", "web2", rows=4) as (agents, app, pilot):
         agents[1].send(streams.note("warn", "the ruleset is too large"))
         said = "web2: the ruleset is too large"
-        await until(pilot, lambda: app._noticed[0] == said, "a notice")
+        await until(pilot, lambda: app.notice_line.shown[0] == said, "a notice")
 
 
 async def test_a_namespace_is_asked_for_by_the_name_that_its_own_host_gives_it() -> None:
     async with hosts("web1", "web2", rows=8) as (_, app, pilot):
         # GIVEN one inode that is lan1 on one host and lan2 on the other, WHEN lan2 is asked for
-        app.looking.write("netns=lan2")
-        app.turned()
-        await until(pilot, lambda: app.looking.lens.end - app.looking.lens.first == 8, "its rows")
+        app.shown.filter_by("netns=lan2")
+        app.apply_filter()
+        await until(
+            pilot, lambda: app.shown.selection.end - app.shown.selection.first == 8, "its rows"
+        )
         # THEN the rows are those of the host that calls it so
         assert set(_column(app, "host")) - {""} == {"web2"}
 
@@ -180,7 +180,7 @@ async def test_exported_rows_of_several_hosts_say_which_host(tmp_path: Path) -> 
         for ending in ("csv", "jsonl", "txt", "pcapng"):
             # GIVEN rows of two hosts, WHEN they are exported
             path = tmp_path / f"rows.{ending}"
-            app._export_wished(Wish(ALL, str(path), format_of(path) or "", False))
+            app.exports.start(ExportRequest(ALL, str(path), format_of(path) or "", False))
             await until(pilot, lambda path=path: path.exists(), "the file")
             # THEN each row says which of them it is of, and the namespace is named as there
             said = path.read_bytes()
@@ -216,8 +216,8 @@ async def test_what_the_screen_leaves_with_says_which_host_failed() -> None:
     async with hosts("web1", "web2", rows=4) as (agents, app, pilot):
         # GIVEN two hosts, WHEN one of them sends what no agent writes and the screen is left
         agents[1].send(b"garbage, and more of it than a frame's head is long")
-        await until(pilot, lambda: app.lines[1].over, "its end")
-        error = app.lines[1].error
+        await until(pilot, lambda: app.feeds[1].over, "its end")
+        error = app.feeds[1].error
         app._leave()
         # THEN the error in the summary begins with its name
         assert error

@@ -46,7 +46,7 @@ async def test_quit_asks_the_agent_to_end_and_takes_its_last_counts(key: str) ->
         "incomplete": 0,
         "error": None,
     }
-    assert not app.lines[0].intake.alive
+    assert not app.feeds[0].intake.alive
     assert agent.closed.is_set()
     assert agent.near.fileno() == -1
 
@@ -58,24 +58,24 @@ async def test_quit_does_not_wait_for_an_agent_that_does_not_answer() -> None:
         assert agent.received() == STOP
     assert app.return_value is not None
     assert app.return_value["rows"] == 8
-    assert not app.lines[0].intake.alive
+    assert not app.feeds[0].intake.alive
 
 
 async def test_a_second_key_leaves_at_once() -> None:
     async with live(streams.hello(), streams.rows(8), rows=8) as (_, app, pilot):
         await pilot.press("q")
         assert app.is_running
-        await until(pilot, lambda: "STOPPING" in app._status.text)
+        await until(pilot, lambda: "STOPPING" in app.status_bar.text)
         await pilot.press("ctrl+c")
         await until(pilot, lambda: app.return_value is not None)
-    assert not app.lines[0].intake.alive
+    assert not app.feeds[0].intake.alive
 
 
 async def test_ctrl_c_leaves_from_the_help_screen_too() -> None:
     async with live(streams.hello(), streams.rows(8), rows=8, grace=0.05) as (_, app, pilot):
         await pilot.press("question_mark", "ctrl+c")
         await until(pilot, lambda: app.return_value is not None)
-    assert not app.lines[0].intake.alive
+    assert not app.feeds[0].intake.alive
 
 
 async def test_quit_before_anything_came() -> None:
@@ -91,18 +91,18 @@ async def test_quit_while_the_reader_waits_for_room() -> None:
     # GIVEN a screen that takes nothing, and a reader that waits for room
     agent = Agent()
     app = TraceApp(agent.source, title="lab", grace=0.05)
-    app.lines[0].intake._limit = 1
-    app.lines[0].intake._notify = lambda: None
+    app.feeds[0].intake._limit = 1
+    app.feeds[0].intake._notify = lambda: None
     async with app.run_test() as pilot:
         sender = threading.Thread(
             target=agent.send, args=(streams.hello() + streams.rows(8),), daemon=True
         )
         sender.start()
-        await until(pilot, lambda: app.lines[0].intake.waiting)
+        await until(pilot, lambda: app.feeds[0].intake.waiting)
         # WHEN a person quits THEN it ends
         await pilot.press("q")
         await until(pilot, lambda: app.return_value is not None)
-    assert not app.lines[0].intake.alive
+    assert not app.feeds[0].intake.alive
     agent.hang_up()
 
 
@@ -118,13 +118,13 @@ async def test_a_crash_of_the_screen_leaves_no_reader_and_no_agent() -> None:
     with pytest.raises(ZeroDivisionError):
         await crash()
     assert agent.closed.is_set()
-    assert not app.lines[0].intake.alive
+    assert not app.feeds[0].intake.alive
 
 
 async def test_an_end_keeps_the_screen_and_the_rows() -> None:
     async with live(streams.whole(400), rows=400) as (agent, app, pilot):
         agent.hang_up()
-        await until(pilot, lambda: "ENDED" in app._status.text)
+        await until(pilot, lambda: "ENDED" in app.status_bar.text)
         await pilot.press("home")
         assert seqs(app)[0] == 0
         await pilot.press("q")
@@ -136,7 +136,7 @@ async def test_an_end_keeps_the_screen_and_the_rows() -> None:
 async def test_an_agent_that_is_killed_is_told_in_one_line() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         agent.hang_up()
-        await until(pilot, lambda: "ENDED" in app._status.text)
+        await until(pilot, lambda: "ENDED" in app.status_bar.text)
         assert any("without its last counts" in line for line in screen_text(app))
         assert seqs(app)[1] == 399
 
@@ -145,7 +145,7 @@ async def test_a_stream_cut_in_mid_frame_keeps_its_rows() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         agent.send(streams.rows(4, start=400)[:99])
         agent.hang_up()
-        await until(pilot, lambda: "ERROR" in app._status.text)
+        await until(pilot, lambda: "ERROR" in app.status_bar.text)
         # THEN one line says it, and all rows before it are there
         assert sum("cut off at byte" in line for line in screen_text(app)) == 1
         assert seqs(app)[1] == 399
@@ -163,7 +163,7 @@ async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         # WHEN the bytes turn to noise, and the agent keeps the line open
         agent.send(streams.rows(8, start=400) + b"\xff" * 64)
-        await until(pilot, lambda: "ERROR" in app._status.text)
+        await until(pilot, lambda: "ERROR" in app.status_bar.text)
         # THEN what came before is shown, and the agent is told to go
         assert seqs(app)[1] == 407
         assert any("no frame starts there" in line for line in screen_text(app))
@@ -182,7 +182,7 @@ async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
 )
 async def test_a_stream_that_lies_is_told_in_one_line(frames: bytes, words: str) -> None:
     async with live(frames) as (_, app, pilot):
-        await until(pilot, lambda: "ERROR" in app._status.text)
+        await until(pilot, lambda: "ERROR" in app.status_bar.text)
         assert sum(words in line for line in screen_text(app)) >= 1
 
 
@@ -191,9 +191,9 @@ async def test_a_recording_is_shown_to_its_end(tmp_path: Path) -> None:
     path.write_bytes(streams.whole(4000))
     app = TraceApp(FileSource(path), title="a recording")
     async with app.run_test() as pilot:
-        await until(pilot, lambda: "ENDED" in app._status.text)
+        await until(pilot, lambda: "ENDED" in app.status_bar.text)
         assert seqs(app)[1] == 3999
-        assert "4,000 rows" in app._status.text
+        assert "4,000 rows" in app.status_bar.text
         await pilot.press("q")
         await until(pilot, lambda: app.return_value is not None)
     assert app.return_value is not None
@@ -205,7 +205,7 @@ async def test_a_recording_that_was_cut_off_says_so(tmp_path: Path) -> None:
     path.write_bytes(streams.hello() + streams.rows(40))
     app = TraceApp(FileSource(path), title="a recording")
     async with app.run_test() as pilot:
-        await until(pilot, lambda: "ENDED" in app._status.text)
+        await until(pilot, lambda: "ENDED" in app.status_bar.text)
         assert any("has no end" in line for line in screen_text(app))
         assert seqs(app)[1] == 39
         await pilot.press("q")
@@ -215,14 +215,14 @@ async def test_a_flood_posts_no_flood_of_messages() -> None:
     async with live(streams.hello(), streams.rows(4), rows=4) as (agent, app, pilot):
         # GIVEN a count of the reader's notices and of the pictures drawn
         notices = 0
-        post = app.lines[0].intake._notify
+        post = app.feeds[0].intake._notify
 
         def count() -> None:
             nonlocal notices
             notices += 1
             post()
 
-        app.lines[0].intake._notify = count
+        app.feeds[0].intake._notify = count
         pictures = 0
         draw = app._draw
 

@@ -22,10 +22,10 @@ async def test_the_first_row_that_was_asked_for_disarms_and_is_under_the_cursor(
         await until(pilot, lambda: not app.rows.follow, "a stop at the row")
         assert json.loads(agent.receive_line()) == {"cmd": "disarm"}
         # AND the row is under the cursor, and the screen says why
-        assert app.rows.at is not None
-        assert app.rows.at.verdict == "DROP"
-        assert app.rows.at.index == 27
-        assert "disarmed" in app._noticed[0]
+        assert app.rows.current is not None
+        assert app.rows.current.verdict == "DROP"
+        assert app.rows.current.index == 27
+        assert "disarmed" in app.notice_line.shown[0]
         # AND rows that were on their way are kept
         assert app.store.end == 280
         app._leave()
@@ -38,7 +38,7 @@ async def test_a_screen_may_begin_with_a_filter() -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         agent.send(streams.hello(), streams.rows(280))
         await until(pilot, lambda: app.rows._end == 10, "ten drops")
-        assert "verdict=DROP" in app._filter.text
+        assert "verdict=DROP" in app.filter_bar.text
         await pilot.press("backspace")
         await until(pilot, lambda: app.rows._end == 280, "all rows")
         app._leave()

@@ -11,7 +11,7 @@ from textual.widgets import OptionList, Static
 
 from ipttrace.trace.tally.listing import POLICY, RuleKey
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.app.help import key_names
+from ipttrace.tui.app.keys import key_names, key_sections
 from tests.paths import PROJECT
 from tests.tui import streams
 from tests.tui.harness import live, more, screen_text, shown, until
@@ -93,7 +93,7 @@ async def test_a_view_without_dark_colours(
 async def test_enter_on_a_rule_shows_the_rows_that_hit_it() -> None:
     async with replayed(SCREENS, (120, 40)) as (app, pilot):
         await pilot.press("2")
-        rules = app._rules
+        rules = app.rules
         await until(pilot, lambda: rules._keys, "rules")
 
         # WHEN the cursor goes down to a rule that was hit
@@ -128,7 +128,7 @@ async def test_enter_on_a_rule_shows_the_rows_that_hit_it() -> None:
 async def test_the_keys_of_the_rules_view_work_on_the_whole_screen() -> None:
     async with replayed(SCREENS, (120, 40)) as (app, pilot):
         await pilot.press("2")
-        rules = app._rules
+        rules = app.rules
         await until(pilot, lambda: rules._keys)
         before = len(rules._keys)
         await pilot.press("0")
@@ -149,7 +149,7 @@ async def test_the_keys_of_the_rules_view_work_on_the_whole_screen() -> None:
 async def test_enter_on_a_flow_shows_its_rows_and_s_sorts() -> None:
     async with replayed(LAB, (120, 40)) as (app, pilot):
         await pilot.press("3", "s")
-        assert app._flows.sort == "drops"
+        assert app.flows.sort == "drops"
         await pilot.press("enter")
         await settled(app, pilot)
         assert app.switcher.current == "trace"
@@ -161,16 +161,16 @@ async def test_enter_on_a_flow_shows_its_rows_and_s_sorts() -> None:
 async def test_z_changes_how_far_back_the_plots_go() -> None:
     async with replayed(LAB) as (app, pilot):
         await pilot.press("4")
-        before = app._totals.span
+        before = app.totals.span
         await pilot.press("z")
-        assert app._totals.span != before
+        assert app.totals.span != before
         await until(pilot, lambda: "z last" in text(app))
 
 
 async def test_the_neighbour_pane_takes_its_keys() -> None:
     async with replayed(SCREENS) as (app, pilot):
         await pilot.press("5")
-        pane = app._neighbours
+        pane = app.neighbours
         await until(pilot, lambda: "gc_thresh" in text(app))
         here = pane.netns
         await pilot.press("right_square_bracket")
@@ -243,7 +243,7 @@ async def test_the_detail_opens_follows_the_cursor_and_closes(
 async def test_z_without_a_detail_says_where_it_works() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("z")
-        await until(pilot, lambda: "Enter opens the detail" in app._noticed[0])
+        await until(pilot, lambda: "Enter opens the detail" in app.notice_line.shown[0])
 
 
 async def test_the_detail_grows_with_the_journey_of_the_last_row() -> None:
@@ -257,14 +257,14 @@ async def test_the_detail_grows_with_the_journey_of_the_last_row() -> None:
 
 async def test_all_columns_are_reached_sideways() -> None:
     async with replayed() as (app, pilot):
-        assert "cost" not in app._titles.render_line(0).text
+        assert "cost" not in app.view.titles.render_line(0).text
         await pilot.press("right")
         for _ in range(12):
             await pilot.press("right")
-        await until(pilot, lambda: "rule" in app._titles.render_line(0).text.split())
+        await until(pilot, lambda: "rule" in app.view.titles.render_line(0).text.split())
         for _ in range(16):
             await pilot.press("left")
-        assert app.rows.aside is None
+        assert app.rows.left is None
 
 
 async def test_pages_are_turned_as_in_a_pager_too() -> None:
@@ -273,7 +273,7 @@ async def test_pages_are_turned_as_in_a_pager_too() -> None:
         await pilot.press("home", "ctrl+f", "ctrl+f", "ctrl+b")
         assert app.rows.cursor == page
         await pilot.press("3", "home", "ctrl+f", "ctrl+b")
-        assert app._flows._line == 0
+        assert app.flows._line == 0
 
 
 # Help and palette.
@@ -284,7 +284,7 @@ async def test_help_has_every_key_of_every_view() -> None:
         await pilot.press("question_mark")
         await pilot.pause()
         said = str(app.screen.query_one("#help-text", Static).content)
-        for title, bindings in app.key_sections():
+        for title, bindings in key_sections():
             assert title in said
             for binding in bindings:
                 assert f"  {key_names(binding.key)} " in said, binding.key
@@ -321,16 +321,16 @@ async def test_the_palette_does_what_the_keys_do() -> None:
         app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP"))
         await palette(app, pilot, "only this verdict")
         await settled(app, pilot)
-        assert app.looking.filters.text == "verdict=DROP"
-        await palette(app, pilot, "one filter of the view less")
+        assert app.shown.filters.text == "verdict=DROP"
+        await palette(app, pilot, "remove the view's last filter")
         await settled(app, pilot)
-        assert app.looking.filters.text == ""
+        assert app.shown.filters.text == ""
         await palette(app, pilot, "the oldest row held")
         await until(pilot, lambda: app.rows.cursor == 0)
-        await palette(app, pilot, "the rules, with what they hit")
+        await palette(app, pilot, "the rules, their hits")
         await until(pilot, lambda: app.switcher.current == "rules-view")
         # THEN those of the view that is shown are there too, and work on it
-        rules = app._rules
+        rules = app.rules
         await until(pilot, lambda: rules._keys)
         await palette(app, pilot, "by number, hits, drops or cost")
         await until(pilot, lambda: rules.sort == "hits")
@@ -349,7 +349,7 @@ def test_every_key_of_every_view_is_pressed_in_a_test() -> None:
     pressed |= {char for word in re.findall(r' in "(\w+)":', tests) for char in word}
     untested = [
         f"{name}: {binding}"
-        for name, bindings in TraceApp.key_sections(object.__new__(TraceApp))
+        for name, bindings in key_sections()
         for one in bindings
         for binding in one.key.split(",")
         if binding not in pressed

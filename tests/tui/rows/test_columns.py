@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from ipttrace.tui.cells import duration, fit, fit_tail
-from ipttrace.tui.rows.columns import choose, titles
+from ipttrace.tui.rows.layout import choose, titles
 from ipttrace.tui.widgets.bar import Piece, fit_pieces
 
 

@@ -52,27 +52,27 @@ async def test_a_key_narrows_to_what_the_row_has_in_common(key: str, row: str) -
     # GIVEN a recording and the cursor on a row
     async with replayed() as (app, pilot):
         app.rows.move_to(seq_of(app, ROWS[row]))
-        here = app.rows.at
+        here = app.rows.current
         assert here is not None
         # WHEN the key is pressed
         await pilot.press(key)
         await settled(app, pilot)
         # THEN all rows that are alike in this are there and no others
-        text = app.looking.filters.text
+        text = app.shown.filters.text
         assert listed(app) == taken(app, text)
         assert listed(app) == [one.index for one in all_rows(app) if KEYS[key](one, here)]
         # AND the cursor is still on the row, the filter is told with how many pass it
         if key != "x":
-            assert app.rows.at == here
-        await until(pilot, lambda: f"{len(listed(app)):,} of 985" in app._filter.text)
-        assert text[:9] in app._filter.text
+            assert app.rows.current == here
+        await until(pilot, lambda: f"{len(listed(app)):,} of 985" in app.filter_bar.text)
+        assert text[:9] in app.filter_bar.text
         # WHEN going back THEN all is there again, and the cursor where it was
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == 985
-        assert "all rows" in app._filter.text
+        assert "all rows" in app.filter_bar.text
         if key != "x":
-            assert app.rows.at == here
+            assert app.rows.current == here
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -130,26 +130,26 @@ async def test_filters_stand_on_each_other_and_go_one_by_one() -> None:
             await pilot.press(key)
             await settled(app, pilot)
             counts.append(len(listed(app)))
-            trails.append(app.looking.filters.trail)
+            trails.append(app.shown.filters.trail)
         assert trails[-1] == "namespace › DROP › chain"
         assert counts == sorted(counts, reverse=True)
         assert counts[-1] > 0
-        await until(pilot, lambda: "namespace › DROP › chain" in app._filter.text)
+        await until(pilot, lambda: "namespace › DROP › chain" in app.filter_bar.text)
         # WHEN going back step by step THEN each is there again
         for count, trail in zip(counts[-2::-1], trails[-2::-1], strict=True):
             await pilot.press("backspace")
             await settled(app, pilot)
             assert len(listed(app)) == count
-            assert app.looking.filters.trail == trail
+            assert app.shown.filters.trail == trail
         await pilot.press("backspace")
-        assert "no filter is in force" in app._noticed[0]
+        assert "no filter is in force" in app.notice_line.shown[0]
 
 
 async def test_a_dropped_packets_flow_is_the_whole_flow() -> None:
     async with replayed() as (app, pilot):
         # GIVEN drops alone
         app.rows.move_to(seq_of(app, ROWS["a drop"]))
-        here = app.rows.at
+        here = app.rows.current
         assert here is not None
         await pilot.press("v")
         await settled(app, pilot)
@@ -157,7 +157,7 @@ async def test_a_dropped_packets_flow_is_the_whole_flow() -> None:
         # WHEN the flow of one is asked for THEN what came before the drop is there too
         await pilot.press("f")
         await settled(app, pilot)
-        assert app.rows.at == here
+        assert app.rows.current == here
         assert listed(app) == [one.index for one in all_rows(app) if one.flow == here.flow]
         assert {app.store.row(seq).verdict for seq in listed(app)} > {"DROP"}
         # AND from there it goes back to the drops
@@ -171,7 +171,7 @@ async def test_the_same_filter_twice_is_one_step() -> None:
         app.rows.move_to(3)
         await pilot.press("v", "v")
         await settled(app, pilot)
-        assert "that is the filter already" in app._noticed[0]
+        assert "that is the filter already" in app.notice_line.shown[0]
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == 985
@@ -186,20 +186,20 @@ async def test_rows_that_come_later_pass_the_filter_too() -> None:
         await more(agent, app, pilot, streams.rows(280, start=280), 560)
         await settled(app, pilot)
         assert listed(app) == taken(app, "verdict=DROP") == list(range(27, 560, 28))
-        await until(pilot, lambda: "20 of 560" in app._filter.text)
+        await until(pilot, lambda: "20 of 560" in app.filter_bar.text)
         # AND the tail follows what passes
         await pilot.press("end")
         await more(agent, app, pilot, streams.rows(28, start=560), 588)
         await settled(app, pilot)
-        assert app.rows.at is not None
-        assert app.rows.at.index == 587
+        assert app.rows.current is not None
+        assert app.rows.current.index == 587
 
 
 async def test_a_key_before_the_first_row_says_that_there_is_none() -> None:
     async with live(streams.hello()) as (_, app, pilot):
         for key in "frcvpwhx":
             await pilot.press(key)
-            await until(pilot, lambda: "no row under the cursor" in app._noticed[0])
+            await until(pilot, lambda: "no row under the cursor" in app.notice_line.shown[0])
             await pilot.press("escape")
 
 
@@ -214,9 +214,9 @@ async def test_a_row_without_ports_or_process_says_what_it_lacks() -> None:
             await pilot.press(key)
             await settled(app, pilot)
             # THEN the row is in what is left, or is hidden, or one line says why not
-            text = app.looking.filters.text
+            text = app.shown.filters.text
             assert (1 in listed(app)) == (key != "x"), text
-            while app.looking.filters.text:
+            while app.shown.filters.text:
                 await pilot.press("backspace")
                 await settled(app, pilot)
 
@@ -238,7 +238,7 @@ async def test_a_filter_is_written_and_the_rows_are_those_of_the_query() -> None
         assert expected
         assert listed(app) == expected == taken(app, "verdict=DROP and src in 10.0.0.0/8")
         assert app.focused is app.rows
-        await until(pilot, lambda: "verdict=DROP and src in 10.0.0.0/8" in app._filter.text)
+        await until(pilot, lambda: "verdict=DROP and src in 10.0.0.0/8" in app.filter_bar.text)
         # WHEN it is opened again THEN it stands there to be changed
         await pilot.press("colon")
         assert app.prompt._input.value == "verdict=DROP and src in 10.0.0.0/8"
@@ -278,7 +278,7 @@ async def test_an_error_points_at_the_character_and_the_old_filter_stays(
         await pilot.pause()
         # THEN the prompt stays, with the line under it
         assert app.prompt.asking
-        wrong = app.looking.check(text)
+        wrong = app.shown.check(text)
         assert wrong is not None
         assert wrong[0][:20] in app.prompt.hint
         lines = screen_text(app)
@@ -289,7 +289,7 @@ async def test_an_error_points_at_the_character_and_the_old_filter_stays(
             assert lines[y][x:].startswith(at)
         # AND the old filter is in force
         assert listed(app) == before
-        assert app.looking.filters.text == "verdict=DROP"
+        assert app.shown.filters.text == "verdict=DROP"
         await pilot.press("escape")
         assert not app.prompt.asking
         assert app.focused is app.rows
@@ -364,7 +364,7 @@ async def test_a_filter_that_no_row_passes_says_so_and_can_be_taken_back() -> No
         await pilot.press("enter")
         await settled(app, pilot)
         assert listed(app) == []
-        await until(pilot, lambda: "0 of 985" in app._filter.text)
+        await until(pilot, lambda: "0 of 985" in app.filter_bar.text)
         # WHEN keys are pressed that need a row THEN none does harm
         for key in ("enter", "f", "m", "apostrophe", "y", "n", "up", "end", "home", "d", "at"):
             await pilot.press(key)
@@ -372,7 +372,7 @@ async def test_a_filter_that_no_row_passes_says_so_and_can_be_taken_back() -> No
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == 985
-        assert app.rows.at is not None
+        assert app.rows.current is not None
 
 
 @pytest.mark.parametrize("view", "2345")
@@ -407,14 +407,14 @@ async def test_names_that_are_hostile_make_filters_that_take_the_row(text: str) 
             app.rows.move_to(2)
             await pilot.press(key)
             await settled(app, pilot)
-            query = app.looking.filters.text
+            query = app.shown.filters.text
             assert 2 in listed(app), query
             if key in "cp":
                 assert listed(app) == list(range(8)), query
             # THEN it can be opened and taken as it stands
             await pilot.press("colon", "enter")
             assert not app.prompt.asking, app.prompt.hint
-            assert app.looking.filters.text == query
+            assert app.shown.filters.text == query
             for line in screen_text(app):
                 assert line.isprintable()
             await pilot.press("backspace")

@@ -86,23 +86,23 @@ async def test_rows_of_one_packet_stand_on_one_rail() -> None:
 async def test_lost_and_missed_stay_at_every_width_and_are_marked() -> None:
     books = streams.books(lost=[3, 4, 5], missed=7)
     async with live(streams.hello(), streams.rows(8), books, rows=8) as (_, app, pilot):
-        await until(pilot, lambda: "lost 12" in app._status.text, "lost in the bar")
+        await until(pilot, lambda: "lost 12" in app.status_bar.text, "lost in the bar")
         for width in (200, 100, 80, 60, 40):
             await pilot.resize_terminal(width, 24)
-            await until(pilot, lambda width=width: app._status.size.width == width)
-            assert "lost 12" in app._status.text
-            assert "missed 7" in app._status.text
-            assert "ARMED" in app._status.text
+            await until(pilot, lambda width=width: app.status_bar.size.width == width)
+            assert "lost 12" in app.status_bar.text
+            assert "missed 7" in app.status_bar.text
+            assert "ARMED" in app.status_bar.text
 
 
 async def test_the_bars_say_what_is_traced_and_how_it_goes() -> None:
     hello = streams.hello(expr="icmp and host 10.0.0.1")
     async with live(hello, streams.rows(400), rows=400, size=(140, 24)) as (_, app, pilot):
-        await until(pilot, lambda: "400 rows" in app._status.text)
+        await until(pilot, lambda: "400 rows" in app.status_bar.text)
         for text in ("ARMED", "traced: icmp and host 10.0.0.1", "lost 0", "missed 0", "/s"):
-            assert text in app._status.text
+            assert text in app.status_bar.text
         for text in ("lab", "engine kernel", "6.1.0-40-amd64"):
-            assert text in app._about.text
+            assert text in app.about_bar.text
 
 
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "nord", "ansi-dark"])
@@ -140,7 +140,7 @@ async def test_a_trace_without_rows_explains_itself() -> None:
         agent.source.progress = "booting"
         await until(pilot, lambda: "… booting" in "\n".join(screen_text(app)))
         assert "✓ unpacking the kernel" in "\n".join(screen_text(app))
-        assert "BOOTING" in app._status.text
+        assert "BOOTING" in app.status_bar.text
         # WHEN the agent is armed and no packet comes
         agent.send(streams.hello(expr="port 53"), streams.note("info", "probes are in place"))
         # THEN the screen says what is armed, why it may be empty, and the keys

@@ -44,7 +44,7 @@ async def test_a_moving_key_leaves_the_tail(keys: list[str], cursor: int | None)
         assert not app.rows.follow
         first, last = seqs(app)
         assert first <= app.rows.cursor <= last
-        assert "SCROLLED" in app._status.text
+        assert "SCROLLED" in app.status_bar.text
         # AND new rows do not move what is read
         before = shown(app)
         await more(agent, app, pilot, streams.rows(400, start=400), 800)
@@ -70,7 +70,7 @@ async def test_t_stays_at_the_tail_without_following() -> None:
         await pilot.press("t")
         await more(agent, app, pilot, streams.rows(4, start=400), 404)
         assert seqs(app)[1] == 399
-        await until(pilot, lambda: "SCROLLED +4" in app._status.text)
+        await until(pilot, lambda: "SCROLLED +4" in app.status_bar.text)
 
 
 @pytest.mark.parametrize("key", ["space"])
@@ -81,7 +81,7 @@ async def test_pausing_freezes_the_picture_and_not_the_intake(key: str) -> None:
         before = shown(app)
         await more(agent, app, pilot, streams.rows(400, start=400), 800)
         # THEN the lines are the same and the bar counts what has come
-        await until(pilot, lambda: "PAUSED +400" in app._status.text)
+        await until(pilot, lambda: "PAUSED +400" in app.status_bar.text)
         assert shown(app) == before
         # AND scrolling within the picture works, to its own end
         await pilot.press("home")
@@ -92,7 +92,7 @@ async def test_pausing_freezes_the_picture_and_not_the_intake(key: str) -> None:
         await pilot.press(key)
         await pilot.pause()
         assert seqs(app)[1] == 799
-        assert "PAUSED" not in app._status.text
+        assert "PAUSED" not in app.status_bar.text
 
 
 async def test_pausing_while_reading_keeps_the_place() -> None:
@@ -114,7 +114,7 @@ async def test_a_paused_picture_outlives_its_rows() -> None:
         before = shown(app)
         # WHEN a thousand more come and all its rows leave the store
         await more(a, app, pilot, streams.rows(1000, start=160), 1160)
-        assert app.trace.store.first > 160
+        assert app.feeds.trace.store.first > 160
         # THEN the lines on the screen stay, also at another width, and the screen says so
         assert shown(app) == before
         await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))
@@ -133,13 +133,13 @@ async def test_rows_that_leave_while_they_are_read_do_not_shift_the_picture() ->
         place, before = seqs(app), shown(app)
         # WHEN rows further up leave
         await more(a, app, pilot, streams.rows(20, start=160), 180)
-        assert app.trace.store.first > 0
+        assert app.feeds.trace.store.first > 0
         # THEN the same rows stay on the same lines
         assert (seqs(app), shown(app)) == (place, before)
         # WHEN those that are read leave too
         await more(a, app, pilot, streams.rows(400, start=180), 580)
         # THEN the oldest that are held take their place, and the screen says so
-        first = app.trace.store.first
+        first = app.feeds.trace.store.first
         assert seqs(app)[0] == first
         assert app.rows.cursor >= first
         await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))

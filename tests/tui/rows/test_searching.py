@@ -29,7 +29,7 @@ async def test_a_search_goes_from_hit_to_hit_and_round_the_end(size: tuple[int, 
             await pilot.press("n")
             assert app.rows.cursor == seq
             assert seqs(app)[0] <= seq <= seqs(app)[1]
-        assert "went round the end" in app._noticed[0]
+        assert "wrapped around" in app.notice_line.shown[0]
         # AND back again, round the beginning
         for seq in hits[::-1]:
             await pilot.press("N")
@@ -77,7 +77,7 @@ async def test_a_search_that_finds_nothing_stays_where_it_was() -> None:
         await pilot.press("enter")
         await pilot.pause()
         assert app.rows.cursor == 100
-        assert "no row here matches: no such word" in app._noticed[0]
+        assert "no row here matches: no such word" in app.notice_line.shown[0]
         await pilot.press("n")
         assert app.rows.cursor == 100
 
@@ -86,7 +86,7 @@ async def test_n_before_any_search_says_how_to_begin() -> None:
     async with replayed() as (app, pilot):
         for key in "nN":
             await pilot.press(key)
-            await until(pilot, lambda: "/ begins a search" in app._noticed[0])
+            await until(pilot, lambda: "/ starts a search" in app.notice_line.shown[0])
             await pilot.press("escape")
 
 
@@ -95,7 +95,7 @@ async def test_an_empty_search_ends_it() -> None:
         await pilot.press("home", "slash")
         await write(app, pilot, "drop")
         await pilot.press("enter", "slash", "enter", "n")
-        await until(pilot, lambda: "/ begins a search" in app._noticed[0])
+        await until(pilot, lambda: "/ starts a search" in app.notice_line.shown[0])
 
 
 async def test_escape_leaves_the_search_as_it_was() -> None:
@@ -105,7 +105,7 @@ async def test_escape_leaves_the_search_as_it_was() -> None:
         await write(app, pilot, "drop")
         await pilot.press("escape")
         assert app.rows.cursor == 100
-        assert app.looking.sought == ""
+        assert app.shown.search == ""
         assert app.focused is app.rows
 
 
@@ -121,8 +121,8 @@ async def test_a_search_stays_in_the_filter() -> None:
         await pilot.pause()
         for _ in held:
             await pilot.press("n")
-            assert app.rows.at is not None
-            assert app.rows.at.index in held
+            assert app.rows.current is not None
+            assert app.rows.current.index in held
 
 
 @pytest.mark.parametrize("view", "2345")
@@ -134,8 +134,8 @@ async def test_a_search_from_another_view_shows_its_row(view: str) -> None:
         await pilot.pause()
         assert app.switcher.current == "trace"
         assert app.focused is app.rows
-        assert app.rows.at is not None
-        assert app.rows.at.verdict == "DROP"
+        assert app.rows.current is not None
+        assert app.rows.current.verdict == "DROP"
 
 
 @pytest.mark.parametrize(
@@ -190,16 +190,16 @@ async def test_marks_outside_of_the_filter_are_passed_over() -> None:
         await settled(app, pilot)
         assert listed(app) == drops
         await pilot.press("home", "apostrophe")
-        assert app.rows.at is not None
-        assert app.rows.at.index == drops[3]
+        assert app.rows.current is not None
+        assert app.rows.current.index == drops[3]
         await pilot.press("apostrophe")
-        assert app.rows.at.index == drops[3]
+        assert app.rows.current.index == drops[3]
 
 
 async def test_no_marks_says_how_to_make_one() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("apostrophe")
-        await until(pilot, lambda: "m marks one" in app._noticed[0])
+        await until(pilot, lambda: "m marks one" in app.notice_line.shown[0])
 
 
 async def test_marks_of_rows_that_have_left_are_let_go() -> None:
@@ -210,7 +210,7 @@ async def test_marks_of_rows_that_have_left_are_let_go() -> None:
         await until(pilot, lambda: app.store.first > 3)
         app.rows.move_to(app.store.end - 1)
         await pilot.press("apostrophe")
-        await until(pilot, lambda: "m marks one" in app._noticed[0])
+        await until(pilot, lambda: "m marks one" in app.notice_line.shown[0])
         await pilot.press("m")
         assert app.view.marks == {app.store.end - 1}
 
@@ -222,7 +222,7 @@ async def test_a_row_is_copied_as_the_line_that_print_writes() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP" and row.dport == 23))
         await pilot.press("y")
-        await until(pilot, lambda: "copied" in app._noticed[0])
+        await until(pilot, lambda: "copied" in app.notice_line.shown[0])
         for part in ("10.1.0.2", "23", "POLICY-OUT", "DROP"):
             assert part in app.clipboard
         assert "\n" not in app.clipboard
@@ -235,6 +235,6 @@ async def test_what_is_copied_is_harmless(text: str) -> None:
     kinds[1]["chain"] = text.encode()
     async with live(streams.hello(), streams.frames(*kinds), rows=4) as (_, app, pilot):
         await pilot.press("up", "y")
-        await until(pilot, lambda: "copied" in app._noticed[0])
+        await until(pilot, lambda: "copied" in app.notice_line.shown[0])
         assert app.clipboard.isprintable()
         assert app.clipboard

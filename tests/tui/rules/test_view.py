@@ -255,7 +255,7 @@ async def test_an_empty_view_says_so() -> None:
         for key in ("enter", "s", "0", "down", "up", "end", "home", "right_square_bracket"):
             await pilot.press(key)
         assert app.asked == []
-        assert app.notices == ["No rule under the cursor"]
+        assert app.notices == ["no rule under the cursor"]
 
 
 async def test_what_came_while_the_view_was_hidden_is_there_when_it_comes_back() -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ipttrace.tui.app.timing import SECOND, moment
+from ipttrace.tui.app.moment import SECOND, moment
 
 HERE = int(time.mktime((2026, 3, 4, 12, 30, 5, 0, 0, -1))) * SECOND
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipttrace.stream.frames import Decoder
 from ipttrace.trace.selection import AllRows
 from ipttrace.trace.session import Trace
-from ipttrace.tui.rows.playing import Clock, Played
+from ipttrace.tui.rows.playback import Clock, PlayedRows
 from tests.tui import streams
 
 SECOND = 1_000_000_000
@@ -19,33 +19,33 @@ def test_what_is_shown_ends_where_the_clock_stands() -> None:
         trace.feed(frame)
     ours = [0]
     clock = Clock(lambda: ours[0])
-    lens = Played(AllRows(trace.store), trace.store, clock)
+    selection = PlayedRows(AllRows(trace.store), trace.store, clock)
     clock.put(streams.WALL)
     clock.run(True)
     # WHEN a second passes
     ours[0] += SECOND
-    lens.pull()
+    selection.pull()
     # THEN the rows of one second are there
-    times = [row.time for row in lens.rows(range(lens.first, lens.end))]
+    times = [row.time for row in selection.rows(range(selection.first, selection.end))]
     assert max(times) <= streams.WALL + SECOND
     assert 4000 <= len(times) <= 4004
     # AND ten times faster, those of ten times as long
-    assert clock.turn(1) == 10.0
+    assert clock.change_speed(1) == 10.0
     ours[0] += SECOND // 10
-    lens.pull()
-    assert 8000 <= lens.end <= 8004
+    selection.pull()
+    assert 8000 <= selection.end <= 8004
     # WHEN somebody goes back
     clock.put(streams.WALL + SECOND // 2)
     clock.run(False)
     ours[0] += SECOND
-    lens.pull()
+    selection.pull()
     # THEN the later rows are not there any more, and it stands still
-    assert 2000 <= lens.end <= 2004
+    assert 2000 <= selection.end <= 2004
 
 
 def test_beyond_the_fastest_is_as_fast_as_it_goes() -> None:
     clock = Clock(lambda: 0)
-    assert clock.turn(-1) == 0.1
-    assert clock.turn(-1) == 0.1
-    assert [clock.turn(1) for _ in range(3)] == [1.0, 10.0, 100.0]
-    assert clock.turn(1) is None
+    assert clock.change_speed(-1) == 0.1
+    assert clock.change_speed(-1) == 0.1
+    assert [clock.change_speed(1) for _ in range(3)] == [1.0, 10.0, 100.0]
+    assert clock.change_speed(1) is None

@@ -49,11 +49,11 @@ async def test_a_filter_typed_ahead_is_written_as_it_was_typed(size: tuple[int, 
         at_once(app, "end", "=", "DRP", "backspace", "OP", "enter", "m")
         await all_done(app, pilot)
         # THEN that is the filter, and nothing of it was taken for another key
-        assert app.looking.filters.text == "verdict=DROP"
-        assert len(app.looking.filters) == 1
+        assert app.shown.filters.text == "verdict=DROP"
+        assert len(app.shown.filters) == 1
         assert listed(app) == taken(app, "verdict=DROP")
         assert not app.prompt.display
-        assert app.view._marks == {app.rows.at.index if app.rows.at else -1}
+        assert app.view._marks == {app.rows.current.index if app.rows.current else -1}
 
 
 async def test_what_is_completed_pasted_or_left_has_its_place_among_the_keys() -> None:
@@ -61,9 +61,9 @@ async def test_what_is_completed_pasted_or_left_has_its_place_among_the_keys() -
         at_once(app, ":", "verd", "tab", "paste:=DRO\nm", "P", "enter", ":", "vx", "escape")
         at_once(app, "/", "BLOCK", "enter", "n", ":", "ctrl+u", "up", "enter")
         await all_done(app, pilot)
-        assert app.looking.filters.text == "verdict=DROP"
-        assert app.looking.words == "BLOCK"
-        assert len(app.looking.filters) == 1
+        assert app.shown.filters.text == "verdict=DROP"
+        assert app.shown.search_text == "BLOCK"
+        assert len(app.shown.filters) == 1
         assert app.focused is app.rows
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.tui.app import TraceApp, timing
+from ipttrace.tui.app import TraceApp, playback
 from ipttrace.tui.feed.source import FileSource
-from ipttrace.tui.rows.playing import Clock
+from ipttrace.tui.rows.playback import Clock
 from tests.tui import streams
 from tests.tui.harness import live, seqs, shown, until
 from tests.tui.replayed import replayed, settled, write
@@ -43,7 +43,7 @@ class Hand:
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     hand = Hand()
-    monkeypatch.setattr(timing, "Clock", hand.clock)
+    monkeypatch.setattr(playback, "Clock", hand.clock)
     return hand
 
 
@@ -75,7 +75,7 @@ async def test_a_time_is_gone_to(recording: Path, text: str, milliseconds: int) 
         await pilot.press("enter")
         await pilot.pause()
         # THEN the first row of that moment is under the cursor and on the screen
-        row = app.rows.at
+        row = app.rows.current
         assert row is not None
         assert row.index == 4 * milliseconds
         assert row.time - streams.WALL == milliseconds * 1_000_000
@@ -131,9 +131,9 @@ async def test_a_time_is_gone_to_within_the_filter(recording: Path) -> None:
         await write(app, pilot, "+1s")
         await pilot.press("enter")
         await pilot.pause()
-        assert app.rows.at is not None
-        assert app.rows.at.verdict == "DROP"
-        assert 0 <= app.rows.at.time - streams.WALL - SECOND < 0.1 * SECOND
+        assert app.rows.current is not None
+        assert app.rows.current.verdict == "DROP"
+        assert 0 <= app.rows.current.time - streams.WALL - SECOND < 0.1 * SECOND
 
 
 @pytest.mark.parametrize("key", ["full_stop", "comma"])
@@ -154,32 +154,32 @@ async def test_a_recording_is_played_at_its_own_speed(recording: Path, hand: Han
         # WHEN it is played from the tail THEN it begins at its beginning
         await pilot.press("P")
         await until(pilot, lambda: seqs(app)[1] < 4)
-        assert "▶ 22:13:20 1×" in app._status.text
+        assert "▶ 22:13:20 1×" in app.status_bar.text
         # WHEN half a second passes THEN as much is seen, the newest at the foot
         hand.now += SECOND // 2
         await until(pilot, lambda: 2000 <= app.rows._end <= 2004)
         assert "ACCEPT" in shown(app)[-1]
         # WHEN it is ten times as fast
         await pilot.press("greater_than_sign")
-        await until(pilot, lambda: "10×" in app._status.text)
+        await until(pilot, lambda: "10×" in app.status_bar.text)
         hand.now += SECOND // 10
         await until(pilot, lambda: 6000 <= app.rows._end <= 6004)
         # WHEN it stands still
         await pilot.press("P")
-        await until(pilot, lambda: "⏸ 22:13:21 10×" in app._status.text)
+        await until(pilot, lambda: "⏸ 22:13:21 10×" in app.status_bar.text)
         hand.now += SECOND
         await pilot.pause(0.2)
         assert 6000 <= app.rows._end <= 6004
         # AND slower again, and on
         await pilot.press("less_than_sign", "less_than_sign", "P")
-        await until(pilot, lambda: "▶ 22:13:21 0.1×" in app._status.text)
+        await until(pilot, lambda: "▶ 22:13:21 0.1×" in app.status_bar.text)
         hand.now += SECOND
         await until(pilot, lambda: 6400 <= app.rows._end <= 6404)
         # WHEN it is to go as fast as it can THEN all is there
         for _ in range(4):
             await pilot.press("greater_than_sign")
         await until(pilot, lambda: app.rows._end == 16_000)
-        assert "×" not in app._status.text
+        assert "×" not in app.status_bar.text
 
 
 async def test_a_played_recording_stops_at_its_end_and_begins_again(
@@ -189,7 +189,7 @@ async def test_a_played_recording_stops_at_its_end_and_begins_again(
         await pilot.press("P")
         hand.now += 5 * SECOND
         await until(pilot, lambda: app.rows._end == 16_000)
-        await until(pilot, lambda: "⏸" in app._status.text)
+        await until(pilot, lambda: "⏸" in app.status_bar.text)
         await pilot.press("P")
         await until(pilot, lambda: app.rows._end <= 4)
 
@@ -215,8 +215,8 @@ async def test_a_filter_holds_while_it_is_played(recording: Path, hand: Hand) ->
         await pilot.press("v", "end", "P")
         hand.now += 2 * SECOND
         await until(pilot, lambda: app.rows._end > 100)
-        lens = app.rows.lens
-        rows = lens.rows(range(lens.first, lens.end))
+        selection = app.rows.selection
+        rows = selection.rows(range(selection.first, selection.end))
         assert {row.verdict for row in rows} == {"DROP"}
         assert rows[-1].time <= streams.WALL + 2 * SECOND
 
@@ -224,14 +224,14 @@ async def test_a_filter_holds_while_it_is_played(recording: Path, hand: Hand) ->
 async def test_speed_begins_to_play_too(recording: Path, hand: Hand) -> None:
     async with replayed(recording) as (app, pilot):
         await pilot.press("less_than_sign")
-        await until(pilot, lambda: "▶" in app._status.text)
+        await until(pilot, lambda: "▶" in app.status_bar.text)
 
 
 @pytest.mark.parametrize("key", ["P", "greater_than_sign", "less_than_sign"])
 async def test_what_is_live_cannot_be_played(key: str) -> None:
     async with live(streams.hello(), streams.rows(4), rows=4) as (_, app, pilot):
         await pilot.press(key)
-        await until(pilot, lambda: "a recording can be played" in app._noticed[0])
+        await until(pilot, lambda: "a recording can be played" in app.notice_line.shown[0])
 
 
 async def test_time_keys_without_a_row_do_no_harm(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ async def test_time_keys_without_a_row_do_no_harm(tmp_path: Path) -> None:
         await write(app, pilot, "+5m")
         await pilot.press("enter")
         await pilot.pause()
-        assert "no row" in app._noticed[0]
+        assert "no row" in app.notice_line.shown[0]
         assert app.is_running
         app._leave()
 

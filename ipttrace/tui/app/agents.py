@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Commands for the agents: arm, disarm, and the filter in the kernel.
+
+Must not feed traces or draw.
+"""
+
+from __future__ import annotations
+
+from ipttrace.trace.query.pcap import flow_expression
+from ipttrace.tui import situation as at
+from ipttrace.tui.app.base import BaseApp
+from ipttrace.tui.widgets.prompt import Ask
+
+
+class Agents:
+    """The app's commands that go to live agents, over their control lines."""
+
+    def __init__(self, app: BaseApp) -> None:
+        self._app = app
+
+    def toggle_armed(self) -> None:
+        """Disarms, or arms again."""
+        app = self._app
+        if not self._tracing:
+            app.show_notice("nothing is traced here that could be armed or disarmed", error=True)
+            return
+        armed = app.situation().state == at.ARMED
+        if app.feeds.send({"cmd": "disarm" if armed else "arm"}):
+            arming = "disarming: no packet is traced until A arms again" if armed else "arming"
+            app.show_notice(arming)
+        else:
+            self._refused()
+
+    def ask_filter(self) -> None:
+        """Opens the prompt for a filter in the kernel."""
+        app = self._app
+        if not self._tracing:
+            app.show_notice(
+                "nothing is traced here: a recording has no kernel to filter in", error=True
+            )
+            return
+        row = app.view.row
+        initial = app.situation().filter
+        if row is not None and app.shown.filters.text:
+            initial = flow_expression(app.store.raw(row.index), row) or initial
+        app.prompt.ask(
+            Ask(
+                "kernel filter",
+                self._send_filter,
+                initial=initial,
+                placeholder="a pcap-filter expression: tcp port 443   (empty: all packets)",
+            )
+        )
+
+    def _send_filter(self, text: str) -> None:
+        if self._app.feeds.send({"cmd": "filter", "expr": text}):
+            self._app.show_notice(f"sent to the kernel: {text or 'all packets'}")
+        else:
+            self._refused()
+
+    @property
+    def _tracing(self) -> bool:
+        return self._app.feeds.live and not self._app.over
+
+    def _refused(self) -> None:
+        self._app.show_notice("the agent does not accept commands now", error=True)
