@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The programs that the module runs: each puts what it is given into its perf
- * buffer.
+ * The programs that the module runs: each writes its input to a perf buffer.
  *
- * The module hands them registers that it has filled in itself: they are of
- * type kprobe, but attached to nothing.  Compiled once: what is asked of kernel
- * structs is answered when it is loaded (CO-RE), hence structs here name only the
- * fields that are asked about.
+ * They are of type kprobe, but attached to nothing: the module calls them, with
+ * registers that it has filled in itself.  Compiled once for all kernels: what
+ * depends on kernel structs is resolved when the object is loaded (CO-RE), so
+ * the structs here declare only the fields in question.
  */
 
 #include <linux/bpf.h>
@@ -26,9 +25,9 @@ struct net_device {
 } __attribute__((preserve_access_index));
 
 /*
- * Whether names are as long here as the record has them: the module copies them
- * as it was compiled, and may be an older kernel's.  Known when the object is
- * loaded; costs nothing later.
+ * Whether names have the same length in this kernel as in the record: the
+ * module copies as many bytes as the headers declared when it was built.  A
+ * constant once the object is loaded.
  */
 static __always_inline int names_fit(void)
 {
@@ -47,7 +46,7 @@ struct perf_buffer {
 struct perf_buffer calls SEC(".maps");
 struct perf_buffer rules SEC(".maps");
 
-/* Records that no buffer had room for, by kind. */
+/* Records for which no buffer had room, by kind. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, IPTTRACE_KINDS);
@@ -56,17 +55,17 @@ struct {
 } lost SEC(".maps");
 
 /*
- * Where the module puts a finished call before it runs the program: found by its
- * size.  Handlers do not nest on a CPU.
+ * Where the module puts a finished call before it runs the program.  It finds
+ * the array by the size of its value.  Handlers do not nest on a CPU.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ipttrace_whole);
+	__type(value, struct ipttrace_call_record);
 } finished SEC(".maps");
 
-static __always_inline void lose(__u32 kind, __u64 records)
+static __always_inline void lost_add(__u32 kind, __u64 records)
 {
 	__u64 *count = bpf_map_lookup_elem(&lost, &kind);
 
@@ -77,27 +76,27 @@ static __always_inline void lose(__u32 kind, __u64 records)
 SEC("kprobe/ipttrace_call")
 int ipttrace_call(void *ctx)
 {
-	struct ipttrace_whole *whole;
+	struct ipttrace_call_record *call;
 	__u32 zero = 0;
 	__u64 rules;
 
-	whole = bpf_map_lookup_elem(&finished, &zero);
-	if (!whole)
+	call = bpf_map_lookup_elem(&finished, &zero);
+	if (!call)
 		return 0;
 	if (names_fit() &&
-	    !bpf_perf_event_output(ctx, &calls, BPF_F_CURRENT_CPU, whole,
-				   sizeof(*whole)))
+	    !bpf_perf_event_output(ctx, &calls, BPF_F_CURRENT_CPU, call,
+				   sizeof(*call)))
 		return 0;
-	rules = whole->exit.rules;
-	lose(IPTTRACE_ENTRY, 1);
-	lose(IPTTRACE_RULE, rules < IPTTRACE_HITS ? rules : IPTTRACE_HITS);
-	lose(IPTTRACE_EXIT, 1);
+	rules = call->exit.rules;
+	lost_add(IPTTRACE_ENTRY, 1);
+	lost_add(IPTTRACE_RULE, rules < IPTTRACE_HITS ? rules : IPTTRACE_HITS);
+	lost_add(IPTTRACE_EXIT, 1);
 	return 0;
 }
 
 /*
- * Here the registers are the record: a rule is told in few words, and reading
- * them from the context takes no call.
+ * The registers are the record: it is short, and reading the context takes no
+ * helper call.
  */
 SEC("kprobe/ipttrace_rule")
 int ipttrace_rule(__u64 *ctx)
@@ -110,7 +109,7 @@ int ipttrace_rule(__u64 *ctx)
 		rule[i] = ctx[i];
 	if (bpf_perf_event_output(ctx, &rules, BPF_F_CURRENT_CPU, rule,
 				  sizeof(rule)))
-		lose(IPTTRACE_RULE, 1);
+		lost_add(IPTTRACE_RULE, 1);
 	return 0;
 }
 

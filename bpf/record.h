@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The record layout: what the stream carries, one struct for each kind; and how
- * the records of a call cross from the kernel to the agent, in one piece.
+ * The record layout: one struct for each kind of record in the stream, and one
+ * in which the records of a call cross from the kernel to the agent together.
  *
  * Shared by the module (which fills them in), by the BPF programs (which write
- * them to perf buffers) and, through a test that compares every offset, by
+ * them to perf buffers) and, checked by a test that compares every offset, by
  * ipttrace/stream/record.py and ipttrace/capture/kernel/calls.py.
  *
- * What has a perf buffer is of one fixed size, so that a stretch of a buffer is
- * an array.  Integers are in host order unless they are named be16.  Strings
- * are padded with NULs, and have none when they are as long as their field.
+ * All records in a perf buffer have the same size, so that a part of the buffer
+ * can be read as an array.  Integers are in host order unless named be16.
+ * Strings are padded with NULs; one that fills its field has none.
  *
  * To change it: add fields at the end or into reserved space, and raise
  * IPTTRACE_RECORD_VERSION.  Streams carry their own layout, so old recordings
@@ -26,7 +26,7 @@
 #define IPTTRACE_COMM_LEN	16	/* TASK_COMM_LEN */
 #define IPTTRACE_MAC_LEN	16
 
-/* The kinds of record, also the index of a kind's counters everywhere. */
+/* The kinds of record; every array of counters by kind has these indices. */
 enum ipttrace_kind {
 	IPTTRACE_ENTRY,
 	IPTTRACE_RULE,
@@ -35,20 +35,19 @@ enum ipttrace_kind {
 };
 
 /* ipttrace_entry.flags */
-#define IPTTRACE_F_FIRST	0x01	/* nf_trace was clear: a journey begins */
+#define IPTTRACE_F_FIRST	0x01	/* nf_trace was clear: journey begins */
 #define IPTTRACE_F_FOLLOWED	0x02	/* matched at an earlier hook */
-#define IPTTRACE_F_CONNTRACK	0x04	/* the ct_ fields hold something */
-#define IPTTRACE_F_SOFTIRQ	0x08	/* pid and comm: of whom it interrupted */
+#define IPTTRACE_F_CONNTRACK	0x04	/* the ct_ fields are valid */
+#define IPTTRACE_F_SOFTIRQ	0x08	/* pid, comm: the interrupted process */
 
 /* ipttrace_exit.flags */
-#define IPTTRACE_F_ALIVE	0x01	/* skb was still ours: mark is valid */
+#define IPTTRACE_F_ALIVE	0x01	/* skb not freed: mark, ct_ are valid */
 #define IPTTRACE_F_CHANGED	0x02	/* rules have changed since the entry */
-
-#define IPTTRACE_F_UNTOLD	0x04	/* verdict is not known */
+#define IPTTRACE_F_UNTOLD	0x04	/* verdict is unknown */
 
 /*
- * ipttrace_entry.source: who told of the call.  Only the kernel's own records
- * have addresses, pids and CPUs; otherwise skb is a number for each packet.
+ * ipttrace_entry.source: where the record comes from.  Only those of the module
+ * contain addresses, pids and CPUs; in others skb is a number for each packet.
  */
 enum ipttrace_source {
 	IPTTRACE_SOURCE_KERNEL,
@@ -67,7 +66,7 @@ struct ipttrace_entry_head {
 	__u64	call;		/* id of this run of ip[6]t_do_table() */
 	__u64	time;		/* ns, CLOCK_MONOTONIC */
 	__u64	skb;		/* address */
-	__u64	parent;		/* call from inside which this one was made */
+	__u64	parent;		/* the call inside which this one runs */
 	__u64	sk;		/* address of the skb's socket */
 	__u64	ct;		/* address of its conntrack entry */
 	__u32	netns;		/* inode */
@@ -93,7 +92,7 @@ struct ipttrace_entry_head {
 	__u8	ct_reply_src[16];
 	__u8	ct_reply_dst[16];
 	char	table[IPTTRACE_NAME_LEN];
-	__u32	ruleset;	/* generation of all rules, 0: not known */
+	__u32	ruleset;	/* generation of all rules, 0: unknown */
 	__u32	pid;		/* thread group, as ps shows it */
 	__u32	tid;
 	__u16	cpu;
@@ -101,11 +100,11 @@ struct ipttrace_entry_head {
 	__u16	vlan_tci;
 	__u16	caplen;		/* valid bytes of packet[] */
 	__u8	mac[IPTTRACE_MAC_LEN];	/* link-layer header */
-	__u8	mac_len;	/* its valid bytes, 0: none */
+	__u8	mac_len;	/* valid bytes of mac[] */
 	__u8	source;		/* enum ipttrace_source */
-	__u8	tables;		/* of nftables: NFPROTO_* of the table, 0: legacy */
+	__u8	tables;		/* nftables: NFPROTO_* of the table, else 0 */
 	__u8	reserved1;
-	__u32	trace_id;	/* of nftables, 0: none */
+	__u32	trace_id;	/* nftables, 0: none */
 };
 
 struct ipttrace_entry {
@@ -119,7 +118,7 @@ struct ipttrace_entry {
 struct ipttrace_rule {
 	__u64	call;
 	__u64	time;
-	__u32	rulenum;	/* as iptables -L --line-numbers counts, 0: not known */
+	__u32	rulenum;	/* as iptables -L --line-numbers, 0: unknown */
 	__u16	seq;		/* 0, 1, … within its call */
 	__u8	match;		/* enum ipttrace_match */
 	__u8	reserved;
@@ -131,18 +130,18 @@ struct ipttrace_exit {
 	__u64	call;
 	__u64	time;
 	__u64	skb;
-	__u64	cost;		/* ns in the call, ipttrace's handlers left out */
-	__u32	verdict;	/* as returned: NF_* and what is above it */
+	__u64	cost;		/* ns in the call without ipttrace's handlers */
+	__u32	verdict;	/* as returned: NF_* and the bits above it */
 	__u32	mark;		/* after the call */
-	__u16	rules;		/* rule records that this call should have */
+	__u16	rules;		/* rule records to expect for this call */
 	__u8	flags;
 	__u8	ct_info;	/* after the call */
 	__u32	ct_status;	/* after the call */
 };
 
-/* A rule that a call has hit, without what its entry says already. */
+/* A rule that a call has hit: struct ipttrace_rule without call and table. */
 struct ipttrace_hit {
-	__u64	time;		/* from here on as in struct ipttrace_rule */
+	__u64	time;
 	__u32	rulenum;
 	__u16	seq;
 	__u8	match;
@@ -150,17 +149,17 @@ struct ipttrace_hit {
 	char	chain[IPTTRACE_NAME_LEN];
 };
 
-/* Of a call's rules, how many cross together with it; later ones go ahead. */
+/* How many of a call's rules cross with it; further ones cross before it. */
 #define IPTTRACE_HITS	4
 
 /*
- * A finished call: its entry, its exit and its first rules, for one output of a
- * BPF program costs as much as all that is done to fill this in.
+ * A finished call: its entry, its exit and its first rules.  In one piece,
+ * since one output of a BPF program costs as much as filling in all of this.
  */
-struct ipttrace_whole {
+struct ipttrace_call_record {
 	struct ipttrace_entry	entry;
 	struct ipttrace_exit	exit;
-	struct ipttrace_hit	hits[IPTTRACE_HITS];	/* exit.rules are valid */
+	struct ipttrace_hit	hits[IPTTRACE_HITS];	/* valid: exit.rules */
 };
 
 #define IPTTRACE_AT(type, field, offset) \
@@ -172,7 +171,7 @@ _Static_assert(sizeof(struct ipttrace_entry) == 408, "entry size");
 _Static_assert(sizeof(struct ipttrace_rule) == 88, "rule size");
 _Static_assert(sizeof(struct ipttrace_exit) == 48, "exit size");
 _Static_assert(sizeof(struct ipttrace_hit) == 48, "hit size");
-_Static_assert(sizeof(struct ipttrace_whole) == 648, "whole size");
+_Static_assert(sizeof(struct ipttrace_call_record) == 648, "call_record size");
 IPTTRACE_AT(ipttrace_entry_head, netns, 48);
 IPTTRACE_AT(ipttrace_entry_head, ct_zone, 76);
 IPTTRACE_AT(ipttrace_entry_head, family, 86);
@@ -186,7 +185,7 @@ IPTTRACE_AT(ipttrace_rule, rulenum, 16);
 IPTTRACE_AT(ipttrace_rule, chain, 56);
 IPTTRACE_AT(ipttrace_exit, verdict, 32);
 IPTTRACE_AT(ipttrace_hit, chain, 16);
-IPTTRACE_AT(ipttrace_whole, exit, 408);
-IPTTRACE_AT(ipttrace_whole, hits, 456);
+IPTTRACE_AT(ipttrace_call_record, exit, 408);
+IPTTRACE_AT(ipttrace_call_record, hits, 456);
 
 #endif

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The index of calls: finds, from inside a call, the kretprobe instance that
- * holds its state.
+ * The index of running calls: finds, from inside a call, the kretprobe instance
+ * that holds its state.
  *
- * By the task whose stack the call is on and the skb, newest first: right for
- * calls inside calls (a REJECT sends a packet) and for softirqs on top of them.
+ * The key is the task whose stack the call is on, and the skb; newest first.
+ * That covers calls inside calls (a REJECT sends a packet), and softirqs on top
+ * of them.
  *
- * Handlers do not run inside one another on a CPU, and preemption is off in them:
- * the bare locks of the tracing code are enough.
+ * Handlers do not run inside one another on a CPU, and preemption is off in
+ * them: raw spinlocks without lockdep are enough.
  */
 
 #include <linux/hash.h>
@@ -31,7 +32,7 @@ static struct call_bucket *call_bucket(const struct task_struct *task)
 	return &call_index[hash_ptr(task, CALL_INDEX_BITS)];
 }
 
-/* Puts it into the index, and finds the call from inside which it is made. */
+/* Adds it to the index, and sets its parent: the call inside which it runs. */
 void ipttrace_call_link(struct ipttrace_call *call)
 {
 	struct call_bucket *bucket = call_bucket(call->task);
@@ -63,7 +64,7 @@ void ipttrace_call_unlink(struct ipttrace_call *call)
 }
 NOKPROBE_SYMBOL(ipttrace_call_unlink);
 
-/* The call that is being run on `skb` here; it outlives its caller's use. */
+/* The call that is running on skb in this task; valid until that returns. */
 struct ipttrace_call *ipttrace_call_find(const struct sk_buff *skb)
 {
 	struct call_bucket *bucket = call_bucket(current);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What differs between kernels from 5.10 on and between architectures.
+ * Differences between kernels, from 5.10 on, and between architectures.
  *
- * Decided by what the headers declare, not by LINUX_VERSION_CODE, wherever the
- * headers let us: vendors backport.
+ * Decided by what the headers declare rather than by LINUX_VERSION_CODE where
+ * that is possible: vendors backport.
  */
 #ifndef IPTTRACE_COMPAT_H
 #define IPTTRACE_COMPAT_H
@@ -33,7 +33,7 @@
 #endif
 #endif
 
-/* The value of a program's per-CPU array of one such value; NULL: it has none. */
+/* The value of a program's per-CPU array of values of that size, or NULL. */
 static inline void __percpu *ipttrace_prog_value(struct bpf_prog *prog,
 						 u32 size)
 {
@@ -54,7 +54,7 @@ static inline void __percpu *ipttrace_prog_value(struct bpf_prog *prog,
 	return value;
 }
 
-/* Lost its allocation flags in 6.13, and where that was backported. */
+/* genlmsg_multicast_allns() lost its flags in 6.13 and in backports of that. */
 static inline int ipttrace_multicast(const struct genl_family *family,
 				     struct sk_buff *msg, unsigned int group)
 {
@@ -71,10 +71,10 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 }
 
 /*
- * Where ftrace hands over a function's arguments and stack without the other
- * registers, at a price that is a fraction of theirs.  On x86-64 what it hands
- * over begins with a struct pt_regs, of which those are filled in; and that is
- * all that a kretprobe needs to hook the return.
+ * ftrace that saves only a function's arguments and stack pointer, for a
+ * fraction of the price of all registers.  On x86-64 it passes something that
+ * begins with a struct pt_regs in which these are filled in, which is all that
+ * a kretprobe needs to hook the return.
  */
 #if defined(CONFIG_X86_64) && defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS)
 #define IPTTRACE_FTRACE
@@ -83,8 +83,8 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 
 /*
  * Arguments of nf_log_trace(net, pf, hook, skb, in, out, loginfo, fmt, table,
- * chain, comment, rulenum), variadic from the ninth on: each of those has a
- * slot of eight bytes on the stack.
+ * chain, comment, rulenum).  It is variadic from the ninth on: each of these
+ * has a slot of eight bytes on the stack.
  */
 #if defined(CONFIG_X86_64)
 
@@ -102,10 +102,10 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 #define IPTTRACE_REG(regs, n)	((unsigned long *)&(regs)->regs[n])
 
 #else
-#error "ipttrace knows the calling conventions of x86-64 and arm64 only"
+#error "ipttrace supports x86-64 and arm64 only"
 #endif
 
-/* One of the variadic arguments; at the function's first instruction. */
+/* The n-th variadic argument, at the function's first instruction. */
 static inline unsigned long ipttrace_log_arg(struct pt_regs *regs,
 					     unsigned int n)
 {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The packets that matched the filter, by address, so that they are followed
- * through later hooks even when NAT has made them look otherwise.
+ * The packets that matched the filter, by address, so that later hooks trace
+ * them even if NAT has changed their addresses meanwhile.
  *
- * An address alone proves nothing: it is reused at once.  The life token is
- * skb->nf_trace, which a new packet never has.  A packet found here with
- * nf_trace clear is another one at an old address: the caller deletes it.
+ * An address alone proves nothing, as it is reused at once.  The proof is
+ * skb->nf_trace, which is clear in a new packet.  If a packet found here has
+ * nf_trace clear, the entry is stale: the caller deletes it.
  *
- * A packet is in the hands of one CPU at a time, so that no address is added
- * twice; slots are claimed with cmpxchg, and lookups take no lock.
+ * One CPU at a time handles a packet, so no address is added twice; slots are
+ * claimed with cmpxchg, and look-ups take no lock.
  */
 
 #include <linux/hash.h>
@@ -18,10 +18,10 @@
 #include "ipttrace.h"
 
 #define FOLLOW_BITS	12
-#define FOLLOW_WAYS	8	/* of eight bytes: a bucket is a cache line */
+#define FOLLOW_SLOTS	8	/* of eight bytes: a bucket is a cache line */
 
 struct follow_bucket {
-	const struct sk_buff *slot[FOLLOW_WAYS];
+	const struct sk_buff *slot[FOLLOW_SLOTS];
 };
 
 static struct follow_bucket *follow_table;
@@ -52,13 +52,13 @@ bool ipttrace_follow_find(const struct sk_buff *skb)
 	struct follow_bucket *bucket = follow_bucket(skb);
 	int i;
 
-	for (i = 0; i < FOLLOW_WAYS; i++)
+	for (i = 0; i < FOLLOW_SLOTS; i++)
 		if (READ_ONCE(bucket->slot[i]) == skb)
 			return true;
 	return false;
 }
 
-/* false: another packet had to be forgotten for it */
+/* Returns false if another packet had to be dropped for it. */
 bool ipttrace_follow_add(const struct sk_buff *skb)
 {
 	struct follow_bucket *bucket = follow_bucket(skb);
@@ -66,17 +66,17 @@ bool ipttrace_follow_add(const struct sk_buff *skb)
 
 	if (!READ_ONCE(ipttrace_follow_used))
 		WRITE_ONCE(ipttrace_follow_used, true);
-	for (i = 0; i < FOLLOW_WAYS; i++)
+	for (i = 0; i < FOLLOW_SLOTS; i++)
 		if (READ_ONCE(bucket->slot[i]) == skb)
 			return true;
-	for (i = 0; i < FOLLOW_WAYS; i++)
+	for (i = 0; i < FOLLOW_SLOTS; i++)
 		if (!READ_ONCE(bucket->slot[i]) &&
 		    !cmpxchg(&bucket->slot[i], NULL, skb))
 			return true;
-	/* Oldest last: move up, and let the first fall out. */
-	for (i = 0; i < FOLLOW_WAYS - 1; i++)
+	/* Full: move all up by one and drop the first. */
+	for (i = 0; i < FOLLOW_SLOTS - 1; i++)
 		WRITE_ONCE(bucket->slot[i], READ_ONCE(bucket->slot[i + 1]));
-	WRITE_ONCE(bucket->slot[FOLLOW_WAYS - 1], skb);
+	WRITE_ONCE(bucket->slot[FOLLOW_SLOTS - 1], skb);
 	return false;
 }
 
@@ -88,7 +88,7 @@ void ipttrace_follow_del(const struct sk_buff *skb)
 	if (!READ_ONCE(ipttrace_follow_used))
 		return;
 	bucket = follow_bucket(skb);
-	for (i = 0; i < FOLLOW_WAYS; i++)
+	for (i = 0; i < FOLLOW_SLOTS; i++)
 		if (READ_ONCE(bucket->slot[i]) == skb)
 			cmpxchg(&bucket->slot[i], skb, NULL);
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * ipttrace: tells every iptables rule that every packet hits.
+ * ipttrace: reports each iptables rule that a packet hits.
  *
  * Does nothing until it is armed over generic netlink; see uapi/ipttrace.h.
+ * The order of its files is in ipttrace.h.
  */
 
 #include <linux/init.h>
@@ -12,17 +13,17 @@
 
 static int __init ipttrace_init(void)
 {
-	return ipttrace_control_setup();
+	return ipttrace_netlink_setup();
 }
 
 static void __exit ipttrace_exit(void)
 {
-	ipttrace_control_teardown();
+	ipttrace_netlink_teardown();
 }
 
 module_init(ipttrace_init);
 module_exit(ipttrace_exit);
 
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("Tells every iptables rule that every packet hits");
+MODULE_DESCRIPTION("Reports each iptables rule that a packet hits");
 MODULE_VERSION("0.1.0");

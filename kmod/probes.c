@@ -1,505 +1,286 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The handlers: of a run of ipt_do_table() or ip6t_do_table(), which they make a
- * call of, and of nf_log_trace(), which is told of each rule that a traced packet
- * hits.  What makes them be called is in hook.c.
+ * Makes the kernel call the handlers.
  *
- * The state of a call lives in its kretprobe instance; calls.c finds it again.
+ * Preferably by ftrace that saves only a function's arguments: a rejected
+ * packet then costs less than half of what entering a kprobe takes.  The
+ * kretprobes are registered all the same, but disabled: they provide an
+ * instance when a packet matches.  If the kernel has no such ftrace, or refuses
+ * it, kprobes do everything.
  *
- * Once a packet is wanted they run with interrupts off, so that none runs inside
- * another on a CPU.  They do not sleep, allocate or print.
+ * All under the lock of control.c.
  */
 
-#include <linux/netfilter/x_tables.h>
-#include <linux/rcupdate.h>
-#include <linux/timekeeping.h>
-#include <net/net_namespace.h>
-#include <net/netfilter/nf_conntrack.h>
+#include <linux/module.h>
 
 #include "compat.h"
 #include "ipttrace.h"
 
+static bool by_ftrace = true;
+module_param_named(ftrace, by_ftrace, bool, 0444);
+MODULE_PARM_DESC(ftrace, "0: use kprobes even if the kernel supports ftrace");
+
+static const char *const table_symbols[IPTTRACE_TABLES] = {
+	[IPTTRACE_IP]	= "ipt_do_table",
+	[IPTTRACE_IP6]	= "ip6t_do_table",
+};
+
 static struct {
-	struct bpf_prog *progs[IPTTRACE_PROGS];
-	struct ipttrace_whole __percpu *finished;
-	struct bpf_prog __rcu *filter;
-	u32 netns;
-	bool live;	/* calls are traced; else only log lines are silenced */
-	bool filtered;	/* was there a filter; outlives it */
-} session;
-
-static DEFINE_PER_CPU(struct ipttrace_stats, stats);
-
-/* Did the kretprobe's own pre_handler find an instance? */
-static DEFINE_PER_CPU(bool, call_taken);
-
-static void run_prog(enum ipttrace_prog prog, void *context)
-{
-	rcu_read_lock();
-	bpf_prog_run(session.progs[prog], context);
-	rcu_read_unlock();
-}
-NOKPROBE_SYMBOL(run_prog);
-
-static bool netns_wanted(const struct net *net)
-{
-	return !session.netns || net->ns.inum == session.netns;
-}
-NOKPROBE_SYMBOL(netns_wanted);
-
-/* Whether to trace this call; when not, nothing has been changed. */
-static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state)
-{
-	const struct bpf_prog *filter;
-
-	if (!netns_wanted(state->net))
-		return false;
-
-	/* Preemption is off, which is a read side too. */
-	filter = rcu_dereference_sched(session.filter);
-	if (!filter)
-		return true;
-	if (ipttrace_follow_has(skb)) {
-		if (skb->nf_trace)
-			return true;
-		ipttrace_follow_del(skb);
-	}
-	return bpf_prog_run(filter, skb);
-}
-NOKPROBE_SYMBOL(call_wanted);
-
-/* Makes a call of it: takes an instance, and hooks the return. */
-static int call_take(struct kprobe *p, struct pt_regs *regs)
-{
-	unsigned long flags;
-	int ret;
-
-	raw_local_irq_save(flags);
-	this_cpu_inc(stats.matched);
-	this_cpu_write(call_taken, false);
-	ret = ipttrace_take_instance(p, regs);
-	/* CPUs that count rp->nmissed at one time lose some of it. */
-	if (!this_cpu_read(call_taken)) {
-		this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
-		this_cpu_inc(stats.nmissed);
-	}
-	raw_local_irq_restore(flags);
-	return ret;
-}
-NOKPROBE_SYMBOL(call_take);
-
-static __always_inline int table_hit(struct kprobe *p, struct pt_regs *regs)
-{
-	struct sk_buff *skb = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
-	const struct nf_hook_state *state = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
-
-	if (!READ_ONCE(session.live))
-		return 0;
-	if (!call_wanted(skb, state)) {
-		this_cpu_inc(stats.refused);
-		return 0;
-	}
-	return call_take(p, regs);
-}
-
-/*
- * Stands before the kretprobe's own pre_handler: a packet that is not wanted
- * costs the filter and no kretprobe instance.
- */
-int ipttrace_table_hit(struct kprobe *p, struct pt_regs *regs)
-{
-	return table_hit(p, regs);
-}
-NOKPROBE_SYMBOL(ipttrace_table_hit);
-
-/* nf_trace, and remembering the packet whose flip it is */
-static u8 packet_flip(struct sk_buff *skb)
-{
-	bool filtered = rcu_access_pointer(session.filter);
-	u8 flags = 0;
-
-	if (!skb->nf_trace) {
-		skb->nf_trace = 1;
-		this_cpu_inc(stats.flipped);
-		flags |= IPTTRACE_F_FIRST;
-	} else if (filtered && ipttrace_follow_has(skb)) {
-		this_cpu_inc(stats.followed);
-		return IPTTRACE_F_FOLLOWED;
-	}
-	if (filtered && !ipttrace_follow_add(skb))
-		this_cpu_inc(stats.unfollowed);
-	return flags;
-}
-NOKPROBE_SYMBOL(packet_flip);
-
-/* Unique for as long as one is armed: CPUs count apart, 2^48 each. */
-static u64 call_next_id(void)
-{
-	return (u64)this_cpu_inc_return(stats.next_call) << 16 |
-	       (raw_smp_processor_id() + 1);
-}
-NOKPROBE_SYMBOL(call_next_id);
-
-int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
-{
-	const struct xt_table *table = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_TABLE);
-	struct sk_buff *skb = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
-	const struct nf_hook_state *state = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
-	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
-	struct ipttrace_entry *entry = &call->whole.entry;
-	struct ipttrace_entry_head *head = &entry->head;
-
-	this_cpu_write(call_taken, true);
-	head->time = ktime_get_mono_fast_ns();
-	head->call = call_next_id();
-
-	call->task = current;
-	call->skb = skb;
-	call->table = table;
-	call->hook = state->hook;
-	call->family = state->pf;
-	call->overhead = 0;
-	call->rules = 0;
-	call->softirq = in_serving_softirq();
-	ipttrace_call_link(call);
-	if (call->depth > this_cpu_read(stats.depth))
-		this_cpu_write(stats.depth, call->depth);
-
-	head->ruleset = ipttrace_ruleset();
-	head->skb = (unsigned long)skb;
-	head->parent = call->parent ? call->parent->whole.entry.head.call : 0;
-	head->sk = (unsigned long)skb->sk;
-	head->netns = state->net->ns.inum;
-	head->len = skb->len;
-	head->mark = skb->mark;
-	head->in_ifindex = state->in ? state->in->ifindex : 0;
-	head->out_ifindex = state->out ? state->out->ifindex : 0;
-	head->family = state->pf;
-	head->hook = state->hook;
-	head->depth = call->depth - 1;
-	head->flags = packet_flip(skb);
-	if (call->softirq)
-		head->flags |= IPTTRACE_F_SOFTIRQ;
-	ipttrace_head_conntrack(head, skb);
-	memcpy(head->table, table->name, sizeof(head->table));
-	head->source = IPTTRACE_SOURCE_KERNEL;
-	head->tables = 0;
-	head->reserved1 = 0;
-	head->trace_id = 0;
-	head->pid = task_tgid_nr(current);
-	head->tid = task_pid_nr(current);
-	head->cpu = raw_smp_processor_id();
-	ipttrace_head_link(head, skb);
-	ipttrace_entry_names(entry, state);
-
-	/* ipt_do_table() is given packets with data at the network header. */
-	head->caplen = min_t(u32, skb_headlen(skb), IPTTRACE_PACKET_LEN);
-	memcpy(entry->packet, skb->data, head->caplen);
-	/* Nothing of an earlier packet's may stay. */
-	memset(entry->packet + head->caplen, 0,
-	       IPTTRACE_PACKET_LEN - head->caplen);
-
-	call->start = ktime_get_mono_fast_ns();
-	if (call->parent)
-		call->parent->overhead += call->start - head->time;
-	return 0;
-}
-NOKPROBE_SYMBOL(ipttrace_call_enter);
-
-/* All of its records that are still to come are due from here on. */
-static void call_put(const struct ipttrace_call *call)
-{
-	struct pt_regs context;
-
-	this_cpu_inc(stats.due[IPTTRACE_ENTRY]);
-	this_cpu_add(stats.due[IPTTRACE_RULE],
-		     min_t(u16, call->rules, IPTTRACE_HITS));
-	this_cpu_inc(stats.due[IPTTRACE_EXIT]);
-	memcpy(this_cpu_ptr(session.finished), &call->whole,
-	       sizeof(call->whole));
-	run_prog(IPTTRACE_PROG_CALL, &context);
-}
-NOKPROBE_SYMBOL(call_put);
-
-int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
-{
-	u64 now = ktime_get_mono_fast_ns();
-	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
-	u32 verdict = regs_return_value(regs);
-	struct ipttrace_exit *record = &call->whole.exit;
-	unsigned long flags;
-
-	/* The probes are going: the index may be gone already. */
-	if (!READ_ONCE(session.live))
-		return 0;
-
-	raw_local_irq_save(flags);
-	ipttrace_call_unlink(call);
-	*record = (struct ipttrace_exit){
-		.call = call->whole.entry.head.call,
-		.time = now,
-		.skb = (unsigned long)call->skb,
-		.cost = now - call->start,
-		.verdict = verdict,
-		.rules = call->rules,
-	};
-	record->cost -= min(record->cost, call->overhead);
-	if (ipttrace_ruleset() != call->whole.entry.head.ruleset)
-		record->flags |= IPTTRACE_F_CHANGED;
-
-	switch (verdict & NF_VERDICT_MASK) {
-	case NF_ACCEPT:
-	case NF_REPEAT: {
-		enum ip_conntrack_info info;
-		const struct nf_conn *ct = nf_ct_get(call->skb, &info);
-
-		record->flags |= IPTTRACE_F_ALIVE;
-		record->mark = call->skb->mark;
-		record->ct_info = info;
-		if (ct)
-			record->ct_status = READ_ONCE(ct->status);
-		break;
-	}
-	case NF_DROP:
-	case NF_STOLEN:
-		/* It may be freed: from here on its address means nothing. */
-		if (rcu_access_pointer(session.filter))
-			ipttrace_follow_del(call->skb);
-		break;
-	}
-
-	call_put(call);
-
-	if (call->parent)
-		call->parent->overhead += call->overhead +
-			ktime_get_mono_fast_ns() - now;
-	raw_local_irq_restore(flags);
-	return 0;
-}
-NOKPROBE_SYMBOL(ipttrace_call_exit);
-
-/* Whether this log line is there because of us, though no call is known. */
-static bool log_ours(const struct net *net, const struct sk_buff *skb)
-{
-	if (!netns_wanted(net))
-		return false;
-	return !session.filtered || ipttrace_follow_has(skb);
-}
-NOKPROBE_SYMBOL(log_ours);
-
-/* A rule beyond those that a call takes along. */
-static void rule_put(const struct ipttrace_call *call,
-		     const struct ipttrace_hit *hit)
-{
-	union {
-		struct ipttrace_rule record;
-		struct pt_regs size;	/* what the program may read */
-	} context;
-	struct ipttrace_rule *record = &context.record;
-
-	BUILD_BUG_ON(sizeof(*record) > sizeof(struct pt_regs));
-	*record = (struct ipttrace_rule){
-		.call = call->whole.entry.head.call,
-		.time = hit->time,
-		.rulenum = hit->rulenum,
-		.seq = hit->seq,
-		.match = hit->match,
-	};
-	memcpy(record->table, call->whole.entry.head.table,
-	       sizeof(record->table));
-	memcpy(record->chain, hit->chain, sizeof(record->chain));
-	this_cpu_inc(stats.due[IPTTRACE_RULE]);
-	run_prog(IPTTRACE_PROG_RULE, &context);
-}
-NOKPROBE_SYMBOL(rule_put);
-
-static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
-{
-	const char *chain = (void *)ipttrace_log_arg(regs, 1);
-	const char *comment = (void *)ipttrace_log_arg(regs, 2);
-	u32 rulenum = ipttrace_log_arg(regs, 3);
-	struct ipttrace_hit later, *hit = &later;
-
-	if (call->rules < IPTTRACE_HITS)
-		hit = &call->whole.hits[call->rules];
-	hit->time = ktime_get_mono_fast_ns();
-	hit->rulenum = rulenum;
-	hit->seq = call->rules++;
-	hit->match = ipttrace_match_of(call, comment, rulenum);
-	hit->reserved = 0;
-	strscpy_pad(hit->chain, chain, sizeof(hit->chain));
-	if (hit == &later)
-		rule_put(call, hit);
-	call->overhead += ktime_get_mono_fast_ns() - hit->time;
-}
-NOKPROBE_SYMBOL(call_rule);
-
-int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs)
-{
-	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
-	struct sk_buff *skb = (void *)regs_get_kernel_argument(regs, 3);
-	struct ipttrace_call *call = NULL;
-
-	unsigned long flags;
-
-	raw_local_irq_save(flags);
-	if (READ_ONCE(session.live))
-		call = ipttrace_call_find(skb);
-	if (call)
-		call_rule(call, regs);
-	if (call || log_ours(net, skb)) {
-		/* No logger is bound to it: nf_log_trace() returns at once. */
-		ipttrace_set_arg(regs, 1, NFPROTO_UNSPEC);
-		this_cpu_inc(stats.silenced);
-	}
-	raw_local_irq_restore(flags);
-	return 0;
-}
-NOKPROBE_SYMBOL(ipttrace_log_hit);
+	bool registered[IPTTRACE_TABLES];
+	u32 maxactive;
+	u64 skipped;	/* by probes that are unregistered by now */
+} probes;
 
 #ifdef IPTTRACE_FTRACE
-/* Both may be some bytes into the function. */
-static __always_inline bool traced_at(unsigned long ip, const struct kprobe *p)
+
+/*
+ * One for all functions, since each takes a while to unregister.  Permanent:
+ * turning ftrace off by sysctl fails while it is registered.
+ */
+static struct ftrace_ops trace_ops = {
+	.func = ipttrace_ftrace_hit,
+	.flags = FTRACE_OPS_FL_PERMANENT,
+};
+static bool trace_on;
+static bool trace_filtered[IPTTRACE_TABLES];
+
+/* When it returns, no handler is running. */
+static void trace_teardown(void)
 {
-	return ip - (unsigned long)p->addr <= 16;
+	if (trace_on)
+		unregister_ftrace_function(&trace_ops);
+	trace_on = false;
+	memset(trace_filtered, 0, sizeof(trace_filtered));
+	/* An empty filter means every function: only once unregistered. */
+	ftrace_set_filter(&trace_ops, NULL, 0, 1);
 }
 
-void notrace ipttrace_traced(unsigned long ip, unsigned long parent_ip,
-			     struct ftrace_ops *ops, struct ftrace_regs *fregs)
+static int trace_filter_add(const struct kprobe *kp, bool reset)
 {
-	struct kprobe *p = &ipttrace_table_probes[IPTTRACE_IP].kp;
+	return ftrace_set_filter_ip(&trace_ops, (unsigned long)kp->addr, 0,
+				    reset);
+}
 
-	preempt_disable_notrace();
-	if (traced_at(ip, &ipttrace_log_probe)) {
-		ipttrace_log_hit(NULL, ipttrace_ftrace_args(fregs));
-		goto enable;
+/* Exactly nf_log_trace() and the tables that are registered. */
+static int trace_filter_set(void)
+{
+	bool gone = false;
+	int i, err;
+
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		gone |= trace_filtered[i] && !probes.registered[i];
+	if (!trace_on || gone) {
+		memset(trace_filtered, 0, sizeof(trace_filtered));
+		err = trace_filter_add(&ipttrace_log_probe, true);
+		if (err)
+			return err;
 	}
-	if (!READ_ONCE(session.live))
-		goto enable;
-	if (!traced_at(ip, p)) {
-		p = &ipttrace_table_probes[IPTTRACE_IP6].kp;
-		if (!traced_at(ip, p))
-			goto enable;
+	for (i = 0; i < IPTTRACE_TABLES; i++) {
+		if (!probes.registered[i] || trace_filtered[i])
+			continue;
+		err = trace_filter_add(&ipttrace_table_probes[i].kp, false);
+		if (err)
+			return err;
+		trace_filtered[i] = true;
 	}
-	/*
-	 * Gone with its module: until the rescan what is at its address now may
-	 * be another function, whose arguments are not ours to look at.
-	 */
-	if (!kprobe_gone(p))
-		table_hit(p, ipttrace_ftrace_args(fregs));
-enable:
-	preempt_enable_notrace();
-}
-NOKPROBE_SYMBOL(ipttrace_traced);
-#endif
-
-static void stats_clear(void)
-{
-	int cpu;
-
-	for_each_possible_cpu(cpu)
-		memset(per_cpu_ptr(&stats, cpu), 0, sizeof(stats));
+	return 0;
 }
 
-/* Takes the programs and the filter over only when it returns 0. */
-int ipttrace_probes_setup(const struct ipttrace_setup *setup,
-			  struct netlink_ext_ack *extack)
+static int trace_setup(void)
 {
 	int err;
 
-	err = ipttrace_follow_setup();
-	if (err) {
-		NL_SET_ERR_MSG(extack, "no memory for the followed packets");
-		return err;
+	if (!by_ftrace)
+		return -EOPNOTSUPP;
+	err = trace_filter_set();
+	if (!err && !trace_on) {
+		err = register_ftrace_function(&trace_ops);
+		trace_on = !err;
 	}
-	ipttrace_calls_clear();
-	stats_clear();
-	memcpy(session.progs, setup->progs, sizeof(session.progs));
-	session.finished = setup->finished;
-	rcu_assign_pointer(session.filter, setup->filter);
-	session.filtered = setup->filter;
-	session.netns = setup->netns;
-
-	err = ipttrace_hooks_setup(setup->maxactive, extack);
 	if (err)
-		goto forget;
-	/* Not sooner: before a log line is caused, it can be silenced. */
-	WRITE_ONCE(session.live, true);
-	return 0;
+		trace_teardown();
+	return err;
+}
 
-forget:
-	RCU_INIT_POINTER(session.filter, NULL);
-	memset(session.progs, 0, sizeof(session.progs));
-	ipttrace_follow_teardown();
+#else
+
+static int trace_setup(void)
+{
+	return -EOPNOTSUPP;
+}
+
+static void trace_teardown(void)
+{
+}
+
+#endif
+
+static int table_register(int i)
+{
+	struct kretprobe *rp = &ipttrace_table_probes[i];
+	int err;
+
+	memset(rp, 0, sizeof(*rp));
+	rp->kp.symbol_name = table_symbols[i];
+	rp->kp.flags = KPROBE_FLAG_DISABLED;
+	rp->entry_handler = ipttrace_call_enter;
+	rp->handler = ipttrace_call_exit;
+	rp->data_size = sizeof(struct ipttrace_call);
+	rp->maxactive = probes.maxactive ?:
+			max_t(int, 128, 16 * num_possible_cpus());
+	err = register_kretprobe(rp);
+	if (err)
+		return err;
+	ipttrace_take_instance = rp->kp.pre_handler;
+	rp->kp.pre_handler = ipttrace_table_hit;
+	probes.registered[i] = true;
+	return 0;
+}
+
+static void table_unregister(int i)
+{
+	struct kretprobe *rp = &ipttrace_table_probes[i];
+
+	unregister_kretprobe(rp);
+	probes.skipped += rp->kp.nmissed;
+	probes.registered[i] = false;
+}
+
+static int probe_enable(struct kprobe *kp)
+{
+	return kprobe_disabled(kp) ? enable_kprobe(kp) : 0;
+}
+
+/* From here on handlers are called for the tables that are registered. */
+static int probes_enable(void)
+{
+	int i, err;
+
+	err = trace_setup();
+	/* Turned off by sysctl: kprobes would register, but never hit. */
+	if (!err || err == -EBUSY)
+		return err;
+	err = probe_enable(&ipttrace_log_probe);
+	for (i = 0; i < IPTTRACE_TABLES && !err; i++)
+		if (probes.registered[i])
+			err = probe_enable(&ipttrace_table_probes[i].kp);
 	return err;
 }
 
 /*
- * No call is traced any more, and the programs are put.  The log probe stays,
- * to be taken away by ipttrace_probes_drained().
+ * The tables' modules may be loaded and unloaded while armed.  The first enable
+ * takes a function that is gone out of ftrace's filter: this must come before
+ * its probe is registered anew.
+ */
+void ipttrace_probes_rescan(void)
+{
+	int i;
+
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		if (probes.registered[i] &&
+		    kprobe_gone(&ipttrace_table_probes[i].kp))
+			table_unregister(i);
+	probes_enable();
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		if (!probes.registered[i])
+			table_register(i);
+	probes_enable();
+}
+
+/*
+ * No return is hooked any more.  Handlers may still be called: for tables,
+ * where they must do nothing, and for log lines.
  */
 void ipttrace_probes_teardown(void)
 {
-	struct bpf_prog *filter;
 	int i;
 
-	WRITE_ONCE(session.live, false);
-	/* Every handler that saw it live, with preemption off, has returned. */
-	synchronize_rcu();
-	ipttrace_hooks_teardown();
-	ipttrace_calls_clear();
-	filter = rcu_dereference_protected(session.filter, true);
-	RCU_INIT_POINTER(session.filter, NULL);
-	if (filter)
-		bpf_prog_destroy(filter);
-	for (i = 0; i < IPTTRACE_PROGS; i++) {
-		bpf_prog_put(session.progs[i]);
-		session.progs[i] = NULL;
-	}
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		if (probes.registered[i])
+			table_unregister(i);
 }
 
+/* Ends what _teardown left: no handler is called any more. */
 void ipttrace_probes_drained(void)
 {
-	ipttrace_hooks_drained();
-	ipttrace_follow_teardown();
+	trace_teardown();
+	unregister_kprobe(&ipttrace_log_probe);
+	probes.skipped += ipttrace_log_probe.nmissed;
+	ipttrace_log_probe.nmissed = 0;
 }
 
-/* Gives the old filter back, which no handler uses any more. */
-struct bpf_prog *ipttrace_probes_swap_filter(struct bpf_prog *filter)
+static int log_register(void)
 {
-	struct bpf_prog *old = rcu_dereference_protected(session.filter, true);
+	struct kprobe *kp = &ipttrace_log_probe;
 
-	rcu_assign_pointer(session.filter, filter);
-	session.filtered = filter;
-	synchronize_rcu();
-	return old;
+	memset(kp, 0, sizeof(*kp));
+	kp->symbol_name = "nf_log_trace";
+	kp->flags = KPROBE_FLAG_DISABLED;
+	kp->pre_handler = ipttrace_log_hit;
+	return register_kprobe(kp);
 }
 
-void ipttrace_probes_stats(struct ipttrace_stats *sum, u64 *skipped)
+int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack)
 {
-	int cpu, i;
+	bool any = false;
+	int i, err;
 
-	memset(sum, 0, sizeof(*sum));
-	for_each_possible_cpu(cpu) {
-		const struct ipttrace_stats *one = per_cpu_ptr(&stats, cpu);
-
-		sum->refused += READ_ONCE(one->refused);
-		sum->matched += READ_ONCE(one->matched);
-		sum->followed += READ_ONCE(one->followed);
-		sum->flipped += READ_ONCE(one->flipped);
-		sum->silenced += READ_ONCE(one->silenced);
-		sum->unfollowed += READ_ONCE(one->unfollowed);
-		sum->nmissed += READ_ONCE(one->nmissed);
-		sum->depth = max(sum->depth, READ_ONCE(one->depth));
-		for (i = 0; i < IPTTRACE_KINDS; i++)
-			sum->due[i] += READ_ONCE(one->due[i]);
+	probes.maxactive = maxactive;
+	probes.skipped = 0;
+	err = log_register();
+	if (err) {
+		NL_SET_ERR_MSG(extack,
+			       "cannot probe nf_log_trace: this kernel has no netfilter tracing, or no kprobes");
+		return err;
 	}
-	sum->calls = sum->refused + sum->matched;
+	for (i = 0; i < IPTTRACE_TABLES; i++) {
+		err = table_register(i);
+		if (!err)
+			any = true;
+		else if (err != -ENOENT)
+			goto refused;
+	}
+	if (!any) {
+		NL_SET_ERR_MSG(extack,
+			       "ipt_do_table and ip6t_do_table are absent: legacy iptables is not loaded (modprobe ip_tables)");
+		goto unregister;
+	}
+	err = probes_enable();
+	if (!err)
+		return 0;
+	if (err == -EBUSY) {
+		NL_SET_ERR_MSG(extack,
+			       "ftrace is turned off: sysctl kernel.ftrace_enabled=1");
+		goto unregister;
+	}
+refused:
+	NL_SET_ERR_MSG(extack,
+		       "the kernel refused a kretprobe on ipt_do_table or ip6t_do_table");
+unregister:
+	ipttrace_probes_teardown();
+	ipttrace_probes_drained();
+	return err;
+}
 
-	*skipped = ipttrace_hooks_skipped();
+u32 ipttrace_probes_targets(void)
+{
+	u32 targets = 0;
+	int i;
+
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		if (probes.registered[i])
+			targets |= BIT(i);
+	return targets;
+}
+
+/* Hits that kprobes skipped because a handler was running on that CPU. */
+u64 ipttrace_probes_skipped(void)
+{
+	u64 skipped = probes.skipped + ipttrace_log_probe.nmissed;
+	int i;
+
+	for (i = 0; i < IPTTRACE_TABLES; i++)
+		if (probes.registered[i])
+			skipped += ipttrace_table_probes[i].kp.nmissed;
+	return skipped;
 }

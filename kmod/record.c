@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a record says of conntrack, of the link layer and of a match: read here,
- * from structs that the module knows from its headers.
+ * Fills in the parts of a record that come from conntrack, the link layer, the
+ * devices and the table, read from structs that the kernel's headers define.
  */
 
 #include <linux/kprobes.h>
@@ -26,13 +26,13 @@ static void head_tuple(const struct nf_conntrack_tuple *tuple, u8 *src, u8 *dst,
 NOKPROBE_SYMBOL(head_tuple);
 
 void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
-			   const struct sk_buff *skb)
+			     const struct sk_buff *skb)
 {
 	enum ip_conntrack_info info;
 	const struct nf_conn *ct = nf_ct_get(skb, &info);
 	const struct nf_conntrack_tuple *orig;
 
-	/* The record is of an instance that was used before. */
+	/* The instance still holds an earlier call. */
 	head->ct_info = info;
 	if (!ct) {
 		head->ct = 0;
@@ -70,7 +70,7 @@ void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
 NOKPROBE_SYMBOL(ipttrace_head_conntrack);
 
 void ipttrace_head_link(struct ipttrace_entry_head *head,
-		      const struct sk_buff *skb)
+			const struct sk_buff *skb)
 {
 	u32 len;
 
@@ -78,7 +78,7 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 	head->vlan_tci = skb->vlan_tci;
 	memset(head->mac, 0, sizeof(head->mac));
 	head->mac_len = 0;
-	/* On the way out it is not there yet, or is the network header's. */
+	/* On output it is not set yet, or set to the network header. */
 	if (!skb_mac_header_was_set(skb) ||
 	    skb_network_offset(skb) < skb_mac_offset(skb))
 		return;
@@ -90,7 +90,7 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 }
 NOKPROBE_SYMBOL(ipttrace_head_link);
 
-/* Both of 16 bytes; nothing of what stands behind the name goes along. */
+/* Both have 16 bytes.  Bytes after the NUL are not copied. */
 static void name_copy(char *to, const char *from)
 {
 	const struct word_at_a_time constants = WORD_AT_A_TIME_CONSTANTS;
@@ -131,10 +131,10 @@ void ipttrace_entry_names(struct ipttrace_entry *entry,
 NOKPROBE_SYMBOL(ipttrace_entry_names);
 
 /*
- * The kernel says "policy" of any unconditional verdict in a built-in chain,
+ * The kernel calls every unconditional verdict in a built-in chain "policy",
  * `-A INPUT -j DROP` too.  The policy itself is the entry at the underflow.
  *
- * The call is inside the table's read section: what private points to stays.
+ * The call is inside the table's read section, which keeps private alive.
  */
 static bool policy_reached(const struct ipttrace_call *call, u32 rulenum)
 {
@@ -159,7 +159,7 @@ static bool policy_reached(const struct ipttrace_call *call, u32 rulenum)
 NOKPROBE_SYMBOL(policy_reached);
 
 enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
-				     const char *comment, u32 rulenum)
+				      const char *comment, u32 rulenum)
 {
 	/* "rule", "return" or "policy" */
 	if (comment[0] == 'p')

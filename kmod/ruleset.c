@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The generation of all rules: a number that rises with every change of a table
- * of any network namespace, so that a record can say which rules its packet met.
+ * in any network namespace, so that a record can name the rules its packet met.
  *
- * Every way to change a table leads through xt_replace_table().  A change has
- * begun before the new rules are there and is done when nobody uses the old ones
- * any more; a generation is certain while as many are done as have begun.  A
- * call is in one generation if that is so at its entry and the same holds at its
- * exit: nothing was changed meanwhile.
+ * Every change of a table goes through xt_replace_table().  A change has begun
+ * before the new rules are in place, and is done when nobody uses the old ones
+ * any more; the generation is certain while no change is under way.  A call is
+ * in one generation if it is certain, and the same, at its entry and its exit.
  *
- * A struct xt_table does not know its namespace.  The replacing task has found
- * the table through xt_request_find_table_lock(), and holds the mutex of its
- * family from there to the end of xt_replace_table(): what that call was asked
- * for is kept, one for each family, under that mutex.  New tables come through
- * xt_register_table(), which is told the namespace.
+ * A struct xt_table does not contain its namespace.  The replacing task finds
+ * the table by xt_request_find_table_lock(), and holds the mutex of its family
+ * from there to the end of xt_replace_table().  The namespace passed to the
+ * former is kept, one for each family, under that mutex.  New tables come
+ * through xt_register_table(), which has the namespace among its arguments.
  *
  * Handlers run in process context with preemption off.  They do not sleep,
- * allocate or print: a change goes into a ring, and a worker tells of it.  One
- * that finds no room is dropped: changes are numbered without a gap, so that a
- * reader sees it.
+ * allocate or print: a change goes into a ring, and a worker reports it.  If
+ * the ring is full it is dropped; a reader sees that by the missing generation.
  */
 
 #include <linux/irq_work.h>
@@ -31,7 +29,7 @@
 #include "ipttrace.h"
 
 #define RULESET_RING	256	/* changes that wait for the worker; 2^n */
-#define RULESET_ACTIVE	256	/* tasks inside a probed function at one time */
+#define RULESET_ACTIVE	256	/* tasks inside a probed function at once */
 
 enum { REPLACE, REGISTER, FIND, RULESET_PROBES };
 
@@ -56,26 +54,27 @@ static struct kretprobe ruleset_probes[RULESET_PROBES];
 
 static struct {
 	bool watching;
+	const struct ipttrace_events *events;
 	u32 begun;
 	u32 done;
-	/* Written under it, and the ring is used under it. */
+	/* Held to write begun and done, and to use the ring. */
 	arch_spinlock_t lock;
 	u32 head, tail;
 	struct ipttrace_change ring[RULESET_RING];
 } ruleset;
 
-/* By family, each under the mutex of its family in x_tables. */
+/* By family, each under x_tables' mutex of that family. */
 static struct {
 	const struct xt_table *table;
 	u32 netns;
 } ruleset_found[NFPROTO_NUMPROTO];
 
 static void ruleset_wake(struct irq_work *work);
-static void ruleset_tell(struct work_struct *work);
+static void ruleset_report(struct work_struct *work);
 static struct irq_work ruleset_irq_work;
-static DECLARE_WORK(ruleset_work, ruleset_tell);
+static DECLARE_WORK(ruleset_work, ruleset_report);
 
-/* The generation that holds now; 0: not known, or a change is under way. */
+/* The current generation; 0: unknown, or a change is under way. */
 u32 ipttrace_ruleset(void)
 {
 	u32 begun, done;
@@ -83,11 +82,11 @@ u32 ipttrace_ruleset(void)
 
 	if (!READ_ONCE(ruleset.watching))
 		return 0;
-	/* At an exit: whoever met new rules must see that they have begun. */
+	/* At an exit: a call that met new rules must see their change begun. */
 	smp_rmb();
 	done = smp_load_acquire(&ruleset.done);
 	begun = READ_ONCE(ruleset.begun);
-	/* At an entry: the rules are looked for after this. */
+	/* At an entry: the call reads the rules after this. */
 	smp_rmb();
 	if (begun != done)
 		return 0;
@@ -127,7 +126,7 @@ static void change_begin(void)
 
 	WRITE_ONCE(ruleset.begun, ruleset.begun + 1);
 	ruleset_unlock(flags);
-	/* Whoever meets the new rules sees that they have begun. */
+	/* A call that meets the new rules sees their change begun. */
 	smp_wmb();
 }
 NOKPROBE_SYMBOL(change_begin);
@@ -243,7 +242,7 @@ static void ruleset_wake(struct irq_work *work)
 	schedule_work(&ruleset_work);
 }
 
-static bool change_take(struct ipttrace_change *change)
+static bool change_pop(struct ipttrace_change *change)
 {
 	unsigned long flags = ruleset_lock();
 	bool any = ruleset.tail != ruleset.head;
@@ -254,12 +253,12 @@ static bool change_take(struct ipttrace_change *change)
 	return any;
 }
 
-static void ruleset_tell(struct work_struct *work)
+static void ruleset_report(struct work_struct *work)
 {
 	struct ipttrace_change change;
 
-	while (change_take(&change))
-		ipttrace_control_changed(&change);
+	while (change_pop(&change))
+		ruleset.events->rules_changed(&change);
 }
 
 static int probes_register(void)
@@ -299,15 +298,16 @@ static void probes_unregister(void)
 }
 
 /*
- * Where it fails, generations are not known: ipttrace_ruleset() gives 0.
- * They go on from where they ended: a reader may have been there before.
+ * If it fails, generations are unknown: ipttrace_ruleset() returns 0.
+ * They continue from the last ARM, of which a reader may still have rules.
  */
-void ipttrace_ruleset_setup(void)
+void ipttrace_ruleset_setup(const struct ipttrace_events *events)
 {
 	const struct ipttrace_change any = { .generation = ruleset.done + 1 };
 
+	ruleset.events = events;
 	if (ruleset.done)
-		ipttrace_control_changed(&any);
+		events->rules_changed(&any);
 	ruleset.lock = (arch_spinlock_t)__ARCH_SPIN_LOCK_UNLOCKED;
 	ruleset.begun = ruleset.done;
 	ruleset.head = 0;
@@ -325,11 +325,11 @@ void ipttrace_ruleset_teardown(void)
 	probes_unregister();
 	irq_work_sync(&ruleset_irq_work);
 	cancel_work_sync(&ruleset_work);
-	/* What is changed from here on is not seen: that is a change, too. */
+	/* Changes from here on are not seen: all of them count as one. */
 	ruleset.done++;
 }
 
-/* x_tables may go, and come again, while we are armed. */
+/* x_tables may be unloaded, and loaded again, while armed. */
 void ipttrace_ruleset_rescan(void)
 {
 	int i;
@@ -342,7 +342,7 @@ void ipttrace_ruleset_rescan(void)
 			return;
 		ipttrace_ruleset_teardown();
 	}
-	ipttrace_ruleset_setup();
+	ipttrace_ruleset_setup(ruleset.events);
 }
 
 bool ipttrace_ruleset_watched(void)

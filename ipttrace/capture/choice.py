@@ -53,7 +53,7 @@ def open_engine(request: Request) -> AnyEngine:
 def _kernel(request: Request, program: bytes, host: Host) -> KernelEngine:
     if (pid := host.pins_holder) is not None:
         raise CaptureError(
-            f"another ipttrace (pid {pid}) traces on this host already: stop it first"
+            f"another ipttrace (pid {pid}) is already tracing on this host: stop it first"
         )
     from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
 

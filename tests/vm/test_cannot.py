@@ -57,7 +57,7 @@ def test_a_second_ipttrace_is_told_of_the_first_and_does_not_disturb_it() -> Non
         # WHEN a second is started
         done = ipttrace("print")
         # THEN it says who is there already, and the first goes on
-        why = f"another ipttrace (pid {os.getpid()}) traces on this host already: stop it first"
+        why = f"another ipttrace (pid {os.getpid()}) is already tracing on this host: stop it first"
         cannot(done, why)
         capture.wait_until(lambda: False, 1.5)
         assert capture.books["state"] == "armed"

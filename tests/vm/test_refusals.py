@@ -78,7 +78,7 @@ def test_a_program_that_has_no_place_for_a_call_is_refused(bare: Bare) -> None:
     # GIVEN a program that is one of ours, at the place of the other
     swapped = pins(call=PINS / "ipttrace_rule")
     # THEN the module, which would write where it has no room, does not take it
-    sentence = "the BPF program for calls has no per-CPU array of this version's calls"
+    sentence = "the BPF program for calls lacks a per-CPU array of this version's call records"
     assert refused(bare.control, CMD_ARM, swapped) == (errno.EINVAL, sentence)
 
 
@@ -90,24 +90,24 @@ def test_a_pin_that_is_no_kprobe_program_is_refused(bare: Bare, which: str, tmp_
     other = PINS / "other"
     pin_socket_filter(other)
     try:
-        wrong = "what is pinned at the path is no BPF program of type kprobe"
+        wrong = "the pin at this path is not a BPF program of type kprobe"
         assert arm(other) == (errno.EINVAL, wrong)
         assert arm(PINS / "rules") == (errno.EINVAL, wrong)
     finally:
         other.unlink()
-    assert arm(other) == (errno.ENOENT, "no BPF program is pinned at the path")
+    assert arm(other) == (errno.ENOENT, "no BPF program is pinned at this path")
     (tmp_path / "file").touch()
-    assert arm(tmp_path / "file") == (errno.EACCES, "the path holds no BPF program")
-    assert arm("") == (errno.EACCES, "the path holds no BPF program")
+    assert arm(tmp_path / "file") == (errno.EACCES, "this path is not a pin of a BPF program")
+    assert arm("") == (errno.EACCES, "this path is not a pin of a BPF program")
     assert arm("/" + "x" * 300)[0] in (errno.ERANGE, errno.EINVAL)
 
 
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        (b"", "the filter is not a number of BPF instructions"),
-        (RETURN_0[:7], "the filter is not a number of BPF instructions"),
-        (RETURN_0 * 2 + b"x", "the filter is not a number of BPF instructions"),
+        (b"", "the filter's length is not a multiple of a BPF instruction's"),
+        (RETURN_0[:7], "the filter's length is not a multiple of a BPF instruction's"),
+        (RETURN_0 * 2 + b"x", "the filter's length is not a multiple of a BPF instruction's"),
         (b"\xff" * 8, "the filter is not a valid classic BPF program"),
         (struct.pack("=HBBI", 0, 0, 0, 1), "the filter is not a valid classic BPF program"),
         # jumps over its own end
@@ -132,7 +132,7 @@ def test_a_filter_or_a_number_of_calls_beyond_all_measure_is_refused(bare: Bare)
     long: Attributes = [("IPTTRACE_A_FILTER", RETURN_0 * 4097)]
     assert refused(bare.control, CMD_ARM, pins() + long)[0] in (errno.ERANGE, errno.EINVAL)
     many: Attributes = [("IPTTRACE_A_MAXACTIVE", 65537)]
-    sentence = "more than 65536 calls at a time"
+    sentence = "MAXACTIVE is over 65536 calls"
     assert refused(bare.control, CMD_ARM, pins() + many) == (errno.EINVAL, sentence)
 
 
@@ -145,13 +145,13 @@ def test_only_the_socket_that_armed_may_change_it(bare: Bare) -> None:
     bare.control.arm(bare.pins)
     try:
         # WHEN the other arms, sets the filter, disarms, THEN it must not
-        busy = (errno.EBUSY, "another ipttrace traces on this host already")
+        busy = (errno.EBUSY, "another ipttrace is already tracing on this host")
         assert refused(other, CMD_ARM, pins()) == busy
         assert refused(bare.control, CMD_ARM, pins()) == busy
         for command in (CMD_FILTER, CMD_DISARM):
             assert refused(other, command, []) == (errno.EPERM, sentence)
         # AND a person is told whose it is
-        with pytest.raises(CaptureError, match=rf"another ipttrace \(pid {os.getpid()}\) traces"):
+        with pytest.raises(CaptureError, match=rf"another ipttrace \(pid {os.getpid()}\) is already"):
             other.arm(bare.pins)
         # AND that socket's end disarms nothing
         other.close()

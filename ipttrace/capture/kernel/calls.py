@@ -30,7 +30,7 @@ HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     ]
 )
 
-WHOLE_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+CALL_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [("entry", ENTRY_DTYPE), ("exit", EXIT_DTYPE), ("hits", HIT_DTYPE, (HITS,))]
 )
 
@@ -49,7 +49,7 @@ _RULE_PARTS: Final = np.dtype(
 
 
 def split(parts: list[Records]) -> tuple[Records, Records, Records]:
-    """Entries, rules and exits of all calls in `parts`, arrays of `WHOLE_DTYPE`.
+    """Entries, rules and exits of all calls in `parts`, arrays of `CALL_DTYPE`.
 
     Entries and exits pairwise, by time of entry, rules call by call.  Copies:
     what `parts` lie in may be written to afterwards.

@@ -170,7 +170,7 @@ class Control:
             if "already" in str(error):
                 pid = self.status().owner_pid
                 raise CaptureError(
-                    f"another ipttrace (pid {pid}) traces on this host already: stop it first"
+                    f"another ipttrace (pid {pid}) is already tracing on this host: stop it first"
                 ) from error
             raise
 

@@ -122,7 +122,7 @@ class Pins:
             except BlockingIOError:
                 os.close(fd)
                 raise CaptureError(
-                    "another ipttrace traces on this host already: stop it first"
+                    "another ipttrace is already tracing on this host: stop it first"
                 ) from None
             except FileNotFoundError:
                 pass

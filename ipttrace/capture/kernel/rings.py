@@ -24,7 +24,7 @@ from bcc.libbcc import lib
 from bcc.utils import get_online_cpus, get_possible_cpus
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.kernel.calls import WHOLE_DTYPE, split
+from ipttrace.capture.kernel.calls import CALL_DTYPE, split
 from ipttrace.stream import record
 from ipttrace.stream.record import Records
 
@@ -36,7 +36,7 @@ _DATA_TAIL: Final = 1032
 _BPF_ANY: Final = 0
 
 # What the buffers hold, in the order of their pins.
-_HELD: Final = (WHOLE_DTYPE, record.RULE_DTYPE)
+_HELD: Final = (CALL_DTYPE, record.RULE_DTYPE)
 
 
 def _event_dtype(payload: np.dtype[np.void]) -> np.dtype[np.void]:

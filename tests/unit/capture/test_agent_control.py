@@ -206,7 +206,7 @@ def test_what_is_no_good_on_the_control_line_is_said_and_changes_nothing(
 
 
 def test_an_engine_that_cannot_be_armed_again_leaves_the_agent_disarmed() -> None:
-    engine = Engine(fail="another ipttrace (pid 7) traces on this host already")
+    engine = Engine(fail="another ipttrace (pid 7) is already tracing on this host")
     run = Run(engine, order("disarm"), order("arm"))
     assert run.notes[-1] == ("error", engine.fail)
     assert engine.done == ["disarm"]
@@ -275,7 +275,7 @@ def test_what_is_done_aside_is_not_begun_again_before_it_is_done() -> None:
     kept = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         stop = Stop(sink)
-        stop.meanwhile(slow)
+        stop.while_blocked(slow)
         signal.setitimer(signal.ITIMER_REAL, 0)
         # WHEN the alarms come
         signal.raise_signal(signal.SIGALRM)

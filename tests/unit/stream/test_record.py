@@ -116,15 +116,15 @@ def test_a_description_that_lies_is_refused(damage: dict[str, object]) -> None:
 def test_a_call_in_one_piece_lies_as_the_header_says() -> None:
     # GIVEN the offsets that the compiler has checked
     text = HEADER.read_text()
-    size = re.search(r"sizeof\(struct ipttrace_whole\) == (\d+)", text)
-    offsets = dict(re.findall(r"IPTTRACE_AT\(ipttrace_whole, (\w+), (\d+)\)", text))
+    size = re.search(r"sizeof\(struct ipttrace_call_record\) == (\d+)", text)
+    offsets = dict(re.findall(r"IPTTRACE_AT\(ipttrace_call_record, (\w+), (\d+)\)", text))
     hits = re.search(r"#define IPTTRACE_HITS\t(\d+)", text)
     assert size
     assert hits
     # THEN the mirror has them
-    assert whole.WHOLE_DTYPE.itemsize == int(size[1])
+    assert whole.CALL_DTYPE.itemsize == int(size[1])
     assert int(hits[1]) == whole.HITS
-    fields = whole.WHOLE_DTYPE.fields
+    fields = whole.CALL_DTYPE.fields
     assert {name: fields[name][1] for name in offsets} == {
         name: int(at) for name, at in offsets.items()
     }

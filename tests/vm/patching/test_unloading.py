@@ -55,7 +55,7 @@ def test_without_any_tables_arming_says_what_to_load() -> None:
             bare.control.arm(bare.pins)
         assert caught.value.__cause__.code == errno.ENOENT  # type: ignore[union-attr]
         assert str(caught.value) == (
-            "ipt_do_table and ip6t_do_table are absent: no legacy iptables is loaded here"
+            "ipt_do_table and ip6t_do_table are absent: legacy iptables is not loaded"
             " (modprobe ip_tables)"
         )
         assert not kprobes()

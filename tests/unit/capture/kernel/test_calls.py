@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ipttrace.capture.kernel.calls import HITS, WHOLE_DTYPE, split
+from ipttrace.capture.kernel.calls import HITS, CALL_DTYPE, split
 from ipttrace.stream import record
 
 
 def wholes(*rules: int, first: int = 1) -> np.ndarray:
     """Calls first, first + 1, … with so many rules, each begun a µs after the one before."""
-    found = np.zeros(len(rules), WHOLE_DTYPE)
+    found = np.zeros(len(rules), CALL_DTYPE)
     for at, (whole, count) in enumerate(zip(found, rules, strict=True)):
         call = first + at
         whole["entry"]["call"] = whole["exit"]["call"] = call

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the handlers use while armed: the BPF programs, the filter and the
+ * namespace; and what they count.
+ *
+ * Owns none of the programs: control.c keeps them from ARM to DISARM.
+ */
+
+#include <linux/minmax.h>
+#include <linux/rcupdate.h>
+#include <linux/string.h>
+
+#include "ipttrace.h"
+
+struct ipttrace_session ipttrace_session;
+DEFINE_PER_CPU(struct ipttrace_stats, ipttrace_stats);
+
+static void stats_clear(void)
+{
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		memset(per_cpu_ptr(&ipttrace_stats, cpu), 0,
+		       sizeof(ipttrace_stats));
+}
+
+/* Before the first handler runs. */
+void ipttrace_session_setup(const struct ipttrace_setup *setup)
+{
+	stats_clear();
+	memcpy(ipttrace_session.progs, setup->progs,
+	       sizeof(ipttrace_session.progs));
+	ipttrace_session.finished = setup->finished;
+	rcu_assign_pointer(ipttrace_session.filter, setup->filter);
+	ipttrace_session.filtered = setup->filter;
+	ipttrace_session.netns = setup->netns;
+}
+
+/*
+ * After it was stopped and no return is hooked any more.  Log lines are still
+ * silenced, for which netns and filtered stay.
+ */
+void ipttrace_session_teardown(void)
+{
+	RCU_INIT_POINTER(ipttrace_session.filter, NULL);
+	memset(ipttrace_session.progs, 0, sizeof(ipttrace_session.progs));
+}
+
+void ipttrace_session_start(void)
+{
+	WRITE_ONCE(ipttrace_session.live, true);
+}
+
+/* Every handler that saw it live, with preemption off, has returned. */
+void ipttrace_session_stop(void)
+{
+	WRITE_ONCE(ipttrace_session.live, false);
+	synchronize_rcu();
+}
+
+/* When it returns, no handler uses the old filter any more. */
+void ipttrace_session_set_filter(struct bpf_prog *filter)
+{
+	rcu_assign_pointer(ipttrace_session.filter, filter);
+	ipttrace_session.filtered = filter;
+	synchronize_rcu();
+}
+
+void ipttrace_session_stats(struct ipttrace_stats *sum)
+{
+	int cpu, i;
+
+	memset(sum, 0, sizeof(*sum));
+	for_each_possible_cpu(cpu) {
+		const struct ipttrace_stats *one =
+			per_cpu_ptr(&ipttrace_stats, cpu);
+
+		sum->refused += READ_ONCE(one->refused);
+		sum->matched += READ_ONCE(one->matched);
+		sum->followed += READ_ONCE(one->followed);
+		sum->flipped += READ_ONCE(one->flipped);
+		sum->silenced += READ_ONCE(one->silenced);
+		sum->unfollowed += READ_ONCE(one->unfollowed);
+		sum->nmissed += READ_ONCE(one->nmissed);
+		sum->depth = max(sum->depth, READ_ONCE(one->depth));
+		for (i = 0; i < IPTTRACE_KINDS; i++)
+			sum->due[i] += READ_ONCE(one->due[i]);
+	}
+	sum->calls = sum->refused + sum->matched;
+}
