@@ -23,7 +23,7 @@ from ipttrace import __version__
 from ipttrace.capture import netns
 from ipttrace.capture.budget import Budget
 from ipttrace.capture.choice import AnyEngine, open_engine
-from ipttrace.capture.control_line import ControlLine, Order, parse
+from ipttrace.capture.control_line import Command, ControlLine, parse
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap
@@ -243,7 +243,7 @@ class Agent:
     def _report_spent(self) -> None:
         self._spent = False
         self._drain()
-        self._writer.note(*self._budget.words(self._exits))
+        self._writer.note(*self._budget.note(self._exits))
         self._writer.books(self._books())
 
     def _drain(self) -> None:
@@ -279,10 +279,10 @@ class Agent:
 
     def _command(self, line: bytes) -> bool:
         try:
-            order = parse(line)
-            if order.name == "stop":
+            command = parse(line)
+            if command.name == "stop":
                 return False
-            self._carry_out(order)
+            self._carry_out(command)
         except pcap.FilterError as error:
             at = error.position
             where = "" if at is None else f", at character {at + 1}"
@@ -291,13 +291,13 @@ class Agent:
             self._writer.note("error", str(error))
         return True
 
-    def _carry_out(self, order: Order) -> None:
+    def _carry_out(self, command: Command) -> None:
         """Raises CaptureError; then nothing has changed."""
-        if order.name == "filter":
-            self._engine.filter(pcap.compile(order.expr))
-            self._request = replace(self._request, expr=order.expr)
-            done = f"filter: {order.expr or 'none'}"
-        elif order.name == "arm":
+        if command.name == "filter":
+            self._engine.filter(pcap.compile(command.expr))
+            self._request = replace(self._request, expr=command.expr)
+            done = f"filter: {command.expr or 'none'}"
+        elif command.name == "arm":
             if self._spent:
                 self._report_spent()
             if not self._armed:
@@ -341,7 +341,7 @@ def main(request: Request, out: int, control: int | None) -> int:
     try:
         return _run(request, sink, stop, control)
     finally:
-        stop.over()
+        stop.ignore_signals()
 
 
 def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) -> int:
@@ -358,7 +358,7 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
     try:
         agent = Agent(request, engine, Writer(sink, checked=request.checked), watcher, rules)
         if request.max_rate is not None or request.stop_after is not None:
-            stop.meanwhile(agent.spend_aside)
+            stop.while_blocked(agent.spend_aside)
         agent.run(stop, control)
     except BrokenPipeError:
         return 0  # the reader has closed the stream: its way to stop the agent

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the capture side raises for a person to read."""
+"""The exception that capture raises for a person to read.  Must not import anything of ipttrace."""
 
 from __future__ import annotations
 
 
 class CaptureError(Exception):
-    """Tracing cannot start or go on; the text is one line: what, and what to do."""
+    """Tracing cannot start or continue; the text is one line: what is wrong, what to do."""

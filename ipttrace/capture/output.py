@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the agent's stream goes, whatever the reader does.
+"""The descriptor that the agent's stream is written to, even if its reader stalls.
 
-Must not know what is written.
+Must not interpret what is written.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from typing import Final
 
 from ipttrace.capture.errors import CaptureError
 
-# Seconds that a reader may stand still once we were told to end.
-_STALLS: Final = 4
+# Checks in a row, a second apart, at which a stalled reader is given up.
+_MOST_STALLED: Final = 4
 
 
 class Descriptor:
-    """A sink on a file descriptor: all of the data, whatever write(2) takes at once."""
+    """A sink on a file descriptor: writes all data, however little write(2) accepts at once.
+
+    `writing`: whether a write is under way, for signal handlers.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.writing = False
-        self._taken = 0
-        self._seen = -1
-        self._stalls = 0
+        self._written = 0
+        self._checked = -1
+        self._stalled = 0
 
     def write(self, data: bytes | memoryview) -> int:
+        """Writes all of `data` and returns its length.  Raises OSError."""
         rest = memoryview(data)
         self.writing = True
         try:
@@ -34,26 +38,26 @@ class Descriptor:
                 try:
                     count = os.write(self._fd, rest)
                 except BlockingIOError:
-                    # Somebody whose pipe it is too made it so.
+                    # Another process that shares the pipe made it non-blocking.
                     poll = select.poll()
                     poll.register(self._fd, select.POLLOUT)
                     poll.poll()
                     continue
                 rest = rest[count:]
-                self._taken += count
+                self._written += count
         finally:
             self.writing = False
         return len(data)
 
     def check(self) -> None:
-        """To be called by a timer's signal.  Raises CaptureError if the reader stands still.
+        """Raises CaptureError if a write has been stalled for some calls in a row.
 
-        By exception, because a write(2) that blocks is gone on with after any
-        other signal.
+        To be called from the handler of a timer's signal: Python resumes a blocked
+        write(2) after a signal unless its handler raises.
         """
         if not self.writing:
             return
-        self._stalls = self._stalls + 1 if self._taken == self._seen else 0
-        self._seen = self._taken
-        if self._stalls >= _STALLS:
-            raise CaptureError("nobody reads the stream: its end is missing")
+        self._stalled = self._stalled + 1 if self._written == self._checked else 0
+        self._checked = self._written
+        if self._stalled >= _MOST_STALLED:
+            raise CaptureError("the stream's reader has stalled: the end of the stream is lost")

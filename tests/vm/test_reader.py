@@ -58,4 +58,7 @@ def test_a_stopped_reader_does_not_keep_an_agent_alive_that_is_told_to_end() -> 
         os.kill(agent.pid, signal.SIGTERM)
         # THEN it does, and says what the stream lacks
         assert agent.wait() == 1
-        assert agent.said == "ipttrace: nobody reads the stream: its end is missing\n"
+        assert (
+            agent.said
+            == "ipttrace: the stream's reader has stalled: the end of the stream is lost\n"
+        )

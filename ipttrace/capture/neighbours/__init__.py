@@ -1,2 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reads the neighbour tables (RTM_GETNEIGHTBL) of every traced namespace."""
+"""The neighbour tables of every traced namespace, once a second.
+
+- watch: looks at them and yields what changed, as NEIGHBOURS frames
+- messages: rtnetlink messages to plain values
+- dump: the messages of a dump, from any namespace
+
+Must not import an engine, or write the stream.
+"""

@@ -1,2 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The texts of rules by generation, for every engine."""
+"""The texts of rules, generation by generation, for all engines.
+
+- kernel_watch: legacy tables, whose changes the kernel module reports
+- netlink_watch: nftables and legacy tables, whose changes the netlink engine reports
+- base: what both share: start and end, notes, CPU time
+- frames: the RULES and COUNTERS frames that both yield
+- nft_texts: the texts of nftables' rules, by the commands of nft and iptables-nft
+- nft_listing: the text of each rule in what nft lists
+- nft_expressions: a rule's counter, and whether iptables prints all of the rule
+
+Legacy tables are read by capture/iptables_save.py.  Must not write the stream.
+"""

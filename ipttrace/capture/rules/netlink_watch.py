@@ -18,8 +18,8 @@ from typing import Final
 from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import Table
-from ipttrace.capture.netlink.calls import short
 from ipttrace.capture.netlink.changes import LegacyChange, NftChange, RuleChange
+from ipttrace.capture.netlink.events import record_name
 from ipttrace.capture.netlink.nft.dump import Snapshot
 from ipttrace.capture.netns import inside, title
 from ipttrace.capture.rules import frames, nft_texts
@@ -183,7 +183,7 @@ class NetlinkRuleWatch(RuleWatch):
             yield from self._note(text)
         has_counters = False
         for (family, name), table in tables.items():
-            key = (inode, NFT_FAMILIES.get(family, ""), record_name(name))
+            key = (inode, NFT_FAMILIES.get(family, ""), _shown(name))
             if family not in NFT_FAMILIES or key not in self._since:
                 continue
             yield from self._table(key, table, mono)
@@ -195,7 +195,7 @@ class NetlinkRuleWatch(RuleWatch):
 
     def _table(self, key: Key, table: TableText, mono: int) -> Iterator[Finding]:
         chains: dict[str, ChainRules] = {
-            record_name(name): {
+            _shown(name): {
                 "policy": chain.policy,
                 "rules": [text or "" for text in chain.rules],
             }
@@ -216,7 +216,7 @@ class NetlinkRuleWatch(RuleWatch):
             pairs = [pair for pair in chain.counters if pair is not None]
             if len(pairs) < len(chain.counters):
                 return  # a rule without a counter: the frame has no way to leave one out
-            counted[record_name(name)] = {
+            counted[_shown(name)] = {
                 "policy": None if chain.policy is None else (0, 0),
                 "rules": pairs,
             }
@@ -271,9 +271,9 @@ class NetlinkRuleWatch(RuleWatch):
                 yield from self._count(key, mono, frames.legacy_counters(table))
 
 
-def record_name(name: str) -> str:
-    """Returns a table's or chain's name as records hold it, see `netlink.calls.short`."""
-    return short(name.encode("utf-8", "surrogateescape")).decode("utf-8", "backslashreplace")
+def _shown(name: str) -> str:
+    """Returns a table's or chain's name as rows show it."""
+    return record_name(name.encode("utf-8", "surrogateescape")).decode("utf-8", "backslashreplace")
 
 
 def _same_rules(known: Table | None, table: Table) -> bool:
@@ -286,12 +286,12 @@ def _same_rules(known: Table | None, table: Table) -> bool:
 def _contents(snapshot: Snapshot) -> dict[tuple[int, str], _Content]:
     """Returns, for each table except those that flip, what differs if its rules do."""
     found: dict[tuple[int, str], _Content] = {
-        (family, record_name(name)): (info.handle, {})
+        (family, _shown(name)): (info.handle, {})
         for (family, name), info in snapshot.tables.items()
         if family in NFT_FAMILIES and not name.startswith(_OWN)
     }
     for (family, table, chain), info in snapshot.chains.items():
-        key = (family, record_name(table))
+        key = (family, _shown(table))
         if key in found:
             found[key][1][chain] = (info.hook, info.priority, info.policy, tuple(info.handles))
     return found

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The texts of rules in what `nft -a list ruleset` prints.
+"""The text of each rule in what `nft -a list ruleset` prints.
 
-nft prints names and comments as they are, so that a comment may look like rules,
-chains or tables.  But whatever is really there is printed as well, in whole lines
-that nothing can take away: a text is believed where the kernel's list leaves no
-other reading, and is None otherwise.  Must not do I/O.
+nft does not escape names and comments, so that a comment may look like rules, chains or
+tables.  But real ones are always printed as well, in complete lines that no comment can
+remove: a rule gets a text only if the kernel's list leaves no other reading, otherwise
+None.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -17,35 +17,38 @@ from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
 from ipttrace.netfilter import NFT_FAMILY_NUMBERS
 
 Texts = dict[tuple[int, str, str], list[str | None]]
+"""A text for each rule, None if unknown, by family (NFPROTO_*), table and chain."""
 
-
-# A table that belongs to a process is told with its name.
+# nft prints the name of the process that owns a table.
 _TABLE: Final = re.compile(
     r"table (\w+) (.+?) \{(?: # progname .*)? # handle (\d+)(?: progname .*)?"
 )
 _CHAIN: Final = re.compile(r"\tchain (.+) \{ # handle \d+")
 _HANDLE: Final = re.compile(r" # handle (\d+)\Z")
-# A set's elements go over several lines; a comment's lines are its own.
+# nft breaks a set's elements into lines; line breaks in quotes belong to a comment.
 _FOLD: Final = re.compile(r'("[^"]*")|\s*\n\s*')
 
 
-class _Astray(Exception):
-    """It cannot be told what belongs where."""
+class _Ambiguous(Exception):
+    """Which table a line belongs to cannot be determined."""
 
 
 def parse(text: str, snapshot: Snapshot) -> Texts:
-    """Of each chain of the snapshot that was found, a text for each rule, or None."""
+    """Returns the texts of each chain of the snapshot that was found.
+
+    `text`: what nft printed, of the ruleset in `snapshot`.
+    """
     chains: dict[tuple[int, str, str], list[str]] = {}
     seen: set[tuple[int, str]] = set()
-    spoilt: set[tuple[int, str]] = set()
+    ambiguous: set[tuple[int, str]] = set()  # tables whose texts are not used
     table: tuple[int, str] | None = None
-    lines: list[str] | None = None  # of the chain
+    lines: list[str] | None = None  # of the chain that has begun
     try:
         for line in text.split("\n"):
             if line.startswith("table ") and (start := _TABLE.fullmatch(line)) is not None:
                 table, lines = _table(start, snapshot), None
                 if table in seen:
-                    raise _Astray
+                    raise _Ambiguous
                 seen.add(table)
             elif line == "}":
                 table, lines = None, None
@@ -53,24 +56,24 @@ def parse(text: str, snapshot: Snapshot) -> Texts:
                 lines = None
             elif (start := _CHAIN.fullmatch(line)) is not None:
                 if table is None:
-                    raise _Astray
+                    raise _Ambiguous
                 key = (*table, _name(start[1], snapshot, table))
                 if lines is not None or key in chains or key not in snapshot.chains:
-                    spoilt.add(table)
+                    ambiguous.add(table)
                 lines = chains.setdefault(key, [])
             elif lines is not None:
                 lines.append(line)
             elif _HANDLE.search(line) is not None and not _HANDLE.sub("", line).endswith("{"):
-                # A rule where none can be.
+                # A rule outside of a chain.
                 if table is None:
-                    raise _Astray
-                spoilt.add(table)
-    except _Astray:
+                    raise _Ambiguous
+                ambiguous.add(table)
+    except _Ambiguous:
         return {}
     return {
         key: _texts(lines, snapshot.chains[key])
         for key, lines in chains.items()
-        if key[:2] not in spoilt
+        if key[:2] not in ambiguous
     }
 
 
@@ -80,7 +83,7 @@ def _table(start: re.Match[str], snapshot: Snapshot) -> tuple[int, str]:
         info = snapshot.tables.get(key)
         if info is not None and info.handle == int(start[3]):
             return key
-    raise _Astray
+    raise _Ambiguous
 
 
 def _name(word: str, snapshot: Snapshot, table: tuple[int, str]) -> str:
@@ -92,33 +95,33 @@ def _unquoted(word: str) -> str:
 
 
 def _texts(lines: list[str], info: ChainInfo) -> list[str | None]:
-    """A text for each rule of the chain."""
+    """Returns a text for each rule of a chain, of which nft printed `lines`."""
     texts: list[str | None] = [None] * len(info.handles)
-    # Before the rules: the comment, in as many lines as it has, and what hook it is for.
+    # Before the rules nft prints the comment, which may have several lines, and the hook.
     head = 0 if info.hook is None else 1
     head += 0 if info.comment is None else info.comment.count("\n") + 1
     if info.hook is not None and not any(one.startswith("\t\ttype ") for one in lines[:head]):
         return texts
     if info.comment is not None and not "".join(lines[:1]).startswith('\t\tcomment "'):
         return texts
-    said: list[tuple[int, str]] = []
+    printed: list[tuple[int, str]] = []  # handle and text
     begun = head
     for at, line in enumerate(lines[head:], head):
         if (end := _HANDLE.search(line)) is not None:
             body = "\n".join((*lines[begun:at], line[: end.start()]))
-            said.append((int(end[1]), body))
+            printed.append((int(end[1]), body))
             begun = at + 1
-    # Every rule's own end is there.  Where something looks like one, what is next to
-    # it may begin or end elsewhere.
-    often = Counter(handle for handle, _ in said)
-    place = {handle: at for at, (handle, _) in enumerate(said)}
+    # Each rule's real end is among them.  If a comment adds one, the text that ends there
+    # and the next one are wrong, so both neighbours must be as the kernel has them.
+    often = Counter(handle for handle, _ in printed)
+    index = {handle: at for at, (handle, _) in enumerate(printed)}
     for number, handle in enumerate(info.handles):
-        at = place.get(handle, -1)
+        at = index.get(handle, -1)
         if often[handle] != 1 or (number == 0) != (at == 0):
             continue
         before = info.handles[number - 1]
-        if number == 0 or (often[before] == 1 and said[at - 1][0] == before):
-            texts[number] = _text(said[at][1])
+        if number == 0 or (often[before] == 1 and printed[at - 1][0] == before):
+            texts[number] = _text(printed[at][1])
     return texts
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the control line and the budget make of an agent, with an engine that has no kernel."""
+"""An agent obeys the control line and keeps to its budget; its engine needs no kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Engine:
-    """Gives `rows` rows at each look while armed; `script` is what happens then."""
+    """Brings `rows` rows at each look while armed; each call in `script` happens at one look."""
 
     name = "kernel"
     over = ""
@@ -97,14 +97,14 @@ class Engine:
 
 
 class Run:
-    """An agent's whole run; each of `lines` is on the control line at one more look."""
+    """A complete run of an agent; one of `lines` arrives on the control line at each look."""
 
     def __init__(self, engine: Engine, *lines: bytes, looks: int = 3, **options: Any) -> None:
-        control, self.tell = os.pipe()
+        control, self.control = os.pipe()
         self.data = b""
         self.engine = engine
-        says = [lambda line=line: os.write(self.tell, line + b"\n") for line in lines]
-        engine.script += says + [lambda: None] * looks + [lambda: os.close(self.tell)]
+        commands = [lambda line=line: os.write(self.control, line + b"\n") for line in lines]
+        engine.script += commands + [lambda: None] * looks + [lambda: os.close(self.control)]
         stop = SimpleNamespace(reason="")
         self.end = agent.Agent(agent.Request(**options), engine, Writer(self)).run(stop, control)
         os.close(control)
@@ -121,10 +121,10 @@ class Run:
     def notes(self) -> list[tuple[str, str]]:
         return [(note["level"], note["text"]) for note in self.of(Kind.NOTE)]
 
-    def after_note(self, words: str) -> Frame:
-        """The frame that follows the note with these words."""
+    def after_note(self, text: str) -> Frame:
+        """The frame that follows the note with this text."""
         for frame, following in zip(self.frames, self.frames[1:], strict=False):
-            if frame.kind == Kind.NOTE and words in frame.json["text"]:
+            if frame.kind == Kind.NOTE and text in frame.json["text"]:
                 return following
         raise AssertionError(self.notes)
 
@@ -136,16 +136,16 @@ def balance(books: dict[str, Any]) -> None:
     assert sum(books["due"]) == sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
 
 
-def order(name: str, **more: Any) -> bytes:
+def command(name: str, **more: Any) -> bytes:
     return json.dumps({"cmd": name, **more}).encode()
 
 
-def test_disarm_and_arm_again_as_often_as_one_likes_in_one_stream() -> None:
+def test_one_stream_survives_any_number_of_disarms_and_arms() -> None:
     # GIVEN an agent whose every look brings three rows
     engine = Engine(rows=3)
     # WHEN it is disarmed and armed again, twice
-    run = Run(engine, *[order("disarm"), order("arm")] * 2, looks=2)
-    # THEN all is one stream, which says what the state is at once, with books that balance
+    run = Run(engine, *[command("disarm"), command("arm")] * 2, looks=2)
+    # THEN one stream contains all of it: each state at once, with books that balance
     assert engine.done == ["disarm", "arm"] * 2 + ["disarm"]
     assert [text for _, text in run.notes] == ["disarmed", "armed; filter: none"] * 2
     states = [books["state"] for books in run.of(Kind.BOOKS)]
@@ -158,16 +158,16 @@ def test_disarm_and_arm_again_as_often_as_one_likes_in_one_stream() -> None:
     assert run.reason == "stopped"
 
 
-def test_to_disarm_twice_or_to_arm_twice_does_nothing() -> None:
+def test_disarming_or_arming_twice_does_nothing() -> None:
     engine = Engine()
-    run = Run(engine, order("arm"), order("disarm"), order("disarm"))
+    run = Run(engine, command("arm"), command("disarm"), command("disarm"))
     assert engine.done == ["disarm"]
     assert all(level == "info" for level, _ in run.notes)
 
 
-def test_a_filter_that_is_set_while_disarmed_is_in_force_when_armed_again() -> None:
+def test_a_filter_set_while_disarmed_applies_once_armed_again() -> None:
     engine = Engine()
-    run = Run(engine, order("disarm"), order("filter", expr="udp port 53"), order("arm"))
+    run = Run(engine, command("disarm"), command("filter", expr="udp port 53"), command("arm"))
     assert engine.program == pcapfilter.compile("udp port 53")
     assert run.notes[-1] == ("info", "armed; filter: udp port 53")
     last = run.of(Kind.BOOKS)[-1]
@@ -175,31 +175,31 @@ def test_a_filter_that_is_set_while_disarmed_is_in_force_when_armed_again() -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "expected"),
     [
-        (order("filter", expr="udp prot 53"), "syntax error"),
-        (order("filter", expr="udp prot 53"), ", at character 5"),
-        (order("filter", expr="host no-such.invalid"), "unknown host"),
-        (order("filter", expr=7), "a filter on the control line is no text"),
-        (order("filter"), "no command"),
-        (order("jump"), "unknown command on the control line: 'jump'"),
+        (command("filter", expr="udp prot 53"), "syntax error"),
+        (command("filter", expr="udp prot 53"), ", at character 5"),
+        (command("filter", expr="host no-such.invalid"), "unknown host"),
+        (command("filter", expr=7), "the filter on the control line is not a string"),
+        (command("filter"), "malformed command"),
+        (command("jump"), "unknown command on the control line: 'jump'"),
         (b'{"cmd": ["arm"]}', "unknown command"),
-        (b"[" * 20000, "no command"),
-        (b'"arm"', "no command"),
-        (b"\xff\xfe", "no command"),
+        (b"[" * 20000, "malformed command"),
+        (b'"arm"', "malformed command"),
+        (b"\xff\xfe", "malformed command"),
     ],
 )
-def test_what_is_no_good_on_the_control_line_is_said_and_changes_nothing(
-    line: bytes, words: str
+def test_a_bad_line_on_the_control_line_is_noted_and_changes_nothing(
+    line: bytes, expected: str
 ) -> None:
-    # GIVEN a filter in force
+    # GIVEN a filter that applies
     engine = Engine()
-    good = order("filter", expr="udp port 53")
-    # WHEN something that is no good comes
+    good = command("filter", expr="udp port 53")
+    # WHEN a bad line arrives
     run = Run(engine, good, line)
-    # THEN a note says so in one line, and the filter is in force still
+    # THEN a note says so in one line, and the filter still applies
     level, text = run.notes[-1]
-    assert (level, words in text, "\n" in text) == ("error", True, False), text
+    assert (level, expected in text, "\n" in text) == ("error", True, False), text
     assert engine.done == ["filter", "disarm"]
     assert {books["expr"] for books in run.of(Kind.BOOKS)[-1:]} == {"udp port 53"}
     assert run.reason == "stopped"
@@ -207,17 +207,17 @@ def test_what_is_no_good_on_the_control_line_is_said_and_changes_nothing(
 
 def test_an_engine_that_cannot_be_armed_again_leaves_the_agent_disarmed() -> None:
     engine = Engine(fail="another ipttrace (pid 7) is already tracing on this host")
-    run = Run(engine, order("disarm"), order("arm"))
+    run = Run(engine, command("disarm"), command("arm"))
     assert run.notes[-1] == ("error", engine.fail)
     assert engine.done == ["disarm"]
     assert run.end["state"] == "disarmed"
 
 
-def test_too_many_rows_a_second_disarm_by_themselves_and_the_stream_goes_on() -> None:
+def test_a_rate_above_the_limit_disarms_and_the_stream_goes_on() -> None:
     # GIVEN far more rows than --max-rate allows
     engine = Engine(rows=400)
-    # WHEN they come, and it is armed again after a while
-    run = Run(engine, b"", b"", b"", b"", order("arm"), max_rate=1000, looks=5)
+    # WHEN they arrive, and it is armed again after a while
+    run = Run(engine, b"", b"", b"", b"", command("arm"), max_rate=1000, looks=5)
     # THEN it is disarmed each time, with a warning, and books that balance
     assert engine.done == ["disarm", "arm", "disarm"]
     warnings = [text for level, text in run.notes if level == "warn"]
@@ -230,12 +230,12 @@ def test_too_many_rows_a_second_disarm_by_themselves_and_the_stream_goes_on() ->
     assert books.kind == Kind.BOOKS
     assert books.json["state"] == "disarmed"
     balance(books.json)
-    # AND all that was delivered is in the stream
+    # AND the stream contains all that was delivered
     assert run.exits() == engine.count == 2400
     assert run.reason == "stopped"
 
 
-def test_stop_after_says_how_many_rows_came() -> None:
+def test_stop_after_notes_how_many_rows_were_traced() -> None:
     engine = Engine(rows=10)
     run = Run(engine, stop_after=23, looks=9)
     assert engine.done == ["disarm"]
@@ -245,30 +245,30 @@ def test_stop_after_says_how_many_rows_came() -> None:
     assert run.exits() == 30
 
 
-def test_a_reader_that_stands_still_does_not_make_the_budget_last_longer() -> None:
-    # GIVEN an agent in the middle of a write that does not come to its end
+def test_a_stalled_reader_does_not_extend_the_budget() -> None:
+    # GIVEN an agent whose write is blocked
     engine = Engine(rows=10)
     one = agent.Agent(agent.Request(stop_after=100), engine, Writer(SimpleNamespace()))
     one._begin_budget()
     engine.waiting = 99
     one.spend_aside()
     assert engine.armed
-    # WHEN the timer looks after the budget meanwhile, and enough is due
+    # WHEN the timer checks the budget meanwhile, and enough rows are due
     engine.waiting = 100
     one.spend_aside()
-    # THEN it is disarmed at once; a second look does nothing more
+    # THEN it is disarmed at once; a second check does nothing more
     one.spend_aside()
     assert engine.done == ["disarm"]
 
 
-def test_what_is_done_aside_is_not_begun_again_before_it_is_done() -> None:
-    # GIVEN something that takes longer than until the next alarm, while a write waits
+def test_a_call_while_blocked_is_not_nested_in_itself() -> None:
+    # GIVEN a blocked write, and a function that takes until after the next alarm
     sink = Descriptor(-1)
     sink.writing = True
-    begun: list[int] = []
+    calls: list[int] = []
 
     def slow() -> None:
-        begun.append(1)
+        calls.append(1)
         signal.raise_signal(signal.SIGALRM)
         signal.raise_signal(signal.SIGALRM)
 
@@ -277,27 +277,27 @@ def test_what_is_done_aside_is_not_begun_again_before_it_is_done() -> None:
         stop = Stop(sink)
         stop.while_blocked(slow)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # WHEN the alarms come
+        # WHEN the alarm rings
         signal.raise_signal(signal.SIGALRM)
-        # THEN it is done once each time
-        assert len(begun) == 1
+        # THEN it is called once each time
+        assert len(calls) == 1
         signal.raise_signal(signal.SIGALRM)
-        assert len(begun) == 2
+        assert len(calls) == 2
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in kept.items():
             signal.signal(number, handler)
 
 
-def test_a_control_line_that_never_ends_a_line_ends_the_agent() -> None:
+def test_a_line_without_an_end_on_the_control_line_ends_the_agent() -> None:
     engine = Engine()
-    # A pipe holds 64 KB: the agent takes as much at each look.
+    # A pipe holds 64 KB: the agent reads as much at each look.
     engine.script += [lambda: os.write(run_fd[0], b"x" * 65536) and None for _ in range(18)]
     run_fd: list[int] = []
-    control, tell = os.pipe()
-    run_fd.append(tell)
+    control, lines = os.pipe()
+    run_fd.append(lines)
     one = agent.Agent(agent.Request(), engine, Writer(SimpleNamespace(write=len)))
-    with pytest.raises(CaptureError, match="the control line has no end"):
+    with pytest.raises(CaptureError, match="longer than 1,048,576 bytes"):
         one.run(SimpleNamespace(reason=""), control)
     os.close(control)
-    os.close(tell)
+    os.close(lines)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How an agent ends: nothing that it set up to end in time may hit it, or anybody, afterwards."""
+"""An agent that ends leaves no timer and no signal handler that could kill its process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-# An engine without a kernel, that is interrupted as soon as it is looked at.
+# An engine without a kernel; Ctrl-C comes at its first look.
 AGENT = """
 import os, signal, sys
 from types import SimpleNamespace
@@ -34,10 +34,10 @@ print(status, signal.getitimer(signal.ITIMER_REAL), handlers == {signal.SIG_IGN}
 """
 
 
-def test_ctrl_c_does_not_kill_an_agent_that_takes_a_while_to_be_gone() -> None:
-    # GIVEN an agent that Ctrl-C has ended; python then goes back to the signals' default,
-    # and takes seconds to be gone where it has loaded much
+def test_ctrl_c_does_not_kill_an_agent_that_takes_long_to_exit() -> None:
+    # GIVEN an agent that Ctrl-C has ended; Python then restores the signals' default actions,
+    # and takes seconds to exit if much is loaded
     done = subprocess.run([sys.executable, "-c", AGENT], capture_output=True, timeout=60)
-    # THEN no timer runs that would kill it there, nor does an impatient second Ctrl-C
+    # THEN neither a timer nor an impatient second Ctrl-C can kill it meanwhile
     assert done.stderr.decode() == "130 (0.0, 0.0) True\n"
     assert done.returncode == 0
