@@ -1,1 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
+"""The live screen, with Textual: streams, live or recorded, as rows to follow and filter.
+
+- `app/`: the app: commands, keys, life
+- `trace_view`, `flows`, `totals`, `rules/`, `neighbours/`: the views
+- `rows/`: the list of rows; `detail/`: one row in full
+- `widgets/`: parts that several views use
+- `feed/`: from a source's bytes to a trace
+- `cells`: text of an exact width; `situation`: the state of a trace; `messages`: between widgets
+- `__main__`: the screen on a recording, for development
+
+Must not import `ipttrace.capture` or touch the kernel.
+"""

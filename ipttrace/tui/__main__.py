@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m ipttrace.tui FILE`: the screen on a recorded stream, for work on the screen.
+"""`python -m ipttrace.tui FILE`: shows a recorded stream, for development of the screen.
 
-``-`` reads the stream from standard input; the keys then come from the terminal.
+`-` reads the stream from standard input; keys then come from /dev/tty.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ipttrace.tui.feed.source import FileSource, Source, StreamSource
 
 
 def main(arguments: list[str]) -> int:
-    """Show the stream named; returns the exit status."""
+    """Shows the stream that `arguments` names.  Returns the exit status."""
     if len(arguments) != 1:
         print("usage: python -m ipttrace.tui FILE", file=sys.stderr)
         return 2

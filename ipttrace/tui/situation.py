@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is going on, in plain facts: what the bars and the empty screen show.
+"""The state of a trace at one moment: what the bars and the empty screen show.
 
-Everything here came over a stream, so every value may be of the wrong type,
-absent or hostile.  Pure; must not import textual.
+All values come from streams, so each may be absent, of the wrong type or hostile.
+Pure; must not import Textual.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ipttrace.text import clean
 
-# In the order in which a trace goes through them.
+# States, in the order in which a trace passes through them.
 BOOTING: Final = "booting"
 ARMED: Final = "armed"
 DISARMED: Final = "disarmed"
@@ -21,35 +21,35 @@ REPLAYING: Final = "replaying"
 STOPPING: Final = "stopping"
 ENDED: Final = "ended"
 ERROR: Final = "error"
-# Of several hosts, the state that a person must know of comes first.
+# If hosts differ, the first of these is shown.
 URGENCY: Final = (ERROR, STOPPING, BOOTING, DISARMED, ARMED, REPLAYING, ENDED)
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One moment of a trace."""
+    """One moment of a trace, or of the traces of several hosts together."""
 
     state: str
-    reason: str  # one line: why it ended or broke; "" otherwise
+    reason: str  # why it ended or broke, in one line; "" otherwise
     live: bool
-    filter: str  # "" is all packets
+    filter: str  # in the kernel; "": all packets
     engine: str
     host: str
     kernel: str
     rows: int
-    rate: float | None  # rows/s; None where it says nothing
+    rate: float | None  # rows/s; None if no more will come
     lost: int
     missed: int
-    filtered: str = ""  # where the filter runs, where that is told
+    filtered: str = ""  # where the filter runs; "" if unknown
 
 
 def text_of(value: object, default: str = "") -> str:
-    """A value that should be text, safe for one line of a terminal."""
+    """`value`, safe for one line of a terminal; `default` if it is not text or empty."""
     return clean(value) if isinstance(value, str) and value else default
 
 
 def netns_names(hello: Mapping[str, Any]) -> dict[int, str]:
-    """Names of network namespaces by inode."""
+    """Names of network namespaces by inode, from a HELLO."""
     names = hello.get("netns")
     if not isinstance(names, dict):
         return {}
@@ -69,7 +69,7 @@ def state_of(
     error: str | None,
     stopping: bool,
 ) -> str:
-    """The one word for it."""
+    """The state of a trace, from its HELLO, its latest BOOKS and its feed."""
     if error is not None:
         return ERROR
     if over:

@@ -1,2 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The list of rows: columns, filters, search, playing a recording."""
+"""The list of rows: its columns, its filters, playback of a recording.
+
+- `list`: the widget: a window on the rows shown, its cursor and its keys
+- `row_strips`: draws and remembers the list's lines
+- `columns`: the columns that there are; `row_cells`: a row's text in each
+- `layout`: which columns fit a width
+- `titles`: the line of column titles
+- `shown`: the rows that are shown: filters, selection, search
+- `filters`: the stack of filters; `filter_bar`: the bar that shows it
+- `playback`: the clock of a recording that is played, and the rows up to its time
+- `empty`: what is shown while there is no row
+"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What stands in the list's place while there is no row: it explains itself.
+"""What is shown in place of the list while there is no row.
 
-Says what is armed and on what, why there may be no row, and which keys help.
-Text only as content, never as markup.
+It shows what is armed and where, why there may be no row, and which keys help.
+Must not parse text as markup: some of it came over a stream.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _DIM: Final = "$foreground 70%"
 _HEAD: Final = "bold $text-primary"
 _KEY: Final = "bold $text-accent"
 
-_PASSES: Final = "A row appears for every iptables table that a packet passes; no such packet yet."
+_PASSES: Final = "A row appears for every iptables table that a packet passes; none has come yet."
 _PASSES_NFT: Final = (
     "A row appears for every chain of nftables and every iptables table that a packet passes;"
-    " no such packet yet."
+    " none has come yet."
 )
-_UNUSED: Final = "A table that nobody has used in a namespace is not there: no packet passes it."
-_UNSEEN: Final = "Rules made by nft or iptables-nft are not seen by the kernel engine."
+_UNUSED: Final = "A table that a namespace has never used does not exist: no packet passes it."
+_UNSEEN: Final = "The kernel engine does not see rules made by nft or iptables-nft."
 
 
 def _why(now: Situation) -> list[str]:
@@ -56,13 +56,13 @@ def _heading(now: Situation) -> str:
 
 
 class Empty(Static):
-    """The screen without rows."""
+    """Fills the place of the list."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, markup=False)
 
     def show(self, now: Situation, progress: Sequence[str], notes: Sequence[str]) -> None:
-        """`progress`: what has been done so far, newest last; `notes`: what the agent says."""
+        """`progress`: the steps of starting, newest last; `notes`: the agents' notes."""
         parts: list[tuple[str, str] | str] = [(_heading(now), _HEAD), "\n\n"]
         if now.reason:
             parts += [now.reason, "\n\n"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The line that says which rows are shown: the view's filter, and how many pass it.
+"""The bar that shows the view's filter and how many rows match it.
 
-Text only as content: a query may quote what came over a stream.
+Must not parse text as markup: a query may quote what came over a stream.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from ipttrace.tui.widgets.bar import Bar, Piece
 
 
 def filter_pieces(
-    query: str, trail: str, shown: int, rows: int, looked: float | None
+    query: str, trail: str, shown: int, rows: int, progress: float | None
 ) -> list[Piece]:
-    """`query`: "" is all rows; `trail`: the steps that led to it; `looked`: 0 to 1 while old
-    rows are still being looked at, else None."""
+    """The bar's pieces.
+
+    `query`: "" for all rows; `trail`: the names of the filters in force; `shown` of `rows`
+    match; `progress`: 0 to 1 while a new filter is tried on the rows held, else None.
+    """
     if not query:
         return [
             Piece("▽ all rows", "$foreground 70%"),
@@ -23,7 +26,7 @@ def filter_pieces(
     return [
         Piece("▼", "bold $text-accent"),
         Piece(query, "bold $text-accent", 1, 12),
-        Piece("" if looked is None else f"{looked:.0%}", "$text-warning", 2, right=True),
+        Piece("" if progress is None else f"{progress:.0%}", "$text-warning", 2, right=True),
         Piece(trail, "$foreground 60%", 4, 8, right=True),
         Piece(count, "", right=True),
         Piece("⌫ back", "$foreground 70%", 3, right=True),

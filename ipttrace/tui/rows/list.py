@@ -29,13 +29,10 @@ from textual.timer import Timer
 from ipttrace.trace.row import Row
 from ipttrace.trace.selection import Selection
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
-from ipttrace.tui.rows import layout
 from ipttrace.tui.rows.layout import Placed
 from ipttrace.tui.rows.row_strips import PREFIX, ROLES, RowStrips
 
 BAR: Final = 0.25  # s between two moves of the scroll bar while following
-ALL_COLUMNS: Final = 260  # cells that have room for every column
-SIDEWAYS: Final = 20  # cells that ← and → move
 
 
 class Rows(ScrollView, can_focus=True):
@@ -60,14 +57,13 @@ class Rows(ScrollView, can_focus=True):
 
     def __init__(self, selection: Selection, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._selection = selection
+        self.selection = selection  # the rows that the list shows
         self._strips = RowStrips(self, selection, self._window)
         self._base = selection.first  # positions of the window's rows
         self._end = selection.end
-        self._evicted = 0
+        self.evicted = 0  # rows evicted from the top of the screen since the last key
         self._own_scroll = False
         self._bar_timer: Timer | None = None
-        self._engine = "kernel"
         self._fitted = Size(0, 0)
         self._reported: tuple[bool, ...] = ()  # of what the bars show, with the last message
 
@@ -92,18 +88,13 @@ class Rows(ScrollView, can_focus=True):
     def newer(self) -> int:
         """Rows that came since the picture was frozen, or that are below the last line."""
         if self.paused:
-            return self._selection.end - self._end
+            return self.selection.end - self._end
         return max(0, self._end - self._base - self._top - self.size.height)
 
     @property
     def gone(self) -> int:
         """Rows of a paused picture that the store no longer holds."""
-        return max(0, min(self._selection.first, self._end) - self._base) if self.paused else 0
-
-    @property
-    def evicted(self) -> int:
-        """Rows evicted from the top of the screen since the last key."""
-        return self._evicted
+        return max(0, min(self.selection.first, self._end) - self._base) if self.paused else 0
 
     @property
     def _tailing(self) -> bool:
@@ -126,19 +117,14 @@ class Rows(ScrollView, can_focus=True):
         """The row under the cursor, if it is held."""
         return None if self._end == self._base else self._strips.row(self.cursor)
 
-    @property
-    def selection(self) -> Selection:
-        """The rows that the list shows."""
-        return self._selection
-
     def show(self, selection: Selection) -> None:
         """Shows another selection.  The cursor stays on its row, else goes to the next one."""
-        here = self._selection.seq(self.cursor)
-        last = self._selection.seq(self._end - 1)
+        here = self.selection.seq(self.cursor)
+        last = self.selection.seq(self._end - 1)
         line = self.cursor - self._base - self._top
-        self._selection = selection
+        self.selection = selection
         self._strips.select(selection)
-        self._evicted = 0
+        self.evicted = 0
         self._base, self._end = selection.first, selection.end
         if self.paused and last is not None:
             self._end = min(selection.position(last + 1), selection.end)
@@ -168,25 +154,25 @@ class Rows(ScrollView, can_focus=True):
 
     def pull(self) -> None:
         """Shows what the selection has by now.  Called at most 20 times a second."""
-        first, top = self._selection.first, self._base + self._top
+        first, top = self.selection.first, self._base + self._top
         empty = self._end == self._base
         if not self.paused:
-            if self._end == self._selection.end and self._base == first and not self.follow:
+            if self._end == self.selection.end and self._base == first and not self.follow:
                 return
-            self._end = self._selection.end
+            self._end = self.selection.end
         base = max(self._base, min(first, top) if self.paused else first)
         shift = min(base, self._end) - self._base
         self._base += shift
         height = self._end - self._base
         if self._tailing:
-            self._evicted = 0
+            self.evicted = 0
             self.cursor = self._end - 1
             if self._bar_timer is None:
                 self._bar_timer = self.set_timer(BAR, self._move_bar)
         else:
             if shift:
                 if self._top < shift and not self.paused:
-                    self._evicted += shift - self._top
+                    self.evicted += shift - self._top
                 # Before the height shrinks: it would clamp the position.
                 self._scroll(self._top - shift)
             self._resize_to(height)
@@ -195,7 +181,7 @@ class Rows(ScrollView, can_focus=True):
         if not self.paused:
             self.refresh()
         # The bars may show old counts for a moment, but not zero for something.
-        reported = empty, self.newer > 0, self.gone > 0, self._evicted > 0
+        reported = empty, self.newer > 0, self.gone > 0, self.evicted > 0
         if reported != self._reported:
             self._reported = reported
             self.post_message(ViewChanged())
@@ -210,8 +196,9 @@ class Rows(ScrollView, can_focus=True):
 
         `engine`: as `layout.choose` has it.
         """
-        before = bool(self._strips.hosts), self._engine
-        self._strips.netns, self._strips.hosts, self._engine = netns, tuple(hosts), engine
+        strips = self._strips
+        before = bool(strips.hosts), strips.engine
+        strips.netns, strips.hosts, strips.engine = netns, tuple(hosts), engine
         self._redraw()
         if (bool(hosts), engine) != before:
             self._fit()
@@ -219,10 +206,7 @@ class Rows(ScrollView, can_focus=True):
     @property
     def nftables(self) -> bool:
         """Whether there may be rows of nftables' tables."""
-        return "netlink" in self._engine
-
-    def _choose(self, width: int) -> tuple[Placed, ...]:
-        return layout.choose(width, hosts=bool(self._strips.hosts), engine=self._engine)
+        return "netlink" in self._strips.engine
 
     def _move_bar(self) -> None:
         """Moves the scroll bar to the tail.
@@ -267,7 +251,7 @@ class Rows(ScrollView, can_focus=True):
             # The bar that the user moved was a moment behind the tail.
             self.follow = False
             self._scroll(self.max_scroll_y + new_value - old_value)
-        self._evicted = 0
+        self.evicted = 0
         if self._end > self._base:
             last = max(self._top, self._top + self.size.height - 1)
             line = min(max(self.cursor - self._base, self._top), last)
@@ -279,7 +263,7 @@ class Rows(ScrollView, can_focus=True):
         if self._end == self._base:
             return
         self.follow = False
-        self._evicted = 0
+        self.evicted = 0
         self.cursor = min(max(position, self._base), self._end - 1)
         line = self.cursor - self._base
         if line < self._top:
@@ -309,14 +293,7 @@ class Rows(ScrollView, can_focus=True):
 
     def action_aside(self, step: int) -> None:
         """Shows all columns and moves along them, or the columns that fit again."""
-        strips = self._strips
-        most = layout.width_of(self._choose(ALL_COLUMNS)) - strips.width
-        if strips.left is None:
-            strips.left = 0 if step > 0 and most > 0 else None
-        elif step < 0 and not strips.left:
-            strips.left = None
-        else:
-            strips.left = min(max(0, strips.left + step * SIDEWAYS), most)
+        self._strips.move_sideways(step)
         self._fit()
         self.refresh()
 
@@ -382,14 +359,8 @@ class Rows(ScrollView, can_focus=True):
     def _fit(self) -> None:
         """Adapts columns and width to a new size."""
         self._fitted = self.size
-        strips = self._strips
         # Not the scrollable region: at first the bar may not be there yet.
-        strips.width = max(1, self.size.width - self.styles.scrollbar_size_vertical)
-        room = layout.width_of(self._choose(ALL_COLUMNS))
-        if strips.left is not None and strips.width >= room:
-            strips.left = None
-        strips.columns = self._choose(strips.width if strips.left is None else ALL_COLUMNS)
-        strips.clear()
+        self._strips.fit(max(1, self.size.width - self.styles.scrollbar_size_vertical))
         # Not now: a message posted while the screen draws stops at the screen.
         self.call_later(self._settle)
 

@@ -27,6 +27,8 @@ from ipttrace.tui.rows.row_cells import Context
 # Lines remembered; more than any terminal shows at once, so that the lines of
 # a paused picture are always among them.
 REMEMBERED: Final = 1024
+ALL_COLUMNS: Final = 260  # cells that have room for every column
+SIDEWAYS: Final = 20  # cells that ← and → move
 PREFIX: Final = "rows--"
 ROLES: Final = frozenset(
     (
@@ -52,6 +54,7 @@ class RowStrips:
         self.width = 80  # cells of a line, without the scroll bar
         self.netns: Mapping[tuple[int, int], str] = {}  # see `Context`
         self.hosts: tuple[str, ...] = ()
+        self.engine = "kernel"  # of all hosts, as `layout.choose` has it
         self.marks: frozenset[int] = frozenset()  # sequence numbers of marked rows
         self.lost: Callable[[Row], bool] = lambda row: False
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
@@ -72,6 +75,34 @@ class RowStrips:
         """Forgets all strips and styles."""
         self._styles.clear()
         self._strips.clear()
+
+    def fit(self, width: int) -> None:
+        """Chooses the columns for lines of `width` cells."""
+        self.width = width
+        if self.left is not None and width >= self._all_columns:
+            self.left = None
+        self.columns = self._choose(width if self.left is None else ALL_COLUMNS)
+        self._strips.clear()
+
+    def move_sideways(self, step: int) -> None:
+        """Cuts off more (1) or less (-1) at the left; `fit` must follow.
+
+        The first step shows all columns, the last one back those that fit.
+        """
+        most = self._all_columns - self.width
+        if self.left is None:
+            self.left = 0 if step > 0 and most > 0 else None
+        elif step < 0 and not self.left:
+            self.left = None
+        else:
+            self.left = min(max(0, self.left + step * SIDEWAYS), most)
+
+    @property
+    def _all_columns(self) -> int:
+        return layout.width_of(self._choose(ALL_COLUMNS))
+
+    def _choose(self, width: int) -> tuple[Placed, ...]:
+        return layout.choose(width, hosts=bool(self.hosts), engine=self.engine)
 
     def row(self, position: int) -> Row | None:
         """The row at `position`; None if it is not held.

@@ -20,7 +20,8 @@ from ipttrace.trace.query.until import Until
 from ipttrace.trace.row import FIELDS
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.app.exports import ALL
-from ipttrace.tui.rows.columns import BEGINS, choose
+from ipttrace.tui.rows.layout import choose
+from ipttrace.tui.rows.row_cells import BEGINS
 from ipttrace.tui.widgets.export_dialog import ExportRequest
 from ipttrace.view.export import format_of
 from tests.tui import streams
