@@ -71,13 +71,13 @@ def test_by_default_it_traces_over_netlink_and_notes_why(tmp_path: Path) -> None
     # AND a note in the recording says why
     frames = list(read_file(tmp_path / "one"))
     notes = [frame.json["text"] for frame in frames if frame.kind == Kind.NOTE]
-    said = "tracing over netlink in this network namespace (--netns all: in every one)"
-    assert f"{said}; no kernel engine: {REASON}" in notes
+    text = "tracing over netlink in this network namespace (--netns all: in every one)"
+    assert f"{text}; no kernel engine: {REASON}" in notes
     # AND print does the same
     done = ipttrace("print", "--duration", "0.1", "tcp port 80")
     assert done.returncode == 0, done.stderr
     note, summary = done.stderr.splitlines()
-    assert note == f"ipttrace: {said}; no kernel engine: {REASON}"
+    assert note == f"ipttrace: {text}; no kernel engine: {REASON}"
     assert summary.endswith("engine=netlink")
 
 

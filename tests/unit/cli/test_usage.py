@@ -65,7 +65,7 @@ def test_help_lists_every_option_that_ends_a_run(
 ) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    output = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert "--max-rate N" in text
     assert "--stop-after N" in text
     assert ("--until QUERY" in text) == (command != "agent")
