@@ -1,130 +1,159 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Classic BPF on many packets at once, of which only the headers were delivered.
+"""Runs classic BPF on many packets at once of which only the headers were delivered.
 
-Must do no I/O.
+Each instruction is executed once, on all rows that reach it.  Behaves like libpcap's
+bpf_filter.c.  No Python loop over packets.  Must do no I/O.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter import opcodes as bpf
+from ipttrace.capture.filter import pcap
 
 Array = npt.NDArray[Any]
 
-_WORD: Final = 0xFFFFFFFF
-_SIZES: Final = {0x00: 4, 0x08: 2, 0x10: 1}  # BPF_W, BPF_H, BPF_B
-
 
 def matches(program: bytes, packets: Array, caplens: Array, lens: Array) -> tuple[Array, Array]:
-    """Which packets `program` takes, and of which that cannot be told; bool, shape (n,) each.
+    """Which packets match `program`, and which cannot be decided: two of bool, shape (n,).
 
     `packets`: uint8, shape (n, width), from the network header on; `caplens`: how many
-    bytes of each are there; `lens`: how many it had.  What needs a byte that was not
-    delivered cannot be told, and is not among those taken.  For programs of
-    pcapfilter.compile; as libpcap's bpf_filter.c has it.  Raises FilterError.
+    bytes of each are valid; `lens`: how many it had.  A packet that needs a byte which was
+    not delivered cannot be decided, and does not count as a match.  `program` is one of
+    pcap.compile().  Raises FilterError.
     """
-    count, width = packets.shape
-    taken, unknown = np.zeros(count, bool), np.zeros(count, bool)
     if not program:
-        return ~taken, unknown
-    pcapfilter.matches(program, b"")  # raises where the program is not valid
-    code = list(pcapfilter.INSTRUCTION.iter_unpack(program))
-    lengths = lens.astype(np.int64)
-    there = np.minimum(np.minimum(caplens.astype(np.int64), width), lengths)
-    a, x = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    memory = np.zeros((16, count), np.int64)
-    # Who is where: jumps only go forward, so one pass in order runs them all.
-    here: dict[int, list[Array]] = {0: [np.arange(count)]}
+        return np.ones(len(packets), bool), np.zeros(len(packets), bool)
+    run = _Run(packets, caplens, lens)
+    # Jumps only go forward, so one pass in order executes everything.
+    for at, instruction in enumerate(pcap.instructions(program)):
+        run.execute(at, *instruction)
+    return run.matched, run.undecided
 
-    def bytes_at(who: Array, start: Array, size: int) -> tuple[Array, Array]:
-        """Those that have the bytes, and what these are."""
-        end = start + size
-        unknown[who] = (end > there[who]) & (end <= lengths[who])
-        good = end <= there[who]
-        who, start = who[good], start[good]
-        value = np.zeros(len(who), np.int64)
-        for i in range(size):
-            value = value << 8 | packets[who, start + i]
-        return who, value
 
-    for at, (op, yes, no, k) in enumerate(code):
-        parts = here.pop(at, None)
+class _Run:
+    """Registers of all packets, and which rows wait at which instruction."""
+
+    def __init__(self, packets: Array, caplens: Array, lens: Array) -> None:
+        count, width = packets.shape
+        self.matched, self.undecided = np.zeros(count, bool), np.zeros(count, bool)
+        self._packets = packets
+        self._lens = lens.astype(np.int64)
+        self._valid = np.minimum(np.minimum(caplens.astype(np.int64), width), self._lens)
+        self._a, self._x = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self._memory = np.zeros((bpf.MEMORY, count), np.int64)
+        self._waiting: dict[int, list[Array]] = {0: [np.arange(count)]}
+
+    def execute(self, at: int, op: int, yes: int, no: int, k: int) -> None:
+        """Executes instruction `at` on the rows that reach it."""
+        parts = self._waiting.pop(at, None)
         if parts is None:
-            continue
-        who = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if not len(who):
-            continue
-        kind, mode = op & 7, op & 0xE0
-        other: Any = x[who] if op & 8 else k
-        if kind == 6:
-            taken[who] = a[who] != 0 if op == 0x16 else k != 0
-            continue
-        if kind == 5:
-            if op == 0x05:
-                here.setdefault(at + 1 + k, []).append(who)
-                continue
-            left = a[who]
-            test = op & 0xF0
-            holds = (
-                left == other if test == 0x10
-                else left > other if test == 0x20
-                else left >= other if test == 0x30
-                else (left & other) != 0
-            )  # fmt: skip
-            here.setdefault(at + 1 + yes, []).append(who[holds])
-            here.setdefault(at + 1 + no, []).append(who[~holds])
-            continue
-        if kind in (0, 1):
-            register = a if kind == 0 else x
-            if mode in (0x20, 0x40):
-                start = np.full(len(who), k) if mode == 0x20 else x[who] + k
-                who, register_value = bytes_at(who, start, _SIZES[op & 0x18])
-                register[who] = register_value
-            elif mode == 0xA0:
-                who, byte = bytes_at(who, np.full(len(who), k), 1)
-                x[who] = (byte & 15) << 2
-            elif mode == 0x60:
-                register[who] = memory[k, who]
-            else:
-                register[who] = k if mode == 0 else lengths[who]
-        elif kind in (2, 3):
-            memory[k, who] = a[who] if kind == 2 else x[who]
-        elif op == 0x07:
-            x[who] = a[who]
-        elif op == 0x87:
-            a[who] = x[who]
+            return
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not len(rows):
+            return
+        kind = op & bpf.CLASS
+        if kind == bpf.RET:
+            self.matched[rows] = self._a[rows] != 0 if op == bpf.RET_A else k != 0
+        elif op == bpf.GOTO:
+            self._go(at + 1 + k, rows)
+        elif kind == bpf.JMP:
+            true = self._compare(op, rows, k)
+            self._go(at + 1 + yes, rows[true])
+            self._go(at + 1 + no, rows[~true])
         else:
-            if op & 0xF0 in (0x30, 0x90):
-                who = who[np.broadcast_to(other != 0, who.shape)]
-                other = x[who] if op & 8 else k
-            a[who] = _arithmetic(op & 0xF0, a[who], other)
-        here.setdefault(at + 1, []).append(who)
-    return taken, unknown
+            self._go(at + 1, self._plain(op, rows, k))
+
+    def _go(self, at: int, rows: Array) -> None:
+        self._waiting.setdefault(at, []).append(rows)
+
+    def _operand(self, op: int, rows: Array, k: int) -> Any:
+        return self._x[rows] if op & bpf.X else k
+
+    def _compare(self, op: int, rows: Array, k: int) -> Array:
+        a, operand, operation = self._a[rows], self._operand(op, rows, k), op & bpf.OPERATION
+        result: Array = (
+            a == operand if operation == bpf.JEQ
+            else a > operand if operation == bpf.JGT
+            else a >= operand if operation == bpf.JGE
+            else (a & operand) != 0
+        )  # fmt: skip
+        return result
+
+    def _plain(self, op: int, rows: Array, k: int) -> Array:
+        """Executes an instruction that does not jump; returns the rows that go on."""
+        kind = op & bpf.CLASS
+        if kind in (bpf.LD, bpf.LDX):
+            return self._load(op, rows, k)
+        if kind in (bpf.ST, bpf.STX):
+            self._memory[k, rows] = self._a[rows] if kind == bpf.ST else self._x[rows]
+        elif op == bpf.TAX:
+            self._x[rows] = self._a[rows]
+        elif op == bpf.TXA:
+            self._a[rows] = self._x[rows]
+        else:
+            operand = self._operand(op, rows, k)
+            if op & bpf.OPERATION in (bpf.DIV, bpf.MOD):
+                # A division by zero rejects the packet.
+                rows = rows[np.broadcast_to(operand != 0, rows.shape)]
+                operand = self._operand(op, rows, k)
+            self._a[rows] = _arithmetic(op & bpf.OPERATION, self._a[rows], operand)
+        return rows
+
+    def _load(self, op: int, rows: Array, k: int) -> Array:
+        register = self._a if op & bpf.CLASS == bpf.LD else self._x
+        mode = op & bpf.MODE
+        if mode in (bpf.ABS, bpf.IND):
+            start = np.full(len(rows), k) if mode == bpf.ABS else self._x[rows] + k
+            rows, value = self._bytes(rows, start, bpf.WIDTHS[op & bpf.SIZE])
+            register[rows] = value
+        elif mode == bpf.MSH:
+            rows, byte = self._bytes(rows, np.full(len(rows), k), 1)
+            register[rows] = (byte & 15) << 2
+        elif mode == bpf.MEM:
+            register[rows] = self._memory[k, rows]
+        else:
+            register[rows] = k if mode == bpf.IMM else self._lens[rows]
+        return rows
+
+    def _bytes(self, rows: Array, start: Array, size: int) -> tuple[Array, Array]:
+        """The rows that have `size` bytes at `start`, and the value of these.
+
+        A load outside the packet rejects it; one outside the delivered part is undecided.
+        """
+        end = start + size
+        self.undecided[rows] = (end > self._valid[rows]) & (end <= self._lens[rows])
+        good = end <= self._valid[rows]
+        rows, start = rows[good], start[good]
+        value = np.zeros(len(rows), np.int64)
+        for i in range(size):
+            value = value << 8 | self._packets[rows, start + i]
+        return rows, value
 
 
-def _arithmetic(op: int, a: Array, by: Any) -> Array:
-    """As 32-bit numbers without a sign; shifts by 32 and more leave nothing."""
-    if op in (0x60, 0x70):
-        by = np.minimum(by, 32)
-        result = a << by if op == 0x60 else a >> by
-    elif op in (0x30, 0x90):
-        result = a // by if op == 0x30 else a % by
-    elif op == 0x20:
-        # Through halves: the product of two such numbers is too wide.
-        result = a * (by & 0xFFFF) + (((a * (by >> 16)) & 0xFFFF) << 16)
-    elif op == 0x80:
+def _arithmetic(operation: int, a: Array, operand: Any) -> Array:
+    """In unsigned numbers of 32 bits; a shift by 32 or more gives 0."""
+    if operation in (bpf.LSH, bpf.RSH):
+        operand = np.minimum(operand, 32)
+        result = a << operand if operation == bpf.LSH else a >> operand
+    elif operation in (bpf.DIV, bpf.MOD):
+        result = a // operand if operation == bpf.DIV else a % operand
+    elif operation == bpf.MUL:
+        # In halves: the product of two such numbers does not fit into an int64.
+        result = a * (operand & 0xFFFF) + (((a * (operand >> 16)) & 0xFFFF) << 16)
+    elif operation == bpf.NEG:
         result = -a
     else:
         result = (
-            a + by if op == 0x00
-            else a - by if op == 0x10
-            else a | by if op == 0x40
-            else a & by if op == 0x50
-            else a ^ by
+            a + operand if operation == bpf.ADD
+            else a - operand if operation == bpf.SUB
+            else a | operand if operation == bpf.OR
+            else a & operand if operation == bpf.AND
+            else a ^ operand
         )  # fmt: skip
-    masked: Array = result & _WORD
+    masked: Array = result & bpf.WORD
     return masked

@@ -1,38 +1,48 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A filter of classic BPF, said in the words of nf_tables, or as much of it as can be.
+"""A classic BPF filter as nf_tables rules, as far as these can express it.
 
-The ways through the program that end in taking the packet become rules: a rule is
-what must hold on that way, loads that must stay inside the packet included, for a
-load outside of it refuses the packet in BPF and breaks off the rule in nf_tables.
-Where the program cannot be said so, the rules take more than it does, never less,
-and `matches` is what the delivered headers are checked with.  Must do no I/O.
+Each path of the program that ends in a match (`paths`) becomes a rule, which consists of
+what must hold on that path.  Each load of the path is a condition as well: one outside
+the packet rejects it in BPF, and ends the rule in nf_tables.  If nf_tables cannot express
+the program, the rules match more packets than it does, never fewer, and the delivered
+headers are checked afterwards (`headers`).  Must do no I/O.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
-from ipttrace.capture.filter import pcap as pcapfilter
+from ipttrace.capture.filter import pcap
 from ipttrace.capture.filter.headers import matches
-from ipttrace.capture.filter.paths import LENGTH, NETWORK, TRANSPORT, Literal, Load, Walk, Way, true
+from ipttrace.capture.filter.paths import (
+    LENGTH,
+    NETWORK,
+    TRANSPORT,
+    Condition,
+    Load,
+    Path,
+    Search,
+    holds,
+)
 
 __all__ = ["LENGTH", "NETWORK", "TRANSPORT", "Check", "Compiled", "Load", "compile", "matches"]
 
 
 MAX_RULES: Final = 64
-# Of all rules together: they must fit into what a socket may send at once.
+# Of all rules together: they must fit into one message to the kernel.
 MAX_EXPRESSIONS: Final = 1500
-# A rule's expressions have at most 4095 bytes in the kernel (nft_rule.dlen).
+# The kernel limits a rule's expressions to 4095 bytes (nft_rule.dlen).
 MAX_RULE_EXPRESSIONS: Final = 60
-_RULE_TAIL: Final = 5  # what is done to a packet that a rule takes
+_RULE_TAIL: Final = 5  # expressions of a rule that act on the packets it matches
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The load must be inside the packet, and `load & mask` be as each of `compares` says.
+    """`load` must be inside the packet, and `load & mask` must satisfy each of `compares`.
 
-    `compares`: of eq, neq, gte, lte, and the value.
+    `compares`: an operator (eq, neq, gte, lte) and the operand.
     """
 
     load: Load
@@ -40,39 +50,40 @@ class Check:
     compares: tuple[tuple[str, int], ...]
 
     @property
-    def whole(self) -> bool:
-        """Is there nothing to mask away?"""
+    def unmasked(self) -> bool:
+        """Whether the mask has all bits of the load."""
         return self.mask == (1 << 8 * self.load.size) - 1
 
     @property
     def expressions(self) -> int:
-        """How many of nf_tables' expressions say it."""
-        turned = self.load.base == LENGTH
-        return 1 + turned + (bool(self.compares) and not self.whole) + len(self.compares)
+        """How many nf_tables expressions it takes."""
+        # The packet's length is in host order, and must be converted.
+        converted = self.load.base == LENGTH
+        return 1 + converted + (bool(self.compares) and not self.unmasked) + len(self.compares)
 
-    def holds(self, packet: bytes) -> bool:
-        """Is it so of this whole packet?  As nf_tables would do it."""
+    def matches(self, packet: bytes) -> bool:
+        """Whether a complete packet satisfies it, evaluated as nf_tables does."""
         base, offset, size = self.load
         if base == LENGTH:
             value = len(packet)
         else:
             if base == TRANSPORT:
-                # nft_set_pktinfo_ipv4 and nft_payload_eval: no later fragment has one.
+                # A later fragment has none: nft_set_pktinfo_ipv4(), nft_payload_eval().
                 if len(packet) < 20 or int.from_bytes(packet[6:8], "big") & 0x1FFF:
                     return False
                 offset += (packet[0] & 15) * 4
             if offset + size > len(packet):
                 return False
             value = int.from_bytes(packet[offset : offset + size], "big")
-        return all(true(value & self.mask, op, to) for op, to in self.compares)
+        return all(holds(value & self.mask, op, operand) for op, operand in self.compares)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """`rules`: a packet is taken that all checks of any one of them hold for.
+    """A packet matches if all checks of any of the `rules` hold.
 
-    `exact`: that is just what `program` takes; else it is more, and what is delivered
-    must be checked with `matches`.  `words`: where the filter runs, for the status line.
+    `exact`: that is what `program` matches.  Otherwise the rules match more, and what
+    was delivered must be checked with `matches`.
     """
 
     program: bytes
@@ -80,8 +91,8 @@ class Compiled:
     exact: bool
 
     @property
-    def words(self) -> str:
-        """Where the filter runs."""
+    def location(self) -> str:
+        """Where the filter is evaluated, in words, for the status line."""
         if not self.program:
             return "every packet"
         if self.exact:
@@ -91,22 +102,25 @@ class Compiled:
             return "on the delivered headers"
         return "partly in the kernel, the rest on the delivered headers"
 
-    def takes(self, packet: bytes) -> bool:
-        """Would the rules take this whole packet, from its network header on?"""
-        return any(all(check.holds(packet) for check in rule) for rule in self.rules)
+    def matches(self, packet: bytes) -> bool:
+        """Whether the rules match a complete packet, from its network header on."""
+        return any(all(check.matches(packet) for check in rule) for rule in self.rules)
 
 
+@lru_cache(maxsize=4)
 def compile(program: bytes) -> Compiled:
-    """`program`: what pcapfilter.compile gives.  Raises FilterError for what is no program."""
+    """The rules for a program of pcap.compile().
+
+    Raises FilterError if `program` is not valid classic BPF.
+    """
     if not program:
         return Compiled(b"", ((),), exact=True)
-    pcapfilter.matches(program, b"")  # raises where the program is not valid
-    code = list(pcapfilter.INSTRUCTION.iter_unpack(program))
+    code = pcap.instructions(program)
     limit = MAX_RULES
     while True:
-        found, complete = Walk(code).run(limit)
-        rules, whole = _rules(found)
-        exact = complete and whole and all(way.exact for way in found)
+        found, complete = Search(code).run(limit)
+        rules, fit = _rules(found)
+        exact = complete and fit and all(path.exact for path in found)
         size = sum(_RULE_TAIL + check.expressions for rule in rules for check in rule)
         if size <= MAX_EXPRESSIONS or limit == 1:
             return Compiled(program, rules, exact)
@@ -115,72 +129,78 @@ def compile(program: bytes) -> Compiled:
 
 @dataclass(slots=True)
 class _Rule:
-    literals: list[Literal]
+    conditions: list[Condition]
     furthest: dict[str, Load]
 
     def reaches(self, other: _Rule) -> bool:
-        """Are the loads of `other` inside the packet wherever these are?"""
+        """Whether the loads of `other` are inside each packet that has those of this."""
         return all(
-            base in self.furthest and sum(self.furthest[base][1:]) >= load.offset + load.size
+            base in self.furthest and self.furthest[base].end >= load.end
             for base, load in other.furthest.items()
         )
 
-    def implies(self, literal: Literal, without: Literal | None = None) -> bool:
-        """Does it follow from the literals, or from all of them but one?"""
+    def implies(self, condition: Condition, without: Condition | None = None) -> bool:
+        """Whether `condition` follows from the others, or from those except `without`."""
         return any(
-            one == literal
-            or (one.op == "eq" and one.load == literal.load and not literal.mask & ~one.mask
-                and true(one.to & literal.mask, literal.op, literal.to))
-            for one in self.literals
+            one == condition
+            or (one.op == "eq" and one.load == condition.load and not condition.mask & ~one.mask
+                and holds(one.operand & condition.mask, condition.op, condition.operand))
+            for one in self.conditions
             if one != without
         )  # fmt: skip
 
-    def needless(self, others: list[_Rule]) -> Literal | None:
-        """A literal without which all the rules together take just the same."""
-        for literal in self.literals:
-            against = literal.negated()
-            for other in others:
+    def redundant(self, rules: list[_Rule]) -> Condition | None:
+        """A condition without which `rules`, of which this is one, match the same packets.
+
+        That is so if another rule covers the packets that fail this condition alone.
+        """
+        for condition in self.conditions:
+            opposite = condition.negated()
+            for other in rules:
                 if (
                     other is not self
-                    and against in other.literals
+                    and opposite in other.conditions
                     and self.reaches(other)
-                    and all(one == against or self.implies(one, literal) for one in other.literals)
+                    and all(
+                        one == opposite or self.implies(one, condition) for one in other.conditions
+                    )
                 ):
-                    return literal
+                    return condition
         return None
 
 
-def _rules(ways: list[Way]) -> tuple[tuple[tuple[Check, ...], ...], bool]:
-    """The ways as rules, as few and short as they easily get, and whether they say it all."""
-    rules = [_Rule(way.literals(), way.furthest) for way in ways]
+def _rules(paths: list[Path]) -> tuple[tuple[tuple[Check, ...], ...], bool]:
+    """Rules for `paths`, simplified as far as is cheap, and whether each path fits into one."""
+    rules = [_Rule(path.conditions(), path.furthest) for path in paths]
     changed = True
     while changed:
         changed = False
         for rule in rules:
-            while (literal := rule.needless(rules)) is not None:
-                rule.literals.remove(literal)
+            while (condition := rule.redundant(rules)) is not None:
+                rule.conditions.remove(condition)
                 changed = True
         kept: list[_Rule] = []
-        for rule in sorted(rules, key=lambda rule: len(rule.literals)):
+        for rule in sorted(rules, key=lambda rule: len(rule.conditions)):
             if not any(
-                rule.reaches(one) and all(rule.implies(literal) for literal in one.literals)
+                rule.reaches(one) and all(rule.implies(condition) for condition in one.conditions)
                 for one in kept
             ):
                 kept.append(rule)
         changed = changed or len(kept) < len(rules)
         rules = [rule for rule in rules if any(rule is one for one in kept)]
     made = [_checks(rule) for rule in rules]
-    return tuple(checks for checks, _ in made), all(whole for _, whole in made)
+    return tuple(checks for checks, _ in made), all(fit for _, fit in made)
 
 
 def _checks(rule: _Rule) -> tuple[tuple[Check, ...], bool]:
+    """The rule's checks, and whether it has room for all of them."""
     grouped: dict[tuple[Load, int], list[tuple[str, int]]] = {}
-    for load, mask, op, to in rule.literals:
-        grouped.setdefault((load, mask), []).append((op, to))
+    for load, mask, op, operand in rule.conditions:
+        grouped.setdefault((load, mask), []).append((op, operand))
     checks = [Check(load, mask, tuple(compares)) for (load, mask), compares in grouped.items()]
     for base, load in rule.furthest.items():
-        ends = [sum(check.load[1:]) for check in checks if check.load.base == base]
-        if max(ends, default=0) < load.offset + load.size:
+        ends = [check.load.end for check in checks if check.load.base == base]
+        if max(ends, default=0) < load.end:
             checks.append(Check(load, (1 << 8 * load.size) - 1, ()))
     room = MAX_RULE_EXPRESSIONS - _RULE_TAIL
     fitting: list[Check] = []

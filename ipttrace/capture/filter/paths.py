@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every way through a program of classic BPF that ends in taking the packet.
+"""The paths through a classic BPF program that end in a match.
 
-A way is what must be so of a packet that takes it, in terms that nf_tables has
-too.  Must do no I/O.
+A path is the set of conditions under which the filter accepts a packet, in terms that
+nf_tables can express.  If a path has a step that it cannot express, the path loses that
+condition and is no longer exact.  Must do no I/O.
 """
 
 from __future__ import annotations
@@ -11,94 +12,100 @@ import heapq
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-# Where a load counts from.
+from ipttrace.capture.filter import opcodes as bpf
+
+# What an offset is relative to.
 NETWORK: Final = "network"
 TRANSPORT: Final = "transport"
-LENGTH: Final = "length"  # no load: the packet's length, from its network header on
+LENGTH: Final = "length"  # not a load: the packet's length from its network header on
 
-_MAX_OFFSET: Final = 255  # NFTA_PAYLOAD_OFFSET is one byte, in all but the newest kernels
-_MAX_STEPS: Final = 100_000  # instructions that are followed, of all ways together
-_WORD: Final = 0xFFFFFFFF
-_SIZES: Final = {0x00: 4, 0x08: 2, 0x10: 1}  # BPF_W, BPF_H, BPF_B
+_MAX_OFFSET: Final = 255  # NFTA_PAYLOAD_OFFSET is one byte in all but the newest kernels
+_MAX_STEPS: Final = 100_000  # instructions followed, on all paths together
 _OPPOSITE: Final = {"eq": "neq", "neq": "eq"}
 
 
 class Load(NamedTuple):
-    """`size` bytes, big-endian and unsigned, `offset` bytes behind `base`."""
+    """`size` bytes, big-endian and unsigned, at `offset` bytes after `base`."""
 
     base: str
     offset: int
     size: int
 
+    @property
+    def end(self) -> int:
+        """The offset of the first byte after it."""
+        return self.offset + self.size
 
-def true(value: int, op: str, to: int) -> bool:
+
+def holds(value: int, op: str, operand: int) -> bool:
+    """Whether `value` compares so; `op`: eq, neq, gte, lte."""
     if op == "eq":
-        return value == to
+        return value == operand
     if op == "neq":
-        return value != to
-    return value >= to if op == "gte" else value <= to
-
-
-# What a register holds while a way is followed: a number, a load with a mask and then
-# shifted right (left where negative), where the transport header begins, or None: cannot
-# be said.
+        return value != operand
+    return value >= operand if op == "gte" else value <= operand
 
 
 @dataclass(frozen=True, slots=True)
 class _Term:
+    """(load & mask) >> shift; a negative shift is to the left."""
+
     load: Load
     mask: int
     shift: int = 0
 
 
-class _Transport:
-    """4*([0]&0xf)."""
+class _TransportStart:
+    """4*([0]&0xf): where the transport header of an IPv4 packet begins."""
 
 
-_TRANSPORT_START: Final = _Transport()
-_Value = int | _Term | _Transport | None
-Place = tuple[Load, int]  # a load and a mask
+_TRANSPORT_START: Final = _TransportStart()
+# What a register contains; None: nothing that can be expressed.
+_Value = int | _Term | _TransportStart | None
+Masked = tuple[Load, int]  # a load and its mask
 
 
-class Literal(NamedTuple):
-    """`load & mask`, compared."""
+class Condition(NamedTuple):
+    """A comparison of `load & mask` with `operand`."""
 
     load: Load
     mask: int
     op: str
-    to: int
+    operand: int
 
-    def negated(self) -> Literal:
+    def negated(self) -> Condition:
+        """The opposite condition."""
         if self.op in _OPPOSITE:
             return self._replace(op=_OPPOSITE[self.op])
         if self.op == "gte":
-            return self._replace(op="lte", to=self.to - 1)
-        return self._replace(op="gte", to=self.to + 1)
+            return self._replace(op="lte", operand=self.operand - 1)
+        return self._replace(op="gte", operand=self.operand + 1)
 
 
 class _Range(NamedTuple):
-    """What `load & mask` can be on a way: low…high without some."""
+    """The values that `load & mask` can have on a path: low…high except `excluded`."""
 
     low: int
     high: int
-    but: frozenset[int]
+    excluded: frozenset[int]
 
 
 @dataclass(slots=True)
-class Way:
-    """A way through the program until `at`, and what is so of packets that take it."""
+class Path:
+    """A path as far as instruction `at`: the registers, and the conditions so far."""
 
     at: int = 0
     a: _Value = 0
     x: _Value = 0
     memory: dict[int, _Value] = field(default_factory=dict)
-    ranges: dict[Place, _Range] = field(default_factory=dict)
-    # Of each base the load that ends last: where it is inside the packet, so are the others.
+    ranges: dict[Masked, _Range] = field(default_factory=dict)
+    # By base, the load that ends last: if that is inside the packet, so are the others.
     furthest: dict[str, Load] = field(default_factory=dict)
     exact: bool = True
-    depth: int = 0
+    depth: int = 0  # conditional jumps so far
 
-    def copy(self, at: int) -> Way:
+    def fork(self, at: int) -> Path:
+        """A copy that continues at instruction `at`."""
         return replace(
             self,
             at=at,
@@ -108,274 +115,295 @@ class Way:
             depth=self.depth + 1,
         )
 
-    def loads(self, load: Load) -> None:
+    def require(self, load: Load) -> None:
+        """Adds the condition that `load` is inside the packet."""
         if load.base != LENGTH:
             before = self.furthest.get(load.base)
-            if before is None or before.offset + before.size < load.offset + load.size:
+            if before is None or before.end < load.end:
                 self.furthest[load.base] = load
 
-    def known(self, load: Load, mask: int) -> int | None:
-        """The value of `load & mask` where there is only one left."""
+    def value(self, load: Load, mask: int) -> int | None:
+        """The only value that `load & mask` can have, or None if there are several."""
         for (other, wider), (low, high, _) in self.ranges.items():
             if other == load and low == high and wider & mask == mask:
                 return low & mask
         return None
 
-    def narrow(self, literal: Literal) -> bool:
-        """From here on `literal` holds; False where it cannot."""
-        load, mask, op, to = literal
-        if (value := self.known(load, mask)) is not None:
-            return true(value, op, to)
-        low, high, but = self.ranges.get((load, mask), _Range(0, mask, frozenset()))
+    def narrow(self, condition: Condition) -> bool:
+        """Adds `condition`; False if it contradicts the others."""
+        load, mask, op, operand = condition
+        if (value := self.value(load, mask)) is not None:
+            return holds(value, op, operand)
+        low, high, excluded = self.ranges.get((load, mask), _Range(0, mask, frozenset()))
         if op == "eq":
-            if to & ~mask:
+            if operand & ~mask:
                 return False
-            low, high = max(low, to), min(high, to)
+            low, high = max(low, operand), min(high, operand)
         elif op == "neq":
-            but |= {to}
+            excluded |= {operand}
         elif op == "gte":
-            low = max(low, to)
+            low = max(low, operand)
         else:
-            high = min(high, to)
-        while low <= high and (low in but or high in but):
-            low, high = low + (low in but), high - (high in but)
+            high = min(high, operand)
+        while low <= high and (low in excluded or high in excluded):
+            low, high = low + (low in excluded), high - (high in excluded)
         if low > high:
             return False
-        kept = frozenset(value for value in but if low < value < high and not value & ~mask)
+        kept = frozenset(value for value in excluded if low < value < high and not value & ~mask)
         self.ranges[load, mask] = _Range(low, high, kept)
-        return low < high or self._agrees(load, mask, low)
+        return low < high or self._is_consistent(load, mask, low)
 
-    def _agrees(self, load: Load, mask: int, value: int) -> bool:
-        """Can `load & mask` be just `value`, by what is known of fewer of its bits?"""
+    def _is_consistent(self, load: Load, mask: int, value: int) -> bool:
+        """Whether `load & mask == value` agrees with the ranges of fewer of its bits."""
         return all(
-            r.low <= value & less <= r.high and value & less not in r.but
+            r.low <= value & less <= r.high and value & less not in r.excluded
             for (other, less), r in self.ranges.items()
             if other == load and less != mask and not less & ~mask
         )
 
-    def literals(self) -> list[Literal]:
-        """All that holds, without what follows from the rest."""
+    def conditions(self) -> list[Condition]:
+        """The conditions on values, without those that follow from others."""
         found = []
-        for (load, mask), (low, high, but) in self.ranges.items():
+        for (load, mask), (low, high, excluded) in self.ranges.items():
             if any(
                 other == load and r.low == r.high and wider != mask and wider & mask == mask
                 for (other, wider), r in self.ranges.items()
             ):
                 continue
             if low == high:
-                found.append(Literal(load, mask, "eq", low))
+                found.append(Condition(load, mask, "eq", low))
                 continue
             if low == 1:
-                found.append(Literal(load, mask, "neq", 0))
+                found.append(Condition(load, mask, "neq", 0))
             elif low:
-                found.append(Literal(load, mask, "gte", low))
-            if high < mask:
-                full = high == mask - 1
-                found.append(Literal(load, mask, *(("neq", mask) if full else ("lte", high))))
-            found += [Literal(load, mask, "neq", value) for value in sorted(but)]
+                found.append(Condition(load, mask, "gte", low))
+            if high == mask - 1:
+                found.append(Condition(load, mask, "neq", mask))
+            elif high < mask:
+                found.append(Condition(load, mask, "lte", high))
+            found += [Condition(load, mask, "neq", value) for value in sorted(excluded)]
         return found
 
 
-class Walk:
-    """Follows a program along all its ways at once, the shortest first."""
+class Search:
+    """Follows all paths through a program at once, those with the fewest jumps first."""
 
-    def __init__(self, code: list[tuple[int, int, int, int]]) -> None:
-        self.code = code
-        self.steps = 0
-        # From where can the packet still be taken?  Jumps only go forward.
-        self.open = [False] * len(code)
+    def __init__(self, code: tuple[tuple[int, int, int, int], ...]) -> None:
+        self._code = code
+        self._steps = 0
+        # Whether a match can still be reached from an instruction.  Jumps only go forward.
+        self._can_match = [False] * len(code)
         for at in range(len(code) - 1, -1, -1):
             op, yes, no, k = code[at]
-            if op & 7 == 6:
-                self.open[at] = op != 0x06 or k != 0
-            elif op == 0x05:
-                self.open[at] = self.open[at + 1 + k]
-            elif op & 7 == 5:
-                self.open[at] = self.open[at + 1 + yes] or self.open[at + 1 + no]
+            if op & bpf.CLASS == bpf.RET:
+                self._can_match[at] = op != bpf.RET_K or k != 0
+            elif op == bpf.GOTO:
+                self._can_match[at] = self._can_match[at + 1 + k]
+            elif op & bpf.CLASS == bpf.JMP:
+                self._can_match[at] = self._can_match[at + 1 + yes] or self._can_match[at + 1 + no]
             else:
-                self.open[at] = self.open[at + 1]
+                self._can_match[at] = self._can_match[at + 1]
 
-    def run(self, limit: int) -> tuple[list[Way], bool]:
-        """At most `limit` ways, and whether each was followed to its end.
+    def run(self, limit: int) -> tuple[list[Path], bool]:
+        """At most `limit` paths, and whether each was followed to its end.
 
-        What was not is taken as it is then: with fewer conditions.
+        One that was not is returned with the conditions so far: it accepts more.
         """
-        done: list[Way] = []
+        done: list[Path] = []
         number = 0
-        waiting = [(0, 0, Way())]
+        waiting = [(0, 0, Path())]
         while waiting:
-            if len(done) + len(waiting) >= limit or self.steps > _MAX_STEPS:
-                return [*done, *(way for _, _, way in waiting)], False
-            _, _, way = heapq.heappop(waiting)
-            after = self.follow(way)
-            if after is None:
-                done.append(way)
-            else:
-                for one in after:
-                    number += 1
-                    heapq.heappush(waiting, (one.depth, number, one))
+            if len(done) + len(waiting) >= limit or self._steps > _MAX_STEPS:
+                return [*done, *(path for _, _, path in waiting)], False
+            _, _, path = heapq.heappop(waiting)
+            branches = self._follow(path)
+            if branches is None:
+                done.append(path)
+                continue
+            for branch in branches:
+                number += 1
+                heapq.heappush(waiting, (branch.depth, number, branch))
         return done, True
 
-    def follow(self, way: Way) -> list[Way] | None:
-        """Until it parts: the ways on from there.  None: the packet is taken."""
-        while self.open[way.at]:
-            self.steps += 1
-            op, yes, no, k = self.code[way.at]
-            kind = op & 7
-            if kind == 6:
-                if op == 0x16 and not self.compare(way, 0x15, way.a, 0, holds=False):
+    def _follow(self, path: Path) -> list[Path] | None:
+        """Follows `path` to its next fork and returns the branches; None: a match."""
+        while self._can_match[path.at]:
+            self._steps += 1
+            op, yes, no, k = self._code[path.at]
+            kind = op & bpf.CLASS
+            if kind == bpf.RET:
+                if op == bpf.RET_A and not _compare(path, bpf.JEQ, 0, holds=False):
                     return []
                 return None
-            if op == 0x05:
-                way.at += 1 + k
-            elif kind == 5:
-                to: _Value = way.x if op & 8 else k
-                ways = []
-                for holds, jump in ((True, yes), (False, no)):
-                    # Where both go to the same place, there is nothing to ask.
-                    if yes == no and not holds:
-                        continue
-                    one = way.copy(way.at + 1 + jump)
-                    if yes == no or self.compare(one, op, way.a, to, holds=holds):
-                        ways.append(one)
-                return ways
+            if op == bpf.GOTO:
+                path.at += 1 + k
+            elif kind == bpf.JMP:
+                return self._branches(path, op, yes, no, k)
             else:
-                if not self.plain(way, op, k):
+                if not _execute(path, op, k):
                     return []
-                way.at += 1
+                path.at += 1
         return []
 
-    def compare(self, way: Way, op: int, a: _Value, to: _Value, *, holds: bool) -> bool:
-        """The outcome of a jump goes into what is known; False where it cannot come out so."""
-        kind = op & 0xF0
-        if isinstance(a, int) and isinstance(to, int):
-            outcome = {0x10: a == to, 0x20: a > to, 0x30: a >= to, 0x40: bool(a & to)}[kind]
-            return outcome is holds
-        if not isinstance(a, _Term) or not isinstance(to, int):
-            way.exact = False
-            return True
-        literal = _literal(a, kind, to)
-        if isinstance(literal, bool):
-            return literal is holds
-        return way.narrow(literal if holds else literal.negated())
+    def _branches(self, path: Path, op: int, yes: int, no: int, k: int) -> list[Path]:
+        if yes == no:
+            return [path.fork(path.at + 1 + yes)]
+        operand: _Value = path.x if op & bpf.X else k
+        branches = []
+        for outcome, jump in ((True, yes), (False, no)):
+            branch = path.fork(path.at + 1 + jump)
+            if _compare(branch, op & bpf.OPERATION, operand, holds=outcome):
+                branches.append(branch)
+        return branches
 
-    def plain(self, way: Way, op: int, k: int) -> bool:
-        """What is no jump; False where the packet is refused."""
-        kind, mode = op & 7, op & 0xE0
-        if kind == 0:
-            if mode in (0x20, 0x40):
-                way.a = self.load(way, k, _SIZES[op & 0x18], 0 if mode == 0x20 else way.x)
-            else:
-                way.a = self.other(way, mode, k)
-        elif kind == 1:
-            if mode == 0xA0:
-                byte = Load(NETWORK, k, 1)
-                if k > _MAX_OFFSET:
-                    way.exact = False
-                else:
-                    way.loads(byte)
-                way.x = _TRANSPORT_START if k == 0 else None
-            else:
-                way.x = self.other(way, mode, k)
-        elif kind in (2, 3):
-            way.memory[k] = way.a if kind == 2 else way.x
-        elif kind == 7:
-            if op == 0x87:
-                way.a = way.x
-            else:
-                way.x = way.a
-        else:
-            by = way.x if op & 8 else k
-            if op & 0xF0 in (0x30, 0x90):  # a division by nothing refuses the packet
-                if by == 0:
-                    return False
-                way.exact = way.exact and isinstance(by, int)
-            way.a = _calculated(op & 0xF0, way.a, by)
+
+def _compare(path: Path, operation: int, operand: _Value, *, holds: bool) -> bool:
+    """Adds the condition that a jump on A has this outcome; False if it cannot have."""
+    a = path.a
+    if isinstance(a, int) and isinstance(operand, int):
+        outcome = {
+            bpf.JEQ: a == operand,
+            bpf.JGT: a > operand,
+            bpf.JGE: a >= operand,
+            bpf.JSET: bool(a & operand),
+        }[operation]
+        return outcome is holds
+    if not isinstance(a, _Term) or not isinstance(operand, int):
+        path.exact = False
         return True
+    condition = _condition(a, operation, operand)
+    if isinstance(condition, bool):
+        return condition is holds
+    return path.narrow(condition if holds else condition.negated())
 
-    def other(self, way: Way, mode: int, k: int) -> _Value:
-        if mode == 0x60:
-            return way.memory.get(k, 0)
-        return k if mode == 0 else _Term(Load(LENGTH, 0, 4), _WORD)
 
-    def load(self, way: Way, k: int, size: int, x: _Value) -> _Value:
-        base, offset = NETWORK, k
-        if isinstance(x, _Transport):
-            base = TRANSPORT
-            # Of IPv4 only, and of no later fragment, do BPF and nf_tables mean the same.
-            version = way.known(Load(NETWORK, 0, 1), 0xF0)
-            if version != 0x40 or way.known(Load(NETWORK, 6, 2), 0x1FFF) != 0:
-                way.exact = False
-                return None
-        elif isinstance(x, int):
-            offset += x
-        if not isinstance(x, int | _Transport) or offset > _MAX_OFFSET:
-            way.exact = False
+def _execute(path: Path, op: int, k: int) -> bool:
+    """Executes an instruction that does not jump; False if it rejects the packet."""
+    kind = op & bpf.CLASS
+    if kind == bpf.LD:
+        path.a = _loaded(path, op, k)
+    elif kind == bpf.LDX:
+        path.x = _loaded(path, op, k)
+    elif kind in (bpf.ST, bpf.STX):
+        path.memory[k] = path.a if kind == bpf.ST else path.x
+    elif op == bpf.TXA:
+        path.a = path.x
+    elif op == bpf.TAX:
+        path.x = path.a
+    else:
+        operand: _Value = path.x if op & bpf.X else k
+        if op & bpf.OPERATION in (bpf.DIV, bpf.MOD):
+            # A division by zero rejects the packet.
+            if operand == 0:
+                return False
+            path.exact = path.exact and isinstance(operand, int)
+        path.a = _arithmetic(op & bpf.OPERATION, path.a, operand)
+    return True
+
+
+def _loaded(path: Path, op: int, k: int) -> _Value:
+    """What a load puts into its register; adds the condition that it is in the packet."""
+    mode = op & bpf.MODE
+    if mode == bpf.MEM:
+        return path.memory.get(k, 0)
+    if mode == bpf.LEN:
+        return _Term(Load(LENGTH, 0, 4), bpf.WORD)
+    if mode == bpf.MSH:
+        if k > _MAX_OFFSET:
+            path.exact = False
+        else:
+            path.require(Load(NETWORK, k, 1))
+        return _TRANSPORT_START if k == 0 else None
+    if mode in (bpf.ABS, bpf.IND):
+        return _packet_bytes(path, k, bpf.WIDTHS[op & bpf.SIZE], path.x if mode == bpf.IND else 0)
+    return k
+
+
+def _packet_bytes(path: Path, k: int, size: int, x: _Value) -> _Value:
+    base, offset = NETWORK, k
+    if isinstance(x, _TransportStart):
+        base = TRANSPORT
+        # BPF and nf_tables agree about the transport header only in IPv4, and only in a
+        # packet that is not a later fragment.
+        version = path.value(Load(NETWORK, 0, 1), 0xF0)
+        if version != 0x40 or path.value(Load(NETWORK, 6, 2), 0x1FFF) != 0:
+            path.exact = False
             return None
-        load = Load(base, offset, size)
-        way.loads(load)
-        return _Term(load, (1 << 8 * size) - 1)
+    elif isinstance(x, int):
+        offset += x
+    if not isinstance(x, int | _TransportStart) or offset > _MAX_OFFSET:
+        path.exact = False
+        return None
+    load = Load(base, offset, size)
+    path.require(load)
+    return _Term(load, (1 << 8 * size) - 1)
 
 
-def _literal(term: _Term, kind: int, to: int) -> Literal | bool:
-    """What a jump asks, of the load before it was shifted; a bool where it is always so."""
+def _condition(term: _Term, operation: int, operand: int) -> Condition | bool:
+    """A jump's comparison, in terms of the unshifted load; a bool if it is constant."""
     load, mask, shift = term.load, term.mask, term.shift
     right, left = max(shift, 0), max(-shift, 0)
-    low = to >> left if left else to << right
-    if kind == 0x40:  # jset
+    low = operand >> left if left else operand << right
+    if operation == bpf.JSET:
         mask &= low
-        return Literal(load, mask, "neq", 0) if mask else False
-    rest = to & ((1 << left) - 1)  # bits that a value shifted to the left never has
-    if kind == 0x10:
+        return Condition(load, mask, "neq", 0) if mask else False
+    rest = operand & ((1 << left) - 1)  # bits that are 0 in a value shifted to the left
+    if operation == bpf.JEQ:
         if rest or low & ~mask:
             return False
-        return Literal(load, mask, "eq", low) if mask else True
-    least = low + 1 if kind == 0x20 or rest else low
-    if kind == 0x20 and right:
-        least = (to + 1) << right
+        return Condition(load, mask, "eq", low) if mask else True
+    least = low + 1 if operation == bpf.JGT or rest else low
+    if operation == bpf.JGT and right:
+        least = (operand + 1) << right
     if least <= 0:
         return True
-    return Literal(load, mask, "gte", least) if least <= mask else False
+    return Condition(load, mask, "gte", least) if least <= mask else False
 
 
-def _calculated(op: int, a: _Value, by: _Value) -> _Value:
+def _arithmetic(operation: int, a: _Value, operand: _Value) -> _Value:
     """A after an arithmetic instruction."""
-    if not isinstance(by, int):
+    if not isinstance(operand, int):
         return None
-    if op in (0x20, 0x30) and by and not by & (by - 1):
-        op, by = (0x60 if op == 0x20 else 0x70), by.bit_length() - 1
+    if operation in (bpf.MUL, bpf.DIV) and operand and not operand & (operand - 1):
+        operation = bpf.LSH if operation == bpf.MUL else bpf.RSH
+        operand = operand.bit_length() - 1
     if isinstance(a, int):
-        return _number(op, a, by)
-    if op in (0x00, 0x10, 0x40, 0xA0) and by == 0:
+        return _number(operation, a, operand)
+    if operation in (bpf.ADD, bpf.SUB, bpf.OR, bpf.XOR) and operand == 0:
         return a
     if not isinstance(a, _Term):
         return None
     load, mask, shift = a.load, a.mask, a.shift
-    if op == 0x50:
-        mask &= by << shift if shift >= 0 else by >> -shift
-    elif op == 0x70:
-        by = min(by, 64)
-        shift += by
-    elif op == 0x60:
-        by = min(by, 64)
-        shift -= by
+    if operation == bpf.AND:
+        mask &= operand << shift if shift >= 0 else operand >> -shift
+    elif operation == bpf.RSH:
+        shift += min(operand, 64)
+    elif operation == bpf.LSH:
+        shift -= min(operand, 64)
     else:
         return None
+    # Bits that were shifted out, to either side, are gone.
     if shift >= 0:
-        # What has been shifted out is gone, to either side.
-        mask &= ~((1 << shift) - 1) & (_WORD << shift)
+        mask &= ~((1 << shift) - 1) & (bpf.WORD << shift)
     else:
-        mask &= _WORD >> -shift
+        mask &= bpf.WORD >> -shift
     return _Term(load, mask, shift) if mask else 0
 
 
-def _number(op: int, a: int, by: int) -> int | None:
-    if op in (0x60, 0x70):
-        by = min(by, 64)
-        return (a << by if op == 0x60 else a >> by) & _WORD
-    if op in (0x30, 0x90):
-        return a // by if op == 0x30 else a % by
-    if op == 0x80:
-        return -a & _WORD
-    simple = {0x00: a + by, 0x10: a - by, 0x20: a * by, 0x40: a | by, 0x50: a & by, 0xA0: a ^ by}
-    return simple[op] & _WORD if op in simple else None
+def _number(operation: int, a: int, operand: int) -> int | None:
+    if operation in (bpf.LSH, bpf.RSH):
+        operand = min(operand, 64)
+        return (a << operand if operation == bpf.LSH else a >> operand) & bpf.WORD
+    if operation in (bpf.DIV, bpf.MOD):
+        return a // operand if operation == bpf.DIV else a % operand
+    if operation == bpf.NEG:
+        return -a & bpf.WORD
+    simple = {
+        bpf.ADD: a + operand,
+        bpf.SUB: a - operand,
+        bpf.MUL: a * operand,
+        bpf.OR: a | operand,
+        bpf.AND: a & operand,
+        bpf.XOR: a ^ operand,
+    }
+    return simple[operation] & bpf.WORD if operation in simple else None

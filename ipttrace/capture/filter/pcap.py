@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A pcap-filter expression as the classic BPF that the kernel side runs.
+"""Compiles a pcap-filter expression to classic BPF, with libpcap.
 
-libpcap compiles it, for packets that begin with their network header
-(DLT_RAW, IPv4 and IPv6).  libpcap resolves host names as it always does.
-Called through ctypes, loaded only when there is an expression.  Must not
-import bcc, nor touch the kernel.
+The programs are for packets that begin with their network header (DLT_RAW: IPv4 and
+IPv6).  libpcap resolves host names, which can take seconds.  It is called through
+ctypes, and loaded only if there is an expression.  Must not import bcc, nor use the
+kernel.
 """
 
 from __future__ import annotations
@@ -13,53 +13,42 @@ import ctypes
 import re
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import opcodes as bpf
 from ipttrace.text import width
 
 INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS of linux/filter.h
-# libpcap's optimiser takes time by the square: this much is some seconds.
+# The time that libpcap's optimiser takes is quadratic: this takes some seconds.
 MAX_EXPRESSION: Final = 32768  # bytes
 
 _DLT_RAW: Final = 12
 _SNAPLEN: Final = 65535
 _NETMASK_UNKNOWN: Final = 0xFFFFFFFF
-# Loads from here on are no packet bytes but the kernel's own answers about the
+# Loads at these offsets do not read the packet, but what the kernel knows about the
 # skb (SKF_LL_OFF, SKF_NET_OFF, SKF_AD_OFF of linux/filter.h).
 _ANCILLARY: Final = 0xFFE00000
-_LD: Final = 0x00
-_ABS: Final = 0x20
-_JA: Final = 0x05
-# The instructions that classic BPF has (bpf_check_classic of net/core/filter.c).
-# libpcap's interpreter aborts the whole process at any other.
-_CODES: Final = frozenset(
-    (
-        *(0x00, 0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0x60, 0x80),  # ld
-        *(0x01, 0x61, 0x81, 0xB1, 0x02, 0x03),  # ldx, st, stx
-        # alu; to negate with a source (0x8C) is none: libpcap takes it for one and aborts.
-        *{op | source | 0x04 for op in range(0, 0xB0, 0x10) for source in (0, 8)} - {0x8C},
-        *(0x05, 0x15, 0x25, 0x35, 0x45, 0x1D, 0x2D, 0x3D, 0x4D),  # jmp
-        *(0x06, 0x16, 0x07, 0x87),  # ret, tax, txa
-    )
-)
 
-# Coarser than libpcap's own tokens, and never in the middle of one.
+# Coarser than libpcap's own tokens: a boundary is never inside one of them.
 _TOKEN: Final = re.compile(r"[\w.:\\-]+|&&|\|\||<<|>>|[<>=!]=|\S", re.ASCII)
-# Where libpcap's scanner meets this number it says so, unless its parser has
-# stumbled over something before: that is how the place is found.
+# libpcap's scanner rejects this number, unless its parser has failed before: that is how
+# the position of a syntax error is found.
 _BEACON: Final = "99999999999"
-_SHOWN: Final = 72
+_SHOWN: Final = 72  # characters of the expression in an error message
+
+Instructions = tuple[tuple[int, int, int, int], ...]
+"""A program: code, jt, jf and k of each instruction."""
 
 
 class FilterError(CaptureError):
-    """An expression that cannot be used.
+    """The expression, or the program, cannot be used.
 
-    `message` is one line, libpcap's own words where it has some; `position`
-    the place in the expression (characters), None where there is none to
-    point at.  str() is the message, and the expression with a caret under it.
+    `message` is one line, libpcap's own if it has one; `position` is where in the
+    expression the error is, in characters, or None if unknown.  str() is the message,
+    followed by the expression with a caret under that position.
     """
 
     def __init__(self, message: str, expr: str = "", position: int | None = None) -> None:
@@ -114,15 +103,18 @@ def _libpcap() -> ctypes.CDLL:
     return lib
 
 
+# A start asks for the same program several times.  Only the last one is kept, so that
+# names are resolved again when a user returns to an earlier filter.
+@lru_cache(maxsize=1)
 def compile(expr: str) -> bytes:
     """The program for `expr`: an array of struct sock_filter in host order.
 
-    b"" for an empty expression: everything matches.  Raises FilterError.
+    b"" if `expr` is empty: every packet matches.  Raises FilterError.
     """
     if not expr.strip():
         return b""
     if "\0" in expr:
-        raise FilterError("the expression holds a NUL character", expr, expr.index("\0"))
+        raise FilterError("the expression contains a NUL character", expr, expr.index("\0"))
     try:
         size = len(expr.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
@@ -130,7 +122,7 @@ def compile(expr: str) -> bytes:
     if size > MAX_EXPRESSION:
         raise FilterError(
             f"the expression is too long ({size} bytes, at most {MAX_EXPRESSION}): "
-            "name networks instead of single hosts"
+            "use networks instead of single hosts"
         )
     program, problem = _compile(expr, optimise=True)
     if problem:
@@ -138,57 +130,62 @@ def compile(expr: str) -> bytes:
         if position is not None and position >= len(expr.rstrip()):
             problem += " (the expression ends too early)"
         elif "memory exhausted" in problem:
-            problem += " (it is nested too deeply)"
+            problem += " (the expression is nested too deeply)"
         raise FilterError(problem, expr, position)
-    if why := _refusal(program):
-        raise FilterError(why)
+    if reason := _unusable(program):
+        raise FilterError(reason)
     return program
 
 
-def matches(program: bytes, packet: bytes) -> bool:
-    """Would `program` take `packet` (from its network header on)?
+@lru_cache(maxsize=4)
+def instructions(program: bytes) -> Instructions:
+    """The instructions of `program`.  Raises FilterError if it is not valid classic BPF."""
+    count, rest = divmod(len(program), INSTRUCTION.size)
+    if not rest:
+        code = tuple(INSTRUCTION.iter_unpack(program))
+        if all(op in bpf.ALL for op, *_ in code) and not _loops(code):
+            buffer = ctypes.create_string_buffer(program, len(program))
+            if _libpcap().bpf_validate(buffer, count):
+                return code
+    raise FilterError("not a valid classic BPF program")
 
-    Raises FilterError for bytes that are no valid program.
+
+def matches(program: bytes, packet: bytes) -> bool:
+    """Whether `program` matches `packet`, a complete one from its network header on.
+
+    Raises FilterError if `program` is not valid classic BPF.
     """
     if not program:
         return True
-    lib = _libpcap()
-    count, rest = divmod(len(program), INSTRUCTION.size)
+    count = len(instructions(program))
     code = ctypes.create_string_buffer(program, len(program))
-    known = not rest and all(op in _CODES for op, *_ in INSTRUCTION.iter_unpack(program))
-    if not known or _loops(program) or not lib.bpf_validate(code, count):
-        raise FilterError("these bytes are no classic BPF program")
     header = _PacketHeader(0, 0, len(packet), len(packet))
     head = _Program(count, ctypes.addressof(code))
-    return bool(lib.pcap_offline_filter(ctypes.byref(head), ctypes.byref(header), packet))
+    return bool(_libpcap().pcap_offline_filter(ctypes.byref(head), ctypes.byref(header), packet))
 
 
-def _refusal(program: bytes) -> str:
-    """Why this program of libpcap's is of no use inside iptables; empty when it is."""
-    count = len(program) // INSTRUCTION.size
-    if count > MAX_INSTRUCTIONS:
+def _unusable(program: bytes) -> str:
+    """Why a program made by libpcap cannot be used inside iptables; "" if it can."""
+    code = tuple(INSTRUCTION.iter_unpack(program))
+    if len(code) > MAX_INSTRUCTIONS:
         return (
-            f"the expression makes {count} instructions, the kernel takes {MAX_INSTRUCTIONS}: "
-            "name networks instead of single hosts"
+            f"the expression needs {len(code)} instructions, the kernel allows "
+            f"{MAX_INSTRUCTIONS}: use networks instead of single hosts"
         )
-    if _loops(program):
+    if _loops(code):
         return "protochain needs a loop, which filters in the kernel cannot have: use proto"
-    for code, _, _, k in INSTRUCTION.iter_unpack(program):
-        if code & 0xE7 == _LD | _ABS and k >= _ANCILLARY:
+    for op, _, _, k in code:
+        if op & (bpf.CLASS | bpf.MODE) == bpf.LD | bpf.ABS and k >= _ANCILLARY:
             return (
-                "it asks for what iptables has no answer to: "
-                "inbound, outbound, ifindex or a byte far outside the packet"
+                "not available inside iptables: "
+                "inbound, outbound, ifindex and bytes far outside the packet"
             )
     return ""
 
 
-def _loops(program: bytes) -> bool:
-    """Does it jump backwards, which libpcap allows itself and the kernel does not?"""
-    count = len(program) // INSTRUCTION.size
-    return any(
-        code == _JA and k >= count - at - 1
-        for at, (code, _, _, k) in enumerate(INSTRUCTION.iter_unpack(program))
-    )
+def _loops(code: Instructions) -> bool:
+    """Whether it jumps backwards, which libpcap allows itself and the kernel does not."""
+    return any(op == bpf.GOTO and k >= len(code) - at - 1 for at, (op, _, _, k) in enumerate(code))
 
 
 def _compile(expr: str, *, optimise: bool) -> tuple[bytes, str]:
@@ -196,13 +193,13 @@ def _compile(expr: str, *, optimise: bool) -> tuple[bytes, str]:
     lib = _libpcap()
     handle = lib.pcap_open_dead(_DLT_RAW, _SNAPLEN)
     if not handle:
-        raise FilterError("libpcap has no memory left")
+        raise FilterError("libpcap is out of memory")
     program = _Program()
     raw = expr.encode("utf-8", "surrogateescape")
     try:
         if lib.pcap_compile(handle, ctypes.byref(program), raw, optimise, _NETMASK_UNKNOWN):
-            said = lib.pcap_geterr(handle).decode("utf-8", "backslashreplace")
-            return b"", _shown(said) or "libpcap refuses it and does not say why"
+            message = lib.pcap_geterr(handle).decode("utf-8", "backslashreplace")
+            return b"", _printable(message) or "libpcap rejects it without a reason"
         try:
             assert program.instructions is not None
             size = program.length * INSTRUCTION.size
@@ -214,16 +211,16 @@ def _compile(expr: str, *, optimise: bool) -> tuple[bytes, str]:
 
 
 def _position(expr: str, problem: str) -> int | None:
-    """Where in `expr` the token stands that libpcap stumbled over; its length for the end.
+    """Where in `expr` the token begins that caused `problem`; len(expr) for its end.
 
-    libpcap says what, not where.  Its parser reads from left to right and stops
-    at the first error, so whether the first n tokens are enough to fail only
-    ever changes once, and bisection finds where.
+    libpcap reports what is wrong, not where.  Its parser reads from left to right and
+    stops at the first error: if the first n tokens fail, so do the first n + 1, and
+    bisection finds the smallest n.
     """
     tokens = list(_TOKEN.finditer(expr))
     if "syntax error" in problem:
         if _BEACON not in _compile(_BEACON, optimise=False)[1]:
-            return None  # a libpcap whose scanner does not look at numbers
+            return None  # the scanner of this libpcap does not check numbers
 
         def fails(count: int) -> bool:
             start = expr[: tokens[count - 1].end()]
@@ -234,35 +231,35 @@ def _position(expr: str, problem: str) -> int | None:
 
     named = re.search(r"unknown (?:host|network) '([^']+)'", problem)
     if named:
-        # Each further try could ask a name server that does not answer.
+        # Each further attempt could wait for a name server that does not answer.
         for token in tokens:
             if token[0] == named[1]:
                 return token.start()
         return None
 
-    def says_so(count: int) -> bool:
+    def has_problem(count: int) -> bool:
         return _compile(expr[: tokens[count - 1].end()], optimise=False)[1] == problem
 
-    count = _first(says_so, len(tokens))
+    count = _first(has_problem, len(tokens))
     return None if count is None else tokens[count - 1].start()
 
 
-def _first(true: Callable[[int], bool], end: int) -> int | None:
-    """The smallest n in 1…`end` for which `true`, which stays so; None where there is none."""
+def _first(test: Callable[[int], bool], end: int) -> int | None:
+    """The smallest n in 1…`end` that passes `test`, as all greater ones do; None if none does."""
     low, high = 1, end
-    if end < 1 or not true(end):
+    if end < 1 or not test(end):
         return None
     while low < high:
         middle = (low + high) // 2
-        if true(middle):
+        if test(middle):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _shown(text: str) -> str:
-    """`text` on one line, as many characters as before, with nothing a terminal obeys."""
+def _printable(text: str) -> str:
+    """`text` on one line, with as many characters, and no control characters."""
     return "".join(char if char.isprintable() else "?" if char.strip() else " " for char in text)
 
 
@@ -270,7 +267,7 @@ def _caret(expr: str, position: int) -> str:
     """Two lines: the expression, or the part of it around `position`, and the caret."""
     start = max(0, position - _SHOWN // 2)
     end = start + _SHOWN
-    before, after = _shown(expr[start:position]), _shown(expr[position:end])
+    before, after = _printable(expr[start:position]), _printable(expr[position:end])
     lead = "…" if start else ""
     tail = "…" if end < len(expr) else ""
     columns = len(lead) + width(before)

@@ -1,55 +1,60 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The netlink engine: traces without a module, in namespaces where we may.
+"""The netlink engine: traces nftables and legacy tables without a kernel module.
 
-A table of our own sets nf_trace; nftables and the legacy tables then tell what
-they do over netlink.  Nothing of it outlives us: the table belongs to a socket,
-and what else is changed is put back by a guard.  Must not import bcc.
+In each traced namespace a flip table sets nf_trace on packets that match EXPR; nftables
+and the legacy tables then report rule hits over netlink.  Nothing outlives the process:
+a socket owns the flip table, and a guard process restores the log setting.  Must not
+import bcc.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import select
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
-from ipttrace.capture import netns as namespaces
+from ipttrace.capture import netns
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.calls import Calls, Numbers, in_order
-from ipttrace.capture.netlink.legacy import logger as nf_log
-from ipttrace.capture.netlink.legacy.logger import LogSetting
-from ipttrace.capture.netlink.namespace import Space
-from ipttrace.capture.netlink.nft.decode import EVENT
-from ipttrace.capture.netlink.reader import Reader
-from ipttrace.capture.rules.netlink_watch import Change, LegacyChange
+from ipttrace.capture.netlink.calls import Calls, in_order
+from ipttrace.capture.netlink.changes import NftChange
+from ipttrace.capture.netlink.context import RunContext
+from ipttrace.capture.netlink.events import EVENT
+from ipttrace.capture.netlink.legacy import logger
+from ipttrace.capture.netlink.namespace import TracedNamespace
+from ipttrace.capture.netlink.reader import MailboxReader
+from ipttrace.stream.messages import Books
 from ipttrace.stream.record import ENTRY, Records
 
-# The kernel takes so much memory for messages only while they are not read.
+# Bytes; the kernel uses this memory only for messages that have not been read.
 DEFAULT_BUFFER: Final = 128 << 20
-_LEAST_ROOM: Final = 4 << 20
-# Messages wait so long, ns: those of one packet come by several ways, and a new
-# ruleset is told of a moment after it took effect.
+_LEAST_BUFFER: Final = 4 << 20  # of one namespace
+# How long messages wait, ns: those of one packet come from several sockets, and a new
+# ruleset is announced after it took effect.
 _HOLD: Final = 20_000_000
-_LOOK_EVERY: Final = 2.0  # s, for namespaces that come and go
+_SCAN_EVERY: Final = 2.0  # s, for new namespaces, namespaces that are gone, new legacy tables
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`program`: sock_filter[] or nothing; `netns`: as namespaces.inode takes it, "all",
-    or None for our own; `buffer`: bytes of all namespaces together; `legacy`: trace legacy
-    tables too; `first`: of the numbers of calls and journeys."""
+    """What to trace, and how.
+
+    `program`: the filter, sock_filter[], empty for all packets; `netns`: see netns.inode,
+    "all", or None for this process's own; `buffer`: bytes for messages in the kernel, of
+    all namespaces together; `legacy`: trace legacy tables too; `first`: the first number
+    of calls and journeys.
+    """
 
     program: bytes = b""
     netns: str | None = None
@@ -58,8 +63,8 @@ class Options:
     first: int = 1
 
 
-class Wakes:
-    """What the agent waits for."""
+class WakeSources:
+    """The descriptors for which the agent waits; the engine's `buffers`."""
 
     def __init__(self, fd: int) -> None:
         self.cpus = os.cpu_count() or 1
@@ -68,7 +73,7 @@ class Wakes:
         self.watch(fd)
 
     def watch(self, fd: int) -> None:
-        """Makes `wait` return when `fd` can be read, too."""
+        """Makes `wait` return when `fd` is readable, too."""
         self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
@@ -76,7 +81,10 @@ class Wakes:
         self._epoll.unregister(fd)
 
     def wait(self, seconds: float) -> set[int]:
-        """Waits until much has come, a watched fd is readable, or time is up."""
+        """Waits until many messages have come, a watched fd is readable, or time is up.
+
+        Returns the readable descriptors.
+        """
         ready = {fd for fd, _ in self._epoll.poll(seconds)}
         if self._fd in ready:
             with contextlib.suppress(BlockingIOError):
@@ -88,291 +96,275 @@ class Wakes:
 
 
 class NetlinkEngine:
-    """Armed from construction to `close`, but from each `disarm` to the next `arm`."""
+    """The engine; armed when it is made.
+
+    Raises CaptureError if nothing can be traced.
+    """
 
     name: Final = "netlink"
 
     def __init__(self, options: Options) -> None:
-        self.notes: list[tuple[str, str]] = []
+        context = self._context = RunContext(options.first, legacy=options.legacy)
+        self.notes = context.notes
+        self.changes = context.changes  # of rules, for the watch that reads their texts
         self.over = ""  # why there is nothing left to trace
         self._options = options
         self._compiled = nft_filter.compile(options.program)
-        self._numbers = Numbers(options.first)
-        self._generation = 0
         self._armed = False
         self._delivered = [0, 0, 0]
-        # Of the last `take`: where journeys began, and the priority of each entry's chain.
+        # Of the last `take`: flips (EVENT), and the priority of each entry's chain.
         self.flips = np.zeros(0, EVENT)
-        self.before = 0  # what was read before is in it, CLOCK_MONOTONIC ns
         self.priorities = np.zeros(0, np.int32)
-        self._gone = _Sums()  # of namespaces that were left
-        self._rest: list[Calls] = []  # of such, for the next `take`
-        self._rest_flips: list[Array] = []
-        self._spaces: dict[int, Space] = {}
-        self._refused: set[int] = set()
-        self.changes: queue.Queue[Change | LegacyChange] = queue.Queue()
-        self._look_due = 0.0
+        self.before = 0  # it returned what had been read before, CLOCK_MONOTONIC ns
+        # Of namespaces that were removed: counters; calls and flips for the next `take`.
+        self._removed = _Counters()
+        self._removed_calls: list[Calls] = []
+        self._removed_flips: list[Array] = []
+        self._namespaces: dict[int, TracedNamespace] = {}  # by inode
+        self._untraceable: set[int] = set()  # inodes
+        self._scan_due = 0.0
         with contextlib.ExitStack() as stack:
-            # Only this thread enters namespaces: the others' /proc/self stays what it is.
+            # Only this thread enters namespaces, so that /proc/self stays the same for others.
             self._worker = ThreadPoolExecutor(1, "ipttrace-netns")
             stack.callback(self._worker.shutdown)
-            self._reader = Reader()
+            self._reader = MailboxReader()
             stack.callback(self._reader.close)
-            self.buffers = Wakes(self._reader.wake)
+            self.buffers = WakeSources(self._reader.wake)
             stack.callback(self.buffers.close)
-            self._setting: LogSetting | None = None
-            self._setting_stack = stack.enter_context(contextlib.ExitStack())
-            stack.callback(self._leave_all)
+            stack.callback(context.close)
+            stack.callback(self._remove_all)
             if options.legacy:
-                self.notes += [("warn", said) for said in self._there(nf_log.repair)]
-            self._begin()
+                for repaired in self._in_worker(logger.repair):
+                    context.warn(repaired)
+            self._add_first()
             self.arm()
             self._stack = stack.pop_all()
 
     # -- namespaces
 
-    def _begin(self) -> None:
-        if self._options.netns == namespaces.ALL:
-            self._look()
-            if not self._spaces:
-                raise CaptureError(self.notes[-1][1] if self.notes else "nothing can be traced")
+    def _add_first(self) -> None:
+        if self._options.netns == netns.ALL:
+            self._scan()
+            if not self._namespaces:
+                last_note = self.notes[-1][1] if self.notes else ""
+                raise CaptureError(last_note or "no network namespace can be traced")
             return
         if self._options.netns is None:
             path = "/proc/self/ns/net"
             inode = os.stat(path).st_ino
         else:
-            inode = namespaces.inode(self._options.netns)
-            path = namespaces.paths(inode).get(inode, "/proc/self/ns/net")
-        self._enter(inode, path)
+            inode = netns.inode(self._options.netns)
+            path = netns.paths(inode).get(inode, "/proc/self/ns/net")
+        self._add(inode, path)
 
-    def _there(self, do: Callable[[], _T]) -> _T:
+    def _in_worker(self, do: Callable[[], _T]) -> _T:
+        """Calls `do` in the thread that enters namespaces."""
         return self._worker.submit(do).result()
 
-    def _enter(self, inode: int, path: str) -> None:
-        share = self._options.buffer // max(1, len(self._spaces) + 1)
+    def _add(self, inode: int, path: str) -> None:
+        share = self._options.buffer // max(1, len(self._namespaces) + 1)
 
-        def make() -> Space:
+        def make() -> TracedNamespace:
             try:
-                return Space(
-                    path,
-                    inode,
-                    max(share, _LEAST_ROOM),
-                    self._numbers,
-                    self._next_generation,
-                    self.changes.put,
-                    self._note,
-                    self._make_setting if self._options.legacy else None,
-                )
+                return TracedNamespace(path, inode, max(share, _LEAST_BUFFER), self._context)
             except PermissionError as error:
                 raise CaptureError(
-                    "another network namespace can be entered by root only: run with sudo"
+                    "only root can enter another network namespace: run with sudo"
                 ) from error
             except OSError as error:
                 raise CaptureError(f"the network namespace cannot be entered: {error}") from error
 
-        space = self._there(make)
-        self._reader.add(space.box)
-        self._spaces[inode] = space
+        namespace = self._in_worker(make)
+        self._reader.add(namespace.mailbox)
+        self._namespaces[inode] = namespace
         if self._armed:
-            self._arm(space)
+            self._arm(namespace)
 
-    def _arm(self, space: Space) -> None:
-        def arm() -> None:
-            space.arm(self._compiled)
-
+    def _arm(self, namespace: TracedNamespace) -> None:
         try:
-            self._there(arm)
+            self._in_worker(partial(namespace.arm, self._compiled))
         except OSError as error:
-            raise CaptureError(f"{space.title} cannot be entered: {error}") from error
+            raise CaptureError(f"{namespace.title} cannot be entered: {error}") from error
         finally:
-            self._hear_lines(space)
+            self._read_legacy(namespace)
 
-    def _hear_lines(self, space: Space) -> None:
-        if space.lines is not None:
-            self._reader.add(space.lines.box)
+    def _read_legacy(self, namespace: TracedNamespace) -> None:
+        if namespace.legacy is not None:
+            self._reader.add(namespace.legacy.mailbox)
 
-    def _make_setting(self) -> LogSetting:
-        if self._setting is None:
-            self._setting = LogSetting()
-            self._setting_stack.callback(self._setting.give_back)
-        return self._setting
-
-    def _leave(self, space: Space, why: str = "") -> None:
-        del self._spaces[space.inode]
-        self.changes.put(Change(space.path, space.inode, None, 0))
-        self._reader.remove(space.box)
-        if space.lines is not None:
-            self._reader.remove(space.lines.box)
-        self._reader.taken(space.hear())
+    def _remove(self, namespace: TracedNamespace) -> None:
+        """Stops tracing a namespace; keeps its finished calls for the next `take`."""
+        del self._namespaces[namespace.inode]
+        self.changes.put(NftChange(namespace.path, namespace.inode, None, 0))
+        self._reader.remove(namespace.mailbox)
+        if namespace.legacy is not None:
+            self._reader.remove(namespace.legacy.mailbox)
+        self._reader.taken(namespace.receive())
         if self._armed:
-            space.end()
-            self._rest += self._calls(space, 1 << 63)
-            self._rest_flips.append(space.journeys.flips)
-        self._gone.add(space, self._there)
+            namespace.freeze_rules()
+            self._removed_calls += self._calls(namespace, 1 << 63)
+            self._removed_flips.append(namespace.journeys.flips)
+        self._removed.add(namespace, self._flipped(namespace))
         with contextlib.suppress(CaptureError, OSError):
-            self._there(space.close)
-        if why:
-            self._note("warn", f"{space.title} {why}")
+            self._in_worker(namespace.close)
 
-    def _leave_all(self) -> None:
-        for space in list(self._spaces.values()):
-            self._leave(space)
+    def _remove_all(self) -> None:
+        for namespace in list(self._namespaces.values()):
+            self._remove(namespace)
 
-    def _look(self) -> None:
-        """Which namespaces have come, and which have gone."""
-        self._look_due = time.monotonic() + _LOOK_EVERY
+    def _scan(self) -> None:
+        """Adds new namespaces, removes those that are gone, and finds new legacy tables."""
+        self._scan_due = time.monotonic() + _SCAN_EVERY
         found = {}
         if self._options.netns is not None:
-            found = self._there(lambda: namespaces.paths(None))
-            for space in list(self._spaces.values()):
-                if space.inode not in found:
-                    self._leave(space, "has gone: it is not traced any more")
+            found = self._in_worker(lambda: netns.paths(None))
+            for namespace in list(self._namespaces.values()):
+                if namespace.inode not in found:
+                    self._remove(namespace)
+                    self._context.warn(f"{namespace.title} is gone: it is no longer traced")
                 else:
-                    space.path = found[space.inode]
-        for space in self._spaces.values():
-            # Tables come with the first command that looks at them.
+                    namespace.path = found[namespace.inode]
+        for namespace in self._namespaces.values():
+            # The kernel creates legacy tables when a command first reads them.
             with contextlib.suppress(OSError):
-                if self._armed and self._there(space.find_legacy):
-                    self._hear_lines(space)
-        if self._options.netns == namespaces.ALL:
-            # Numbers are used again.
-            self._refused &= found.keys()
-            for inode in found.keys() - self._spaces.keys() - self._refused:
-                self._try_to_enter(inode, found[inode])
-        elif not self._spaces and not self.over:
+                if self._armed and self._in_worker(namespace.find_legacy):
+                    self._read_legacy(namespace)
+        if self._options.netns == netns.ALL:
+            # An inode that is gone may come back as another namespace.
+            self._untraceable &= found.keys()
+            for inode in found.keys() - self._namespaces.keys() - self._untraceable:
+                self._try_to_add(inode, found[inode])
+        elif not self._namespaces and not self.over:
             self.over = "gone"
 
-    def _try_to_enter(self, inode: int, path: str) -> None:
+    def _try_to_add(self, inode: int, path: str) -> None:
         try:
-            self._enter(inode, path)
+            self._add(inode, path)
         except CaptureError as error:
-            if inode in self._spaces:
-                self._leave(self._spaces[inode])
-            self._refused.add(inode)
-            self._note("warn", f"network namespace {inode} is not traced: {error}")
-
-    def _note(self, level: str, text: str) -> None:
-        self.notes.append((level, text))
-
-    def _next_generation(self) -> int:
-        self._generation += 1
-        return self._generation
+            if inode in self._namespaces:
+                self._remove(self._namespaces[inode])
+            self._untraceable.add(inode)
+            self._context.warn(f"network namespace {inode} is not traced: {error}")
 
     # -- as every engine
 
     def arm(self) -> None:
-        """Starts, and starts again after `disarm`, with the filter in force."""
-
-        for space in list(self._spaces.values()):
+        """Starts tracing with the current filter.  Raises CaptureError."""
+        for namespace in list(self._namespaces.values()):
             try:
-                self._arm(space)
+                self._arm(namespace)
             except CaptureError as error:
-                if self._options.netns != namespaces.ALL or len(self._spaces) == 1:
+                if self._options.netns != netns.ALL or len(self._namespaces) == 1:
                     raise
-                self._leave(space)
-                self._refused.add(space.inode)
-                self._note("warn", f"{space.title} is not traced: {error}")
+                self._remove(namespace)
+                self._untraceable.add(namespace.inode)
+                self._context.warn(f"{namespace.title} is not traced: {error}")
         self._armed = True
 
     def filter(self, program: bytes) -> None:
-        """Replaces the filter, at once, without a gap; where disarmed, for the next `arm`."""
+        """Replaces the filter at once, without a gap; if disarmed, for the next `arm`.
+
+        Raises CaptureError, FilterError.
+        """
         compiled = nft_filter.compile(program)
 
         def change() -> None:
-            for space in self._spaces.values():
-                space.filter(compiled)
+            for namespace in self._namespaces.values():
+                namespace.filter(compiled)
 
         if self._armed:
-            self._there(change)
+            self._in_worker(change)
         self._compiled = compiled
         self._options = replace(self._options, program=program)
 
     def disarm(self) -> None:
-        """No packet is flipped after this; what was told of is there to be taken."""
+        """No packet is flipped after this; calls reported before can still be taken.
+
+        Raises CaptureError.
+        """
 
         def disarm() -> None:
-            for space in self._spaces.values():
-                space.disarm()
+            for namespace in self._namespaces.values():
+                namespace.disarm()
 
-        self._there(disarm)
+        self._in_worker(disarm)
         self._armed = False
 
     def take(self) -> list[Records]:
-        """All records of calls that are finished by now: entries, rules, exits."""
+        """The records of calls that have finished: entries, rules, exits."""
         if not self._armed:
             self._reader.flush()
-        elif time.monotonic() >= self._look_due:
-            self._look()
+        elif time.monotonic() >= self._scan_due:
+            self._scan()
         before = self.before = time.monotonic_ns() - (_HOLD if self._armed else -1)
-        found, self._rest = self._rest, []
-        flips, self._rest_flips = self._rest_flips, []
-        for space in self._spaces.values():
-            self._reader.taken(space.hear())
+        found, self._removed_calls = self._removed_calls, []
+        flips, self._removed_flips = self._removed_flips, []
+        for namespace in self._namespaces.values():
+            self._reader.taken(namespace.receive())
             try:
-                self._there(partial(space.follow, now=not self._armed))
+                self._in_worker(partial(namespace.update_rules, force=not self._armed))
             except (FileNotFoundError, ProcessLookupError):
-                self._look_due = 0.0  # it has gone, or there is another way to it
+                self._scan_due = 0.0  # it is gone, or another path leads to it now
                 if not self._armed:
-                    space.end()
-            found += self._calls(space, before)
-            flips.append(space.journeys.flips)
+                    namespace.freeze_rules()
+            found += self._calls(namespace, before)
+            flips.append(namespace.journeys.flips)
         self.flips = np.concatenate(flips) if flips else np.zeros(0, EVENT)
         records, self.priorities = in_order(found or [Calls.none()])
         for kind, part in enumerate(records):
             self._delivered[kind] += len(part)
         return records
 
-    def _calls(self, space: Space, before: int) -> list[Calls]:
+    def _calls(self, namespace: TracedNamespace, before: int) -> list[Calls]:
         found = []
-        for calls in space.take(before):
+        for calls in namespace.take(before):
             for entries in (calls.entries, calls.cut):
-                self._name(space, entries)
+                self._name(namespace, entries)
             if len(calls.entries) or len(calls.cut):
                 found.append(calls)
         return found
 
     @property
     def wake(self) -> int:
-        """A descriptor that can be read once much has come."""
+        """A descriptor that is readable when many messages have come."""
         return self._reader.wake
 
     def flush(self) -> None:
-        """Reads what has been written until now."""
+        """Reads all messages that the kernel has sent until now."""
         self._reader.flush()
 
     def drain_wake(self) -> None:
-        """Has been woken."""
+        """Makes `wake` not readable, until many messages have come again."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._reader.wake)
 
-    def _name(self, space: Space, entries: Records) -> None:
+    def _name(self, namespace: TracedNamespace, entries: Records) -> None:
         if len(entries):
             devices = np.concatenate([entries["in_ifindex"], entries["out_ifindex"]])
-            if unnamed := space.unnamed(devices):
-                self._there(partial(space.look_up, unnamed))
-            space.name(entries)
+            if unnamed := namespace.unnamed(devices):
+                self._in_worker(partial(namespace.look_up, unnamed))
+            namespace.name(entries)
 
     def lost_exits(self) -> int:
-        """What was lost are messages: which calls they were of is not known."""
+        """Always 0: messages are lost, and which calls they were of is unknown."""
         return 0
 
-    def books(self) -> dict[str, Any]:
-        """The counters of this moment.
+    def books(self) -> Books:
+        """The current counters.
 
-        lost: messages that a socket had no room for, as the kernel counts them, and
-        those that nobody here can read, each of which would have been a rule or a
-        call's end; missed: packets of which their headers do not tell whether they were
-        asked for, and once disarmed those that the kernel flipped and no message told
-        of, and runs that were not told whole.
+        lost: messages for which a socket had no room, as the kernel counts them, and
+        messages that cannot be decoded; each would have been a rule or the end of a call.
+        missed: packets whose captured headers do not decide whether EXPR matches; once
+        disarmed also flips without a message, and calls with messages missing.
         """
-        sums = _Sums()
-        for space in self._spaces.values():
-            sums.add(space, self._there)
-        sums.join(self._gone)
+        sums = _Counters()
+        for namespace in self._namespaces.values():
+            sums.add(namespace, self._flipped(namespace))
+        sums.join(self._removed)
         missed = sums.undecided
         if not self._armed:
             missed += max(0, sums.flipped - sums.begun - sums.lost)
-            # Where the kernel has no memory for a message, nobody counts it.
+            # The kernel does not count messages for which it could not allocate memory.
             missed += max(0, sums.broken - sums.lost)
         lost = [0, sums.lost, 0]
         due = [a + b for a, b in zip(self._delivered, lost, strict=True)]
@@ -388,17 +380,22 @@ class NetlinkEngine:
             "delivered": list(self._delivered),
             "lost": lost,
             "missed": missed,
-            "filter": self._compiled.words,
+            "filter": self._compiled.location,
         }
 
     def close(self) -> None:
-        """Gives everything back; the host is as it was."""
+        """Disarms and restores everything on the host that the engine changed."""
         self._stack.close()
+
+    def _flipped(self, namespace: TracedNamespace) -> int:
+        with contextlib.suppress(CaptureError):
+            return self._in_worker(namespace.flipped)
+        return 0
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Counters of some namespaces."""
+class _Counters:
+    """Sums of the counters of several namespaces."""
 
     lost: int = 0
     flipped: int = 0
@@ -407,15 +404,14 @@ class _Sums:
     undecided: int = 0
     broken: int = 0
 
-    def add(self, space: Space, there: Any = None) -> None:
-        self.lost += space.lost
-        with contextlib.suppress(CaptureError):
-            self.flipped += there(space.flipped) if there else space.flipped()
-        self.begun += space.journeys.begun
-        self.refused += space.refused
-        self.undecided += space.undecided
-        self.broken += space.broken
+    def add(self, namespace: TracedNamespace, flipped: int) -> None:
+        self.lost += namespace.lost
+        self.flipped += flipped
+        self.begun += namespace.journeys.begun
+        self.refused += namespace.refused
+        self.undecided += namespace.undecided
+        self.broken += namespace.broken
 
-    def join(self, other: _Sums) -> None:
-        for name in _Sums.__slots__:
+    def join(self, other: _Counters) -> None:
+        for name in _Counters.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filters said in nf_tables' words take what libpcap takes: the same, or more where they say so."""
+"""Filters as nf_tables rules match what libpcap matches, or more if they are not exact."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ V6 = ["2001:db8::1", "2001:db8:8000::1", "2001:db9::1", "ff02::1", "::"]
 PORTS = [22, 53, 54, 60, 80, 443, 1000, 1500, 2000, 2001]
 
 
-def upper(rng: random.Random, proto: int) -> bytes:
+def transport(rng: random.Random, proto: int) -> bytes:
     sport, dport = rng.choice(PORTS), rng.choice([*PORTS, rng.randrange(65536)])
     rest = rng.randbytes(rng.choice([0, 1, 4, 30, 300]))
     if proto == 6:
@@ -120,7 +120,7 @@ def ipv4(rng: random.Random) -> bytes:
     proto = rng.choice([1, 6, 6, 17, 17, 47, 132, rng.randrange(256)])
     words = rng.choice([5, 5, 5, 6, 15, rng.randrange(16)])
     fragment = rng.choice([0, 0, 0, 0x4000, 0x2000, 0x2003, 3, 0x1FFF])
-    payload = rng.randbytes(max(0, words - 5) * 4) + upper(rng, proto)
+    payload = rng.randbytes(max(0, words - 5) * 4) + transport(rng, proto)
     ttl = rng.choice([0, 1, 4, 5, 64, 128, 200, 255, rng.randrange(256)])
     head = struct.pack(">BBHHHBBH", 0x40 | words, rng.choice([0, 2, 16, 255]), 20 + len(payload),
                        rng.randrange(65536), fragment, ttl, proto, 0)  # fmt: skip
@@ -129,7 +129,7 @@ def ipv4(rng: random.Random) -> bytes:
 
 def ipv6(rng: random.Random) -> bytes:
     proto = rng.choice([6, 17, 58, 132, rng.randrange(256)])
-    payload = upper(rng, proto)
+    payload = transport(rng, proto)
     following = proto
     if rng.random() < 0.2:
         following = 44
@@ -141,11 +141,11 @@ def ipv6(rng: random.Random) -> bytes:
 
 
 def packet(rng: random.Random) -> bytes:
-    whole = (ipv4 if rng.random() < 0.6 else ipv6)(rng)
+    complete = (ipv4 if rng.random() < 0.6 else ipv6)(rng)
     chance = rng.random()
     if chance < 0.25:
-        return whole[: rng.randrange(min(len(whole), 70) + 1)]
-    return rng.randbytes(rng.randrange(80)) if chance > 0.97 else whole
+        return complete[: rng.randrange(min(len(complete), 70) + 1)]
+    return rng.randbytes(rng.randrange(80)) if chance > 0.97 else complete
 
 
 @cache
@@ -159,67 +159,68 @@ def compiled(expr: str) -> Compiled:
 
 
 @pytest.mark.parametrize("expr", EXACT)
-def test_rules_take_just_what_libpcap_takes(expr: str) -> None:
+def test_exact_rules_match_what_libpcap_matches(expr: str) -> None:
     rules = compiled(expr)
     assert rules.exact
-    assert rules.words.startswith("in the kernel (")
+    assert rules.location.startswith("in the kernel (")
     for one in packets():
-        assert rules.takes(one) == pcapfilter.matches(rules.program, one), one.hex()
+        assert rules.matches(one) == pcapfilter.matches(rules.program, one), one.hex()
 
 
 @pytest.mark.parametrize("expr", INEXACT, ids=lambda expr: expr[:40])
-def test_where_rules_cannot_say_it_they_take_more_and_never_less(expr: str) -> None:
+def test_rules_that_are_not_exact_match_more_and_never_less(expr: str) -> None:
     rules = compiled(expr)
     assert not rules.exact
-    assert rules.words.endswith("on the delivered headers")
+    assert rules.location.endswith("on the delivered headers")
     for one in packets():
-        assert rules.takes(one) or not pcapfilter.matches(rules.program, one), one.hex()
+        assert rules.matches(one) or not pcapfilter.matches(rules.program, one), one.hex()
 
 
-def columns(of: list[bytes], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    room = np.zeros((len(of), width), np.uint8)
-    for i, one in enumerate(of):
-        room[i, : min(len(one), width)] = list(one[:width])
-    lens = np.array([len(one) for one in of], np.uint32)
-    return room, np.minimum(lens, width), lens
+def columns(found: list[bytes], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Packets, caplens and lens as `matches` gets them, with `width` bytes delivered."""
+    headers = np.zeros((len(found), width), np.uint8)
+    for i, one in enumerate(found):
+        headers[i, : min(len(one), width)] = list(one[:width])
+    lens = np.array([len(one) for one in found], np.uint32)
+    return headers, np.minimum(lens, width), lens
 
 
 @pytest.mark.parametrize("expr", ["", *EXACT, *INEXACT], ids=lambda expr: expr[:40])
-def test_delivered_headers_are_checked_as_libpcap_does(expr: str) -> None:
+def test_delivered_headers_are_checked_as_by_libpcap(expr: str) -> None:
     program = pcapfilter.compile(expr)
     truth = np.array([pcapfilter.matches(program, one) for one in packets()])
-    # WHEN the packets are there as a whole THEN all is told
+    # WHEN the packets are complete THEN all are decided
     taken, unknown = nft_filter.matches(program, *columns(packets(), 512))
     assert not unknown.any()
     assert (taken == truth).all()
-    # WHEN only their first bytes are THEN what is told is true, and the rest is said
+    # WHEN only their first bytes are delivered THEN each is decided rightly, or reported
     for width in (20, 40, 60):
         taken, unknown = nft_filter.matches(program, *columns(packets(), width))
         assert not (taken & unknown).any()
         assert (taken == truth)[~unknown].all()
 
 
-def test_what_needs_a_byte_that_was_not_delivered_cannot_be_told() -> None:
+def test_a_packet_that_needs_an_undelivered_byte_is_undecided() -> None:
     rng = random.Random(3)
-    whole = ipv4(rng)[:12] + bytes(8) + bytes(40)
-    whole = b"\x45" + whole[1:6] + b"\0\0\x40\x11" + whole[10:]
+    complete = ipv4(rng)[:12] + bytes(8) + bytes(40)
+    complete = b"\x45" + complete[1:6] + b"\0\0\x40\x11" + complete[10:]
     program = pcapfilter.compile("udp port 53")
-    for caplen in range(len(whole) + 1):
-        room, _, lens = columns([whole], 128)
-        taken, unknown = nft_filter.matches(program, room, np.array([caplen]), lens)
-        # The ports are in bytes 20 to 23: without them there is no answer.
+    for caplen in range(len(complete) + 1):
+        headers, _, lens = columns([complete], 128)
+        taken, unknown = nft_filter.matches(program, headers, np.array([caplen]), lens)
+        # The ports are bytes 20 to 23.
         assert (taken[0], unknown[0]) == (False, caplen < 24)
 
 
-def test_no_filter_is_one_rule_that_takes_everything() -> None:
+def test_no_filter_is_one_rule_that_matches_everything() -> None:
     rules = nft_filter.compile(b"")
     assert rules.rules == ((),)
     assert rules.exact
-    assert rules.words == "every packet"
-    assert rules.takes(b"")
+    assert rules.location == "every packet"
+    assert rules.matches(b"")
 
 
-def test_a_rule_says_what_it_needs_to_and_no_more() -> None:
+def test_a_rule_has_only_the_checks_it_needs() -> None:
     rules = compiled("tcp dst port 443 and ip")
     assert rules.rules == (
         (
@@ -229,7 +230,7 @@ def test_a_rule_says_what_it_needs_to_and_no_more() -> None:
             Check(Load("transport", 2, 2), 0xFFFF, (("eq", 443),)),
         ),
     )
-    assert rules.words == "in the kernel (1 nft rule)"
+    assert rules.location == "in the kernel (1 nft rule)"
 
 
 @pytest.mark.parametrize(
@@ -249,15 +250,15 @@ def test_a_huge_filter_makes_few_rules(expr: str) -> None:
     assert sum(check.expressions for rule in rules.rules for check in rule) <= MAX_EXPRESSIONS
     for one in packets()[:500]:
         taken = pcapfilter.matches(rules.program, one)
-        assert rules.takes(one) == taken if rules.exact else rules.takes(one) >= taken
+        assert rules.matches(one) == taken if rules.exact else rules.matches(one) >= taken
 
 
 def instructions(*code: tuple[int, int, int, int]) -> bytes:
     return b"".join(struct.pack("=HBBI", *one) for one in code)
 
 
-def test_ports_are_only_said_where_the_packet_is_known_to_begin_with_them() -> None:
-    # GIVEN programs that look for a port without asking for the version, or for fragments
+def test_rules_check_ports_only_in_packets_known_to_have_them() -> None:
+    # GIVEN programs that compare a port without checking the version, or fragments
     load = ((0xB1, 0, 0, 0), (0x48, 0, 0, 0), (0x15, 0, 1, 53), (0x06, 0, 0, 1), (0x06, 0, 0, 0))
     version = ((0x30, 0, 0, 0), (0x54, 0, 0, 0xF0), (0x15, 0, 4, 0x40))
     first = ((0x28, 0, 0, 6), (0x45, 3, 0, 0x1FFF))
@@ -265,15 +266,15 @@ def test_ports_are_only_said_where_the_packet_is_known_to_begin_with_them() -> N
     programs = [instructions(*load), instructions(*version, *load, *end)]
     programs.append(instructions(*first, *load, *end))
     for program in programs:
-        # THEN the rules leave the port out: nf_tables would find none in a later fragment
+        # THEN the rules leave out the port: nf_tables finds none in a later fragment
         rules = nft_filter.compile(program)
         assert not rules.exact
-        assert all(rules.takes(one) or not pcapfilter.matches(program, one) for one in packets())
+        assert all(rules.matches(one) or not pcapfilter.matches(program, one) for one in packets())
         assert all(check.load.base != "transport" for rule in rules.rules for check in rule)
 
 
-def test_a_packet_that_ends_before_a_byte_that_is_loaded_is_not_taken() -> None:
-    # GIVEN a load whose value nobody asks for, on one of two ways to the same answer
+def test_a_packet_that_ends_before_a_loaded_byte_does_not_match() -> None:
+    # GIVEN a load whose value is not used, on one of two paths to the same answer
     program = instructions(
         (0x30, 0, 0, 8), (0x15, 1, 0, 1), (0x30, 0, 0, 60), (0x06, 0, 0, 1)
     )  # fmt: skip
@@ -284,16 +285,16 @@ def test_a_packet_that_ends_before_a_byte_that_is_loaded_is_not_taken() -> None:
             one = bytes(8) + bytes([value]) + bytes(70)
             wanted = size >= 61 or (size >= 9 and value == 1)
             assert pcapfilter.matches(program, one[:size]) == wanted
-            assert rules.takes(one[:size]) == wanted
+            assert rules.matches(one[:size]) == wanted
 
 
-def test_what_is_no_program_is_refused_in_one_line() -> None:
+def test_an_invalid_program_is_refused_in_one_line() -> None:
     for bad in (b"1234567", b"\xff" * 8):
-        with pytest.raises(pcapfilter.FilterError, match="no classic BPF program"):
+        with pytest.raises(pcapfilter.FilterError, match="not a valid classic BPF program"):
             nft_filter.compile(bad)
 
 
-# Loads near the start, so that random packets often pass; then tests, then an answer.
+# Loads near the start, so that random packets often reach them.
 LOADS = st.tuples(
     st.sampled_from([0x20, 0x28, 0x30, 0x48, 0x50, 0x80, 0xB1, 0x00, 0x01, 0x60, 0x61]),
     st.just(0), st.just(0), st.integers(0, 12),
@@ -308,7 +309,7 @@ JUMPS = st.tuples(
 )  # fmt: skip
 
 
-# A bit that is set, in a word that is nothing: no packet goes this way.
+# A bit that is set, in a word that is 0: no packet takes this path.
 IMPOSSIBLE = [
     (0x20, 0, 0, 1),
     (0x45, 1, 0, 1),
@@ -321,11 +322,11 @@ IMPOSSIBLE = [
 @settings(max_examples=600, deadline=None)
 @given(st.lists(st.one_of(LOADS, PLAIN, JUMPS), max_size=24), st.integers(0, 2**32))
 @example(IMPOSSIBLE, 0)
-def test_no_program_whatever_makes_rules_that_miss_a_packet(
+def test_the_rules_of_no_program_miss_a_packet(
     code: list[tuple[int, int, int, int]], seed: int
 ) -> None:
     ends = [(0x06, 0, 0, 0), (0x06, 0, 0, 1), (0x16, 0, 0, 0), (0x06, 0, 0, 0), (0x06, 0, 0, 1)]
-    # libpcap's memory holds anything until it is written to.
+    # libpcap's scratch memory is not initialised.
     start = [(0x02, 0, 0, k) for k in range(16)]
     program = b"".join(struct.pack("=HBBI", *one) for one in [*start, *code, *ends])
     rules = nft_filter.compile(program)
@@ -336,4 +337,15 @@ def test_no_program_whatever_makes_rules_that_miss_a_packet(
     assert not unknown.any()
     assert (taken == truth).all()
     for one, wanted in zip(some, truth, strict=True):
-        assert rules.takes(one) == wanted if rules.exact else rules.takes(one) >= wanted
+        assert rules.matches(one) == wanted if rules.exact else rules.matches(one) >= wanted
+
+
+def test_a_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a program that was compiled
+    program = pcapfilter.compile("udp port 53")
+    first = nft_filter.compile(program)
+    # WHEN the same program is compiled again, and nothing can be compiled any more
+    monkeypatch.setattr(nft_filter, "Search", None)
+    again = nft_filter.compile(bytes(bytearray(program)))
+    # THEN the rules are those from before
+    assert again is first

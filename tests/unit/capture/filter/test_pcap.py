@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filter expressions: what they take, and what a person is told of a bad one."""
+"""Filter expressions: what they match, and what a user reads about a wrong one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipttrace.capture.filter import opcodes
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.filter.pcap import FilterError, matches
 
@@ -41,7 +42,7 @@ def test_no_expression_means_every_packet(expr: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expr", "packet", "taken"),
+    ("expr", "packet", "matched"),
     [
         ("host 10.0.0.1", ipv4(17, ports(1, 53)), True),
         ("host 10.0.0.3", ipv4(17, ports(1, 53)), False),
@@ -61,10 +62,10 @@ def test_no_expression_means_every_packet(expr: str) -> None:
         ("udp port 53", b"\x45", False),
     ],
 )
-def test_an_expression_takes_the_packets_that_it_names(
-    expr: str, packet: bytes, taken: bool
+def test_an_expression_matches_the_packets_it_describes(
+    expr: str, packet: bytes, matched: bool
 ) -> None:
-    assert matches(pcapfilter.compile(expr), packet) is taken
+    assert matches(pcapfilter.compile(expr), packet) is matched
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,10 @@ def test_an_expression_takes_the_packets_that_it_names(
         "udp[ip[8]] = 1 and len > 100",
     ],
 )
-def test_a_program_is_whole_instructions_that_the_kernel_can_take(expr: str) -> None:
+def test_the_kernel_accepts_the_program(expr: str) -> None:
     program = pcapfilter.compile(expr)
     assert len(program) % 8 == 0
-    # GIVEN a socket of this kernel, WHEN the program is attached THEN the kernel accepts it
+    # WHEN the program is attached to a socket THEN the kernel accepts it
     buffer = ctypes.create_string_buffer(program, len(program))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         fprog = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
@@ -88,7 +89,7 @@ def test_a_program_is_whole_instructions_that_the_kernel_can_take(expr: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("expr", "said"),
+    ("expr", "message"),
     [
         (
             "host 1.2.3.4 and and port 80",
@@ -148,55 +149,55 @@ def test_a_program_is_whole_instructions_that_the_kernel_can_take(expr: str) -> 
         ("tcp and udp", "filter: expression rejects all packets"),
     ],
 )  # fmt: skip
-def test_a_bad_expression_gets_libpcaps_words_and_a_caret(expr: str, said: str) -> None:
+def test_a_wrong_expression_gets_libpcaps_message_and_a_caret(expr: str, message: str) -> None:
     with pytest.raises(FilterError) as caught:
         pcapfilter.compile(expr)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
-def test_an_unknown_host_name_is_pointed_at_without_asking_twice(
+def test_the_caret_points_at_an_unknown_host_name_after_one_query(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # GIVEN a name that no server knows (RFC 6761)
-    tries = []
+    # GIVEN a name that does not exist (RFC 6761)
+    queries = []
     compile_once = pcapfilter._compile
 
     def counting(expr: str, *, optimise: bool) -> tuple[bytes, str]:
-        tries.append(expr)
+        queries.append(expr)
         return b"", "unknown host 'nosuch.invalid'"
 
     monkeypatch.setattr(pcapfilter, "_compile", counting)
     with pytest.raises(FilterError) as caught:
         pcapfilter.compile("tcp or host nosuch.invalid")
-    # THEN the caret stands under it, and it was looked up once
+    # THEN the caret is under it, and it was looked up once
     assert caught.value.position == 12
-    assert len(tries) == 1
+    assert len(queries) == 1
     assert compile_once("tcp", optimise=False)[1] == ""
 
 
 @pytest.mark.parametrize("expr", ["inbound", "outbound", "ifindex 2", "ip[0xfffff004] = 1"])
-def test_what_iptables_cannot_answer_is_refused_and_not_silently_wrong(expr: str) -> None:
-    with pytest.raises(FilterError, match="iptables has no answer"):
+def test_what_is_not_available_in_iptables_is_refused(expr: str) -> None:
+    with pytest.raises(FilterError, match="not available inside iptables"):
         pcapfilter.compile(expr)
 
 
 @pytest.mark.parametrize("expr", ["protochain 6", "ip6 protochain 6 or udp"])
-def test_a_loop_is_refused_here_and_not_by_the_kernel_later(expr: str) -> None:
+def test_a_loop_is_refused_before_the_kernel_sees_it(expr: str) -> None:
     with pytest.raises(FilterError, match="protochain needs a loop"):
         pcapfilter.compile(expr)
 
 
-def test_the_caret_stands_right_in_a_long_expression() -> None:
-    # GIVEN a mistake after 2,000 characters
+def test_the_caret_is_at_the_error_in_a_long_expression() -> None:
+    # GIVEN an error after 2,000 characters
     with pytest.raises(FilterError) as caught:
         pcapfilter.compile("host 10.0.0.1 or " * 117 + "bogus or tcp")
-    # THEN the part around it is shown, with the caret under it
+    # THEN the part around it appears, with the caret under it
     _, shown, caret = str(caught.value).split("\n")
     assert len(shown) < 80
     assert shown[caret.index("^") :].startswith("bogus or tcp")
 
 
-def test_the_caret_stands_right_behind_wide_characters() -> None:
+def test_the_caret_is_at_the_error_after_wide_characters() -> None:
     assert pcapfilter._caret("防 x", 2) == "  防 x\n     ^"
 
 
@@ -206,17 +207,17 @@ def test_an_expression_of_100_kb_is_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_program_longer_than_the_kernel_takes_is_refused_in_one_line() -> None:
+def test_a_program_too_long_for_the_kernel_is_refused_in_one_line() -> None:
     # GIVEN more hosts than 4,096 instructions can compare
     expr = " or ".join(f"host 10.{i >> 8}.{i & 255}.1" for i in range(1100))
-    with pytest.raises(FilterError, match=r"makes \d+ instructions, the kernel takes 4096"):
+    with pytest.raises(FilterError, match=r"needs \d+ instructions, the kernel allows 4096"):
         pcapfilter.compile(expr)
 
 
 @pytest.mark.parametrize(
-    ("expr", "said"),
+    ("expr", "message"),
     [
-        ("tcp\0udp", "holds a NUL character"),
+        ("tcp\0udp", "contains a NUL character"),
         ("\ud800", "is not text"),
         ("(" * 30_000 + "tcp", "nested too deeply"),
         ("tcp \x1b[2J", "syntax error"),
@@ -224,8 +225,8 @@ def test_a_program_longer_than_the_kernel_takes_is_refused_in_one_line() -> None
         ("host \udcff", "syntax error"),
     ],
 )
-def test_a_strange_expression_gets_a_clear_and_harmless_answer(expr: str, said: str) -> None:
-    with pytest.raises(FilterError, match=said) as caught:
+def test_a_strange_expression_gets_a_clear_and_harmless_message(expr: str, message: str) -> None:
+    with pytest.raises(FilterError, match=message) as caught:
         pcapfilter.compile(expr)
     lines = str(caught.value).split("\n")
     assert len(lines) == 3
@@ -238,7 +239,7 @@ WORDS = (
 
 
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=12))
-def test_any_words_give_a_program_or_a_caret_inside_the_expression(words: list[str]) -> None:
+def test_any_words_give_a_program_or_a_caret_within_the_expression(words: list[str]) -> None:
     expr = " ".join(words)
     position: int | None = None
     try:
@@ -248,13 +249,13 @@ def test_any_words_give_a_program_or_a_caret_inside_the_expression(words: list[s
     assert position is None or 0 <= position <= len(expr)
 
 
-# Any codes, and those that a random 16-bit number would hardly hit.
-CODES = st.one_of(st.integers(0, 0xFFFF), st.sampled_from(sorted(pcapfilter._CODES)))
+# Any opcodes, and the valid ones, which a random number would rarely be.
+CODES = st.one_of(st.integers(0, 0xFFFF), st.sampled_from(sorted(opcodes.ALL)))
 INSTRUCTIONS = st.tuples(CODES, st.integers(0, 4), st.integers(0, 4), st.integers(0, 2**32 - 1))
 
 
 @given(st.lists(INSTRUCTIONS, max_size=8), st.binary(max_size=7), st.binary(max_size=60))
-def test_bytes_that_are_no_program_are_refused_and_harm_nothing(
+def test_any_bytes_are_a_program_or_refused_without_harm(
     instructions: list[tuple[int, int, int, int]], rest: bytes, packet: bytes
 ) -> None:
     program = b"".join(struct.pack("=HBBI", *one) for one in instructions)
@@ -269,18 +270,47 @@ ENDLESS = struct.pack("=HBBIHBBI", 0x05, 0, 0, 0xFFFFFFFF, 0x06, 0, 0, 1)
 NEGATED_BY_X = struct.pack("=HBBIHBBI", 0x8C, 0, 0, 0, 0x06, 0, 0, 1)  # libpcap aborts at it
 
 
-def test_bytes_that_are_no_program_are_called_so() -> None:
+def test_bytes_that_are_not_a_program_are_refused() -> None:
     for program in (NEGATED_BY_X, b"\0", b"\xff" * 8, pcapfilter.compile("tcp")[:-8], ENDLESS):
-        with pytest.raises(FilterError, match="no classic BPF program"):
+        with pytest.raises(FilterError, match="not a valid classic BPF program"):
             matches(program, b"")
 
 
-def test_without_libpcap_a_filter_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_libpcap_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     pcapfilter._libpcap.cache_clear()
+    pcapfilter.compile.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert pcapfilter.compile("") == b""
     with pytest.raises(FilterError, match=r"apt install libpcap0\.8"):
         pcapfilter.compile("tcp")
+
+
+def test_an_expression_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a start, which asks for the same program several times
+    compiled = []
+    compile_once = pcapfilter._compile
+
+    def counting(expr: str, *, optimise: bool) -> tuple[bytes, str]:
+        compiled.append(expr)
+        return compile_once(expr, optimise=optimise)
+
+    monkeypatch.setattr(pcapfilter, "_compile", counting)
+    pcapfilter.compile.cache_clear()
+    programs = {pcapfilter.compile("udp port 53") for _ in range(3)}
+    # THEN libpcap compiled it once
+    assert len(programs) == 1
+    assert compiled == ["udp port 53"]
+    # WHEN a user sets another filter, and returns to the first
+    pcapfilter.compile("tcp")
+    pcapfilter.compile("udp port 53")
+    # THEN it is compiled anew, since its names may have other addresses by now
+    assert compiled == ["udp port 53", "tcp", "udp port 53"]
+
+
+def test_a_wrong_expression_is_wrong_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(FilterError, match="syntax error"):
+            pcapfilter.compile("tcp and and")
