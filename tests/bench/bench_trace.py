@@ -19,7 +19,7 @@ from typing import Any
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from tests.data import synth
-from tests.data.stored import seqs_with
+from tests.data.traces import seqs_with
 
 Results = dict[str, dict[str, Any]]
 

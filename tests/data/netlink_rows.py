@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows as the netlink engine tells them: of nftables, iptables-nft and legacy tables.
+"""Records as the netlink engine writes them: of nftables, iptables-nft and legacy tables.
 
-What it cannot know has numbers in the records all the same, which must not be shown.
+Fields that the engine cannot fill have values nevertheless, which no view may show.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RULE, RETURN, POLICY = range(3)
 Hits = list[tuple[bytes, int, int]]
 
 
-class Told:
-    """Calls of packets as records, kernel and netlink side by side."""
+class RecordedCalls:
+    """Records of calls, from the kernel and the netlink engine."""
 
     def __init__(self) -> None:
         self.entries: list[Array] = []
@@ -33,7 +33,7 @@ class Told:
     def call(
         self, table: bytes, hits: Hits, *, verdict: int | None = 1, first: bool = False, **of: Any
     ) -> None:
-        """`verdict`: None where nobody told it; `of`: other fields of the entry."""
+        """Adds a call; `verdict`: None if unknown; `of`: further fields of the entry."""
         call = len(self.entries) + 1
         packet = of.pop("packet", v4(17, "10.0.0.1", "10.0.0.2", udp(1000, 53, bytes(90))))
         flags = record.F_FIRST if first else record.F_FOLLOWED
@@ -43,17 +43,17 @@ class Told:
         self.entries.append(entry(call, 1000 * call, packet, **{**given, **of}))
         for at, (chain, number, match) in enumerate(hits):
             self.rules.append(rule(call, at, chain, number, match, 1000 * call))
-        untold = {"flags": record.EXIT_F_UNTOLD} if verdict is None else {}
+        unknown = {"flags": record.EXIT_F_UNTOLD} if verdict is None else {}
         end = 255 if verdict is None else verdict
-        self.exits.append(leave(call, len(hits), end, at=1000 * call, **untold))
+        self.exits.append(leave(call, len(hits), end, at=1000 * call, **unknown))
 
     def nft(self, table: bytes, tables: int, hits: Hits, **of: Any) -> None:
-        """A run of a base chain of nftables."""
+        """Adds a call of a base chain of nftables."""
         given = {"source": record.SOURCE_NFT, "tables": tables, "trace_id": TRACE_ID}
         self.call(table, hits, **{**given, **of})
 
     def legacy(self, table: bytes, hits: Hits, **of: Any) -> None:
-        """A legacy table as nfnetlink_log tells of it."""
+        """Adds a call of a legacy table, as reported by nfnetlink_log."""
         self.call(table, hits, source=record.SOURCE_NFLOG, **of)
 
     def data(self) -> bytes:
@@ -66,7 +66,7 @@ class Told:
         return sink.getvalue()
 
     def trace(self, engine: str = "kernel+netlink") -> Trace:
-        """The rows of a stream that says it is of `engine`."""
+        """The rows of a stream whose HELLO names `engine`."""
         sink = BytesIO()
         Writer(sink).hello({"engine": engine, "host": "lab", "netns": {str(NETNS): "router"}})
         trace = Trace()
@@ -76,11 +76,11 @@ class Told:
         return trace
 
 
-def input_of_everything() -> Told:
-    """One packet in INPUT: by the kernel engine, legacy, iptables-nft, inet; the last drops it."""
-    told = Told()
-    told.call(b"filter", [(b"INPUT", 1, RULE)], first=True, pid=0, cpu=3, comm=b"swapper/3")
-    told.legacy(b"filter", [(b"INPUT", 1, RULE)], verdict=None)
-    told.nft(b"filter", IP, [(b"INPUT", 1, RULE)])
-    told.nft(b"t", INET, [(b"in", 2, RULE), (b"jail", 0, RULE)], verdict=0)
-    return told
+def input_from_every_source() -> RecordedCalls:
+    """One packet in INPUT: from the kernel engine, legacy, iptables-nft, inet; the last drops it."""
+    calls = RecordedCalls()
+    calls.call(b"filter", [(b"INPUT", 1, RULE)], first=True, pid=0, cpu=3, comm=b"swapper/3")
+    calls.legacy(b"filter", [(b"INPUT", 1, RULE)], verdict=None)
+    calls.nft(b"filter", IP, [(b"INPUT", 1, RULE)])
+    calls.nft(b"t", INET, [(b"in", 2, RULE), (b"jail", 0, RULE)], verdict=0)
+    return calls

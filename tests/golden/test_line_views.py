@@ -16,7 +16,7 @@ from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.output import View
 from ipttrace.view.text import TextView
-from tests.golden.golden_rows import ROWS
+from tests.data.rows import ROWS
 
 NAMES = {4026531840: "host", 4026532999: "client"}
 

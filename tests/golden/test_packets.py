@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ipttrace.view import pcapng
-from tests.golden.golden_packets import ABOUT, NAMES, store
+from tests.data.packets import ABOUT, NAMES, store
 
 HERE = Path(__file__).parent
 FIELDS = [

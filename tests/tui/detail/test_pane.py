@@ -13,14 +13,14 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
-from ipttrace.stream.frames import Decoder, read_file
+from ipttrace.stream.frames import Decoder
 from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import story
 from ipttrace.tui.detail.lines import KnownNames, lines
 from ipttrace.tui.detail.pane import Detail
-from tests.data.stored import seqs_with
+from tests.data.traces import replay, seqs_with
 from tests.paths import LAB
 from tests.tui import streams
 from tests.tui.harness import until
@@ -66,10 +66,7 @@ def feed(trace: Trace, *frames: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def lab() -> Store:
-    trace = Trace()
-    for frame in read_file(LAB):
-        trace.feed(frame)
-    return trace.store
+    return replay(LAB).store
 
 
 def drawn(detail: Detail) -> list[str]:

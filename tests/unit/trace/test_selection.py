@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ipttrace.stream.frames import Decoder
 from ipttrace.trace.selection import AllRows, MatchingRows
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Part
+from tests.data.traces import feed_stream
 from tests.tui import streams
 
 
 def fed(trace: Trace, count: int, start: int = 0) -> None:
-    decoder = Decoder()
-    for frame in decoder.feed(streams.hello() + streams.rows(count, start)):
-        trace.feed(frame)
+    feed_stream(trace, streams.hello() + streams.rows(count, start))
 
 
 def drops(part: Part) -> np.ndarray:

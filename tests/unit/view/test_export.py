@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
@@ -23,14 +22,11 @@ from ipttrace.view import export
 from ipttrace.view.export import Export, ExportError, ExportExists, format_of, suggested
 from ipttrace.view.formats import FORMATS, output
 from tests.data import synth
-
-KINDS = (Kind.ENTRY, Kind.RULE, Kind.EXIT)
+from tests.data.traces import feed_records
 
 
 def feed(trace: Trace, records: synth.Records) -> None:
-    parts = (records.entries, records.rules, records.exits)
-    for kind, some in zip(KINDS, parts, strict=True):
-        trace.feed(Frame(kind, some.tobytes()))
+    feed_records(trace, records.entries, records.rules, records.exits)
     trace.finish()
 
 

@@ -15,7 +15,7 @@ from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.pcapng import Pcapng
 from ipttrace.view.text import TextView
-from tests.data.netlink_rows import RULE, Told, input_of_everything
+from tests.data.netlink_rows import RULE, RecordedCalls, input_from_every_source
 
 KERNEL, LEGACY, NFT, INET_ROW = range(4)
 NOBODY_KNOWS = ("skb", "cpu", "pid", "comm", "cost_ns")
@@ -23,7 +23,7 @@ NOBODY_KNOWS = ("skb", "cpu", "pid", "comm", "cost_ns")
 
 @cache
 def store() -> Store:
-    return input_of_everything().trace().store
+    return input_from_every_source().trace().store
 
 
 def rows() -> list[Row]:
@@ -68,7 +68,7 @@ def test_jsonl_has_null_where_nobody_knows() -> None:
 
 
 def test_an_arp_packet_keeps_netfilters_number_of_its_family() -> None:
-    made = Told()
+    made = RecordedCalls()
     made.nft(b"t", 3, [(b"in", 1, RULE)], family=3, first=True)
     made.nft(b"b", 7, [(b"in", 1, RULE)], family=7, first=True, hook=255)
     other = made.trace("netlink").store.rows(range(2))

@@ -16,8 +16,8 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.store import Store
 from ipttrace.view import pcapng
 from ipttrace.view.pcapng import Pcapng
-from tests.golden.golden_packets import FORWARD, OUTPUT, POSTROUTING, PREROUTING, SENT, Stream
-from tests.golden.golden_rows import PLAIN
+from tests.data.packets import FORWARD, OUTPUT, POSTROUTING, PREROUTING, SENT, Stream
+from tests.data.rows import PLAIN
 
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 

@@ -20,7 +20,7 @@ from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.labels import Labels
 from ipttrace.view.output import View
 from ipttrace.view.text import TextView, colour_wanted
-from tests.golden.golden_rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
+from tests.data.rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates included
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is offered where a query is being written."""
+"""Completions in a query that is being typed."""
 
 from __future__ import annotations
 
@@ -59,27 +59,27 @@ def offered(text: str, cursor: int | None = None) -> list[str]:
         ("drop a", ["and"]),
     ],
 )
-def test_what_fits_is_offered_first(text: str, first: list[str]) -> None:
+def test_the_likeliest_completions_come_first(text: str, first: list[str]) -> None:
     assert offered(text)[: len(first)] == first
 
 
 @pytest.mark.parametrize(
     "text", ["foo=", "foo ", "a b ", "mark&", "mark&0x", "cost>", "rule~'", ")", "='"]
 )
-def test_nothing_is_offered_where_nothing_is_known(text: str) -> None:
+def test_nothing_is_offered_after_a_mistake_or_inside_a_free_value(text: str) -> None:
     assert offered(text) == []
 
 
-def test_what_stands_under_the_cursor_is_replaced() -> None:
+def test_a_completion_replaces_the_word_under_the_cursor() -> None:
     (only,) = query.complete("tcp and verdXX=DROP", 12, CONTEXT)
     assert (only.text, only.start, only.end) == ("verdict", 8, 14)
     assert only.help
-    # AND inside a quote that is still open, all of the quote
+    # AND inside an open quote, the text from the quote on
     (only,) = query.complete('netns="my', 9, CONTEXT)
     assert (only.start, only.end) == (6, 9)
 
 
-def test_all_that_is_offered_for_a_value_is_understood() -> None:
+def test_every_offered_value_compiles() -> None:
     for name in ("verdict", "hook", "family", "proto", "ct_state", "flags", "match", "engine",
                  "partial", "netns", "host", "chain", "comm", "dev", "path", "table"):  # fmt: skip
         values = offered(f"{name}=")
@@ -88,7 +88,7 @@ def test_all_that_is_offered_for_a_value_is_understood() -> None:
             assert query.compile(f"{name}={value}")
 
 
-def test_names_are_those_that_rows_have() -> None:
+def test_offered_names_are_those_of_the_rows() -> None:
     trace = one(b"LOGDROP")
     found = query.values_of(trace.store.parts(), trace.store.names)
     assert found["chain"] == ["LOGDROP"]

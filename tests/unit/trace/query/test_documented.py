@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""docs/fields.md: what it lists is what there is, and what it shows works."""
+"""docs/fields.md lists every field and word, and its examples work."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ipttrace.trace.row import FIELDS
 from tests.paths import PROJECT
 
 PAGE = (PROJECT / "docs" / "fields.md").read_text(encoding="utf-8")
-# Shown because they are wrong; the text below each says so.
+# Examples of mistakes; the text below each says so.
 WRONG = ("chain~^(DOCKER", "new syn")
 
 
 def cells(*titles: str) -> list[list[str]]:
-    """The cells of the table with these first headings."""
+    """The cells of the table whose first headings are `titles`."""
     heading = re.escape("| " + " | ".join(titles) + " |")
     (table,) = re.findall(rf"^{heading}.*\n\|[ |-]*\n((?:\|.*\n)+)", PAGE, re.M)
     return [line.strip("| ").split(" | ") for line in table.splitlines()]
@@ -35,7 +35,7 @@ def test_the_page_lists_every_field_of_a_row_in_order() -> None:
     assert tuple(row[0].strip("`") for row in cells("field", "type")) == FIELDS
 
 
-def test_the_page_and_the_language_know_the_same_words() -> None:
+def test_the_page_lists_exactly_the_fields_of_the_language() -> None:
     listed = {row[0].strip("`") for row in (*cells("field", "type"), *cells("word", "stands for"))}
     assert listed == {*fields(), "cost_ns"}
     assert "cost_ns" in ALIASES
@@ -43,7 +43,7 @@ def test_the_page_and_the_language_know_the_same_words() -> None:
         assert ALIASES.get(name, name) in fields()
 
 
-def test_the_page_lists_every_word_that_says_something_alone() -> None:
+def test_the_page_lists_every_word_that_is_a_test_by_itself() -> None:
     listed = {word for row in cells("word", "means") for word in re.findall(r"`([^`]+)`", row[0])}
     assert set(WORDS) <= listed
     for word in listed:
@@ -57,7 +57,7 @@ def test_every_example_of_the_page_works(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_the_page_calls_wrong_is_refused(text: str) -> None:
+def test_examples_of_mistakes_are_errors(text: str) -> None:
     assert text in examples()
     with pytest.raises(query.QueryError):
         query.compile(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Queries over rows that came over netlink: what nobody knows is never found."""
+"""Queries on rows of the netlink engine: unknown values match none only."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from ipttrace.trace import query
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
-from tests.data.netlink_rows import INET, IP, POLICY, RULE, Told, input_of_everything
+from tests.data.netlink_rows import INET, IP, POLICY, RULE, RecordedCalls, input_from_every_source
 
 KERNEL, LEGACY, NFT, INET_ROW = range(4)
 
 
 @cache
 def trace() -> Trace:
-    return input_of_everything().trace()
+    return input_from_every_source().trace()
 
 
-def taken(text: str, of: Trace | None = None) -> list[int]:
+def matched(text: str, of: Trace | None = None) -> list[int]:
     store = (of or trace()).store
     context = query.context_of(store)
     asked = query.compile(text)
@@ -41,7 +41,7 @@ def row(seq: int) -> Row:
     [
         ("engine=kernel", [KERNEL]),
         ("engine=netlink", [LEGACY, NFT, INET_ROW]),
-        # WHEN somebody asks for what ran on no process, or cost nothing
+        # Unknown values do not match zero, inequality or order
         ("pid=0", [KERNEL]),
         ("pid!=7", [KERNEL]),
         ("cpu<9", [KERNEL]),
@@ -49,7 +49,7 @@ def row(seq: int) -> Row:
         ("cost<1us", [KERNEL]),
         ("cost=0", []),
         ("skb!=none", [KERNEL]),
-        # THEN rows of which nobody knows are found by asking for those alone
+        # but none
         ("pid=none and cpu=none and comm=none and cost=none", [LEGACY, NFT, INET_ROW]),
         ("verdict=none", [LEGACY]),
         ("verdict!=DROP", [KERNEL, NFT]),
@@ -70,19 +70,19 @@ def row(seq: int) -> Row:
         ("trace_id!=1f2e3d4d", [NFT, INET_ROW]),
     ],
 )
-def test_what_nobody_knows_is_found_by_none_alone(text: str, seqs: list[int]) -> None:
-    assert taken(text) == seqs
-    assert taken(query.compile(text).text) == seqs
+def test_unknown_values_match_none_only(text: str, seqs: list[int]) -> None:
+    assert matched(text) == seqs
+    assert matched(query.compile(text).text) == seqs
 
 
-def test_a_trace_id_that_is_none_says_what_one_looks_like() -> None:
+def test_the_error_for_an_invalid_trace_id_shows_a_valid_one() -> None:
     with pytest.raises(query.QueryError, match="1f2e3d4c"):
         query.compile("trace_id=jail")
 
 
 @pytest.mark.parametrize("seq", [KERNEL, LEGACY, NFT, INET_ROW])
-def test_the_keys_tell_tables_of_one_name_apart(seq: int) -> None:
-    # GIVEN filter of legacy and of iptables-nft, where both have an INPUT 1
+def test_the_keys_distinguish_tables_of_one_name(seq: int) -> None:
+    # GIVEN filter of legacy and of iptables-nft, both with a rule INPUT 1
     legacy = [KERNEL, LEGACY]
     alike = legacy if seq in legacy else [seq]
     here = row(seq)
@@ -93,36 +93,38 @@ def test_the_keys_tell_tables_of_one_name_apart(seq: int) -> None:
         query.by_rule_on_path(here.table, step.chain, step.rulenum, here.rules_family, here.netns),
         query.by_chain_on_path(here.table, step.chain, here.rules_family, here.netns),
     ]
-    # THEN each key takes the rows of the same table alone
+    # THEN each key matches only rows of the same table
     for text in texts:
-        assert taken(text if here.tables else query.conjunction(text, query.LEGACY_TABLES)) == alike
-    assert seq in taken(query.by_process(here))
-    assert seq in taken(query.by_verdict(here))
+        assert (
+            matched(text if here.tables else query.conjunction(text, query.LEGACY_TABLES)) == alike
+        )
+    assert seq in matched(query.by_process(here))
+    assert seq in matched(query.by_verdict(here))
 
 
-def test_an_inet_rule_takes_the_packets_of_both_families() -> None:
-    told = Told()
+def test_an_inet_rule_matches_packets_of_both_families() -> None:
+    told = RecordedCalls()
     told.nft(b"t", INET, [(b"in", 2, RULE)], first=True)
     told.nft(b"t", INET, [(b"in", 2, RULE)], first=True, family=10)
     told.nft(b"t", IP, [(b"in", 2, RULE)], first=True)
     made = told.trace("netlink")
     text = query.by_rule(made.store.row(0))
     assert text == "table=t and chain=in and rulenum=2 and tables=inet and netns=4026532456"
-    assert taken(text, made) == [0, 1]
+    assert matched(text, made) == [0, 1]
 
 
-def test_a_hook_that_nobody_told_is_none() -> None:
-    told = Told()
+def test_an_unknown_hook_is_none() -> None:
+    told = RecordedCalls()
     told.nft(b"t", INET, [(b"in", 2, POLICY)], hook=255, first=True)
     made = told.trace("netlink")
     assert made.store.row(0).hook == ""
-    assert taken("hook=none", made) == [0]
-    assert taken("hook!=INPUT", made) == []
+    assert matched("hook=none", made) == [0]
+    assert matched("hook!=INPUT", made) == []
 
 
 def test_a_rule_is_found_by_its_text_in_the_tables_of_its_own_family() -> None:
-    # GIVEN two tables of one name, with other rules in each
-    told = Told()
+    # GIVEN two tables of one name with different rules
+    told = RecordedCalls()
     told.legacy(b"filter", [(b"INPUT", 1, RULE)], first=True, ruleset=1)
     told.nft(b"filter", IP, [(b"INPUT", 1, RULE)], ruleset=1)
     made = told.trace("netlink")
@@ -130,11 +132,11 @@ def test_a_rule_is_found_by_its_text_in_the_tables_of_its_own_family() -> None:
         chains = {"INPUT": {"policy": "ACCEPT", "rules": [text]}}
         rules = {"netns": 4026532456, "family": family, "table": "filter", "since": 1, "upto": 1}
         made.rulesets.feed({**rules, "chains": chains})
-    assert taken("rule~ACCEPT", made) == [0]
-    assert taken("rule~DROP", made) == [1]
+    assert matched("rule~ACCEPT", made) == [0]
+    assert matched("rule~DROP", made) == [1]
 
 
-def test_tables_are_offered_while_writing() -> None:
+def test_tables_and_trace_id_are_offered_as_completions() -> None:
     offered = [one.text for one in query.complete("tables=", 7, query.context_of(trace().store))]
     assert offered[:3] == ["legacy", "ip", "ip6"]
     assert [one.text for one in query.complete("trace", 5, query.context_of(trace().store))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The query language: what is understood, how it is written back, what is refused."""
+"""The query language: canonical text, and errors with their positions."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def refused(text: str) -> QueryError:
         ("frag and partial", "frag!=none and partial=yes"),
     ],
 )  # fmt: skip
-def test_a_query_is_written_back_in_one_way(text: str, canonical: str) -> None:
+def test_a_query_has_one_canonical_text(text: str, canonical: str) -> None:
     assert compile(text).text == canonical
-    # AND what is written back says the same again
+    # AND the canonical text stays as it is
     assert compile(canonical).text == canonical
 
 
@@ -69,52 +69,52 @@ def test_a_query_is_written_back_in_one_way(text: str, canonical: str) -> None:
         ("vrdict=DROP", "^^^^^^", "did you mean verdict?"),
         ("tcp and vrdict=DROP", "        ^^^^^^", "there is no field vrdict"),
         ("verdict=DORP", "        ^^^^", "did you mean DROP?"),
-        ("table=nat and", "             ^", "something is missing after and"),
-        ("tcp udp", "    ^^^", "and, or, or an operator is missing before udp"),
-        ("(tcp or (udp)", "^", "this ( is never closed"),
-        ("tcp)", "   ^", "there is no ( for this )"),
-        ("comm='a and tcp", "     ^", "this quote is never closed"),
+        ("table=nat and", "             ^", "incomplete after and"),
+        ("tcp udp", "    ^^^", "and, or, or an operator missing before udp"),
+        ("(tcp or (udp)", "^", "closing ) missing"),
+        ("tcp)", "   ^", "no matching ( for this )"),
+        ("comm='a and tcp", "     ^", "closing quote missing"),
         ("chain~[a", "      ^^", "missing ]"),
         ('chain~"\\\\(a("', "      ^^^^^^^", "missing )"),
-        ("chain~^(a|b)", "       ^", "in quotes"),
-        ("chain~(a+)", "      ^", "in quotes"),
+        ("chain~^(a|b)", "       ^", "quotes missing"),
+        ("chain~(a+)", "      ^", "quotes missing"),
         ('chain~"\\\\(a**"', "           ^^", "bad repetition operator **"),
         ('chain~"a(?=b)"', "        ^^^", "no look-ahead"),
         ("src=10.0.0.0/33", "    ^^^^^^^^^^^", "not an address or network"),
         ("src in 10.0.0.1,x", "                ^", "not an address or network"),
-        ("src<5", "   ^", "src is an address: < does not fit"),
-        ("cost~5", "    ^", "cost is a number: ~ does not fit"),
-        ("cost>5parsec", "      ^^^^^^", "units here: ns us"),
+        ("src<5", "   ^", "operator < not supported for src (an address); use one of = != in"),
+        ("cost~5", "    ^", "operator ~ not supported for cost (a number)"),
+        ("cost>5parsec", "      ^^^^^^", "unknown unit; use one of ns us"),
         ("dport=http", "      ^^^^", "not a number"),
         ("dport in 80,x-y", "            ^", "not a number"),
-        ("dport in 90-80", "         ^^^^^", "write 80-90"),
-        ("dport>80-90", "      ^^^^^", "a range does not fit >"),
-        ("dport=1.5", "      ^^^", "not a whole number"),
-        ("cost>none", "     ^^^^", "nothing is > none"),
-        ("chain&1=1", "     ^", "it has no bits"),
-        ("mark&0xff>1", "         ^", "= or != is missing"),
-        ("mark&none=1", "     ^^^^", "a mask has to be a number"),
+        ("dport in 90-80", "         ^^^^^", "range is backwards; use 80-90"),
+        ("dport>80-90", "      ^^^^^", "> takes one number"),
+        ("dport=1.5", "      ^^^", "not an integer"),
+        ("cost>none", "     ^^^^", "> does not apply to none"),
+        ("chain&1=1", "     ^", "has no bits to mask"),
+        ("mark&0xff>1", "         ^", "= or != missing"),
+        ("mark&none=1", "     ^^^^", "a mask must be a number"),
         ("time>25:00", "     ^^^^^", "no such time of day"),
         ("time>2026-02-30", "     ^^^^^^^^^^", "no such date"),
         ("time>12:30Z", "     ^^^^^^", "needs a date"),
         ("time>noon", "     ^^^^", "not a time"),
-        ("time=12:30,12:31", "           ^^^^^", "one time is enough"),
-        ("time in 12:30", "     ^^", "time is a time: in does not fit"),
+        ("time=12:30,12:31", "           ^^^^^", "only one time allowed"),
+        ("time in 12:30", "     ^^", "operator in not supported for time"),
         ("flags=SYM", "      ^^^", "did you mean SYN?"),
-        ("icmp=8/256", "       ^^^", "an ICMP code is at most 255"),
+        ("icmp=8/256", "       ^^^", "ICMP codes go up to 255"),
         ("mac_src=52:5", "        ^^^^", "not a hardware address"),
         ("frag=x", "     ^", "not a number"),
-        ("5", "^", "could be much"),
-        ("src", "^^^", "an operator is missing after src"),
+        ("5", "^", "a number needs a field"),
+        ("src", "^^^", "operator missing after src"),
         ("FORWARD", "^^^^^^^", "hook=FORWARD or chain=FORWARD"),
         ("dorp", "^^^^", "did you mean drop?"),
-        ("zzz", "^^^", "alone says nothing"),
-        ("'x'", "^^^", "a text alone says nothing"),
-        ("dport not 80", "          ^^", "in is missing after not"),
-        ("=5", "^", "= cannot stand here"),
+        ("zzz", "^^^", "unknown word zzz; use a field"),
+        ("'x'", "^^^", "a quoted string needs a field"),
+        ("dport not 80", "          ^^", "in missing after not"),
+        ("=5", "^", "unexpected ="),
     ],
 )  # fmt: skip
-def test_an_error_points_at_what_is_wrong(text: str, place: str, says: str) -> None:
+def test_an_error_points_at_the_mistake(text: str, place: str, says: str) -> None:
     error = refused(text)
     assert says in str(error)
     shown, under = error.caret().split("\n")
@@ -122,7 +122,7 @@ def test_an_error_points_at_what_is_wrong(text: str, place: str, says: str) -> N
     assert under == place
 
 
-def test_the_caret_stands_under_the_place_whatever_the_characters() -> None:
+def test_the_caret_counts_columns_of_wide_and_escaped_characters() -> None:
     # GIVEN wide characters, a combining mark and an escape before the wrong word
     error = refused("comm=日本 and chain=e\u0301 and comm=\x1b[31m and x=1")
     # THEN the line shows the escape, and the caret counts columns
@@ -131,7 +131,7 @@ def test_the_caret_stands_under_the_place_whatever_the_characters() -> None:
     assert under.index("^") == len("comm=JJJJ and chain=e and comm=\\x1b[31m and ")
 
 
-def test_the_caret_of_a_long_query_shows_the_part_around_the_place() -> None:
+def test_of_a_long_query_the_part_around_the_mistake_is_shown() -> None:
     error = refused("tcp or " * 400 + "udq or " + "tcp or " * 300 + "tcp")
     shown, under = error.caret(60).split("\n")
     assert len(shown) <= 60
@@ -139,7 +139,7 @@ def test_the_caret_of_a_long_query_shows_the_part_around_the_place() -> None:
     assert shown[under.index("^") : under.rindex("^") + 1] == "udq"
 
 
-def test_a_value_is_quoted_only_where_it_has_to_be() -> None:
+def test_a_value_is_quoted_only_if_necessary() -> None:
     assert query.quote("DOCKER-USER") == "DOCKER-USER"
     assert query.quote(80) == "80"
     assert query.quote(None) == "none"
@@ -148,7 +148,7 @@ def test_a_value_is_quoted_only_where_it_has_to_be() -> None:
     assert query.quote('a "b" \\x1b') == '"a \\"b\\" \\\\x1b"'
 
 
-def test_queries_are_joined_with_parentheses_where_they_are_needed() -> None:
+def test_queries_are_combined_with_parentheses_if_necessary() -> None:
     assert query.conjunction("tcp or udp", "drop") == "(tcp or udp) and drop"
     assert query.conjunction("tcp and drop", "drop and new") == "tcp and drop and new"
     assert query.conjunction("", "tcp or udp") == "tcp or udp"
@@ -159,11 +159,12 @@ def test_queries_are_joined_with_parentheses_where_they_are_needed() -> None:
     assert query.negation("") == ""
 
 
-def test_the_parser_library_is_loaded_by_the_first_query_only() -> None:
+def test_parser_and_re2_are_imported_with_the_first_query_that_needs_them() -> None:
     code = (
         "import sys; from ipttrace.trace import query; assert 'lark' not in sys.modules;"
         "query.compile(''); assert 'lark' not in sys.modules;"
-        "query.compile('tcp'); assert 'lark' in sys.modules"
+        "query.compile('tcp'); assert 'lark' in sys.modules;"
+        "assert 're2' not in sys.modules; query.compile('chain~x'); assert 're2' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

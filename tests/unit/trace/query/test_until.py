@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""--until: the run ends with the first row that a query takes, and that row is shown."""
+"""--until: the run ends with the first row that a query matches, which is still shown."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import pytest
 
 from ipttrace.cli.pump import Pump
 from ipttrace.stream import record
-from ipttrace.stream.frames import Frame, Kind, Writer, read_file
+from ipttrace.stream.frames import Kind, Writer, read_file
 from ipttrace.trace import query
 from ipttrace.trace.query import context_of
 from ipttrace.trace.query.until import Until
 from ipttrace.trace.session import Trace
 from ipttrace.view import formats
 from tests.data import synth
+from tests.data.traces import feed_records
 from tests.paths import LAB
 
 BOOKS = {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
 
 
 def first_of(trace: Trace, text: str) -> int | None:
-    """Of all rows at once."""
+    """The first matching row, from all rows at once."""
     asked = query.compile(text)
     names = {int(inode): name for inode, name in trace.hello.get("netns", {}).items()}
     for part in trace.store.parts():
@@ -39,7 +40,7 @@ def first_of(trace: Trace, text: str) -> int | None:
 @pytest.mark.parametrize(
     "text", ["verdict=DROP", "netns=ipt-server and proto=icmp", "dport=1 and sport=2", ""]
 )
-def test_the_first_row_is_found_however_the_rows_come(text: str) -> None:
+def test_the_first_match_is_the_same_when_rows_arrive_one_frame_at_a_time(text: str) -> None:
     # GIVEN a lab run that is read frame by frame
     trace, names = Trace(), dict[int, str]()
     until = Until(query.compile(text), netns=names)
@@ -50,22 +51,21 @@ def test_the_first_row_is_found_however_the_rows_come(text: str) -> None:
             names.update({int(i): name for i, name in frame.json["netns"].items()})
         seq = until.feed(trace.store)
         found += [] if seq is None else [seq]
-    # THEN it is the row that one finds afterwards, found once and for all
+    # THEN it is the first match of all rows, and stays so
     assert set(found) == {first_of(trace, text)} - {None}
     assert until.found == (found[0] if found else None)
 
 
-def test_rows_that_have_left_the_store_are_passed_over() -> None:
+def test_rows_that_the_store_has_dropped_are_skipped() -> None:
     trace = Trace(64)
     until = Until(query.compile("verdict=none"))
     for batch in synth.make(3_000, flows=40).batches(700):
-        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
-            trace.feed(Frame(kind, some.tobytes()))
+        feed_records(trace, *batch)
         assert until.feed(trace.store) is None
 
 
 class Agent:
-    """The far end of a pipe: rows in three portions, and books; ends when it is asked to."""
+    """An agent on a pipe: rows in three batches, then books; ends when told to."""
 
     def __init__(self, state: str = "armed") -> None:
         self.stream, self._out = os.pipe()
@@ -98,7 +98,7 @@ class Agent:
 
 
 def printed(capfd: pytest.CaptureFixture[str], **options: Any) -> tuple[list[Any], str]:
-    """What print shows, and says at its end, which is in order."""
+    """The rows that print writes, and the last line on stderr."""
     agent = Agent()
     names: dict[int, str] = {}
     output = formats.output("jsonl", names, columns=None, colour=False)
@@ -113,18 +113,20 @@ def printed(capfd: pytest.CaptureFixture[str], **options: Any) -> tuple[list[Any
     return [json.loads(line) for line in said.out.splitlines()], said.err.splitlines()[-1]
 
 
-def test_print_ends_with_the_row_that_it_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_print_ends_with_the_first_match(capfd: pytest.CaptureFixture[str]) -> None:
     everything, _ = printed(capfd, count=290)
     at = next(n for n, row in enumerate(everything) if row["verdict"] == "DROP")
     assert 0 < at < 200
-    # WHEN the first drop is waited for
+    # WHEN print runs until the first drop
     rows, said = printed(capfd, until=query.compile("verdict=DROP"))
-    # THEN it is the last row, and the far end was asked to finish
+    # THEN that is the last row
     assert rows == everything[: at + 1]
     assert said.startswith(f"rows={at + 1} ")
 
 
-def test_print_shows_only_rows_of_its_query_until_then(capfd: pytest.CaptureFixture[str]) -> None:
+def test_print_shows_only_rows_of_its_query_before_the_match(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     everything, _ = printed(capfd, count=290)
     at = next(n for n, row in enumerate(everything) if row["verdict"] == "DROP")
     wanted = [row for row in everything[: at + 1] if row["proto"] == "TCP"]
@@ -133,7 +135,9 @@ def test_print_shows_only_rows_of_its_query_until_then(capfd: pytest.CaptureFixt
     assert rows == wanted
 
 
-def test_record_keeps_all_that_came_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
+def test_record_keeps_all_records_and_ends_with_the_match(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     agent, taken = Agent(), bytearray()
     sink = type("Sink", (), {"write": staticmethod(taken.extend)})()
     pump = Pump(None, copy=sink, until=query.compile("verdict=DROP"), stop=agent.asked.set)
@@ -144,15 +148,15 @@ def test_record_keeps_all_that_came_and_ends(capfd: pytest.CaptureFixture[str]) 
     assert pump.trace.ended is not None
 
 
-def test_a_run_whose_budget_is_used_up_ends_in_order_and_says_why(
+def test_a_run_ends_cleanly_when_the_agent_has_disarmed_itself(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    # GIVEN an agent that has disarmed by itself and goes on
+    # GIVEN an agent that has disarmed itself and keeps running
     agent = Agent("disarmed")
     names: dict[int, str] = {}
     output = formats.output("jsonl", names, columns=None, colour=False)
     pump = Pump(output, stop=agent.asked.set, names=names)
-    # THEN print asks it to end, shows all that came, and ends with status 0
+    # THEN print ends it, shows all rows, and exits with status 0
     assert pump.run(agent) == 0
     agent.close()
     said = capfd.readouterr()
@@ -161,10 +165,10 @@ def test_a_run_whose_budget_is_used_up_ends_in_order_and_says_why(
     assert said.err.splitlines()[1].startswith(f"rows={pump.trace.rows} ")
 
 
-def test_a_recording_in_which_it_was_disarmed_for_a_while_is_read_to_its_end(
+def test_a_recording_with_a_disarmed_stretch_is_read_to_its_end(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    # GIVEN a recorded stream: nobody is there to be asked to end
+    # GIVEN a recorded stream, which cannot be told to end
     agent = Agent("disarmed")
     agent.asked.set()
     pump = Pump(None)

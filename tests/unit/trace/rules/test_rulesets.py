@@ -241,7 +241,9 @@ def test_rules_that_cannot_be_are_refused_in_one_line(lie: dict[str, Any]) -> No
 
 
 def test_rules_out_of_order_are_refused() -> None:
-    with pytest.raises(StreamError, match=r"^malformed rules in the stream: generations not in order$"):
+    with pytest.raises(
+        StreamError, match=r"^malformed rules in the stream: generations not in order$"
+    ):
         fed(frame(5, "five"), frame(4, "four"))
 
 

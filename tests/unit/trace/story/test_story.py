@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import Frame, Kind, read_file
 from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
-from tests.data.netlink_rows import NETNS, Told
-from tests.data.records import Array, entry, joined, leave, rule, tcp, v4
-from tests.data.stored import seqs_with
+from tests.data.netlink_rows import NETNS, RecordedCalls
+from tests.data.records import Array, entry, leave, rule, tcp, v4
+from tests.data.traces import feed_records, replay, seqs_with
 from tests.paths import LAB
 
 CLIENT, PUBLIC, SERVER = (
@@ -26,11 +25,7 @@ CLIENT, PUBLIC, SERVER = (
 
 def store_of(entries: list[Array], rules: list[Array], exits: list[Array]) -> Store:
     trace = Trace()
-    for kind, records in zip(
-        (Kind.ENTRY, Kind.RULE, Kind.EXIT), (entries, rules, exits), strict=True
-    ):
-        if records:
-            trace.feed(Frame(kind, joined(*records).tobytes()))
+    feed_records(trace, entries, rules, exits)
     trace.finish()
     return trace.store
 
@@ -272,10 +267,7 @@ def test_a_row_that_the_store_does_not_hold_has_no_story() -> None:
 
 @pytest.fixture(scope="module")
 def lab() -> Store:
-    trace = Trace()
-    for frame in read_file(LAB):
-        trace.feed(frame)
-    return trace.store
+    return replay(LAB).store
 
 
 def test_every_row_of_the_lab_is_in_its_own_story(lab: Store) -> None:
@@ -334,7 +326,7 @@ def test_the_story_of_deeply_nested_calls_is_bounded() -> None:
 
 def test_values_that_an_engine_cannot_know_are_not_changes() -> None:
     # GIVEN a tracked packet, traced by the kernel engine, then twice by the netlink engine
-    told = Told()
+    told = RecordedCalls()
     ct: dict[str, Any] = {"ct_info": 2, "ct_proto": 17}
     flags = record.F_FIRST | record.F_CONNTRACK
     told.call(b"filter", [(b"INPUT", 1, 0)], **ct, flags=flags)
@@ -348,7 +340,7 @@ def test_values_that_an_engine_cannot_know_are_not_changes() -> None:
 
 
 def test_rules_of_an_inet_table_have_their_texts() -> None:
-    told = Told()
+    told = RecordedCalls()
     told.nft(b"t", 1, [(b"in", 1, 0), (b"jail", 0, 0)], first=True, ruleset=1)
     trace = told.trace("netlink")
     chains = {"in": {"policy": "accept", "rules": ["jump jail"]}}

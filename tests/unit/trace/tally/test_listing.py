@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from ipttrace.trace.tally import Tallies
 from ipttrace.trace.tally.listing import (
@@ -20,6 +19,7 @@ from ipttrace.trace.tally.listing import (
     RuleKey,
     kernel_packets,
 )
+from tests.data.traces import feed_records
 
 NETNS = 4026532456
 FORWARD = {"policy": "DROP", "rules": ["-j WEB", "-p udp -j ACCEPT", "-j ACCEPT"]}
@@ -65,8 +65,7 @@ class Lab:
             verdict,
             len(path),
         )
-        for kind, some in ((Kind.ENTRY, entry), (Kind.RULE, rules), (Kind.EXIT, end)):
-            self.trace.feed(Frame(kind, some.tobytes()))
+        feed_records(self.trace, entry, rules, end)
 
     def rules(self, since: int, **changes: Any) -> None:
         frame: dict[str, Any] = {

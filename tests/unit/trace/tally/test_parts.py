@@ -17,6 +17,7 @@ from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.trace.tally.slots import OTHER, Slots
 from ipttrace.trace.tally.totals import TotalsTally
 from tests.data import synth
+from tests.data.traces import feed_synthetic
 
 SECOND = 1_000_000_000
 
@@ -194,9 +195,7 @@ def test_losses_count_for_the_second_of_their_report() -> None:
 
 def test_flows_beyond_the_limit_are_summed_and_the_newest_stay() -> None:
     trace = Trace()
-    for batch in synth.make(6000, flows=2000).batches(500):
-        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
-            trace.feed(Frame(kind, some.tobytes()))
+    feed_synthetic(trace, synth.make(6000, flows=2000), 500)
     store = trace.store
     everything, few = FlowsTally(), FlowsTally(limit=300)
     for at in range(0, store.end, 200):

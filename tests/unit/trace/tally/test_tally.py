@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from ipttrace.stream.frames import Frame, Kind, read_file
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
@@ -19,13 +18,8 @@ from ipttrace.trace.tally.row_facts import OUTCOMES
 from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.trace.tally.totals import TotalsTally
 from tests.data import synth
+from tests.data.traces import feed_records, feed_synthetic, replay
 from tests.paths import LAB
-
-
-def feed(trace: Trace, records: synth.Records, size: int = 700) -> None:
-    for batch in records.batches(size):
-        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
-            trace.feed(Frame(kind, some.tobytes()))
 
 
 def tallied(store: Store, budget: int = 10_000) -> Tallies:
@@ -42,16 +36,13 @@ def rows_of(store: Store) -> list[Row]:
 @pytest.fixture(scope="module")
 def synthetic() -> Trace:
     trace = Trace()
-    feed(trace, synth.make(3000, flows=40))
+    feed_synthetic(trace, synth.make(3000, flows=40))
     return trace
 
 
 @pytest.fixture(scope="module")
 def lab() -> Trace:
-    trace = Trace()
-    for frame in read_file(LAB):
-        trace.feed(frame)
-    return trace
+    return replay(LAB)
 
 
 @pytest.fixture(params=["synthetic", "lab"])
@@ -192,8 +183,7 @@ def test_rows_stay_counted_when_the_store_drops_them() -> None:
     # GIVEN a store that holds few rows, counted as they arrive
     trace, tallies = Trace(300), Tallies()
     for batch in synth.make(2000).batches(400):
-        for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
-            trace.feed(Frame(kind, some.tobytes()))
+        feed_records(trace, *batch)
         while tallies.pull(trace.store):
             pass
     assert trace.store.first > 0
@@ -205,7 +195,7 @@ def test_rows_stay_counted_when_the_store_drops_them() -> None:
 
 def test_rows_dropped_before_they_were_counted_are_skipped() -> None:
     trace = Trace(300)
-    feed(trace, synth.make(2000))
+    feed_synthetic(trace, synth.make(2000))
     tallies = tallied(trace.store)
     assert tallies.skipped == trace.store.first > 0
     assert tallies.totals.rows + tallies.skipped == trace.rows
@@ -214,7 +204,7 @@ def test_rows_dropped_before_they_were_counted_are_skipped() -> None:
 def test_a_pull_counts_no_more_than_its_budget() -> None:
     trace, tallies = Trace(), Tallies()
     assert tallies.pull(trace.store) is False
-    feed(trace, synth.make(1000))
+    feed_synthetic(trace, synth.make(1000))
     assert tallies.pull(trace.store, 100) is True
     assert tallies.counted == tallies.totals.rows == 100
     assert tallies.behind(trace.store) == trace.store.end - 100
@@ -223,7 +213,7 @@ def test_a_pull_counts_no_more_than_its_budget() -> None:
 def test_rows_with_very_long_paths_are_counted_a_few_at_a_time() -> None:
     # GIVEN calls with 4,000 steps each
     one = Trace(10)
-    feed(one, synth.make(1))
+    feed_synthetic(one, synth.make(1))
     store = Store(100_000)
     store.names = one.store.names
     (part, *_) = one.store.parts()
@@ -249,7 +239,7 @@ def test_two_hosts_in_one_store_have_separate_counts() -> None:
     traces = [Trace(store=store, host=host) for host in (0, 1)]
     records = synth.make(500, flows=9)
     for trace in traces:
-        feed(trace, records)
+        feed_synthetic(trace, records)
     tallies = tallied(store)
     # THEN each has its own rules and flows, and packets count for both
     assert {host for host, _ in tallies.rules.namespaces()} == {0, 1}
@@ -260,7 +250,7 @@ def test_two_hosts_in_one_store_have_separate_counts() -> None:
     flows = tallies.flows.top("packets", 1000, store.names)
     assert Counter(flow.host for flow in flows) == {0: len(flows) // 2, 1: len(flows) // 2}
     alone = Trace()
-    feed(alone, records)
+    feed_synthetic(alone, records)
     assert tallies.totals.packets == 2 * tallied(alone.store).totals.packets
 
 
@@ -277,9 +267,7 @@ def test_absurd_numbers_break_nothing() -> None:
             some = rng.random(len(kind)) < 0.3
             kind[name][some] = np.iinfo(kind.dtype[name]).max
     trace = Trace()
-    for kind, some in ((Kind.ENTRY, records.entries), (Kind.RULE, records.rules)):
-        trace.feed(Frame(kind, some.tobytes()))
-    trace.feed(Frame(Kind.EXIT, records.exits.tobytes()))
+    feed_records(trace, records.entries, records.rules, records.exits)
     trace.finish()
     store = trace.store
     assert len(store)

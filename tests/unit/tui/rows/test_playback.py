@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from ipttrace.stream.frames import Decoder
 from ipttrace.trace.selection import AllRows
 from ipttrace.trace.session import Trace
 from ipttrace.tui.rows.playback import Clock, PlayedRows
+from tests.data.traces import feed_stream
 from tests.tui import streams
 
 SECOND = 1_000_000_000
@@ -15,8 +15,7 @@ SECOND = 1_000_000_000
 def test_what_is_shown_ends_where_the_clock_stands() -> None:
     # GIVEN a recording of 4,000 packets, one each millisecond, four rows each
     trace = Trace()
-    for frame in Decoder().feed(streams.hello() + streams.rows(16_000)):
-        trace.feed(frame)
+    feed_stream(trace, streams.hello() + streams.rows(16_000))
     ours = [0]
     clock = Clock(lambda: ours[0])
     selection = PlayedRows(AllRows(trace.store), trace.store, clock)

@@ -19,7 +19,7 @@ from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from tests.data.records import MONO, entry, joined, leave, rule, tcp, udp, v4
-from tests.golden.golden_rows import COMMENT, START
+from tests.data.rows import COMMENT, START
 
 ABOUT = {"engine": "kernel", "kernel": "6.1.0-56-amd64", "arch": "x86_64", "host": "router\x1b[2J"}
 NAMES = {4026531840: "host"}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Messages of nftables' trace, real ones and made ones, and all that they go through.
+"""Trace messages of nftables, captured and made, and the pipeline from them to rows.
 
-The real ones, in nft_messages.json, were told on lo of a namespace with the rules
-of its first snapshot: 12 datagrams, a TCP connection refused, pings, and a rule added
-in between.
+The captured ones, in nft_messages.json, are from the loopback device of a namespace with
+the rules of its first snapshot: 12 datagrams, a TCP connection refused, pings, and a rule
+that was added in between.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ipttrace.capture.netlink.nft.places import Generations
 
 from ipttrace.capture.netlink.calls import CallMaker, Calls, Numbers, in_order
 from ipttrace.capture.netlink.journeys import NftJourneys
 from ipttrace.capture.netlink.nft.decode import Decoder
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
-from ipttrace.capture.netlink.nft.places import Generations
 from ipttrace.capture.netlink.reader import Batch
 from ipttrace.stream import frames, record
 from ipttrace.trace.row import Row
@@ -48,25 +48,25 @@ def text(kind: int, value: str) -> bytes:
 
 
 def message(body: bytes, kind: int = 17, family: int = INET) -> bytes:
-    """NFT_MSG_TRACE, or another one of nf_tables'."""
+    """An NFT_MSG_TRACE message with these attributes, or another message of nf_tables."""
     size = 20 + len(body)
     return struct.pack("=IHHIIBBH", size, 10 << 8 | kind, 0, 0, 0, family, 0, 0) + body
 
 
-def changed(genid: int) -> list[bytes]:
-    """What tells of a new generation: that of a rule, and NFT_MSG_NEWGEN."""
+def change_messages(genid: int) -> list[bytes]:
+    """The messages of a change: NFT_MSG_NEWRULE, and NFT_MSG_NEWGEN with the generation."""
     rule = message(text(1, "t") + text(2, "a"), 6)
     return [rule, message(attribute(1, struct.pack(">I", genid)), 15)]
 
 
 def udp(dport: int = 53, sport: int = 4000, src: str = "10.9.0.1") -> bytes:
-    """The network header, and the transport header."""
+    """A datagram's network and transport header."""
     source = bytes(map(int, src.split(".")))
     head = struct.pack(">BBHHHBBH", 0x45, 0, 33, 1, 0, 64, 17, 0) + source + b"\x0a\x09\0\2"
     return head + struct.pack(">HHHH", sport, dport, 13, 0)
 
 
-def told(
+def trace_message(
     packet_id: int,
     chain: str,
     handle: int = 0,
@@ -78,7 +78,7 @@ def told(
     packet: bytes = b"",
     more: bytes = b"",
 ) -> bytes:
-    """One message.  With a packet it is the first of a run; with a policy, the last."""
+    """One trace message: with a packet the first of a call, with a policy the last."""
     body = attribute(ID, struct.pack(">I", packet_id))
     body += attribute(TYPE, struct.pack(">I", 1 if policy is not None else 3))
     body += text(TABLE, table) + text(CHAIN, chain)
@@ -96,19 +96,19 @@ def told(
 
 
 def flip(packet_id: int, packet: bytes | None = None) -> bytes:
-    """The table of our own: here the packet's journey begins."""
-    return told(
+    """The flip table's message, with which a journey begins."""
+    return trace_message(
         packet_id, "prerouting", 4, ACCEPT, table=OWN, packet=udp() if packet is None else packet
     )
 
 
-def base(packet_id: int, *rest: bytes, chain: str = "in", packet: bytes | None = None) -> bytes:
-    """A run's first message: of the first rule, which says nothing of the packet."""
-    return told(packet_id, chain, 10, packet=udp() if packet is None else packet)
+def first_message(packet_id: int, chain: str = "in", packet: bytes | None = None) -> bytes:
+    """The first message of a call: the first rule, which continues."""
+    return trace_message(packet_id, chain, 10, packet=udp() if packet is None else packet)
 
 
 def snapshot(genid: int = 1, table: int = 3, **chains: Any) -> Snapshot:
-    """Table inet t with these chains: handles, with a number before them the hook's."""
+    """Table inet t with these chains, each as (hook or None, handles of its rules)."""
     infos = {
         (INET, "t", name): ChainInfo(*_base(given[0]), list(given[1]))
         for name, given in chains.items()
@@ -121,7 +121,7 @@ def _base(hook: int | None) -> tuple[Any, ...]:
 
 
 def batch(messages: list[bytes], time: int = SECOND, width: int = 512) -> Batch:
-    """As Reader makes them: what is longer than `width` is cut."""
+    """As MailboxReader makes it: messages longer than `width` are cut."""
     lengths = np.array([min(len(one), width) for one in messages], np.int32)
     widest = (int(lengths.max(initial=0)) + 3) & ~3
     data = np.zeros((len(messages), widest), np.uint8)
@@ -130,41 +130,41 @@ def batch(messages: list[bytes], time: int = SECOND, width: int = 512) -> Batch:
     return Batch(time, data, lengths)
 
 
-class Said:
-    """Messages in, rows out: what an engine does with those of one namespace."""
+class Pipeline:
+    """From messages to rows, as the engine does it for one namespace."""
 
     def __init__(self, first: Snapshot, own: str = OWN) -> None:
-        self.decoder = Decoder(first.genid)
+        self.decoder = NftTraceDecoder(first.genid)
         self.generations = Generations(first, 1)
-        self.asked = True  # of packets that others trace
-        numbers = Numbers()
-        places = self.decoder.places
-        self.journeys = NftJourneys(places, own.encode(), numbers, self._accept)
-        self.calls = CallMaker(places, numbers, record.SOURCE_NFT)
+        self.matching = True  # does EXPR match packets that others trace?
+        numbers = UniqueNumbers()
+        chains = self.decoder.chains
+        self.journeys = NftJourneys(chains, own.encode(), numbers, self._matches)
+        self.calls = CallMaker(chains, numbers, record.SOURCE_NFT)
         self.trace = Trace()
-        self._decoder = frames.Decoder()
+        self._frames = frames.Decoder()
         self._writer = frames.Writer(self)
         self._writer.hello({"engine": "netlink", "clock": {"mono": 0, "wall": 0}})
         self.records = 0
 
-    def _accept(self, packets: Array, caplens: Array) -> Array:
+    def _matches(self, packets: Array, caplens: Array) -> Array:
         assert len(packets) == len(caplens)
-        return np.full(len(packets), self.asked)
+        return np.full(len(packets), self.matching)
 
     def write(self, data: bytes | memoryview, /) -> None:
-        for frame in self._decoder.feed(data):
+        for frame in self._frames.feed(data):
             self.trace.feed(frame)
 
-    def hear(self, said: list[bytes] | Batch, now: int = 0) -> Calls:
-        """To records and rows; `now`: 0 for the time of the messages."""
-        one = said if isinstance(said, Batch) else batch(said)
+    def feed(self, messages: list[bytes] | Batch, now: int = 0) -> Calls:
+        """The calls that these messages finish; `now`: 0 for the time of the messages."""
+        one = messages if isinstance(messages, Batch) else batch(messages)
         events = self.decoder.decode(one)
-        return self.take(events, now or one.time)
+        return self.feed_events(events, now or one.time)
 
-    def take(self, events: Array, now: int) -> Calls:
-        asked = self.journeys.assign(events)
-        self.generations.locate(asked, self.decoder.places)
-        calls = self.calls.feed(asked, now)
+    def feed_events(self, events: Array, now: int) -> Calls:
+        matching = self.journeys.assign(events)
+        self.generations.locate(matching, self.decoder.chains)
+        calls = self.calls.feed(matching, now)
         if len(calls.entries) or len(calls.cut):
             for kind, records in enumerate(in_order([calls])[0]):
                 self.records += len(records)
@@ -172,15 +172,15 @@ class Said:
         return calls
 
     def rows(self, now: int = 1 << 40) -> list[Row]:
-        """All, when nothing more comes."""
-        self.take(np.zeros(0, self.decoder.decode(batch([])).dtype), now)
+        """All rows; call it after the last message."""
+        self.feed_events(np.zeros(0, EVENT), now)
         self.trace.finish()
         store = self.trace.store
         return store.rows(range(store.first, store.end))
 
 
-def real() -> tuple[str, list[Snapshot], list[bytes]]:
-    """The name of the table that flipped, the rulesets before and after, the messages."""
+def captured() -> tuple[str, list[Snapshot], list[bytes]]:
+    """The flip table's name, the rulesets before and after the change, the messages."""
     held = json.loads(_DATA.read_text())
     snapshots = [
         Snapshot(
