@@ -1,10 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The query language of the view: text in, masks over the store's columns out.
+"""The query language: text in, masks over the columns of rows out.
 
-``verdict=DROP and src in 10.0.0.0/8 and chain~DOCKER and cost>50us``.
-docs/fields.md describes it.  Text is parsed once (query_tree), given a meaning
-here, and turned into numpy masks by the kinds of the fields (query_kinds,
-query_special).  Must not do I/O; must not import lark before a query is parsed.
+``verdict=DROP and src in 10.0.0.0/8 and chain~DOCKER and cost>50us``; docs/fields.md
+describes it.
+
+- __init__.py: a query from its text: fields looked up, tests combined
+- tree.py: the grammar; text to a syntax tree and back
+- words.py: words without an operator (drop, tcp, 10.1.2.3) as tests
+- fields.py: the fields and their kinds
+- kinds.py: tests of single columns as masks
+- special.py: tests of fields that are more than one column
+- names.py: tests of names, evaluated once for each name
+- patterns.py: regular expressions
+- values.py: numbers with units, times, addresses
+- context.py: what a query depends on besides the rows
+- error.py: QueryError, and the line with a ^ under the position
+- complete.py: completions at the cursor
+- from_row.py: query texts made from a row, for the keys that narrow the view
+- pcap.py: a row's flow as a pcap-filter expression
+- until.py: the first row that a query matches
+
+Must not do I/O, and must not import lark or re2 before the first query.
 """
 
 from __future__ import annotations
@@ -18,7 +34,7 @@ import numpy as np
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query.complete import Completion, complete, values_of
 from ipttrace.trace.query.context import Context, RuleTexts, context_of
-from ipttrace.trace.query.error import QueryError, shown, suggestion
+from ipttrace.trace.query.error import QueryError, for_message, suggestion
 from ipttrace.trace.query.fields import ALIASES, Field, fields
 from ipttrace.trace.query.from_row import (
     LEGACY_TABLES,
@@ -36,9 +52,19 @@ from ipttrace.trace.query.from_row import (
     conjunction,
     negation,
 )
-from ipttrace.trace.query.kinds import Hit, Kind, fitting
-from ipttrace.trace.query.tree import Alone, Node, Not, Test, Value, parse, quote, replaced, written
-from ipttrace.trace.query.words import meaning
+from ipttrace.trace.query.kinds import Kind, Matcher, check_operator
+from ipttrace.trace.query.tree import (
+    BareWord,
+    Node,
+    Not,
+    Test,
+    Value,
+    map_leaves,
+    parse,
+    quote,
+    to_text,
+)
+from ipttrace.trace.query.words import expand_word
 from ipttrace.trace.store import Part
 
 __all__ = (
@@ -49,15 +75,15 @@ __all__ = (
     "QueryError",
     "RuleTexts",
     "by_chain",
+    "by_chain_on_path",
     "by_flow",
-    "by_rule_on_path",
     "by_host",
     "by_host_address",
     "by_journey",
     "by_netns",
-    "by_chain_on_path",
     "by_process",
     "by_rule",
+    "by_rule_on_path",
     "by_verdict",
     "compile",
     "complete",
@@ -68,18 +94,17 @@ __all__ = (
     "values_of",
 )
 
-_REMEMBERED: Final = 8
+_CACHED: Final = 8
 _NEGATIVE: Final = {"!=": "=", "not in": "=", "!~": "~", "in": "="}
 
 
 class Query:
-    """A query that was understood.  Any thread may ask it; masks do not change it."""
+    """A compiled query.  Several threads may use one at the same time."""
 
-    def __init__(self, text: str, tree: Node | None, hit: Hit | None) -> None:
+    def __init__(self, text: str, matcher: Matcher | None) -> None:
         self.text = text
-        """As the language has it: compiled again, it gives the same text and rows."""
-        self.tree = tree
-        self._hit = hit
+        """Canonical text: compiled again, it gives the same text and rows."""
+        self._matcher = matcher
 
     def __repr__(self) -> str:
         return f"Query({self.text!r})"
@@ -92,128 +117,135 @@ class Query:
 
     @property
     def matches_all(self) -> bool:
-        """Does it take all rows?"""
-        return self._hit is None
+        """Whether it matches all rows."""
+        return self._matcher is None
 
     def mask(self, part: Part, context: Context) -> Array:
-        """Which rows of the part it takes: bool, shape (len(part),), the caller's own."""
-        if self._hit is None:
+        """The rows of the part that match: bool of shape (len(part),), owned by the caller."""
+        if self._matcher is None:
             return np.ones(len(part), bool)
-        return self._hit(part, context)
+        return self._matcher(part, context)
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED)
 def compile(text: str) -> Query:
-    """The query that `text` says; empty text takes matches_all.  Raises QueryError.
+    """The query of `text`; empty text matches all rows.  Raises QueryError.
 
-    The last few are remembered: a filter is checked while it is typed, then used.
+    The last few are cached: a filter is checked while it is typed, then used.
     """
     try:
         tree = parse(text)
         if tree is None:
-            return Query("", None, None)
-        tree = replaced(tree, _canonical)
-        return Query(written(tree), tree, _hit_of(tree, text))
+            return Query("", None)
+        tree = map_leaves(tree, _canonical)
+        return Query(to_text(tree), _matcher_of(tree, text))
     except QueryError as error:
         error.text = text
         raise
 
 
-def _canonical(leaf: Test | Alone) -> Node:
-    """A test of a field under the field's own name."""
-    if isinstance(leaf, Alone):
-        return meaning(leaf)
+def _canonical(leaf: Test | BareWord) -> Node:
+    """The leaf as a test, with the field's own name."""
+    if isinstance(leaf, BareWord):
+        return expand_word(leaf)
     name = leaf.name.text.lower()
     name = ALIASES.get(name, name)
-    known = fields()
-    if leaf.name.quoted or name not in known:
-        near = suggestion(leaf.name.text, (*known, *ALIASES))
-        raise leaf.name.wrong(f"there is no field {shown(leaf.name.text)}{near}")
+    if leaf.name.quoted or name not in fields():
+        near = suggestion(leaf.name.text, (*fields(), *ALIASES))
+        raise leaf.name.error(f"there is no field {for_message(leaf.name.text)}{near}")
     named = Value(name, False, leaf.name.start, leaf.name.end)
     return Test(named, leaf.op, leaf.values, leaf.mask, leaf.at, leaf.depth)
 
 
-def _hit_of(node: Node, source: str) -> Hit:
+def _matcher_of(node: Node, source: str) -> Matcher:
     if isinstance(node, Test):
         return _test(fields()[node.name.text], node, source)
     if isinstance(node, Not):
-        inner = _hit_of(node.part, source)
+        inner = _matcher_of(node.part, source)
         return lambda part, context: ~inner(part, context)
-    assert not isinstance(node, Alone)
-    hits = [_hit_of(part, source) for part in node.parts]
-    return _all(hits) if node.word == "and" else _any(hits)
+    assert not isinstance(node, BareWord)
+    matchers = [_matcher_of(part, source) for part in node.parts]
+    return _all(matchers) if node.word == "and" else _any(matchers)
 
 
-def _all(hits: Sequence[Hit]) -> Hit:
-    def every(part: Part, context: Context) -> Array:
-        found = hits[0](part, context)
-        for hit in hits[1:]:
+def _all(matchers: Sequence[Matcher]) -> Matcher:
+    def match_all(part: Part, context: Context) -> Array:
+        found = matchers[0](part, context)
+        for matcher in matchers[1:]:
             if not found.any():
                 break
-            found &= hit(part, context)
+            found &= matcher(part, context)
         return found
 
-    return every
+    return match_all
 
 
-def _any(hits: Sequence[Hit]) -> Hit:
-    def one(part: Part, context: Context) -> Array:
-        found = hits[0](part, context)
-        for hit in hits[1:]:
+def _any(matchers: Sequence[Matcher]) -> Matcher:
+    def match_any(part: Part, context: Context) -> Array:
+        found = matchers[0](part, context)
+        for matcher in matchers[1:]:
             if found.all():
                 break
-            found |= hit(part, context)
+            found |= matcher(part, context)
         return found
 
-    return one
+    return match_any
 
 
-def _test(field: Field, test: Test, source: str) -> Hit:
-    """What is not known is never hit, but by ``none``."""
+def _test(field: Field, test: Test, source: str) -> Matcher:
+    """The rows that a test matches: unknown values match ``none`` only."""
     for kind in field.kinds:
-        fitting(kind, test)
+        check_operator(kind, test)
     op = _NEGATIVE.get(test.op, test.op)
     negative = test.op in ("!=", "not in", "!~")
     if test.mask is not None and test.mask.is_none:
-        raise test.mask.wrong("a mask has to be a number")
+        raise test.mask.error("a mask must be a number")
     none = next((value for value in test.values if value.is_none), None)
     if none is not None and op == "~":
-        # An empty pattern finds itself in every text.
+        # An empty pattern occurs in every text.
         none = None
     if none is not None and (op != "=" or test.mask is not None):
-        raise none.wrong(f"nothing is {test.op} none: write {field.name}=none")
+        raise none.error(f"{test.op} does not apply to none; use {field.name}=none")
     wanted = [value for value in test.values if op == "~" or not value.is_none]
-    hits = [(kind, kind.hit(op, wanted, test, source) if wanted else None) for kind in field.kinds]
-    return _combined(hits, negative, none is not None)
+    matchers = [
+        (kind, kind.matcher(op, wanted, test, source) if wanted else None) for kind in field.kinds
+    ]
+    return _combined(matchers, negative, none is not None)
 
 
-def _combined(hits: Sequence[tuple[Kind, Hit | None]], negative: bool, none: bool) -> Hit:
-    """`hits`: of each column that the field stands for; no Hit where only none is asked for."""
+def _combined(
+    matchers: Sequence[tuple[Kind, Matcher | None]], negative: bool, none: bool
+) -> Matcher:
+    """The test of a field with one or several columns.
+
+    `matchers`: one for each column; None if the test is for ``none`` alone.
+    """
 
     def tested(part: Part, context: Context) -> Array:
         found: Array | None = None
         known: Array | None = None
-        everywhere = False
-        for kind, hit in hits:
-            sure = kind.implied and not negative and not none
-            there = None if sure else kind.known(part, context)
-            if there is None:
-                everywhere = True
+        all_known = False
+        for kind, matcher in matchers:
+            unneeded = kind.skips_unknown and not negative and not none
+            has_value = None if unneeded else kind.has_value(part, context)
+            if has_value is None:
+                all_known = True
             else:
-                known = there if known is None else known | there
-            if hit is not None:
-                some = hit(part, context)
-                if there is not None:
-                    some &= there
-                found = some if found is None else found | some
+                known = has_value if known is None else known | has_value
+            if matcher is not None:
+                matched = matcher(part, context)
+                if has_value is not None:
+                    matched &= has_value
+                found = matched if found is None else found | matched
         if found is None:
             found = np.zeros(len(part), bool)
-        has = np.ones(len(part), bool) if everywhere or known is None else known
+        if all_known or known is None:
+            known = np.ones(len(part), bool)
         if negative:
             np.logical_not(found, out=found)
-            found &= has
+            found &= known
         elif none:
-            found |= ~has
+            found |= ~known
         return found
 
     return tested

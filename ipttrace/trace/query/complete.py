@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What could come next where a query is being written.
+"""Completions at the cursor in a query that is being typed.
 
-The parser itself says what kind of thing fits; fields and the values that rows
-have make words of it.  Must not loop over rows in Python.
+The parser reports which kinds of tokens may come next; the fields and the values of
+rows turn them into words.  Must not loop over rows in Python.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.fields import ALIASES, fields
 from ipttrace.trace.query.kinds import SEARCH
 from ipttrace.trace.query.tree import MAX_TEXT, parser, quote
-from ipttrace.trace.query.words import WORDS, means
+from ipttrace.trace.query.words import WORDS, is_word
 from ipttrace.trace.store import Part
 from ipttrace.trace.store.names import Names
 
 LIMIT: Final = 50
 
-# Fields whose values are names that came, and which columns have them.
+# Fields whose values are names, and the columns that hold them.
 _NAMED: Final = {
     "table": ("table",),
     "chain": ("chain",),
@@ -34,24 +34,24 @@ _NAMED: Final = {
     "out": ("out",),
     "dev": ("in", "out"),
 }
-# Where nobody knows better.
+# Offered if no rows are known.
 _USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": HOOKS}
 _KEYWORDS: Final = {
-    "AND": ("and", "both have to hold"),
-    "OR": ("or", "one has to hold"),
+    "AND": ("and", "both must match"),
+    "OR": ("or", "at least one must match"),
     "RPAR": (")", "closes the parenthesis"),
 }
 _OPERATORS: Final = {
-    "=": "is",
-    "!=": "is known and is not",
+    "=": "equals",
+    "!=": "is known and differs",
     "<": "less than",
     "<=": "at most",
     ">": "more than",
     ">=": "at least",
-    "~": "has the regular expression in it",
-    "!~": "has it not",
+    "~": "matches the regular expression",
+    "!~": "does not match the regular expression",
     "in": "is one of, or in a network or range",
-    "not in": "is none of",
+    "not in": "is none of them",
 }
 _SPECIAL: Final = re.compile(r"[.^$*+?{}\[\]\\|()]")
 _TAIL: Final = re.compile(r"[^\s()\"'=!<>~&|,]*\Z")
@@ -60,7 +60,7 @@ _HEAD: Final = re.compile(r"[^\s()\"'=!<>~&|,]*")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`text` in the place of what stands from `start` to `end` (in characters)."""
+    """Replaces the characters from `start` to `end` with `text`."""
 
     text: str
     start: int
@@ -69,7 +69,7 @@ class Completion:
 
 
 def complete(text: str, cursor: int, context: Context) -> list[Completion]:
-    """What could stand at the cursor, the likeliest first; never raises QueryError."""
+    """Completions at `cursor`, the likeliest first; never raises QueryError."""
     cursor = max(0, min(cursor, len(text)))
     if len(text) > MAX_TEXT:
         return []
@@ -83,10 +83,10 @@ def complete(text: str, cursor: int, context: Context) -> list[Completion]:
     else:
         start, end = quote_at, cursor
         word = text[quote_at + 1 : cursor]
-    state = _State(text[:start], start, end)
+    state = _Position(text[:start], start, end)
     found = _ranked(state.completions(context), word)
-    if state.begins and word.lower() in {*fields(), *ALIASES}:
-        # The field is whole: what could come right after it.
+    if state.begins_test and word.lower() in {*fields(), *ALIASES}:
+        # The field's name is complete: its operators may follow.
         found += [Completion(one, end, end, text) for one, text in _operators_of(word)]
     return found
 
@@ -114,56 +114,56 @@ def _ranked(found: Iterable[Completion], word: str) -> list[Completion]:
     return list(unique.values())[:LIMIT]
 
 
-class _State:
-    """The place of the cursor: the parser after all that stands before the word."""
+class _Position:
+    """The parser's state before the word at the cursor."""
 
     def __init__(self, before: str, start: int, end: int) -> None:
         self._start, self._end = start, end
         self._tokens: list[Any] = []
-        self._fits: set[str] = set()
+        self._accepted: set[str] = set()
         interactive = parser().parse_interactive(before)
         try:
             self._tokens = interactive.exhaust_lexer()
-            self._fits = interactive.accepts()
+            self._accepted = interactive.accepts()
         except Exception:
-            # Something before the cursor is wrong; the error under it says what.
+            # An error before the cursor, which the prompt shows: nothing to offer.
             return
 
     @property
-    def begins(self) -> bool:
-        """Is it the place of a field?"""
-        return {"WORD", "NOT"} <= self._fits
+    def begins_test(self) -> bool:
+        """Whether a field may stand here."""
+        return {"WORD", "NOT"} <= self._accepted
 
     def _made(self, text: str, help: str) -> Completion:
         return Completion(text, self._start, self._end, help)
 
     def completions(self, context: Context) -> Iterator[Completion]:
-        fits = self._fits
-        if self.begins:
-            yield from self._begin()
-        elif fits & {"WORD", "PATTERN"}:
+        accepted = self._accepted
+        if self.begins_test:
+            yield from self._fields_and_words()
+        elif accepted & {"WORD", "PATTERN"}:
             yield from self._values(context)
-        if "EQ" in fits and "IN" in fits:
+        if "EQ" in accepted and "IN" in accepted:
             yield from self._operators()
-        elif "EQ" in fits:
-            yield self._made("=", "is, under the mask")
-        elif "IN" in fits:
+        elif "EQ" in accepted:
+            yield self._made("=", "equals, under the mask")
+        elif "IN" in accepted:
             yield self._made("in", _OPERATORS["in"])
-        if "EQ" in fits and "IN" in fits and not means(str(self._tokens[-1])):
-            return  # a word that says nothing yet
+        if "EQ" in accepted and "IN" in accepted and not is_word(str(self._tokens[-1])):
+            return  # an incomplete word
         for kind, (text, help) in _KEYWORDS.items():
-            if kind in fits:
+            if kind in accepted:
                 yield self._made(text, help)
 
-    def _begin(self) -> Iterator[Completion]:
+    def _fields_and_words(self) -> Iterator[Completion]:
         for field in fields().values():
             yield self._made(field.name, field.help)
         for word, (name, op, value) in WORDS.items():
             yield self._made(word, f"{name}{op}{value}")
-        yield self._made("not", "takes what the rest does not")
+        yield self._made("not", "negates the next test")
 
     def _field(self) -> str:
-        """The field whose operator or value is being written."""
+        """The field whose operator or value is being typed."""
         words = [token for token in self._tokens if token.type == "WORD"]
         at = len(self._tokens) - 1
         while at >= 0 and self._tokens[at].type in ("COMMA", "WORD", "STRING", "LPAR"):
@@ -191,7 +191,7 @@ class _State:
         for choice in kind.choices():
             yield self._made(quote(choice), field.help)
         if last not in (*SEARCH, "<", "<=", ">", ">=", "&"):
-            yield self._made("none", "not known, or there is none")
+            yield self._made("none", "unknown or absent")
 
 
 def _operators_of(name: str) -> Iterator[tuple[str, str]]:
@@ -210,17 +210,17 @@ def _values_of(name: str, context: Context) -> Iterator[tuple[str, str]]:
     elif name == "host":
         for text in context.hosts:
             yield text, ""
-    of = "chain" if name == "path" else name
-    for text in context.values.get(of, _USUAL.get(of, ())):
+    name = "chain" if name == "path" else name
+    for text in context.values.get(name, _USUAL.get(name, ())):
         yield text, name
 
 
 def values_of(parts: Iterable[Part], names: Names) -> dict[str, Sequence[str]]:
-    """For Context.values: the tables, chains, devices and processes of these rows."""
+    """Tables, chains, devices and processes of these rows, by field, for Context.values."""
     seen: dict[str, set[int]] = {column: set() for of in _NAMED.values() for column in of}
     for part in parts:
         for column, ids in seen.items():
-            # Where ids are few numbers, counting is faster than sorting.
+            # Ids are small numbers: counting them is faster than sorting.
             ids.update(np.flatnonzero(np.bincount(part.columns[column])).tolist())
         first, last = (int(part.begins[0]), int(part.ends[-1])) if len(part) else (0, 0)
         seen["chain"].update(np.unique(part.steps["chain"][first:last]).tolist())

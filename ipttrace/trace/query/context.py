@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a query has to know beside the columns: names, the newest row, rules' texts.
+"""What a query depends on besides the columns: names, the newest row, rules' texts.
 
 Must not do I/O.
 """
@@ -15,50 +15,44 @@ from ipttrace.trace.store.names import Names
 
 
 class RuleTexts(Protocol):
-    """The rules of one host, in every generation: what rulesets.Rulesets is."""
+    """The rules of one host in every generation, as trace.rules.rulesets.Rulesets."""
 
     def text(
         self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
     ) -> str | None:
-        """The rule's text, clean; None where it is not known."""
+        """The rule's text, clean; None if unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Of the rows that a query is asked about.
-
-    `newest`: time of the newest row, ns since the epoch; None: of each part
-    for itself.  `netns`: names of namespaces by host and inode; `hosts`: names by
-    number; `rulesets`: by host; `utc`: times without a zone are UTC, not local.
-    `values`: for completion alone, those that rows have, by field.
-    """
+    """What a query depends on besides the rows."""
 
     names: Names
-    newest: int | None = None
-    netns: Mapping[tuple[int, int], str] = field(default_factory=dict)
-    hosts: Sequence[str] = ()
-    rulesets: Mapping[int, RuleTexts] = field(default_factory=dict)
-    utc: bool = False
-    values: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    newest: int | None = None  # time of the newest row, ns since the epoch; None: of each part
+    netns: Mapping[tuple[int, int], str] = field(default_factory=dict)  # by host and inode
+    hosts: Sequence[str] = ()  # names by number
+    rulesets: Mapping[int, RuleTexts] = field(default_factory=dict)  # by host
+    utc: bool = False  # times without a zone are UTC, not local
+    values: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by field, for completion
 
 
 def context_of(
     store: Store,
     *,
     netns: Mapping[int, str] | None = None,
-    places: Mapping[tuple[int, int], str] | None = None,
+    netns_by_host: Mapping[tuple[int, int], str] | None = None,
     hosts: Sequence[str] = (),
     utc: bool = False,
 ) -> Context:
-    """The context of a store as it is now: names, newest row and rules' texts are its own.
+    """The context of a store's rows as of now.
 
-    Names of namespaces are in `places`, by host and inode, or, where there is
-    one host, in `netns`.
+    Names of namespaces: `netns_by_host` by host and inode, or `netns` by inode if there
+    is only one host.
     """
     newest = None
     for part in store.parts(store.end - 1 if len(store) else None):
         newest = int(part.columns["time"][-1])
-    named = dict(places or {})
+    named = dict(netns_by_host or {})
     named.update(((0, inode), name) for inode, name in (netns or {}).items())
     return Context(store.names, newest, named, hosts, store.rulesets, utc)

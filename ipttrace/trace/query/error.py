@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is wrong with a query, and where.
+"""The error of an invalid query, with its position.
 
-Must not import the parser: who only catches the error need not load it.
+Must not import the parser, so that callers can catch the error without loading it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final
 from ipttrace.text import clean, width
 
 _SHOWN: Final = 40
-# Terminal columns left of the place, where the query is longer than the line.
+# Terminal columns kept free on each side, for …, if the query is longer than the line.
 _LEAD: Final = 3
 
 
 class QueryError(ValueError):
-    """A query that cannot be understood; `str()` is one line, safe for a terminal.
+    """An invalid query.  `str()` is one line, safe for a terminal.
 
-    `position` (0-based, in characters of `text`) and `length` say where.
+    `position` (0-based) and `length` are in characters of `text`.
     """
 
     def __init__(self, message: str, position: int = 0, length: int = 1, text: str = "") -> None:
@@ -30,28 +30,29 @@ class QueryError(ValueError):
         self.text = text
 
     def caret(self, columns: int = 80) -> str:
-        """The query, and a second line with ^ under the place; neither ends in a newline.
+        """Two lines: the query, and ^ under the error; no newline at the end.
 
-        Where the query takes more than `columns` columns, the part around the
-        place is shown.  Characters that a terminal would obey are escaped.
+        Of a query wider than `columns` terminal columns, the part around the error.
+        Control characters are escaped.
         """
         cells = [clean(char) for char in self.text]
         widths = [width(cell) for cell in cells]
-        place = max(0, min(self.position, len(cells)))
+        at = max(0, min(self.position, len(cells)))
         start, stop = 0, len(cells)
         if sum(widths) >= columns:
-            start = _before(widths, place, columns // 2)
+            start = _before(widths, at, columns // 2)
             stop = _after(widths, start, columns - 1 - 2 * _LEAD)
         lead = "…" if start else ""
         tail = "…" if stop < len(cells) else ""
-        under = sum(widths[place : max(place, min(place + self.length, stop))])
-        indent = len(lead) + sum(widths[start:place])
+        under = sum(widths[at : max(at, min(at + self.length, stop))])
+        indent = len(lead) + sum(widths[start:at])
         shown = lead + "".join(cells[start:stop]) + tail
         return f"{shown}\n{' ' * indent}{'^' * max(under, 1)}"
 
 
-def _before(widths: list[int], place: int, room: int) -> int:
-    at = place
+def _before(widths: list[int], end: int, room: int) -> int:
+    """First of the characters before `end` that fit into `room` columns."""
+    at = end
     while at > 0 and room >= widths[at - 1]:
         at -= 1
         room -= widths[at]
@@ -59,6 +60,7 @@ def _before(widths: list[int], place: int, room: int) -> int:
 
 
 def _after(widths: list[int], start: int, room: int) -> int:
+    """End of the characters from `start` on that fit into `room` columns."""
     at = start
     while at < len(widths) and room >= widths[at]:
         room -= widths[at]
@@ -66,13 +68,13 @@ def _after(widths: list[int], start: int, room: int) -> int:
     return at
 
 
-def shown(text: str) -> str:
-    """What somebody wrote, as it may stand in a message."""
+def for_message(text: str) -> str:
+    """A user's text, escaped and shortened for a message."""
     return clean(text, _SHOWN)
 
 
 def suggestion(wrong: str, right: Iterable[str]) -> str:
-    """``; did you mean chain?``, or nothing where no word is near."""
+    """``; did you mean chain?``, or "" if no word of `right` is similar."""
     from difflib import get_close_matches
 
     if len(wrong) > _SHOWN:

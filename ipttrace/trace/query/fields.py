@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The fields that a query can ask about: all of a row's, and words for several.
+"""The fields of queries: those of rows, and words for several of them.
 
-What is known of a row, and what its numbers are called, is what `unfold` says.
-Must not know how a query is written.
+Which values are known, and the names of numbers, agree with trace/store/unfold.py.
+Must not know the syntax of queries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.netfilter import HOOKS, UNKNOWN_HOOK, VERDICTS
+from ipttrace.netfilter import HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.decode import headers as packet
@@ -27,14 +27,14 @@ from ipttrace.trace.store.schema import ENGINES, NETLINK
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field, or with more than one kind a word for several of them."""
+    """A field; with more than one kind, a word for several fields."""
 
     name: str
     kinds: tuple[kinds.Kind, ...]
     help: str
 
 
-# Other names of fields.  The one that a query is written back with is the key's value.
+# Other names of fields, to the name used in canonical text.
 ALIASES: Final = {"cost_ns": "cost", "ct": "ct_state", "device": "dev", "process": "comm"}
 
 PROTOCOLS: Final = ("TCP", "UDP", "ICMP", "ICMPv6", "GRE", "ESP", "AH", "SCTP", "DCCP", "IGMP")
@@ -69,7 +69,7 @@ def _decided(part: Part) -> Array:
     return decided
 
 
-def _knows(bit: int) -> kinds.Known:
+def _knows(bit: int) -> kinds.HasValue:
     def known(part: Part) -> Array:
         bits: Array = (part.columns["known"] & np.uint8(bit)) != 0
         return bits
@@ -77,7 +77,7 @@ def _knows(bit: int) -> kinds.Known:
     return known
 
 
-def _not_zero(column: str) -> kinds.Known:
+def _not_zero(column: str) -> kinds.HasValue:
     def known(part: Part) -> Array:
         there: Array = part.columns[column] != 0
         return there
@@ -85,8 +85,8 @@ def _not_zero(column: str) -> kinds.Known:
     return known
 
 
-def _here(part: Part) -> Array:
-    """Told by the kernel as it happened: over netlink nobody knows CPU, process and cost."""
+def _not_netlink(part: Part) -> Array:
+    """Rows not from netlink, which does not report CPU, process and cost."""
     here: Array = part.columns["engine"] != NETLINK
     return here
 
@@ -96,7 +96,7 @@ def _numbered(part: Part) -> Array:
     return numbered
 
 
-def _ended(part: Part) -> Array:
+def _has_verdict(part: Part) -> Array:
     ended: Array = (part.columns["exit_flags"] & np.uint8(record.EXIT_F_UNTOLD)) == 0
     return ended
 
@@ -114,8 +114,8 @@ def _named(names: tuple[str, ...], count: int = 256) -> list[str]:
 
 
 def _families() -> kinds.Choice:
-    texts = [{2: "4", 10: "6"}.get(at, str(at)) for at in range(256)]
-    # 4 and 6 are what people see; no family of netfilter has these numbers here.
+    texts = [str(IP_VERSIONS.get(at, at)) for at in range(256)]
+    # No row has 4 or 6 as its number; without this, both numbers would match each name.
     texts[4] = texts[6] = ""
     also = {"ipv4": "4", "ip": "4", "ipv6": "6", "ip6": "6"}
     return kinds.Choice(lambda part: part.columns["family"], texts, listed=("4", "6"), also=also)
@@ -126,7 +126,7 @@ def _verdict() -> kinds.Choice:
         lambda part: part.columns["verdict"] & np.uint32(0xFF),
         _named(VERDICTS),
         listed=VERDICTS,
-        known=_ended,
+        known=_has_verdict,
     )
 
 
@@ -143,7 +143,7 @@ def _tables() -> kinds.Choice:
 
 
 def _proto() -> kinds.Choice:
-    # The last one is for -1: not known.
+    # The last one is for -1, unknown.
     texts = [*map(ip.proto_name, range(256)), ""]
     also = _ALSO_PROTOCOLS | {str(number): name for number, name in ip.NAMES.items()}
     return kinds.Choice(lambda part: part.columns["proto"], texts, listed=PROTOCOLS, also=also)
@@ -151,7 +151,7 @@ def _proto() -> kinds.Choice:
 
 @cache
 def fields() -> dict[str, Field]:
-    """All fields by name, those of a row first and in its order."""
+    """All fields by name, those of rows first, in their order."""
     ports = {
         name: kinds.Number(name, known)
         for name, known in (
@@ -161,7 +161,7 @@ def fields() -> dict[str, Field]:
             ("ct_orig_dport", _ct_ports),
         )
     }
-    ct_version = special.versions(_tracked)
+    ct_version = special.conntrack_versions(_tracked)
     src, dst = special.Address("src", _version), special.Address("dst", _version)
     ct_src = special.Address("ct_orig_src", ct_version)
     ct_dst = special.Address("ct_orig_dst", ct_version)
@@ -188,28 +188,28 @@ def fields() -> dict[str, Field]:
     )
     number, name = kinds.Number, Name
     made: list[tuple[str, tuple[kinds.Kind, ...], str]] = [
-        ("time", (kinds.Time(),), "when: 12:30:05, 2026-11-21T12:30, -30s"),
-        ("engine", (engine,), "what traced it"),
+        ("time", (kinds.Time(),), "time: 12:30:05, 2026-11-21T12:30, -30s"),
+        ("engine", (engine,), "engine that traced it"),
         ("skb", (number("skb", _not_zero("skb")),), "address of the skb, 0x…"),
         ("netns", (special.Netns(),), "network namespace: name or inode"),
-        ("cpu", (number("cpu", _here),), "CPU that it ran on"),
-        ("pid", (number("pid", _here),), "process that was running"),
-        ("comm", (name("comm", _here),), "name of the process that was running"),
-        ("in", (into,), "device that it came in by"),
-        ("out", (out,), "device that it goes out by"),
-        ("family", (_families(),), "4 or 6, of others their number"),
-        ("hook", (_hook(),), "hook of netfilter"),
+        ("cpu", (number("cpu", _not_netlink),), "CPU"),
+        ("pid", (number("pid", _not_netlink),), "process that was running"),
+        ("comm", (name("comm", _not_netlink),), "name of the process that was running"),
+        ("in", (into,), "incoming device"),
+        ("out", (out,), "outgoing device"),
+        ("family", (_families(),), "4, 6, or netfilter's number of another family"),
+        ("hook", (_hook(),), "netfilter hook"),
         ("table", (name("table"),), "table"),
         ("chain", (name("chain"),), "chain of the deciding rule"),
         ("rulenum", (number("rulenum", _numbered),), "number of the deciding rule"),
         ("match", (match,), "what decided: rule, return or policy"),
         ("path", (special.Path(),), "any step: chain or chain:rulenum"),
         ("rule", (special.RuleText(),), "text of the deciding rule"),
-        ("verdict", (_verdict(),), "how it ended"),
+        ("verdict", (_verdict(),), "verdict"),
         (
             "cost",
-            (number("cost", _here, units=values.DURATIONS),),
-            "time that it took: 50us, 1.5ms",
+            (number("cost", _not_netlink, units=values.DURATIONS),),
+            "time spent in the table: 50us, 1.5ms",
         ),
         ("len", (number("len", units=values.SIZES),), "length of the packet in bytes: 1500, 1.5k"),
         ("proto", (_proto(),), "protocol: name or number"),
@@ -221,8 +221,8 @@ def fields() -> dict[str, Field]:
         ("icmp", (kinds.Icmp("icmp_type", _knows(packet.ICMP)),), "ICMP type or type/code"),
         ("frag", (special.Fragment(),), "fragment: id, id:offset"),
         ("mark", (number("mark"),), "packet mark: 0x1, mark&0xff=0x10"),
-        ("mac_src", (special.Mac(6),), "source hardware address, or its beginning"),
-        ("mac_dst", (special.Mac(0),), "destination hardware address, or its beginning"),
+        ("mac_src", (special.Mac(6),), "source hardware address, or a prefix of it"),
+        ("mac_dst", (special.Mac(0),), "destination hardware address, or a prefix of it"),
         ("ct_state", (ct_state,), "conntrack state"),
         ("ct_orig_src", (ct_src,), "source before NAT"),
         ("ct_orig_sport", (ports["ct_orig_sport"],), "source port before NAT"),
@@ -232,12 +232,12 @@ def fields() -> dict[str, Field]:
         ("port", (ports["sport"], ports["dport"]), "sport or dport"),
         ("dev", (into, out), "in or out"),
         ("flow", (number("flow", _not_zero("flow")),), "both directions of a flow, 0x…"),
-        ("journey", (number("journey"),), "all the way of one packet, 0x…"),
+        ("journey", (number("journey"),), "all traversals of one packet, 0x…"),
         ("call", (number("call"),), "one run of a table"),
-        ("parent", (number("parent", _not_zero("parent")),), "call from inside which it was made"),
-        ("tables", (_tables(),), "whose table: legacy, or its family in nftables"),
+        ("parent", (number("parent", _not_zero("parent")),), "call inside which it was made"),
+        ("tables", (_tables(),), "legacy, or the nftables family of the table"),
         ("trace_id", (special.TraceId(),), "as nft monitor trace shows it: 1f2e3d4c"),
-        ("partial", (partial,), "were some of its rules lost?"),
-        ("host", (special.Host(),), "host that it was traced on"),
+        ("partial", (partial,), "whether some of its rules were lost"),
+        ("host", (special.Host(),), "host on which it was traced"),
     ]
     return {name: Field(name, of, text) for name, of, text in made}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Text of queries for the keys that narrow the view, made from a row.
+"""Query texts made from a row, for the keys that narrow the view.
 
-Whatever names a row holds, what comes out compiles and takes that row.
+Whatever names a row holds, the text compiles and matches that row.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ipttrace.trace.query.tree import Many, Node, Not, parse, quote, written
+from ipttrace.trace.query.tree import Junction, Node, Not, parse, quote, to_text
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules.families import NFT, family_name
 
@@ -18,14 +18,14 @@ def _tests(**values: object) -> str:
     return " and ".join(f"{name}={quote(value)}" for name, value in values.items())
 
 
-# What tells a legacy table from one of nftables of the same name, where there may be both.
+# Distinguishes a legacy table from an nftables table of the same name.
 LEGACY_TABLES: Final = "tables=legacy"
 
 
 def _of_tables(family: int) -> dict[str, object]:
-    """Tests for the tables of a family, as `Rulesets` number them.
+    """Tests for the tables of a family, numbered as in trace.rules.families.
 
-    What nftables calls inet has the packets of both families.
+    An inet table has packets of both IP families.
     """
     if family <= NFT:
         return {"family": family}
@@ -34,17 +34,17 @@ def _of_tables(family: int) -> dict[str, object]:
 
 
 def by_flow(row: Row) -> str:
-    """Both directions of its flow."""
+    """Rows of the same flow, in both directions."""
     return f"flow={hex(row.flow) if row.flow else 'none'}"
 
 
 def by_journey(row: Row) -> str:
-    """All the way of its packet."""
+    """Rows of the same packet."""
     return f"journey={row.journey:#x}"
 
 
 def by_rule(row: Row) -> str:
-    """Rows that the same rule decided."""
+    """Rows decided by the same rule."""
     return _tests(
         table=row.table or None,
         chain=row.chain or None,
@@ -55,32 +55,32 @@ def by_rule(row: Row) -> str:
 
 
 def by_rule_on_path(table: str, chain: str, rulenum: int, family: int, netns: int) -> str:
-    """Rows that hit this rule on their way, whether it decided or not.
+    """Rows with this rule anywhere in their path.
 
-    `family`: as `Rulesets` number them; `rulenum`: 0 where it is not known.
+    `family`: see trace.rules.families; `rulenum`: 0 if unknown.
     """
     path = f"{chain}:{rulenum or '?'}"
     return _tests(table=table or None, path=path, **_of_tables(family), netns=netns)
 
 
 def by_chain_on_path(table: str, chain: str, family: int, netns: int) -> str:
-    """Rows that hit any rule of this chain on their way."""
+    """Rows with any rule of this chain in their path."""
     return _tests(table=table or None, path=chain or None, **_of_tables(family), netns=netns)
 
 
 def by_chain(row: Row) -> str:
-    """Rows that were decided in the same chain of the same table."""
+    """Rows decided in the same chain of the same table."""
     tables = _of_tables(row.rules_family) if row.tables else {}
     return _tests(table=row.table or None, chain=row.chain or None, **tables)
 
 
 def by_verdict(row: Row) -> str:
-    """Rows that ended alike."""
+    """Rows with the same verdict."""
     return _tests(verdict=row.verdict)
 
 
 def by_process(row: Row) -> str:
-    """Rows of the same process; pid 0 is no process, but each CPU that idles."""
+    """Rows of the same process; pid 0 stands for any idle CPU and is left out."""
     if row.pid:
         return _tests(comm=row.comm or None, pid=row.pid)
     return _tests(comm=row.comm or None)
@@ -92,28 +92,28 @@ def by_netns(row: Row) -> str:
 
 
 def by_host_address(row: Row, destination: bool = False) -> str:
-    """Rows that have its source address, or its destination, at any end."""
+    """Rows with its source (or destination) address as any of their addresses."""
     return _tests(addr=(row.dst if destination else row.src) or None)
 
 
 def by_host(row: Row, hosts: Sequence[str]) -> str:
-    """Rows that were traced on the same host."""
+    """Rows traced on the same host."""
     return _tests(host=hosts[row.host] if row.host < len(hosts) else row.host)
 
 
 def negation(text: str) -> str:
-    """Rows that `text` does not take.  Raises QueryError."""
+    """Rows that `text` does not match.  Raises QueryError."""
     tree = parse(text)
-    return "" if tree is None else written(Not(tree))
+    return "" if tree is None else to_text(Not(tree))
 
 
 def conjunction(one: str, other: str) -> str:
-    """Rows that both texts take, with parentheses where needed.  Raises QueryError."""
+    """Rows that both texts match.  Raises QueryError."""
     parts: list[Node] = []
     for tree in (parse(one), parse(other)):
-        if isinstance(tree, Many) and tree.word == "and":
+        if isinstance(tree, Junction) and tree.word == "and":
             parts += [part for part in tree.parts if part not in parts]
         elif tree is not None:
             parts.append(tree)
-    texts = list(dict.fromkeys(written(part, len(parts) > 1) for part in parts))
+    texts = list(dict.fromkeys(to_text(part, len(parts) > 1) for part in parts))
     return " and ".join(texts)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kinds of fields: how a test of each becomes a numpy mask.
+"""Kinds of fields: how a test of a field becomes a mask of rows.
 
-A kind says for which rows a value is known, and which rows a test hits; what
-it says of rows whose value is not known does not count.  Must not loop over
-rows in Python.
+A kind determines which rows have a value, and which rows a test matches; for rows
+without a value, the caller ignores the latter.  Must not loop over rows in Python.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import numpy as np
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
-from ipttrace.trace.query.error import QueryError, shown, suggestion
+from ipttrace.trace.query.error import QueryError, for_message, suggestion
 from ipttrace.trace.query.patterns import compile_pattern
 from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.store import Part
 
-Hit = Callable[[Part, Context], Array]
-Known = Callable[[Part], Array]
+# Both return bool of shape (len(part),): the rows that match, or that have a value.
+Matcher = Callable[[Part, Context], Array]
+HasValue = Callable[[Part], Array]
 
 EQUAL: Final = ("=", "!=", "in", "not in")
 ORDER: Final = ("<", "<=", ">", ">=")
@@ -30,46 +30,46 @@ SEARCH: Final = ("~", "!~")
 
 
 class Kind:
-    """What fields of one type have in common."""
+    """A type of field."""
 
     title: ClassVar[str]
     operators: ClassVar[tuple[str, ...]]
     maskable: ClassVar[bool] = False
-    # Does it hit only rows whose value is known?
-    implied: ClassVar[bool] = False
+    # Do its matchers match only rows that have a value?
+    skips_unknown: ClassVar[bool] = False
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
-        """Rows for which `op` (one of = < <= > >= ~) holds for one of `wanted`.
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        """Matches rows for which `op` (one of = < <= > >= ~) holds for one of `wanted`.
 
-        `wanted` has no ``none`` in it, and one value where `op` is not ``=``.
-        Raises QueryError.
+        `wanted` has no ``none``, and only one value unless `op` is ``=``; `source`: the
+        query.  Raises QueryError.
         """
         raise NotImplementedError
 
-    def known(self, part: Part, context: Context) -> Array | None:
-        """Rows that have a value; None: all."""
+    def has_value(self, part: Part, context: Context) -> Array | None:
+        """The rows that have a value; None: all."""
         return None
 
     def choices(self) -> Sequence[str]:
-        """The values that there can be, where they are few."""
+        """All possible values, if they are few."""
         return ()
 
 
-def either(hits: Sequence[Hit]) -> Hit:
-    """Rows that one of them hits."""
-    if len(hits) == 1:
-        return hits[0]
+def any_of(matchers: Sequence[Matcher]) -> Matcher:
+    """Matches rows that one of `matchers` matches."""
+    if len(matchers) == 1:
+        return matchers[0]
 
-    def any_of(part: Part, context: Context) -> Array:
-        found = hits[0](part, context)
-        for hit in hits[1:]:
-            found = found | hit(part, context)
+    def match_any(part: Part, context: Context) -> Array:
+        found = matchers[0](part, context)
+        for matcher in matchers[1:]:
+            found = found | matcher(part, context)
         return found
 
-    return any_of
+    return match_any
 
 
-def nothing(part: Part, context: Context) -> Array:
+def no_rows(part: Part, context: Context) -> Array:
     """No row."""
     return np.zeros(len(part), bool)
 
@@ -82,59 +82,62 @@ class Number(Kind):
     maskable = True
 
     def __init__(
-        self, column: str, known: Known | None = None, units: dict[str, int] | None = None
+        self, column: str, known: HasValue | None = None, units: dict[str, int] | None = None
     ) -> None:
         self._column = column
-        self._known = known
+        self._has_value = known
         self._units = units or {}
 
-    def known(self, part: Part, context: Context) -> Array | None:
-        return None if self._known is None else self._known(part)
+    def has_value(self, part: Part, context: Context) -> Array | None:
+        return None if self._has_value is None else self._has_value(part)
 
     def codes(self, part: Part) -> Array:
-        """What is compared: unsigned integers, shape (n,)."""
+        """The numbers to compare, unsigned integers of shape (n,)."""
         return part.columns[self._column]
 
     def interval(self, value: Value) -> values.Interval:
+        """The codes that a value stands for.  Raises QueryError."""
         return values.interval(value, self._units)
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         if test.mask is not None:
             return self._masked(test.mask, wanted[0])
         if op == "=":
-            hits = []
+            matchers = []
             for value in wanted:
                 text, slash, mask = value.text.partition("/")
                 if slash and mask and self._column == "mark":
-                    # As iptables writes it: --mark 0x10/0xff.
+                    # iptables' syntax: --mark 0x10/0xff.
                     at = value.start
-                    hits.append(
+                    matchers.append(
                         self._masked(
                             Value(mask, value.quoted, at + len(text) + 1, value.end),
                             Value(text, value.quoted, at, at + len(text)),
                         )
                     )
                 else:
-                    hits.append(self.between(*self.interval(value)))
-            return either(hits)
+                    matchers.append(self.in_range(*self.interval(value)))
+            return any_of(matchers)
         low, high = self.interval(wanted[0])
         if low != high:
-            raise wanted[0].wrong(f"a range does not fit {op}: write {test.name.text}=8000-8100")
+            raise wanted[0].error(
+                f"{op} takes one number; for a range, use {test.name.text}=8000-8100"
+            )
         if op == "<":
-            return self.between(0, low - 1)
+            return self.in_range(0, low - 1)
         if op == "<=":
-            return self.between(0, low)
-        return self.between(low + (op == ">"), None)
+            return self.in_range(0, low)
+        return self.in_range(low + (op == ">"), None)
 
-    def between(self, low: int, high: int | None) -> Hit:
-        """Rows from `low` to `high`, both included; None: without end."""
+    def in_range(self, low: int, high: int | None) -> Matcher:
+        """Matches codes from `low` to `high`, inclusive; None: no upper limit."""
 
         def within(part: Part, context: Context) -> Array:
             codes = self.codes(part)
             most = int(np.iinfo(codes.dtype).max)
             end = most if high is None else min(high, most)
             if low > end:
-                return nothing(part, context)
+                return no_rows(part, context)
             found: Array
             if low == end:
                 found = codes == codes.dtype.type(low)
@@ -148,7 +151,7 @@ class Number(Kind):
 
         return within
 
-    def _masked(self, mask: Value, value: Value) -> Hit:
+    def _masked(self, mask: Value, value: Value) -> Matcher:
         bits = values.number(mask, self._units)
         want = values.number(value, self._units)
 
@@ -156,7 +159,7 @@ class Number(Kind):
             codes = self.codes(part)
             most = int(np.iinfo(codes.dtype).max)
             if want > most:
-                return nothing(part, context)
+                return no_rows(part, context)
             found: Array = (codes & codes.dtype.type(bits & most)) == codes.dtype.type(want)
             return found
 
@@ -183,19 +186,19 @@ class Icmp(Number):
             return at, at + 255
         number = values.number(value, {}, code, len(of) + 1)
         if number > 255:
-            raise value.wrong("an ICMP code is at most 255", len(of) + 1)
+            raise value.error("ICMP codes go up to 255", len(of) + 1)
         return at + number, at + number
 
 
 class Time(Kind):
-    """Wall clock."""
+    """Wall-clock time."""
 
     title = "a time"
     operators = ("=", "!=", *ORDER)
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         if len(wanted) > 1:
-            raise wanted[1].wrong("one time is enough here")
+            raise wanted[1].error("only one time allowed here")
         value = wanted[0]
         local, utc = values.moment(value), values.moment(value, utc=True)
 
@@ -224,7 +227,7 @@ class Time(Kind):
 
 
 class Choice(Kind):
-    """A small number with names: a table says for each number whether it is meant."""
+    """A small number with names: a table holds for each number whether it matches."""
 
     title = "one of few names"
     operators = EQUAL + SEARCH
@@ -236,28 +239,28 @@ class Choice(Kind):
         *,
         listed: Sequence[str],
         also: dict[str, str] | None = None,
-        known: Known | None = None,
+        known: HasValue | None = None,
     ) -> None:
-        """`texts`: of each code, empty where it means nothing; `listed`: those to choose
-        from; `also`: other words for them."""
+        """`codes`: the numbers of a part's rows; `texts`: name of each number, "" if it has
+        none; `listed`: names offered; `also`: synonyms; `known`: rows with a value."""
         self._codes = codes
         self._texts = tuple(texts)
         self._listed = tuple(listed)
         self._also = also or {}
-        self._known = known
+        self._has_value = known
         self._has = np.array([text != "" for text in texts])
 
     def choices(self) -> Sequence[str]:
         return self._listed
 
-    def known(self, part: Part, context: Context) -> Array | None:
-        known = None if self._known is None else self._known(part)
+    def has_value(self, part: Part, context: Context) -> Array | None:
+        known = None if self._has_value is None else self._has_value(part)
         if self._has.all():
             return known
         has = self._has[self._codes(part)]
         return has if known is None else has & known
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         if op == "~":
             search = compile_pattern(wanted[0], source)
             table = np.array([search(text) for text in self._texts])
@@ -265,26 +268,27 @@ class Choice(Kind):
             table = np.zeros(len(self._texts), bool)
             for value in wanted:
                 table |= self.table(value, test)
-        return self.looked_up(table)
+        return self.by_table(table)
 
     def table(self, value: Value, test: Test) -> Array:
-        """Which codes `value` means.  Raises QueryError when none."""
+        """The codes that `value` names: bool of shape (codes,).  Raises QueryError if none."""
         word = value.text.lower()
         word = self._also.get(word, word).lower()
         table = np.array([text.lower() == word for text in self._texts])
         if not table.any():
             near = suggestion(value.text, (*self._listed, *self._also))
             if not near and len(self._listed) <= 8:
-                near = f": one of {' '.join(self._listed)}"
-            raise value.wrong(f"{test.name.text} is never {shown(value.text)}{near}")
+                near = f"; use one of {' '.join(self._listed)}"
+            raise value.error(f"{test.name.text} cannot be {for_message(value.text)}{near}")
         return table
 
-    def looked_up(self, table: Array) -> Hit:
+    def by_table(self, table: Array) -> Matcher:
+        """Matches rows by their codes: `table` is bool of shape (codes,)."""
         single = int(np.flatnonzero(table)[0]) if table.sum() == 1 else None
-        # Negative codes count from the end, in the table too.
+        # -1 is the last entry of the table, which a comparison would miss.
         last = len(table) - 1
 
-        def hit(part: Part, context: Context) -> Array:
+        def in_table(part: Part, context: Context) -> Array:
             codes = self._codes(part)
             if single is not None and single != last:
                 same: Array = codes == codes.dtype.type(single)
@@ -292,11 +296,11 @@ class Choice(Kind):
             found: Array = table[codes]
             return found
 
-        return hit
+        return in_table
 
 
 class Flags(Choice):
-    """TCP flags: a row is hit when it has all that are named."""
+    """TCP flags: a row matches if all named flags are set."""
 
     title = "TCP flags"
     maskable = True
@@ -306,23 +310,23 @@ class Flags(Choice):
         texts: Sequence[str],
         bits: dict[str, int],
         codes: Callable[[Part], Array],
-        known: Known,
+        known: HasValue,
     ) -> None:
         super().__init__(codes, texts, listed=tuple(bits), known=known)
         self._bits = bits
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         every = np.arange(len(self._texts))
         if test.mask is not None:
             mask, want = self._number(test.mask, test), self._number(wanted[0], test)
-            return self.looked_up((every & mask) == want)
+            return self.by_table((every & mask) == want)
         if test.op in ("=", "!="):
-            # SYN,ACK is one value here: a segment with both.
+            # SYN,ACK is one value: a segment with both flags.
             table = np.ones(len(self._texts), bool)
             for value in wanted:
                 table &= self.table(value, test)
-            return self.looked_up(table)
-        return super().hit(op, wanted, test, source)
+            return self.by_table(table)
+        return super().matcher(op, wanted, test, source)
 
     def table(self, value: Value, test: Test) -> Array:
         every = np.arange(len(self._texts))
@@ -339,17 +343,20 @@ class Flags(Choice):
         bits = 0
         for name in text.replace("/", ",").replace("+", ",").split(","):
             if name not in self._bits:
-                near = suggestion(name, self._bits) or f": flags are {' '.join(self._bits)}"
-                raise value.wrong(f"no TCP flag is called {shown(name)}{near}")
+                near = suggestion(name, self._bits) or f"; flags are {' '.join(self._bits)}"
+                raise value.error(f"unknown TCP flag {for_message(name)}{near}")
             bits |= self._bits[name]
         return bits
 
 
-def fitting(kind: Kind, test: Test) -> None:
-    """Raises QueryError where the operator is none of this kind."""
+def check_operator(kind: Kind, test: Test) -> None:
+    """Raises QueryError if the kind does not support the test's operator or mask."""
     if test.mask is not None and not kind.maskable:
-        raise QueryError(f"{test.name.text} is {kind.title}: it has no bits to mask", test.at)
+        raise QueryError(f"{test.name.text} is {kind.title} and has no bits to mask", test.at)
     if test.op not in kind.operators:
-        fit = " ".join(kind.operators).replace("not in", "").replace("  ", " ").strip()
-        message = f"{test.name.text} is {kind.title}: {test.op} does not fit, but one of {fit}"
+        supported = " ".join(op for op in kind.operators if op != "not in")
+        message = (
+            f"operator {test.op} not supported for {test.name.text} ({kind.title}); "
+            f"use one of {supported}"
+        )
         raise QueryError(message, test.at, len(test.op.split()[0]))

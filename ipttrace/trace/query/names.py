@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tests of names: asked once of each name that ever came, never of each row.
+"""Tests of names, evaluated once for each distinct name, never for each row.
 
 Must not loop over rows in Python.
 """
@@ -12,18 +12,18 @@ import numpy as np
 
 from ipttrace.trace.arrays.hashing import Array
 from ipttrace.trace.query.context import Context
-from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind
+from ipttrace.trace.query.kinds import EQUAL, SEARCH, Kind, Matcher
 from ipttrace.trace.query.patterns import Predicate, compile_pattern
 from ipttrace.trace.query.tree import Test, Value
 from ipttrace.trace.store import Part
 
 
 class NameTable:
-    """For each id of Names whether the name is meant; grows as names come."""
+    """For each id of Names, whether the name matches; grows with Names."""
 
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
-        # Replaced whole: a thread that filters again may share it with the screen.
+        # Replaced, never changed: threads may share it.
         self._held: tuple[object, Array] = (None, np.zeros(0, bool))
 
     def of(self, context: Context) -> Array:
@@ -39,21 +39,22 @@ class NameTable:
             self._held = (names, table)
         return table
 
-    def hit(self, ids: Array, context: Context) -> Array:
-        """bool, of the shape of `ids`."""
+    def mask(self, ids: Array, context: Context) -> Array:
+        """The ids whose names match: bool, of the shape of `ids`."""
         table = self.of(context)
+        # For one or two ids, comparing is faster than looking up.
         few = np.flatnonzero(table) if len(table) < 4096 else None
         if few is not None and len(few) <= 2:
             found = np.zeros(len(ids), bool)
             for one in few:
                 found |= ids == ids.dtype.type(one)
             return found
-        taken: Array = table[ids]
-        return taken
+        looked_up: Array = table[ids]
+        return looked_up
 
 
 def predicate_of(op: str, wanted: Sequence[Value], source: str) -> Predicate:
-    """For a text: is it one of `wanted`, or does the pattern find something in it?"""
+    """A test of a text: for ``~`` the regular expression, else equality with one of `wanted`."""
     if op == "~":
         return compile_pattern(wanted[0], source)
     texts = frozenset(value.text for value in wanted)
@@ -61,20 +62,20 @@ def predicate_of(op: str, wanted: Sequence[Value], source: str) -> Predicate:
 
 
 class Name(Kind):
-    """A name that came from the kernel."""
+    """A name recorded by the kernel side."""
 
     title = "a name"
     operators = EQUAL + SEARCH
 
     def __init__(self, column: str, known: Callable[[Part], Array] | None = None) -> None:
-        """`known`: where a name can be, when not everywhere."""
+        """`known`: the rows that can have a name; None: all."""
         self._column = column
-        self._known = known
+        self._has_value = known
 
-    def known(self, part: Part, context: Context) -> Array | None:
+    def has_value(self, part: Part, context: Context) -> Array | None:
         known: Array = part.columns[self._column] != 0
-        return known if self._known is None else known & self._known(part)
+        return known if self._has_value is None else known & self._has_value(part)
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         table = NameTable(predicate_of(op, wanted, source))
-        return lambda part, context: table.hit(part.columns[self._column], context)
+        return lambda part, context: table.mask(part.columns[self._column], context)

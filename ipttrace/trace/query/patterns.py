@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ipttrace.trace.query.error import QueryError, shown
+from ipttrace.trace.query.error import QueryError, for_message
 from ipttrace.trace.query.tree import Value, source_offset
 
 Predicate = Callable[[str], bool]
@@ -39,7 +39,7 @@ def compile_pattern(value: Value, source: str) -> Predicate:
     `source`: the query, for the position of an error.  Raises QueryError.
     """
     if len(value.text) > MAX_PATTERN:
-        raise value.wrong(f"pattern longer than {MAX_PATTERN} characters")
+        raise value.error(f"pattern longer than {MAX_PATTERN} characters")
     import re2
 
     options = re2.Options()
@@ -70,10 +70,10 @@ def _error(value: Value, source: str, message: str) -> QueryError:
     else:
         text = f"not a regular expression: {reason}"
         if fragment and fragment != value.text:
-            text += f" {shown(fragment)}"
+            text += f" {for_message(fragment)}"
     begin = value.text.rfind(fragment) if fragment else -1
     if begin < 0 or fragment == value.text:
-        return value.wrong(text)
+        return value.error(text)
     end = begin + len(fragment)
     if value.quoted:
         written = source[value.start : value.end]

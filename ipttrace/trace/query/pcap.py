@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A row's flow as a pcap-filter expression, for the filter in the kernel.
 
-Both directions and both sides of NAT; with the ICMP errors that quote it and,
-for IPv4, fragments after the first.  Must not do I/O.
+It matches both directions, before and after NAT, ICMP errors about the flow and, for
+IPv4, further fragments.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from ipttrace.trace.store.unfold import address
 _Tuple = tuple[str, int | None, str, int | None]
 
 _TRANSPORTS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
-# Unreachable, source quench, redirect, time exceeded, bad parameter: they quote a packet.
+# Unreachable, source quench, redirect, time exceeded, bad parameter: they quote the
+# packet they are about.
 _ERRORS: Final = "(icmp[0] >= 3 and icmp[0] <= 12 and icmp[0] != 8)"
 
 
 def flow_expression(raw: Mapping[str, Any], row: Row) -> str:
-    """The expression; "" for a packet without readable addresses.
+    """The expression; "" if the packet has no readable addresses.
 
     `raw`: the row's columns, from `Store.raw`.
     """
     if not row.src or not row.dst:
         return ""
     number = int(raw["proto"])
-    # What a bridge handles is of a family of its own.
+    # Not row.family: a bridge's packets have a family of their own.
     family = 6 if ":" in row.src else 4
     tuples = [(row.src, row.sport, row.dst, row.dport)]
     if int(raw["flags"]) & record.F_CONNTRACK:
@@ -40,7 +41,7 @@ def flow_expression(raw: Mapping[str, Any], row: Row) -> str:
 
 
 def _tracked(raw: Mapping[str, Any], side: str, family: int) -> _Tuple:
-    """One of the two tuples that conntrack has."""
+    """Conntrack's tuple in direction `side`, orig or reply."""
     ports = ip.DECODED[int(raw["ct_proto"])] == ip.HAS_PORTS
     return (
         address(bytes(raw[f"ct_{side}_src"]), family),
@@ -66,7 +67,7 @@ def _text(
     if family != 4 or number == ip.ICMP:
         return flow
     x, y = _word(a[0]), _word(b[0])
-    # 8 bytes of ICMP, then the quoted header: its source is at 20, its destination at 24.
+    # 8 bytes of ICMP, then the quoted IPv4 header: source at offset 20, destination at 24.
     quoted = " or ".join(f"(icmp[20:4] = {s} and icmp[24:4] = {d})" for s, d in ((x, y), (y, x)))
     return f"{flow} or ({_ERRORS} and ({quoted}))"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kinds of fields that are more than one column: addresses, paths, rules' texts.
+"""Kinds of fields made of several columns: addresses, paths, rules' texts.
 
 Must not loop over rows in Python.
 """
@@ -18,7 +18,7 @@ from ipttrace.trace.arrays.hashing import Array, Hash
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
-from ipttrace.trace.query.kinds import EQUAL, SEARCH, Hit, Kind, Known, Number, either
+from ipttrace.trace.query.kinds import EQUAL, SEARCH, HasValue, Kind, Matcher, Number, any_of
 from ipttrace.trace.query.names import NameTable, predicate_of
 from ipttrace.trace.query.patterns import Predicate
 from ipttrace.trace.query.tree import Test, Value
@@ -32,7 +32,7 @@ _POLICY: Final = record.MATCHES.index("policy")
 
 
 class Address(Kind):
-    """IPv4 and IPv6 in 16 bytes; `version` gives 4, 6 or 0 where it is not known."""
+    """An IPv4 or IPv6 address in 16 bytes; `version` gives 4, 6, or 0 if unknown."""
 
     title = "an address"
     operators = EQUAL
@@ -41,20 +41,20 @@ class Address(Kind):
         self._column = column
         self._version = version
 
-    def known(self, part: Part, context: Context) -> Array | None:
+    def has_value(self, part: Part, context: Context) -> Array | None:
         known: Array = self._version(part) != 0
         return known
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
-        return either([self._inside(values.network(value)) for value in wanted])
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        return any_of([self._in_network(values.network(value)) for value in wanted])
 
-    def _inside(self, network: values.Network) -> Hit:
+    def _in_network(self, network: values.Network) -> Matcher:
         kind = np.uint32 if network.version == 4 else np.uint64
         wants = np.frombuffer(network.want, kind)
         masks = np.frombuffer(network.mask, kind)
         full = np.iinfo(kind).max
 
-        def inside(part: Part, context: Context) -> Array:
+        def in_network(part: Part, context: Context) -> Array:
             words = np.ascontiguousarray(part.columns[self._column]).view(kind)
             found: Array = self._version(part) == network.version
             for at, (want, mask) in enumerate(zip(wants, masks, strict=True)):
@@ -64,11 +64,11 @@ class Address(Kind):
                     found &= (words[:, at] & mask) == want
             return found
 
-        return inside
+        return in_network
 
 
 class Mac(Kind):
-    """A hardware address, or how it begins; `at`: where it stands in the header."""
+    """A hardware address or a prefix of one; `at`: its offset in the Ethernet header."""
 
     title = "a hardware address"
     operators = EQUAL
@@ -76,21 +76,21 @@ class Mac(Kind):
     def __init__(self, at: int) -> None:
         self._at = at
 
-    def known(self, part: Part, context: Context) -> Array | None:
+    def has_value(self, part: Part, context: Context) -> Array | None:
         known: Array = part.columns["mac_len"] == _ETHERNET
         return known
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
-        return either([self._begins(values.mac(value)) for value in wanted])
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        return any_of([self._starts_with(values.mac(value)) for value in wanted])
 
-    def _begins(self, begin: bytes) -> Hit:
-        def begins(part: Part, context: Context) -> Array:
+    def _starts_with(self, prefix: bytes) -> Matcher:
+        def starts_with(part: Part, context: Context) -> Array:
             found = np.ones(len(part), bool)
-            for at, byte in enumerate(begin, self._at):
+            for at, byte in enumerate(prefix, self._at):
                 found &= part.columns["mac"][:, at] == byte
             return found
 
-        return begins
+        return starts_with
 
 
 class Fragment(Kind):
@@ -99,20 +99,20 @@ class Fragment(Kind):
     title = "a fragment"
     operators = EQUAL
 
-    def known(self, part: Part, context: Context) -> Array | None:
+    def has_value(self, part: Part, context: Context) -> Array | None:
         known: Array = (part.columns["known"] & packet.FRAGMENT) != 0
         return known
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
-        return either([self._same(value) for value in wanted])
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        return any_of([self._same(value) for value in wanted])
 
-    def _same(self, value: Value) -> Hit:
+    def _same(self, value: Value) -> Matcher:
         number, colon, offset = value.text.partition(":")
         want = values.number(value, {}, number)
-        place = offset.removesuffix("+")
-        at = values.number(value, {}, place, len(number) + 1) if colon else None
+        digits = offset.removesuffix("+")
+        at = values.number(value, {}, digits, len(number) + 1) if colon else None
         if want > 0xFFFFFFFF or (at or 0) > 0xFFFF:
-            raise value.wrong("not a fragment: as 4711, 4711:1480 or 4711:1480+")
+            raise value.error("not a fragment, such as 4711, 4711:1480 or 4711:1480+")
 
         def same(part: Part, context: Context) -> Array:
             found: Array = part.columns["frag_id"] == want
@@ -126,12 +126,12 @@ class Fragment(Kind):
 
 
 class Netns(Kind):
-    """A network namespace: its inode, or its name."""
+    """A network namespace: its name or its inode."""
 
     title = "a network namespace"
     operators = EQUAL + SEARCH
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         predicate = predicate_of(op, wanted, source)
         inodes = {
             values.number(value, {})
@@ -139,41 +139,39 @@ class Netns(Kind):
             if op == "=" and value.text.isascii() and value.text.isdigit()
         }
 
-        def hit(part: Part, context: Context) -> Array:
-            # What one host calls so is another namespace, with another name, elsewhere.
-            meant = {place for place, name in context.netns.items() if predicate(name)}
+        def in_netns(part: Part, context: Context) -> Array:
+            # Names are per host: the same inode has another name on another host.
+            named = {key for key, name in context.netns.items() if predicate(name)}
             column, hosts = part.columns["netns"], part.columns["host"]
             if op == "~":
-                # One without a name is shown by its number.
-                both = hosts.astype(np.uint64) << np.uint64(32) | column
-                there = ((each >> 32, each & 0xFFFFFFFF) for each in np.unique(both).tolist())
-                meant.update(
-                    place
-                    for place in there
-                    if place not in context.netns and predicate(str(place[1]))
+                # A namespace without a name is shown by its inode.
+                keys = np.unique(hosts.astype(np.uint64) << np.uint64(32) | column).tolist()
+                pairs = ((key >> 32, key & 0xFFFFFFFF) for key in keys)
+                named.update(
+                    pair for pair in pairs if pair not in context.netns and predicate(str(pair[1]))
                 )
             found = np.zeros(len(part), bool)
             for inode in inodes:
                 if inode <= 0xFFFFFFFF:
                     found |= column == np.uint32(inode)
-            for host, inode in meant:
+            for host, inode in named:
                 if inode <= 0xFFFFFFFF and host <= 0xFF:
                     found |= (column == np.uint32(inode)) & (hosts == np.uint8(host))
             return found
 
-        return hit
+        return in_netns
 
 
 class Host(Kind):
-    """Which host a row came from: its name, or its number."""
+    """The host of a row: its name or its number."""
 
     title = "a host"
     operators = EQUAL + SEARCH
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         predicate = predicate_of(op, wanted, source)
 
-        def hit(part: Part, context: Context) -> Array:
+        def on_host(part: Part, context: Context) -> Array:
             names = [*context.hosts, *map(str, range(len(context.hosts), 256))]
             table = np.array([predicate(name) for name in names[:256]])
             if op == "=" and not table[: len(context.hosts)].any():
@@ -181,11 +179,11 @@ class Host(Kind):
             found: Array = table[part.columns["host"]]
             return found
 
-        return hit
+        return on_host
 
 
 class TraceId(Number):
-    """nftables' number of a packet, hexadecimal with ``0x`` before it or not."""
+    """nftables' number of a packet, hexadecimal, with or without ``0x``."""
 
     title = "a trace id"
     operators = EQUAL
@@ -197,24 +195,24 @@ class TraceId(Number):
     def interval(self, value: Value) -> values.Interval:
         digits = value.text.lower().removeprefix("0x")
         if not _TRACE_ID.fullmatch(digits):
-            raise value.wrong("not a trace id: 8 digits of 0-9 and a-f, as 1f2e3d4c")
+            raise value.error("not a trace id, up to 8 hexadecimal digits, such as 1f2e3d4c")
         return int(digits, 16), int(digits, 16)
 
 
 class Path(Kind):
-    """Any step of the way through the table: its chain, or ``chain:rulenum``.
+    """Any step of the path: its chain, or ``chain:rulenum``.
 
-    Of a rule whose number is not known: ``chain:?``.
+    ``chain:?`` is a rule with an unknown number.
     """
 
     title = "a path"
     operators = EQUAL + SEARCH
 
-    def known(self, part: Part, context: Context) -> Array | None:
+    def has_value(self, part: Part, context: Context) -> Array | None:
         known: Array = part.ends > part.begins
         return known
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         chains = NameTable(predicate_of(op, wanted, source))
         exact: list[tuple[NameTable, int]] = []
         for value in wanted if op == "=" else ():
@@ -224,54 +222,56 @@ class Path(Kind):
                 wanted_number = 0 if number == "?" else int(number)
                 exact.append((NameTable(predicate_of("=", [named], source)), wanted_number))
 
-        def hit(part: Part, context: Context) -> Array:
+        def on_path(part: Part, context: Context) -> Array:
             found = np.zeros(len(part), bool)
             if not len(part):
                 return found
             first, last = int(part.begins[0]), int(part.ends[-1])
             ids = part.steps["chain"][first:last]
-            steps = chains.hit(ids, context)
+            steps = chains.mask(ids, context)
             for table, number in exact:
                 same = part.steps["rulenum"][first:last] == number
-                steps |= same & table.hit(ids, context)
+                steps |= same & table.mask(ids, context)
             at = np.flatnonzero(steps) + first
             found[np.searchsorted(part.ends, at, "right")] = True
             return found
 
-        return hit
+        return on_path
 
 
 class RuleText(Kind):
-    """The text of the deciding rule, asked once for each rule."""
+    """The text of the deciding rule, tested once for each rule."""
 
     title = "a text"
     operators = EQUAL + SEARCH
-    implied = True
+    skips_unknown = True
 
     def __init__(self) -> None:
-        self._any = _Rules(lambda text: True)
+        self._any = _RuleTable(lambda text: True)
 
-    def known(self, part: Part, context: Context) -> Array | None:
-        return self._any.hit(part, context)
+    def has_value(self, part: Part, context: Context) -> Array | None:
+        return self._any.mask(part, context)
 
-    def hit(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Hit:
-        return _Rules(predicate_of(op, wanted, source)).hit
-
-
-# Rules that a query remembers.
-_REMEMBERED: Final = 1 << 18
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        return _RuleTable(predicate_of(op, wanted, source)).mask
 
 
-class _Rules:
-    """Which rules are meant, by a hash of all that tells one rule from another."""
+# Rules that a query caches.
+_CACHED: Final = 1 << 18
+
+
+class _RuleTable:
+    """For each rule, by a hash of what identifies it, whether its text matches."""
 
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
         self._hash = Hash(6)
-        # Of which store; hashes, ascending; whether each is meant.  Replaced whole.
+        # Names of the store, hashes (ascending), whether each rule matches.  Replaced,
+        # never changed: threads may share it.
         self._held: tuple[object, Array, Array] = (None, _NO_KEYS, _NO_KEYS.astype(bool))
 
-    def hit(self, part: Part, context: Context) -> Array:
+    def mask(self, part: Part, context: Context) -> Array:
+        """The rows whose deciding rule matches: bool of shape (len(part),)."""
         found = np.zeros(len(part), bool)
         columns = part.columns
         if not context.rulesets:
@@ -285,38 +285,38 @@ class _Rules:
         kind = columns["tables"][rows].astype(np.uint32) << np.uint32(16)
         kind |= columns["family"][rows].astype(np.uint32) << np.uint32(8) | columns["host"][rows]
         hashes = self._hash.full([*words, kind])
-        held, keys, meant = self._held
-        if held is not context.names or len(keys) > _REMEMBERED:
-            keys, meant = _NO_KEYS, _NO_KEYS.astype(bool)
-        at, known = _looked_up(keys, hashes)
+        held, keys, matches = self._held
+        if held is not context.names or len(keys) > _CACHED:
+            keys, matches = _NO_KEYS, _NO_KEYS.astype(bool)
+        at, known = _find(keys, hashes)
         if not known.all():
             missed = np.flatnonzero(~known)
-            keys, meant = self._learn(part, context, rows[missed], hashes[missed], keys, meant)
-            at, known = _looked_up(keys, hashes)
+            keys, matches = self._add(part, context, rows[missed], hashes[missed], keys, matches)
+            at, known = _find(keys, hashes)
         if len(keys):
-            found[rows] = meant[at] & known
+            found[rows] = matches[at] & known
         return found
 
-    def _learn(
-        self, part: Part, context: Context, rows: Array, hashes: Array, keys: Array, meant: Array
+    def _add(
+        self, part: Part, context: Context, rows: Array, hashes: Array, keys: Array, matches: Array
     ) -> tuple[Array, Array]:
-        """Ask for the texts of new rules; those without one may have it later."""
+        """Test the texts of new rules; rules without a text are looked up again next time."""
         fresh, heads = np.unique(hashes, return_index=True)
         texts = [_text_of(part, context, row) for row in rows[heads].tolist()]
-        there = [at for at, text in enumerate(texts) if text is not None]
-        keys = np.concatenate([keys, fresh[there]])
-        meant = np.concatenate([meant, [self._predicate(texts[at] or "") for at in there]])
+        known = [at for at, text in enumerate(texts) if text is not None]
+        keys = np.concatenate([keys, fresh[known]])
+        matches = np.concatenate([matches, [self._predicate(texts[at] or "") for at in known]])
         order = np.argsort(keys)
-        keys, meant = keys[order], meant[order].astype(bool)
-        self._held = (context.names, keys, meant)
-        return keys, meant
+        keys, matches = keys[order], matches[order].astype(bool)
+        self._held = (context.names, keys, matches)
+        return keys, matches
 
 
 _NO_KEYS: Final = np.zeros(0, np.uint64)
 
 
-def _looked_up(keys: Array, hashes: Array) -> tuple[Array, Array]:
-    """Where each hash is in `keys`, and whether it is."""
+def _find(keys: Array, hashes: Array) -> tuple[Array, Array]:
+    """Index of each hash in `keys`, and whether it is there."""
     if not len(keys):
         return np.zeros(len(hashes), np.intp), np.zeros(len(hashes), bool)
     at = np.searchsorted(keys, hashes)
@@ -340,8 +340,8 @@ def _text_of(part: Part, context: Context, row: int) -> str | None:
     )
 
 
-def versions(tracked: Known) -> Callable[[Part], Array]:
-    """4 or 6 by the hook's family, 0 where conntrack knew nothing."""
+def conntrack_versions(tracked: HasValue) -> Callable[[Part], Array]:
+    """The IP version by the hook's family; 0 without a conntrack entry."""
 
     def version(part: Part) -> Array:
         family = part.columns["family"]

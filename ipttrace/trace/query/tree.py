@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is written in a query: its tokens and its tree, before anything has a meaning.
+"""The grammar of queries: text to a syntax tree, and a tree to canonical text.
 
-The grammar is LALR(1); lark parses it without recursion, so that nesting is
-limited by the check here and not by Python's stack.  lark is imported when the
-first query is parsed.  Must not know fields.
+The grammar is LALR(1).  lark parses it without recursion, so the depth of nesting is
+limited by a check here and not by Python's stack; it is imported with the first query.
+Must not know fields or the meaning of words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from ipttrace.trace.query.error import QueryError, shown
+from ipttrace.trace.query.error import QueryError, for_message
 
 MAX_TEXT: Final = 20_000
 MAX_DEPTH: Final = 100
 
-# What ends an unquoted word.
+# Characters that end a word without quotes.
 _STOP: Final = r"\s()\"'=!<>~&|,"
 
 GRAMMAR: Final = rf"""
@@ -64,25 +64,25 @@ _PLAIN: Final = re.compile(r"[\w.:/@%+*?#;-]+")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A word or a quoted text.  `text` is without quotes and escapes."""
+    """A word or a quoted string.  `text` is without quotes and escapes."""
 
     text: str
     quoted: bool
-    start: int  # in the query
+    start: int  # position in the query
     end: int
 
     @property
     def is_none(self) -> bool:
-        """Does it stand for what is not known?"""
+        """Whether it stands for an unknown value: ``none``, or empty."""
         return not self.text or (not self.quoted and self.text.lower() == "none")
 
-    def wrong(self, message: str, at: int = 0, length: int | None = None) -> QueryError:
-        """An error about this value, or about `length` characters at `at` in it."""
+    def error(self, message: str, at: int = 0, length: int | None = None) -> QueryError:
+        """An error at this value, or at `length` of its characters from `at` on."""
         start = self.start + at
         return QueryError(message, start, self.end - start if length is None else length)
 
-    def written(self) -> str:
-        """As it stands in canonical text."""
+    def to_text(self) -> str:
+        """Canonical text."""
         return "none" if self.is_none and not self.quoted else quote(self.text)
 
 
@@ -97,17 +97,17 @@ class Test:
     at: int = 0  # of the operator
     depth: int = 0
 
-    def written(self) -> str:
-        listed = ",".join(value.written() for value in self.values)
+    def to_text(self) -> str:
+        listed = ",".join(value.to_text() for value in self.values)
         if self.mask is not None:
-            return f"{self.name.text}&{self.mask.written()}{self.op}{listed}"
+            return f"{self.name.text}&{self.mask.to_text()}{self.op}{listed}"
         blank = " " if self.op[-1] == "n" else ""
         return f"{self.name.text}{blank}{self.op}{blank}{listed}"
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """A word without an operator."""
+class BareWord:
+    """A word without an operator, as drop or 10.1.2.3."""
 
     value: Value
     depth: int = 0
@@ -115,24 +115,26 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Not:
+    """``not part``."""
+
     part: Node
     depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
-    """`word`: and, or."""
+class Junction:
+    """Parts joined by and, or by or."""
 
-    word: str
+    word: str  # "and" or "or"
     parts: tuple[Node, ...]
     depth: int = 0
 
 
-Node = Test | Alone | Not | Many
+Node = Test | BareWord | Not | Junction
 
 
 def quote(value: object) -> str:
-    """`value` as a query has to write it; None is ``none``."""
+    """`value` as text of a query, quoted if necessary; None is ``none``."""
     if value is None:
         return "none"
     text = str(value)
@@ -141,39 +143,39 @@ def quote(value: object) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def written(node: Node, inside: bool = False) -> str:
-    """Canonical text of a tree; `inside` a not or an and, parentheses where needed."""
+def to_text(node: Node, nested: bool = False) -> str:
+    """Canonical text of a tree; `nested`: inside not or and, with parentheses if needed."""
     if isinstance(node, Test):
-        return node.written()
-    if isinstance(node, Alone):
-        return node.value.written()
+        return node.to_text()
+    if isinstance(node, BareWord):
+        return node.value.to_text()
     if isinstance(node, Not):
-        return f"not {written(node.part, True)}"
+        return f"not {to_text(node.part, True)}"
     text = f" {node.word} ".join(
-        written(part, node.word == "and" or isinstance(part, Many)) for part in node.parts
+        to_text(part, node.word == "and" or isinstance(part, Junction)) for part in node.parts
     )
-    return f"({text})" if inside else text
+    return f"({text})" if nested else text
 
 
 _UNESCAPE: Final = re.compile(r"\\([\\\"'])", re.S)
 
 
-def unquoted(text: str) -> str:
-    r"""The text in a quoted one: \\, \" and \' are escapes; other backslashes stay."""
+def unquote(text: str) -> str:
+    r"""The text of a quoted string: \\, \" and \' are escapes; other backslashes stay."""
     return _UNESCAPE.sub(r"\1", text[1:-1])
 
 
-def source_offset(written_text: str, at: int) -> int:
-    """Where in quoted `written_text` the character `at` of its content stands."""
-    place, done = 1, 0
-    while done < at and place < len(written_text) - 1:
-        place += 2 if _UNESCAPE.match(written_text, place) else 1
+def source_offset(quoted: str, at: int) -> int:
+    """Position in a quoted string of the character `at` of its text."""
+    position, done = 1, 0
+    while done < at and position < len(quoted) - 1:
+        position += 2 if _UNESCAPE.match(quoted, position) else 1
         done += 1
-    return place
+    return position
 
 
 class _Builder:
-    """The parser's callbacks: each gets the children of one rule."""
+    """lark's transformer: a method for each rule of the grammar, called with its children."""
 
     def start(self, children: list[Any]) -> Node | None:
         tree: Node | None = children[0] if children else None
@@ -191,12 +193,12 @@ class _Builder:
 
     def group(self, children: list[Any]) -> Node:
         token, part, _ = children
-        # Parentheses go, but nesting them counts even where they say nothing.
+        # The parentheses are dropped, but count for the depth even if redundant.
         node: Node = replace(part, depth=_deeper(part, token))
         return node
 
     def alone(self, children: list[Any]) -> Node:
-        return Alone(_value(children[0]))
+        return BareWord(_value(children[0]))
 
     def test(self, children: list[Any]) -> Node:
         name, first, *more = children
@@ -222,7 +224,7 @@ class _Builder:
 
 def _value(token: Any) -> Value:
     quoted = token.type == "STRING"
-    text = unquoted(str(token)) if quoted else str(token)
+    text = unquote(str(token)) if quoted else str(token)
     return Value(text, quoted, token.start_pos, token.end_pos)
 
 
@@ -231,34 +233,34 @@ def _many(word: str, parts: list[Node]) -> Node:
         return parts[0]
     flat: list[Node] = []
     for part in parts:
-        if isinstance(part, Many) and part.word == word:
+        if isinstance(part, Junction) and part.word == word:
             flat += part.parts
         else:
             flat.append(part)
-    return Many(word, tuple(flat), max(part.depth for part in parts))
+    return Junction(word, tuple(flat), max(part.depth for part in parts))
 
 
 def _deeper(part: Node, token: Any) -> int:
     depth = part.depth + 1
     if depth > MAX_DEPTH:
-        raise QueryError(f"nested more than {MAX_DEPTH} deep", token.start_pos)
+        raise QueryError(f"nested more than {MAX_DEPTH} levels deep", token.start_pos)
     return depth
 
 
 @lru_cache(maxsize=1)
 def parser() -> Any:
-    """lark's parser of the grammar; made once."""
+    """lark's parser of the grammar, made once."""
     from lark import Lark
 
     return Lark(GRAMMAR, parser="lalr", lexer="contextual", transformer=_Builder())
 
 
 def parse(text: str) -> Node | None:
-    """The tree of `text`, None where nothing is written.  Raises QueryError."""
+    """The tree of `text`; None if it is blank.  Raises QueryError."""
     if not text.strip():
         return None
     if len(text) > MAX_TEXT:
-        raise QueryError(f"the query is longer than {MAX_TEXT} characters", MAX_TEXT, 1)
+        raise QueryError(f"query longer than {MAX_TEXT} characters", MAX_TEXT, 1)
     from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
     try:
@@ -271,54 +273,54 @@ def parse(text: str) -> Node | None:
 
 
 _VALUES: Final = {"WORD", "STRING", "PATTERN"}
-# Where it ends in a pattern without quotes, or after a mask.
+# Text that ends in a pattern without quotes, or in a mask.
 _OPEN_PATTERN: Final = re.compile(r"~[^\s\"'()]+\Z")
 _OPEN_MASK: Final = re.compile(rf"[^&]&\s*[^{_STOP}]+\Z")
 
 
 def _unreadable(text: str, at: int) -> QueryError:
     if text[at] in "\"'":
-        return QueryError("this quote is never closed", at)
-    return QueryError(f"{shown(text[at])} means nothing here", at)
+        return QueryError("closing quote missing", at)
+    return QueryError(f"unexpected character {for_message(text[at])}", at)
 
 
 def _unexpected(text: str, error: Any) -> QueryError:
-    """One line on the token that did not fit, from those that would have."""
+    """One line about an unexpected token, by the tokens that were expected."""
     token, expected = error.token, set(error.expected)
     end = token.type == "$END"
     at = len(text.rstrip()) if end else token.start_pos
     length = 1 if end else max(len(token), 1)
     before = text[:at].rstrip()
-    word = shown(str(token))
+    word = for_message(str(token))
     if token.type == "LPAR" and ("PATTERN" in expected or _OPEN_PATTERN.search(text[:at])):
-        message = "a pattern with ( or a blank in it has to stand in quotes"
+        message = "quotes missing around a pattern that contains ( or a space"
     elif end and "RPAR" in expected and (opened := _open(text)) < len(text):
-        message, at = "this ( is never closed", opened
+        message, at = "closing ) missing", opened
     elif _OPEN_MASK.search(before):
-        message = "= or != is missing: write mark&0xff=0x10"
+        message = "= or != missing, as in mark&0xff=0x10"
     elif expected <= {"IN"}:
-        message = "in is missing after not: write field not in values"
+        message = "in missing after not, as in dport not in 80,443"
     elif expected <= _VALUES | {"LPAR"}:
-        message = f"a value is missing after {shown(before.split()[-1])}"
+        message = f"value missing after {for_message(before.split()[-1])}"
     elif "WORD" in expected:
         message = (
-            f"something is missing after {shown(before.split()[-1])}"
+            f"incomplete after {for_message(before.split()[-1])}"
             if end
-            else f"{word} cannot stand here: a field, a word or ( is missing"
+            else f"unexpected {word}; a field, a word or ( is missing before it"
         )
         if end and not before:
-            message = "something is missing"
+            message = "incomplete query"
     elif token.type == "RPAR":
-        message = "there is no ( for this )"
+        message = "no matching ( for this )"
     elif token.type == "LPAR" or token.type in _VALUES or token.type in ("NOT", "BANG", "IN"):
-        message = f"and, or, or an operator is missing before {word}"
+        message = f"and, or, or an operator missing before {word}"
     else:
-        message = f"{word} cannot stand here"
+        message = f"unexpected {word}"
     return QueryError(message, at, length)
 
 
 def _open(text: str) -> int:
-    """Where the innermost parenthesis that is never closed stands."""
+    """Position of the innermost parenthesis that is not closed; the length if all are."""
     opened: list[int] = []
     for token in re.finditer(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[()]""", text, re.S):
         if token.group() == "(":
@@ -328,24 +330,10 @@ def _open(text: str) -> int:
     return opened[-1] if opened else len(text)
 
 
-def leaves(node: Node) -> Iterator[Test | Alone]:
-    """The tests and words of a tree, as they are written."""
-    if isinstance(node, Test | Alone):
-        yield node
-    elif isinstance(node, Not):
-        yield from leaves(node.part)
-    else:
-        for part in node.parts:
-            yield from leaves(part)
-
-
-Replace = Callable[[Test | Alone], Node]
-
-
-def replaced(node: Node, by: Replace) -> Node:
-    """The tree with each leaf replaced."""
-    if isinstance(node, Test | Alone):
+def map_leaves(node: Node, by: Callable[[Test | BareWord], Node]) -> Node:
+    """The tree with each leaf replaced by `by(leaf)`."""
+    if isinstance(node, Test | BareWord):
         return by(node)
     if isinstance(node, Not):
-        return Not(replaced(node.part, by), node.depth)
-    return Many(node.word, tuple(replaced(part, by) for part in node.parts), node.depth)
+        return Not(map_leaves(node.part, by), node.depth)
+    return Junction(node.word, tuple(map_leaves(part, by) for part in node.parts), node.depth)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The row that a trace runs until: the first one that a query takes.
+"""--until: finds the first row that a query matches; the caller ends the trace.
 
-Only finds it; who asked ends the trace.  Must not do I/O, and must not loop
-over rows in Python.
+Must not do I/O, and must not loop over rows in Python.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ipttrace.trace.store import Store
 
 
 class Until:
-    """Looks at each row once, as they come."""
+    """Checks each row once, as rows arrive."""
 
     def __init__(
         self,
@@ -25,26 +24,26 @@ class Until:
         netns: Mapping[int, str] | None = None,
         hosts: Sequence[str] = (),
     ) -> None:
-        """`netns`, `hosts`: as `context_of` takes them; `netns` may be filled later."""
+        """`netns`, `hosts`: as for `context_of`; `netns` may be filled later."""
         self.query = query
         self._netns = netns
         self._hosts = hosts
-        self._looked = 0
+        self._checked = 0
         self.found: int | None = None
 
     def feed(self, store: Store, context: Context | None = None) -> int | None:
-        """Sequence number of the first row ever that the query takes; None while there is none.
+        """Check new rows; the sequence number of the first match so far, or None.
 
-        `context`: of the store as it is now; None: made from what this was made with.
+        `context`: that of the store as of now; None: made from `netns` and `hosts`.
         """
-        if self.found is not None or self._looked >= store.end:
+        if self.found is not None or self._checked >= store.end:
             return self.found
         end = store.end
         context = context or context_of(store, netns=self._netns, hosts=self._hosts)
-        for part in store.parts(self._looked, end):
+        for part in store.parts(self._checked, end):
             hits = self.query.mask(part, context)
             if hits.any():
                 self.found = part.first + int(np.argmax(hits))
                 break
-        self._looked = end
+        self._checked = end
         return self.found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What values in a query stand for: numbers with units, times, addresses.
+"""Values of a query parsed: numbers with units, times, addresses.
 
 Must not know fields or columns.
 """
@@ -22,31 +22,34 @@ SIZES: Final = {"k": 1000, "m": 1000_000}
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32}(?:\.[0-9]{1,18})?)([^\d.]*)")
 _RANGE: Final = re.compile(r"([^-]+)-([^-]+)")
 
-Interval = tuple[int, int]  # both ends belong to it
+Interval = tuple[int, int]  # inclusive
 
 
 def number(value: Value, units: dict[str, int], text: str | None = None, at: int = 0) -> int:
-    """A whole number, or one with one of `units`.  Raises QueryError."""
+    """An integer, or a number with one of `units`; `text`: the part of `value` at `at`.
+
+    Raises QueryError.
+    """
     text = value.text if text is None else text
     found = _NUMBER.fullmatch(text)
     if not found:
-        like = f", as 250{next(iter(units))}" if units else ", as 80 or 0x50"
-        raise value.wrong(f"not a number{like}", *_place(value, at, len(text)))
+        example = f"250{next(iter(units))}" if units else "80 or 0x50"
+        raise value.error(f"not a number, such as {example}", *_position(value, at, len(text)))
     digits, unit = found.groups()
     if unit and unit.lower() not in units:
-        known = f"units here: {' '.join(units)}" if units else "no unit is known here"
-        raise value.wrong(f"the unit is unknown; {known}", *_place(value, at + len(digits), 0))
+        known = f"use one of {' '.join(units)}" if units else "this field has no units"
+        raise value.error(f"unknown unit; {known}", *_position(value, at + len(digits), 0))
     scale = units[unit.lower()] if unit else 1
     if digits[:2] in ("0x", "0X"):
         return int(digits, 16) * scale
     exact = Fraction(digits) * scale
     if exact.denominator != 1 and not units:
-        raise value.wrong("not a whole number", *_place(value, at, len(digits)))
+        raise value.error("not an integer", *_position(value, at, len(digits)))
     return round(exact)
 
 
-def _place(value: Value, at: int, length: int) -> tuple[int, int | None]:
-    # Escapes in quoted texts move what follows: then the whole value is meant.
+def _position(value: Value, at: int, length: int) -> tuple[int, int | None]:
+    # In a quoted string, escapes shift positions: point at the complete value.
     return (0, None) if value.quoted else (at, length or None)
 
 
@@ -59,13 +62,13 @@ def interval(value: Value, units: dict[str, int]) -> Interval:
     low = number(value, units, found[1])
     high = number(value, units, found[2], found.start(2))
     if low > high:
-        raise value.wrong(f"the range goes backwards: write {found[2]}-{found[1]}")
+        raise value.error(f"range is backwards; use {found[2]}-{found[1]}")
     return low, high
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Addresses of one family whose bits under `mask` are those of `want` (4 or 16 bytes)."""
+    """The addresses whose bits under `mask` equal `want` (4 or 16 bytes each)."""
 
     version: int
     want: bytes
@@ -83,29 +86,25 @@ def network(value: Value) -> Network:
             return Network(alone.version, alone.packed, b"\xff" * len(alone.packed))
         net = ip_network(text, strict=False)
     except ValueError:
-        raise value.wrong("not an address or network, as 10.0.0.0/8 or 2001:db8::1") from None
+        raise value.error("not an address or network, such as 10.0.0.0/8 or 2001:db8::1") from None
     return Network(net.version, net.network_address.packed, net.netmask.packed)
 
 
 def mac(value: Value) -> bytes:
-    """One to six bytes of a hardware address, from its beginning.  Raises QueryError."""
+    """The first one to six bytes of a hardware address.  Raises QueryError."""
     parts = re.split("[:-]", value.text)
     if len(parts) > 6 or not all(re.fullmatch("[0-9a-fA-F]{2}", part) for part in parts):
-        raise value.wrong("not a hardware address, as 52:54:00:00:00:01, or its beginning")
+        raise value.error("not a hardware address or a prefix of one, such as 52:54:00:00:00:01")
     return bytes(int(part, 16) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time as written: `span` ns long from where it begins.
+    """A time as written in a query, with its precision."""
 
-    `base`: what `ns` is counted from: epoch, newest (the newest row), day (the
-    day of the newest row, in the zone that times are shown in).
-    """
-
-    base: str
-    ns: int
-    span: int
+    base: str  # "epoch", "newest" (the newest row), or "day" (midnight of the newest row's day)
+    ns: int  # since the base
+    span: int  # ns that the text covers: a second for 12:30:05
 
     def begin(self, newest: int, utc: bool) -> int:
         """ns since the epoch."""
@@ -114,7 +113,7 @@ class Moment:
         if self.base == "newest":
             return newest + self.ns
         begin = _midnight(newest, utc, 0) + self.ns
-        # Just after midnight, an evening hour is that of yesterday.
+        # Just after midnight, an evening hour belongs to yesterday.
         if begin > newest + 12 * 3600 * SECOND:
             begin = _midnight(newest, utc, 1) + self.ns
         return begin
@@ -127,7 +126,7 @@ def _midnight(ns: int, utc: bool, days_before: int) -> int:
         day = at.replace(hour=0, minute=0, second=0, tzinfo=UTC if utc else None)
         return int((day - timedelta(days=days_before)).timestamp()) * SECOND
     except (OverflowError, ValueError, OSError):
-        # A clock that lies about the year: any day will do.
+        # An absurd clock: midnight UTC will do.
         return (ns // SECOND // 86400 - days_before) * 86400 * SECOND
 
 
@@ -146,16 +145,16 @@ _TIME: Final = re.compile(
 
 
 def moment(value: Value, utc: bool = False) -> Moment:
-    """A time: of day, with a date, or relative to the newest row.  Raises QueryError.
+    """A time of day, a date with or without a time, or a time before the newest row.
 
-    Dates without a zone are local, or UTC with `utc`.
+    Dates without a zone are local, or UTC with `utc`.  Raises QueryError.
     """
     if found := _AGO.fullmatch(value.text):
         scale = _AGO_UNITS[found[2] or "s"]
         return Moment("newest", -round(Fraction(found[1]) * scale), 1)
     found = _TIME.fullmatch(value.text)
     if not found:
-        raise value.wrong("not a time, as 12:30:05, 2026-11-21T12:30 or -30s")
+        raise value.error("not a time, such as 12:30:05, 2026-11-21T12:30 or -30s")
     year, month, day = found.group(1, 2, 3)
     dated = found.group(4, 5, 6, 7) if year else found.group(8, 9, 10, 11)
     hour, minute, second, fraction = dated
@@ -164,10 +163,10 @@ def moment(value: Value, utc: bool = False) -> Moment:
     if fraction:
         span = 10 ** (9 - len(fraction))
     if int(hour or 0) > 23 or int(minute or 0) > 59 or int(second or 0) > 59:
-        raise value.wrong("no such time of day")
+        raise value.error("no such time of day")
     if not year:
         if found[12]:
-            raise value.wrong("a zone needs a date too, as 2026-11-21T12:30Z")
+            raise value.error("a time zone needs a date, as in 2026-11-21T12:30Z")
         of_day = (int(hour) * 60 + int(minute)) * 60 + int(second or 0)
         return Moment("day", of_day * SECOND + ns, span)
     zone = found[12] or ("Z" if utc else "")
@@ -176,4 +175,4 @@ def moment(value: Value, utc: bool = False) -> Moment:
         at = datetime.fromisoformat(iso + zone.upper())
         return Moment("epoch", int(at.timestamp()) * SECOND + ns, span)
     except (ValueError, OverflowError, OSError):
-        raise value.wrong("no such date") from None
+        raise value.error("no such date") from None

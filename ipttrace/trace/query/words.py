@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Words that say something without an operator: drop, tcp, 10.1.2.3, eth0.
+"""Words that are a test by themselves: drop, tcp, 10.1.2.3, eth0.
 
-Only those that can mean one thing.
+Only words with a single possible meaning.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from ipaddress import ip_network
 from typing import Final
 
 from ipttrace.netfilter import HOOKS, TABLES, VERDICTS
-from ipttrace.trace.query.error import QueryError, shown, suggestion
+from ipttrace.trace.query.error import QueryError, for_message, suggestion
 from ipttrace.trace.query.fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS, fields
-from ipttrace.trace.query.tree import Alone, Test, Value
+from ipttrace.trace.query.tree import BareWord, Test, Value
 
 _FAMILIES: Final = {"ipv4": "4", "ipv6": "6", "ip6": "6"}
 
@@ -35,31 +35,31 @@ _DEVICE: Final = re.compile(
 )
 
 
-def meaning(leaf: Alone) -> Test:
-    """The test that a word alone stands for.  Raises QueryError when there is not one."""
+def expand_word(leaf: BareWord) -> Test:
+    """The test that a word stands for.  Raises QueryError if it stands for none."""
     value = leaf.value
     word = value.text.lower()
     if value.quoted:
-        raise value.wrong('a text alone says nothing: write what has it, as chain~"…"')
+        raise value.error('a quoted string needs a field, as in rule~"…"')
     if word in WORDS:
         return _test(leaf, *WORDS[word])
     if _is_network(value.text):
         return _test(leaf, "addr", "=", value.text)
     if _DEVICE.fullmatch(value.text):
         return _test(leaf, "dev", "=", value.text)
-    raise _unclear(value, word)
+    raise _unknown_word(value, word)
 
 
-def means(word: str) -> bool:
-    """Does a word say something alone?"""
+def is_word(word: str) -> bool:
+    """Whether a word is a test by itself."""
     try:
-        meaning(Alone(Value(word, False, 0, len(word))))
+        expand_word(BareWord(Value(word, False, 0, len(word))))
     except QueryError:
         return False
     return True
 
 
-def _test(leaf: Alone, name: str, op: str, text: str) -> Test:
+def _test(leaf: BareWord, name: str, op: str, text: str) -> Test:
     start, end = leaf.value.start, leaf.value.end
     wanted = Value(text, False, start, end)
     return Test(Value(name, False, start, end), op, (wanted,), None, start, leaf.depth)
@@ -75,20 +75,20 @@ def _is_network(text: str) -> bool:
     return True
 
 
-def _unclear(value: Value, word: str) -> QueryError:
+def _unknown_word(value: Value, word: str) -> QueryError:
     known = fields()
     name = ALIASES.get(word, word)
     if name in known:
-        return value.wrong(f"an operator is missing after {word}, as in {word}={_example(name)}")
+        return value.error(f"operator missing after {word}, as in {word}={_example(name)}")
     if value.text.upper() in HOOKS:
         upper = value.text.upper()
-        return value.wrong(f"{upper} is a hook and a chain: write hook={upper} or chain={upper}")
+        return value.error(f"{upper} is a hook and a chain; use hook={upper} or chain={upper}")
     if re.fullmatch(r"[0-9]+|0x[0-9a-f]+", word):
-        return value.wrong(f"{shown(word)} could be much: write port={shown(word)}, or what it is")
+        return value.error(f"a number needs a field, as in port={for_message(word)}")
     near = suggestion(word, (*WORDS, *known))
     if not near:
-        near = ": write what has it, as chain=DOCKER or comm~curl"
-    return value.wrong(f"{shown(value.text)} alone says nothing{near}")
+        near = "; use a field, as in chain=DOCKER or comm~curl"
+    return value.error(f"unknown word {for_message(value.text)}{near}")
 
 
 _EXAMPLES: Final = {
