@@ -126,7 +126,7 @@ def test_a_broken_module_in_the_cache_says_what_to_do(tmp_path: Path) -> None:
     # WHEN it is to be used
     done = ipttrace("print", env={"IPTTRACE_CACHE": str(tmp_path)})
     # THEN one line says which file it is
-    cannot(done, f"{broken} was built for another kernel than {RELEASE}: remove it and start again")
+    cannot(done, f"{broken} was built for a kernel other than {RELEASE}: remove it and start again")
 
 
 def test_the_doctor_finds_nothing_that_is_lacking() -> None:

@@ -50,7 +50,7 @@ def refused(control: Control, command: int, attributes: Attributes) -> tuple[int
     """errno and sentence of a command that must fail and change nothing."""
     before = kprobes(), references(), control.status().state
     with pytest.raises(CaptureError) as caught:
-        control._ask(command, attributes)
+        control._request(command, attributes)
     assert (kprobes(), references(), control.status().state) == before
     return caught.value.__cause__.code, str(caught.value)  # type: ignore[union-attr]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""EXPR as filters: for the kernel as classic BPF, for nf_tables as rules.
+"""EXPR as a filter: for the kernel as classic BPF, for nf_tables as rules.
 
-pcap      compiles an expression to classic BPF, with libpcap
-opcodes   the names of classic BPF's opcodes
-paths     the conditions of each path through a program that ends in a match
-nft       these as nf_tables rules, as far as nf_tables can express them
-headers   runs a program on delivered headers, for what nf_tables cannot express
+- pcap: compiles an expression to classic BPF, with libpcap
+- opcodes: the opcodes of classic BPF by name
+- paths: the conditions of each path through a program that ends in a match
+- nft: the paths as nf_tables rules, as far as nf_tables can express them
+- headers: runs a program on delivered headers, for what nf_tables cannot express
 """

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Finished calls as the kernel writes them, split into the records of the stream.
+"""Splits finished calls, as the kernel writes them, into the records of the stream.
 
-A call crosses in one piece, its entry, its exit and its first rules
-(`struct ipttrace_whole` in ``bpf/record.h``), because each piece costs the
-traced; nothing behind this knows of it.  No Python loop over records.  Must not
-import bcc.
+A call crosses from the kernel in one piece, its entry, its exit and its first rules
+(struct ipttrace_call_record of bpf/record.h), since each piece costs the traced host;
+from here on there are only records.  No Python loop over records.  Must not import bcc.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from ipttrace.stream.record import ENTRY_DTYPE, EXIT_DTYPE, RULE_DTYPE, Records
 
 HITS: Final = 4
-"""Of a call's rules, how many come with it; those after them come by themselves."""
+"""How many of a call's rules cross with it (IPTTRACE_HITS); further ones cross alone."""
 
 HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [
@@ -34,25 +33,22 @@ CALL_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [("entry", ENTRY_DTYPE), ("exit", EXIT_DTYPE), ("hits", HIT_DTYPE, (HITS,))]
 )
 
-# The same as bytes that are moved and not looked into: numpy copies structured
-# arrays field by field, slowly, and into native byte order, which would turn
-# ports round.
+# The same as opaque bytes: numpy copies structured arrays field by field, which is slow,
+# and converts to native byte order, which would swap the bytes of ports.
 _ENTRY: Final = f"V{ENTRY_DTYPE.itemsize}"
 _EXIT: Final = f"V{EXIT_DTYPE.itemsize}"
 _HIT: Final = f"V{HIT_DTYPE.itemsize}"
 _PLAIN: Final = np.dtype([("entry", _ENTRY), ("exit", _EXIT), ("hits", _HIT, (HITS,))])
-# What a hit and its rule record have alike, in two pieces.
-_HIT_PARTS: Final = np.dtype([("what", "V16"), ("chain", "V32")])
-_RULE_PARTS: Final = np.dtype(
-    [("call", "<u8"), ("what", "V16"), ("table", "V32"), ("chain", "V32")]
-)
+# The two parts that a hit and a rule record have in common.
+_HIT_PARTS: Final = np.dtype([("hit", "V16"), ("chain", "V32")])
+_RULE_PARTS: Final = np.dtype([("call", "<u8"), ("hit", "V16"), ("table", "V32"), ("chain", "V32")])
 
 
 def split(parts: list[Records]) -> tuple[Records, Records, Records]:
-    """Entries, rules and exits of all calls in `parts`, arrays of `CALL_DTYPE`.
+    """The entries, rules and exits of all calls in `parts`, arrays of `CALL_DTYPE`.
 
-    Entries and exits pairwise, by time of entry, rules call by call.  Copies:
-    what `parts` lie in may be written to afterwards.
+    Sorted by time of entry: entry n and exit n are of the same call, and rules follow in
+    the order of their calls.  Copies: the memory of `parts` may be reused afterwards.
     """
     total = sum(map(len, parts))
     plain_entries = np.empty(total, _ENTRY)
@@ -73,7 +69,7 @@ def split(parts: list[Records]) -> tuple[Records, Records, Records]:
         hits[at : at + len(part)] = part.view(_PLAIN)["hits"][:, :most]
         at += len(part)
     times = entries["time"]
-    # Calls end in another order than they begin, inside one another and by CPU.
+    # Calls are written as they end, and by each CPU for itself.
     if np.any(times[1:] < times[:-1]):
         order = np.argsort(times, kind="stable")
         entries = plain_entries[order].view(ENTRY_DTYPE)
@@ -83,7 +79,7 @@ def split(parts: list[Records]) -> tuple[Records, Records, Records]:
 
 
 def _rules(entries: Records, hits: npt.NDArray[np.void], counts: npt.NDArray[np.uint16]) -> Records:
-    """The first `counts` of each row of `hits` as rule records."""
+    """The first counts[n] hits of each row n, as rule records; `hits`: shape (calls, most)."""
     most = hits.shape[1]
     calls, tables = entries["call"], entries["table"].view("V32")
     if most and not (counts == most).all():
@@ -94,6 +90,6 @@ def _rules(entries: Records, hits: npt.NDArray[np.void], counts: npt.NDArray[np.
     found = hits.reshape(-1).view(_HIT_PARTS)
     rules = np.empty(len(found), _RULE_PARTS)
     rules["call"], rules["table"] = calls, tables
-    rules["what"], rules["chain"] = found["what"], found["chain"]
+    rules["hit"], rules["chain"] = found["hit"], found["chain"]
     result: Records = rules.view(RULE_DTYPE)
     return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Talks to the module: generic netlink as kmod/uapi/ipttrace.h tells it."""
+"""Controls the module over generic netlink (kmod/uapi/ipttrace.h)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CMD_FILTER: Final = 4
 CMD_CHANGED: Final = 6
 
 GROUP_RULES: Final = "rules"
-# Bits of TARGETS: the functions that are probed, and whether changes of rules are seen.
+# Bits of TARGETS: the functions that are probed, and whether rule changes are watched.
 _TARGETS: Final = 3
 _TARGET_RULES: Final = 4
 
@@ -44,7 +44,7 @@ STATES: Final = ("idle", "armed", "draining")
 
 
 class Message(genlmsg):  # type: ignore[misc]
-    """A message of the family, in pyroute2's way of declaring one."""
+    """A message of the family, as pyroute2 declares them: attributes by number."""
 
     prefix = "IPTTRACE_A_"
     nla_map = (
@@ -81,7 +81,7 @@ class Message(genlmsg):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What GET tells; the counters are those of the newest arming."""
+    """What GET returns; the counters are those of the newest arming."""
 
     state: str
     version: int
@@ -98,8 +98,8 @@ class Status:
     skipped: int
     unfollowed: int
     depth: int
-    rules_seen: bool  # whether changes of rules are
-    ruleset: int  # generation of all rules; 0: one is being changed, or not known
+    rules_seen: bool  # whether rule changes are watched
+    ruleset: int  # generation of all rules; 0: a change is under way, or unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +107,15 @@ class Change:
     """A table has other rules from `generation` on."""
 
     generation: int
-    netns: int  # inode; 0: of some namespace
-    family: int  # 4 or 6
+    netns: int  # inode; 0: unknown
+    family: int  # 4 or 6; 0: any table may have changed
     table: str
 
 
 class Control:
-    """One socket to the module.  Closing it disarms what it armed.
+    """One socket to the module.  Closing it disarms if it has armed.
 
-    To be used from one thread: pyroute2 gives each thread a socket of its own.
+    For one thread only: pyroute2 opens a socket of its own for each thread.
     """
 
     def __init__(self) -> None:
@@ -124,13 +124,13 @@ class Control:
             self._socket.bind(FAMILY, Message)
         except NetlinkError as error:
             self._socket.close()
-            raise CaptureError("the module does not answer: it is not loaded") from error
+            raise CaptureError("the ipttrace module does not answer: it is not loaded") from error
 
     def close(self) -> None:
-        """Closes the socket; if it had armed the module, that ends."""
+        """Closes the socket, which disarms if it has armed."""
         self._socket.close()
 
-    def _ask(self, command: int, attrs: list[tuple[str, object]]) -> Any:
+    def _request(self, command: int, attrs: list[tuple[str, object]]) -> Any:
         message = Message()
         message["cmd"] = command
         message["version"] = 1
@@ -140,11 +140,11 @@ class Control:
             answers = self._socket.nlm_request(message, msg_type=self._socket.prid, msg_flags=flags)
             return tuple(answers)
         except NetlinkError as error:
-            said = str(error.args[-1])
-            # The kernel's own words where the module was not even asked.
-            if error.code == errno.EPERM and said == os.strerror(errno.EPERM):
-                said = "tracing needs root: run with sudo"
-            raise CaptureError(said) from error
+            reason = str(error.args[-1])
+            # Without a sentence it is from the kernel, which did not call the module.
+            if error.code == errno.EPERM and reason == os.strerror(errno.EPERM):
+                reason = "tracing needs root: run with sudo"
+            raise CaptureError(reason) from error
 
     def arm(
         self,
@@ -153,7 +153,11 @@ class Control:
         netns: int | None = None,
         maxactive: int | None = None,
     ) -> None:
-        """Starts tracing.  `pins`: call, rule; `program`: sock_filter[], or nothing."""
+        """Starts tracing.  Raises CaptureError.
+
+        `pins`: of the programs for calls and rules; `program`: classic BPF, or b"" for
+        every packet; `netns`: an inode, or None for all.
+        """
         names = ("IPTTRACE_A_PROG_CALL", "IPTTRACE_A_PROG_RULE")
         attrs: list[tuple[str, object]] = [
             (name, str(pin)) for name, pin in zip(names, pins, strict=True)
@@ -165,7 +169,7 @@ class Control:
         if maxactive is not None:
             attrs.append(("IPTTRACE_A_MAXACTIVE", maxactive))
         try:
-            self._ask(CMD_ARM, attrs)
+            self._request(CMD_ARM, attrs)
         except CaptureError as error:
             if "already" in str(error):
                 pid = self.status().owner_pid
@@ -175,16 +179,16 @@ class Control:
             raise
 
     def filter(self, program: bytes) -> None:
-        """Replaces the filter of what this socket armed."""
-        self._ask(CMD_FILTER, [("IPTTRACE_A_FILTER", program)] if program else [])
+        """Replaces the filter, if this socket has armed.  Raises CaptureError."""
+        self._request(CMD_FILTER, [("IPTTRACE_A_FILTER", program)] if program else [])
 
     def disarm(self) -> None:
-        """Ends tracing; when it returns, no further record is written."""
-        self._ask(CMD_DISARM, [])
+        """Ends tracing, if this socket has armed; no record is written afterwards."""
+        self._request(CMD_DISARM, [])
 
     def status(self) -> Status:
         """State and counters."""
-        (answer,) = self._ask(CMD_GET, [])[:1]
+        (answer,) = self._request(CMD_GET, [])[:1]
 
         def value(name: str) -> int:
             return int(answer.get_attr(f"IPTTRACE_A_{name}") or 0)
@@ -211,12 +215,12 @@ class Control:
         )
 
     def changes(self) -> Changes:
-        """A socket on which changes of rules are told from now on."""
+        """A socket that receives the rule changes from now on."""
         return Changes(self._socket.mcast_groups[GROUP_RULES])
 
 
 class Changes:
-    """Changes of rules, as they come.  May be used from any one thread."""
+    """Receives rule changes.  For one thread, which need not be that of `Control`."""
 
     def __init__(self, group: int) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -226,15 +230,15 @@ class Changes:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def fileno(self) -> int:
-        """To wait on."""
+        """The descriptor to wait on."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """No more are told."""
+        """Ends it."""
         self._socket.close()
 
     def take(self) -> list[Change]:
-        """Those that have come.  Some may have been lost: their generations are missing."""
+        """Those received since the last call; of lost ones, the generations are missing."""
         found: list[Change] = []
         while True:
             try:
@@ -245,7 +249,7 @@ class Changes:
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
-            # From the kernel only: others may send to our address too.
+            # Only from the kernel: other processes may send to this socket too.
             if sender[0] == 0 and (change := _change(data)) is not None:
                 found.append(change)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel engine: module, BPF programs and perf buffers as one thing.
+"""The kernel engine: the module, the BPF programs and the perf rings together.
 
-Acquired in order and given back in reverse, on every way out.  What a killed
-run leaves (pins, the module, unarmed) is cleaned by the next one.
+Acquired in order and released in reverse, also after errors.  The next run removes what a
+killed one leaves behind: the pins and the module, which is disarmed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.capture.kernel.control import Control, Status
-from ipttrace.capture.kernel.programs import BUFFERS, LOST, PINS, PROGRAMS, Pins
-from ipttrace.capture.kernel.rings import Buffers
+from ipttrace.capture.kernel.programs import LOST_MAP, PINS, PROGRAMS, RING_MAPS, Pins
+from ipttrace.capture.kernel.rings import Rings
 from ipttrace.stream.record import ENTRY, EXIT, RECORD_VERSION, Records
 
-# Of all buffers together; a share of it for calls and for rules, for each CPU.
+# Bytes of all rings together, and how each CPU's part is shared by calls and rules.
 DEFAULT_BUFFER: Final = 64 << 20
 _SHARES: Final = (0.85, 0.15)
-_LARGEST: Final = 16 << 20
+_LARGEST: Final = 16 << 20  # bytes of one ring
 _SMALLEST: Final = 64 << 10
 
-# The module's counters, which begin at 0 whenever it is armed.
+# The module's counters, which start at 0 with each arming.
 _COUNTERS: Final = (
     "calls",
     "refused",
@@ -41,9 +41,9 @@ _COUNTERS: Final = (
     "skipped",
     "unfollowed",
 )
-# How long the module may go on silencing log lines after a disarm, s; it takes a quarter.
+# Seconds to wait until the module is idle after a disarm (IPTTRACE_DRAIN_MS: 0.25).
 _DRAINS: Final = 5.0
-# Call ids take the bits below; which arming it was stands above.
+# From this bit on, a call id contains the number of the arming.
 _ARMING: Final = 48
 
 
@@ -51,7 +51,8 @@ _ARMING: Final = 48
 class Options:
     """What to trace, and with how much memory.
 
-    `program`: sock_filter[] or nothing; `netns`: inode or all; `buffer`: bytes.
+    `program`: classic BPF, or b"" for every packet; `netns`: an inode, or None for all;
+    `buffer`: bytes of all rings; `maxactive`: calls at a time, None: the module's default.
     """
 
     program: bytes = b""
@@ -61,7 +62,7 @@ class Options:
 
 
 def _pages(buffer: int) -> tuple[int, int]:
-    """Pages for the buffers of calls and of rules of each CPU: powers of two."""
+    """Pages of each CPU's rings of calls and of rules: powers of two."""
     cpus = os.cpu_count() or 1
     page = os.sysconf("SC_PAGESIZE")
 
@@ -74,7 +75,7 @@ def _pages(buffer: int) -> tuple[int, int]:
 
 
 def _added(before: Status | None, status: Status) -> Status:
-    """The counters of all armings, from those before and those of the newest."""
+    """The counters of all armings: the sum of those before and of the newest."""
     if before is None:
         return status
     entry, rule, exit_ = (a + b for a, b in zip(before.due, status.due, strict=True))
@@ -84,20 +85,20 @@ def _added(before: Status | None, status: Status) -> Status:
 
 
 class KernelEngine:
-    """Armed from construction to `close`, but from each `disarm` to the next `arm`.
+    """Armed from construction to `close`, except from a `disarm` to the next `arm`.
 
-    All counters go on from arming to arming, and no call id comes twice.
+    Counters continue from arming to arming, and call ids are never reused.
     """
 
     name: Final = "kernel"
-    over: Final = ""  # it never has nothing left to trace
+    over: Final = ""  # it can always trace on
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._armed = False
         self._armings = 0
-        self._before: Status | None = None  # the counters of all armings but the newest
-        self._early: list[list[Records]] = []  # of the arming before, not yet asked for
+        self._before: Status | None = None  # the counters of all armings except the newest
+        self._early: list[list[Records]] = []  # records of earlier armings, not yet taken
         self._delivered = [0, 0, 0]
         self.notes: list[tuple[str, str]] = []
         with contextlib.ExitStack() as stack:
@@ -110,8 +111,8 @@ class KernelEngine:
             stack.callback(pins.remove)
             self._insert(pins.stale, module, stack)
             pins.load()
-            self.buffers = Buffers(
-                [PINS / name for name in BUFFERS], PINS / LOST, _pages(options.buffer)
+            self.buffers = Rings(
+                [PINS / name for name in RING_MAPS], PINS / LOST_MAP, _pages(options.buffer)
             )
             stack.callback(self.buffers.close)
             self._control = Control()
@@ -119,22 +120,22 @@ class KernelEngine:
             version = self._control.status().version
             if version != RECORD_VERSION:
                 raise CaptureError(
-                    f"the module that is loaded writes records of version {version}, this"
-                    f" ipttrace reads {RECORD_VERSION}: rmmod ipttrace and start again"
+                    f"the loaded module writes records of version {version}, this"
+                    f" ipttrace reads version {RECORD_VERSION}: rmmod ipttrace and start again"
                 )
             self.arm()
             self._stack = stack.pop_all()
 
     def _insert(self, stale: bool, module: Path, stack: contextlib.ExitStack) -> None:
-        """Inserts the module, to be removed with us, unless somebody else's is there.
+        """Inserts the module, to be removed by `close`, unless one is loaded already.
 
-        One beside stale pins was left by a dead run: it is replaced.
+        A module that was left by a killed run, beside stale pins, is replaced.
         """
         if stale:
             self.notes.append(("warn", "cleaned up after a run that was killed"))
         if kmod.loaded():
             if not stale:
-                self.notes.append(("info", "using the ipttrace module that is loaded already"))
+                self.notes.append(("info", "using the ipttrace module that is already loaded"))
                 return
             kmod.remove()
             if not module.exists():
@@ -143,13 +144,13 @@ class KernelEngine:
         stack.callback(self._remove_module)
 
     def _remove_module(self) -> None:
-        # A second socket of a dying process may still hold it for a moment; the
-        # next start would clean up, so this must not hide what went before.
+        # Another socket of a dying process may still hold it for a moment.  The next start
+        # would clean up, so this error must not hide an earlier one.
         with contextlib.suppress(CaptureError):
             kmod.remove()
 
     def arm(self) -> None:
-        """Starts, and starts again after `disarm`, with the filter in force."""
+        """Starts tracing, also again after `disarm`, with the current filter."""
         before = self._before
         if self._armings:
             self._early.append(self._take())
@@ -163,7 +164,7 @@ class KernelEngine:
                 self._options.maxactive,
             )
         except CaptureError:
-            # Whether it has set its counters back already, they tell.
+            # It may or may not have reset its counters.
             if self._armings and self._control.status() == idle:
                 self._before = before
             raise
@@ -171,7 +172,7 @@ class KernelEngine:
         self._armed = True
 
     def _idle(self) -> Status:
-        """The counters once they stand still, and no log line of ours can come any more."""
+        """The status once its counters are final and log lines need no silencing any more."""
         deadline = time.monotonic() + _DRAINS
         while (status := self._control.status()).state == "draining":
             if time.monotonic() > deadline:
@@ -180,18 +181,18 @@ class KernelEngine:
         return status
 
     def filter(self, program: bytes) -> None:
-        """Replaces the filter, at once, without a gap; where disarmed, for the next `arm`."""
+        """Replaces the filter, without a gap; if disarmed, for the next `arm`."""
         if self._armed:
             self._control.filter(program)
         self._options = replace(self._options, program=program)
 
     def disarm(self) -> None:
-        """No record is written after this; those written wait to be taken."""
+        """Ends tracing; records written until now can still be taken."""
         self._control.disarm()
         self._armed = False
 
     def take(self) -> list[Records]:
-        """All records written by now: entries, rules, exits, each in order of time."""
+        """All records written by now: entries, rules, exits; entries by time."""
         taken = self._early.pop(0) if self._early else self._take()
         for kind, records in enumerate(taken):
             self._delivered[kind] += len(records)
@@ -199,7 +200,7 @@ class KernelEngine:
 
     def _take(self) -> list[Records]:
         taken = self.buffers.take()
-        # The module counts calls from 1 whenever it is armed.
+        # The module numbers calls from 1 with each arming.
         if self._armings > 1:
             arming = np.uint64((self._armings - 1 & 0x7FFF) << _ARMING)
             for records in taken:
@@ -209,15 +210,15 @@ class KernelEngine:
         return taken
 
     def lost_exits(self) -> int:
-        """Calls whose exit record no buffer had room for; cheaper than `books`."""
+        """Exit records, and so rows, for which no ring had room; cheaper than `books`."""
         return self.buffers.lost()[EXIT]
 
     def books(self) -> dict[str, Any]:
         """The counters of this moment, each from where it is counted.
 
-        due: by the module, before a record is written, and the calls that
-        kprobes skipped; delivered: here; lost: by the BPF programs; missed: where
-        the kernel's kretprobe takes no instance, and by its kprobes.
+        due: by the module, before a record is written, and by kprobes for the calls they
+        skipped; delivered: here; lost: by the BPF programs; missed: by the module, if no
+        kretprobe instance is free, and by kprobes.
         """
         status = _added(self._before, self._control.status())
         due = list(status.due)
@@ -240,5 +241,5 @@ class KernelEngine:
         }
 
     def close(self) -> None:
-        """Gives everything back; the host is as it was."""
+        """Disarms and removes everything that was added to the host."""
         self._stack.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel module: found, built, inserted, removed.
+"""Finds, builds, inserts and removes the kernel module.
 
-A built module is kept in the cache under the kernel's release and a hash of
-its sources, so that neither another kernel nor another version ever meets it.
+A built module is kept in the cache under the kernel's release and a hash of its sources,
+so that it is never used with another kernel or another version of ipttrace.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _SYSCALLS: Final = {  # finit_module(2), delete_module(2)
 
 
 def cache_folder() -> Path:
-    """Where what was built or unpacked is kept."""
+    """Where built modules and unpacked kernels are kept."""
     if folder := os.environ.get("IPTTRACE_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ipttrace"
 
 
 def sources() -> Path:
-    """The folder that holds kmod/ and bpf/: the checkout, or where it is installed."""
+    """The folder that contains kmod/ and bpf/: the checkout, or where they are installed."""
     for folder in (Path(__file__).resolve().parents[3], Path("/usr/src/ipttrace")):
         if (folder / "kmod" / "Kbuild").exists():
             return folder
@@ -52,7 +52,7 @@ def _source_files(folder: Path) -> list[Path]:
 
 
 def built_path(release: str, folder: Path | None = None) -> Path:
-    """Where the module for the kernel `release` is, or would be, in the cache."""
+    """The path in the cache of the module for the kernel `release`, built or not."""
     folder = folder or sources()
     digest = hashlib.sha256()
     for path in _source_files(folder):
@@ -61,9 +61,9 @@ def built_path(release: str, folder: Path | None = None) -> Path:
 
 
 def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
-    """Builds the module against the headers in `kdir`, unless the cache has it.
+    """Builds the module with the headers in `kdir`, unless it is in the cache.
 
-    Returns its path.  Raises CaptureError with the compiler's first complaint.
+    Returns its path.  Raises CaptureError with the first error of the build.
     """
     folder = folder or sources()
     target = built_path(release, folder)
@@ -71,7 +71,7 @@ def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
         return target
     for tool in ("make", "gcc"):
         if not shutil.which(tool):
-            raise CaptureError(f"{tool} is missing, to build the module: apt-get install {tool}")
+            raise CaptureError(f"{tool} is needed to build the module: apt-get install {tool}")
     with tempfile.TemporaryDirectory(prefix="ipttrace-kmod-") as work:
         for path in _source_files(folder):
             copy = Path(work) / path.relative_to(folder)
@@ -84,8 +84,8 @@ def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
         built = Path(work) / "kmod" / f"{NAME}.ko"
         if done.returncode or not built.exists():
             lines = (done.stderr or done.stdout).strip().splitlines()
-            why = next((line for line in lines if "error" in line.lower()), "make failed")
-            raise CaptureError(f"the module does not build for {release}: {why}")
+            reason = next((line for line in lines if "error" in line.lower()), "make failed")
+            raise CaptureError(f"the module does not build for {release}: {reason}")
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = target.with_suffix(f".{os.getpid()}")
         shutil.copyfile(built, copy)
@@ -94,7 +94,7 @@ def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
 
 
 def _compiler(kdir: Path) -> list[str]:
-    """The compiler that the kernel was built with; where it is not installed, gcc."""
+    """An argument that chooses the kernel's own version of gcc, if it is installed."""
     config = kdir / "include" / "config" / "auto.conf"
     try:
         text = config.read_text(errors="replace")
@@ -117,9 +117,9 @@ def installed(release: str, root: Path = Path("/lib/modules")) -> Path | None:
 
 
 def find_or_build() -> Path:
-    """The module for the running kernel: of the cache, installed, or built now.
+    """The module for the running kernel: from the cache, installed, or built now.
 
-    Raises CaptureError with the one thing to do when it cannot be had.
+    Raises CaptureError with what to do if none of these is possible.
     """
     release = platform.release()
     path = built_path(release)
@@ -137,11 +137,12 @@ def find_or_build() -> Path:
 
 
 def loaded() -> bool:
-    """Whether a module of our name is loaded."""
+    """Whether a module named ipttrace is loaded."""
     return LOADED.exists()
 
 
 def _syscall(which: int, *arguments: object) -> int:
+    """Calls finit_module (0) or delete_module (1) and returns the errno, or 0."""
     try:
         number = _SYSCALLS[platform.machine()][which]
     except KeyError:
@@ -153,27 +154,27 @@ def _syscall(which: int, *arguments: object) -> int:
 
 
 def insert(path: Path) -> None:
-    """Inserts the module.  Raises CaptureError; one line that says what to do."""
+    """Inserts the module.  Raises CaptureError with what to do."""
     if path.suffix != ".ko":
-        # Compressed, as distributions have them: modprobe knows how.
+        # Compressed, as in distributions: modprobe can read it.
         done = subprocess.run(["modprobe", NAME], capture_output=True, text=True, errors="replace")
         if done.returncode:
-            said = done.stderr.strip().splitlines() or ["failed"]
-            raise CaptureError(f"{path} cannot be inserted: {said[-1]}")
+            errors = done.stderr.strip().splitlines() or ["modprobe failed"]
+            raise CaptureError(f"cannot insert {path}: {errors[-1]}")
         return
     with open(path, "rb") as file:
         code = _syscall(0, ctypes.c_int(file.fileno()), b"", ctypes.c_int(0))
     if code in (0, errno.EEXIST):
         return
-    raise CaptureError(_why_not(code, path))
+    raise CaptureError(_insert_error(code, path))
 
 
-def _why_not(code: int, path: Path) -> str:
+def _insert_error(code: int, path: Path) -> str:
     release = platform.release()
     if code in (errno.EKEYREJECTED, errno.ENOKEY):
         return (
-            "the kernel takes signed modules only (module.sig_enforce or Secure Boot): sign"
-            f" {path} with a key that is enrolled (kmodsign, mokutil --import), or use dkms"
+            "the kernel accepts only signed modules (module.sig_enforce or Secure Boot): sign"
+            f" {path} with an enrolled key (kmodsign, mokutil --import), or use dkms"
         )
     if code == errno.EPERM:
         if os.geteuid() == 0:
@@ -185,15 +186,14 @@ def _why_not(code: int, path: Path) -> str:
     if code == errno.ENOSYS:
         return f"this kernel ({release}) cannot load modules (CONFIG_MODULES): see ipttrace doctor"
     if code == errno.ENOEXEC:
-        return f"{path} was built for another kernel than {release}: remove it and start again"
-    return f"inserting {path} failed: {os.strerror(code)}; dmesg says more"
+        return f"{path} was built for a kernel other than {release}: remove it and start again"
+    return f"cannot insert {path}: {os.strerror(code)}; see dmesg"
 
 
 def remove(patience: float = 2.0) -> None:
-    """Removes the module if it is there.  Raises CaptureError when it stays in use.
+    """Removes the module if it is loaded.  Raises CaptureError if it stays in use.
 
-    A process that was killed may still be closing its sockets: `patience` is
-    the time in seconds that it is given.
+    `patience`: seconds to wait for a killed process to close its sockets.
     """
     deadline = time.monotonic() + patience
     while loaded():
@@ -202,6 +202,6 @@ def remove(patience: float = 2.0) -> None:
             return
         if code not in (errno.EAGAIN, errno.EBUSY) or time.monotonic() > deadline:
             raise CaptureError(
-                f"the module is held by another program ({os.strerror(code)}): stop that"
+                f"the module is in use by another program ({os.strerror(code)}): stop it first"
             )
         time.sleep(0.02)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Loads the BPF object, and pins it where the module takes it from.
+"""Loads the BPF programs and pins them where the module finds them.
 
-The object is compiled ahead of time; libbpf puts its offsets right for the
-running kernel.  The folder of the pins is also the lock: who holds it runs the
-only kernel engine of this host, and it is gone with its process.
+The object is compiled ahead of time; libbpf relocates it for the running kernel (CO-RE).
+The folder of the pins is also the lock: the process that holds it runs the only kernel
+engine of this host, and the kernel releases it when the process ends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ipttrace.capture.errors import CaptureError
 BPFFS: Final = Path("/sys/fs/bpf")
 PINS: Final = BPFFS / "ipttrace"
 PROGRAMS: Final = ("ipttrace_call", "ipttrace_rule")
-BUFFERS: Final = ("calls", "rules")
-LOST: Final = "lost"
+RING_MAPS: Final = ("calls", "rules")
+LOST_MAP: Final = "lost"
 
 _BPF_FS_MAGIC: Final = 0xCAFE4A11
 
@@ -42,7 +42,7 @@ def object_file() -> Path:
 
 
 class _Libbpf:
-    """libbpf, and what it printed since the last call."""
+    """libbpf through ctypes, and the warnings it has printed."""
 
     def __init__(self) -> None:
         try:
@@ -50,38 +50,38 @@ class _Libbpf:
         except OSError as error:
             raise CaptureError("libbpf.so.1 is missing: apt-get install libbpf1") from error
         libc = ctypes.CDLL(None)
-        self.said: list[str] = []
+        self.warnings: list[str] = []
         proto = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
         def printed(level: int, fmt: bytes, args: int) -> int:
             if level == 0:  # LIBBPF_WARN
                 text = ctypes.create_string_buffer(65536)
                 libc.vsnprintf(text, ctypes.c_size_t(65536), fmt, ctypes.c_void_p(args))
-                self.said.append(text.value.decode(errors="replace").strip())
+                self.warnings.append(text.value.decode(errors="replace").strip())
             return 0
 
-        self._printed = proto(printed)  # kept: libbpf calls it later
+        self._printed = proto(printed)  # libbpf calls it later: it must stay alive
         self.lib.libbpf_set_print(self._printed)
-        for name in ("bpf_object__open_file",):
-            getattr(self.lib, name).restype = ctypes.c_void_p
+        self.lib.bpf_object__open_file.restype = ctypes.c_void_p
         self.lib.bpf_object__open_file.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
         for name in ("bpf_object__load", "bpf_object__close"):
             getattr(self.lib, name).argtypes = [ctypes.c_void_p]
         for name in ("bpf_object__pin_programs", "bpf_object__pin_maps"):
             getattr(self.lib, name).argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
-    def check(self, result: int, what: str) -> None:
+    def check(self, result: int, failure: str) -> None:
+        """Raises CaptureError with `failure` and the reason if `result` is an error."""
         if result >= 0:
             return
-        why = _reason(self.said) or os.strerror(-result)
+        reason = _reason(self.warnings) or os.strerror(-result)
         if not Path("/sys/kernel/btf/vmlinux").exists():
-            why = "this kernel has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
-        raise CaptureError(f"{what}: {why}")
+            reason = "this kernel has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
+        raise CaptureError(f"{failure}: {reason}")
 
 
-def _reason(said: list[str]) -> str:
-    """The one line that tells why: the verifier's last word, else libbpf's first."""
-    lines = "\n".join(said).splitlines()
+def _reason(warnings: list[str]) -> str:
+    """The line with the reason: the verifier's last before its summary, else the first."""
+    lines = "\n".join(warnings).splitlines()
     for before, line in itertools.pairwise(lines):
         if line.startswith("processed "):
             return f"the verifier says {before!r}"
@@ -89,9 +89,9 @@ def _reason(said: list[str]) -> str:
 
 
 class Pins:
-    """The folder of the pins, held by this process.
+    """The folder of the pins, locked by this process.  Raises CaptureError.
 
-    `stale` says that a dead run had left its pins; they are gone.
+    `stale`: a run that was killed had left its pins, which are removed.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Pins:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Another may have removed the folder on its way out meanwhile.
+                # The previous holder may have removed the folder before it ended.
                 if PINS.exists() and os.fstat(fd).st_ino == PINS.stat().st_ino:
                     self.stale = found
                     return fd
@@ -129,24 +129,28 @@ class Pins:
             os.close(fd)
 
     def load(self) -> None:
-        """Loads the object and pins its programs and maps."""
+        """Loads the object and pins its programs and maps.  Raises CaptureError."""
         libbpf = _Libbpf()
         path = object_file()
         bpf_object = libbpf.lib.bpf_object__open_file(os.fsencode(path), None)
         if not bpf_object:
-            raise CaptureError(f"{path} is not readable: {os.strerror(ctypes.get_errno())}")
+            raise CaptureError(f"cannot read {path}: {os.strerror(ctypes.get_errno())}")
         try:
             libbpf.check(
                 libbpf.lib.bpf_object__load(bpf_object), "the kernel refused the BPF programs"
             )
             pins = os.fsencode(PINS)
-            libbpf.check(libbpf.lib.bpf_object__pin_programs(bpf_object, pins), "pinning failed")
-            libbpf.check(libbpf.lib.bpf_object__pin_maps(bpf_object, pins), "pinning failed")
+            libbpf.check(
+                libbpf.lib.bpf_object__pin_programs(bpf_object, pins), "cannot pin the BPF programs"
+            )
+            libbpf.check(
+                libbpf.lib.bpf_object__pin_maps(bpf_object, pins), "cannot pin the BPF maps"
+            )
         finally:
             libbpf.lib.bpf_object__close(bpf_object)
 
     def remove(self) -> None:
-        """Removes the pins and lets go of the folder."""
+        """Removes the pins and releases the lock."""
         if self._fd < 0:
             return
         shutil.rmtree(PINS, ignore_errors=True)
@@ -155,7 +159,7 @@ class Pins:
 
 
 def _is_bpffs(path: Path) -> bool:
-    # statfs(2): f_type is the first word on every Linux that we know.
+    # statfs(2): f_type is the first word on every architecture.
     buffer = ctypes.create_string_buffer(256)
     libc: Any = ctypes.CDLL(None, use_errno=True)
     if libc.statfs(os.fsencode(path), buffer) != 0:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reads the perf buffers: whole stretches at once, as arrays.
+"""Reads the perf rings: everything between tail and head at once, as arrays.
 
-bcc opens two buffers for each CPU, of finished calls and of the rules that did not
-fit into one, and wires them to the maps that the BPF programs write to.  Its own
-reader calls back once a record; instead, the same perf descriptor is mapped a
-second time, and since a buffer holds records of one size, what lies between tail
-and head is an array.
+Each CPU has two rings: one of finished calls, one of the rules that did not fit into a
+call.  bcc opens them and puts them into the maps that the BPF programs write to.  bcc's own
+reader calls back once a record; instead, the perf descriptor is mapped a second time, and
+as all records of a ring have the same size, its content is an array.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ _DATA_HEAD: Final = 1024
 _DATA_TAIL: Final = 1032
 _BPF_ANY: Final = 0
 
-# What the buffers hold, in the order of their pins.
-_HELD: Final = (CALL_DTYPE, record.RULE_DTYPE)
+# What the rings contain, in the order of their maps.
+_PAYLOADS: Final = (CALL_DTYPE, record.RULE_DTYPE)
 
 
 def _event_dtype(payload: np.dtype[np.void]) -> np.dtype[np.void]:
@@ -51,44 +50,44 @@ def _event_dtype(payload: np.dtype[np.void]) -> np.dtype[np.void]:
     )
 
 
-class Stretch:
-    """Takes records out of the bytes of one buffer, in whatever portions they come."""
+class SampleReader:
+    """Finds the records in the bytes of one ring."""
 
     def __init__(self, dtype: np.dtype[np.void]) -> None:
         self._event = _event_dtype(dtype)
 
     def views(self, data: npt.NDArray[np.uint8]) -> list[Records]:
-        """The records in `data`, whole events from the first byte on, where they lie.
+        """Views of the records in `data`, which consists of complete perf events.
 
-        Other events (PERF_RECORD_LOST) are passed over: what was lost is
-        counted where it is lost.  Raises CaptureError on an event that lies.
+        Other events (PERF_RECORD_LOST) are skipped, since the BPF programs count what is
+        lost.  Raises CaptureError if an event has an impossible size.
         """
         stride = self._event.itemsize
         parts: list[Records] = []
         at = 0
         while at < len(data):
-            whole = (len(data) - at) // stride
-            events = data[at : at + whole * stride].view(self._event)
+            most = (len(data) - at) // stride
+            events = data[at : at + most * stride].view(self._event)
             good = (events["type"] == _RECORD_SAMPLE) & (events["size"] == stride)
-            count = whole if good.all() else int(np.argmin(good))
+            count = most if good.all() else int(np.argmin(good))
             if count:
                 parts.append(events["record"][:count])
                 at += count * stride
-            if count == whole and at == len(data):
+            if count == most and at == len(data):
                 break
             size = int(data[at + 6 : at + 8].view("<u2")[0]) if len(data) - at >= 8 else 0
             if size < 8 or size % 8 or at + size > len(data):
-                raise CaptureError("a perf buffer holds an event of an impossible size")
+                raise CaptureError("a perf ring contains an event of an impossible size")
             at += size
         return parts
 
 
 class _Ring:
-    """One buffer of one CPU."""
+    """One ring of one CPU; `map_fd`: the BPF map to put it into."""
 
-    def __init__(self, held: np.dtype[np.void], cpu: int, pages: int, map_fd: int) -> None:
-        stride = _event_dtype(held).itemsize
-        # Polling reads most; a wakeup is for a sudden flood only.
+    def __init__(self, payload: np.dtype[np.void], cpu: int, pages: int, map_fd: int) -> None:
+        stride = _event_dtype(payload).itemsize
+        # Most is read by polling; wakeups are for sudden floods.
         wakeup = max(1, pages * mmap.PAGESIZE // stride // 4)
         options = libbcc.bcc_perf_buffer_opts()
         options.pid = -1
@@ -98,46 +97,47 @@ class _Ring:
             _RAW_CALLBACK, _LOST_CALLBACK, None, pages, ctypes.byref(options)
         )
         if not self._reader:
-            raise CaptureError(f"the perf buffer of CPU {cpu} cannot be opened: run as root")
+            raise CaptureError(f"cannot open the perf ring of CPU {cpu}: run as root")
         self.fd = int(lib.perf_reader_fd(self._reader))
         slot, fd = ctypes.c_int(cpu), ctypes.c_int(self.fd)
         if lib.bpf_update_elem(map_fd, ctypes.byref(slot), ctypes.byref(fd), _BPF_ANY) < 0:
-            raise CaptureError(f"the perf buffer of CPU {cpu} cannot be wired to its BPF map")
+            raise CaptureError(f"cannot put the perf ring of CPU {cpu} into its BPF map")
         self._size = pages * mmap.PAGESIZE
         self._map = mmap.mmap(self.fd, mmap.PAGESIZE + self._size)
         self._head = np.frombuffer(self._map, "<u8", 1, _DATA_HEAD)
         self._tail = np.frombuffer(self._map, "<u8", 1, _DATA_TAIL)
         self._data = np.frombuffer(self._map, "u1", self._size, mmap.PAGESIZE)
-        self._stretch = Stretch(held)
+        self._samples = SampleReader(payload)
 
     def head(self) -> int:
+        """How many bytes the kernel has written since the start."""
         return int(self._head[0])
 
     def views(self, head: int) -> list[Records]:
-        """The records up to `head`, most of them where they lie, until `release`."""
+        """Views of the records before `head`, valid until `release`."""
         tail = int(self._tail[0])
         used = head - tail
         if used > self._size:
-            raise CaptureError("a perf buffer's head lies")
+            raise CaptureError("the head of a perf ring is beyond its size")
         start = tail % self._size
         if start + used <= self._size:
             data = self._data[start : start + used]
         else:
             data = np.concatenate((self._data[start:], self._data[: start + used - self._size]))
-        return self._stretch.views(data)
+        return self._samples.views(data)
 
     def release(self, head: int) -> None:
-        """Gives the room up to `head` back to the kernel."""
+        """Lets the kernel overwrite everything before `head`."""
         self._tail[0] = head
 
     def close(self) -> None:
-        # The views go first: a mapping with a view on it cannot be closed.
+        # A mapping that has views cannot be closed.
         del self._head, self._tail, self._data
         self._map.close()
         lib.perf_reader_free(self._reader)
 
 
-# bcc wants them, and never calls them, since its reader is never polled.
+# bcc requires them, and never calls them, since its reader is never polled.
 _RAW_CALLBACK: Final = libbcc._RAW_CB_TYPE(lambda *_: None)
 _LOST_CALLBACK: Final = libbcc._LOST_CB_TYPE(lambda *_: None)
 
@@ -145,14 +145,15 @@ _LOST_CALLBACK: Final = libbcc._LOST_CB_TYPE(lambda *_: None)
 def _open_pin(path: Path) -> int:
     fd = int(lib.bpf_obj_get(str(path).encode()))
     if fd < 0:
-        raise CaptureError(f"{path} cannot be opened: the pins are gone")
+        raise CaptureError(f"cannot open {path}: the pins are gone")
     return fd
 
 
-class Buffers:
-    """The perf buffers of all CPUs, and the count of what found no room.
+class Rings:
+    """The perf rings of all CPUs, and the count of records that found no room.
 
-    `pins`: of the maps of calls and of rules; `pages` of each: powers of two.
+    `pins`: of the maps for calls and for rules; `pages`: of each ring, powers of two;
+    `lost`: the pin of the map that counts.  Raises CaptureError.
     """
 
     def __init__(self, pins: list[Path], lost: Path, pages: tuple[int, int]) -> None:
@@ -162,19 +163,19 @@ class Buffers:
         self._possible = len(get_possible_cpus())
         self._seen: list[list[int]] = []
         self._epoll = select.epoll()
-        for rings, held, size, fd in zip(self._rings, _HELD, pages, self._fds, strict=True):
+        for rings, payload, size, fd in zip(self._rings, _PAYLOADS, pages, self._fds, strict=True):
             for cpu in get_online_cpus():
-                ring = _Ring(held, cpu, size, fd)
+                ring = _Ring(payload, cpu, size, fd)
                 rings.append(ring)
                 self._epoll.register(ring.fd, select.EPOLLIN)
 
     @property
     def cpus(self) -> int:
-        """CPUs that have buffers."""
+        """CPUs that have rings."""
         return len(self._rings[0])
 
     def watch(self, fd: int) -> None:
-        """Makes `wait` return when `fd` can be read, too."""
+        """Makes `wait` also return when `fd` is readable."""
         self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
@@ -182,17 +183,17 @@ class Buffers:
         self._epoll.unregister(fd)
 
     def wait(self, seconds: float) -> set[int]:
-        """Waits until a buffer fills up, a watched fd is readable, or time is up.
+        """Waits until a ring fills up, a watched fd is readable, or the time is over.
 
-        Returns the fds that are ready.
+        Returns the descriptors that are readable.
         """
         return {fd for fd, _ in self._epoll.poll(seconds)}
 
     def take(self) -> list[Records]:
-        """All records written by now: entries, rules, exits, entries in order of time.
+        """All records written by now: entries, rules, exits; entries by time.
 
-        A snapshot in which no exit is without the earlier records of its call,
-        unless they were lost: rules that came ahead of it are looked for last.
+        A consistent snapshot: with each exit come all earlier records of its call, unless
+        they were lost.  For that, the heads of the rings of rules are read last.
         """
         heads = [[ring.head() for ring in rings] for rings in self._rings]
         if heads == self._seen:
@@ -204,18 +205,18 @@ class Buffers:
         )
         entries, first, exits = split(calls)
         if rules:
-            # As plain bytes: see whole.py.
+            # As opaque bytes, for the reasons in calls.py.
             plain = f"V{record.RULE_DTYPE.itemsize}"
             parts = [part.view(plain) for part in (first, *rules)]
             first = np.concatenate(parts).view(record.RULE_DTYPE)
-        # The copies are made: now the kernel may write there again.
+        # All is copied: now the kernel may overwrite it.
         for rings, its in zip(self._rings, heads, strict=True):
             for ring, head in zip(rings, its, strict=True):
                 ring.release(head)
         return [entries, first, exits]
 
     def lost(self) -> list[int]:
-        """Records that no buffer had room for, by kind, since the start."""
+        """Records for which no ring had room, by kind, since the start."""
         counts = []
         values = (ctypes.c_uint64 * self._possible)()
         for kind in range(len(record.KINDS)):
@@ -225,7 +226,7 @@ class Buffers:
         return counts
 
     def close(self) -> None:
-        """Gives the buffers back."""
+        """Unmaps and closes the rings."""
         self._epoll.close()
         for rings in self._rings:
             for ring in rings:
