@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 REASON = f"kernel {os.uname().release} cannot load modules (CONFIG_MODULES is off)"
-WHY = f"ipttrace: {REASON}: boot a kernel of the distribution, or ipttrace lab\n"
+WHY = f"ipttrace: {REASON}: boot a distribution's kernel, or trace in a VM: ipttrace lab\n"
 
 
 def ipttrace(*arguments: str) -> subprocess.CompletedProcess[str]:

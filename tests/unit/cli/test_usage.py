@@ -69,3 +69,21 @@ def test_help_lists_every_option_that_ends_a_run(
     assert "--max-rate N" in text
     assert "--stop-after N" in text
     assert ("--until QUERY" in text) == (command != "agent")
+
+
+def test_a_file_that_cannot_be_opened_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["export", "/no/such"], ["replay", "/no/such"], ["record", "/no/such/file"]):
+        assert main(command) == 1
+        output = capsys.readouterr()
+        assert output.err == f"ipttrace: {command[1]}: No such file or directory\n"
+        assert output.out == ""
+
+
+def test_a_stream_is_not_recorded_to_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.isatty", lambda fd: True)
+    for command in (["record", "-"], ["demo", "--record", "-"], ["agent"]):
+        assert main(command) == 2
+        message = "ipttrace: refusing to write the stream to a terminal; redirect stdout\n"
+        assert capsys.readouterr().err == message
