@@ -87,7 +87,7 @@ def test_a_kernel_that_takes_signed_modules_only_says_how_to_sign(
     # THEN print says so in one line, with the command that signs
     first = lines[0]
     assert first.startswith(
-        f"ipttrace: the kernel takes signed modules only ({reason}), and ipttrace.ko is not"
+        f"ipttrace: the kernel accepts signed modules only ({reason}), and ipttrace.ko is not"
         " signed: /lib/modules/RELEASE/build/scripts/sign-file sha256 MOK.priv MOK.der"
     ), lines
     assert lines[1] == "status 1"

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One finding of the doctor, and how a command that mends it is written.
+"""One finding of the doctor, and how its remedy is written.
 
-Must not look at anything but the `Host` it is given.
+Must not read anything except the `Host`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from ipttrace.capture.doctor.machine import Host
 
 Status = Literal["ok", "warn", "fail"]
 
+BOOT: Final = "boot a distribution's kernel, or trace in a VM: ipttrace lab"
+ENABLE_MODULES: Final = "remove kernel.modules_disabled=1 from /etc/sysctl.d, and reboot"
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding.  `remedy` is one command (or act) that mends it; empty: nothing to mend."""
+    """One finding.  `remedy`: one command, or act, that helps; "" if there is none."""
 
     name: str
     status: Status
@@ -24,15 +27,15 @@ class Check:
     remedy: str = ""
 
     def line(self) -> str:
-        """The finding as one line, for one who asked for something else."""
+        """Returns the finding as one line, for the message of another command."""
         return f"{self.text}: {self.remedy}" if self.remedy else self.text
 
 
 def sudo(host: Host, command: str) -> str:
-    """The command as one types it who is root, or is not."""
+    """Returns the command as this user has to type it: with sudo unless root."""
     return command if host.root_user else f"sudo {command}"
 
 
 def install(host: Host, packages: str) -> str:
-    """The command that installs these packages of Debian."""
+    """Returns the command that installs these packages of Debian."""
     return sudo(host, f"apt install {packages}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a machine says of itself, read below one root folder.
+"""A machine's properties, read from the files below one root folder.
 
-The doctor's eyes: every question is answered from files, so that a test can
-give it any machine as a folder.  What is not readable is absent.  Must not
-change anything, run anything, nor import bcc (which takes seconds).
+From files only, so that a test can make up any machine as a folder.  What cannot be
+read counts as absent.  Must not change or run anything, or import bcc (which takes
+seconds).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LARGEST: Final = 4 << 20
 _LARGEST_KALLSYMS: Final = 64 << 20
 _TOOL_FOLDERS: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _LIBRARY_FOLDERS: Final = ("usr/lib", "usr/lib64", "lib", "lib64", "usr/local/lib")
-# What the engines lean on; kallsyms has some 200,000 others.
+# Those that the engines need; kallsyms has some 200,000 others.
 _SYMBOLS: Final = frozenset(
     (
         "register_kretprobe",
@@ -55,7 +55,7 @@ CAPABILITIES: Final = {
 
 
 def _find_bcc() -> bool:
-    """Is Debian's bcc there?  The package of that name on PyPI is another one."""
+    """Returns whether Debian's bcc can be imported; PyPI has another package of that name."""
     try:
         spec = importlib.util.find_spec("bcc")
     except (ImportError, ValueError):
@@ -68,8 +68,8 @@ def _find_bcc() -> bool:
 class Host:
     """A machine: the files below `root`, and an environment.
 
-    `source_hash` is the folder in the cache where this version's module would
-    be; None takes any.  `bcc` and `bpf_object`: are they there?
+    `bcc`, `bpf_object`: whether bcc can be imported and the BPF programs are compiled.
+    `source_hash`: name of the folder in the cache for this version's module; None for any.
     """
 
     root: Path
@@ -80,7 +80,7 @@ class Host:
 
     @staticmethod
     def here() -> Host:
-        """The machine that this runs on."""
+        """Returns the machine that this process runs on."""
         try:
             source_hash = kmod.built_path("any").parent.name
         except (CaptureError, OSError):
@@ -92,42 +92,43 @@ class Host:
         return Host(Path("/"), os.environ, _find_bcc(), built, source_hash)
 
     def read(self, path: str) -> str | None:
-        """The text of a file, its first megabytes at most; None when it cannot be read."""
+        """Returns the text of a file, 4 MB at most; None if it cannot be read."""
         try:
             with open(self.root / path, "rb") as file:
-                # Piece by piece: /proc/sys answers a request for megabytes with ENOMEM.
+                # In pieces: /proc/sys fails with ENOMEM if megabytes are requested.
                 pieces = list(islice(iter(partial(file.read1, _PIECE), b""), _LARGEST // _PIECE))
         except OSError:
             return None
         return b"".join(pieces).decode("utf-8", "replace")
 
     def word(self, path: str) -> str | None:
-        """The one word or line that a file under /proc/sys or /sys holds."""
+        """Returns the one word or line in a file under /proc/sys or /sys; None if unreadable."""
         text = self.read(path)
         return None if text is None else text.strip()
 
     def exists(self, path: str) -> bool:
+        """Returns whether a file or folder exists."""
         try:
             return (self.root / path).exists()
         except OSError:
             return False
 
     def link(self, path: str) -> str:
-        """Where a symbolic link leads, unresolved; empty when it is none."""
+        """Returns the target of a symbolic link, unresolved; "" if it is none."""
         try:
             return os.readlink(self.root / path)
         except OSError:
             return ""
 
     def owner(self, path: str) -> int | None:
-        """The user whom a file belongs to; None when it is not there."""
+        """Returns the user id of a file's owner; None if it does not exist."""
         try:
             return (self.root / path).stat().st_uid
         except OSError:
             return None
 
     def has_module(self, name: str) -> bool:
-        """Is a module of this kernel in a file?  `name`: net/netfilter/nf_tables, for one."""
+        """Returns whether this kernel's modules include `name`, such as net/netfilter/nf_tables."""
         path = self.root / "lib/modules" / self.release / "kernel" / name
         try:
             return any(path.parent.glob(f"{path.name}.ko*"))
@@ -135,10 +136,11 @@ class Host:
             return False
 
     def tool(self, name: str) -> bool:
+        """Returns whether a command is installed."""
         return any(self.exists(f"{folder}/{name}") for folder in _TOOL_FOLDERS)
 
     def library(self, name: str) -> bool:
-        """Is a shared library there, by its soname?"""
+        """Returns whether a shared library is installed, by its soname."""
         for folder in _LIBRARY_FOLDERS:
             try:
                 if any((self.root / folder).glob(f"*-linux-gnu*/{name}")):
@@ -151,11 +153,12 @@ class Host:
 
     @cached_property
     def release(self) -> str:
+        """As `uname -r`."""
         return self.word("proc/sys/kernel/osrelease") or "unknown"
 
     @cached_property
     def version(self) -> tuple[int, int] | None:
-        """Major and minor of the kernel; None when the release does not begin with them."""
+        """Major and minor number of the kernel; None if the release does not begin with them."""
         parts = self.release.split("-")[0].split(".")
         if len(parts) < 2 or not (parts[0].isdecimal() and parts[1].isdecimal()):
             return None
@@ -168,11 +171,12 @@ class Host:
 
     @cached_property
     def root_user(self) -> bool:
+        """Whether the effective user is root."""
         return self._status.get("Uid", "").split()[1:2] == ["0"]
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
-        """Those of CAPABILITIES that this process has in effect."""
+        """Those of CAPABILITIES that are effective in this process."""
         try:
             bits = int(self._status.get("CapEff", "0"), 16)
         except ValueError:
@@ -181,13 +185,13 @@ class Host:
 
     @cached_property
     def in_user_namespace(self) -> bool:
-        """Root of a user namespace is not root of the host."""
+        """Whether this process is in a user namespace, whose root is not the host's."""
         fields = (self.read("proc/self/uid_map") or "").split()
         return bool(fields) and fields != ["0", "0", "4294967295"]
 
     @cached_property
     def symbols(self) -> frozenset[str] | None:
-        """Those of the kernel's symbols that ipttrace leans on; None when it hides them."""
+        """Those of the kernel's symbols that the engines need; None if the kernel hides them."""
         try:
             with open(self.root / "proc/kallsyms", "rb") as file:
                 text = file.read(_LARGEST_KALLSYMS)
@@ -195,7 +199,7 @@ class Host:
             return None
         if not text.strip():
             return None
-        # A line each: address, type, name, and a tab and the module of those that are in one.
+        # A line: address, type, name; of a module's symbol also a tab and the module.
         return frozenset(
             name
             for name in _SYMBOLS
@@ -204,7 +208,7 @@ class Host:
 
     @cached_property
     def config(self) -> dict[str, str] | None:
-        """The kernel's configuration (`CONFIG_X` → value); None when it is nowhere."""
+        """The kernel's configuration (`CONFIG_X` → value); None if it cannot be found."""
         text = self._packed_config()
         for path in (
             f"boot/config-{self.release}",
@@ -226,7 +230,7 @@ class Host:
 
     @cached_property
     def modules(self) -> frozenset[str]:
-        """Names of the loaded modules, and of built-in ones that show under /sys."""
+        """Names of the loaded modules, and of built-in ones that appear in /sys/module."""
         names = {line.split(" ")[0] for line in (self.read("proc/modules") or "").splitlines()}
         with contextlib.suppress(OSError):
             names.update(os.listdir(self.root / "sys/module"))
@@ -240,7 +244,7 @@ class Host:
 
     @cached_property
     def module_folder(self) -> Path:
-        """Where modules built for this kernel are kept, below `root`."""
+        """The cache of modules built for this kernel, below `root`."""
         if folder := self.env.get("IPTTRACE_CACHE"):
             cache = Path(folder)
         elif folder := self.env.get("XDG_CACHE_HOME"):
@@ -251,7 +255,7 @@ class Host:
 
     @cached_property
     def built_module(self) -> Path | None:
-        """The module in the cache that fits this kernel and this version, or an installed one."""
+        """The module for this kernel and this version, from the cache or installed; or None."""
         try:
             found = sorted(self.module_folder.glob(f"{self.source_hash or '*'}/{MODULE}.ko"))
             return found[0] if found else kmod.installed(self.release, self.root / "lib/modules")
@@ -260,7 +264,7 @@ class Host:
 
     @cached_property
     def pins_holder(self) -> int | None:
-        """Pid of the run that holds the pins' folder locked; None: nobody, or not to be told."""
+        """Process id of the run that has locked the folder of pins; None if none or unknown."""
         try:
             pins = (self.root / PINS).stat()
         except OSError:

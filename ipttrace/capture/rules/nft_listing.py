@@ -111,8 +111,8 @@ def _texts(lines: list[str], info: ChainInfo) -> list[str | None]:
             body = "\n".join((*lines[begun:at], line[: end.start()]))
             printed.append((int(end[1]), body))
             begun = at + 1
-    # Each rule's real end is among them.  If a comment adds one, the text that ends there
-    # and the next one are wrong, so both neighbours must be as the kernel has them.
+    # Each rule's real end is among them.  A comment may add ends, after which a text begins
+    # too late: so the end before a text must be that of the kernel's rule before.
     often = Counter(handle for handle, _ in printed)
     index = {handle: at for at, (handle, _) in enumerate(printed)}
     for number, handle in enumerate(info.handles):

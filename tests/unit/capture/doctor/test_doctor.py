@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The doctor on machines made of files: what it finds, and what it tells one to do."""
+"""The doctor on machines made of files: its findings, and the remedies it names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from ipttrace.capture import doctor
 from ipttrace.capture.doctor import checks, render, why_not
-from ipttrace.capture.doctor.check import Check
+from ipttrace.capture.doctor.check import BOOT, ENABLE_MODULES, Check
 from ipttrace.capture.doctor.machine import Host
 
 RELEASE = "6.1.0-56-amd64"
@@ -66,7 +66,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[..., Host]:
-    """A machine that lacks nothing, but for what a test takes away (None) or changes."""
+    """A machine that lacks nothing, except what a test removes (None) or changes."""
 
     def make(changes: dict[str, str | None] | None = None) -> Host:
         files: dict[str, str | None] = {**GOOD, **(changes or {})}
@@ -96,48 +96,48 @@ CASES: dict[str, tuple[dict[str, str | None], str, str]] = {
     ),
     "root of a container": (
         {"proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\n"},
-        "root, but without CAP_NET_ADMIN, CAP_SYS_MODULE, CAP_SYS_ADMIN (a container)",
+        "root, but without CAP_NET_ADMIN, CAP_SYS_MODULE, CAP_SYS_ADMIN (in a container?)",
         "run it on the host, or in a privileged container",
     ),
     "root of a user namespace": (
         {"proc/self/uid_map": "0 1000 1\n"},
-        "root only inside a user namespace (a rootless container): not enough for modules",
+        "root of a user namespace only (a rootless container): modules need the host's root",
         "run it on the host, with sudo",
     ),
     "old kernel": (
         {"proc/sys/kernel/osrelease": "4.19.0-27-amd64\n"},
-        "4.19.0-27-amd64 is too old: 5.10 is the oldest that can be traced",
-        "boot a newer kernel",
+        "kernel 4.19.0-27-amd64 is too old: Linux 5.10 or newer is needed",
+        "boot Linux 5.10 or newer",
     ),
     "a kernel without modules": (
         {"proc/modules": None},
         f"kernel {RELEASE} cannot load modules (CONFIG_MODULES is off)",
-        "boot a kernel of the distribution, or ipttrace lab",
+        BOOT,
     ),
     "modules switched off": (
         {"proc/sys/kernel/modules_disabled": "1\n"},
-        "loading of modules is switched off until the next boot (kernel.modules_disabled)",
-        "reboot without kernel.modules_disabled=1",
+        "loading of modules is disabled until the next boot (kernel.modules_disabled)",
+        ENABLE_MODULES,
     ),
     "no kprobes": (
         {"proc/kallsyms": KALLSYMS.replace("register_kretprobe", "other")},
-        f"kernel {RELEASE} has no kretprobes (CONFIG_KRETPROBES)",
-        "boot a kernel of the distribution, or ipttrace lab",
+        f"kernel {RELEASE} has no kretprobes (CONFIG_KRETPROBES is off)",
+        BOOT,
     ),
     "no kprobes, symbols hidden": (
         {"proc/kallsyms": None, f"boot/config-{RELEASE}": "CONFIG_NETFILTER_XT_TARGET_TRACE=m\n"},
-        f"kernel {RELEASE} has no kretprobes (CONFIG_KRETPROBES)",
-        "boot a kernel of the distribution, or ipttrace lab",
+        f"kernel {RELEASE} has no kretprobes (CONFIG_KRETPROBES is off)",
+        BOOT,
     ),
     "kprobes off": (
         {"sys/kernel/debug/kprobes/enabled": "0\n"},
-        "kprobes are switched off",
+        "kprobes are disabled",
         "sh -c 'echo 1 > /sys/kernel/debug/kprobes/enabled'",
     ),
     "no TRACE target": (
         {f"boot/config-{RELEASE}": "CONFIG_KRETPROBES=y\n"},
-        f"kernel {RELEASE} cannot trace rules (CONFIG_NETFILTER_XT_TARGET_TRACE)",
-        "boot a kernel that has it",
+        f"kernel {RELEASE} cannot report rule hits (CONFIG_NETFILTER_XT_TARGET_TRACE is off)",
+        BOOT,
     ),
     "no BTF": (
         {"sys/kernel/btf/vmlinux": None},
@@ -151,7 +151,7 @@ CASES: dict[str, tuple[dict[str, str | None], str, str]] = {
     ),
     "no compiler": (
         {"usr/bin/gcc": None, "usr/bin/make": None},
-        f"no module is built for {RELEASE}, and gcc and make to build it are missing",
+        f"no module is built for {RELEASE}, and gcc and make are missing",
         "apt install gcc make",
     ),
     "lockdown confidentiality": (
@@ -161,7 +161,7 @@ CASES: dict[str, tuple[dict[str, str | None], str, str]] = {
     ),
     "bpffs not mounted": (
         {"proc/self/mounts": "sysfs /sys sysfs rw 0 0\n"},
-        "/sys/fs/bpf is not mounted",
+        "no BPF file system is mounted on /sys/fs/bpf",
         "mount -t bpf bpf /sys/fs/bpf",
     ),
     "no libbpf": (
@@ -171,25 +171,25 @@ CASES: dict[str, tuple[dict[str, str | None], str, str]] = {
     ),
     "no legacy iptables": (
         {"proc/modules": "x 1 0 - Live 0x0\n", "proc/kallsyms": KALLSYMS.replace("t_do", "t_")},
-        "no legacy iptables in this kernel yet (ip_tables, ip6_tables)",
+        "legacy iptables is not loaded (ip_tables, ip6_tables)",
         "modprobe -a ip_tables ip6_tables",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_missing_is_said_in_one_line_with_what_to_do(
+def test_what_is_missing_is_one_line_with_its_remedy(
     case: str, machine: Callable[..., Host], capsys: pytest.CaptureFixture[str]
 ) -> None:
     # GIVEN a machine that lacks one thing
     changes, text, remedy = CASES[case]
     host = machine(changes)
-    # WHEN one asks why it cannot trace THEN that is the answer, with its remedy
+    # WHEN the agent asks why it cannot trace THEN that is the answer, with its remedy
     reason = why_not(host)
     assert reason is not None
     assert (reason.text, reason.remedy) == (text, remedy)
     assert "\n" not in reason.line()
-    # AND the doctor says so, and is content if the other engine can run
+    # AND the doctor prints it, and succeeds if the other engine can run
     assert doctor.run(host) == (0 if found(host, "engine: netlink").status == "ok" else 1)
     assert f"no, because {text}" in capsys.readouterr().out
 
@@ -204,10 +204,10 @@ def test_what_is_missing_is_said_in_one_line_with_what_to_do(
         ),
     ],
 )
-def test_enforced_signatures_say_how_to_sign_and_take_a_signed_module(
+def test_enforced_signatures_name_the_command_that_signs_and_accept_a_signed_module(
     changes: dict[str, str | None], why: str, machine: Callable[..., Host]
 ) -> None:
-    # GIVEN a kernel that takes signed modules only, and a module that is built and not signed
+    # GIVEN a kernel that accepts signed modules only, and a module that is built but not signed
     host = machine({**changes, BUILT: "ELF"})
     # THEN the command that signs this very file is named
     reason = why_not(host)
@@ -215,14 +215,14 @@ def test_enforced_signatures_say_how_to_sign_and_take_a_signed_module(
     assert why in reason.text
     assert reason.remedy == (
         f"/lib/modules/{RELEASE}/build/scripts/sign-file sha256 MOK.priv MOK.der "
-        f"{host.root / BUILT} (with a key that is enrolled)"
+        f"{host.root / BUILT} (with an enrolled key: mokutil --import MOK.der)"
     )
-    # AND when it is signed, nothing stands in the way
+    # AND once it is signed, tracing is possible
     (host.root / BUILT).write_text("ELF~Module signature appended~\n")
     assert why_not(replace(host)) is None
 
 
-def test_a_module_that_is_built_needs_neither_headers_nor_compiler(
+def test_a_built_module_needs_neither_headers_nor_compiler(
     machine: Callable[..., Host],
 ) -> None:
     lacking: dict[str, str | None] = {
@@ -232,7 +232,7 @@ def test_a_module_that_is_built_needs_neither_headers_nor_compiler(
     }
     host = machine(lacking)
     assert found(host, "module") == Check("module", "ok", f"built for {RELEASE}")
-    # But one of another version does not fit.
+    # AND one of another version does not count
     other = replace(host, source_hash="fedcba9876543210")
     assert found(other, "module").status == "fail"
 
@@ -245,7 +245,7 @@ def test_a_module_that_is_built_needs_neither_headers_nor_compiler(
         ({"HOME": "/c"}, "c/.cache/ipttrace"),
     ],
 )
-def test_the_cache_is_looked_for_where_modules_are_built(
+def test_the_cache_is_where_modules_are_built(
     env: dict[str, str], folder: str, machine: Callable[..., Host]
 ) -> None:
     host = replace(machine(), env=env)
@@ -264,7 +264,7 @@ def test_capabilities_without_root_are_enough(machine: Callable[..., Host]) -> N
     assert why_not(machine({"proc/self/status": status})) is None
 
 
-def test_what_is_wanted_only_by_some_warns_and_does_not_stand_in_the_way(
+def test_what_only_some_need_is_a_warning_and_prevents_nothing(
     machine: Callable[..., Host],
 ) -> None:
     host = machine(
@@ -286,14 +286,14 @@ def test_what_is_wanted_only_by_some_warns_and_does_not_stand_in_the_way(
     assert why_not(host) is None
 
 
-def test_iptables_nft_without_legacy_rules_is_pointed_out(machine: Callable[..., Host]) -> None:
+def test_iptables_nft_without_legacy_rules_is_recognised(machine: Callable[..., Host]) -> None:
     host = machine({"proc/net/ip_tables_names": ""})
     link = host.root / "etc/alternatives/iptables"
     link.parent.mkdir(parents=True)
     link.symlink_to("/usr/sbin/iptables-nft")
     rules = found(host, "rules")
     assert rules.status == "ok"
-    assert "iptables is iptables-nft, traced over netlink" in rules.text
+    assert "iptables is iptables-nft, which is traced over netlink" in rules.text
 
 
 CONFIG = f"boot/config-{RELEASE}"
@@ -304,13 +304,13 @@ NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
         {"proc/self/status": USER},
         "fail",
         "no, because not root, and without CAP_NET_ADMIN",
-        "run it with sudo, or look at ipttrace demo",
+        "run it with sudo, or look at a demo: ipttrace demo",
     ),
     "root of a container": (
         {"proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\n"},
         "fail",
-        "no, because root, but without CAP_NET_ADMIN (a container)",
-        "give the container NET_ADMIN",
+        "no, because root, but without CAP_NET_ADMIN (in a container?)",
+        "start the container with --cap-add NET_ADMIN",
     ),
     "a container with the capability alone": (
         {"proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80435fb\n"},
@@ -337,29 +337,28 @@ NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
     "a kernel without nf_tables": (
         {CONFIG: LEGACY_TRACE + "# CONFIG_NF_TABLES is not set\n"},
         "fail",
-        f"no, because kernel {RELEASE} has no nf_tables (CONFIG_NF_TABLES)",
-        "boot a kernel of the distribution, or ipttrace lab",
+        f"no, because kernel {RELEASE} has no nf_tables (CONFIG_NF_TABLES is off)",
+        BOOT,
     ),
     "no modules, and not built in": (
         {"proc/modules": None, CONFIG: None},
         "fail",
-        f"no, because kernel {RELEASE} has no nf_tables (CONFIG_NF_TABLES)",
-        "boot a kernel of the distribution, or ipttrace lab",
+        f"no, because kernel {RELEASE} has no nf_tables (CONFIG_NF_TABLES is off)",
+        BOOT,
     ),
     "a module that is not installed": (
         {f"{MODULE_FILES}/nf_tables.ko": None},
         "fail",
-        f"no, because nf_tables is not loaded, and is not in /lib/modules/{RELEASE}",
-        f"install all modules of {RELEASE}",
+        f"no, because nf_tables is not loaded, and /lib/modules/{RELEASE} does not contain it",
+        f"apt install --reinstall linux-image-{RELEASE}",
     ),
-    "a module that may not be loaded": (
+    "a module that cannot be loaded": (
         {"proc/sys/kernel/modules_disabled": "1\n"},
         "fail",
-        "no, because nf_tables is not loaded, and loading is switched off"
-        " (kernel.modules_disabled)",
-        "reboot without kernel.modules_disabled=1",
+        "no, because nf_tables is not loaded, and loading is disabled (kernel.modules_disabled)",
+        ENABLE_MODULES,
     ),
-    "one that was loaded before": (
+    "a module that was loaded before that": (
         {
             "proc/sys/kernel/modules_disabled": "1\n",
             "proc/modules": "nf_tables 1 0 - Live 0x0\nnfnetlink_log 1 0 - Live 0x0\n",
@@ -368,10 +367,10 @@ NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
         "yes: iptables-nft, nftables and legacy",
         "",
     ),
-    "nothing that can be told": (
+    "a kernel that hides everything": (
         {CONFIG: None, "proc/kallsyms": None, f"{MODULE_FILES}/nf_tables.ko": None},
         "warn",
-        "not to be told whether the kernel has nf_tables",
+        "unknown whether the kernel has nf_tables",
         "modprobe nf_tables",
     ),
     "no nfnetlink_log": (
@@ -380,7 +379,7 @@ NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
         "yes: iptables-nft, nftables",
         "",
     ),
-    "legacy tables that cannot tell": (
+    "legacy tables without TRACE": (
         {CONFIG: NETLINK},
         "ok",
         "yes: iptables-nft, nftables",
@@ -390,7 +389,7 @@ NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", NETLINK_CASES)
-def test_it_says_what_can_be_traced_over_netlink_or_why_nothing(
+def test_the_netlink_engine_names_what_it_can_trace_or_why_nothing(
     case: str, machine: Callable[..., Host]
 ) -> None:
     changes, status, text, remedy = NETLINK_CASES[case]
@@ -400,39 +399,41 @@ def test_it_says_what_can_be_traced_over_netlink_or_why_nothing(
     assert doctor.run(host) == (0 if able else 1)
 
 
-def test_root_of_a_user_namespace_can_trace_its_own_networks_only(
+def test_root_of_a_user_namespace_can_trace_its_own_network_namespaces_only(
     machine: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # GIVEN root of a user namespace, in a network of its own
+    # GIVEN root of a user namespace, in a network namespace of its own
     host = machine({"proc/self/uid_map": "0 1000 1\n"})
     monkeypatch.setattr(Host, "owner", lambda self, path: 0)
-    # THEN it can trace, and is told where
-    only = "yes: iptables-nft, nftables and legacy (in this user namespace's own networks only)"
+    # THEN it can trace, and the doctor says where
+    only = (
+        "yes: iptables-nft, nftables and legacy (in network namespaces of this user namespace only)"
+    )
     assert found(host, "engine: netlink") == Check("engine: netlink", "ok", only)
-    # AND in the host's network it cannot: its files are nobody's
+    # AND it cannot in the host's network namespace, whose files belong to nobody
     monkeypatch.setattr(Host, "owner", lambda self, path: 65534)
     refused = found(host, "engine: netlink")
-    assert refused.text == "no, because the network here is not this user namespace's"
-    assert refused.remedy == "unshare -n, or look at ipttrace demo"
+    assert refused.text == "no, because this network namespace belongs to another user namespace"
+    assert refused.remedy == "run it under unshare -n, or look at a demo: ipttrace demo"
 
 
-def test_what_would_flood_the_kernels_log_is_refused_in_the_first_network_only(
+def test_tracing_that_would_flood_the_kernels_log_is_refused_in_the_first_namespace_only(
     machine: Callable[..., Host],
 ) -> None:
-    # GIVEN legacy tables, and nothing that takes what they tell
+    # GIVEN legacy tables, and a kernel without nfnetlink_log
     host = machine({CONFIG: LEGACY_TRACE + "CONFIG_NF_TABLES=m\n"})
     for pid, network in (("1", "net:[4026531840]"), ("self", "net:[4026532000]")):
         link = host.root / "proc" / pid / "ns" / "net"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(network)
-    # THEN in a network of one's own they are not traced, the rest is
+    # THEN in another network namespace they are not traced, but nftables is
     assert found(host, "engine: netlink").text == "yes: iptables-nft, nftables"
-    # AND in the host's own nothing is
+    # AND in the host's own nothing is traced
     link.unlink()
     link.symlink_to("net:[4026531840]")
     refused = found(host, "engine: netlink")
     assert refused.status == "fail"
-    assert "has no nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG)" in refused.text
+    assert "has no nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG is off)" in refused.text
     assert refused.text.endswith("the kernel's log would be flooded")
 
 
@@ -442,7 +443,7 @@ def test_without_nft_rules_have_no_texts(machine: Callable[..., Host]) -> None:
     assert "have no texts" in missing.text
 
 
-def test_what_a_dead_run_left_is_named_with_the_command_that_removes_it(
+def test_leftovers_of_a_dead_run_are_named_with_the_command_that_removes_them(
     machine: Callable[..., Host],
 ) -> None:
     host = machine({"proc/modules": GOOD["proc/modules"] + "ipttrace 45056 0 - Live 0x0 (OE)\n"})
@@ -452,14 +453,16 @@ def test_what_a_dead_run_left_is_named_with_the_command_that_removes_it(
     assert left.remedy == "rmmod ipttrace && rm -r /sys/fs/bpf/ipttrace"
 
 
-def test_what_a_living_run_holds_is_no_leftover(machine: Callable[..., Host]) -> None:
+def test_a_running_ipttrace_is_not_a_leftover(machine: Callable[..., Host]) -> None:
     host = machine({"proc/modules": GOOD["proc/modules"] + "ipttrace 45056 2 - Live 0x0 (OE)\n"})
     pins = host.root / "sys/fs/bpf/ipttrace"
     pins.mkdir(parents=True)
     at = pins.stat()
     device = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
     write(host.root, {"proc/locks": f"1: FLOCK  ADVISORY  WRITE 4242 {device} 0 EOF\n"})
-    assert found(host, "leftovers") == Check("leftovers", "ok", "an ipttrace is running (pid 4242)")
+    assert found(host, "leftovers") == Check(
+        "leftovers", "ok", "none: an ipttrace is running (pid 4242)"
+    )
 
 
 def test_missing_parts_of_ipttrace_itself_are_named(machine: Callable[..., Host]) -> None:
@@ -470,21 +473,21 @@ def test_missing_parts_of_ipttrace_itself_are_named(machine: Callable[..., Host]
     assert found(replace(host, bpf_object=False), "BPF programs").remedy == "make setup"
 
 
-def test_an_empty_or_hostile_machine_breaks_nothing(tmp_path: Path) -> None:
+def test_an_empty_or_hostile_machine_raises_nothing(tmp_path: Path) -> None:
     # GIVEN a root folder with nothing in it
     assert why_not(Host(tmp_path)) is not None
     assert render(checks(Host(tmp_path)))
-    # AND one whose files hold anything at all
+    # AND one whose files contain arbitrary text
     write(tmp_path, dict.fromkeys(GOOD, "\x1b[2J \x00 : = , \n-1\n\n"))
     write(tmp_path, {"proc/sys/kernel/osrelease": "\x1b]0;x\x07", "proc/locks": "FLOCK\n"})
     (tmp_path / "proc/config.gz").write_bytes(b"\x1f\x8b\x08damaged")
     (tmp_path / "sys/fs/bpf/ipttrace").mkdir(parents=True)
-    # THEN there is a finding a line, and nothing that a terminal obeys
+    # THEN each finding is one line, without terminal escapes
     shown = render(checks(Host(tmp_path)))
     assert all(line.isprintable() for line in shown.splitlines())
 
 
-def test_findings_stand_in_columns_and_are_coloured_only_when_asked() -> None:
+def test_findings_are_aligned_and_coloured_on_request_only() -> None:
     both = [Check("BTF", "ok", "there"), Check("bpffs", "fail", "gone", "mount")]
     assert render(both) == "ok    BTF    there\nfail  bpffs  gone\n             → mount\n"
     assert render(both, colour=True).startswith("\x1b[32mok  \x1b[0m  BTF    there\n")
@@ -494,7 +497,7 @@ def test_the_release_of_this_machine_is_read_from_its_files() -> None:
     assert Host.here().release == os.uname().release
 
 
-def test_this_machine_can_be_asked_without_loading_bcc() -> None:
+def test_this_machine_is_examined_without_loading_bcc() -> None:
     # GIVEN whatever machine this is, WHEN it is examined in a process of its own
     program = (
         "import sys; from ipttrace.capture import doctor\n"
