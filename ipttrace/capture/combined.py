@@ -1,32 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Both engines at once: legacy tables by the kernel's, nftables over netlink.
+"""Both engines at once: the kernel engine for legacy tables, the netlink engine for nftables.
 
-One stream, one timeline: what the two say of a packet becomes one journey, in the
-order in which the packet met its tables.  Must not import bcc itself.
+One stream, one timeline: the calls of a packet, from both engines, become one journey, in
+the order in which the packet met the chains.  Must not import bcc.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.calls import Numbers, plain
+from ipttrace.capture.netlink.calls import stream_layout
 from ipttrace.capture.netlink.engine import NetlinkEngine
-from ipttrace.capture.netlink.journeys import Keys, LegacyJourneys, packet_keys
-from ipttrace.capture.netlink.legacy import tables as nllegacy
+from ipttrace.capture.netlink.events import UniqueNumbers
+from ipttrace.capture.netlink.journeys import (
+    Keys,
+    LegacyJourneys,
+    chain_order,
+    packet_keys,
+    tuples_before_nat,
+)
+from ipttrace.capture.netlink.legacy import tables
 from ipttrace.stream import record
+from ipttrace.stream.messages import Books, Level
 from ipttrace.stream.record import ENTRY, EXIT, Records
 
-# Of the calls of the netlink engine: above what the kernel's counts to.
+# The first number of the netlink engine's calls: the kernel engine's stay below it.
 FIRST: Final = 0xFE << 48
-_REMEMBERED: Final = 1 << 16
-_LINE: Final = np.dtype(
+_MOST_JOURNEYS: Final = 1 << 16
+# A kernel entry as LegacyJourneys.assign takes it; `index`: of the entry.
+_EVENT: Final = np.dtype(
     [
         ("time", "u8"),
         ("journey", "u8"),
@@ -38,33 +49,31 @@ _LINE: Final = np.dtype(
         ("packet", "u1", (1,)),
     ]
 )
-# enum ip_conntrack_info
-_RELATED: Final = 1
-_REPLY: Final = 3
-_RELATED_REPLY: Final = 4
+_KEY_BYTES: Final = 60  # of a packet: netlink's flips have no more
 
 
 class BothEngines:
-    """Has what every engine has.  `kernel` and `netlink` are armed already, and become its own."""
+    """An engine that runs two, which are armed already, and closes them."""
 
     name: Final = "kernel+netlink"
 
-    def __init__(self, kernel: Any, netlink: NetlinkEngine) -> None:
+    def __init__(self, kernel: Engine, netlink: NetlinkEngine) -> None:
         self.kernel = kernel
         self.netlink = netlink
-        self.notes: list[tuple[str, str]] = []
+        self.notes: list[tuple[Level, str]] = []
         self.over = ""
         self.buffers = kernel.buffers
         self.buffers.watch(netlink.wake)
         self.changes = netlink.changes
-        self._kernels, self._netlinks = _Held(), _Held()
-        self._read: deque[tuple[int, int]] = deque()  # when all was read: from, until
-        self._before = 0
+        self._kernel_records, self._netlink_records = _HeldRecords(), _HeldRecords()
+        # Each flush of netlink's sockets: when it began and ended, CLOCK_MONOTONIC ns.
+        self._flushes: deque[tuple[int, int]] = deque()
+        self._settled = 0
         self._armed = True
-        self._way = Way()
+        self._joiner = JourneyJoiner()
 
     def arm(self) -> None:
-        """Starts both again."""
+        """Starts both engines.  Raises CaptureError, with neither started."""
         self.kernel.arm()
         try:
             self.netlink.arm()
@@ -74,13 +83,13 @@ class BothEngines:
         self._armed = True
 
     def filter(self, program: bytes) -> None:
-        """Replaces the filter of both."""
+        """Replaces the filter of both engines.  Raises CaptureError, FilterError."""
         refuse_inexact(nft_filter.compile(program))
         self.netlink.filter(program)
         self.kernel.filter(program)
 
     def disarm(self) -> None:
-        """No record is written after this; those written wait to be taken."""
+        """No record is written after this; records written before can still be taken."""
         try:
             self.netlink.disarm()
         finally:
@@ -88,48 +97,55 @@ class BothEngines:
         self._armed = False
 
     def take(self) -> list[Records]:
-        """The records of a moment ago, those of one packet together."""
+        """The records that have arrived and settled, those of one packet together."""
         self.netlink.drain_wake()
-        # What packets of before this moment have caused is read by the end of it.
         begun = time.monotonic_ns()
         self.netlink.flush()
-        self._read.append((begun, time.monotonic_ns()))
-        self._kernels.add(self.kernel.take())
-        self._netlinks.add(self.netlink.take(), self.netlink.priorities)
+        self._flushes.append((begun, time.monotonic_ns()))
+        self._kernel_records.add(self.kernel.take())
+        self._netlink_records.add(self.netlink.take(), self.netlink.priorities)
         for engine in (self.kernel, self.netlink):
             while engine.notes:
                 self.notes.append(engine.notes.pop(0))
-        before = self._settled() if self._armed else 1 << 63
-        ours = self._kernels.take(before)
-        theirs = self._netlinks
-        joined = self._way.join(ours, theirs.records, theirs.priority, self.netlink.flips)
-        over = theirs.take(before, joined)
-        return [plain(np.concatenate([x, y])) for x, y in zip(ours, over, strict=True)]
+        before = self._settled_before() if self._armed else 1 << 63
+        kernel = self._kernel_records.take(before)
+        held = self._netlink_records
+        joined = self._joiner.join(kernel, held.records, held.priority, self.netlink.flips)
+        netlink = held.take(before, joined)
+        return [stream_layout(np.concatenate(parts)) for parts in zip(kernel, netlink, strict=True)]
 
-    def _settled(self) -> int:
-        """Of packets of before then all has been told, CLOCK_MONOTONIC ns."""
-        settled = 0
-        while self._read and self._read[0][1] < self.netlink.before:
-            settled = self._read.popleft()[0]
-        self._before = max(self._before, settled)
-        return self._before
+    def _settled_before(self) -> int:
+        """All records of packets before this time have been taken, CLOCK_MONOTONIC ns.
+
+        A flush reads every message about packets before it began.
+        """
+        while self._flushes and self._flushes[0][1] < self.netlink.before:
+            self._settled = max(self._settled, self._flushes.popleft()[0])
+        return self._settled
 
     def lost_exits(self) -> int:
-        """As of the kernel engine."""
-        return int(self.kernel.lost_exits())
+        """The kernel engine's; the netlink engine loses messages, never known exits."""
+        return self.kernel.lost_exits()
 
-    def books(self) -> dict[str, Any]:
-        """The counters of both, added up."""
+    def books(self) -> Books:
+        """The counters of both engines, added up."""
         kernel, netlink = self.kernel.books(), self.netlink.books()
-        added = dict(kernel)
-        for name in ("due", "delivered", "lost"):
-            added[name] = [a + b for a, b in zip(kernel[name], netlink[name], strict=True)]
-        for name in ("calls", "refused", "matched", "flipped", "missed"):
-            added[name] = kernel[name] + netlink[name]
-        return {**added, "engine": self.name, "filter": netlink["filter"]}
+        return {
+            **kernel,
+            "engine": self.name,
+            "calls": kernel["calls"] + netlink["calls"],
+            "refused": kernel["refused"] + netlink["refused"],
+            "matched": kernel["matched"] + netlink["matched"],
+            "flipped": kernel["flipped"] + netlink["flipped"],
+            "due": _sums(kernel["due"], netlink["due"]),
+            "delivered": _sums(kernel["delivered"], netlink["delivered"]),
+            "lost": _sums(kernel["lost"], netlink["lost"]),
+            "missed": kernel["missed"] + netlink["missed"],
+            "filter": netlink["filter"],
+        }
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Disarms and closes both engines."""
         self.buffers.unwatch(self.netlink.wake)
         try:
             self.netlink.close()
@@ -137,39 +153,47 @@ class BothEngines:
             self.kernel.close()
 
 
-def refuse_inexact(compiled: Any) -> None:
-    """Raises CaptureError where nftables would flip what the kernel engine refuses.
+def _sums(one: list[int], other: list[int]) -> list[int]:
+    return [a + b for a, b in zip(one, other, strict=True)]
 
-    Such a packet's legacy rules would go to the kernel's log.
+
+def refuse_inexact(compiled: Compiled) -> None:
+    """Raises CaptureError if nftables would flip packets that the kernel engine rejects.
+
+    Legacy tables would write the rule hits of such packets to the kernel's log.
     """
     if not compiled.exact:
         raise CaptureError(
-            "the filter cannot be said in nftables' words, so that only legacy tables are traced:"
-            " --engine netlink traces all of them with it"
+            "nftables cannot express this filter, so that only legacy tables are traced: "
+            "--engine netlink traces both with it"
         )
 
 
-class _Held:
-    """Records that wait until the other engine has told of the same packets."""
+class _HeldRecords:
+    """Records of one engine that wait for the other engine's records of the same packets."""
 
     def __init__(self) -> None:
         self.records: list[Records] = [np.zeros(0, dtype) for dtype in record.DTYPES]
         self.priority = np.zeros(0, np.int32)  # of each entry's chain
 
     def add(self, records: list[Records], priority: Array | None = None) -> None:
+        """`records`: entries, rules, exits; `priority`: of each entry's chain, shape (n,)."""
         if priority is None:
             priority = np.zeros(len(records[ENTRY]), np.int32)
         if any(map(len, records)):
             both = zip(self.records, records, strict=True)
-            self.records = [plain(np.concatenate([a, b])) for a, b in both]
+            self.records = [stream_layout(np.concatenate([a, b])) for a, b in both]
             self.priority = np.concatenate([self.priority, priority])
 
-    def take(self, before: int, too: Array | None = None) -> list[Records]:
-        """The calls that began before `before`, CLOCK_MONOTONIC ns, and those of `too`."""
+    def take(self, before: int, also: Array | None = None) -> list[Records]:
+        """Removes and returns the records of calls that began before `before`.
+
+        `before`: CLOCK_MONOTONIC, ns; `also`: bool, of each entry: further calls.
+        """
         entries = self.records[ENTRY]
         go = entries["time"] < before
-        if too is not None:
-            go |= too
+        if also is not None:
+            go |= also
         if go.all():
             taken, self.records = self.records, [part[:0] for part in self.records]
             self.priority = self.priority[:0]
@@ -185,34 +209,35 @@ class _Held:
         return taken
 
 
-class Way:
-    """Finds the packets that both engines tell of."""
+class JourneyJoiner:
+    """Finds the packets that both engines report, and joins their journeys."""
 
     def __init__(self) -> None:
-        self._packets = LegacyJourneys(Numbers(), lambda packets, _: np.zeros(len(packets), bool))
-        self._begun: dict[int, int] = {}  # journey over netlink → address of its skb
+        self._journeys = LegacyJourneys(
+            UniqueNumbers(), lambda packets, _: np.zeros(len(packets), bool)
+        )
+        self._first_skbs: dict[int, int] = {}  # netlink journey → skb of its first kernel entry
 
     def join(
-        self, ours: list[Records], theirs: list[Records], priority: Array, flips: Array
+        self, kernel: list[Records], netlink: list[Records], priority: Array, flips: Array
     ) -> Array:
-        """Gives calls over netlink the skb of the kernel's records of the same packet.
+        """Gives netlink calls the skb of the kernel engine's calls of the same packet.
 
-        In place: `skb`, where a journey begins, and of `theirs` the times, so that a
-        journey is in order.  Where nothing of the kernel's is of the same packet, all
-        stays.  `priority`: of the chain of each entry of `theirs`; `flips`: as of
-        NftJourneys, since the last call.  Returns bool, of each entry of `theirs`: was
-        the same packet found?
+        Changes in place: skb and F_FIRST of entries, and times of `netlink`, so that a
+        journey is in order.  `priority`: of the chain of each entry of `netlink`, shape
+        (n,); `flips`: NetlinkEngine.flips since the last call.  Returns bool, shape (n,):
+        which entries of `netlink` were joined.
         """
-        joined = np.zeros(len(theirs[ENTRY]), bool)
-        entries, others = ours[ENTRY], theirs[ENTRY]
-        journeys = self._journeys(entries, flips)
-        place = _place(entries["hook"], priorities(entries))
-        self._begin(entries, journeys, place)
+        joined = np.zeros(len(netlink[ENTRY]), bool)
+        entries, others = kernel[ENTRY], netlink[ENTRY]
+        journeys = self._assign(entries, flips)
+        chain = chain_order(entries["hook"], priorities(entries))
+        self._begin(entries, journeys, chain)
         known = np.flatnonzero(journeys)
         if not len(known) or not len(others):
             return joined
-        # The kernel's calls of packets that both tell of, packet by packet, in order.
-        known = known[np.lexsort((place[known], journeys[known]))]
+        # The kernel engine's calls of packets that both report, by packet and chain.
+        known = known[np.lexsort((chain[known], journeys[known]))]
         packets, which = np.unique(journeys[known], return_inverse=True)
         which = which.astype(np.int64)
         starts = np.searchsorted(which, np.arange(len(packets)))
@@ -223,21 +248,21 @@ class Way:
             return joined
         joined[hit] = True
         at = at[hit]
-        their_place = _place(others["hook"][hit], priority[hit])
-        # The first of the kernel's calls that comes after each of theirs.
+        other_chain = chain_order(others["hook"][hit], priority[hit])
+        # Of each netlink call: the kernel engine's first call after it.
         scale = np.int64(1) << 40
-        after = np.searchsorted(which * scale + place[known], at * scale + their_place, "right")
+        after = np.searchsorted(which * scale + chain[known], at * scale + other_chain, "right")
         skb = entries["skb"][known[starts[at]]]
         bounded = after < ends[at]
         limit = entries["time"][known[np.minimum(after, len(known) - 1)]].astype(np.int64)
-        # Several between the same two: in their order, a moment apart.
-        order = np.lexsort((their_place, after))
+        # Several between the same two calls: by chain, a nanosecond apart.
+        order = np.lexsort((other_chain, after))
         rank = np.zeros(len(hit), np.int64)
         groups = after[order]
         last = np.flatnonzero(np.append(groups[1:] != groups[:-1], True))
         rank[order] = last[np.searchsorted(last, np.arange(len(order)))] - np.arange(len(order))
         times = others["time"][hit].astype(np.int64)
-        # After the last of the kernel's: at once, for the next packet may have its address.
+        # After the packet's last kernel call: at once, as its skb may soon be reused.
         first = np.append(0, last[:-1] + 1)
         back = np.zeros(len(hit), np.int64)
         back[order] = np.arange(len(order)) - first[np.searchsorted(last, np.arange(len(order)))]
@@ -247,13 +272,13 @@ class Way:
         calls = others["call"][hit]
         others["skb"][hit] = skb
         others["time"][hit] = times
-        exits = theirs[EXIT]
+        exits = netlink[EXIT]
         by_call = np.argsort(calls)
         found = np.minimum(np.searchsorted(calls[by_call], exits["call"]), len(calls) - 1)
         same = calls[by_call][found] == exits["call"]
         exits["skb"][same] = skb[by_call][found[same]]
         exits["time"][same] = np.maximum(times[by_call][found[same]], 0)
-        # Where theirs comes first, the journey begins with it.
+        # If a netlink call comes first, the journey begins with it.
         early = np.flatnonzero(after == starts[at])
         for one in early[np.lexsort((times[early], at[early]))][::-1].tolist():
             begins = known[starts[at[one]]]
@@ -264,63 +289,45 @@ class Way:
         entries["flags"][firsts] &= ~np.uint8(record.F_FIRST)
         return joined
 
-    def _journeys(self, entries: Array, flips: Array) -> Array:
-        """uint64, shape (n,): the journeys of these packets over netlink, 0 where there is none."""
-        lines = np.zeros(len(entries), _LINE)
+    def _assign(self, entries: Array, flips: Array) -> Array:
+        """The netlink journey of each kernel entry, 0 if there is none: uint64, shape (n,)."""
+        events = np.zeros(len(entries), _EVENT)
         order = np.argsort(entries["time"], kind="stable")
         ordered = entries[order]
-        lines["hook"], lines["priority"] = ordered["hook"], priorities(ordered)
-        lines["time"], lines["caplen"] = ordered["time"], ordered["caplen"]
-        lines["index"] = order
-        begun = packet_keys(flips["packet"], flips["caplen"])
-        asked = self._packets.assign(lines, entry_keys(ordered), flips, begun)
+        events["hook"], events["priority"] = ordered["hook"], priorities(ordered)
+        events["time"], events["caplen"] = ordered["time"], ordered["caplen"]
+        events["index"] = order
+        flip_keys = packet_keys(flips["packet"], flips["caplen"])
+        matching = self._journeys.assign(events, entry_keys(ordered), flips, flip_keys)
         found = np.zeros(len(entries), np.uint64)
-        found[asked["index"]] = asked["journey"]
+        found[matching["index"]] = matching["journey"]
         return found
 
-    def _begin(self, entries: Array, journeys: Array, place: Array) -> None:
-        """Marks where journeys begin: nf_trace, by which the module knows it, is set before."""
-        order = np.lexsort((place, entries["time"]))
+    def _begin(self, entries: Array, journeys: Array, chain: Array) -> None:
+        """Sets F_FIRST on the first entry of each journey.
+
+        The module cannot: nf_trace, by which it recognises packets that it follows, was
+        set by the flip table before.
+        """
+        order = np.lexsort((chain, entries["time"]))
         for at in order[journeys[order] != 0].tolist():
             journey = int(journeys[at])
-            if journey not in self._begun:
-                self._begun[journey] = int(entries["skb"][at])
+            if journey not in self._first_skbs:
+                self._first_skbs[journey] = int(entries["skb"][at])
                 entries["flags"][at] |= record.F_FIRST
-        if len(self._begun) > _REMEMBERED:
-            self._begun = dict(list(self._begun.items())[_REMEMBERED // 2 :])
-
-
-def _place(hooks: Array, priority: Array) -> Array:
-    """int64, shape (n,): ascending in the order in which a packet meets chains."""
-    found: Array = hooks.astype(np.int64) << 33 | (priority.astype(np.int64) + 2**31)
-    return found
+        if len(self._first_skbs) > _MOST_JOURNEYS:
+            self._first_skbs = dict(list(self._first_skbs.items())[_MOST_JOURNEYS // 2 :])
 
 
 def priorities(entries: Array) -> Array:
-    """int64, shape (n,): of the chains that legacy tables have at their hooks."""
-    found = np.zeros(len(entries), np.int64)
-    for table in np.unique(entries["table"]).tolist():
-        of = entries["table"] == table
-        for hook in np.unique(entries["hook"][of]).tolist():
-            found[of & (entries["hook"] == hook)] = nllegacy.priority(
-                table.decode("ascii", "replace"), hook
-            )
-    return found
+    """The priorities of the chains that legacy tables have at hooks: int64, shape (n,)."""
+    names, index = np.unique(entries["table"], return_inverse=True)
+    return tables.priorities(names.tolist(), index, entries["hook"])
 
 
 def entry_keys(entries: Array) -> Keys:
-    """As `packet_keys`, by what conntrack says of the packet before NAT."""
-    told = (entries["flags"] & record.F_CONNTRACK != 0) & (entries["ct_orig_src"].any(axis=1))
-    told &= (entries["ct_info"] != _RELATED) & (entries["ct_info"] != _RELATED_REPLY)
-    reply = entries["ct_info"] >= _REPLY
-    tuples = np.zeros((len(entries), 36), np.uint8)
-    for way, rows in (("orig", ~reply), ("reply", reply)):
-        tuples[rows, :16] = entries[f"ct_{way}_src"][rows]
-        tuples[rows, 16:32] = entries[f"ct_{way}_dst"][rows]
-        for at, side in ((32, "sport"), (34, "dport")):
-            ports = np.ascontiguousarray(entries[f"ct_{way}_{side}"][rows]).astype(">u2")
-            tuples[rows, at : at + 2] = ports.view(np.uint8).reshape(-1, 2)
-    icmp = (entries["ct_proto"] == 1) | (entries["ct_proto"] == 58)
-    tuples[icmp, 34:36] = tuples[icmp, 32:34]
-    tuples[icmp, 32:34] = 0
-    return packet_keys(entries["packet"][:, :60], np.minimum(entries["caplen"], 60), tuples, told)
+    """The packet_keys of entry records, shape (n,)."""
+    tuples, valid = tuples_before_nat(entries)
+    valid &= entries["ct_orig_src"].any(axis=1)
+    caplens = np.minimum(entries["caplen"], _KEY_BYTES)
+    return packet_keys(entries["packet"][:, :_KEY_BYTES], caplens, tuples, valid)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ipttrace.capture.netlink.nft.places import Generations
 
-from ipttrace.capture.netlink.calls import CallMaker, Calls, Numbers, in_order
+from ipttrace.capture.netlink.calls import CallMaker, Calls, in_order
+from ipttrace.capture.netlink.events import EVENT, UniqueNumbers
 from ipttrace.capture.netlink.journeys import NftJourneys
-from ipttrace.capture.netlink.nft.decode import Decoder
+from ipttrace.capture.netlink.nft.decode import NftTraceDecoder
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
+from ipttrace.capture.netlink.nft.generations import Generations
 from ipttrace.capture.netlink.reader import Batch
 from ipttrace.stream import frames, record
 from ipttrace.trace.row import Row

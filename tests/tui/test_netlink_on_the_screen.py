@@ -9,7 +9,7 @@ from ipttrace.trace.story import story
 from ipttrace.tui.detail import lines as detail_lines
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.totals import TotalsView
-from tests.data.netlink_rows import INET, IP, POLICY, RULE, Told, input_of_everything
+from tests.data.netlink_rows import INET, IP, POLICY, RULE, RecordedCalls, input_from_every_source
 from tests.tui import streams
 from tests.tui.harness import live, screen_text, shown, until
 from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked
@@ -21,7 +21,7 @@ NETLINK = streams.hello(engine="netlink")
 @pytest.mark.parametrize("width", [80, 120, 200])
 async def test_the_list_says_whose_table_it_was_and_marks_what_was_not_told(width: int) -> None:
     # GIVEN one packet in INPUT of legacy (by either engine), iptables-nft and inet tables
-    data = input_of_everything().data()
+    data = input_from_every_source().data()
     async with live(HELLO, data, rows=4, size=(width, 24)) as (_, app, _pilot):
         kernel, legacy, nft, inet = shown(app)[:4]
         assert "inet t" in inet
@@ -40,7 +40,7 @@ async def test_the_list_says_whose_table_it_was_and_marks_what_was_not_told(widt
 
 
 async def test_the_detail_says_once_what_is_not_known_over_netlink() -> None:
-    store = input_of_everything().trace().store
+    store = input_from_every_source().trace().store
     told = story(store, 3)
     assert told is not None
     made = detail_lines.lines(told, 100, detail_lines.KnownNames())
@@ -61,7 +61,7 @@ async def test_the_detail_says_once_what_is_not_known_over_netlink() -> None:
 
 
 async def test_the_detail_of_netlink_alone_has_no_times() -> None:
-    told = Told()
+    told = RecordedCalls()
     told.nft(b"t", INET, [(b"in", 3, POLICY)], first=True)
     found = story(told.trace("netlink").store, 0)
     assert found is not None
@@ -86,7 +86,7 @@ def ruled() -> Tallied:
         "jail": {"policy": None, "rules": ["udp dport 53 drop"]},
     }
     tallied.rules(inet, family="inet", table="t", backend="nft")
-    told = input_of_everything()
+    told = input_from_every_source()
     for entry in told.entries:
         entry["ruleset"] = 1
     tallied.feed(told.data())
@@ -133,7 +133,7 @@ async def test_totals_keep_tables_apart_and_average_only_what_has_a_cost() -> No
         assert "cost of a row, mean" in text
         assert "most  500ns" in text or "most 500ns" in text
     tallied = Tallied()
-    told = Told()
+    told = RecordedCalls()
     told.nft(b"t", IP, [(b"in", 1, RULE)], first=True)
     tallied.feed(told.data())
     async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
@@ -176,7 +176,7 @@ async def test_the_empty_screen_does_not_say_that_nftables_is_not_seen_where_it_
 
 
 async def test_keys_filter_by_legacy_where_there_is_nftables_beside_it() -> None:
-    data = input_of_everything().data()
+    data = input_from_every_source().data()
     async with live(HELLO, data, rows=4, size=(120, 24)) as (_, app, pilot):
         for seq, tables, rows in ((0, "legacy", 2), (2, "ip", 1), (3, "inet", 1)):
             app.rows.move_to(seq)

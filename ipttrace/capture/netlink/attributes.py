@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Netlink attributes of many messages at once, as columns.
+"""Parses the netlink attributes of many messages at once, as columns.
 
-Messages stand in rows of one array, as they were read.  What a message says of
-lengths is not believed: what lies outside of it ends it.  Layout: linux/netlink.h.
+Messages are the rows of one array, as they were read.  Lengths in messages are not
+trusted: an attribute that reaches beyond its message ends it.  Layout: linux/netlink.h.
 Must not do I/O, and must not loop over messages in Python.
 """
 
@@ -17,19 +17,19 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 NLMSG_HEADER: Final = 16  # struct nlmsghdr
-NFGEN: Final = NLMSG_HEADER + 4  # and struct nfgenmsg: where a netfilter message's attributes begin
+NFGEN: Final = NLMSG_HEADER + 4  # and struct nfgenmsg: then a netfilter message's attributes begin
 
-# Netfilter's messages have at most some 20; a message of 65,536 attributes of
-# four bytes is no reason to go on for long.
+# Netfilter's messages have some 20 attributes; what follows the first 64 is ignored.
 _MOST: Final = 64
 _TYPE: Final = 0x3FFF  # NLA_TYPE_MASK
 
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """Where the values are: `at` and `size`, int32 of shape (types, n); at 0: not there.
+    """The attributes of n messages: `data`, uint8, shape (n, width), has their values.
 
-    The last attribute of a type counts.  `data`: uint8 of shape (n, width).
+    `at`, `size`: offset and length of each value, int32, shape (types, n); `at` is 0 if
+    there is none.  Of several attributes of one type, the last counts.
     """
 
     data: Array
@@ -37,12 +37,12 @@ class Attributes:
     size: Array
 
     def has(self, kind: int, size: int = 0) -> Array:
-        """bool, shape (n,): is there such an attribute, of `size` bytes or more?"""
+        """Which messages have the attribute, with `size` bytes or more: bool, shape (n,)."""
         found: Array = (self.at[kind] > 0) & (self.size[kind] >= size)
         return found
 
     def integer(self, kind: int, dtype: str) -> Array:
-        """Shape (n,): the values of `dtype`, 0 where there is none."""
+        """The values as `dtype`, shape (n,); 0 if there is none or it is too short."""
         wanted = np.dtype(dtype)
         found = np.zeros(len(self.data), wanted)
         which = np.flatnonzero(self.has(kind, wanted.itemsize))
@@ -52,7 +52,7 @@ class Attributes:
         return found
 
     def bytes(self, kind: int, most: int) -> Array:
-        """uint8, shape (n, most): the first bytes of the values, padded with zeros."""
+        """The first `most` bytes of the values, padded with zeros: uint8, shape (n, most)."""
         found = np.zeros((len(self.data), most), np.uint8)
         which = np.flatnonzero(self.at[kind])
         if len(which):
@@ -65,10 +65,11 @@ class Attributes:
 
 
 def attributes(data: Array, lengths: Array, start: Array | int, types: int) -> Attributes:
-    """The attributes of types below `types` that begin at byte `start` of each message.
+    """Finds the attributes of types below `types`.
 
-    `data`: uint8, shape (n, width), C-contiguous, width a multiple of four;
-    `lengths`: shape (n,), where each ends; `start`: a multiple of four, one or (n,).
+    `data`: uint8, shape (n, width), C-contiguous, width a multiple of four; `lengths`:
+    where each message ends, shape (n,); `start`: where the first attribute begins, a
+    multiple of four, one for all or shape (n,).
     """
     count, width = data.shape
     at = np.zeros((types, count), np.int32)

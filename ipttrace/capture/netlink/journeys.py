@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which packet each event is of: a journey for every packet that was flipped.
+"""Assigns events to journeys: one journey for every packet that was flipped.
 
-nftables gives packets ids, which are used again; legacy tables log the packet
-alone, so that it is known by what NAT does not change of it.  Both begin with
-the table of ours that flips.  Must not do I/O, and must not loop over events in
-Python.
+nftables reports an id for each packet, which is soon used again.  Legacy tables report
+only the packet itself: it is recognised by the fields that NAT leaves alone, or by its
+conntrack tuple.  Both kinds of journeys begin at an event of the flip table.  Must not
+do I/O, and must not loop over events in Python.
 """
 
 from __future__ import annotations
@@ -16,51 +16,65 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.calls import Numbers
-from ipttrace.capture.netlink.nft import decode as nft_trace
-from ipttrace.capture.netlink.nft.decode import EVENT, Places
+from ipttrace.capture.netlink.events import (
+    EVENT,
+    RULE,
+    TABLE_PREFIX,
+    ChainRegistry,
+    UniqueNumbers,
+)
+from ipttrace.netfilter import HOOKS
+from ipttrace.stream import record
 
 # Packets whose journey is remembered.
-_MOST_IDS: Final = 1 << 17
-# How long a packet may take from its flip to a line of it, ns; it may wait in a queue.
-_NEAR: Final = 50_000_000
-# How long a flip waits for a line of its packet, ns.
-_FRESH: Final = 1_000_000_000
-_OUTPUT: Final = 3  # NF_INET_*
-_POSTROUTING: Final = 4
+_MOST_PACKETS: Final = 1 << 17
+# The longest time from a flip to a legacy event of the packet, which may be queued, ns.
+_MOST_DELAY: Final = 50_000_000
+# How long a flip waits for a legacy event of its packet, ns.
+_FLIP_EXPIRES: Final = 1_000_000_000
+_OUTPUT: Final = HOOKS.index("OUTPUT")
+_POSTROUTING: Final = HOOKS.index("POSTROUTING")
+# enum ip_conntrack_info
+_CT_RELATED: Final = 1
+_CT_REPLY: Final = 3
+_CT_RELATED_REPLY: Final = 4
 
-OWN: Final = b"ipttrace-"  # tables that flip, of whatever process
-
-Accept = Callable[[Array, Array], Array]
-"""Packets (n, k) and their captured lengths to bool (n,): is it one that was asked for?"""
+PacketFilter = Callable[[Array, Array], Array]
+"""Packets, uint8 (n, k), and their captured lengths (n,) to bool (n,): does EXPR match?"""
 
 
 class NftJourneys:
-    """Of nftables' own ids: an id and the table that began it make a journey."""
+    """Journeys of nftables' events: each flip of a packet id begins one."""
 
-    def __init__(self, places: Places, own: bytes, numbers: Numbers, accept: Accept) -> None:
-        """`own`: the name of our table; `accept`: of packets that we did not begin to trace."""
+    def __init__(
+        self, chains: ChainRegistry, own: bytes, numbers: UniqueNumbers, matches: PacketFilter
+    ) -> None:
+        """`own`: name of this process's flip table; `matches`: for packets it did not flip."""
         self.flips = np.zeros(0, EVENT)  # of the last `assign`: where journeys began
-        self.begun = 0  # packets that our table has told of
-        self.refused = 0  # runs of packets that others trace and nobody asked for
-        self._places = places
+        self.begun = 0  # events of this process's flip table
+        self.refused = 0  # calls of packets that others trace and EXPR does not match
+        self.exact = True  # the flip table matches exactly what EXPR does
+        self._registry = chains
         self._own = own
         self._numbers = numbers
-        self.accept = accept
-        self.exact = True  # our table takes what was asked for, and nothing else
-        self._open: dict[int, int] = {}  # packet's id → journey, 0: nobody asked for it
-        self._is_mine = self._is_tool = np.zeros(0, bool)  # of each place
+        self._matches = matches
+        self._open: dict[int, int] = {}  # packet id → journey, 0 if EXPR does not match
+        # Of each chain: is it of this process's flip table, of any process's?
+        self._is_own = self._is_flip = np.zeros(0, bool)
 
-    def _look_at_places(self) -> None:
-        new = self._places.all[len(self._is_mine) :]
+    def _add_chains(self) -> None:
+        new = self._registry.chains[len(self._is_own) :]
         if new:
-            mine = [place.table == self._own for place in new]
-            tools = [place.table.startswith(OWN) for place in new]
-            self._is_mine = np.append(self._is_mine, np.array(mine))
-            self._is_tool = np.append(self._is_tool, np.array(tools))
+            own = [chain.table == self._own for chain in new]
+            flip = [chain.table.startswith(TABLE_PREFIX) for chain in new]
+            self._is_own = np.append(self._is_own, np.array(own))
+            self._is_flip = np.append(self._is_flip, np.array(flip))
 
     def assign(self, events: Array) -> Array:
-        """The events that were asked for, journey by journey, without those of our own table."""
+        """The events of packets that EXPR matches, with `journey`, one journey after the other.
+
+        `events`: EVENT, shape (n,).  Events of flip tables are left out.
+        """
         order = np.argsort(events["id"], kind="stable")
         events = events[order]
         ids = events["id"]
@@ -69,138 +83,143 @@ class NftJourneys:
             self.flips = events
             return events
         first = np.append(True, ids[1:] != ids[:-1])
-        self._look_at_places()
-        mine = self._is_mine[events["place"]]
-        # What others trace passes our chains too, and is told of there where no rule takes it.
-        passed = mine & (events["kind"] != nft_trace.RULE)
-        tools = self._is_tool[events["place"]]
-        begins = mine & ~passed
+        self._add_chains()
+        own = self._is_own[events["chain"]]
+        # Packets that others trace traverse this flip table as well: without a rule hit.
+        flipped = own & (events["kind"] == RULE)
+        begins = flipped.copy()
         if not self.exact:
             flips = np.flatnonzero(begins)
-            begins[flips] = self.accept(events["packet"][flips], events["caplen"][flips])
+            begins[flips] = self._matches(events["packet"][flips], events["caplen"][flips])
         carried = np.zeros(count, np.uint64)
-        unknown = np.flatnonzero(first & ~mine)
+        unknown = np.flatnonzero(first & ~own)
         if len(unknown):
             held = [self._open.get(one, -1) for one in ids[unknown].tolist()]
             known = np.array(held, np.int64)
             new = known < 0
             if new.any():
-                strangers = unknown[new]
-                taken = self.accept(events["packet"][strangers], events["caplen"][strangers]) & (
-                    events["caplen"][strangers] > 0
+                foreign = unknown[new]
+                matched = self._matches(events["packet"][foreign], events["caplen"][foreign]) & (
+                    events["caplen"][foreign] > 0
                 )
-                self.refused += int((~taken).sum())
+                self.refused += int((~matched).sum())
                 known[new] = 0
-                begins[strangers[taken]] = True
+                begins[foreign[matched]] = True
             carried[unknown] = known.astype(np.uint64)
-        starts = first | mine | begins
+        starts = first | own | begins
         carried[begins] = self._numbers.take(int(begins.sum()))
         at = np.maximum.accumulate(np.where(starts, np.arange(count), 0))
         events["journey"] = carried[at]
         last = np.append(first[1:], True)
         self._open.update(zip(ids[last].tolist(), events["journey"][last].tolist(), strict=True))
-        if len(self._open) > _MOST_IDS:
-            self._open = dict(list(self._open.items())[_MOST_IDS // 2 :])
-        flips = events[mine & ~passed & (events["journey"] != 0)]
+        if len(self._open) > _MOST_PACKETS:
+            self._open = dict(list(self._open.items())[_MOST_PACKETS // 2 :])
+        traced = events["journey"] != 0
+        flips = events[flipped & traced]
         self.flips = flips[np.argsort(flips["time"], kind="stable")]
-        self.begun += int((mine & ~passed).sum())
-        asked: Array = events[~tools & (events["journey"] != 0)]
-        return asked
+        self.begun += int(flipped.sum())
+        matching: Array = events[~self._is_flip[events["chain"]] & traced]
+        return matching
 
 
 class LegacyJourneys:
-    """Of lines that legacy tables log: found by what they say of the packet."""
+    """Journeys of legacy tables' events: found by the packet itself, see packet_keys."""
 
-    def __init__(self, numbers: Numbers, accept: Accept) -> None:
-        """`accept`: as of NftJourneys."""
-        self.refused = 0
+    def __init__(self, numbers: UniqueNumbers, matches: PacketFilter) -> None:
+        """`matches`: for packets whose flip is not known."""
+        self.refused = 0  # calls of packets without a flip that EXPR does not match
         self._numbers = numbers
-        self._accept = accept
-        self._newest: dict[int, int] = {}  # key of a packet → its newest journey
-        self._flipped: dict[int, int] = {}  # journey → when it began, ns
-        self._alike: dict[int, int] = {}  # the same, of what NAT leaves alone
-        self._current: dict[int, int] = {}  # key → journey of the way that it is on
-        self._waiting: dict[int, deque[tuple[int, int, bool]]] = {}  # flips: see _wait
-        self._stage: dict[int, tuple[int, bool]] = {}  # where it was last, and was that over?
+        self._matches = matches
+        self._newest: dict[int, int] = {}  # Keys.full → the packet's newest journey
+        self._newest_by_nat: dict[int, int] = {}  # Keys.invariant → the same
+        self._begun: dict[int, int] = {}  # journey → time of its flip, ns
+        self._current: dict[int, int] = {}  # Keys.full → the journey that the packet is on
+        self._waiting: dict[int, deque[tuple[int, int, bool]]] = {}  # Keys.full → see _wait
+        # Keys.full → chain_order of the last event, and did that event end its call?
+        self._last_chain: dict[int, tuple[int, bool]] = {}
 
-    def assign(self, lines: Array, keys: Keys, flips: Array, flip_keys: Keys) -> Array:
-        """The lines that were asked for, with `journey`, packet by packet.
+    def assign(self, events: Array, keys: Keys, flips: Array, flip_keys: Keys) -> Array:
+        """The events of packets that EXPR matches, with `journey`, packet by packet.
 
-        `flips`: events of our own table since the last call, in order; `lines` have
-        `hook`, `priority` and `last`.  Packets that look the same are told apart by
-        their way: it begins again with each.
+        `events`: shape (n,), in order, with time, journey, hook, priority, last, packet
+        and caplen; `keys`: theirs; `flips`: NftJourneys.flips since the last call;
+        `flip_keys`: theirs.  Packets that look the same are told apart by the order in
+        which a packet meets chains: an earlier chain begins another journey.
         """
         self._remember(self._newest, flip_keys.full, flips["journey"])
-        self._remember(self._alike, flip_keys.alike, flips["journey"])
-        self._remember(self._flipped, flips["journey"], flips["time"])
+        self._remember(self._newest_by_nat, flip_keys.invariant, flips["journey"])
+        self._remember(self._begun, flips["journey"], flips["time"])
         self._wait(flip_keys.full, flips)
-        if not len(lines):
-            return lines
+        if not len(events):
+            return events
         order = np.argsort(keys.full, kind="stable")
-        lines, full, alike = lines[order], keys.full[order], keys.alike[order]
-        count = len(lines)
-        stage = lines["hook"].astype(np.int64) << 32 | (lines["priority"].astype(np.int64) + 2**31)
+        events, full, invariant = events[order], keys.full[order], keys.invariant[order]
+        count = len(events)
+        chain = chain_order(events["hook"], events["priority"])
         first = np.append(True, full[1:] != full[:-1])
         begins = np.append(
-            True, (stage[1:] < stage[:-1]) | ((stage[1:] == stage[:-1]) & lines["last"][:-1])
+            True, (chain[1:] < chain[:-1]) | ((chain[1:] == chain[:-1]) & events["last"][:-1])
         )
         heads = np.flatnonzero(first)
         goes_on = np.zeros(len(heads), bool)
         for i, (key, now) in enumerate(
-            zip(full[heads].tolist(), stage[heads].tolist(), strict=True)
+            zip(full[heads].tolist(), chain[heads].tolist(), strict=True)
         ):
-            before = self._stage.get(key)
+            before = self._last_chain.get(key)
             goes_on[i] = before is not None and (
                 now > before[0] or (now == before[0] and not before[1])
             )
         begins[heads] = ~goes_on
         tails = np.append(heads[1:], count) - 1
         self._remember(
-            self._stage,
+            self._last_chain,
             full[tails],
-            zip(stage[tails].tolist(), lines["last"][tails].tolist(), strict=True),
+            zip(chain[tails].tolist(), events["last"][tails].tolist(), strict=True),
         )
         found = np.zeros(count, np.uint64)
         for at in np.flatnonzero(first | begins).tolist():
-            found[at] = self._find(lines, at, int(full[at]), int(alike[at]), bool(begins[at]))
+            found[at] = self._find(events, at, int(full[at]), int(invariant[at]), bool(begins[at]))
         starts = np.maximum.accumulate(np.where(first | begins, np.arange(count), 0))
-        lines["journey"] = found[starts]
-        asked: Array = lines[lines["journey"] != 0]
-        self._to_flips(asked)
-        return asked
+        events["journey"] = found[starts]
+        matching: Array = events[events["journey"] != 0]
+        self._move_to_flips(matching)
+        return matching
 
-    def _find(self, lines: Array, at: int, key: int, alike: int, begins: bool) -> int:
-        """The journey of the packet whose way goes on, or begins, with this line; 0: none."""
+    def _find(self, events: Array, at: int, key: int, invariant: int, begins: bool) -> int:
+        """The journey that begins or continues with event `at`, 0 if EXPR does not match."""
         journey = 0 if begins else self._current.get(key, 0)
-        journey = journey or self._next(key, int(lines["hook"][at]), int(lines["time"][at]))
-        journey = journey or self._newest.get(key) or self._alike.get(alike) or 0
+        journey = journey or self._next_flip(key, int(events["hook"][at]), int(events["time"][at]))
+        journey = journey or self._newest.get(key) or self._newest_by_nat.get(invariant) or 0
         part = slice(at, at + 1)
-        if not journey and self._accept(lines["packet"][part], lines["caplen"][part])[0]:
+        if not journey and self._matches(events["packet"][part], events["caplen"][part])[0]:
             journey = int(self._numbers.take(1)[0])
-            self._newest[key] = self._alike[alike] = journey
+            self._newest[key] = self._newest_by_nat[invariant] = journey
         self.refused += not journey
         self._remember(self._current, np.array([key], np.uint64), [journey])
         return journey
 
     def _wait(self, keys: Array, flips: Array) -> None:
-        """Each flip waits for the lines of its packet; of packets that look the same in order."""
-        comes = (flips["iif"] != 0).tolist()
-        told = zip(flips["journey"].tolist(), flips["time"].tolist(), comes, strict=True)
-        for key, flip in zip(keys.tolist(), told, strict=True):
+        """Makes each flip wait for events of its packet; flips that look the same keep their order.
+
+        A waiting flip: its journey, its time, and whether the packet was received.
+        """
+        received = (flips["iif"] != 0).tolist()
+        rows = zip(flips["journey"].tolist(), flips["time"].tolist(), received, strict=True)
+        for key, flip in zip(keys.tolist(), rows, strict=True):
             waiting = self._waiting.setdefault(key, deque())
-            while waiting and flip[1] - waiting[0][1] > _FRESH:
+            while waiting and flip[1] - waiting[0][1] > _FLIP_EXPIRES:
                 waiting.popleft()
             waiting.append(flip)
-        if len(self._waiting) > _MOST_IDS:
-            for key in list(self._waiting)[: _MOST_IDS // 2]:
+        if len(self._waiting) > _MOST_PACKETS:
+            for key in list(self._waiting)[: _MOST_PACKETS // 2]:
                 del self._waiting[key]
 
-    def _next(self, key: int, hook: int, time: int) -> int:
-        """The journey of the first flip that may be of a line at `hook`; 0: none."""
+    def _next_flip(self, key: int, hook: int, time: int) -> int:
+        """Removes the first waiting flip that an event at `hook` can follow: its journey, or 0."""
         waiting = self._waiting.get(key, ())
-        for at, (journey, began, comes) in enumerate(waiting):
-            fits = hook == _POSTROUTING or comes == (hook < _OUTPUT)
-            if fits and time - began <= _FRESH:
+        for at, (journey, begun, received) in enumerate(waiting):
+            fits = hook == _POSTROUTING or received == (hook < _OUTPUT)
+            if fits and time - begun <= _FLIP_EXPIRES:
                 for _ in range(at + 1):
                     self._waiting[key].popleft()
                 if not self._waiting[key]:
@@ -208,49 +227,61 @@ class LegacyJourneys:
                 return journey
         return 0
 
-    def _to_flips(self, lines: Array) -> None:
-        """Lines come by a socket of their own, so that only their flip tells which was first."""
-        if not len(lines):
+    def _move_to_flips(self, events: Array) -> None:
+        """Gives events the time of their flip.
+
+        They come from another socket: their own times do not show which packet was first.
+        """
+        if not len(events):
             return
-        journeys, inverse = np.unique(lines["journey"], return_inverse=True)
-        begun = np.array([self._flipped.get(one, 0) for one in journeys.tolist()], np.uint64)[
-            inverse
-        ]
-        near = (begun != 0) & (lines["time"].astype(np.int64) - begun.astype(np.int64) < _NEAR)
-        lines["time"][near] = begun[near] + np.uint64(1)
+        journeys, inverse = np.unique(events["journey"], return_inverse=True)
+        begun = np.array([self._begun.get(one, 0) for one in journeys.tolist()], np.uint64)[inverse]
+        delay = events["time"].astype(np.int64) - begun.astype(np.int64)
+        near = (begun != 0) & (delay < _MOST_DELAY)
+        events["time"][near] = begun[near] + np.uint64(1)
 
     def _remember(self, held: dict[int, Any], keys: Array, values: Any) -> None:
+        """Sets held[key] = value; drops the older half when there are too many."""
         values = values.tolist() if isinstance(values, np.ndarray) else values
         for key, value in zip(keys.tolist(), values, strict=True):
             held.pop(key, None)
             held[key] = value
-        if len(held) > _MOST_IDS:
-            for key in list(held)[: _MOST_IDS // 2]:
+        if len(held) > _MOST_PACKETS:
+            for key in list(held)[: _MOST_PACKETS // 2]:
                 del held[key]
 
 
-class Keys(NamedTuple):
-    """uint64, shape (n,): equal for what may be the same packet.
+def chain_order(hooks: Array, priorities: Array) -> Array:
+    """Sorting keys, int64 below 2**40, shape (n,): in the order in which a packet meets chains."""
+    order: Array = hooks.astype(np.int64) << 32 | (priorities.astype(np.int64) + 2**31)
+    return order
 
-    `full`: before NAT; `alike`: by what NAT leaves alone.
+
+class Keys(NamedTuple):
+    """Hashes of packets, uint64, shape (n,): equal for the same packet.
+
+    `full`: of addresses and ports before NAT, and of `invariant`; `invariant`: of the
+    fields that NAT leaves alone.
     """
 
     full: Array
-    alike: Array
+    invariant: Array
 
 
-_PORTS: Final = np.isin(np.arange(256), [6, 17, 33, 132, 136])
-_IDENTIFIED: Final = np.isin(np.arange(256), [1, 58])  # ICMP: the identifier is translated
-# Of the transport header, what NAT changes: ports or identifier, and checksums.
-_L4: Final = 20
+# By IP protocol: ports in the first four bytes (TCP, UDP, DCCP, SCTP, UDP-Lite); an
+# identifier, which NAT translates (ICMP, ICMPv6).
+_HAS_PORTS: Final = np.isin(np.arange(256), [6, 17, 33, 132, 136])
+_HAS_IDENTIFIER: Final = np.isin(np.arange(256), [1, 58])
+_L4_LEN: Final = 20  # bytes of the transport header that are hashed
 
 
 def packet_keys(
-    packets: Array, caplens: Array, tuples: Array | None = None, told: Array | None = None
+    packets: Array, caplens: Array, tuples: Array | None = None, valid: Array | None = None
 ) -> Keys:
-    """The keys of packets, uint8 (n, k), from the network header on.
+    """The keys of packets, uint8, shape (n, k), from the network header on.
 
-    `tuples`: uint8 (n, 36), source, destination and ports before NAT, where `told`.
+    `caplens`: shape (n,), captured lengths; `tuples`: see tuples_before_nat, used instead
+    of the packet's own addresses and ports if `valid`, bool, shape (n,).
     """
     count, width = packets.shape
     if not count:
@@ -258,38 +289,65 @@ def packet_keys(
     six = packets[:, 0] >> 4 == 6
     proto = np.where(six, packets[:, 6], packets[:, 9]).astype(np.intp)
     l4 = np.where(six, 40, (packets[:, 0] & 15).astype(np.intp) * 4)
-    column = np.arange(_L4)
+    column = np.arange(_L4_LEN)
     at = l4[:, None] + column
-    there = at < np.minimum(caplens, width)[:, None]
-    header = np.where(there, packets[np.arange(count)[:, None], np.minimum(at, width - 1)], 0)
+    captured = at < np.minimum(caplens, width)[:, None]
+    header = np.where(captured, packets[np.arange(count)[:, None], np.minimum(at, width - 1)], 0)
     header = header.astype(np.uint8)
+    has_ports, has_identifier = _HAS_PORTS[proto], _HAS_IDENTIFIER[proto]
     ports = header[:, :4].copy()
-    ports[_IDENTIFIED[proto], :2] = 0
-    ports[_IDENTIFIED[proto], 2:] = header[_IDENTIFIED[proto], 4:6]
-    ports[~_PORTS[proto] & ~_IDENTIFIED[proto]] = 0
-    header[_PORTS[proto], :4] = 0
+    ports[has_identifier, :2] = 0
+    ports[has_identifier, 2:] = header[has_identifier, 4:6]
+    ports[~has_ports & ~has_identifier] = 0
+    # NAT changes ports, identifiers and checksums.
+    header[has_ports, :4] = 0
     header[proto == 6, 16:18] = 0
     header[(proto == 17) | (proto == 136), 6:8] = 0
     header[proto == 132, 8:12] = 0
-    header[_IDENTIFIED[proto], 2:6] = 0
-    header[_IDENTIFIED[proto], 18:20] = 0  # a checksum inside, where it is an error
+    header[has_identifier, 2:6] = 0
+    header[has_identifier, 18:20] = 0  # the checksum of the packet inside an ICMP error
     fixed = np.zeros((count, 24), np.uint8)
-    fixed[:, :_L4] = header
+    fixed[:, :_L4_LEN] = header
     fixed[:, 20] = proto
     fixed[:, 21] = six
     rest = np.zeros((count, 8), np.uint8)
     rest[~six, :6] = packets[~six, 2:8]  # length, identification, fragment
     rest[~six, 4] &= 0x3F  # without DF
     rest[six, :2] = packets[six, 4:6]
-    alike = _mix_bytes(np.concatenate([fixed, rest], axis=1))
+    invariant = _mix_bytes(np.concatenate([fixed, rest], axis=1))
     addresses = np.zeros((count, 40), np.uint8)
     addresses[~six, :4] = packets[~six, 12:16]
     addresses[~six, 16:20] = packets[~six, 16:20]
     addresses[six, :32] = packets[six, 8:40]
     addresses[:, 32:36] = ports
-    if tuples is not None and told is not None:
-        addresses[told, :36] = tuples[told]
-    return Keys(_mix_bytes(addresses) ^ alike, alike)
+    if tuples is not None and valid is not None:
+        addresses[valid, :36] = tuples[valid]
+    return Keys(_mix_bytes(addresses) ^ invariant, invariant)
+
+
+def tuples_before_nat(records: Array) -> tuple[Array, Array]:
+    """Conntrack's addresses and ports of packets before NAT: uint8, shape (n, 36).
+
+    `records`: shape (n,), with an entry's ct_* fields and `flags`.  Source, destination,
+    ports; of ICMP the identifier at its place in a packet.  Second, bool, shape (n,): is
+    there a tuple, and is it of the packet itself rather than of one that it relates to?
+    """
+    info = records["ct_info"]
+    valid = (records["flags"] & record.F_CONNTRACK != 0) & (info != _CT_RELATED)
+    valid &= info != _CT_RELATED_REPLY
+    tuples = np.zeros((len(records), 36), np.uint8)
+    reply = info >= _CT_REPLY
+    for direction, rows in (("orig", ~reply), ("reply", reply)):
+        tuples[rows, :16] = records[f"ct_{direction}_src"][rows]
+        tuples[rows, 16:32] = records[f"ct_{direction}_dst"][rows]
+        for at, end in ((32, "sport"), (34, "dport")):
+            ports = records[f"ct_{direction}_{end}"][rows].astype(">u2")
+            tuples[rows, at : at + 2] = ports.view(np.uint8).reshape(-1, 2)
+    icmp = (records["ct_proto"] == 1) | (records["ct_proto"] == 58)
+    # conntrack has the identifier as source port, type and code as destination port.
+    tuples[icmp, 34:36] = tuples[icmp, 32:34]
+    tuples[icmp, 32:34] = 0
+    return tuples, valid
 
 
 def _mix_bytes(data: Array) -> Array:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Netlink sockets that are read as fast as the kernel writes.
+"""Mailboxes: netlink sockets that a thread reads as fast as the kernel writes.
 
-A thread of its own takes datagrams by the hundred (recvmmsg) and only puts
-them aside, so that decoding, writing and a reader that stands still never let
-a socket's buffer fill.  What finds no room all the same the kernel counts for
-each socket, exactly.  Nobody but the kernel is listened to.  Must not understand a
-message.
+The thread receives datagrams by the hundred (recvmmsg) and only stores them, so that
+decoding, writing and a slow reader of the stream never let a socket's buffer fill.  The
+kernel counts exactly, for each socket, the messages it had no room for.  Datagrams of
+other senders than the kernel are dropped.  Must not parse messages.
 """
 
 from __future__ import annotations
@@ -32,25 +31,22 @@ NETLINK_NETFILTER: Final = 12
 SOL_NETLINK: Final = 270
 NETLINK_ADD_MEMBERSHIP: Final = 1
 NETLINK_NO_ENOBUFS: Final = 5
-NETLINK_EXT_ACK: Final = 11
 _SO_RCVBUFFORCE: Final = 33
 _SO_MEMINFO: Final = 55
 _MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 _MEMINFO_WORDS: Final = 9
 
-# struct sockaddr_nl: its bytes, and which of its words is nl_pid, 0 of the kernel's.
+# struct sockaddr_nl: its size, and the index of the word nl_pid, which is 0 for the kernel.
 _SENDER: Final = 12
 _SENDER_PORT: Final = 1
-# Datagrams a call.
-_AT_ONCE: Final = 512
-# A flood is left to gather for so long, s, where the socket's buffer can take it.
+_AT_ONCE: Final = 512  # datagrams that one recvmmsg receives
+# During a flood, pause between calls, s, if the socket's buffer is large enough.
 _GATHER: Final = 0.002
-_MANY: Final = 64
-_ROOMY: Final = 4 << 20
-# What may be put aside, in bytes; beyond it the kernel's buffers fill, and count.
-_MOST_ASIDE: Final = 256 << 20
-# Somebody is woken once so many datagrams are put aside.
-_WAKE: Final = 4096
+_FLOOD: Final = 64  # datagrams at one call
+_LARGE_BUFFER: Final = 4 << 20
+# Bytes that all mailboxes may store; beyond it the kernel's buffers fill, and count.
+_MOST_STORED: Final = 256 << 20
+_WAKE: Final = 4096  # datagrams stored, before `wake` becomes readable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,10 +73,10 @@ class _Mmsghdr(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Datagrams of one socket, in order.
+    """Datagrams of one socket, in order, read at once.
 
-    `time`: CLOCK_MONOTONIC ns when they had been read; `data`: uint8, shape
-    (n, width), width a multiple of four; `lengths`: of each, int32, at most width.
+    `time`: when they had been read, CLOCK_MONOTONIC ns; `data`: uint8, shape (n, width),
+    width a multiple of four; `lengths`: int32, shape (n,), at most width.
     """
 
     time: int
@@ -89,7 +85,7 @@ class Batch:
 
 
 def joined(batches: tuple[Batch, ...]) -> tuple[Batch, Array]:
-    """All in one, and when each message was read."""
+    """Joins one batch or more; also when each datagram was read, ns, uint64, shape (n,)."""
     counts = [len(batch.lengths) for batch in batches]
     times = np.repeat(np.array([batch.time for batch in batches], np.uint64), counts)
     if len(batches) == 1:
@@ -103,10 +99,10 @@ def joined(batches: tuple[Batch, ...]) -> tuple[Batch, Array]:
 
 
 class Mailbox:
-    """A netfilter netlink socket of the calling thread's namespace, and what came to it."""
+    """A netfilter netlink socket of the calling thread's namespace, and the datagrams read."""
 
     def __init__(self, room: int, width: int = 1024) -> None:
-        """`room`: bytes of the kernel's buffer, which needs CAP_NET_ADMIN on the host;
+        """`room`: bytes of the kernel's buffer, limited without CAP_NET_ADMIN on the host;
         `width`: longer datagrams are cut, a multiple of four.  Raises OSError."""
         self.socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
@@ -114,7 +110,7 @@ class Mailbox:
         try:
             self.socket.bind((0, 0))
             self.socket.setblocking(False)
-            # Without it one loss makes the kernel drop all until the buffer is empty.
+            # Else the kernel, after one loss, drops all messages until the buffer is empty.
             self.socket.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
             try:
                 self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
@@ -126,12 +122,12 @@ class Mailbox:
             raise
         self.width = width
         self._closed = False
-        self._aside: deque[Batch] = deque()
+        self._batches: deque[Batch] = deque()
         self._drops = 0
 
     @property
     def portid(self) -> int:
-        """The socket's address, which the kernel knows its owner by."""
+        """The socket's netlink address."""
         return int(self.socket.getsockname()[0])
 
     def join(self, group: int) -> None:
@@ -139,7 +135,7 @@ class Mailbox:
         self.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def drops(self) -> int:
-        """Messages for this socket that its buffer had no room for, all in all."""
+        """Messages that the socket's buffer had no room for, since it was opened."""
         if not self._closed:
             with contextlib.suppress(OSError):
                 info = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
@@ -148,68 +144,68 @@ class Mailbox:
         return self._drops
 
     def take(self) -> list[Batch]:
-        """What has come since the last call."""
+        """The batches read since the last call."""
         taken = []
         with contextlib.suppress(IndexError):
             while True:
-                taken.append(self._aside.popleft())
+                taken.append(self._batches.popleft())
         return taken
 
     def put(self, batch: Batch) -> None:
-        """To be called by the reader's thread alone."""
-        self._aside.append(batch)
+        """Stores a batch.  For the thread that reads the mailbox."""
+        self._batches.append(batch)
 
     def close(self) -> None:
-        """The namespace is not held any more; what came can still be taken."""
+        """Closes the socket, which holds the namespace; batches can still be taken."""
         self.drops()
         self._closed = True
         self.socket.close()
 
 
-class Reader:
-    """The thread that reads mailboxes."""
+class MailboxReader:
+    """The thread that reads mailboxes; `wake` is readable when much has been stored."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._end, select.EPOLLIN)
-        self._boxes: dict[int, Mailbox] = {}
+        self._mailboxes: dict[int, Mailbox] = {}  # by descriptor
         self._lock = threading.Lock()  # held while a mailbox's descriptor is in use
-        self._bytes = 0
-        self._count = 0
-        self._width = 0
+        self._stored = 0  # bytes
+        self._count = 0  # datagrams since `wake` was written
+        self._width = 0  # of the buffer for recvmmsg
         self._thread = threading.Thread(target=self._run, name="ipttrace-netlink", daemon=True)
         self._thread.start()
 
-    def add(self, box: Mailbox) -> None:
-        """Reads this one too, if it does not already."""
+    def add(self, mailbox: Mailbox) -> None:
+        """Reads this mailbox too; adding it again changes nothing."""
         with self._lock:
-            if box.socket.fileno() in self._boxes:
+            if mailbox.socket.fileno() in self._mailboxes:
                 return
-            self._boxes[box.socket.fileno()] = box
-        self._epoll.register(box.socket.fileno(), select.EPOLLIN)
+            self._mailboxes[mailbox.socket.fileno()] = mailbox
+        self._epoll.register(mailbox.socket.fileno(), select.EPOLLIN)
 
-    def remove(self, box: Mailbox) -> None:
-        """Reads what is there a last time; the mailbox can be closed then."""
+    def remove(self, mailbox: Mailbox) -> None:
+        """Reads the mailbox a last time; it can be closed when this returns."""
         with self._lock:
-            if self._boxes.pop(box.socket.fileno(), None) is None:
+            if self._mailboxes.pop(mailbox.socket.fileno(), None) is None:
                 return
-            self._epoll.unregister(box.socket.fileno())
-            while self._read(box) == _AT_ONCE:
+            self._epoll.unregister(mailbox.socket.fileno())
+            while self._read(mailbox) == _AT_ONCE:
                 pass
 
     def flush(self) -> None:
-        """Reads what has been written until now, whether the thread has got to it or not."""
+        """Reads all that the kernel has written until now, in the calling thread."""
         with self._lock:
-            for box in self._boxes.values():
-                while self._read(box) == _AT_ONCE:
+            for mailbox in self._mailboxes.values():
+                while self._read(mailbox) == _AT_ONCE:
                     pass
 
-    def taken(self, count: int) -> None:
-        """So many bytes that were put aside have been taken."""
+    def taken(self, size: int) -> None:
+        """Notes that `size` stored bytes have been taken."""
         with self._lock:
-            self._bytes -= count
+            self._stored -= size
             self._count = 0
 
     def close(self) -> None:
@@ -223,29 +219,29 @@ class Reader:
     def _run(self) -> None:
         while True:
             ready = self._epoll.poll()
-            most, roomy = 0, True
+            most, large = 0, True
             for fd, _ in ready:
                 if fd == self._end:
                     return
                 with self._lock:
-                    box = self._boxes.get(fd)
-                    if box is None:
+                    mailbox = self._mailboxes.get(fd)
+                    if mailbox is None:
                         continue
-                    full = self._bytes > _MOST_ASIDE
-                    came = 0 if full else self._read(box)
-                most = max(most, came)
-                roomy = roomy and box.room >= _ROOMY
-            if self._bytes > _MOST_ASIDE:
+                    full = self._stored > _MOST_STORED
+                    count = 0 if full else self._read(mailbox)
+                most = max(most, count)
+                large = large and mailbox.room >= _LARGE_BUFFER
+            if self._stored > _MOST_STORED:
                 time.sleep(0.01)
-            elif _MANY <= most < _AT_ONCE and roomy:
-                # More is on its way: a call for a few datagrams costs as much as for many.
+            elif _FLOOD <= most < _AT_ONCE and large:
+                # More will follow, and a call for few datagrams costs as much as for many.
                 time.sleep(_GATHER)
 
     def _prepare(self, width: int) -> None:
-        """Room for `_AT_ONCE` datagrams, told to the kernel once."""
+        """Allocates a buffer for _AT_ONCE datagrams, and the structures that point to it."""
         self._width = width
-        self._room = np.zeros((_AT_ONCE, width), np.uint8)
-        base = self._room.ctypes.data
+        self._buffer = np.zeros((_AT_ONCE, width), np.uint8)
+        base = self._buffer.ctypes.data
         self._senders = np.zeros((_AT_ONCE, _SENDER // 4), np.uint32)
         senders = self._senders.ctypes.data
         self._iovecs = (_Iovec * _AT_ONCE)()
@@ -261,25 +257,25 @@ class Reader:
         heads: Any = self._heads
         self._lengths = np.frombuffer(heads, np.uint32)[_Mmsghdr.len.offset // 4 :: size // 4]
 
-    def _read(self, box: Mailbox) -> int:
-        """One call for what is there; returns the number of datagrams."""
-        if box.width > self._width:
-            # Not for each that is narrower: two that take turns would do nothing else.
-            self._prepare(box.width)
-        fd = box.socket.fileno()
+    def _read(self, mailbox: Mailbox) -> int:
+        """Reads once; returns the number of datagrams, -1 after an error."""
+        if mailbox.width > self._width:
+            # The buffer never shrinks: two mailboxes by turns would reallocate it each time.
+            self._prepare(mailbox.width)
+        fd = mailbox.socket.fileno()
         count = _libc.recvmmsg(fd, self._heads, _AT_ONCE, socket.MSG_DONTWAIT, None)
         if count <= 0:
-            # ENOBUFS and alike: the drops are counted, and the next call gives what is there.
+            # After ENOBUFS and the like, the drops are counted and the next call succeeds.
             return 0 if count == 0 or ctypes.get_errno() == errno.EAGAIN else -1
         lengths = self._lengths[:count].astype(np.int32)
         width = (int(lengths.max()) + 3) & ~3
-        data = self._room[:count, :width].copy()
-        others = self._senders[:count, _SENDER_PORT] != 0
-        if others.any():
-            # Who is root in the namespace alone may send to us, too.
-            data, lengths = data[~others], lengths[~others]
-        box.put(Batch(time.monotonic_ns(), data, np.minimum(lengths, width)))
-        self._bytes += data.nbytes
+        data = self._buffer[:count, :width].copy()
+        forged = self._senders[:count, _SENDER_PORT] != 0
+        if forged.any():
+            # Root of the namespace, who need not be root of the host, may send to us.
+            data, lengths = data[~forged], lengths[~forged]
+        mailbox.put(Batch(time.monotonic_ns(), data, np.minimum(lengths, width)))
+        self._stored += data.nbytes
         self._count += count
         if self._count >= _WAKE:
             self._count = 0

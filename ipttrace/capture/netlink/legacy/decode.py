@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rules that legacy iptables logs of a traced packet: NFULNL_MSG_PACKET to events.
+"""Binds a socket to nfnetlink_log, and decodes what legacy tables log of traced packets.
 
-nf_log_trace() sends each rule, return and policy through the namespace's logger;
-where that is nfnetlink_log (see logger.py), it comes to group 0, one message a
-datagram: for these the kernel takes a queue threshold of 1, whatever is asked for.
-Layout: linux/netfilter/nfnetlink_log.h and nfnetlink_conntrack.h.  Must not change
-what logger the namespace has, and must not loop over messages' attributes in Python.
+The kernel's nf_log_trace() passes each rule hit, return and policy to the namespace's
+logger.  If that is nfnetlink_log (see logger.py), it sends NFULNL_MSG_PACKET to group 0,
+one message a datagram.  Layout: linux/netfilter/nfnetlink_log.h, nfnetlink_conntrack.h.
+Must not change the namespace's logger, and must not loop over attributes in Python.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ import numpy as np
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink.attributes import NFGEN, NLMSG_HEADER, Array, Attributes, attributes
+from ipttrace.capture.netlink.events import LEGACY_PACKET_LEN
 from ipttrace.capture.netlink.reader import Batch, Mailbox, joined
 from ipttrace.stream.record import MATCHES
 
-WIDTH: Final = 1024  # of a mailbox: no message of 128 bytes of packet comes near it
-PACKET_LEN: Final = 128
-NO_TRACE: Final = 255  # comment of a message that is none of nf_log_trace()'s
+WIDTH: Final = 1024  # of a mailbox: more than any message with LEGACY_PACKET_LEN bytes needs
+NOT_TRACE: Final = 255  # `match` of a message that nf_log_trace() did not write
 
 _GROUP: Final = 0
 _SUBSYSTEM: Final = 4  # NFNL_SUBSYS_ULOG
@@ -57,35 +56,35 @@ _NUM, _SPORT, _DPORT, _ICMP, _ICMPV6, _PROTO_TYPES = 1, 2, 3, 4, 7, 10
 
 _MAC_LEN: Final = 16
 _PREFIX_LEN: Final = 128  # NF_LOG_PREFIXLEN
-# No name of a table has a colon; a chain's may.
-_LINE: Final = re.compile(
+# Names of chains may contain colons, those of tables do not.
+_TRACE_PREFIX: Final = re.compile(
     rb"TRACE: ([^:]{1,32}):(.{1,32}):(rule|return|policy):([0-9]{1,10}) \Z", re.DOTALL
 )
-_MOST_LINES: Final = 1 << 16
+_MOST_PREFIXES: Final = 1 << 16
 
-EVENT: Final = np.dtype(
+LOG_MESSAGE: Final = np.dtype(
     [
-        ("time", "u8"),  # CLOCK_MONOTONIC, ns: when it was read
+        ("time", "u8"),  # CLOCK_MONOTONIC, ns, when it was read
         ("ct", "u8"),  # the connection's id in nfnetlink_conntrack; 0: none
-        ("seq", "u4"),  # of the message, counted by the kernel for this socket
+        ("seq", "u4"),  # the kernel's number of the message, for this socket
         ("rulenum", "u4"),
         ("in_ifindex", "u4"),
         ("out_ifindex", "u4"),
         ("mark", "u4"),
-        ("len", "u4"),  # from the network header on; 0: not known
+        ("len", "u4"),  # of the packet, from the network header on; 0: unknown
         ("ct_status", "u4"),
         ("ct_mark", "u4"),
         ("ct_zone", "u2"),
-        ("ct_orig_sport", "u2"),  # as in the kernel: of ICMP the id, and type << 8 | code
+        ("ct_orig_sport", "u2"),  # of ICMP: sport is the id, dport is type << 8 | code
         ("ct_orig_dport", "u2"),
         ("ct_reply_sport", "u2"),
         ("ct_reply_dport", "u2"),
         ("protocol", "u2"),  # ethertype
         ("caplen", "u2"),
-        ("comment", "u1"),  # index into record.MATCHES, or NO_TRACE
-        ("family", "u1"),  # NFPROTO
+        ("match", "u1"),  # index into record.MATCHES, or NOT_TRACE
+        ("family", "u1"),  # NFPROTO_*
         ("hook", "u1"),
-        ("tracked", "?"),  # the ct fields hold something
+        ("tracked", "?"),  # the message has conntrack's attributes
         ("ct_info", "u1"),
         ("ct_proto", "u1"),
         ("mac_len", "u1"),
@@ -96,24 +95,28 @@ EVENT: Final = np.dtype(
         ("ct_reply_dst", "u1", (16,)),
         ("table", "S32"),
         ("chain", "S32"),
-        ("packet", "u1", (PACKET_LEN,)),
+        ("packet", "u1", (LEGACY_PACKET_LEN,)),
     ]
 )
 
-_LINE_FIELDS: Final = ("table", "chain", "comment", "rulenum")
-_PARSED: Final = np.dtype(
-    [("table", "S32"), ("chain", "S32"), ("comment", "u1"), ("rulenum", "u4")]
+_PREFIX_FIELDS: Final = np.dtype(
+    [("table", "S32"), ("chain", "S32"), ("match", "u1"), ("rulenum", "u4")]
 )
 
 
-def open(mailbox: Mailbox) -> bool:
-    """Group 0 of the mailbox's namespace sends to it, until the mailbox is closed.
+def new_mailbox(room: int) -> Mailbox:
+    """A mailbox of the calling thread's namespace, wide enough for messages.  Raises OSError."""
+    return Mailbox(room, WIDTH)
 
-    Returns whether messages tell of conntrack: not every kernel is built so
-    (CONFIG_NETFILTER_NETLINK_GLUE_CT).
 
-    To be called by a thread inside that namespace, before a Reader has the mailbox and
-    before LogSetting.take().  Raises CaptureError.
+def bind(mailbox: Mailbox) -> bool:
+    """Makes group 0 of the mailbox's namespace send to it, until it is closed.
+
+    Returns whether messages have conntrack's attributes, which needs a kernel with
+    CONFIG_NETFILTER_NETLINK_GLUE_CT.
+
+    For a thread inside that namespace, before a MailboxReader has the mailbox and before
+    LogSetting.take().  Raises CaptureError.
     """
     flags = _F_SEQ | _F_CONNTRACK
     for _ in range(4):
@@ -121,7 +124,7 @@ def open(mailbox: Mailbox) -> bool:
         if number == 0:
             return bool(flags & _F_CONNTRACK)
         if number == errno.EAGAIN:
-            continue  # the kernel has just loaded what the flags need
+            continue  # the kernel has just loaded a module that the flags need
         if number == errno.EOPNOTSUPP and flags & _F_CONNTRACK:
             flags &= ~_F_CONNTRACK
             continue
@@ -130,11 +133,11 @@ def open(mailbox: Mailbox) -> bool:
 
 
 def _configure(mailbox: Mailbox, flags: int) -> int:
-    """Binds to the group, all in one: the errno, 0 if done."""
+    """Binds to the group and configures it in one message.  Returns the errno, 0 on success."""
     command = b"".join(
         (
             _attribute(_CFG_CMD, struct.pack("B", _CMD_BIND)),
-            _attribute(_CFG_MODE, struct.pack("!IBB", PACKET_LEN, _COPY_PACKET, 0)),
+            _attribute(_CFG_MODE, struct.pack("!IBB", LEGACY_PACKET_LEN, _COPY_PACKET, 0)),
             _attribute(_CFG_QTHRESH, struct.pack("!I", 1)),
             _attribute(_CFG_FLAGS, struct.pack("!H", flags)),
         )
@@ -143,19 +146,19 @@ def _configure(mailbox: Mailbox, flags: int) -> int:
     head = struct.pack("=IHHII", NFGEN + len(command), kind, _REQUEST_ACK, flags, 0)
     mailbox.socket.sendto(head + struct.pack("!BBH", 0, 0, _GROUP) + command, (0, 0))
     while True:
-        # The answer is there when the kernel returns from the request.
+        # The kernel answers before sendto() returns.
         try:
-            said = mailbox.socket.recv(mailbox.width)
+            answer = mailbox.socket.recv(mailbox.width)
         except BlockingIOError:
             return errno.ENOBUFS
-        if len(said) < NLMSG_HEADER + 4:
+        if len(answer) < NLMSG_HEADER + 4:
             continue
-        _, kind, _, number = struct.unpack_from("=IHHI", said)
+        _, kind, _, number = struct.unpack_from("=IHHI", answer)
         if kind == _NLMSG_ERROR and number == flags:
-            return -int(struct.unpack_from("=i", said, NLMSG_HEADER)[0])
-        # A rule's own NFLOG may be as quick.
-        room = np.frombuffer(said + bytes(-len(said) % 4), np.uint8)[None].copy()
-        mailbox.put(Batch(time.monotonic_ns(), room, np.array([len(said)], np.int32)))
+            return -int(struct.unpack_from("=i", answer, NLMSG_HEADER)[0])
+        # A packet that an NFLOG rule logged meanwhile.
+        data = np.frombuffer(answer + bytes(-len(answer) % 4), np.uint8)[None].copy()
+        mailbox.put(Batch(time.monotonic_ns(), data, np.array([len(answer)], np.int32)))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -171,7 +174,7 @@ def _refusal(number: int) -> str:
         )
     if number == errno.EPERM:
         return (
-            "legacy rules are not traced: to read NFLOG group 0 needs CAP_NET_ADMIN in this "
+            "legacy rules are not traced: reading NFLOG group 0 needs CAP_NET_ADMIN in this "
             "network namespace (sudo ipttrace)"
         )
     if number in (errno.EINVAL, errno.ENOENT):
@@ -183,7 +186,7 @@ def _refusal(number: int) -> str:
 
 
 def _holder() -> str | None:
-    """Who has group 0 of the thread's namespace."""
+    """The program that has group 0 of the thread's namespace, None if unknown."""
     try:
         text = Path("/proc/thread-self/net/netfilter/nfnetlink_log").read_text("ascii")
     except (OSError, ValueError):
@@ -196,7 +199,7 @@ def _holder() -> str | None:
 
 
 def _program(portid: str) -> str:
-    # A program's first netlink socket has its process id for an address, as a rule.
+    # A program's first netlink socket usually has the process id as its address.
     if portid.isdigit():
         try:
             comm = Path("/proc", portid, "comm").read_text("utf-8", "backslashreplace").strip()
@@ -207,26 +210,26 @@ def _program(portid: str) -> str:
     return f"netlink port {portid}"
 
 
-class Decoder:
-    """The messages of one socket, in order."""
+class NflogDecoder:
+    """Decodes the messages of one socket, which must be passed in order."""
 
     def __init__(self) -> None:
-        self.unread = 0  # messages that were none of ours, or not readable
-        self._known: dict[bytes, int] = {}
-        self._parsed = np.zeros(64, _PARSED)
+        self.unread = 0  # messages other than packets of group 0
+        self._numbers: dict[bytes, int] = {}  # prefix → index into _parsed
+        self._parsed = np.zeros(64, _PREFIX_FIELDS)
 
     def decode(self, *batches: Batch) -> Array:
-        """The events of these messages, shape (n,) of EVENT, in order.
+        """The packets of group 0 in these messages, in order: LOG_MESSAGE, shape (n,).
 
-        What is not a packet of group 0 is left out and counted in `unread`.  Many small
-        batches at once cost a third of one after the other.
+        Other messages are counted in `unread`.  Many small batches in one call cost a
+        third of a call for each.
         """
         if not batches:
-            return np.zeros(0, EVENT)
+            return np.zeros(0, LOG_MESSAGE)
         batch, times = joined(batches)
         if not len(batch.lengths) or batch.data.shape[1] < NFGEN:
             self.unread += len(batch.lengths)
-            return np.zeros(0, EVENT)
+            return np.zeros(0, LOG_MESSAGE)
         kinds = batch.data[:, 4:6].copy().view(np.uint16)[:, 0]
         groups = batch.data[:, 18:20].copy().view(">u2")[:, 0]
         good = (kinds == _SUBSYSTEM << 8 | _MSG_PACKET) & (groups == _GROUP)
@@ -234,12 +237,12 @@ class Decoder:
         which = np.flatnonzero(good)
         self.unread += len(kinds) - len(which)
         if not len(which):
-            return np.zeros(0, EVENT)
+            return np.zeros(0, LOG_MESSAGE)
         data = batch.data if len(which) == len(kinds) else batch.data[which]
-        said = data[:, :4].copy().view(np.uint32)[:, 0]
-        ends = np.minimum(batch.lengths[which], said)
+        claimed = data[:, :4].copy().view(np.uint32)[:, 0]
+        ends = np.minimum(batch.lengths[which], claimed)
         of = attributes(data, ends, NFGEN, _TYPES)
-        events = np.zeros(len(which), EVENT)
+        events = np.zeros(len(which), LOG_MESSAGE)
         events["time"] = times[which]
         events["family"] = data[:, NLMSG_HEADER]
         events["seq"] = of.integer(_SEQ, ">u4")
@@ -252,78 +255,79 @@ class Decoder:
         events["mac"] = of.bytes(_HWHEADER, _MAC_LEN)
         sizes = of.size[_HWHEADER]
         events["mac_len"] = np.where(sizes <= _MAC_LEN, sizes, 0)
-        events["packet"] = of.bytes(_PAYLOAD, PACKET_LEN)
-        events["caplen"] = np.minimum(of.size[_PAYLOAD], PACKET_LEN)
+        events["packet"] = of.bytes(_PAYLOAD, LEGACY_PACKET_LEN)
+        events["caplen"] = np.minimum(of.size[_PAYLOAD], LEGACY_PACKET_LEN)
         events["len"] = _lengths(events)
-        self._lines(events, of)
-        _conntrack(events, of)
+        self._fill_prefix(events, of)
+        _fill_conntrack(events, of)
         return events
 
-    def _lines(self, events: Array, of: Attributes) -> None:
-        """Table, chain, comment and rule, as the prefixes say."""
+    def _fill_prefix(self, events: Array, of: Attributes) -> None:
+        """Fills in `table`, `chain`, `match` and `rulenum` from the prefixes."""
         longest = int(of.size[_PREFIX].max(initial=1))
         width = min((max(longest, 1) + 7) & ~7, _PREFIX_LEN)
-        lines = of.bytes(_PREFIX, width).view(f"S{width}")[:, 0].tolist()
-        numbers = list(map(self._known.get, lines))
+        prefixes = of.bytes(_PREFIX, width).view(f"S{width}")[:, 0].tolist()
+        numbers = list(map(self._numbers.get, prefixes))
         if None in numbers:
-            if len(self._known) > _MOST_LINES:
-                self._known.clear()
-            numbers = [self._number(line) for line in lines]
+            if len(self._numbers) > _MOST_PREFIXES:
+                self._numbers.clear()
+            numbers = [self._number(prefix) for prefix in prefixes]
         parsed = self._parsed[np.array(numbers)]
-        for name in _LINE_FIELDS:
+        for name in _PREFIX_FIELDS.names or ():
             events[name] = parsed[name]
 
-    def _number(self, line: bytes) -> int:
-        number = self._known.get(line)
+    def _number(self, prefix: bytes) -> int:
+        number = self._numbers.get(prefix)
         if number is None:
-            number = self._known[line] = len(self._known)
+            number = self._numbers[prefix] = len(self._numbers)
             if number == len(self._parsed):
-                self._parsed = np.concatenate([self._parsed, np.zeros(number, _PARSED)])
-            self._parsed[number] = parse(line)
+                self._parsed = np.concatenate([self._parsed, np.zeros(number, _PREFIX_FIELDS)])
+            self._parsed[number] = parse_prefix(prefix)
         return number
 
 
-def parse(line: bytes) -> tuple[bytes, bytes, int, int]:
-    """Table, chain, comment (index into MATCHES) and rule of a line of nf_log_trace().
+def parse_prefix(prefix: bytes) -> tuple[bytes, bytes, int, int]:
+    """Table, chain, match (index into MATCHES) and rule number, as nf_log_trace() writes them.
 
-    Any other line has the comment NO_TRACE.
+    Any other prefix has the match NOT_TRACE.
     """
-    found = _LINE.match(line.split(b"\0", 1)[0])
+    found = _TRACE_PREFIX.match(prefix.split(b"\0", 1)[0])
     if found is None or int(found[4]) > 0xFFFFFFFF:
-        return b"", b"", NO_TRACE, 0
+        return b"", b"", NOT_TRACE, 0
     return found[1], found[2], MATCHES.index(found[3].decode()), int(found[4])
 
 
-def lost(before: int, events: Array) -> int:
-    """How many messages are missing before these and among them.
+def missing(before: int, messages: Array) -> int:
+    """The number of messages lost before and among `messages`, LOG_MESSAGE, shape (n,).
 
-    `before`: the number of the last message until now, -1 at the beginning: the kernel
-    counts from 0, and begins again after 2**32.
+    `before`: `seq` of the previous message, -1 at the beginning: the kernel counts from 0
+    and wraps at 2**32.
     """
-    if not len(events):
+    if not len(messages):
         return 0
-    steps = np.diff(events["seq"], prepend=np.uint32(before & 0xFFFFFFFF))
+    steps = np.diff(messages["seq"], prepend=np.uint32(before & 0xFFFFFFFF))
     return int((steps - np.uint32(1)).sum(dtype=np.uint64))
 
 
 def _lengths(events: Array) -> Array:
-    """uint32, shape (n,): the packets' lengths, which a payload that is cut does not tell."""
+    """The packets' lengths, by their headers if the payload was cut: uint32, shape (n,)."""
     packet, caplen = events["packet"], events["caplen"].astype(np.uint32)
     version = packet[:, 0] >> 4
     words = packet[:, 2:6].copy().view(">u2").astype(np.uint32)
-    told = np.where(version == 6, words[:, 1] + 40, words[:, 0])
-    told[(version == 6) & (words[:, 1] == 0)] = 0
-    # RFC 2675: the first header is hop-by-hop, its first option the length.
-    jumbo = (version == 6) & (told == 0) & (packet[:, 6] == 0)
+    claimed = np.where(version == 6, words[:, 1] + 40, words[:, 0])
+    claimed[(version == 6) & (words[:, 1] == 0)] = 0
+    # RFC 2675: a jumbogram's length is an option of the hop-by-hop header.
+    jumbo = (version == 6) & (claimed == 0) & (packet[:, 6] == 0)
     jumbo &= (packet[:, 42] == 0xC2) & (packet[:, 43] == 4)
     if jumbo.any():
         size = packet[jumbo, 44:48].copy().view(">u4")[:, 0].astype(np.uint32)
-        told[jumbo] = np.where(size < 1 << 31, size + np.uint32(40), 0)
-    told[(version != 4) & (version != 6)] = 0
-    return np.where(caplen < PACKET_LEN, caplen, np.where(told == 0, 0, np.maximum(told, caplen)))
+        claimed[jumbo] = np.where(size < 1 << 31, size + np.uint32(40), 0)
+    claimed[(version != 4) & (version != 6)] = 0
+    lengths = np.where(claimed == 0, 0, np.maximum(claimed, caplen))
+    return np.where(caplen < LEGACY_PACKET_LEN, caplen, lengths)
 
 
-def _conntrack(events: Array, of: Attributes) -> None:
+def _fill_conntrack(events: Array, of: Attributes) -> None:
     which = np.flatnonzero(of.has(_CT, 4))
     if not len(which):
         return
@@ -335,7 +339,7 @@ def _conntrack(events: Array, of: Attributes) -> None:
     events["ct_status"][which] = ct.integer(_CTA_STATUS, ">u4")
     events["ct_mark"][which] = ct.integer(_CTA_MARK, ">u4")
     zone = ct.integer(_CTA_ZONE, ">u2")
-    for way, kind in (("orig", _CTA_ORIG), ("reply", _CTA_REPLY)):
+    for direction, kind in (("orig", _CTA_ORIG), ("reply", _CTA_REPLY)):
         tuples = _nest(data, ct.at[kind], ct.size[kind], _TUPLE_TYPES)
         zone = np.where(zone != 0, zone, tuples.integer(_TUPLE_ZONE, ">u2"))
         ip = _nest(data, tuples.at[_TUPLE_IP], tuples.size[_TUPLE_IP], _IP_TYPES)
@@ -343,27 +347,22 @@ def _conntrack(events: Array, of: Attributes) -> None:
         for end, v4 in (("src", 1), ("dst", 2)):
             address = np.where(six[:, None], ip.bytes(v4 + 2, 16), ip.bytes(v4, 16))
             address[~six, 4:] = 0
-            events[f"ct_{way}_{end}"][which] = address
+            events[f"ct_{direction}_{end}"][which] = address
         proto = _nest(data, tuples.at[_TUPLE_PROTO], tuples.size[_TUPLE_PROTO], _PROTO_TYPES)
         sport, dport = proto.integer(_SPORT, ">u2"), proto.integer(_DPORT, ">u2")
         for icmp in (_ICMP, _ICMPV6):
-            there = proto.has(icmp, 2)
-            if there.any():
+            has_id = proto.has(icmp, 2)
+            if has_id.any():
                 kinds = proto.integer(icmp + 1, "u1").astype(np.uint16)
                 codes = proto.integer(icmp + 2, "u1")
-                sport = np.where(there, proto.integer(icmp, ">u2"), sport)
-                dport = np.where(there, kinds << 8 | codes, dport)
-        events[f"ct_{way}_sport"][which] = sport
-        events[f"ct_{way}_dport"][which] = dport
-        if way == "orig":
+                sport = np.where(has_id, proto.integer(icmp, ">u2"), sport)
+                dport = np.where(has_id, kinds << 8 | codes, dport)
+        events[f"ct_{direction}_sport"][which] = sport
+        events[f"ct_{direction}_dport"][which] = dport
+        if direction == "orig":
             events["ct_proto"][which] = proto.integer(_NUM, "u1")
     events["ct_zone"][which] = zone
 
 
 def _nest(data: Array, at: Array, size: Array, types: int) -> Attributes:
     return attributes(data, at + size, at, types)
-
-
-def new_mailbox(room: int) -> Mailbox:
-    """A mailbox of the calling thread's namespace, as wide as the messages.  Raises OSError."""
-    return Mailbox(room, WIDTH)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Makes a namespace send what legacy rules log to nfnetlink_log, and puts it back.
+"""Sets namespaces' loggers to nfnetlink_log, so that traced legacy rules are sent there.
 
-What was there comes back on every way out: `give_back`; after kill -9 a guard process
-does it at once (logger_guard.py); and if that was killed too, `repair` at the next
-start.  Must not read the messages, and must not keep a namespace alive.
+The old logger is always restored: by `restore`; after kill -9 at once, by a guard process
+(logger_guard.py); if that was killed too, by `repair` at the next start.  Must not read
+log messages, and must not keep a namespace alive.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from typing import Final
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink.legacy import logger_guard as guard
-from ipttrace.capture.netlink.legacy.logger_guard import NONE, OURS, State
+from ipttrace.capture.netlink.legacy.logger_guard import NFNETLINK_LOG, NONE, State
+from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
 
-FAMILIES: Final = (2, 10)  # NFPROTO_IPV4, NFPROTO_IPV6
-# A guard that takes longer, s, will not come or go any more.
-_PATIENCE: Final = 20.0
-_WITHOUT: Final = "legacy rules are not traced: "
+FAMILIES: Final = (NFPROTO_IPV4, NFPROTO_IPV6)
+_PATIENCE: Final = 20.0  # s, for the guard to start, or to end
+_NOT_TRACED: Final = "legacy rules are not traced: "
 
 
 class LogSetting:
-    """The settings that this process has changed.  One is enough for all namespaces."""
+    """The loggers that this process has set.  One object serves all namespaces."""
 
     def __init__(self) -> None:
-        """Starts the guard, in the calling thread's namespace: it must be no traced one,
-        or one that the process is in anyway.  Raises CaptureError."""
-        place = guard.folder()
-        if place is None:
+        """Starts the guard, which stays in the calling thread's namespace and keeps it alive.
+
+        Raises CaptureError.
+        """
+        folder = guard.folder()
+        if folder is None:
             raise CaptureError(
-                f"{_WITHOUT}there is no folder to note in what to put back afterwards: "
+                f"{_NOT_TRACED}no folder for notes of the loggers to restore: "
                 f"one of {', '.join(guard.folders())} must be writable"
             )
-        self._place = place
+        self._folder = folder
         self._lock = threading.Lock()
-        self._taken: dict[int, State] = {}
+        self._states: dict[int, State] = {}  # by inode, of the namespaces changed
         self._ready = False
-        command = [sys.executable, "-I", "-S", guard.__file__, place, str(os.getpid())]
+        command = [sys.executable, "-I", "-S", guard.__file__, folder, str(os.getpid())]
         try:
             self._guard = subprocess.Popen(
                 command,
@@ -55,7 +57,7 @@ class LogSetting:
                 start_new_session=True,
             )
         except OSError as error:
-            raise CaptureError(f"{_WITHOUT}{command[0]} does not start: {error}") from error
+            raise CaptureError(f"{_NOT_TRACED}cannot start {command[0]}: {error}") from error
 
     @property
     def guard(self) -> int:
@@ -63,23 +65,23 @@ class LogSetting:
         return self._guard.pid
 
     def take(self, path: str, inode: int, families: Iterable[int] = FAMILIES) -> None:
-        """Sets nfnetlink_log for these families (NFPROTO) of the calling thread's namespace.
+        """Sets the calling thread's namespace's loggers of these families (NFPROTO_*).
 
-        That is the one with `inode`, and `path` leads to it.  To be called when group 0
-        is ours (nflog.open), so that two processes do not both want it; and to be given
-        back before that group is.  Raises CaptureError, with nothing changed.
+        The namespace has `inode`, and `path` leads to it.  Bind to group 0 before
+        (decode.bind), so that only one process sets the loggers, and restore before the
+        group is released.  Raises CaptureError, with nothing changed.
         """
         with self._lock:
             self._wait_for_guard()
             try:
-                with guard.locked(self._place):
+                with guard.locked(self._folder):
                     self._take(path, inode, families)
             except BlockingIOError as error:
                 raise CaptureError(
-                    f"{_WITHOUT}another process holds {self._place}/nf_log.lock"
+                    f"{_NOT_TRACED}another process holds {self._folder}/nf_log.lock"
                 ) from error
             except OSError as error:
-                raise CaptureError(f"{_WITHOUT}{error}") from error
+                raise CaptureError(f"{_NOT_TRACED}{error}") from error
 
     def _take(self, path: str, inode: int, families: Iterable[int]) -> None:
         old = {}
@@ -88,72 +90,72 @@ class LogSetting:
                 old[family] = guard.logger(family)
             except FileNotFoundError:
                 raise CaptureError(
-                    f"{_WITHOUT}/proc/sys/net/netfilter/nf_log is missing (CONFIG_NETFILTER)"
+                    f"{_NOT_TRACED}/proc/sys/net/netfilter/nf_log is missing (CONFIG_NETFILTER)"
                 ) from None
         state = State(path, inode, guard.cookie(), old)
-        for other in guard.states(self._place):
-            # Of another run, or of ours before: what was there before that.
+        for other in guard.states(self._folder):
+            # Another run, or this one, has set nfnetlink_log already: its old logger counts.
             if other.same_namespace(state):
                 for family, name in other.old.items():
-                    if old.get(family, OURS) == OURS:
+                    if old.get(family, NFNETLINK_LOG) == NFNETLINK_LOG:
                         old[family] = name
-        changing = [family for family in old if guard.logger(family) != OURS]
-        if all(name == OURS for name in old.values()):
+        changing = [family for family in old if guard.logger(family) != NFNETLINK_LOG]
+        if all(name == NFNETLINK_LOG for name in old.values()):
             return
         if any(old[family] != NONE for family in changing) and not guard.writable():
             raise CaptureError(
-                f"{_WITHOUT}/proc/sys cannot be written, so that what logs now could not be "
-                "put back afterwards: make it writable"
+                f"{_NOT_TRACED}/proc/sys is read-only, so that the current logger could not be "
+                "restored: make it writable"
             )
-        guard.write(self._place, state)
-        self._taken[inode] = state
+        guard.write(self._folder, state)
+        self._states[inode] = state
         try:
             for family in changing:
-                guard.set_logger(family, OURS)
+                guard.set_logger(family, NFNETLINK_LOG)
         except OSError as error:
             with contextlib.suppress(OSError):
-                guard.settle(self._place, state)
-                del self._taken[inode]
+                guard.settle(self._folder, state)
+                del self._states[inode]
             if error.errno == errno.ENOENT:
                 raise CaptureError(
-                    f"{_WITHOUT}this kernel has no nfnetlink_log (modprobe nfnetlink_log)"
+                    f"{_NOT_TRACED}this kernel has no nfnetlink_log (modprobe nfnetlink_log)"
                 ) from error
             raise
 
-    def give_back(self, inode: int | None = None) -> list[str]:
-        """What was there before is there again, where it is still ours.
+    def restore(self, inode: int | None = None) -> list[str]:
+        """Restores the loggers that are still as `take` set them.
 
-        Of the namespace `inode`; None: of all, and the guard ends.  Returns a sentence
-        for each that could not be put back: the next start tries again.
+        Of the namespace `inode`, or with None of all, and ends the guard.  Returns a
+        message for each namespace that failed: the next start tries again.
         """
         problems = []
         with self._lock:
-            for state in list(self._taken.values()):
+            for state in list(self._states.values()):
                 if inode is not None and state.inode != inode:
                     continue
                 try:
-                    with guard.locked(self._place):
-                        guard.settle(self._place, state)
+                    with guard.locked(self._folder):
+                        guard.settle(self._folder, state)
                 except OSError as error:
                     problems.append(
-                        f"{_settings(state.old)} of network namespace {state.title} could not "
-                        f"be put back: {error.strerror}"
+                        f"cannot restore {_settings(state.old)} of network namespace "
+                        f"{state.title}: {error.strerror}"
                     )
-                del self._taken[state.inode]
+                del self._states[state.inode]
             if inode is None:
                 self._end_guard()
         return problems
 
     def _wait_for_guard(self) -> None:
-        said = self._guard.stdout
-        if not self._ready and said is not None:
-            if select.select([said], [], [], _PATIENCE)[0]:
-                self._ready = said.read(1) == b"\n"
-            said.close()
+        pipe = self._guard.stdout
+        if not self._ready and pipe is not None:
+            if select.select([pipe], [], [], _PATIENCE)[0]:
+                self._ready = pipe.read(1) == b"\n"
+            pipe.close()
             self._guard.stdout = None
         if not self._ready or self._guard.poll() is not None:
             raise CaptureError(
-                f"{_WITHOUT}the process that would put the logging back after a crash has ended"
+                f"{_NOT_TRACED}the process that would restore the loggers after a crash has ended"
             )
 
     def _end_guard(self) -> None:
@@ -168,27 +170,27 @@ class LogSetting:
 
 
 def repair() -> list[str]:
-    """Puts back what runs have left that were killed together with their guards.
+    """Restores the loggers that runs left behind when they and their guards were killed.
 
-    The calling thread enters namespaces and comes back.  Returns a sentence for each
-    namespace where something was put back.
+    The calling thread enters the namespaces and returns.  Returns a message for each
+    namespace that was repaired.
     """
-    said = []
-    for place in filter(guard.usable, guard.folders()):
-        with contextlib.suppress(OSError), guard.locked(place):
-            for state in guard.states(place):
+    repaired = []
+    for folder in filter(guard.usable, guard.folders()):
+        with contextlib.suppress(OSError), guard.locked(folder):
+            for state in guard.states(folder):
                 if state.alive:
                     continue
                 if state.boot != guard.boot_id():
-                    guard.remove(place, state)
+                    guard.remove(folder, state)
                     continue
                 with contextlib.suppress(OSError):
-                    if done := guard.settle(place, state):
-                        said.append(
-                            f"put back {_settings(done)} of network namespace {state.title}, "
+                    if done := guard.settle(folder, state):
+                        repaired.append(
+                            f"restored {_settings(done)} of network namespace {state.title}, "
                             f"left by process {state.pid}, which was killed"
                         )
-    return said
+    return repaired
 
 
 def _settings(families: Iterable[int]) -> str:

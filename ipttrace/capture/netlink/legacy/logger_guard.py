@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What logger a namespace's packets go to: notes of what it was, and putting it back.
+"""Namespaces' loggers: notes of the old ones, and the guard that restores them.
 
-A file for each namespace and process that has set it to nfnetlink_log says what was
-there before.  Whoever has the folder's lock and finds the file of a process that is
-gone puts that back: the guard, which is this file run as a script, as soon as the
-process ends in any way; or the next start.
+A process that sets a namespace's loggers to nfnetlink_log first writes a file with the
+old ones.  Once the process has ended, the file is used to restore them: at once, by the
+guard, which is this file run as a script; or at the next start.  Files and loggers are
+changed only under the folder's lock.
 
-Must import nothing but the standard library, and little of that: it runs isolated
-(``python -I -S``).  Must keep no namespace alive.
+Runs isolated (``python -I -S``), so that it must import only the standard library, and
+little of that.  Must not keep a traced namespace alive.  Longer than other files,
+because it may not be split.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ import sys
 import time
 from collections.abc import Iterator
 
-OURS = "nfnetlink_log"
-NONE = "NONE"  # no logger at all
+NFNETLINK_LOG = "nfnetlink_log"
+NONE = "NONE"  # no logger
 
 _SETTING = "/proc/sys/net/netfilter/nf_log"  # of the namespace of the thread that opens it
 _PREFIX = "nf_log-"
 _LOCK = "nf_log.lock"
-_PATIENCE = 5.0  # s, for another process that has the lock
-_MOST = 8192  # bytes of a file
+_PATIENCE = 5.0  # s, while another process has the lock
+_MOST = 8192  # bytes of a file that are read
 _KEYS = ("boot", "pidns", "pid", "start", "inode", "cookie", "old")
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
-_SO_NETNS_COOKIE = 71  # never the same again until the next boot; Linux 5.14
+_SO_NETNS_COOKIE = 71  # unique since boot; Linux 5.14
 _PF_BIND, _PF_UNBIND = 3, 4  # enum nfulnl_msg_config_cmds
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Gone(Exception):
-    """The namespace does not exist any more."""
+    """The namespace no longer exists."""
 
 
 class State:
-    """One file: who has changed what, where.  `old`: logger by NFPROTO."""
+    """The content of one file: a process, a namespace, and its old loggers by NFPROTO_*."""
 
     __slots__ = ("boot", "cookie", "inode", "old", "path", "pid", "pidns", "start")
 
     def __init__(self, path: str, inode: int, cookie: int, old: dict[int, str]) -> None:
-        """Of the calling process.  `path` leads to the namespace; `cookie`: 0 is not known."""
+        """Of the calling process.  `path` leads to the namespace; `cookie`: 0 if unknown."""
         self.boot = boot_id()
         self.pidns = os.stat("/proc/self/ns/pid").st_ino
         self.pid = os.getpid()
@@ -62,25 +63,25 @@ class State:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of the file."""
         return f"{_PREFIX}{self.inode}-{self.pidns}-{self.pid}"
 
     @property
     def title(self) -> str:
-        """What people call the namespace."""
+        """What messages call the namespace."""
         if os.path.dirname(self.path).endswith("/netns"):
             name = os.path.basename(self.path)
             return name if name.isprintable() else ascii(name)
         return str(self.inode)
 
     def same_namespace(self, other: State) -> bool:
-        """Is it about the one that `other` is about?"""
+        """Whether both are about the same namespace."""
         mine, theirs = (self.boot, self.inode, self.cookie), (other.boot, other.inode, other.cookie)
         return mine == theirs
 
     @property
     def alive(self) -> bool:
-        """May its process still be there?  Where that cannot be seen: yes."""
+        """Whether the process may still be running; true if that cannot be seen from here."""
         if self.boot != boot_id():
             return False
         if self.pidns != os.stat("/proc/self/ns/pid").st_ino:
@@ -89,7 +90,7 @@ class State:
         return began == self.start or began == 0
 
     def text(self) -> bytes:
-        """As the file has it; the path last, for it may hold anything."""
+        """The file's bytes; the path comes last, because it may contain any character."""
         old = ",".join(f"{family}={name}" for family, name in self.old.items())
         values = (self.boot, self.pidns, self.pid, self.start, self.inode, self.cookie, old)
         lines = [f"{key} {value}\n" for key, value in zip(_KEYS, values, strict=True)]
@@ -97,36 +98,36 @@ class State:
 
     @classmethod
     def of(cls, text: bytes) -> State:
-        """Raises ValueError for what `text` cannot have written."""
+        """Parses the bytes of a file.  Raises ValueError."""
         lines = text.split(b"\n", len(_KEYS))
         if len(lines) != len(_KEYS) + 1:
             raise ValueError(f"{len(lines)} lines")
-        said = []
+        values = []
         for key, line in zip((*_KEYS, "path"), lines, strict=True):
             if not line.startswith(key.encode() + b" "):
                 raise ValueError(f"{key} is missing")
-            said.append(line[len(key) + 1 :])
+            values.append(line[len(key) + 1 :])
         one = cls.__new__(cls)
-        one.boot = said[0].decode("ascii")
-        one.pidns, one.pid, one.start, one.inode, one.cookie = map(int, said[1:6])
+        one.boot = values[0].decode("ascii")
+        one.pidns, one.pid, one.start, one.inode, one.cookie = map(int, values[1:6])
         one.old = {}
-        for pair in said[6].decode("ascii").split(","):
+        for pair in values[6].decode("ascii").split(","):
             family, _, name = pair.partition("=")
             if not 0 <= int(family) <= 255 or not name.replace("_", "").isalnum():
-                raise ValueError(f"no logger is called {pair!r}")
+                raise ValueError(f"not a family and a logger: {pair!r}")
             one.old[int(family)] = name
-        one.path = os.fsdecode(said[7])
+        one.path = os.fsdecode(values[7])
         return one
 
 
 def boot_id() -> str:
-    """Another one after each boot."""
+    """The kernel's random id of this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot: None: there is none, 0: not known."""
+    """When a process started, clock ticks since boot; None if there is none, 0 if unknown."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
@@ -134,7 +135,7 @@ def started(pid: int) -> int | None:
         return None
     except OSError:
         return 0
-    # One that has ended and is not waited for has no descriptor left.
+    # A zombie has closed its descriptors: it counts as ended.
     return None if words[0] in (b"Z", b"X") else int(words[19])
 
 
@@ -142,17 +143,17 @@ def started(pid: int) -> int | None:
 
 
 def folders() -> list[str]:
-    """Where files may be, the best first."""
-    places = ["/run/ipttrace"]
+    """The folders that may have files, the preferred first."""
+    found = ["/run/ipttrace"]
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        places.append(os.path.join(runtime, "ipttrace"))
+        found.append(os.path.join(runtime, "ipttrace"))
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    places.append(os.path.join(cache, "ipttrace", "state"))
-    return [place for place in places if os.path.isabs(place)]
+    found.append(os.path.join(cache, "ipttrace", "state"))
+    return [one for one in found if os.path.isabs(one)]
 
 
 def usable(folder: str) -> bool:
-    """Is it ours, and may nobody else write there?"""
+    """Whether the folder is this user's, and only this user may write there."""
     try:
         found = os.lstat(folder)
     except OSError:
@@ -163,21 +164,24 @@ def usable(folder: str) -> bool:
 
 
 def folder() -> str | None:
-    """The first where files can be written; it is made where it was not."""
-    for place in folders():
+    """The first usable folder, created if needed; None if there is none."""
+    for one in folders():
         with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.mkdir(place, 0o700)
-        if usable(place):
-            return place
+            os.makedirs(os.path.dirname(one), exist_ok=True)
+            os.mkdir(one, 0o700)
+        if usable(one):
+            return one
     return None
 
 
 @contextlib.contextmanager
-def locked(place: str, patience: float = _PATIENCE) -> Iterator[None]:
-    """Nobody else reads or writes files, or settings for the sake of them.  Raises OSError."""
+def locked(folder: str, patience: float = _PATIENCE) -> Iterator[None]:
+    """Holds the folder's lock.
+
+    Raises OSError, after `patience` s BlockingIOError.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(os.path.join(place, _LOCK), flags, 0o600)
+    fd = os.open(os.path.join(folder, _LOCK), flags, 0o600)
     try:
         end = time.monotonic() + patience
         while True:
@@ -193,13 +197,13 @@ def locked(place: str, patience: float = _PATIENCE) -> Iterator[None]:
         os.close(fd)
 
 
-def states(place: str) -> list[State]:
-    """What the files say; what is none of ours or broken is removed.  Needs the lock."""
+def states(folder: str) -> list[State]:
+    """Reads all files; removes those that are malformed.  Needs the lock.  Raises OSError."""
     found = []
-    for name in sorted(os.listdir(place)):
+    for name in sorted(os.listdir(folder)):
         if not name.startswith(_PREFIX):
             continue
-        path = os.path.join(place, name)
+        path = os.path.join(folder, name)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
@@ -216,35 +220,35 @@ def states(place: str) -> list[State]:
     return found
 
 
-def write(place: str, state: State) -> None:
-    """On disk when this returns.  Needs the lock.  Raises OSError."""
-    path = os.path.join(place, state.name)
+def write(folder: str, state: State) -> None:
+    """Writes the file, synced to disk when this returns.  Needs the lock.  Raises OSError."""
+    path = os.path.join(folder, state.name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(f"{place}/.{state.name}", flags, 0o600)
+    fd = os.open(f"{folder}/.{state.name}", flags, 0o600)
     try:
         os.write(fd, state.text())
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.rename(f"{place}/.{state.name}", path)
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.rename(f"{folder}/.{state.name}", path)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def remove(place: str, state: State) -> None:
-    """Needs the lock."""
+def remove(folder: str, state: State) -> None:
+    """Removes the file.  Needs the lock.  Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(place, state.name))
+        os.unlink(os.path.join(folder, state.name))
 
 
-# -- the setting, in the calling thread's namespace
+# -- loggers of the calling thread's namespace
 
 
 def cookie() -> int:
-    """Of the namespace; 0: this kernel has none."""
+    """The namespace's cookie, 0 if the kernel has none."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as sock:
@@ -256,13 +260,13 @@ def cookie() -> int:
 
 
 def logger(family: int) -> str:
-    """Its name, or NONE.  Raises OSError."""
+    """The name of the logger of `family` (NFPROTO_*), or NONE.  Raises OSError."""
     with open(f"{_SETTING}/{family}", encoding="utf-8", errors="backslashreplace") as file:
         return file.read().strip()
 
 
 def writable() -> bool:
-    """Can every name be set?  Where not, OURS and NONE still can."""
+    """Whether any logger can be set; if not, NFNETLINK_LOG and NONE still can."""
     try:
         os.close(os.open(f"{_SETTING}/2", os.O_WRONLY | os.O_CLOEXEC))
     except OSError:
@@ -271,14 +275,14 @@ def writable() -> bool:
 
 
 def set_logger(family: int, name: str) -> None:
-    """Raises OSError: ENOENT where the kernel has no such logger."""
+    """Sets a logger.  Raises OSError, ENOENT if the kernel has no such logger."""
     try:
         fd = os.open(f"{_SETTING}/{family}", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        if name not in (OURS, NONE):
+        if name not in (NFNETLINK_LOG, NONE):
             raise
-        # Containers have /proc/sys read-only as a rule.
-        _bind(family, _PF_BIND if name == OURS else _PF_UNBIND)
+        # /proc/sys is usually read-only in containers.
+        _bind(family, _PF_BIND if name == NFNETLINK_LOG else _PF_UNBIND)
         return
     try:
         os.write(fd, name.encode())
@@ -287,41 +291,41 @@ def set_logger(family: int, name: str) -> None:
 
 
 def _bind(family: int, command: int) -> None:
-    """The same by netlink: NFULNL_MSG_CONFIG with nothing but a command."""
+    """Sets or unsets nfnetlink_log by netlink: NFULNL_MSG_CONFIG with a command only."""
     import socket
     import struct
 
     netfilter, config, request_ack = 12, 4 << 8 | 1, 5
     head = struct.pack("=IHHII", 28, config, request_ack, 1, 0)
-    order = head + struct.pack("=BBHHHB3x", family, 0, 0, 5, 1, command)
+    request = head + struct.pack("=BBHHHB3x", family, 0, 0, 5, 1, command)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netfilter) as sock:
-        sock.sendto(order, (0, 0))
+        sock.sendto(request, (0, 0))
         number = -struct.unpack_from("=i", sock.recv(4096), 16)[0]
     if number:
         raise OSError(number, os.strerror(number))
 
 
-def put_back(state: State) -> list[int]:
-    """The families whose old logger is there again, of those that are still as we left them.
+def restore(state: State) -> list[int]:
+    """Restores the old loggers where nfnetlink_log is still set; returns their families.
 
-    The calling thread enters the namespace and comes back.  Raises Gone, OSError.
+    The calling thread enters the namespace and returns.  Raises Gone, OSError.
     """
     done = []
     with _inside(state):
         for family, old in state.old.items():
-            if old == OURS or logger(family) != OURS:
+            if old == NFNETLINK_LOG or logger(family) != NFNETLINK_LOG:
                 continue
             try:
                 set_logger(family, old)
             except FileNotFoundError:
-                set_logger(family, NONE)  # its module has been unloaded
+                set_logger(family, NONE)  # the old logger's module has been unloaded
             done.append(family)
     return done
 
 
 @contextlib.contextmanager
 def _inside(state: State) -> Iterator[None]:
-    """As ruleset_save.inside, but finds the namespace wherever it is."""
+    """As netns.inside, and looks for the namespace at other paths than `state.path` too."""
     mine = "/proc/thread-self/ns/net"
     home = os.open(mine, os.O_RDONLY | os.O_CLOEXEC)
     moved = False
@@ -346,13 +350,13 @@ def _inside(state: State) -> Iterator[None]:
 
 def _open(state: State) -> int:
     """A descriptor of the namespace.  Raises Gone, PermissionError."""
-    for path in _places(state.path):
+    for path in _candidates(state.path):
         try:
             if os.stat(path).st_ino != state.inode:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError:
-            # Processes that have more rights than we do are elsewhere, as a rule.
+            # Processes with more privileges than this one are usually in another namespace.
             if path == state.path:
                 raise
             continue
@@ -364,8 +368,8 @@ def _open(state: State) -> int:
     raise Gone
 
 
-def _places(path: str) -> Iterator[str]:
-    """Where a namespace that was at `path` may be found."""
+def _candidates(path: str) -> Iterator[str]:
+    """Paths that may lead to a namespace that was at `path`."""
     yield path
     for folder, rest in (("/run/netns", ""), ("/proc", "/ns/net")):
         with contextlib.suppress(OSError):
@@ -375,34 +379,37 @@ def _places(path: str) -> Iterator[str]:
 
 
 def _setns(fd: int) -> None:
-    # os.setns() comes with Python 3.12.
+    # os.setns() comes with Python 3.12; netns.setns cannot be imported here.
     if _libc.setns(fd, _CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
-# -- to be done for a process that has ended, or is about to
+# -- when a process has ended, or is about to
 
 
-def settle(place: str, state: State) -> list[int]:
-    """Puts back what `state` says, unless another process still needs it, and forgets it.
+def settle(folder: str, state: State) -> list[int]:
+    """Restores loggers, unless another process still needs nfnetlink_log; removes the file.
 
-    Returns the families that were put back.  Needs the lock.  Raises OSError, and the
-    file stays.
+    Returns the families that were restored.  Needs the lock.  Raises OSError, and then
+    the file stays.
     """
     done = []
-    others = [one for one in states(place) if one.name != state.name and one.alive]
+    others = [one for one in states(folder) if one.name != state.name and one.alive]
     if not any(one.same_namespace(state) for one in others):
         with contextlib.suppress(Gone):
-            done = put_back(state)
-    remove(place, state)
+            done = restore(state)
+    remove(folder, state)
     return done
 
 
 def main(arguments: list[str]) -> int:
-    """`arguments`: the folder, and the process whose end to wait for: by a pipe at
-    descriptor 0, or its pidfd, for others may have inherited the pipe."""
-    place, pid = arguments[0], int(arguments[1])
+    """Waits for the end of a process, then settles its files in a folder.
+
+    `arguments`: the folder, the process id.  The end shows in the pipe at descriptor 0,
+    or in a pidfd: other processes may have inherited the pipe.
+    """
+    folder, pid = arguments[0], int(arguments[1])
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     poll = select.poll()
@@ -414,11 +421,11 @@ def main(arguments: list[str]) -> int:
         os.close(1)
     poll.poll()
     mine = os.stat("/proc/self/ns/pid").st_ino
-    with locked(place, 60.0):
-        for state in states(place):
+    with locked(folder, 60.0):
+        for state in states(folder):
             if (state.pid, state.pidns) == (pid, mine):
                 with contextlib.suppress(OSError):
-                    settle(place, state)
+                    settle(folder, state)
     return 0
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The legacy tables of a namespace, as they are now, for the netlink engine.
+"""The rules of a namespace's legacy tables, and what they make of a logged event.
 
-Nobody tells when a legacy table is replaced: what the kernel has is compared with
-what it had, counters left out, now and then.  What the rules say is read as
-ruleset_save does.  Must not make a table that was not there.
+The kernel does not announce that a legacy table was replaced: its entries are read now
+and then and compared, without counters.  Must not create a table: reading one that does
+not exist would.
 """
 
 from __future__ import annotations
@@ -16,89 +16,88 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ipttrace.capture import iptables_save as ruleset_save
+import numpy as np
+
+from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import CommandMissing, Table, Unreadable
-from ipttrace.capture.netlink.calls import UNTOLD
-from ipttrace.netfilter import IP_VERSIONS
+from ipttrace.capture.netlink.attributes import Array
+from ipttrace.capture.netlink.events import POLICY, RETURN, RULE, UNKNOWN_VERDICT, VERDICT_CONTINUE
+from ipttrace.netfilter import ACCEPT, DROP, IP_VERSIONS, QUEUE
 
-FAMILIES: Final = (4, 6)
-# include/uapi/linux/netfilter_ipv4.h, the same for IPv6; priorities by table, nat's by hook.
-_PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
-_NAT: Final = {0: -100, 1: 100, 3: -100, 4: 100}
+VERSIONS: Final = (4, 6)  # of IP
+# linux/netfilter_ipv4.h and netfilter_ipv6.h: by table, of nat by hook.
+_PRIORITIES: Final = {b"raw": -300, b"mangle": -150, b"filter": 0, b"security": 50}
+_NAT_PRIORITIES: Final = {0: -100, 1: 100, 3: -100, 4: 100}
 
-# IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES and IPv6's, which have the same numbers.
+# IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES; IP6T_SO_* have the same numbers.
 _GET_INFO: Final = 64
 _GET_ENTRIES: Final = 65
 _INFO: Final = struct.Struct("=32sI5I5III")
 _NAME: Final = 32
-_ENTRIES_HEAD: Final = 40  # struct ipt_get_entries: name, size, and its alignment
-# Where an entry has its next_offset (u16) and its counters (16 bytes): struct ipt_entry,
-# struct ip6t_entry on 64-bit kernels.
+_ENTRIES_HEAD: Final = 40  # struct ipt_get_entries: name, size, padding
+# Offsets of next_offset (u16) and counters (16 bytes) in struct ipt_entry and struct
+# ip6t_entry, of 64-bit kernels.
 _NEXT: Final = {4: 90, 6: 142}
 _COUNTERS: Final = {4: 96, 6: 152}
 _COUNTERS_SIZE: Final = 16
 _LEVELS: Final = {4: (socket.AF_INET, socket.SOL_IP), 6: (socket.AF_INET6, 41)}
 _LARGEST: Final = 64 << 20
-# Looking costs a fifth of a processor at most.
-_SHARE: Final = 4
-_AGAIN: Final = 10.0  # s, after a failure
+# Looking for changes takes a fifth of a processor at most.
+_REST: Final = 4
+_RETRY: Final = 10.0  # s, after rules could not be read
 _TRIES: Final = 3
 
-_RULE, _RETURN, _POLICY = range(3)  # of record.MATCHES
-_ACCEPT: Final = 1
-_DROP: Final = 0
-_QUEUE: Final = 3
-_TARGETS = {
-    "ACCEPT": _ACCEPT,
-    "DROP": _DROP,
-    "REJECT": _DROP,
-    "QUEUE": _QUEUE,
-    "NFQUEUE": _QUEUE,
-    "DNAT": _ACCEPT,
-    "SNAT": _ACCEPT,
-    "MASQUERADE": _ACCEPT,
-    "REDIRECT": _ACCEPT,
-    "NETMAP": _ACCEPT,
-    "TPROXY": _ACCEPT,
+_VERDICTS = {
+    "ACCEPT": ACCEPT,
+    "DROP": DROP,
+    "REJECT": DROP,
+    "QUEUE": QUEUE,
+    "NFQUEUE": QUEUE,
+    "DNAT": ACCEPT,
+    "SNAT": ACCEPT,
+    "MASQUERADE": ACCEPT,
+    "REDIRECT": ACCEPT,
+    "NETMAP": ACCEPT,
+    "TPROXY": ACCEPT,
 }
-GO_ON: Final = -1
-# What the packet goes on from, to the next rule; iptables-extensions(8).
-_TARGETS |= dict.fromkeys(
+"""Targets to verdicts: NF_* or VERDICT_CONTINUE; iptables-extensions(8)."""
+_VERDICTS |= dict.fromkeys(
     (
         *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL"),
         *("HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST", "SECMARK"),
         *("SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG"),
     ),
-    GO_ON,
+    VERDICT_CONTINUE,
 )
-# What stands in quotes may look like anything.
+# A quoted string may look like a target.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
 _TARGET: Final = re.compile(r"(?:^|\s)-([jg])\s+(\S+)")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_Key = tuple[int, str]  # 4 or 6, table
+_Key = tuple[int, str]  # IP version, table
 
 
 class LegacyRules:
-    """All but the constructor and `tables` is for the thread that is inside the namespace."""
+    """The legacy tables of one namespace; methods are for the thread inside the namespace."""
 
     def __init__(self) -> None:
-        """In the calling thread's namespace.  Raises OSError."""
-        self.tables: dict[_Key, Table] = {}  # as they are, as far as it is known
+        """Of the calling thread's namespace.  Raises OSError."""
+        self.tables: dict[_Key, Table] = {}  # the newest that could be read
         self.earlier: dict[_Key, Table] = {}  # before the newest change
-        self.changed = 0  # when a change was seen last, CLOCK_MONOTONIC ns
-        self.checked = 0  # when it was last looked whether there was one
-        self.failed = ""  # why the rules are not known, for a person
-        self._before: dict[_Key, bytes] = {}
+        self.changed = 0  # when the newest change was seen, CLOCK_MONOTONIC ns
+        self.checked = 0  # when the kernel's tables were last compared
+        self.failed = ""  # why the rules are unknown, for a message
+        self._blobs: dict[_Key, bytes] = {}  # entries at the last check
         self._due = 0.0
-        self._read_due = dict.fromkeys(FAMILIES, 0.0)  # after a failure
-        self._unread: set[int] = set()  # families that changed before that
+        self._retry_at = dict.fromkeys(VERSIONS, 0.0)  # after a failure
+        self._unread: set[int] = set()  # IP versions that changed before _retry_at
         self._sockets: dict[int, socket.socket] = {}
-        for family in FAMILIES:
+        for family in VERSIONS:
             with contextlib.suppress(OSError):
                 self._sockets[family] = socket.socket(
                     _LEVELS[family][0], socket.SOCK_RAW, socket.IPPROTO_RAW
@@ -107,39 +106,39 @@ class LegacyRules:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     def close(self) -> None:
-        """Lets go of the namespace."""
+        """Closes the sockets, which hold the namespace."""
         for sock in self._sockets.values():
             sock.close()
 
     @staticmethod
-    def there() -> set[int]:
-        """The families, 4 and 6, that have tables in the thread's namespace."""
-        return {family for family in FAMILIES if ruleset_save.names(family)}
+    def existing() -> set[int]:
+        """The IP versions that have tables in the calling thread's namespace."""
+        return {family for family in VERSIONS if iptables_save.names(family)}
 
-    def look(self, *, now: bool = False) -> set[int] | None:
-        """The families whose rules are others than at the last look; None: it was not time.
+    def check(self, *, force: bool = False) -> set[int] | None:
+        """The IP versions whose rules changed since the last check; None if it is not due.
 
-        `now`: whatever it costs.
+        `force`: checks even if it is not due.
         """
         begun = time.monotonic()
-        if not now and begun < self._due:
+        if not force and begun < self._due:
             return None
         moment = time.monotonic_ns()
         changed: set[int] = set()
         for family in self._sockets:
-            if self._look(family):
+            if self._update(family):
                 changed.add(family)
         if changed:
             self.changed = time.monotonic_ns()
         self.checked = moment
-        self._due = max(self._due, time.monotonic() + _SHARE * (time.monotonic() - begun))
+        self._due = max(self._due, time.monotonic() + _REST * (time.monotonic() - begun))
         return changed
 
-    def _look(self, family: int) -> bool:
-        """Reads the family's rules where they have changed."""
-        before = {key: blob for key, blob in self._before.items() if key[0] == family}
-        now = self._blobs(family)
-        due = time.monotonic() >= self._read_due[family]
+    def _update(self, family: int) -> bool:
+        """Reads the rules of one IP version if they changed; returns whether they did."""
+        before = {key: blob for key, blob in self._blobs.items() if key[0] == family}
+        now = self._read_blobs(family)
+        due = time.monotonic() >= self._retry_at[family]
         if now == before and not (due and family in self._unread):
             return False
         self._unread.discard(family)
@@ -147,33 +146,34 @@ class LegacyRules:
             self._unread.add(family)
         for _ in range(_TRIES):
             try:
-                tables = ruleset_save.read(family) if due else {}
+                tables = iptables_save.read(family) if due else {}
                 self.failed = "" if due else self.failed
             except (CommandMissing, CaptureError, Unreadable, OSError) as error:
                 self.failed = str(error)
-                # Rows wait for each look, so that it must not be what comes later.
-                self._read_due[family] = time.monotonic() + _AGAIN
+                # Rows wait for each check: a failing command must not delay every one.
+                self._retry_at[family] = time.monotonic() + _RETRY
                 tables = {}
-            after = self._blobs(family)
+            after = self._read_blobs(family)
             if after == now:
                 break
             now = after
         else:
             tables = {}
-        for key in [key for key in self._before if key[0] == family]:
-            del self._before[key]
-        self._before.update(now)
+        for key in before:
+            del self._blobs[key]
+        self._blobs.update(now)
         self.earlier = self.tables
         self.tables = {key: table for key, table in self.tables.items() if key[0] != family} | {
             (family, name): table for name, table in tables.items()
         }
         return True
 
-    def _blobs(self, family: int) -> dict[_Key, bytes]:
-        return {(family, name): self._blob(family, name) for name in ruleset_save.names(family)}
+    def _read_blobs(self, family: int) -> dict[_Key, bytes]:
+        names = iptables_save.names(family)
+        return {(family, name): self._read_blob(family, name) for name in names}
 
-    def _blob(self, family: int, table: str) -> bytes:
-        """The table's entries as the kernel has them, without their counters."""
+    def _read_blob(self, family: int, table: str) -> bytes:
+        """The table's entries in the kernel, counters zeroed; empty if they cannot be read."""
         level = _LEVELS[family][1]
         fd = self._sockets[family].fileno()
         name = table.encode()[: _NAME - 1]
@@ -192,6 +192,7 @@ class LegacyRules:
 
 
 def _get(fd: int, level: int, option: int, buffer: Any, size: int) -> bool:
+    """getsockopt(2) with a buffer that is also read, which Python's socket does not offer."""
     length = ctypes.c_uint32(size)
     return bool(_libc.getsockopt(fd, level, option, buffer, ctypes.byref(length)) == 0)
 
@@ -209,40 +210,50 @@ def _without_counters(blob: bytes, family: int) -> bytes:
     return bytes(data)
 
 
-def priority(table: str, hook: int) -> int:
-    """Of a table's chain at a hook."""
-    return _NAT.get(hook, 0) if table == "nat" else _PRIORITIES.get(table, 0)
+def priorities(tables: Sequence[bytes], index: Array, hooks: Array) -> Array:
+    """The priorities of tables' chains at hooks, int64, shape (n,); 0 for unknown tables.
+
+    `index`: into `tables`, shape (n,); `hooks`: NF_INET_*, shape (n,).
+    """
+    pairs = index.astype(np.int64) << 8 | hooks.astype(np.int64)
+    unique, inverse = np.unique(pairs, return_inverse=True)
+    found = [_priority(tables[pair >> 8], pair & 0xFF) for pair in unique.tolist()]
+    return np.array(found, np.int64)[inverse]
 
 
-class Meaning(NamedTuple):
-    """`match`: index into record.MATCHES; `verdict`: NF_*, GO_ON or UNTOLD."""
+def _priority(table: bytes, hook: int) -> int:
+    return _NAT_PRIORITIES.get(hook, 0) if table == b"nat" else _PRIORITIES.get(table, 0)
+
+
+class Outcome(NamedTuple):
+    """`match`: index into record.MATCHES; `verdict`: NF_*, VERDICT_CONTINUE, UNKNOWN_VERDICT."""
 
     match: int
     verdict: int
 
 
-def meaning(
+def outcome(
     tables: dict[_Key, Table], family: int, table: str, chain: str, match: int, number: int
-) -> Meaning:
-    """What a line that was logged means, as the rules say, and only so.
+) -> Outcome:
+    """What a logged event means by the rules in `tables`.
 
-    `family`: NFPROTO.  The kernel calls any unconditional verdict a policy or a return:
-    what has a rule's number is that rule.
+    `family`: NFPROTO_*; `match`: as logged.  The kernel logs every unconditional verdict
+    as a policy or a return: an event with the number of a rule is a hit of that rule.
     """
     rules = tables.get((IP_VERSIONS.get(family, 0), table), {}).get(chain)
     is_rule = rules is not None and 0 < number <= len(rules.rules)
     if rules is None or not is_rule:
-        if match == _RETURN:
-            return Meaning(match, GO_ON)
-        if match == _POLICY and rules is not None and rules.policy is not None:
-            return Meaning(match, _TARGETS.get(rules.policy, UNTOLD))
-        return Meaning(match, UNTOLD)
+        if match == RETURN:
+            return Outcome(match, VERDICT_CONTINUE)
+        if match == POLICY and rules is not None and rules.policy is not None:
+            return Outcome(match, _VERDICTS.get(rules.policy, UNKNOWN_VERDICT))
+        return Outcome(match, UNKNOWN_VERDICT)
     found = _TARGET.search(_QUOTED.sub('""', rules.rules[number - 1]))
     if found is None:
-        return Meaning(_RULE, GO_ON)
-    how, target = found.groups()
+        return Outcome(RULE, VERDICT_CONTINUE)
+    option, target = found.groups()
     if target == "RETURN":
-        return Meaning(match if match == _RETURN else _RULE, GO_ON)
-    if how == "g" or target in tables[IP_VERSIONS[family], table]:
-        return Meaning(_RULE, GO_ON)
-    return Meaning(_RULE, _TARGETS.get(target, UNTOLD))
+        return Outcome(match if match == RETURN else RULE, VERDICT_CONTINUE)
+    if option == "g" or target in tables[IP_VERSIONS[family], table]:
+        return Outcome(RULE, VERDICT_CONTINUE)
+    return Outcome(RULE, _VERDICTS.get(target, UNKNOWN_VERDICT))

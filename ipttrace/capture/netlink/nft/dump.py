@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What nftables has in a namespace, as the kernel lists it: tables, chains, rules' handles.
+"""Snapshots of a namespace's nftables ruleset: tables, chains, and the handles of rules.
 
-One generation of it, or nothing.  What the rules say is read by nft_ruleset.
-Must not change anything.
+A snapshot is of one generation.  The texts of rules are read elsewhere (capture.rules).
+Must not change anything in the kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.netlink.nft.wire import NftSocket, Order, Refused, attributes, in_words
+from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, attributes, capture_error
 
 _GETTABLE: Final = 1
 _GETCHAIN: Final = 4
@@ -31,42 +31,42 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _GEN_ID: Final = 1
 
 _TRIES: Final = 10
-_RESTLESS: Final = "nftables' rules change faster than they can be listed"
+_UNSTABLE: Final = "nftables' rules change faster than they can be listed"
 
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """`handle` is another one when a table of the same name is made anew."""
+    """A table; one that is deleted and made again has another `handle`."""
 
     handle: int
     flags: int  # NFT_TABLE_F_*
-    owner: int | None  # netlink address of the socket that it belongs to
+    owner: int | None  # netlink address of the socket that owns it
 
 
 @dataclass(frozen=True, slots=True)
 class ChainInfo:
-    """`hook`, `priority` and `policy` (NF_*): None where it is no base chain."""
+    """A chain; `hook`, `priority` and `policy` (NF_*) are None unless it is a base chain."""
 
     hook: int | None
     priority: int | None
     type: str
     policy: int | None
     device: str | None
-    handles: list[int] = field(default_factory=list)  # of its rules, in order
+    handles: list[int] = field(default_factory=list)  # of the rules, in order
     comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Tables by family (NFPROTO_*) and name, chains by family, table and name."""
+    """A ruleset: tables by family (NFPROTO_*) and name, chains by family, table and name."""
 
-    genid: int
+    genid: int  # the kernel's number of the generation
     tables: dict[tuple[int, str], TableInfo]
     chains: dict[tuple[int, str, str], ChainInfo]
 
 
-class Made(NamedTuple):
-    """What a rule is made of: see nft_words."""
+class RuleExpressions(NamedTuple):
+    """A rule's expressions: the bytes of NFTA_RULE_EXPRESSIONS."""
 
     family: int
     table: str
@@ -76,10 +76,10 @@ class Made(NamedTuple):
 
 
 class Dump:
-    """A socket for asking, of the calling thread's namespace.  For one thread at a time."""
+    """Lists the ruleset of the namespace in which it is made.  For one thread at a time."""
 
     def __init__(self) -> None:
-        """Raises CaptureError."""
+        """Raises CaptureError if the kernel has no nf_tables or refuses to list it."""
         self._socket = NftSocket()
         try:
             self.genid()
@@ -88,29 +88,35 @@ class Dump:
             raise
 
     def close(self) -> None:
-        """Lets go of the namespace."""
+        """Closes the socket, which holds the namespace."""
         self._socket.close()
 
     def genid(self) -> int:
-        """The generation of the ruleset.  Raises CaptureError."""
+        """The current generation of the ruleset.  Raises CaptureError."""
         for _, found in self._ask(_GETGEN, 0):
             return _number(found, _GEN_ID) or 0
-        raise CaptureError("nf_tables does not tell its generation")
+        raise CaptureError("nf_tables does not report the ruleset's generation")
 
     def snapshot(self) -> Snapshot:
-        """All of one generation.  Raises CaptureError, also where it never stands still."""
+        """The complete ruleset of one generation.
+
+        Raises CaptureError, also if the ruleset changes during every attempt.
+        """
         for _ in range(_TRIES):
             before = self.genid()
             snapshot = Snapshot(before, self._tables(), self._chains())
-            self._rules(snapshot)
+            self._add_handles(snapshot)
             if self.genid() == before:
                 return snapshot
-        raise CaptureError(_RESTLESS)
+        raise CaptureError(_UNSTABLE)
 
-    def made(self) -> list[Made]:
-        """All rules, in order; of one generation only if `genid` says so.  Raises CaptureError."""
+    def rules(self) -> list[RuleExpressions]:
+        """All rules in order; of one generation if `genid()` is the same before and after.
+
+        Raises CaptureError.
+        """
         return [
-            Made(
+            RuleExpressions(
                 family,
                 _text(found, _RULE_TABLE),
                 _text(found, _RULE_CHAIN),
@@ -122,11 +128,11 @@ class Dump:
 
     def _ask(self, kind: int, flags: int = _DUMP) -> list[tuple[int, dict[int, bytes]]]:
         try:
-            return self._socket.ask(Order(kind, 0, b"", flags))
+            return self._socket.ask(Request(kind, 0, b"", flags))
         except Refused as refused:
             if refused.errno == errno.EINTR:
-                raise CaptureError(_RESTLESS) from refused
-            raise in_words(refused.errno) from refused
+                raise CaptureError(_UNSTABLE) from refused
+            raise capture_error(refused.errno) from refused
 
     def _tables(self) -> dict[tuple[int, str], TableInfo]:
         return {
@@ -155,7 +161,7 @@ class Dump:
             )
         return chains
 
-    def _rules(self, snapshot: Snapshot) -> None:
+    def _add_handles(self, snapshot: Snapshot) -> None:
         for family, found in self._ask(_GETRULE):
             chain = snapshot.chains.get(
                 (family, _text(found, _RULE_TABLE), _text(found, _RULE_CHAIN))
@@ -165,21 +171,21 @@ class Dump:
                 chain.handles.append(handle)
 
 
-def _number(of: dict[int, bytes], kind: int) -> int | None:
-    """A big-endian number of four or eight bytes; None where there is none."""
-    value = of.get(kind, b"")
+def _number(values: dict[int, bytes], kind: int) -> int | None:
+    """A big-endian number of four or eight bytes, else None."""
+    value = values.get(kind, b"")
     if len(value) == 4:
         return int(struct.unpack(">I", value)[0])
     return int(struct.unpack(">Q", value)[0]) if len(value) == 8 else None
 
 
-def _text(of: dict[int, bytes], kind: int) -> str:
-    """A name; bytes that are no UTF-8 stay what they are, as surrogates."""
-    return of.get(kind, b"").split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+def _text(values: dict[int, bytes], kind: int) -> str:
+    """A name, empty if there is none; bytes that are not UTF-8 become surrogates."""
+    return values.get(kind, b"").split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def _comment(userdata: bytes) -> str | None:
-    """The comment in what nft keeps beside a chain: type, length, value of a byte each and more."""
+    """The comment in the data that nft stores with a chain: (u8 type, u8 length, value)*."""
     at = 0
     while at + 2 <= len(userdata):
         kind, length = userdata[at : at + 2]

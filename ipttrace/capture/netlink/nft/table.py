@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The table that turns tracing on for packets that the filter takes, in one namespace.
+"""The flip table: the nft table that sets nf_trace on packets that match the filter.
 
-It comes before every other chain, and belongs to the socket that made it: however
-ipttrace ends, the kernel removes it.  Kernels before 5.12 have no such tables; there
-the table bears the name of the process, and `clean_stale` removes those of dead ones.
-Must not read traces.
+One for each traced namespace.  Its chains precede all others.  It is owned by the socket
+that made it, so that the kernel removes it however ipttrace ends.  Kernels before 5.12
+have no owned tables: there its name holds the process id, and `remove_stale` removes the
+tables of dead processes.  Must not read trace messages.
 """
 
 from __future__ import annotations
@@ -17,32 +17,36 @@ from pathlib import Path
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.filter.nft import Compiled
+from ipttrace.capture.filter.nft import LENGTH, TRANSPORT, Check, Compiled
+from ipttrace.capture.netlink.events import TABLE_PREFIX
 from ipttrace.capture.netlink.nft import wire
-from ipttrace.capture.netlink.nft.wire import NftSocket, Order, Refused, in_words
+from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, capture_error
 from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
 _COUNTER: Final = b"flipped"
-_FIRST: Final = -(1 << 31)  # before all other chains, defragmentation included
+_FIRST_PRIORITY: Final = -(1 << 31)  # before all other chains, and before defragmentation
 _OWNER: Final = 0x2  # NFT_TABLE_F_OWNER
-# Hooks: NF_INET_* and NF_BR_* number alike, NF_ARP_* do not.
+# Chain and hook: NF_INET_* and NF_BR_* have the same numbers, NF_ARP_* others.
 _CHAINS: Final = ((b"prerouting", 0), (b"output", 3))
 _ARP_CHAINS: Final = ((b"input", 0), (b"output", 1))
 _ETHERTYPES: Final = (0x0800, 0x86DD)
-_NAME: Final = re.compile(rb"ipttrace-(\d{1,10})-(\d{1,20})")
+_NAME: Final = re.compile(re.escape(TABLE_PREFIX) + rb"(\d{1,10})-(\d{1,20})")  # pid, start
 
 
 class FlipTable:
-    """One namespace's table; of the calling thread's when it is made.  One thread at a time."""
+    """The flip table of the namespace in which it is made.  For one thread at a time."""
 
     def __init__(self, *, owner: bool = True, inet: bool = True) -> None:
-        """`owner`, `inet`: try what old kernels do not have.  Raises CaptureError."""
+        """`owner`, `inet`: try owned tables and family inet, which old kernels lack.
+
+        Raises CaptureError.
+        """
         self._want_owner = owner
         self._want_inet = inet
         self.name: Final = _own_name()
         self.owned = False  # by the socket
-        self.families: tuple[int, ...] = ()  # where the table is: NFPROTO_*
-        self._before = (0, 0)  # of tables that were removed
+        self.families: tuple[int, ...] = ()  # NFPROTO_* in which the table exists
+        self._removed_counts = (0, 0)  # packets and bytes, of tables removed since
         self._socket = NftSocket()
 
     def __enter__(self) -> FlipTable:
@@ -53,14 +57,14 @@ class FlipTable:
 
     @property
     def portid(self) -> int:
-        """The address of the socket that owns the table."""
+        """The netlink address of the socket that owns the table."""
         return self._socket.portid
 
     def install(self, compiled: Compiled, families: Iterable[int] = (NFPROTO_INET,)) -> None:
-        """Flips from now on what `compiled` takes.  `families`: of NFPROTO_INET, _BRIDGE, _ARP.
+        """Makes the table, which flips packets that match `compiled` from now on.
 
-        ARP packets are flipped only where there is no filter.  Raises CaptureError, and
-        then nothing is installed.
+        `families`: any of NFPROTO_INET, _BRIDGE, _ARP; ARP packets are flipped only if
+        there is no filter.  Raises CaptureError, with nothing installed.
         """
         if self.families:
             raise CaptureError(f"the nft table {self.name.decode()} is installed already")
@@ -70,39 +74,44 @@ class FlipTable:
         except BaseException as error:
             self.remove()
             if isinstance(error, Refused):
-                raise self._in_words(error) from error
+                raise self._capture_error(error) from error
             raise
 
     def replace(self, compiled: Compiled) -> None:
-        """Another filter, at once in all families; what was counted stays.  Raises CaptureError."""
-        orders = []
+        """Replaces the filter in all families at once; counters stay.
+
+        Raises CaptureError.
+        """
+        requests = []
         for family in self.families:
             for chain, _ in _chains(family):
-                place = wire.text(1, self.name) + wire.text(2, chain)
-                orders.append(Order(wire.DELRULE, family, place))
-            orders += self._rules(compiled, family)
-        if orders:
-            self._commit(orders)
+                requests.append(self._flush_chain(family, chain))
+            requests += self._rules(compiled, family)
+        if requests:
+            self._commit(requests)
 
     def counted(self) -> tuple[int, int]:
-        """Packets and bytes flipped since the beginning.  Raises CaptureError."""
-        packets, octets = self._before
+        """Packets and bytes flipped since the table was first installed.  Raises CaptureError."""
+        packets, octets = self._removed_counts
         try:
             for family in self.families:
                 more = self._counter(family)
                 packets, octets = packets + more[0], octets + more[1]
         except Refused as error:
-            raise self._in_words(error) from error
+            raise self._capture_error(error) from error
         return packets, octets
 
     def remove(self) -> None:
-        """Flips no more, and the table is gone.  What was counted can still be asked for."""
+        """Removes the table: no packet is flipped after this.  `counted` stays valid.
+
+        Raises CaptureError.
+        """
         for family in self.families:
             self._remove(family)
         self.families = ()
 
     def close(self) -> None:
-        """Removes the table, and lets go of the namespace."""
+        """Removes the table and closes the socket, which holds the namespace."""
         if self._socket.fileno() < 0:
             return
         try:
@@ -116,8 +125,8 @@ class FlipTable:
         try:
             self._create(compiled, family)
         except Refused as refused:
-            # Chains of a family that the kernel was built without are not found.
-            if family == NFPROTO_INET and (refused.errno, refused.order) in (
+            # ENOENT: the kernel was built without chains of this family.
+            if family == NFPROTO_INET and (refused.errno, refused.kind) in (
                 (errno.ENOENT, wire.NEWCHAIN),
                 (errno.EAFNOSUPPORT, wire.NEWTABLE),
             ):
@@ -130,22 +139,22 @@ class FlipTable:
         try:
             self._create(compiled, NFPROTO_IPV6)
         except Refused as refused:
-            if refused.order not in (wire.NEWCHAIN, wire.NEWTABLE) or refused.errno not in (
+            if refused.kind not in (wire.NEWCHAIN, wire.NEWTABLE) or refused.errno not in (
                 errno.ENOENT,
                 errno.EAFNOSUPPORT,
             ):
                 raise
 
     def _create(self, compiled: Compiled, family: int) -> None:
-        # Only the first try tells whether the kernel has tables with owners.
+        # Owned tables are tried until the kernel has refused one.
         for owned in (True, False):
             if owned and not self._want_owner:
                 continue
             try:
-                self._socket.commit(self._orders(compiled, family, owned=owned))
+                self._socket.commit(self._new_table(compiled, family, owned=owned))
             except Refused as refused:
                 unknown = refused.errno in (errno.EINVAL, errno.EOPNOTSUPP)
-                if owned and unknown and refused.order == wire.NEWTABLE:
+                if owned and unknown and refused.kind == wire.NEWTABLE:
                     self._want_owner = False
                     continue
                 raise
@@ -153,43 +162,44 @@ class FlipTable:
             self.families = (*self.families, family)
             return
 
-    def _orders(self, compiled: Compiled, family: int, *, owned: bool) -> list[Order]:
+    def _new_table(self, compiled: Compiled, family: int, *, owned: bool) -> list[Request]:
         new = wire.CREATE | wire.EXCL
         flags = wire.number(2, _OWNER) if owned else b""
-        orders = [Order(wire.NEWTABLE, family, wire.text(1, self.name) + flags, new)]
+        requests = [Request(wire.NEWTABLE, family, wire.text(1, self.name) + flags, new)]
         counter = wire.text(1, self.name) + wire.text(2, _COUNTER)
-        # A counter of its own outlives the rules that count in it.
+        # A named counter outlives the rules that count in it.
         counter += wire.number(3, wire.COUNTER) + wire.nested(4)
-        orders.append(Order(wire.NEWOBJ, family, counter, new))
+        requests.append(Request(wire.NEWOBJ, family, counter, new))
         for chain, hook in _chains(family):
-            place = wire.number(1, hook) + wire.number(2, _FIRST & 0xFFFFFFFF)
-            made = wire.text(1, self.name) + wire.text(3, chain) + wire.nested(4, place)
-            made += wire.number(5, 1) + wire.text(7, b"filter")
-            orders.append(Order(wire.NEWCHAIN, family, made, new))
-        return orders + self._rules(compiled, family)
+            position = wire.number(1, hook) + wire.number(2, _FIRST_PRIORITY & 0xFFFFFFFF)
+            base = wire.text(1, self.name) + wire.text(3, chain) + wire.nested(4, position)
+            base += wire.number(5, 1) + wire.text(7, b"filter")
+            requests.append(Request(wire.NEWCHAIN, family, base, new))
+        return requests + self._rules(compiled, family)
 
-    def _rules(self, compiled: Compiled, family: int) -> list[Order]:
+    def _flush_chain(self, family: int, chain: bytes) -> Request:
+        return Request(wire.DELRULE, family, wire.text(1, self.name) + wire.text(2, chain))
+
+    def _rules(self, compiled: Compiled, family: int) -> list[Request]:
         if family == NFPROTO_ARP and compiled.program:
             return []
         flip = wire.count(_COUNTER) + wire.trace() + wire.accept()
         rules = []
         if family == NFPROTO_BRIDGE and compiled.program:
-            # A filter is about IP: bytes of something else could look like it.
-            rules.append(wire.no_protocol_of(*_ETHERTYPES) + wire.accept())
-        for checks in compiled.rules:
-            said = b"".join(wire.said(*check.load, check.mask, check.compares) for check in checks)
-            rules.append(said + flip)
-        orders = []
+            # The filter reads IP headers: other protocols' bytes could match by accident.
+            rules.append(wire.no_ethertype_of(*_ETHERTYPES) + wire.accept())
+        rules += [b"".join(map(_expressions, checks)) + flip for checks in compiled.rules]
+        requests = []
         for chain, _ in _chains(family):
-            place = wire.text(1, self.name) + wire.text(2, chain)
+            where = wire.text(1, self.name) + wire.text(2, chain)
             for rule in rules:
-                made = place + wire.nested(4, rule)
-                orders.append(Order(wire.NEWRULE, family, made, wire.CREATE | wire.APPEND))
-        return orders
+                body = where + wire.nested(4, rule)
+                requests.append(Request(wire.NEWRULE, family, body, wire.CREATE | wire.APPEND))
+        return requests
 
     def _counter(self, family: int) -> tuple[int, int]:
         wanted = wire.text(1, self.name) + wire.text(2, _COUNTER) + wire.number(3, wire.COUNTER)
-        for _, found in self._socket.ask(Order(wire.GETOBJ, family, wanted)):
+        for _, found in self._socket.ask(Request(wire.GETOBJ, family, wanted)):
             inner = wire.attributes(found.get(4, b""))
             if len(inner.get(1, b"")) == 8 and len(inner.get(2, b"")) == 8:
                 octets, packets = struct.unpack(">QQ", inner[1] + inner[2])
@@ -197,77 +207,90 @@ class FlipTable:
         raise Refused(errno.ENOENT, wire.GETOBJ)
 
     def _remove(self, family: int) -> None:
-        """Takes no error for one: what is gone is gone."""
-        gone = Order(wire.DELTABLE, family, wire.text(1, self.name))
-        places = [wire.text(1, self.name) + wire.text(2, chain) for chain, _ in _chains(family)]
+        """Removes the family's table; a table that is gone already is no error."""
+        chains = [self._flush_chain(family, chain) for chain, _ in _chains(family)]
         try:
-            # Without rules the counter stands still, and none is lost.
-            self._socket.commit([Order(wire.DELRULE, family, place) for place in places])
+            # Without rules the counter no longer changes: the last value is exact.
+            self._socket.commit(chains)
             packets, octets = self._counter(family)
-            self._before = (self._before[0] + packets, self._before[1] + octets)
-            self._socket.commit([gone])
+            before = self._removed_counts
+            self._removed_counts = (before[0] + packets, before[1] + octets)
+            self._socket.commit([Request(wire.DELTABLE, family, wire.text(1, self.name))])
         except Refused as error:
             if error.errno != errno.ENOENT:
-                raise self._in_words(error) from error
+                raise self._capture_error(error) from error
 
-    def _commit(self, orders: list[Order]) -> None:
+    def _commit(self, requests: list[Request]) -> None:
         try:
-            self._socket.commit(orders)
+            self._socket.commit(requests)
         except Refused as error:
-            raise self._in_words(error) from error
+            raise self._capture_error(error) from error
 
-    def _in_words(self, error: Refused) -> CaptureError:
+    def _capture_error(self, error: Refused) -> CaptureError:
         name = self.name.decode()
-        if error.errno == errno.ENOENT and error.order in (wire.DELRULE, wire.GETOBJ):
-            return CaptureError(f"another program has deleted the nft table {name}: trace anew")
-        if error.errno == errno.ENOENT and error.order == wire.NEWCHAIN:
-            return CaptureError("this kernel's nf_tables lacks the chains of a family to be traced")
+        if error.errno == errno.ENOENT and error.kind in (wire.DELRULE, wire.GETOBJ):
+            return CaptureError(
+                f"another program deleted the nft table {name}: start the trace again"
+            )
+        if error.errno == errno.ENOENT and error.kind == wire.NEWCHAIN:
+            return CaptureError("this kernel's nf_tables has no chains for a family to be traced")
         if error.errno == errno.ENOENT:
             return CaptureError(
-                "this kernel's nf_tables lacks what tracing needs: try modprobe nft_objref "
-                "nft_counter"
+                "this kernel's nf_tables lacks expressions that tracing needs: try modprobe "
+                "nft_objref nft_counter"
             )
         if error.errno == errno.EEXIST:
             return CaptureError(f"this process traces here already: the nft table {name} exists")
-        return in_words(error.errno, f"the nft table {name}")
+        return capture_error(error.errno, f"the nft table {name}")
 
 
-def clean_stale() -> list[str]:
-    """Deletes the tables that dead processes left in the calling thread's namespace.
+def _expressions(check: Check) -> bytes:
+    """The nft expressions of a filter's check."""
+    base, offset, size = check.load
+    if base == LENGTH:
+        load = wire.load_length()
+    else:
+        header = wire.TRANSPORT_HEADER if base == TRANSPORT else wire.NETWORK_HEADER
+        load = wire.load_payload(header, offset, size)
+    return load + wire.compare(size, check.mask, check.compares)
 
-    Returns their names.  A process is known by its id and its start, as this
-    process's /proc tells them: those of another pid namespace look dead.  Where tables
-    have owners there is nothing to clean.  Raises CaptureError.
+
+def remove_stale() -> list[str]:
+    """Removes the flip tables that dead processes left in the calling thread's namespace.
+
+    Returns their names.  Processes are identified by id and start time in this process's
+    /proc, so that those of another pid namespace look dead.  Owned tables are never
+    stale.  Raises CaptureError.
     """
     try:
-        link = NftSocket()
+        nft = NftSocket()
     except CaptureError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EPROTONOSUPPORT:
             return []
         raise
     try:
-        left = []
-        for family, found in link.ask(Order(wire.GETTABLE, 0, b"", wire.DUMP)):
+        stale = []
+        for family, found in nft.ask(Request(wire.GETTABLE, 0, b"", wire.DUMP)):
             name = found.get(1, b"").rstrip(b"\0")
-            # Type 7 is NFTA_TABLE_OWNER: the socket is alive.
+            # Type 7 is NFTA_TABLE_OWNER: its socket is open.
             if (match := _NAME.fullmatch(name)) and 7 not in found and not _alive(*match.groups()):
-                left.append((family, name))
-        gone = []
-        for family, name in left:
+                stale.append((family, name))
+        removed = []
+        for family, name in stale:
             try:
-                link.commit([Order(wire.DELTABLE, family, wire.text(1, name))])
+                nft.commit([Request(wire.DELTABLE, family, wire.text(1, name))])
             except Refused as error:
                 if error.errno != errno.ENOENT:
                     raise
             else:
-                gone.append(name.decode())
-        return list(dict.fromkeys(gone))
+                removed.append(name.decode())
+        return list(dict.fromkeys(removed))
     except Refused as error:
         if error.errno == errno.EOPNOTSUPP:
             return []
-        raise in_words(error.errno) from error
+        raise capture_error(error.errno) from error
     finally:
-        link.close()
+        nft.close()
 
 
 def _chains(family: int) -> tuple[tuple[bytes, int], ...]:
@@ -276,18 +299,18 @@ def _chains(family: int) -> tuple[tuple[bytes, int], ...]:
 
 def _own_name() -> bytes:
     pid, start, _ = _process("self")
-    return b"ipttrace-%d-%d" % (pid, start)
+    return TABLE_PREFIX + b"%d-%d" % (pid, start)
 
 
 def _process(name: str) -> tuple[int, int, bytes]:
-    """Process id, start in ticks and state, of /proc/`name`.  Raises CaptureError."""
+    """Process id, start in clock ticks and state, from /proc/`name`.  Raises CaptureError."""
     try:
         stat = (Path("/proc") / name / "stat").read_bytes()
-        # The command's name, in brackets, may hold anything.
+        # The command's name, in brackets, may hold any bytes.
         fields = stat[stat.rindex(b")") + 1 :].split()
         return int(stat[: stat.index(b" ")]), int(fields[19]), fields[0]
     except (OSError, ValueError, IndexError) as error:
-        raise CaptureError("/proc does not tell of this process: mount it") from error
+        raise CaptureError("/proc does not show this process: mount it") from error
 
 
 def _alive(pid: bytes, start: bytes) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Orders to nf_tables, as bytes, and a socket that takes them to the kernel.
+"""Requests to nf_tables, as bytes, and the socket that sends them to the kernel.
 
-Layouts: linux/netfilter/nfnetlink.h and nf_tables.h; all numbers are big-endian.
-Must not know what the orders are for.
+Layouts: linux/netfilter/nfnetlink.h and nf_tables.h; numbers are big-endian.  Must not
+know filters, tables or anything else that a request is for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.filter.paths import LENGTH, TRANSPORT
 
 NEWTABLE: Final = 0
 GETTABLE: Final = 1
@@ -51,8 +50,8 @@ _SO_SNDBUFFORCE: Final = 32
 _SOL_NETLINK: Final = 270
 _NETLINK_NO_ENOBUFS: Final = 5
 _NETLINK_CAP_ACK: Final = 10
-_SEND_ROOM: Final = 4 << 20  # a batch goes to the kernel in one piece
-_TRIES: Final = 20  # a signal that comes meanwhile makes the kernel give up
+_SEND_ROOM: Final = 4 << 20  # a batch is sent to the kernel in one piece
+_TRIES: Final = 20  # the kernel gives up when a signal arrives
 
 _OPS: Final = {"eq": 0, "neq": 1, "lte": 3, "gte": 5}  # enum nft_cmp_ops
 _META_LEN: Final = 0
@@ -62,38 +61,42 @@ _REGISTER: Final = 1
 _ACCEPT: Final = 1
 COUNTER: Final = 1  # NFT_OBJECT_COUNTER
 
+# What a payload's offset counts from: enum nft_payload_bases.
+NETWORK_HEADER: Final = 1
+TRANSPORT_HEADER: Final = 2
+
 
 class Refused(Exception):
-    """The kernel refused an order: `errno`, and which: an order's type, None for all of them."""
+    """The kernel refused a request: `errno`, and the request's type, None for a complete batch."""
 
-    def __init__(self, number: int, order: int | None) -> None:
+    def __init__(self, number: int, kind: int | None) -> None:
         super().__init__(os.strerror(number))
         self.errno = number
-        self.order = order
+        self.kind = kind
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded."""
+    """One attribute: header and value, padded to four bytes."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def number(kind: int, value: int) -> bytes:
-    """An attribute of 32 bits."""
+    """An attribute whose value is a big-endian u32."""
     return attribute(kind, struct.pack(">I", value))
 
 
 def text(kind: int, value: bytes) -> bytes:
-    """An attribute that is a string."""
+    """An attribute whose value is a string, ended by a zero byte."""
     return attribute(kind, value + b"\0")
 
 
 def nested(kind: int, *inner: bytes) -> bytes:
-    """An attribute made of attributes."""
+    """An attribute whose value is other attributes."""
     return attribute(kind | _NESTED, b"".join(inner))
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """Attributes by their types; what does not fit ends them."""
+    """Values by attribute type; stops at an attribute whose length does not fit."""
     found = {}
     at = 0
     while at + 4 <= len(data):
@@ -117,55 +120,62 @@ def _compare(op: str, data: bytes) -> bytes:
     return _expression(b"cmp", number(1, _REGISTER), number(2, _OPS[op]), _value(3, data))
 
 
-def said(
-    base: str, offset: int, size: int, mask: int, compares: tuple[tuple[str, int], ...]
-) -> bytes:
-    """The expressions that say an nft_filter.Check."""
-    if base == LENGTH:
-        made = _expression(b"meta", number(1, _REGISTER), number(2, _META_LEN))
-        # From host order (NFT_BYTEORDER_HTON), to compare what is more and less.
-        made += _expression(
-            b"byteorder", number(1, _REGISTER), number(2, _REGISTER), number(3, 1),
-            number(4, 4), number(5, 4),
-        )  # fmt: skip
-    else:
-        made = _expression(
-            b"payload", number(1, _REGISTER), number(2, 2 if base == TRANSPORT else 1),
-            number(3, offset), number(4, size),
-        )  # fmt: skip
+def load_length() -> bytes:
+    """Expressions that load the packet's length, 4 bytes, from the network header on."""
+    length = _expression(b"meta", number(1, _REGISTER), number(2, _META_LEN))
+    # Out of host order (NFT_BYTEORDER_HTON): lte and gte compare bytes.
+    return length + _expression(
+        b"byteorder", number(1, _REGISTER), number(2, _REGISTER), number(3, 1),
+        number(4, 4), number(5, 4),
+    )  # fmt: skip
+
+
+def load_payload(base: int, offset: int, size: int) -> bytes:
+    """The expression that loads bytes of the packet; `base`: NETWORK_HEADER, TRANSPORT_HEADER."""
+    return _expression(
+        b"payload", number(1, _REGISTER), number(2, base), number(3, offset), number(4, size)
+    )
+
+
+def compare(size: int, mask: int, compares: tuple[tuple[str, int], ...]) -> bytes:
+    """Expressions that compare the `size` bytes loaded last, masked: (eq, neq, lte or gte, value).
+
+    Without any, nothing is compared: the load alone must succeed.
+    """
+    masked = b""
     if compares and mask != (1 << 8 * size) - 1:
-        made += _expression(
+        masked = _expression(
             b"bitwise", number(1, _REGISTER), number(2, _REGISTER), number(3, size),
             _value(4, mask.to_bytes(size, "big")), _value(5, bytes(size)),
         )  # fmt: skip
-    return made + b"".join(_compare(op, to.to_bytes(size, "big")) for op, to in compares)
+    return masked + b"".join(_compare(op, to.to_bytes(size, "big")) for op, to in compares)
 
 
-def no_protocol_of(*protocols: int) -> bytes:
-    """The packet's link layer calls it none of these."""
+def no_ethertype_of(*ethertypes: int) -> bytes:
+    """Expressions that match packets of none of these ethertypes."""
     made = _expression(b"meta", number(1, _REGISTER), number(2, _META_PROTOCOL))
-    return made + b"".join(_compare("neq", struct.pack(">H", one)) for one in protocols)
+    return made + b"".join(_compare("neq", struct.pack(">H", one)) for one in ethertypes)
 
 
 def count(counter: bytes) -> bytes:
-    """Counts in a counter that has a name."""
+    """The expression that counts in the named counter."""
     return _expression(b"objref", number(1, COUNTER), text(2, counter))
 
 
 def trace() -> bytes:
-    """From here on the packet's way is told."""
+    """The expressions that set nf_trace: from here on the kernel reports the packet's rules."""
     flag = _expression(b"immediate", number(1, _REGISTER), _value(2, b"\1"))
     return flag + _expression(b"meta", number(2, _META_NFTRACE), number(3, _REGISTER))
 
 
 def accept() -> bytes:
-    """Ends the chain."""
+    """The expression that accepts the packet, which ends the chain."""
     return _expression(b"immediate", number(1, 0), nested(2, nested(2, number(1, _ACCEPT))))
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One message: its type, a family (NFPROTO_*) and attributes."""
+class Request:
+    """One message to nf_tables: type (NFT_MSG_*), family (NFPROTO_*), attributes, NLM_F_*."""
 
     kind: int
     family: int
@@ -173,30 +183,31 @@ class Order:
     flags: int = 0
 
     def message(self, sequence: int, flags: int) -> bytes:
-        """As it goes to the kernel."""
+        """The bytes to send."""
         body = struct.pack(">BBH", self.family, 0, 0) + self.attributes
         kind = _SUBSYSTEM << 8 | self.kind
         length = _HEADER.size + len(body)
         return _HEADER.pack(length, kind, REQUEST | self.flags | flags, sequence, 0) + body
 
 
-def _edge(kind: int, sequence: int) -> bytes:
+def _batch_edge(kind: int, sequence: int) -> bytes:
     return _HEADER.pack(20, kind, REQUEST, sequence, 0) + struct.pack(">BBH", 0, 0, _SUBSYSTEM)
 
 
 class NftSocket:
     """A socket to nf_tables of the calling thread's namespace.  For one thread at a time.
 
-    The kernel has done what it was sent, and answered, when sending returns.
+    The kernel executes a request and answers it before sending returns.
     """
 
     def __init__(self) -> None:
+        """Raises CaptureError."""
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
             )
         except OSError as error:
-            raise in_words(error.errno or 0) from error
+            raise capture_error(error.errno or 0) from error
         try:
             self._socket.bind((0, 0))
             self._socket.setblocking(False)
@@ -208,40 +219,40 @@ class NftSocket:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
         except OSError as error:
             self._socket.close()
-            raise in_words(error.errno or 0) from error
+            raise capture_error(error.errno or 0) from error
         self._sequence = 0
 
     def fileno(self) -> int:
-        """The descriptor: tables that it owns live as long as it is open somewhere."""
+        """The descriptor: the tables that it owns exist as long as it is open anywhere."""
         return self._socket.fileno()
 
     @property
     def portid(self) -> int:
-        """The socket's address, by which the kernel knows an owner."""
+        """The socket's netlink address: the owner of its tables."""
         return int(self._socket.getsockname()[0])
 
     def close(self) -> None:
-        """Tables that it owns are gone when this returns."""
+        """Closes the socket; the kernel has removed the tables that it owns when this returns."""
         self._socket.close()
 
-    def commit(self, orders: list[Order]) -> None:
-        """All of the orders at once, or none.  Raises Refused."""
+    def commit(self, requests: list[Request]) -> None:
+        """Executes all requests at once, or none.  Raises Refused."""
         for _ in range(_TRIES):
             try:
-                return self._commit(orders)
+                return self._commit(requests)
             except Refused as refused:
                 if refused.errno not in (errno.EINTR, errno.EAGAIN):
                     raise
         raise Refused(errno.EINTR, None)
 
-    def _commit(self, orders: list[Order]) -> None:
-        first = self._next(len(orders) + 2)
-        last = first + len(orders)
-        parts = [_edge(_BATCH_BEGIN, first)]
-        for sequence, order in enumerate(orders, first + 1):
-            # Errors are always told; one word that all is well is enough.
-            parts.append(order.message(sequence, ACK if sequence == last else 0))
-        self._send(b"".join((*parts, _edge(_BATCH_END, last + 1))))
+    def _commit(self, requests: list[Request]) -> None:
+        first = self._next_sequence(len(requests) + 2)
+        last = first + len(requests)
+        parts = [_batch_edge(_BATCH_BEGIN, first)]
+        for sequence, request in enumerate(requests, first + 1):
+            # The kernel always reports errors, so that one acknowledgement is enough.
+            parts.append(request.message(sequence, ACK if sequence == last else 0))
+        self._send(b"".join((*parts, _batch_edge(_BATCH_END, last + 1))))
         done = False
         problem: Refused | None = None
         for kind, _, sequence, body in self._answers():
@@ -250,42 +261,42 @@ class NftSocket:
             failed = -struct.unpack_from("=i", body)[0]
             if failed and problem is None:
                 inside = first < sequence <= last
-                problem = Refused(failed, orders[sequence - first - 1].kind if inside else None)
+                problem = Refused(failed, requests[sequence - first - 1].kind if inside else None)
             done = done or (not failed and sequence == last)
         if problem is not None:
             raise problem
         if not done:
             raise Refused(errno.EIO, None)
 
-    def ask(self, order: Order) -> list[tuple[int, dict[int, bytes]]]:
-        """The answers: each a family and attributes.  Raises Refused."""
+    def ask(self, request: Request) -> list[tuple[int, dict[int, bytes]]]:
+        """The answers: family (NFPROTO_*) and attributes of each.  Raises Refused."""
         for _ in range(_TRIES):
-            sequence = self._next(1)
-            self._send(order.message(sequence, 0))
+            sequence = self._next_sequence(1)
+            self._send(request.message(sequence, 0))
             found = []
-            # Of many answers the end is told: without it some are missing.
-            whole, ended = True, order.flags & DUMP != DUMP
+            # A dump ends with NLMSG_DONE: without it, answers are missing.
+            complete, ended = True, request.flags & DUMP != DUMP
             for kind, flags, number, body in self._answers():
                 if number != sequence:
                     continue
-                whole = whole and not flags & _DUMP_INTR
+                complete = complete and not flags & _DUMP_INTR
                 ended = ended or kind == _DONE
                 if kind == _ERROR and len(body) >= 4:
                     if failed := -struct.unpack_from("=i", body)[0]:
-                        raise Refused(failed, order.kind)
+                        raise Refused(failed, request.kind)
                 elif kind >> 8 == _SUBSYSTEM and len(body) >= 4:
                     found.append((body[0], attributes(body[4:])))
-            if whole and ended:
+            if complete and ended:
                 return found
-        raise Refused(errno.EINTR, order.kind)
+        raise Refused(errno.EINTR, request.kind)
 
-    def _next(self, count: int) -> int:
+    def _next_sequence(self, count: int) -> int:
         first = self._sequence + 1
         self._sequence = (self._sequence + count) & 0x3FFFFFFF
         return first
 
     def _send(self, data: bytes) -> None:
-        # What may have been left of an answer before is none to this.
+        # Drops what is left of an earlier answer.
         for _ in self._answers():
             pass
         try:
@@ -294,7 +305,7 @@ class NftSocket:
             raise Refused(error.errno or errno.EIO, None) from error
 
     def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Type, flags, sequence and body of each message that is there."""
+        """Type, flags, sequence and body of each message that has arrived."""
         while True:
             try:
                 data, sender = self._socket.recvfrom(1 << 17)
@@ -313,8 +324,8 @@ class NftSocket:
                 at += (length + 3) & ~3
 
 
-def in_words(number: int, what: str = "nf_tables") -> CaptureError:
-    """An error for a person to read."""
+def capture_error(number: int, what: str = "nf_tables") -> CaptureError:
+    """The message for the errno `number`; `what` is what failed."""
     if number in (errno.EPERM, errno.EACCES):
         return CaptureError(
             "tracing with nf_tables needs CAP_NET_ADMIN in the network namespace: run with sudo"

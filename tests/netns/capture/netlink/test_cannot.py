@@ -18,20 +18,20 @@ import pytest
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink import engine as netlink
-from ipttrace.capture.netlink import namespace as nlspace
+from ipttrace.capture.netlink import namespace as netlink_namespace
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.reader import Mailbox
 from tests.netns.capture.netlink.test_endings import LEGACY, RULES, until
-from tests.netns.traced import HANG, ROWS, Space, summary
+from tests.netns.loopback import HANG, ROWS, LoopbackNamespace, summary
 from tests.vm.commands import PROGRAM, Command
 
 
 @pytest.fixture
-def space() -> Iterator[Space]:
+def space() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    with Space() as one:
+    with LoopbackNamespace() as one:
         yield one
 
 
@@ -48,13 +48,13 @@ def starting(folder: Path, where: str, *more: str, **options: Any) -> Command:
     return Command(folder, ["print", *how, *ready, *more], **options)
 
 
-def test_a_namespace_that_is_not_there(space: Space) -> None:
+def test_a_namespace_that_is_not_there(space: LoopbackNamespace) -> None:
     status, said = printed("--netns", f"{space.name}-no")
     assert (status, len(said)) == (1, 1)
     assert said[0].startswith("ipttrace: there is no network namespace")
 
 
-def test_nobody_without_the_capability_can_trace(space: Space) -> None:
+def test_nobody_without_the_capability_can_trace(space: LoopbackNamespace) -> None:
     drop = ("setpriv", "--bounding-set=-net_admin,-sys_admin", "--inh-caps=-net_admin,-sys_admin")
     status, said = printed(before=(*space.enter, *drop))
     assert (status, len(said)) == (1, 1)
@@ -62,7 +62,7 @@ def test_nobody_without_the_capability_can_trace(space: Space) -> None:
     assert space.tables() == RULES
 
 
-def test_nobody_enters_anothers_namespace_without_the_capability(space: Space) -> None:
+def test_nobody_enters_anothers_namespace_without_the_capability(space: LoopbackNamespace) -> None:
     drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
     status, said = printed("--netns", space.name, before=drop)
     assert (status, len(said)) == (1, 1)
@@ -72,7 +72,7 @@ def test_nobody_enters_anothers_namespace_without_the_capability(space: Space) -
 
 @pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT])
 def test_a_kernel_without_netfilters_netlink(
-    space: Space, monkeypatch: pytest.MonkeyPatch, number: int
+    space: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     made = socket.socket
 
@@ -89,13 +89,13 @@ def test_a_kernel_without_netfilters_netlink(
 
 
 def test_another_program_on_nflog_group_0_costs_the_legacy_rows_only(
-    space: Space, tmp_path: Path
+    space: LoopbackNamespace, tmp_path: Path
 ) -> None:
     # GIVEN legacy rules and a program that reads their log
     space.run("iptables-legacy-restore", text=LEGACY)
     with space.inside():
         other = Mailbox(65536)
-        nflog.open(other)
+        nflog.bind(other)
     try:
         with starting(tmp_path, space.name) as command:
             command.wait_ready()
@@ -121,7 +121,7 @@ def test_another_program_on_nflog_group_0_costs_the_legacy_rows_only(
 @pytest.mark.parametrize("every", [False, True], ids=["named", "all"])
 @pytest.mark.parametrize("with_legacy", [False, True], ids=["nft", "nft and legacy"])
 def test_a_namespace_that_goes_away_ends_what_was_about_it(
-    space: Space, tmp_path: Path, every: bool, with_legacy: bool
+    space: LoopbackNamespace, tmp_path: Path, every: bool, with_legacy: bool
 ) -> None:
     if with_legacy:
         space.run("iptables-legacy-restore", text=LEGACY)
@@ -138,7 +138,7 @@ def test_a_namespace_that_goes_away_ends_what_was_about_it(
         return [json.loads(line) for line in whole.splitlines()]
 
     # To a file: of all there are, others may have more to tell than a pipe holds.
-    with Space() as stays, out.open("wb") as file:
+    with LoopbackNamespace() as stays, out.open("wb") as file:
         stays.run("ip", "link", "add", end, "type", "veth", "peer", "v1", "netns", space.name)
         where = "all" if every else space.name
         with starting(tmp_path, where, stdout=file) as command:
@@ -172,7 +172,7 @@ def sports(rows: list[dict[str, Any]]) -> Counter[int | None]:
 
 
 def test_without_the_commands_rows_have_no_texts_and_one_line_says_so(
-    space: Space, tmp_path: Path
+    space: LoopbackNamespace, tmp_path: Path
 ) -> None:
     space.run("iptables-legacy-restore", text=LEGACY)
     # GIVEN that what iptables and nftables install is nowhere to be found
@@ -219,7 +219,7 @@ def descriptors() -> set[str]:
     return found
 
 
-def test_20_traces_in_one_process_leave_nothing_in_it(space: Space) -> None:
+def test_20_traces_in_one_process_leave_nothing_in_it(space: LoopbackNamespace) -> None:
     space.run("iptables-legacy-restore", text=LEGACY)
     loggers = space.loggers()
     before: set[str] = set()
@@ -247,15 +247,15 @@ def test_20_traces_in_one_process_leave_nothing_in_it(space: Space) -> None:
 
 @pytest.mark.parametrize("what", ["arm", "follow", "table"])
 def test_an_engine_that_fails_on_the_way_up_leaves_nothing(
-    space: Space, monkeypatch: pytest.MonkeyPatch, what: str
+    space: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise CaptureError("no")
 
     target: dict[str, tuple[Any, str]] = {
-        "arm": (nlspace.Space, "arm"),
-        "follow": (netlink, "Reader"),
-        "table": (nlspace, "FlipTable"),
+        "arm": (netlink_namespace.TracedNamespace, "arm"),
+        "follow": (netlink, "MailboxReader"),
+        "table": (netlink_namespace, "FlipTable"),
     }
     monkeypatch.setattr(*target[what], fail)
     before = descriptors()

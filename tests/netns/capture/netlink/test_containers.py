@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.loopback import ROWS, LoopbackNamespace
 from tests.netns.netlink_lab import Row, tally, tracing, unknown
-from tests.netns.traced import ROWS, Space
 
 SEEN = {"OUTPUT t out:1 out:2/policy ACCEPT": 23, "INPUT t in:1 ACCEPT": 23}
 RULE = "udp dport 9 counter accept"
@@ -20,10 +20,10 @@ ROUNDS = 5
 
 
 @pytest.fixture(params=[False, True], ids=["roots", "an ordinary user's"])
-def space(request: pytest.FixtureRequest) -> Iterator[Space]:
+def space(request: pytest.FixtureRequest) -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0 or not shutil.which("nft"):
         pytest.skip("namespaces with rules need root and nft")
-    with Space(user=request.param) as one:
+    with LoopbackNamespace(user=request.param) as one:
         yield one
 
 
@@ -31,7 +31,7 @@ def texts(rows: list[Row]) -> Counter[str | None]:
     return Counter(row["rule"] for row in rows if row["match"] == "rule")
 
 
-def pid_in(space: Space) -> str:
+def pid_in(space: LoopbackNamespace) -> str:
     """Of a process that is in the namespace, as docker inspect would tell it."""
     if space.name.isdecimal():
         return space.name
@@ -39,7 +39,9 @@ def pid_in(space: Space) -> str:
     return pid
 
 
-def test_a_container_is_traced_by_the_pid_of_a_process_in_it(space: Space, tmp_path: Path) -> None:
+def test_a_container_is_traced_by_the_pid_of_a_process_in_it(
+    space: LoopbackNamespace, tmp_path: Path
+) -> None:
     pid = pid_in(space)
     try:
         with tracing(tmp_path, pid) as tracer:
@@ -56,7 +58,7 @@ def test_a_container_is_traced_by_the_pid_of_a_process_in_it(space: Space, tmp_p
 
 
 def test_who_is_root_in_a_container_alone_traces_it_from_there(
-    space: Space, tmp_path: Path
+    space: LoopbackNamespace, tmp_path: Path
 ) -> None:
     with tracing(tmp_path, None, before=space.enter) as tracer:
         space.send(23)
@@ -69,7 +71,7 @@ def test_who_is_root_in_a_container_alone_traces_it_from_there(
 
 
 def test_an_end_right_after_the_traffic_costs_neither_a_row_nor_its_text(
-    space: Space, tmp_path: Path
+    space: LoopbackNamespace, tmp_path: Path
 ) -> None:
     for turn in range(ROUNDS):
         with tracing(tmp_path / str(turn), space.name) as tracer:

@@ -17,7 +17,7 @@ import pytest
 
 from ipttrace.stream.frames import Decoder, Kind
 from ipttrace.trace.session import Trace
-from tests.netns.traced import HANG, ROWS, Space, children, summary, wait_gone
+from tests.netns.loopback import HANG, ROWS, LoopbackNamespace, children, summary, wait_gone
 from tests.vm.commands import PROGRAM, Command
 
 LEGACY = """*filter
@@ -30,27 +30,29 @@ RULES = ["table ip t"]
 
 
 @pytest.fixture
-def space() -> Iterator[Space]:
+def space() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    with Space() as one:
+    with LoopbackNamespace() as one:
         yield one
 
 
 @pytest.fixture
-def legacy(space: Space) -> Space:
+def legacy(space: LoopbackNamespace) -> LoopbackNamespace:
     space.run("iptables-legacy-restore", text=LEGACY)
     return space
 
 
-def tracing(folder: Path, space: Space, *more: str, verb: str = "print", **options: Any) -> Command:
+def tracing(
+    folder: Path, space: LoopbackNamespace, *more: str, verb: str = "print", **options: Any
+) -> Command:
     ready = ["--ready-file", str(folder / "ready")]
     where = ["--engine", "netlink", "--netns", space.name]
     how = ["--format", "jsonl"] if verb == "print" else []
     return Command(folder, [verb, *where, *how, *ready, *more], **options)
 
 
-def ours_gone(space: Space) -> bool:
+def ours_gone(space: LoopbackNamespace) -> bool:
     return space.tables() == RULES
 
 
@@ -66,7 +68,7 @@ def until(reached: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.parametrize("which", ["print", "agent"])
 def test_kill_9_leaves_no_table_and_the_log_setting_as_it_was(
-    legacy: Space, tmp_path: Path, which: str
+    legacy: LoopbackNamespace, tmp_path: Path, which: str
 ) -> None:
     # GIVEN a trace of nftables and legacy rules
     before = legacy.loggers()
@@ -99,7 +101,7 @@ def test_kill_9_leaves_no_table_and_the_log_setting_as_it_was(
 # -- ends that somebody asked for
 
 
-def test_ctrl_c_ends_it_in_order(legacy: Space, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_in_order(legacy: LoopbackNamespace, tmp_path: Path) -> None:
     before = legacy.loggers()
     with tracing(tmp_path, legacy) as command:
         command.wait_ready()
@@ -118,7 +120,7 @@ def test_ctrl_c_ends_it_in_order(legacy: Space, tmp_path: Path) -> None:
     assert legacy.loggers() == before
 
 
-def test_a_reader_that_goes_ends_it(space: Space, tmp_path: Path) -> None:
+def test_a_reader_that_goes_ends_it(space: LoopbackNamespace, tmp_path: Path) -> None:
     # GIVEN print, of which somebody wants three lines
     with tracing(tmp_path, space) as command:
         command.wait_ready()
@@ -134,7 +136,7 @@ def test_a_reader_that_goes_ends_it(space: Space, tmp_path: Path) -> None:
     assert ours_gone(space)
 
 
-def test_it_ends_after_its_time(space: Space, tmp_path: Path) -> None:
+def test_it_ends_after_its_time(space: LoopbackNamespace, tmp_path: Path) -> None:
     with tracing(tmp_path, space, "--duration", "0.5") as command:
         command.wait_ready()
         space.send(23)
@@ -147,7 +149,7 @@ def test_it_ends_after_its_time(space: Space, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["--count", "--until", "--stop-after", "--max-rate"])
 def test_it_ends_with_as_many_rows_as_were_asked_for(
-    space: Space, tmp_path: Path, how: str
+    space: LoopbackNamespace, tmp_path: Path, how: str
 ) -> None:
     value = {"--count": "7", "--until": "hook=INPUT", "--stop-after": "7", "--max-rate": "10"}[how]
     with tracing(tmp_path, space, how, value) as command:
@@ -168,7 +170,9 @@ def test_it_ends_with_as_many_rows_as_were_asked_for(
     assert ours_gone(space)
 
 
-def test_what_was_recorded_gives_the_same_rows_again(legacy: Space, tmp_path: Path) -> None:
+def test_what_was_recorded_gives_the_same_rows_again(
+    legacy: LoopbackNamespace, tmp_path: Path
+) -> None:
     file = tmp_path / "one.iptr"
     with tracing(tmp_path, legacy, str(file), verb="record") as command:
         command.wait_ready()
@@ -200,7 +204,7 @@ def test_what_was_recorded_gives_the_same_rows_again(legacy: Space, tmp_path: Pa
 class Told:
     """`ipttrace agent` with a control line, its stream read as the screen would."""
 
-    def __init__(self, space: Space, *more: str) -> None:
+    def __init__(self, space: LoopbackNamespace, *more: str) -> None:
         argv = [PROGRAM, "agent", "--control", "--engine", "netlink", "--netns", space.name]
         self.process = subprocess.Popen(
             [*argv, *more],
@@ -276,7 +280,7 @@ def balanced(books: dict[str, Any]) -> None:
     assert sum(books["due"]) == got, books
 
 
-def test_it_is_disarmed_and_armed_again_on_the_control_line(legacy: Space) -> None:
+def test_it_is_disarmed_and_armed_again_on_the_control_line(legacy: LoopbackNamespace) -> None:
     before = legacy.loggers()
     with Told(legacy) as told:
         wanted = {}
@@ -300,7 +304,9 @@ def test_it_is_disarmed_and_armed_again_on_the_control_line(legacy: Space) -> No
     assert legacy.loggers() == before
 
 
-def test_the_filter_is_changed_on_the_control_line_and_outlives_a_disarm(space: Space) -> None:
+def test_the_filter_is_changed_on_the_control_line_and_outlives_a_disarm(
+    space: LoopbackNamespace,
+) -> None:
     with Told(space) as told:
         wanted = {space.send(7): ROWS * 7}
         told.wait_rows(ROWS * 7)

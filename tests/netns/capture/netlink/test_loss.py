@@ -20,7 +20,7 @@ import pytest
 
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
 from ipttrace.capture.netlink.reader import Batch, Mailbox
-from tests.netns.traced import FLIPS, HANG, MESSAGES, ROWS, Space, children, summary
+from tests.netns.loopback import FLIPS, HANG, MESSAGES, ROWS, LoopbackNamespace, children, summary
 from tests.vm.commands import PROGRAM, Command
 
 PACKETS = 20_000
@@ -28,14 +28,14 @@ SEEN = [("OUTPUT", "out", 2, "policy"), ("INPUT", "in", 1, "rule")]
 
 
 @pytest.fixture
-def space() -> Iterator[Space]:
+def space() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    with Space() as one:
+    with LoopbackNamespace() as one:
         yield one
 
 
-def printing(folder: Path, space: Space, *more: str) -> Command:
+def printing(folder: Path, space: LoopbackNamespace, *more: str) -> Command:
     ready = ["--ready-file", str(folder / "ready")]
     where = ["--engine", "netlink", "--netns", space.name, "--format", "jsonl"]
     return Command(folder, ["print", *where, *ready, *more])
@@ -73,7 +73,7 @@ def finish(command: Command, rows: Iterator[dict[str, Any]]) -> list[dict[str, A
     return rest
 
 
-def test_of_10000_packets_a_second_none_is_lost(space: Space, tmp_path: Path) -> None:
+def test_of_10000_packets_a_second_none_is_lost(space: LoopbackNamespace, tmp_path: Path) -> None:
     with printing(tmp_path, space, "--count", str(ROWS * PACKETS)) as command:
         command.wait_ready()
         # WHEN 20,000 come at that rate
@@ -90,7 +90,7 @@ def test_of_10000_packets_a_second_none_is_lost(space: Space, tmp_path: Path) ->
 
 
 def test_a_burst_is_told_whole_or_its_losses_are_and_tracing_goes_on(
-    space: Space, tmp_path: Path
+    space: LoopbackNamespace, tmp_path: Path
 ) -> None:
     with printing(tmp_path, space) as command:
         command.wait_ready()
@@ -114,7 +114,9 @@ def test_a_burst_is_told_whole_or_its_losses_are_and_tracing_goes_on(
 class Counting:
     """An engine in this process, and how many messages of traces it was given."""
 
-    def __init__(self, space: Space, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    def __init__(
+        self, space: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch, **options: Any
+    ) -> None:
         self.messages = 0
         put = Mailbox.put
 
@@ -137,7 +139,9 @@ class Counting:
 
 
 @pytest.fixture
-def counting(space: Space, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Counting]]:
+def counting(
+    space: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Counting]]:
     made: list[Counting] = []
 
     def make(**options: Any) -> Counting:
@@ -150,7 +154,7 @@ def counting(space: Space, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def test_messages_that_find_no_room_are_counted_to_the_last(
-    space: Space, counting: Callable[..., Counting]
+    space: LoopbackNamespace, counting: Callable[..., Counting]
 ) -> None:
     # GIVEN an engine that has hardly any room, and does not read just now
     one = counting(buffer=65536)
@@ -183,7 +187,7 @@ def test_an_ordinary_users_small_buffer_loses_and_the_summary_says_how_much(
     # GIVEN a namespace of an ordinary user's, who may not have a large buffer
     if os.geteuid() != 0:
         pytest.skip("this test enters the namespace as root")
-    with Space(user=True) as space:
+    with LoopbackNamespace(user=True) as space:
         ready = tmp_path / "ready"
         arguments = ["print", "--engine", "netlink", "--format", "jsonl"]
         argv = [*space.enter, PROGRAM, *arguments, "--ready-file", str(ready)]
@@ -212,7 +216,7 @@ def test_an_ordinary_users_small_buffer_loses_and_the_summary_says_how_much(
 
 
 def test_a_reader_that_stands_still_for_a_while_makes_nothing_get_lost_uncounted(
-    space: Space, tmp_path: Path
+    space: LoopbackNamespace, tmp_path: Path
 ) -> None:
     with printing(tmp_path, space) as command:
         command.wait_ready()
@@ -256,15 +260,15 @@ COMMIT
 
 
 def test_lines_of_legacy_rules_that_find_no_room_are_counted_by_their_numbers(
-    space: Space, counting: Callable[..., Counting]
+    space: LoopbackNamespace, counting: Callable[..., Counting]
 ) -> None:
     # GIVEN legacy rules, of which each datagram meets one and a policy
     space.run("iptables-legacy-restore", text=LEGACY)
     space.run("nft", "delete", "table", "ip", "t")
     one = counting(buffer=65536)
     engine: Any = one.engine
-    (traced,) = engine._spaces.values()
-    assert traced.lines is not None
+    (traced,) = engine._namespaces.values()
+    assert traced.legacy is not None
     # WHEN more of their lines come than there is room for
     with engine._reader._lock:
         space.send(PACKETS)
@@ -273,11 +277,11 @@ def test_lines_of_legacy_rules_that_find_no_room_are_counted_by_their_numbers(
     one.take(lambda: one.ports[later] == ROWS * 23)
     # THEN the engine knows from their numbers how many are missing, as the kernel does
     assert one.ports[later] == ROWS * 23
-    lines = traced.lines
+    lines = traced.legacy
     assert lines._gaps == lines.box.drops() > 0
     assert lines._last + 1 == 2 * (PACKETS + 23)
     lost = sum(engine.books()["lost"])
-    assert lost == lines.box.drops() + traced.box.drops()
+    assert lost == lines.box.drops() + traced.mailbox.drops()
     engine.disarm()
     engine.take()
     books = engine.books()

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from ipttrace.capture.netlink.calls import short
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
-from tests.data import nft_said
-from tests.netns.traced import HANG, ROWS, Space
+from ipttrace.capture.netlink.events import record_name
+from tests.data import nft_messages
+from tests.netns.loopback import HANG, ROWS, LoopbackNamespace
 
 
 @pytest.fixture
-def space() -> Iterator[Space]:
+def space() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    with Space() as one:
+    with LoopbackNamespace() as one:
         yield one
 
 
 @pytest.fixture
-def engine(space: Space) -> Iterator[NetlinkEngine]:
+def engine(space: LoopbackNamespace) -> Iterator[NetlinkEngine]:
     one = NetlinkEngine(Options(netns=space.name, buffer=1 << 20))
     yield one
     one.close()
@@ -45,16 +45,20 @@ def take(engine: NetlinkEngine, until: Callable[[list[Any]], bool]) -> list[Any]
 
 
 def test_messages_that_a_program_sends_are_not_taken_for_the_kernels(
-    space: Space, engine: Any
+    space: LoopbackNamespace, engine: Any
 ) -> None:
     # GIVEN root of the namespace, who knows where messages are read
-    (traced,) = engine._spaces.values()
+    (traced,) = engine._namespaces.values()
     with space.inside():
         forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
     # WHEN he sends such as the kernel would, and such as nobody would
     for packet_id in range(23):
-        for one in (nft_said.base(packet_id), nft_said.told(packet_id, "in", policy=0), b"\0"):
-            forger.sendto(one, (traced.box.portid, 0))
+        for one in (
+            nft_messages.first_message(packet_id),
+            nft_messages.trace_message(packet_id, "in", policy=0),
+            b"\0",
+        ):
+            forger.sendto(one, (traced.mailbox.portid, 0))
     # AND datagrams come
     space.send(5)
     taken = take(engine, lambda taken: len(taken[0]) >= ROWS * 5)
@@ -65,7 +69,9 @@ def test_messages_that_a_program_sends_are_not_taken_for_the_kernels(
     assert traced._decoder.unread == 0
 
 
-def test_the_longest_names_there_can_be_do_not_cut_a_message(space: Space, engine: Any) -> None:
+def test_the_longest_names_there_can_be_do_not_cut_a_message(
+    space: LoopbackNamespace, engine: Any
+) -> None:
     # GIVEN a table and chains with names as long as nftables takes
     table, first, second = (letter * 255 for letter in "xyz")
     rules = f"""
@@ -81,16 +87,16 @@ def test_the_longest_names_there_can_be_do_not_cut_a_message(space: Space, engin
         space.send(1)
     taken = take(engine, lambda taken: len(taken[0]) >= 2)
     # THEN the whole way is told of
-    (entry,) = [one for one in taken[0] if one["table"] == short(table.encode())]
+    (entry,) = [one for one in taken[0] if one["table"] == record_name(table.encode())]
     steps = [one["chain"] for one in taken[1] if one["call"] == entry["call"]]
-    assert steps == [short(first.encode()), short(second.encode())]
+    assert steps == [record_name(first.encode()), record_name(second.encode())]
     assert [one["verdict"] for one in taken[2] if one["call"] == entry["call"]] == [0]
     assert engine.books()["missed"] == 0
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["read at once", "read late"])
 def test_rules_that_change_all_the_time_make_no_row_wrong(
-    space: Space, engine: Any, at_once: bool
+    space: LoopbackNamespace, engine: Any, at_once: bool
 ) -> None:
     # GIVEN a rule before which others are put, one by one
     taken: list[list[Any]] = [[], [], []]

@@ -18,7 +18,7 @@ from ipttrace.lab.traffic.server import Server
 from tests.lab import way
 from tests.lab.scenarios import scenarios
 from tests.netns.netlink_lab import Row, path, tally, through, told, tracing, tracing_each, unknown
-from tests.netns.rule_space import RuleSpace, rule_space
+from tests.netns.ruleset_namespace import RulesetNamespace, ruleset_namespace
 
 # A condition and `-j RETURN`: legacy tables tell of it as of any rule, nftables as of a return.
 RETURNS = {("filter", "SITE-RULES", 2)}
@@ -68,12 +68,12 @@ def test_every_scenario_makes_just_the_rows_that_its_rules_say(
 
 
 @pytest.fixture
-def space() -> Iterator[RuleSpace]:
-    with rule_space() as one:
+def space() -> Iterator[RulesetNamespace]:
+    with ruleset_namespace() as one:
         yield one
 
 
-def name(space: RuleSpace) -> str:
+def name(space: RulesetNamespace) -> str:
     return Path(space.path).name
 
 
@@ -140,7 +140,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_23_pings_through_all_kinds_of_rules_at_once(
-    space: RuleSpace, tmp_path: Path, family: int
+    space: RulesetNamespace, tmp_path: Path, family: int
 ) -> None:
     six = "6" if family == 6 else ""
     icmp = "ipv6-icmp" if six else "icmp"
@@ -190,7 +190,7 @@ def test_23_pings_through_all_kinds_of_rules_at_once(
 
 @pytest.mark.parametrize(("first", "second"), [("legacy", "nft"), ("nft", "legacy")])
 def test_what_one_kind_accepts_and_the_other_drops_shows_both_in_their_order(
-    space: RuleSpace, tmp_path: Path, first: str, second: str
+    space: RulesetNamespace, tmp_path: Path, first: str, second: str
 ) -> None:
     # GIVEN a table of each kind: the one at priority -150 accepts, the one at 0 drops
     for kind, table, target in ((first, "mangle", "ACCEPT"), (second, "filter", "DROP")):
@@ -210,14 +210,14 @@ def test_what_one_kind_accepts_and_the_other_drops_shows_both_in_their_order(
     ]
 
 
-def send(space: RuleSpace, port: int, count: int, payload: bytes = b"hello") -> None:
+def send(space: RulesetNamespace, port: int, count: int, payload: bytes = b"hello") -> None:
     with space.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(count):
             sender.sendto(payload, ("127.0.0.1", port))
 
 
 def test_just_what_expr_asks_for_is_shown_whoever_else_traces(
-    space: RuleSpace, tmp_path: Path
+    space: RulesetNamespace, tmp_path: Path
 ) -> None:
     # GIVEN others who trace all that comes and goes, of both kinds
     space.nft("""
@@ -254,14 +254,20 @@ def test_just_what_expr_asks_for_is_shown_whoever_else_traces(
             assert found == {(port, len(payload)): 23 for port, payload in wanted}
 
 
-def sized(rows: list[Row], one: RuleSpace) -> int:
+def sized(rows: list[Row], one: RulesetNamespace) -> int:
     """How many of a namespace's packets have a hundred bytes inside."""
     return sum((row["netns"], row["len"], row["proto"]) == (one.inode, 128, "UDP") for row in rows)
 
 
-def test_every_namespace_one_that_is_made_meanwhile_too(space: RuleSpace, tmp_path: Path) -> None:
+def test_every_namespace_one_that_is_made_meanwhile_too(
+    space: RulesetNamespace, tmp_path: Path
+) -> None:
     rules = "table ip t { chain c { type filter hook input priority 0; udp dport 9 accept; }; }"
-    with rule_space() as second, tracing(tmp_path, "all") as tracer, rule_space() as third:
+    with (
+        ruleset_namespace() as second,
+        tracing(tmp_path, "all") as tracer,
+        ruleset_namespace() as third,
+    ):
         spaces = [space, second, third]
         for one in spaces:
             one.nft(rules)
@@ -284,7 +290,7 @@ def test_every_namespace_one_that_is_made_meanwhile_too(space: RuleSpace, tmp_pa
 
 
 def test_texts_are_right_or_empty_while_rules_are_replaced(
-    space: RuleSpace, tmp_path: Path
+    space: RulesetNamespace, tmp_path: Path
 ) -> None:
     # GIVEN rules of which just one takes port 1000 + n, and says so
     def rules(first: int) -> None:

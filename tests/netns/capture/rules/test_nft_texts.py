@@ -18,12 +18,12 @@ from ipttrace.capture.netlink.nft.table import FlipTable
 from ipttrace.capture.rules import nft_expressions as nft_words
 from ipttrace.capture.rules import nft_texts as nft_ruleset
 from ipttrace.capture.rules.nft_texts import Changed
-from tests.netns.rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space
+from tests.netns.ruleset_namespace import ARP, BRIDGE, INET, IP, IP6, NETDEV, RulesetNamespace, ruleset_namespace
 
 
 @pytest.fixture
-def space() -> Iterator[RuleSpace]:
-    with rule_space() as one:
+def space() -> Iterator[RulesetNamespace]:
+    with ruleset_namespace() as one:
         yield one
 
 
@@ -60,7 +60,7 @@ table ip6 t { chain f { type filter hook forward priority 5; policy accept; }; }
 """
 
 
-def test_native_rules_are_told_as_nft_lists_them(space: RuleSpace) -> None:
+def test_native_rules_are_told_as_nft_lists_them(space: RulesetNamespace) -> None:
     space.nft(NATIVE)
     found = space.read()
     assert {table.backend for table in found.values()} == {"nft"}
@@ -94,7 +94,7 @@ def test_native_rules_are_told_as_nft_lists_them(space: RuleSpace) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_rules_of_iptables_nft_are_told_in_iptables_own_words(
-    space: RuleSpace, family: int
+    space: RulesetNamespace, family: int
 ) -> None:
     rules = [
         "-i lo -j ACCEPT",
@@ -143,7 +143,7 @@ def test_rules_of_iptables_nft_are_told_in_iptables_own_words(
         dump.close()
 
 
-def test_both_at_once_each_in_their_own_words(space: RuleSpace) -> None:
+def test_both_at_once_each_in_their_own_words(space: RulesetNamespace) -> None:
     space.nft(NATIVE)
     space.iptables("-A", "INPUT", "-s", "10.0.0.1", "-j", "DROP")
     space.iptables("-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT", family=6)
@@ -165,7 +165,7 @@ def test_both_at_once_each_in_their_own_words(space: RuleSpace) -> None:
     ],
 )
 def test_a_rule_that_iptables_has_no_words_for_is_told_in_those_of_nft(
-    space: RuleSpace, native: str, forged: str
+    space: RulesetNamespace, native: str, forged: str
 ) -> None:
     # GIVEN a table of iptables, to which somebody has added by hand what iptables-nft-save
     # prints as something else
@@ -194,7 +194,7 @@ def test_a_rule_that_iptables_has_no_words_for_is_told_in_those_of_nft(
     ],
 )
 def test_a_table_that_is_not_made_like_those_of_iptables_is_native(
-    space: RuleSpace, table: str
+    space: RulesetNamespace, table: str
 ) -> None:
     space.nft(table.replace("RULE", "ip saddr 10.0.0.1 counter drop;"))
     ((_, found),) = space.read().items()
@@ -216,7 +216,7 @@ def test_a_table_that_is_not_made_like_those_of_iptables_is_native(
     ],
 )
 def test_comments_that_look_like_rules_give_no_rule_a_wrong_text(
-    space: RuleSpace, comment: str
+    space: RulesetNamespace, comment: str
 ) -> None:
     # GIVEN a comment that nft's own language would not take
     rule = {"family": "ip", "table": "k", "chain": "c"}
@@ -236,7 +236,7 @@ def test_comments_that_look_like_rules_give_no_rule_a_wrong_text(
         assert chains["c"].rules == right
 
 
-def test_numbers_are_those_of_nfts_listing_after_rules_came_and_went(space: RuleSpace) -> None:
+def test_numbers_are_those_of_nfts_listing_after_rules_came_and_went(space: RulesetNamespace) -> None:
     space.nft("table inet t { chain c { tcp dport 1; tcp dport 2; tcp dport 3; }; }")
     handles = space.snapshot().chains[INET, "t", "c"].handles
     space.nft(f"insert rule inet t c tcp dport 4\ndelete rule inet t c handle {handles[1]}\n"
@@ -247,7 +247,7 @@ def test_numbers_are_those_of_nfts_listing_after_rules_came_and_went(space: Rule
     assert sorted(expected) == [f"tcp dport {port}" for port in (1, 3, 4, 5)]
 
 
-def test_counters_count(space: RuleSpace) -> None:
+def test_counters_count(space: RulesetNamespace) -> None:
     space.nft("table ip t { chain o { type filter hook output priority 0;\n"
               "icmp type echo-request counter\nudp dport 9 counter; }; }")  # fmt: skip
     space.run("ping", "-c", "23", "-i", "0.002", "-q", "127.0.0.1")
@@ -256,7 +256,7 @@ def test_counters_count(space: RuleSpace) -> None:
     assert before.rules == ["icmp type echo-request counter", "udp dport 9 counter"]
 
 
-def test_tables_of_a_trace_have_no_texts_and_disturb_nobody(space: RuleSpace) -> None:
+def test_tables_of_a_trace_have_no_texts_and_disturb_nobody(space: RulesetNamespace) -> None:
     space.nft("table inet t { chain c { accept; }; }")
     with space.enter(), FlipTable() as table:
         table.install(nft_filter.compile(pcapfilter.compile("port 53")))
@@ -267,14 +267,14 @@ def test_tables_of_a_trace_have_no_texts_and_disturb_nobody(space: RuleSpace) ->
     assert found[INET, "t"].chains["c"].rules == ["accept"]
 
 
-def test_reading_changes_nothing(space: RuleSpace) -> None:
+def test_reading_changes_nothing(space: RulesetNamespace) -> None:
     space.nft("table ip filter { }; table ip6 nat { }; table inet t { chain c { }; }")
     before = space.snapshot()
     space.read()
     assert space.snapshot() == before
 
 
-def test_a_ruleset_that_is_not_the_snapshots_any_more_is_told_of(space: RuleSpace) -> None:
+def test_a_ruleset_that_is_not_the_snapshots_any_more_is_told_of(space: RulesetNamespace) -> None:
     space.nft("table ip t { chain c { accept; }; }")
     snapshot = space.snapshot()
     space.nft("add rule ip t c drop")
@@ -282,7 +282,7 @@ def test_a_ruleset_that_is_not_the_snapshots_any_more_is_told_of(space: RuleSpac
         nft_ruleset.read(snapshot)
 
 
-def test_what_changes_while_it_is_read_is_right_or_told_of(space: RuleSpace) -> None:
+def test_what_changes_while_it_is_read_is_right_or_told_of(space: RulesetNamespace) -> None:
     # GIVEN rules whose comment says which generation they are of
     def replace(number: int) -> None:
         rules = f"-A INPUT -m comment --comment {number} -j DROP\n" * 9
@@ -326,7 +326,7 @@ def test_what_changes_while_it_is_read_is_right_or_told_of(space: RuleSpace) -> 
     assert space.chain(IP, "t", "c").rules == ['accept comment "50"'] * 9
 
 
-def test_five_thousand_rules_have_their_texts(space: RuleSpace) -> None:
+def test_five_thousand_rules_have_their_texts(space: RulesetNamespace) -> None:
     space.nft("table inet t {\n set s { type ipv4_addr; elements = { "
               + ", ".join(f"10.1.{n >> 8}.{n & 255}" for n in range(20_000))
               + " }; }\n chain c {\n"
@@ -345,7 +345,7 @@ def test_five_thousand_rules_have_their_texts(space: RuleSpace) -> None:
 
 
 def test_without_nft_iptables_rules_have_texts_and_a_note_says_what_is_missing(
-    space: RuleSpace, monkeypatch: pytest.MonkeyPatch
+    space: RulesetNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.nft("table inet t { chain c { counter accept; }; }")
     space.iptables("-A", "INPUT", "-j", "DROP")
@@ -367,7 +367,7 @@ def test_without_nft_iptables_rules_have_texts_and_a_note_says_what_is_missing(
 
 
 def test_without_iptables_its_rules_are_told_in_nfts_words(
-    space: RuleSpace, monkeypatch: pytest.MonkeyPatch
+    space: RulesetNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.iptables("-A", "INPUT", "-s", "10.0.0.1", "-j", "DROP")
     which = nft_ruleset._command
@@ -380,7 +380,7 @@ def test_without_iptables_its_rules_are_told_in_nfts_words(
 
 
 def test_a_command_that_fails_is_told_of_in_one_line(
-    space: RuleSpace, monkeypatch: pytest.MonkeyPatch
+    space: RulesetNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.nft("table inet t { chain c { accept; }; }")
     monkeypatch.setattr(nft_ruleset, "_command", lambda name: "/bin/false")

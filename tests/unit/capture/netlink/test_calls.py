@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ipttrace.capture.netlink.attributes import NFGEN, attributes
-from ipttrace.capture.netlink.calls import short
+from ipttrace.capture.netlink.events import record_name
 from ipttrace.trace.row import Row
-from tests.data.nft_said import (
+from tests.data.nft_messages import (
     ACCEPT,
     CONTINUE,
     DROP,
@@ -20,16 +20,16 @@ from tests.data.nft_said import (
     MARK,
     RETURN,
     SECOND,
-    Said,
+    Pipeline,
     attribute,
-    base,
     batch,
-    changed,
+    captured,
+    change_messages,
+    first_message,
     flip,
     message,
-    real,
     snapshot,
-    told,
+    trace_message,
     udp,
 )
 
@@ -43,9 +43,9 @@ def path(row: Row) -> str:
     return " ".join(f"{one.chain}:{one.rulenum}:{one.match}" for one in row.path)
 
 
-def said(*messages: bytes) -> Said:
-    one = Said(RULES)
-    one.hear([*messages])
+def pipeline_of(*messages: bytes) -> Pipeline:
+    one = Pipeline(RULES)
+    one.feed([*messages])
     return one
 
 
@@ -90,9 +90,9 @@ def test_the_end_of_the_datagram_counts_not_what_the_message_says() -> None:
 
 
 def test_what_was_really_told_becomes_the_rows_that_it_was() -> None:
-    own, snapshots, messages = real()
-    one = Said(snapshots[0], own)
-    one.hear(messages)
+    own, snapshots, messages = captured()
+    one = Pipeline(snapshots[0], own)
+    one.feed(messages)
     (change,) = one.decoder.changes
     assert change == (snapshots[1].genid, SECOND)
     rows = [row for row in one.rows() if row.dst == "127.0.0.1" and row.proto == "UDP"]
@@ -114,17 +114,17 @@ def test_what_was_really_told_becomes_the_rows_that_it_was() -> None:
 
 
 def test_jumps_gotos_and_returns_are_steps_of_the_path() -> None:
-    one = said(
+    one = pipeline_of(
         flip(1),
-        told(1, "in", 10, JUMP, packet=udp()),
-        told(1, "a", 30, GOTO),
-        told(1, "b", 40, RETURN),
-        told(1, "in", 11, JUMP),
-        told(1, "a", 31, CONTINUE),
-        told(1, "a"),
-        told(1, "in", 12, CONTINUE),
-        told(1, "in"),
-        told(1, "in", policy=DROP),
+        trace_message(1, "in", 10, JUMP, packet=udp()),
+        trace_message(1, "a", 30, GOTO),
+        trace_message(1, "b", 40, RETURN),
+        trace_message(1, "in", 11, JUMP),
+        trace_message(1, "a", 31, CONTINUE),
+        trace_message(1, "a"),
+        trace_message(1, "in", 12, CONTINUE),
+        trace_message(1, "in"),
+        trace_message(1, "in", policy=DROP),
     )
     (row,) = one.rows()
     assert path(row) == (
@@ -138,13 +138,13 @@ def test_packets_that_processors_tell_of_at_once_are_told_apart() -> None:
     ways = [
         [
             flip(number, udp(port)),
-            told(number, "in", 10, JUMP, packet=udp(port)),
-            told(number, "a", handle, CONTINUE),
-            told(number, "in", 12, verdict),
+            trace_message(number, "in", 10, JUMP, packet=udp(port)),
+            trace_message(number, "a", handle, CONTINUE),
+            trace_message(number, "in", 12, verdict),
         ]
         for number, port, handle, verdict in ((1, 53, 30, ACCEPT), (2, 80, 31, DROP))
     ]
-    one = said(*(each for pair in zip(*ways, strict=True) for each in pair))
+    one = pipeline_of(*(each for pair in zip(*ways, strict=True) for each in pair))
     rows = one.rows()
     assert [(row.dport, path(row), row.verdict) for row in rows] == [
         (53, "in:1:rule a:1:rule in:3:rule", "ACCEPT"),
@@ -153,14 +153,14 @@ def test_packets_that_processors_tell_of_at_once_are_told_apart() -> None:
 
 
 def test_messages_of_a_run_may_come_in_portions() -> None:
-    one = Said(RULES)
+    one = Pipeline(RULES)
     for each in (
-        [flip(1), told(1, "in", 10, JUMP, packet=udp())],
-        [told(1, "a", 30)],
-        [told(1, "in", 12, DROP), flip(2), base(2)],
-        [told(2, "in", policy=ACCEPT)],
+        [flip(1), trace_message(1, "in", 10, JUMP, packet=udp())],
+        [trace_message(1, "a", 30)],
+        [trace_message(1, "in", 12, DROP), flip(2), first_message(2)],
+        [trace_message(2, "in", policy=ACCEPT)],
     ):
-        one.hear(each)
+        one.feed(each)
     assert [path(row) for row in one.rows()] == [
         "in:1:rule a:1:rule in:3:rule",
         "in:1:rule in:4:policy",
@@ -169,13 +169,13 @@ def test_messages_of_a_run_may_come_in_portions() -> None:
 
 def test_ids_that_are_used_again_are_of_another_packet() -> None:
     """The kernel makes them of the packet's address, which the next packet has too."""
-    one = Said(RULES)
+    one = Pipeline(RULES)
     for port in (53, 80, 443):
-        one.hear([flip(7, udp(port)), told(7, "in", 12, ACCEPT, packet=udp(port))])
-    one.hear(
+        one.feed([flip(7, udp(port)), trace_message(7, "in", 12, ACCEPT, packet=udp(port))])
+    one.feed(
         [
-            *(flip(7), told(7, "in", 12, DROP, packet=udp(1))),
-            *(flip(7), told(7, "in", 12, DROP, packet=udp(2))),
+            *(flip(7), trace_message(7, "in", 12, DROP, packet=udp(1))),
+            *(flip(7), trace_message(7, "in", 12, DROP, packet=udp(2))),
         ]
     )
     rows = one.rows()
@@ -186,12 +186,12 @@ def test_ids_that_are_used_again_are_of_another_packet() -> None:
 
 def test_packets_that_others_trace_are_shown_only_where_they_were_asked_for() -> None:
     # GIVEN packets that no table of ours flipped
-    one = Said(RULES)
-    one.hear([base(1), told(1, "in", policy=ACCEPT)])
-    one.asked = False
-    one.hear([base(2), told(2, "in", policy=ACCEPT)])
+    one = Pipeline(RULES)
+    one.feed([first_message(1), trace_message(1, "in", policy=ACCEPT)])
+    one.matching = False
+    one.feed([first_message(2), trace_message(2, "in", policy=ACCEPT)])
     # what began before we listened
-    one.hear([told(3, "in", 11), told(3, "in", policy=ACCEPT)])
+    one.feed([trace_message(3, "in", 11), trace_message(3, "in", policy=ACCEPT)])
     (row,) = one.rows()
     assert row.verdict == "ACCEPT"
     assert one.journeys.refused == 2
@@ -200,11 +200,11 @@ def test_packets_that_others_trace_are_shown_only_where_they_were_asked_for() ->
 
 def test_names_longer_than_a_record_holds_stay_apart() -> None:
     names = [f"{'x' * 60}{last}" for last in "ab"]
-    one = Said(snapshot(**{names[0]: (1, [1]), names[1]: (3, [1, 2])}))
+    one = Pipeline(snapshot(**{names[0]: (1, [1]), names[1]: (3, [1, 2])}))
     for name, handle in zip(names, (1, 2), strict=True):
-        one.hear([flip(1), told(1, name, handle, DROP, packet=udp())])
+        one.feed([flip(1), trace_message(1, name, handle, DROP, packet=udp())])
     rows = one.rows()
-    assert [row.chain for row in rows] == [short(name.encode()).decode() for name in names]
+    assert [row.chain for row in rows] == [record_name(name.encode()).decode() for name in names]
     assert [(row.hook, row.rulenum) for row in rows] == [("INPUT", 1), ("OUTPUT", 2)]
     assert rows[0].chain != rows[1].chain
 
@@ -214,20 +214,20 @@ def test_names_longer_than_a_record_holds_stay_apart() -> None:
 
 WHOLE = [
     flip(1),
-    told(1, "in", 10, JUMP, packet=udp()),
-    told(1, "a", 30, CONTINUE),
-    told(1, "a"),
-    told(1, "in", 12, CONTINUE),
-    told(1, "in"),
-    told(1, "in", policy=DROP),
-    told(1, "out", 20, CONTINUE, packet=udp()),
-    told(1, "out"),
-    told(1, "out", policy=ACCEPT),
+    trace_message(1, "in", 10, JUMP, packet=udp()),
+    trace_message(1, "a", 30, CONTINUE),
+    trace_message(1, "a"),
+    trace_message(1, "in", 12, CONTINUE),
+    trace_message(1, "in"),
+    trace_message(1, "in", policy=DROP),
+    trace_message(1, "out", 20, CONTINUE, packet=udp()),
+    trace_message(1, "out"),
+    trace_message(1, "out", policy=ACCEPT),
 ]
 
 
-def rows_without(*lost: int) -> tuple[list[Row], Said]:
-    one = said(*(each for at, each in enumerate(WHOLE) if at not in lost))
+def rows_without(*lost: int) -> tuple[list[Row], Pipeline]:
+    one = pipeline_of(*(each for at, each in enumerate(WHOLE) if at not in lost))
     return one.rows(), one
 
 
@@ -264,10 +264,10 @@ def test_the_end_of_one_run_is_never_taken_for_that_of_another() -> None:
 
 
 def test_another_tables_messages_end_a_run_too() -> None:
-    one = said(
+    one = pipeline_of(
         *WHOLE[:2],
-        told(1, "x", 5, CONTINUE, table="other"),
-        told(1, "x", policy=ACCEPT, table="other"),
+        trace_message(1, "x", 5, CONTINUE, table="other"),
+        trace_message(1, "x", policy=ACCEPT, table="other"),
     )
     assert one.rows() == []
     assert one.trace.incomplete == 1
@@ -288,10 +288,10 @@ def test_one_lost_message_makes_no_row_wrong(lost: int) -> None:
 
 
 def test_a_run_that_waits_for_its_end_is_given_up_after_a_while() -> None:
-    one = Said(RULES)
-    one.hear([flip(1), base(1)])
+    one = Pipeline(RULES)
+    one.feed([flip(1), first_message(1)])
     assert one.trace.rows == 0
-    one.take(np.zeros(0, one.decoder.decode(batch([])).dtype), 3 * SECOND)
+    one.feed_events(np.zeros(0, one.decoder.decode(batch([])).dtype), 3 * SECOND)
     assert one.calls._pending is None
     assert one.calls.incomplete == 1
 
@@ -301,14 +301,14 @@ def test_a_run_that_waits_for_its_end_is_given_up_after_a_while() -> None:
 
 def test_rules_made_anew_with_the_same_handles_are_not_confused() -> None:
     # GIVEN rules
-    one = Said(RULES)
-    packet = [flip(1), told(1, "in", 12, DROP, packet=udp())]
-    one.hear(batch(packet, SECOND))
+    one = Pipeline(RULES)
+    packet = [flip(1), trace_message(1, "in", 12, DROP, packet=udp())]
+    one.feed(batch(packet, SECOND))
     # WHEN they are replaced by others, whose table and handles begin again
-    one.hear(batch(changed(2), 2 * SECOND))
+    one.feed(batch(change_messages(2), 2 * SECOND))
     newer = snapshot(2, 9, **{"in": (1, [12, 10, 11])})
     one.generations.change(*one.decoder.changes.pop(), 2, newer)
-    one.hear(batch(packet, 3 * SECOND))
+    one.feed(batch(packet, 3 * SECOND))
     rows = one.rows()
     # THEN each row has the number of its own time
     assert [row.rulenum for row in rows] == [3, 1]
@@ -317,12 +317,12 @@ def test_rules_made_anew_with_the_same_handles_are_not_confused() -> None:
 
 def test_of_two_rules_that_could_be_meant_none_is_named() -> None:
     # GIVEN a packet told of just before the new rules are
-    one = Said(RULES)
-    packet = [flip(1), told(1, "in", 12, DROP, packet=udp())]
-    events = one.decoder.decode(batch([*packet, *changed(2), *packet]))
+    one = Pipeline(RULES)
+    packet = [flip(1), trace_message(1, "in", 12, DROP, packet=udp())]
+    events = one.decoder.decode(batch([*packet, *change_messages(2), *packet]))
     newer = snapshot(2, 9, **{"in": (1, [12, 10, 11])})
     one.generations.change(*one.decoder.changes.pop(), 2, newer)
-    one.take(events, SECOND)
+    one.feed_events(events, SECOND)
     first, second = one.rows()
     assert first.rulenum is None or first.rulenum == 0
     assert first.rule is None
@@ -334,40 +334,42 @@ def test_a_generation_that_was_gone_before_it_was_read_names_only_what_both_side
     None
 ):
     # GIVEN that between two known generations was one that nobody saw
-    one = Said(RULES)
-    one.hear(batch(changed(2), 2 * SECOND))
+    one = Pipeline(RULES)
+    one.feed(batch(change_messages(2), 2 * SECOND))
     one.generations.change(*one.decoder.changes.pop(), 2, None)
     rows = [
-        [flip(1), told(1, "in", 10, DROP, packet=udp())],
-        [flip(1), told(1, "in", 12, DROP, packet=udp())],
-        [flip(1), told(1, "a", 30, DROP, packet=udp())],
+        [flip(1), trace_message(1, "in", 10, DROP, packet=udp())],
+        [flip(1), trace_message(1, "in", 12, DROP, packet=udp())],
+        [flip(1), trace_message(1, "a", 30, DROP, packet=udp())],
     ]
     events = [one.decoder.decode(batch(each, 3 * SECOND)) for each in rows]
-    one.decoder.decode(batch(changed(3), 4 * SECOND))
+    one.decoder.decode(batch(change_messages(3), 4 * SECOND))
     one.generations.change(
         *one.decoder.changes.pop(), 3, snapshot(3, **{"in": (1, [10, 12, 11]), "a": (None, [])})
     )
     for each in events:
-        one.take(each, 4 * SECOND)
+        one.feed_events(each, 4 * SECOND)
     shown = [(row.chain, row.rulenum or 0, row.rule) for row in one.rows()]
     assert shown == [("in", 1, None), ("in", 0, None), ("a", 0, None)]
 
 
 def test_old_generations_are_forgotten() -> None:
-    one = Said(RULES)
+    one = Pipeline(RULES)
     for number in range(2, 500):
-        one.hear(batch(changed(number), number * SECOND))
+        one.feed(batch(change_messages(number), number * SECOND))
         one.generations.change(*one.decoder.changes.pop(), number, snapshot(number))
     generations = one.generations
-    assert len(generations._order) == len(generations._snapshots) == len(generations._told) == 64
+    assert (
+        len(generations._order) == len(generations._snapshots) == len(generations._announced) == 64
+    )
     # AND a packet of one that is forgotten is still a row
     one.decoder.generation = 3
-    one.hear([flip(1), told(1, "in", 12, DROP, packet=udp())])
+    one.feed([flip(1), trace_message(1, "in", 12, DROP, packet=udp())])
     assert [row.verdict for row in one.rows()] == ["DROP"]
 
 
 def test_a_mark_is_told_and_an_unknown_device_is_none() -> None:
     more = attribute(MARK, struct.pack(">I", 0xFFFFFFFF))
-    one = said(flip(1), told(1, "in", 12, DROP, packet=udp(), more=more))
+    one = pipeline_of(flip(1), trace_message(1, "in", 12, DROP, packet=udp(), more=more))
     (row,) = one.rows()
     assert (row.mark, row.out) == (0xFFFFFFFF, None)

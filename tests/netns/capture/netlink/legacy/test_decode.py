@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.legacy.logger import LogSetting
-from ipttrace.capture.netlink.reader import Mailbox, Reader
+from ipttrace.capture.netlink.reader import Mailbox, MailboxReader
+from ipttrace.capture.netns import inside
 from ipttrace.stream.record import MATCHES
 
 PINGS = 23
@@ -32,7 +32,7 @@ PRE, IN, FORWARD, OUT, POST = range(5)
 Hit = tuple[int, str, str, str, int]  # hook, table, chain, match, rule
 
 
-class Space:
+class LogNamespace:
     """A network namespace with nothing but loopback."""
 
     def __init__(self, name: str) -> None:
@@ -60,20 +60,20 @@ class Space:
 class Log:
     """What is logged in a namespace, while in a with statement."""
 
-    def __init__(self, space: Space, room: int = 8 << 20) -> None:
-        self.decoder = nflog.Decoder()
-        self.events = np.zeros(0, nflog.EVENT)
+    def __init__(self, space: LogNamespace, room: int = 8 << 20) -> None:
+        self.decoder = nflog.NflogDecoder()
+        self.events = np.zeros(0, nflog.LOG_MESSAGE)
         with ExitStack() as stack:
-            self.reader = Reader()
+            self.reader = MailboxReader()
             stack.callback(self.reader.close)
             setting = LogSetting()
-            stack.callback(setting.give_back)
+            stack.callback(setting.restore)
             with inside(space.path, space.inode):
                 self.box: Mailbox = nflog.new_mailbox(room)
                 stack.callback(self.box.close)
-                self.conntrack = nflog.open(self.box)
+                self.conntrack = nflog.bind(self.box)
                 setting.take(space.path, space.inode)
-                stack.callback(setting.give_back)
+                stack.callback(setting.restore)
             self.reader.add(self.box)
             stack.callback(self.reader.remove, self.box)
             space.run("nft", "-f", "-", text=FLIP)
@@ -96,10 +96,10 @@ class Log:
 
 
 @contextmanager
-def made(name: str) -> Iterator[Space]:
+def made(name: str) -> Iterator[LogNamespace]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        space = Space(name)
+        space = LogNamespace(name)
         space.run("ip", "link", "set", "lo", "up")
         yield space
     finally:
@@ -107,13 +107,13 @@ def made(name: str) -> Iterator[Space]:
 
 
 @pytest.fixture
-def space(prefix: str) -> Iterator[Space]:
+def space(prefix: str) -> Iterator[LogNamespace]:
     with made(prefix) as one:
         yield one
 
 
 @contextmanager
-def logged(space: Space, room: int = 8 << 20) -> Iterator[Log]:
+def logged(space: LogNamespace, room: int = 8 << 20) -> Iterator[Log]:
     log = Log(space, room)
     try:
         yield log
@@ -127,7 +127,7 @@ def hits(events: np.ndarray) -> list[Hit]:
             int(one["hook"]),
             one["table"].decode(),
             one["chain"].decode(),
-            MATCHES[one["comment"]],
+            MATCHES[one["match"]],
             int(one["rulenum"]),
         )
         for one in events
@@ -153,7 +153,7 @@ COMMIT
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_pings_hit_each_rule_in_order(space: Space, family: int) -> None:
+def test_pings_hit_each_rule_in_order(space: LogNamespace, family: int) -> None:
     # GIVEN chains of a user's, one with a colon and one called like a line's end
     rules = RULES.replace("PING", "icmp" if family == 4 else "ipv6-icmp")
     restore = "iptables-legacy-restore" if family == 4 else "ip6tables-legacy-restore"
@@ -172,7 +172,7 @@ def test_pings_hit_each_rule_in_order(space: Space, family: int) -> None:
         events = log.wait(len(each) * 2 * PINGS)
     # THEN each request and each reply has its events, and nothing is missing
     assert hits(events) == each * 2 * PINGS
-    assert nflog.lost(-1, events) == 0
+    assert nflog.missing(-1, events) == 0
     assert (log.box.drops(), log.decoder.unread) == (0, 0)
     head = 20 if family == 4 else 40
     assert set(events["len"].tolist()) == {head + 108}
@@ -189,21 +189,21 @@ def test_pings_hit_each_rule_in_order(space: Space, family: int) -> None:
     assert types == ([8, 0] if family == 4 else [128, 129]) * PINGS
 
 
-def test_a_mark_and_a_length_that_does_not_fit_are_told(space: Space) -> None:
+def test_a_mark_and_a_length_that_does_not_fit_are_told(space: LogNamespace) -> None:
     space.iptables("-t mangle -A OUTPUT -p udp -j MARK --set-mark 0xabcd")
     with logged(space) as log:
         port = space.send(socket.AF_INET, "127.0.0.1", 9, size=1000)
         events = log.wait(4)
         # What is logged of the answer: an ICMP error, that nobody listens there
         events = events[events["packet"][:, 9] == socket.IPPROTO_UDP]
-    found = [(one["table"], MATCHES[one["comment"]], int(one["mark"])) for one in events]
+    found = [(one["table"], MATCHES[one["match"]], int(one["mark"])) for one in events]
     assert found[:2] == [(b"mangle", "rule", 0), (b"mangle", "policy", 0xABCD)]
     assert set(events["len"].tolist()) == {1028}
     assert bytes(events["packet"][0][20:22]) == port.to_bytes(2, "big")
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_connections_are_told_before_and_after_nat(space: Space, family: int) -> None:
+def test_connections_are_told_before_and_after_nat(space: LogNamespace, family: int) -> None:
     address, target, kind = {
         4: ("127.0.0.1", "127.0.0.2:5353", socket.AF_INET),
         6: ("::1", "[::1]:5353", socket.AF_INET6),
@@ -218,7 +218,7 @@ def test_connections_are_told_before_and_after_nat(space: Space, family: int) ->
         if not log.conntrack:
             pytest.skip("this kernel is built without CONFIG_NETFILTER_NETLINK_GLUE_CT")
     events = log.events
-    found = [(int(one["hook"]), one["table"], int(one["comment"])) for one in events]
+    found = [(int(one["hook"]), one["table"], int(one["match"])) for one in events]
     assert [one for one in found if one in told] == told
     assert events["tracked"].all()
     assert set(events["ct_proto"].tolist()) == {17}
@@ -239,7 +239,7 @@ def test_connections_are_told_before_and_after_nat(space: Space, family: int) ->
     assert last["ct_status"] & 0x20  # IPS_DST_NAT
 
 
-def test_lines_of_other_rules_are_no_trace(space: Space) -> None:
+def test_lines_of_other_rules_are_no_trace(space: LogNamespace) -> None:
     # GIVEN a rule that logs to the same group, in packets of its own size
     own = "--nflog-group 0 --nflog-threshold 10 --nflog-prefix mine"
     space.iptables(f"-A OUTPUT -p udp -j NFLOG {own}")
@@ -249,13 +249,13 @@ def test_lines_of_other_rules_are_no_trace(space: Space) -> None:
             space.send(socket.AF_INET, "127.0.0.1", 9)
         events = log.wait(12)
     # THEN they stand between the others in order, each a message of its own
-    foreign = events["comment"] == nflog.NO_TRACE
+    foreign = events["match"] == nflog.NOT_TRACE
     assert foreign.tolist() == [False, True, False, False] * 3
     assert events["seq"].tolist() == list(range(12))
     assert log.decoder.unread == 0
 
 
-def test_what_did_not_fit_is_counted_exactly(space: Space) -> None:
+def test_what_did_not_fit_is_counted_exactly(space: LogNamespace) -> None:
     space.iptables("-A OUTPUT -p udp -j DROP")
     with logged(space, room=1 << 14) as log:
         # GIVEN a reader that stands still
@@ -277,7 +277,7 @@ def test_what_did_not_fit_is_counted_exactly(space: Space) -> None:
             space.send(socket.AF_INET, "127.0.0.1", 9)
         events = log.wait(sent - dropped + 1)
     assert len(events) + dropped == sent + 1
-    assert nflog.lost(-1, events) == dropped
+    assert nflog.missing(-1, events) == dropped
 
 
 TAKE = """
@@ -291,7 +291,7 @@ sys.stdin.readline()
 """
 
 
-def test_another_program_on_the_group_is_named(space: Space) -> None:
+def test_another_program_on_the_group_is_named(space: LogNamespace) -> None:
     # GIVEN another program that reads group 0
     with subprocess.Popen(
         ["ip", "netns", "exec", space.name, sys.executable, "-c", TAKE],
@@ -304,7 +304,7 @@ def test_another_program_on_the_group_is_named(space: Space) -> None:
             box = nflog.new_mailbox(1 << 20)
             # WHEN we want it THEN one line says who has it and what to do
             with pytest.raises(CaptureError) as caught:
-                nflog.open(box)
+                nflog.bind(box)
             box.close()
         line = str(caught.value)
         assert f"another program (process {other.pid}, " in line
@@ -315,14 +315,14 @@ def test_another_program_on_the_group_is_named(space: Space) -> None:
     # WHEN it has ended THEN the group is free
     with inside(space.path, space.inode):
         box = nflog.new_mailbox(1 << 20)
-        nflog.open(box)
+        nflog.bind(box)
         box.close()
 
 
-def test_without_the_right_to_it_one_line_says_so(space: Space) -> None:
+def test_without_the_right_to_it_one_line_says_so(space: LogNamespace) -> None:
     script = (
         "from ipttrace.capture.netlink.legacy import decode as nflog; from ipttrace.capture.errors import CaptureError\n"
-        "try: nflog.open(nflog.new_mailbox(1 << 16))\n"
+        "try: nflog.bind(nflog.new_mailbox(1 << 16))\n"
         "except CaptureError as error: print(error)\n"
     )
     drop = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.legacy import logger as nf_log
 from ipttrace.capture.netlink.legacy import logger_guard as nf_log_guard
 from ipttrace.capture.netlink.legacy.logger import LogSetting, repair
-from ipttrace.capture.netlink.legacy.logger_guard import OURS
+from ipttrace.capture.netlink.legacy.logger_guard import NFNETLINK_LOG
+from ipttrace.capture.netns import inside
 from tests.netns.labs import fresh_prefix
 from tests.paths import PROJECT
 
@@ -35,11 +35,11 @@ with inside(sys.argv[1], int(sys.argv[2])):
     setting.take(sys.argv[1], int(sys.argv[2]))
 print(setting.guard, flush=True)
 sys.stdin.readline()
-print(setting.give_back(), flush=True)
+print(setting.restore(), flush=True)
 """
 
 
-class Space:
+class LogNamespace:
     """A network namespace."""
 
     def __init__(self, name: str) -> None:
@@ -61,16 +61,16 @@ class Space:
 
 
 @contextmanager
-def made(name: str) -> Iterator[Space]:
+def made(name: str) -> Iterator[LogNamespace]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        space = Space(name)
+        space = LogNamespace(name)
         with inside(space.path, space.inode):
             # It may be a module, which a netlink message loads.
             subprocess.run(["nft", "list", "ruleset"], capture_output=True)
             try:
                 nf_log_guard.set_logger(10, nf_log_guard.NONE)
-                nf_log_guard.set_logger(2, OURS)
+                nf_log_guard.set_logger(2, NFNETLINK_LOG)
                 nf_log_guard.set_logger(2, nf_log_guard.NONE)
             except FileNotFoundError:
                 pytest.skip("this kernel has no nfnetlink_log")
@@ -80,7 +80,7 @@ def made(name: str) -> Iterator[Space]:
 
 
 @pytest.fixture
-def space(prefix: str) -> Iterator[Space]:
+def space(prefix: str) -> Iterator[LogNamespace]:
     with made(prefix) as one:
         yield one
 
@@ -111,7 +111,7 @@ def gone(pid: int) -> bool:
 class Holder:
     """Another process that has taken a namespace."""
 
-    def __init__(self, space: Space, folder: Path, *before: str) -> None:
+    def __init__(self, space: LogNamespace, folder: Path, *before: str) -> None:
         patch = (
             "import ipttrace.capture.netlink.legacy.logger_guard as g\n"
             f"g.folders = lambda: [{str(folder)!r}]\n"
@@ -140,18 +140,20 @@ class Holder:
         wait_for(lambda: gone(self.guard))
 
 
-def test_a_taken_setting_is_given_back_and_the_guard_is_gone(space: Space, folder: Path) -> None:
+def test_a_taken_setting_is_given_back_and_the_guard_is_gone(
+    space: LogNamespace, folder: Path
+) -> None:
     # GIVEN a namespace with a logger for one family
     before = space.loggers()
     setting = LogSetting()
     # WHEN it is taken
     space.take(setting)
     # THEN both families have ours, noted where only we can read it
-    assert space.loggers() == (OURS, OURS)
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
     (name,) = files(folder)
     assert (folder.stat().st_mode & 0o777, (folder / name).stat().st_mode & 0o777) == (0o700, 0o600)
     # WHEN it is given back THEN nothing is left
-    assert setting.give_back() == []
+    assert setting.restore() == []
     assert space.loggers() == before
     assert files(folder) == []
     assert not Path("/proc", str(setting.guard)).exists()
@@ -161,50 +163,50 @@ def test_only_the_namespace_that_is_left_is_given_back(prefix: str, folder: Path
     with ExitStack() as stack:
         one, two = (stack.enter_context(made(f"{prefix}{end}")) for end in "ab")
         setting = LogSetting()
-        stack.callback(setting.give_back)
+        stack.callback(setting.restore)
         one.take(setting)
         two.take(setting)
-        assert setting.give_back(one.inode) == []
+        assert setting.restore(one.inode) == []
         assert one.loggers() == ("NONE", "NONE")
-        assert two.loggers() == (OURS, OURS)
-        setting.give_back()
+        assert two.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
+        setting.restore()
         assert two.loggers() == ("NONE", "NONE")
 
 
-def test_the_setting_of_the_namespace_we_come_from_is_not_touched(space: Space) -> None:
+def test_the_setting_of_the_namespace_we_come_from_is_not_touched(space: LogNamespace) -> None:
     home = (nf_log_guard.logger(2), nf_log_guard.logger(10))
     setting = LogSetting()
     space.take(setting)
     assert (nf_log_guard.logger(2), nf_log_guard.logger(10)) == home
-    setting.give_back()
+    setting.restore()
     assert (nf_log_guard.logger(2), nf_log_guard.logger(10)) == home
 
 
-def test_what_somebody_else_has_set_meanwhile_stays(space: Space) -> None:
-    space.set(2, OURS)
+def test_what_somebody_else_has_set_meanwhile_stays(space: LogNamespace) -> None:
+    space.set(2, NFNETLINK_LOG)
     setting = LogSetting()
     space.take(setting)
     # WHEN another logger is chosen while we trace
     space.set(10, "NONE")
     space.set(2, "NONE")
     # THEN it is not undone
-    setting.give_back()
+    setting.restore()
     assert space.loggers() == ("NONE", "NONE")
 
 
-def test_what_was_ours_before_we_came_stays(space: Space, folder: Path) -> None:
-    space.set(2, OURS)
-    space.set(10, OURS)
+def test_what_was_ours_before_we_came_stays(space: LogNamespace, folder: Path) -> None:
+    space.set(2, NFNETLINK_LOG)
+    space.set(10, NFNETLINK_LOG)
     setting = LogSetting()
     space.take(setting)
     assert files(folder) == []
-    setting.give_back()
-    assert space.loggers() == (OURS, OURS)
+    setting.restore()
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
 
 
-def test_kill_9_is_put_right_at_once_by_the_guard(space: Space, folder: Path) -> None:
+def test_kill_9_is_put_right_at_once_by_the_guard(space: LogNamespace, folder: Path) -> None:
     holder = Holder(space, folder)
-    assert space.loggers() == (OURS, OURS)
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
     # WHEN the process that traces is killed
     holder.kill()
     # THEN the guard has ended, all is as before, and the next start has nothing to say
@@ -213,7 +215,9 @@ def test_kill_9_is_put_right_at_once_by_the_guard(space: Space, folder: Path) ->
     assert repair() == []
 
 
-def test_the_guard_stays_through_signals_and_has_nothing_open(space: Space, folder: Path) -> None:
+def test_the_guard_stays_through_signals_and_has_nothing_open(
+    space: LogNamespace, folder: Path
+) -> None:
     holder = Holder(space, folder)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(holder.guard, number)
@@ -228,11 +232,13 @@ def test_the_guard_stays_through_signals_and_has_nothing_open(space: Space, fold
     assert session == holder.guard
 
 
-def test_the_next_start_puts_back_what_a_killed_guard_could_not(space: Space, folder: Path) -> None:
+def test_the_next_start_puts_back_what_a_killed_guard_could_not(
+    space: LogNamespace, folder: Path
+) -> None:
     # GIVEN a run and its guard that were killed together
     holder = Holder(space, folder)
     holder.kill(guard=True)
-    assert space.loggers() == (OURS, OURS)
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
     # WHEN the next one starts THEN it says what it has put back, and of whom
     assert repair() == [
         f"put back nf_log.2 and nf_log.10 of network namespace {space.name}, "
@@ -243,7 +249,9 @@ def test_the_next_start_puts_back_what_a_killed_guard_could_not(space: Space, fo
     assert files(folder) == []
 
 
-def test_only_what_is_still_ours_is_put_back_at_the_next_start(space: Space, folder: Path) -> None:
+def test_only_what_is_still_ours_is_put_back_at_the_next_start(
+    space: LogNamespace, folder: Path
+) -> None:
     holder = Holder(space, folder)
     holder.kill(guard=True)
     space.set(10, "NONE")
@@ -252,16 +260,16 @@ def test_only_what_is_still_ours_is_put_back_at_the_next_start(space: Space, fol
     assert said[0].startswith("put back nf_log.2 of")
 
 
-def test_a_run_that_lives_is_not_repaired(space: Space, folder: Path) -> None:
+def test_a_run_that_lives_is_not_repaired(space: LogNamespace, folder: Path) -> None:
     holder = Holder(space, folder)
     assert repair() == []
-    assert space.loggers() == (OURS, OURS)
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
     assert holder.end() == "[]"
     assert space.loggers() == ("NONE", "NONE")
 
 
 def test_taking_after_a_crash_remembers_what_was_there_before_it(
-    space: Space, folder: Path
+    space: LogNamespace, folder: Path
 ) -> None:
     # GIVEN a crash that nobody has repaired
     Holder(space, folder).kill(guard=True)
@@ -269,8 +277,8 @@ def test_taking_after_a_crash_remembers_what_was_there_before_it(
     setting = LogSetting()
     space.take(setting)
     assert repair() == []
-    assert space.loggers() == (OURS, OURS)
-    setting.give_back()
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
+    setting.restore()
     # THEN it is as before the crash
     assert space.loggers() == ("NONE", "NONE")
     assert files(folder) == []
@@ -279,7 +287,7 @@ def test_taking_after_a_crash_remembers_what_was_there_before_it(
 @pytest.mark.parametrize("first_ends", [True, False])
 @pytest.mark.parametrize("killed", [True, False])
 def test_of_two_that_trace_the_last_puts_back(
-    space: Space, folder: Path, first_ends: bool, killed: bool
+    space: LogNamespace, folder: Path, first_ends: bool, killed: bool
 ) -> None:
     first, second = Holder(space, folder), Holder(space, folder)
     order = (first, second) if first_ends else (second, first)
@@ -288,7 +296,7 @@ def test_of_two_that_trace_the_last_puts_back(
         order[0].kill()
     else:
         assert order[0].end() == "[]"
-    assert space.loggers() == (OURS, OURS)
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
     # WHEN that ends too THEN all is as before
     assert order[1].end() == "[]"
     assert space.loggers() == ("NONE", "NONE")
@@ -303,13 +311,13 @@ def test_a_namespace_that_has_gone_is_forgotten(prefix: str, folder: Path) -> No
         holder.kill(guard=True)
         subprocess.run(["ip", "netns", "del", prefix], check=True)
         # WHEN it goes away while it is taken THEN nobody minds
-        assert setting.give_back() == []
+        assert setting.restore() == []
         assert repair() == []
         assert files(folder) == []
 
 
 def test_a_namespace_with_a_number_that_another_had_is_left_alone(
-    space: Space, folder: Path
+    space: LogNamespace, folder: Path
 ) -> None:
     # GIVEN a crash, and a namespace that has got the number of the one of then
     Holder(space, folder).kill(guard=True)
@@ -322,11 +330,11 @@ def test_a_namespace_with_a_number_that_another_had_is_left_alone(
     (folder / name).write_bytes(text.replace(b"cookie %d" % cookie, b"cookie 1"))
     # THEN its setting is its own business
     assert repair() == []
-    assert space.loggers() == (OURS, OURS)
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
     assert files(folder) == []
 
 
-def test_after_a_reboot_files_are_forgotten(space: Space, folder: Path) -> None:
+def test_after_a_reboot_files_are_forgotten(space: LogNamespace, folder: Path) -> None:
     Holder(space, folder).kill(guard=True)
     (name,) = files(folder)
     text = (folder / name).read_bytes()
@@ -335,7 +343,7 @@ def test_after_a_reboot_files_are_forgotten(space: Space, folder: Path) -> None:
     assert files(folder) == []
 
 
-def test_files_of_any_content_are_survived(space: Space, folder: Path) -> None:
+def test_files_of_any_content_are_survived(space: LogNamespace, folder: Path) -> None:
     Holder(space, folder).kill(guard=True)
     (name,) = files(folder)
     whole = (folder / name).read_bytes()
@@ -364,14 +372,14 @@ def test_where_nothing_can_be_noted_nothing_is_changed(monkeypatch: pytest.Monke
         LogSetting()
 
 
-def test_without_a_guard_nothing_is_changed(space: Space, folder: Path) -> None:
+def test_without_a_guard_nothing_is_changed(space: LogNamespace, folder: Path) -> None:
     setting = LogSetting()
     os.kill(setting.guard, signal.SIGKILL)
     os.waitid(os.P_PID, setting.guard, os.WEXITED | os.WNOWAIT)
     with pytest.raises(CaptureError, match="would put the logging back"):
         space.take(setting)
     assert space.loggers() == ("NONE", "NONE")
-    assert setting.give_back() == []
+    assert setting.restore() == []
 
 
 @pytest.fixture
@@ -388,17 +396,17 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_read_only_proc_is_no_hindrance_where_nothing_was_set(
-    space: Space, read_only: None
+    space: LogNamespace, read_only: None
 ) -> None:
     setting = LogSetting()
     space.take(setting)
-    assert space.loggers() == (OURS, OURS)
-    assert setting.give_back() == []
+    assert space.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
+    assert setting.restore() == []
     assert space.loggers() == ("NONE", "NONE")
 
 
 def test_what_could_not_be_put_back_is_not_changed(
-    space: Space, monkeypatch: pytest.MonkeyPatch
+    space: LogNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # GIVEN a logger that only /proc/sys can set, which is read-only
     real = nf_log_guard.logger
@@ -409,7 +417,7 @@ def test_what_could_not_be_put_back_is_not_changed(
         space.take(setting)
     monkeypatch.setattr(nf_log_guard, "logger", real)
     assert space.loggers() == ("NONE", "NONE")
-    setting.give_back()
+    setting.restore()
 
 
 def test_an_ordinary_user_has_it_in_a_namespace_of_their_own(tmp_path: Path) -> None:
@@ -436,7 +444,7 @@ child = os.fork()
 if child == 0:
     setting = LogSetting()
     setting.take("/proc/self/ns/net", os.stat("/proc/self/ns/net").st_ino)
-    assert loggers() == [g.OURS, g.OURS], loggers()
+    assert loggers() == [g.NFNETLINK_LOG, g.NFNETLINK_LOG], loggers()
     os.kill(os.getpid(), signal.SIGKILL)
 assert os.waitpid(child, 0)[1] == signal.SIGKILL
 deadline = time.monotonic() + {PATIENCE}

@@ -15,7 +15,16 @@ from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.netlink.nft.dump import Dump
 from ipttrace.capture.netlink.nft.table import FlipTable
-from tests.netns.rule_space import ARP, BRIDGE, INET, IP, IP6, NETDEV, RuleSpace, rule_space
+from tests.netns.ruleset_namespace import (
+    ARP,
+    BRIDGE,
+    INET,
+    IP,
+    IP6,
+    NETDEV,
+    RulesetNamespace,
+    ruleset_namespace,
+)
 from tests.paths import PROJECT
 
 ROOT = PROJECT
@@ -34,12 +43,12 @@ table netdev t { chain n { type filter hook ingress device lo priority 7; }; }
 
 
 @pytest.fixture
-def space() -> Iterator[RuleSpace]:
-    with rule_space() as one:
+def space() -> Iterator[RulesetNamespace]:
+    with ruleset_namespace() as one:
         yield one
 
 
-def test_every_family_is_listed_with_its_hooks_and_policies(space: RuleSpace) -> None:
+def test_every_family_is_listed_with_its_hooks_and_policies(space: RulesetNamespace) -> None:
     space.nft(FAMILIES)
     found = space.snapshot()
     assert set(found.tables) == {(family, "t") for family in (INET, IP, IP6, ARP, BRIDGE, NETDEV)}
@@ -61,7 +70,7 @@ def test_every_family_is_listed_with_its_hooks_and_policies(space: RuleSpace) ->
     assert len(found.chains[INET, "t", "in"].handles) == 2
 
 
-def test_handles_stand_in_the_order_of_the_rules(space: RuleSpace) -> None:
+def test_handles_stand_in_the_order_of_the_rules(space: RulesetNamespace) -> None:
     space.nft("table ip t { chain c { accept; drop; return; }; }")
     handles = space.snapshot().chains[IP, "t", "c"].handles
     # WHEN one is put first, one in the middle, and one is deleted
@@ -78,7 +87,7 @@ def test_handles_stand_in_the_order_of_the_rules(space: RuleSpace) -> None:
 
 
 def test_a_table_made_anew_has_another_handle_and_each_change_a_generation(
-    space: RuleSpace,
+    space: RulesetNamespace,
 ) -> None:
     space.nft("table ip t { chain c { accept; }; }")
     before = space.snapshot()
@@ -90,7 +99,7 @@ def test_a_table_made_anew_has_another_handle_and_each_change_a_generation(
     assert space.snapshot() == after
 
 
-def test_a_table_says_who_owns_it(space: RuleSpace) -> None:
+def test_a_table_says_who_owns_it(space: RulesetNamespace) -> None:
     with space.enter(), FlipTable() as table:
         table.install(nft_filter.compile(pcapfilter.compile("")))
         found = space.snapshot().tables[INET, table.name.decode()]
@@ -99,12 +108,12 @@ def test_a_table_says_who_owns_it(space: RuleSpace) -> None:
     assert space.snapshot().tables == {}
 
 
-def test_a_namespace_without_rules_is_empty(space: RuleSpace) -> None:
+def test_a_namespace_without_rules_is_empty(space: RulesetNamespace) -> None:
     found = space.snapshot()
     assert (found.tables, found.chains) == ({}, {})
 
 
-def test_what_is_listed_while_rules_change_is_of_one_generation(space: RuleSpace) -> None:
+def test_what_is_listed_while_rules_change_is_of_one_generation(space: RulesetNamespace) -> None:
     # GIVEN rules of which each generation has as many in both chains
     def rules(number: int) -> str:
         some = "accept; " * number
@@ -137,7 +146,7 @@ def test_what_is_listed_while_rules_change_is_of_one_generation(space: RuleSpace
     assert len(seen) > 1
 
 
-def test_ten_thousand_rules_are_listed(space: RuleSpace) -> None:
+def test_ten_thousand_rules_are_listed(space: RulesetNamespace) -> None:
     space.nft(
         "table ip t {\n chain c {\n" + "  ip saddr 10.0.0.1 counter accept\n" * 10_000 + "}\n}\n"
     )
@@ -147,7 +156,7 @@ def test_ten_thousand_rules_are_listed(space: RuleSpace) -> None:
         assert [rule.handle for rule in dump.made()] == found
 
 
-def test_without_the_capability_one_line_says_so(space: RuleSpace) -> None:
+def test_without_the_capability_one_line_says_so(space: RulesetNamespace) -> None:
     code = (
         "from ipttrace.capture.netlink.nft.dump import Dump\n"
         "from ipttrace.capture.errors import CaptureError\n"

@@ -24,10 +24,10 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.filter.nft import Compiled
-from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.nft import table as nft_table
 from ipttrace.capture.netlink.nft import wire as nft_wire
-from ipttrace.capture.netlink.nft.table import FlipTable, clean_stale
+from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
+from ipttrace.capture.netns import inside
 from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET
 from tests.netns.labs import fresh_prefix
 from tests.paths import PROJECT
@@ -115,7 +115,7 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], capture_output=True, check=True)
 
 
-class Space:
+class CableNamespaces:
     """A namespace that drops all that comes, after counting it, and a cable into it."""
 
     def __init__(self, *, bridge: bool = False) -> None:
@@ -124,7 +124,7 @@ class Space:
         self.bridge = bridge
         self.sent = 0
 
-    def __enter__(self) -> Space:
+    def __enter__(self) -> CableNamespaces:
         try:
             for ns in (self.near, self.far):
                 ip("netns", "add", ns)
@@ -202,10 +202,10 @@ class Space:
 
 
 @pytest.fixture
-def space() -> Iterator[Space]:
+def space() -> Iterator[CableNamespaces]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    with Space() as one:
+    with CableNamespaces() as one:
         yield one
 
 
@@ -215,7 +215,9 @@ def packets(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("inet", [True, False], ids=["inet", "ip and ip6"])
-def test_just_what_each_filter_takes_is_flipped_and_counted(space: Space, inet: bool) -> None:
+def test_just_what_each_filter_takes_is_flipped_and_counted(
+    space: CableNamespaces, inet: bool
+) -> None:
     sending = packets(293)
     with space.table(inet=inet) as table:
         table.install(compiled(""))
@@ -236,7 +238,7 @@ def test_just_what_each_filter_takes_is_flipped_and_counted(space: Space, inet: 
             assert table.counted() == (counted, octets), expr
 
 
-def test_packets_that_the_host_sends_are_flipped_too(space: Space) -> None:
+def test_packets_that_the_host_sends_are_flipped_too(space: CableNamespaces) -> None:
     ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
     ip("-n", space.near, "neigh", "add", "10.9.0.1", "lladdr", "2:0:0:0:0:1", "dev", "v0")
     with space.table() as table, space.inside():
@@ -252,7 +254,7 @@ def test_a_bridge_is_traced_and_a_filter_takes_ip_only() -> None:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     sending = packets(101)
-    with Space(bridge=True) as space, space.table() as table:
+    with CableNamespaces(bridge=True) as space, space.table() as table:
         table.install(compiled("not tcp"), [NFPROTO_BRIDGE])
         space.send(sending)
         # Something that is no IP, but whose bytes look so.
@@ -265,7 +267,7 @@ def test_a_bridge_is_traced_and_a_filter_takes_ip_only() -> None:
         assert table.counted()[0] == taken + 7
 
 
-def test_arp_is_flipped_where_there_is_no_filter(space: Space) -> None:
+def test_arp_is_flipped_where_there_is_no_filter(space: CableNamespaces) -> None:
     with space.table() as table:
         table.install(compiled(""), [NFPROTO_ARP])
         ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
@@ -284,7 +286,7 @@ def test_arp_is_flipped_where_there_is_no_filter(space: Space) -> None:
         assert out() > 0
 
 
-def test_another_filter_under_traffic_loses_no_packet(space: Space) -> None:
+def test_another_filter_under_traffic_loses_no_packet(space: CableNamespaces) -> None:
     # GIVEN filters that all take the packet
     wanted = pcapfilter.compile("udp port 53")
     one = next(each for each in packets(900) if pcapfilter.matches(wanted, each))
@@ -314,7 +316,7 @@ def test_another_filter_under_traffic_loses_no_packet(space: Space) -> None:
         assert table.counted()[0] == 4007 + 23
 
 
-def test_other_programs_can_list_the_table_and_not_remove_it(space: Space) -> None:
+def test_other_programs_can_list_the_table_and_not_remove_it(space: CableNamespaces) -> None:
     with space.table() as table:
         table.install(
             compiled("tcp port 80 or len > 1000"), [NFPROTO_INET, NFPROTO_BRIDGE, NFPROTO_ARP]
@@ -347,7 +349,9 @@ HOLD = """
 
 
 @contextmanager
-def holder(space: Space, *words: str) -> Iterator[tuple[subprocess.Popen[str], str, bool]]:
+def holder(
+    space: CableNamespaces, *words: str
+) -> Iterator[tuple[subprocess.Popen[str], str, bool]]:
     """Another process that traces."""
     with space.inside():
         process = subprocess.Popen(
@@ -363,7 +367,7 @@ def holder(space: Space, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
         process.communicate()
 
 
-def test_kill_9_leaves_no_table_behind(space: Space) -> None:
+def test_kill_9_leaves_no_table_behind(space: CableNamespaces) -> None:
     with holder(space, "owner", "inet") as (process, name, owned):
         if not owned:
             pytest.skip("this kernel has no tables with owners")
@@ -375,7 +379,7 @@ def test_kill_9_leaves_no_table_behind(space: Space) -> None:
 
 @pytest.mark.parametrize("inet", ["inet", "ip and ip6"])
 def test_a_table_that_an_old_kernel_leaves_is_cleaned_at_the_next_start(
-    space: Space, inet: str
+    space: CableNamespaces, inet: str
 ) -> None:
     with holder(space, "nobody", inet) as (process, name, owned):
         assert not owned
@@ -385,14 +389,14 @@ def test_a_table_that_an_old_kernel_leaves_is_cleaned_at_the_next_start(
         # GIVEN that it lives, and others' tables THEN nothing is cleaned
         space.nft("add table ip ipttrace-1-x; add table ip other-99999999-1")
         with space.inside():
-            assert clean_stale() == []
+            assert remove_stale() == []
         # WHEN it is dead, though nobody has taken note of it THEN only its tables go
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert name in space.nft("list", "tables")
         with space.inside():
-            assert clean_stale() == [name]
-            assert clean_stale() == []
+            assert remove_stale() == [name]
+            assert remove_stale() == []
         left = space.nft("list", "tables")
         assert name not in left
         assert "ipttrace-1-x" in left
@@ -400,7 +404,7 @@ def test_a_table_that_an_old_kernel_leaves_is_cleaned_at_the_next_start(
 
 
 def test_a_table_whose_socket_lives_is_not_cleaned(
-    space: Space, monkeypatch: pytest.MonkeyPatch
+    space: CableNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with space.table() as table:
         table.install(compiled(""))
@@ -409,11 +413,11 @@ def test_a_table_whose_socket_lives_is_not_cleaned(
         # GIVEN a process that this one cannot see, in another pid namespace perhaps
         monkeypatch.setattr(nft_table, "_alive", lambda *_: False)
         with space.inside():
-            assert clean_stale() == []
+            assert remove_stale() == []
         assert table.counted() == (0, 0)
 
 
-def test_closing_without_an_owner_removes_the_table_too(space: Space) -> None:
+def test_closing_without_an_owner_removes_the_table_too(space: CableNamespaces) -> None:
     table = space.table(owner=False)
     table.install(compiled("ip"))
     assert not table.owned
@@ -423,14 +427,14 @@ def test_closing_without_an_owner_removes_the_table_too(space: Space) -> None:
     assert table.name.decode() not in space.nft("list", "tables")
 
 
-def test_who_may_not_is_told_in_one_line_what_to_do(space: Space) -> None:
+def test_who_may_not_is_told_in_one_line_what_to_do(space: CableNamespaces) -> None:
     script = """
         import os
         from ipttrace.capture.filter import nft as nft_filter
         from ipttrace.capture.errors import CaptureError
-        from ipttrace.capture.netlink.nft.table import FlipTable, clean_stale
+        from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
         os.setgroups([]); os.setuid(65534)
-        for act in (lambda: FlipTable().install(nft_filter.compile(b"")), clean_stale):
+        for act in (lambda: FlipTable().install(nft_filter.compile(b"")), remove_stale):
             try:
                 act()
             except CaptureError as error:
@@ -462,10 +466,12 @@ def test_a_kernel_without_nf_tables_is_told_in_one_line(
         monkeypatch.setattr(nft_wire.NftSocket, "ask", refused)
     with pytest.raises(CaptureError, match=r"^this kernel has no nf_tables .*modprobe nf_tables$"):
         FlipTable().install(compiled(""))
-    assert clean_stale() == []
+    assert remove_stale() == []
 
 
-def test_two_in_one_namespace_and_a_deleted_table_are_told_in_one_line(space: Space) -> None:
+def test_two_in_one_namespace_and_a_deleted_table_are_told_in_one_line(
+    space: CableNamespaces,
+) -> None:
     with space.table(owner=False) as table, space.table() as second:
         table.install(compiled("ip"))
         with pytest.raises(CaptureError, match=r"^this process traces here already: [^\n]*$"):
@@ -479,7 +485,7 @@ def test_two_in_one_namespace_and_a_deleted_table_are_told_in_one_line(space: Sp
         table.install(compiled("ip"))
 
 
-def test_a_filter_with_very_many_rules_goes_in_and_out(space: Space) -> None:
+def test_a_filter_with_very_many_rules_goes_in_and_out(space: CableNamespaces) -> None:
     huge = compiled(" and ".join(f"(ip[{n}] = 1 or ip[{n + 1}] = 2)" for n in range(5, 9)))
     ports = compiled(" or ".join(f"port {n}" for n in range(100, 105)))
     with space.table() as table:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from ipttrace.capture.netlink.events import LEGACY_PACKET_LEN
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.reader import Batch
 
@@ -80,7 +81,7 @@ CONNECTION = nest(
 
 
 def decode(*messages: bytes) -> np.ndarray:
-    return nflog.Decoder().decode(batch(messages))
+    return nflog.NflogDecoder().decode(batch(messages))
 
 
 def test_all_that_a_message_says_is_read() -> None:
@@ -99,7 +100,7 @@ def test_all_that_a_message_says_is_read() -> None:
     # THEN each field has it
     assert (event["time"], event["seq"], event["family"], event["hook"]) == (5, 2**32 - 1, 2, 1)
     assert (event["table"], event["chain"]) == (b"filter", b"INPUT")
-    assert (event["comment"], event["rulenum"], event["protocol"]) == (0, 7, 0x0800)
+    assert (event["match"], event["rulenum"], event["protocol"]) == (0, 7, 0x0800)
     assert (event["mark"], event["in_ifindex"], event["out_ifindex"]) == (0xDEADBEEF, 3, 2**31 + 1)
     assert (event["mac_len"], bytes(event["mac"])) == (14, bytes(range(14)) + b"\0\0")
     assert (event["caplen"], event["len"]) == (84, 84)
@@ -165,8 +166,8 @@ def test_chains_may_be_called_anything_and_other_lines_are_told_apart(
     line: bytes, parts: tuple[bytes, bytes, int, int] | None
 ) -> None:
     event = decode(message(prefix=line))[0]
-    found = (event["table"], event["chain"], event["comment"], event["rulenum"])
-    assert found == (parts or (b"", b"", nflog.NO_TRACE, 0))
+    found = (event["table"], event["chain"], event["match"], event["rulenum"])
+    assert found == (parts or (b"", b"", nflog.NOT_TRACE, 0))
 
 
 def test_the_length_of_a_packet_that_was_cut_is_told_by_its_header() -> None:
@@ -185,7 +186,7 @@ def test_the_length_of_a_packet_that_was_cut_is_told_by_its_header() -> None:
 
 
 def test_messages_of_others_are_left_out_and_counted() -> None:
-    decoder = nflog.Decoder()
+    decoder = nflog.NflogDecoder()
     others = [message(kind=4 << 8 | 1), message(kind=2), message(group=3), b"", message()[:19]]
     events = decoder.decode(batch([message(seq=1), *others, message(seq=2)]))
     assert events["seq"].tolist() == [1, 2]
@@ -200,8 +201,8 @@ def test_batches_at_once_are_read_as_one_after_the_other() -> None:
         batch([message(seq=2, packet=b"\x45")], time=20),
         batch([message(kind=3), message(seq=3)], time=30),
     ]
-    together = nflog.Decoder().decode(*parts)
-    apart = np.concatenate([nflog.Decoder().decode(part) for part in parts])
+    together = nflog.NflogDecoder().decode(*parts)
+    apart = np.concatenate([nflog.NflogDecoder().decode(part) for part in parts])
     assert together.tobytes() == apart.tobytes()
     assert together["time"].tolist() == [10, 10, 20, 30]
 
@@ -221,13 +222,13 @@ def test_batches_at_once_are_read_as_one_after_the_other() -> None:
 def test_each_message_that_is_missing_is_counted(
     before: int, numbers: list[int], missing: int
 ) -> None:
-    events = np.zeros(len(numbers), nflog.EVENT)
+    events = np.zeros(len(numbers), nflog.LOG_MESSAGE)
     events["seq"] = numbers
-    assert nflog.lost(before, events) == missing
+    assert nflog.missing(before, events) == missing
 
 
 def test_as_many_prefixes_as_anybody_likes_are_told_apart() -> None:
-    decoder = nflog.Decoder()
+    decoder = nflog.NflogDecoder()
     for begin in range(0, 3000, 500):
         lines = [f"TRACE: filter:c{i}:rule:{i} ".encode() for i in range(begin, begin + 500)]
         events = decoder.decode(batch([message(prefix=line) for line in lines]))
@@ -236,13 +237,13 @@ def test_as_many_prefixes_as_anybody_likes_are_told_apart() -> None:
 
 
 def test_the_cache_of_prefixes_ends_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nflog, "_MOST_LINES", 100)
-    decoder = nflog.Decoder()
+    monkeypatch.setattr(nflog, "_MOST_PREFIXES", 100)
+    decoder = nflog.NflogDecoder()
     for i in range(300):
         lines = [f"TRACE: filter:c:rule:{n} ".encode() for n in (i, 1000 + i, 0)]
         events = decoder.decode(batch([message(prefix=line) for line in lines]))
         assert events["rulenum"].tolist() == [i, 1000 + i, 0]
-    assert len(decoder._known) <= 110
+    assert len(decoder._numbers) <= 110
 
 
 def test_30000_messages_that_lie_are_survived() -> None:
@@ -255,7 +256,7 @@ def test_30000_messages_that_lie_are_survived() -> None:
         CONNECTION,
         attribute(19, bytes(4)),
     )
-    decoder = nflog.Decoder()
+    decoder = nflog.NflogDecoder()
     for _ in range(300):
         messages = []
         for _ in range(100):
@@ -273,7 +274,7 @@ def test_30000_messages_that_lie_are_survived() -> None:
         # WHEN they are decoded THEN nothing is raised, and what comes is sound
         events = decoder.decode(batch(messages))
         assert len(events) <= len(messages)
-        assert (events["caplen"] <= nflog.PACKET_LEN).all()
+        assert (events["caplen"] <= LEGACY_PACKET_LEN).all()
         assert (events["mac_len"] <= 16).all()
-        nflog.lost(-1, events)
+        nflog.missing(-1, events)
     assert decoder.unread < 20000

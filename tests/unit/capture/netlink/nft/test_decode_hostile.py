@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pytest
 
 from ipttrace.capture.netlink.attributes import NFGEN, attributes
-from ipttrace.capture.netlink.nft import decode as nft_trace
+from ipttrace.capture.netlink.events import NFT_PACKET_LEN
 from ipttrace.capture.netlink.reader import Batch
 from ipttrace.stream import record
-from tests.data import nft_said
-from tests.data.nft_said import SECOND, Said, batch, real
+from tests.data import nft_messages
+from tests.data.nft_messages import SECOND, Pipeline, batch, captured
 
 MESSAGES = 100_000
 PORTION = 500
@@ -41,7 +41,7 @@ class Mutator:
 
     def __init__(self, seed: int) -> None:
         self.rng: Rng = np.random.default_rng(seed)
-        self.own, self.snapshots, messages = real()
+        self.own, self.snapshots, messages = captured()
         whole = batch(messages)
         self.data, self.lengths = whole.data, whole.lengths
         self.heads = heads_of(self.data, self.lengths)
@@ -104,12 +104,12 @@ class Mutator:
 def test_100000_damaged_messages_neither_stop_nor_swell_it(seed: int) -> None:
     # GIVEN an engine's way from messages to rows
     damaged = Mutator(seed)
-    said = Said(damaged.snapshots[0], damaged.own)
+    said = Pipeline(damaged.snapshots[0], damaged.own)
     time, number = SECOND, 1
     for turn in range(MESSAGES // 4 // PORTION):
         # WHEN damaged messages come, and now and then another ruleset is told of
         time += 50_000_000
-        calls = said.hear(damaged.batch(time))
+        calls = said.feed(damaged.batch(time))
         changes, said.decoder.changes = said.decoder.changes, []
         for genid, begun in changes:
             number += 1
@@ -120,7 +120,7 @@ def test_100000_damaged_messages_neither_stop_nor_swell_it(seed: int) -> None:
         assert np.isin(calls.exits["call"], calls.entries["call"]).all()
         told = np.concatenate([calls.entries["call"], calls.cut["call"]])
         assert np.isin(calls.rules["call"], told).all()
-        assert (calls.entries["caplen"] <= nft_trace.PACKET_LEN).all()
+        assert (calls.entries["caplen"] <= NFT_PACKET_LEN).all()
         assert (calls.entries["source"] == record.SOURCE_NFT).all()
     # AND rows of them, with nothing in them that a terminal would obey
     rows = said.rows()
@@ -130,23 +130,29 @@ def test_100000_damaged_messages_neither_stop_nor_swell_it(seed: int) -> None:
         assert all(name.isprintable() for name in shown), shown
     # AND what is kept does not grow with what has come
     assert len(said.generations._order) <= 64
-    assert len(said.generations._found) <= 1 << 17
+    assert len(said.generations._cache) <= 1 << 17
     assert said.calls._pending is None
     assert said.decoder.unread > 0
 
 
 def test_an_engine_outlives_datagrams_that_are_no_messages() -> None:
-    said = Said(nft_said.snapshot(**{"in": (1, [10])}))
+    said = Pipeline(nft_messages.snapshot(**{"in": (1, [10])}))
     for junk in ([b""], [b"\0"], [b"\0" * 15], [b"\xff" * 19], [], [b"\xff" * 511, b""]):
-        assert not len(said.hear(batch(junk)).entries)
-    said.hear([nft_said.flip(1), nft_said.base(1), nft_said.told(1, "in", policy=1)])
+        assert not len(said.feed(batch(junk)).entries)
+    said.feed(
+        [
+            nft_messages.flip(1),
+            nft_messages.first_message(1),
+            nft_messages.trace_message(1, "in", policy=1),
+        ]
+    )
     assert [row.verdict for row in said.rows()] == ["ACCEPT"]
 
 
 def test_messages_of_nothing_but_empty_attributes_are_read_in_a_moment() -> None:
     # GIVEN as many attributes as a message has room for, and some that never go on
-    full = nft_said.message(b"\4\0\1\0" * 16_000)
-    still = nft_said.message(b"\0\0\1\0" * 16_000)
+    full = nft_messages.message(b"\4\0\1\0" * 16_000)
+    still = nft_messages.message(b"\0\0\1\0" * 16_000)
     one = batch([full, still] * 64, width=1 << 16)
     of = attributes(one.data, one.lengths, NFGEN, 17)
     # THEN they are left in time
@@ -157,8 +163,8 @@ def test_messages_of_nothing_but_empty_attributes_are_read_in_a_moment() -> None
 @pytest.mark.parametrize("width", [32, 64, 128])
 def test_what_a_mailbox_has_cut_off_is_not_made_up(width: int) -> None:
     # GIVEN a mailbox narrower than what comes
-    own, snapshots, messages = real()
-    decoder = Said(snapshots[0], own).decoder
+    own, snapshots, messages = captured()
+    decoder = Pipeline(snapshots[0], own).decoder
     read = 0
     for one in messages:
         whole, cut = decoder.decode(batch([one])), decoder.decode(batch([one], width=width))
@@ -172,5 +178,5 @@ def test_what_a_mailbox_has_cut_off_is_not_made_up(width: int) -> None:
             assert event["verdict"] == full["verdict"]
             assert event["last"] == full["last"]
             assert event["caplen"] <= full["caplen"]
-            assert event["place"] == full["place"]
+            assert event["chain"] == full["chain"]
     assert (read > 0) == (width == 128)

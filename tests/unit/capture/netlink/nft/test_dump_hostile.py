@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.netlink.nft.dump import ChainInfo, Dump, Made, TableInfo
+from ipttrace.capture.netlink.nft.dump import ChainInfo, Dump, RuleExpressions, TableInfo
 from ipttrace.capture.netlink.nft.wire import NftSocket, attribute, nested, number, text
 from ipttrace.capture.rules import nft_expressions as nft_words
 
@@ -91,10 +91,10 @@ def test_what_the_kernel_lists_is_understood() -> None:
         (INET, "t", "in"): ChainInfo(1, -150, "filter", 0, None, [4, 9, 7], "hi"),
         (INET, "t", "\udcffx"): ChainInfo(None, None, "", None, None),
     }
-    made = dump.made()
+    made = dump.rules()
     assert [rule[:4] for rule in made] == [(INET, "t", "in", handle) for handle in (4, 9, 7)]
-    assert isinstance(made[0], Made)
-    assert nft_words.counted(made[0].expressions) == (7, 60)
+    assert isinstance(made[0], RuleExpressions)
+    assert nft_words.counter(made[0].expressions) == (7, 60)
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
@@ -131,9 +131,9 @@ def test_damaged_answers_give_a_snapshot_or_one_line(seed: int) -> None:
         said = "fine"
         try:
             snapshot = dump.snapshot()
-            for _, _, _, _, made in dump.made():
-                nft_words.counted(made)
-                nft_words.sayable(2, made)
+            for _, _, _, _, made in dump.rules():
+                nft_words.counter(made)
+                nft_words.iptables_prints_all(2, made)
         except CaptureError as error:
             said = str(error)
         else:
@@ -148,11 +148,11 @@ def test_expressions_of_any_bytes_are_looked_at_and_end() -> None:
     rng = random.Random(5)
     for _ in range(MUTATIONS):
         data = mutated(rng, RULE[4:])
-        nft_words.counted(data)
+        nft_words.counter(data)
         for family in (2, 10, 1):
-            nft_words.sayable(family, data)
-    assert nft_words.counted(b"") is None
-    assert nft_words.counted(expression(b"counter", attribute(1, b"\1"))) is None
+            nft_words.iptables_prints_all(family, data)
+    assert nft_words.counter(b"") is None
+    assert nft_words.counter(expression(b"counter", attribute(1, b"\1"))) is None
 
 
 def test_rules_that_never_stand_still_are_told_of_in_one_line() -> None:

@@ -35,7 +35,7 @@ FLIPS = 2
 MESSAGES = FLIPS + 3 + 1
 
 
-class Space:
+class LoopbackNamespace:
     """A namespace with a loopback device, in which datagrams to port 9 are taken."""
 
     def __init__(self, *, user: bool = False) -> None:
@@ -45,7 +45,7 @@ class Space:
         self._holder: subprocess.Popen[bytes] | None = None
         self._sockets: list[socket.socket] = []
 
-    def __enter__(self) -> Space:
+    def __enter__(self) -> LoopbackNamespace:
         try:
             if self._user:
                 self._holder = subprocess.Popen(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.capture.netns import inside
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
+from ipttrace.capture.netns import inside
 from ipttrace.capture.rules import nft_texts as nft_ruleset
 from ipttrace.capture.rules.nft_texts import ChainText, TableText
 from tests.netns.labs import fresh_prefix
@@ -21,7 +21,7 @@ from tests.netns.labs import fresh_prefix
 INET, IP, ARP, NETDEV, BRIDGE, IP6 = 1, 2, 3, 5, 7, 10
 
 
-class RuleSpace:
+class RulesetNamespace:
     """One namespace, with loopback up."""
 
     def __init__(self, name: str) -> None:
@@ -62,7 +62,7 @@ class RuleSpace:
 
 
 @contextlib.contextmanager
-def rule_space() -> Iterator[RuleSpace]:
+def ruleset_namespace() -> Iterator[RulesetNamespace]:
     """Skips where that cannot be."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
@@ -71,7 +71,7 @@ def rule_space() -> Iterator[RuleSpace]:
     name = fresh_prefix()
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        space = RuleSpace(name)
+        space = RulesetNamespace(name)
         space.run("ip", "link", "set", "lo", "up")
         done = subprocess.run(["nsenter", f"--net={space.path}", "nft", "list", "ruleset"],
                               capture_output=True, text=True)  # fmt: skip
