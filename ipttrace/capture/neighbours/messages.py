@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
+from ipttrace.capture.netlink.nft.wire import attributes
 from ipttrace.netfilter import IP_VERSIONS
 from ipttrace.stream.messages import Neighbour, NeighbourTable, Route
 
 _HEADER: Final = 16  # struct nlmsghdr
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
-_TYPE: Final = 0x3FFF  # NLA_TYPE_MASK
 _NDTMSG: Final = 4  # sizeof(struct ndtmsg)
 _NDMSG: Final = struct.Struct("=B3xiHBB")
 _CACHEINFO: Final = struct.Struct("=4I")  # struct nda_cacheinfo
@@ -106,19 +106,6 @@ class DeviceParameters:
     parms: dict[str, int]
 
 
-def _attributes(raw: bytes, at: int, end: int | None = None) -> dict[int, bytes]:
-    """Returns the attributes from byte `at` to `end` by type; the last of a type counts."""
-    found = {}
-    end = len(raw) if end is None else end
-    while at + _ATTRIBUTE.size <= end:
-        size, kind = _ATTRIBUTE.unpack_from(raw, at)
-        if size < _ATTRIBUTE.size or at + size > end:
-            break
-        found[kind & _TYPE] = raw[at + _ATTRIBUTE.size : at + size]
-        at += (size + 3) & ~3
-    return found
-
-
 def _number(value: bytes | None) -> int:
     """Returns an unsigned integer of any size in host order; 0 if it is absent."""
     return 0 if value is None else int.from_bytes(value, sys.byteorder)
@@ -147,11 +134,11 @@ def table(raw: bytes) -> NeighbourTable | DeviceParameters | None:
     if len(raw) < _HEADER + _NDTMSG:
         return None
     family = IP_VERSIONS.get(raw[_HEADER])
-    found = _attributes(raw, _HEADER + _NDTMSG)
+    found = attributes(raw[_HEADER + _NDTMSG :])
     name = found.get(1)
     if family is None or name is None:
         return None
-    nest = _attributes(found.get(6, b""), 0)
+    nest = attributes(found.get(6, b""))
     parms = {_PARMS[kind]: _number(value) for kind, value in nest.items() if kind in _PARMS}
     config = found.get(5)
     if config is None or len(config) < _CONFIG.size:
@@ -174,7 +161,7 @@ def link(raw: bytes) -> Link | None:
     if len(raw) < _HEADER + _IFINFOMSG.size:
         return None
     _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(raw, _HEADER)
-    found = _attributes(raw, _HEADER + _IFINFOMSG.size)
+    found = attributes(raw[_HEADER + _IFINFOMSG.size :])
     return {
         "index": index,
         # It may hold any byte except a slash and white space: all survive until the reader.
@@ -213,7 +200,7 @@ def neighbour(raw: bytes) -> Neighbour | None:
     family = IP_VERSIONS.get(number)
     if family is None:
         return None
-    found = _attributes(raw, _HEADER + _NDMSG.size)
+    found = attributes(raw[_HEADER + _NDMSG.size :])
     dst = _address(family, found.get(1))
     if dst is None:
         return None
@@ -238,7 +225,7 @@ def route(raw: bytes) -> Route | None:
         return None
     number, dst_len, _, _, low_table, _, _, kind, flags = _RTMSG.unpack_from(raw, _HEADER)
     family = IP_VERSIONS.get(number)
-    found = _attributes(raw, _HEADER + _RTMSG.size)
+    found = attributes(raw[_HEADER + _RTMSG.size :])
     where = _number(found.get(15)) or low_table
     if family is None or where not in _TABLES or flags & _CLONED:
         return None
@@ -266,7 +253,7 @@ def _multipath(family: int, raw: bytes) -> Iterator[tuple[int, str | None]]:
         if size < head or at + size > len(raw):
             return
         if not flags & _DEAD:
-            yield device, _gateway(family, _attributes(raw, at + head, at + size))
+            yield device, _gateway(family, attributes(raw[at + head : at + size]))
         at += (size + 3) & ~3
 
 
@@ -281,4 +268,4 @@ def _gateway(family: int, found: dict[int, bytes]) -> str | None:
 
 def is_policy(raw: bytes) -> bool:
     """Returns whether a routing rule is none of the kernel's own.  FRA_PRIORITY."""
-    return _number(_attributes(raw, _HEADER + _FIB_RULE_HDR).get(6)) not in _OWN_RULES
+    return _number(attributes(raw[_HEADER + _FIB_RULE_HDR :]).get(6)) not in _OWN_RULES

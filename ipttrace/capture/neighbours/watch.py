@@ -65,7 +65,7 @@ _Moments = tuple[int, ...]
 _T = TypeVar("_T")
 
 
-class _Decoder(Generic[_T]):
+class _Cache(Generic[_T]):
     """Decodes the messages of one kind; those unchanged since the last look only once."""
 
     def __init__(self, decode: Callable[[bytes], _T | None]) -> None:
@@ -103,15 +103,15 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Namespace:
-    """A namespace: its decoders and what the stream contains of it."""
+    """A namespace: what was decoded at the last look, and what the stream contains."""
 
     name: str = ""
-    tables: _Decoder[NeighbourTable | DeviceParameters] = field(
-        default_factory=lambda: _Decoder(messages.table)
+    tables: _Cache[NeighbourTable | DeviceParameters] = field(
+        default_factory=lambda: _Cache(messages.table)
     )
-    links: _Decoder[Link] = field(default_factory=lambda: _Decoder(messages.link))
-    routes: _Decoder[Route] = field(default_factory=lambda: _Decoder(messages.route))
-    rules: _Decoder[bool] = field(default_factory=lambda: _Decoder(messages.is_policy))
+    links: _Cache[Link] = field(default_factory=lambda: _Cache(messages.link))
+    routes: _Cache[Route] = field(default_factory=lambda: _Cache(messages.route))
+    rules: _Cache[bool] = field(default_factory=lambda: _Cache(messages.is_policy))
     neighbours: dict[bytes, Neighbour] = field(default_factory=dict)  # decoded at the last look
     sent: _Sent = field(default_factory=_Sent)
     complete_at: int = 0  # when the last complete frame was sent, ns; 0: never
