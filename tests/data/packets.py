@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The fixed packets that the pcapng golden file pins: NAT, a drop, IPv6, hostile names.
+"""Fixed packets, also in the pcapng golden file: NAT, a drop, IPv6, hostile names.
 
-Must not read a clock or anything of this machine.
+Must not read a clock or anything else of this machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIX += b"\x20\x01\x0d\xb8" + bytes(11) + b"\x02" + udp(53, 65535)
 
 
 class RuledStore(Store):
-    """Row 4 was dropped by a rule with a comment as long and as evil as can be."""
+    """A store whose row 4 was dropped by a rule with a long hostile comment."""
 
     def rows(self, seqs: Sequence[int] | Array) -> list[Row]:
         return [
@@ -46,7 +46,7 @@ class RuledStore(Store):
 
 
 class Stream:
-    """Calls one after the other, each with its entry, rules and exit."""
+    """A trace filled call by call."""
 
     def __init__(self, store: Store) -> None:
         self.trace = Trace(store=store)
@@ -66,7 +66,7 @@ class Stream:
         cost: int = 12_345,
         **fields: Any,
     ) -> None:
-        """A call `at` µs into the trace; of `path`: chain, rulenum, match."""
+        """Adds a call, `at` µs into the trace; `path`: chain, rulenum, match of each hit."""
         self._call += 1
         skb = fields.setdefault("skb", 0xFFFF888104A3B200)
         given = {
@@ -87,7 +87,7 @@ class Stream:
 
 
 def store() -> Store:
-    """Nine traversals of five journeys; rows 0 to 3 are one, rewritten by NAT."""
+    """Nine traversals of five journeys; rows 0 to 3 are one journey, rewritten by NAT."""
     stream = Stream(RuledStore(1000))
     eth0, eth1 = {"in": b"eth0"}, {"in": b"eth0", "out": b"eth1"}
     stream.call(0, PREROUTING, SENT, (b"PREROUTING", 3, 2), first=True, table=b"mangle", **eth0)
@@ -102,12 +102,12 @@ def store() -> Store:
         "ct_orig_dport": 8443,
         "mark": 1,
     }
-    way = ((b"FORWARD", 2, 0), (b"DOCKER-USER", 3, 1), (b"FORWARD", 4, 2))
-    stream.call(50, FORWARD, REWRITTEN, *way, **eth1, **tracked)
+    path = ((b"FORWARD", 2, 0), (b"DOCKER-USER", 3, 1), (b"FORWARD", 4, 2))
+    stream.call(50, FORWARD, REWRITTEN, *path, **eth1, **tracked)
     stream.call(
         80, POSTROUTING, REWRITTEN, (b"POSTROUTING", 1, 2), table=b"nat", out=b"eth1", **tracked
     )
-    # Dropped on the way through: never seen on eth1.
+    # Dropped in FORWARD: never on eth1.
     stream.call(
         100, FORWARD, QUESTION, (b"FORWARD", 3, 0), first=True, verdict=DROP, skb=0x2000, **eth1
     )
@@ -126,7 +126,7 @@ def store() -> Store:
         comm=b"=cmd\x1b[2J",
         **{"in": b"a b\x1b[31m"},
     )
-    # A record that lies about what it holds.
+    # A record with a wrong captured length.
     stream.call(
         400, INPUT, b"", (b"INPUT", 1, 2), first=True, skb=0x5000, caplen=65535, len=7, out=b""
     )

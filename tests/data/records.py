@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Single records and packets, for tests that tell of one call."""
+"""Single records and packets, for tests of single calls."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def leave(call: int, rules: int, verdict: int = 1, at: int = 0, **fields: Any) -
 
 
 def joined(*records: Array) -> Array:
-    """One array of them, of the records' own dtype."""
-    whole = np.zeros(len(records), records[0].dtype)
+    """One array of these records, in their own dtype."""
+    found = np.zeros(len(records), records[0].dtype)
     for at, each in enumerate(records):
-        whole[at] = each[0]
-    return whole
+        found[at] = each[0]
+    return found
 
 
 def v4(proto: int, src: str, dst: str, payload: bytes, frag: int = 0, ident: int = 7) -> bytes:

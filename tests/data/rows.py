@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The fixed rows that the golden files pin: plain, nested, strange and hostile ones.
+"""Fixed rows, also in the golden files: plain, nested, unusual and hostile ones.
 
-Must not read a clock or anything of this machine.
+Must not read a clock or anything else of this machine.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ ICMP = replace(
     ct_orig_dport=None,
 )
 
-# All that the netlink engine, or a call with lost records, cannot know.
+# With everything unknown that can be.
 UNKNOWN = Row(
     index=4,
     time=START + 3_000_000_000,
@@ -182,7 +182,7 @@ LONG = replace(
 )
 WIDE = replace(PLAIN, index=10, comm="防火墙", chain="Ä\u0301é🔥", in_="\udcff")
 AFTER = replace(PLAIN, index=11, time=START + 4_000_000_000)
-# Rules with comments as long as they can be, and as evil.
+# Rules with comments of the greatest length and hostile text.
 COMMENT = replace(
     PLAIN,
     index=12,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Made-up records that look like a busy router's: for tests and benchmarks.
+"""Synthetic records of a busy router, for tests and benchmarks.
 
-IPv4 and IPv6, several tables, user chains, conntrack with NAT, policies,
-rejects sent from inside a call, skb addresses that are used again.  The same
-seed gives the same records.  Must not read anything real.
+IPv4 and IPv6, several tables, user chains, conntrack with NAT, policies, REJECT's
+answers within a call, reused skb addresses.  The same seed gives the same records.  Must
+not read anything of this machine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import Writer
+from ipttrace.trace.arrays.picking import join
 
 Array = npt.NDArray[Any]
 
@@ -32,19 +33,19 @@ _SKBS = 4096
 
 
 class Call(NamedTuple):
-    """One call of a scenario: what it hits, and how it ends."""
+    """One call of a scenario: its hits and its verdict."""
 
     hook: int
     table: str
     path: tuple[tuple[str, int, int], ...]  # chain, rulenum, match
     verdict: int = ACCEPT
-    inside: int | None = None  # made from inside this call of the scenario
+    inside: int | None = None  # the call of the scenario during which it is made
     tracked: bool = True
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What one skb goes through."""
+    """The calls of one skb."""
 
     name: str
     family: int
@@ -131,7 +132,7 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Records:
-    """What a run of the kernel side would have written, each kind by time."""
+    """The records of a run, each kind in order of time."""
 
     entries: Array
     rules: Array
@@ -141,7 +142,7 @@ class Records:
         return len(self.entries) + len(self.rules) + len(self.exits)
 
     def batches(self, size: int) -> Iterator[tuple[Array, Array, Array]]:
-        """As an agent reads: some `size` records each, all up to some moment."""
+        """Yields batches of about `size` records: all up to one time, as an agent reads."""
         kinds = (self.entries, self.rules, self.exits)
         times = np.sort(np.concatenate([kind["time"] for kind in kinds]))
         done = [0, 0, 0]
@@ -155,7 +156,7 @@ class Records:
 
 
 def hello(**more: Any) -> dict[str, Any]:
-    """What the first frame says, but for format and layout."""
+    """The HELLO frame, without format and layout."""
     return {
         "kernel": "6.1.0-synthetic",
         "host": "router",
@@ -192,7 +193,7 @@ def books(records: Records, lost: tuple[int, int, int] = (0, 0, 0)) -> dict[str,
 
 
 def write(sink: Any, records: Records, size: int = 5000) -> None:
-    """A whole stream: HELLO, the records in batches, BOOKS, END."""
+    """Writes a complete stream: HELLO, the records in batches, BOOKS, END."""
     writer = Writer(sink)
     writer.hello(hello())
     for batch in records.batches(size):
@@ -203,7 +204,7 @@ def write(sink: Any, records: Records, size: int = 5000) -> None:
 
 
 def make(calls: int, flows: int = 1000, seed: int = 1) -> Records:
-    """At least `calls` calls (journeys are whole), in some `flows` flows."""
+    """At least `calls` calls (journeys are complete) in about `flows` flows."""
     rng = np.random.default_rng(seed)
     per_journey = sum(len(scenario.calls) for scenario in SCENARIOS) / len(SCENARIOS)
     journeys = max(1, int(np.ceil(calls / per_journey)))
@@ -218,7 +219,7 @@ def make(calls: int, flows: int = 1000, seed: int = 1) -> Records:
         for at, scenario in enumerate(SCENARIOS)
     ]
     entries, rules, exits = (_joined(parts) for parts in zip(*made, strict=True))
-    # So far a call is named by its journey and place; number them as they come.
+    # So far, calls are numbered by journey and index; number them in order of time.
     entries = entries[np.argsort(entries["time"], kind="stable")]
     order = np.argsort(entries["call"])
     names = entries["call"][order]
@@ -236,23 +237,21 @@ def make(calls: int, flows: int = 1000, seed: int = 1) -> Records:
 
 
 def _joined(parts: Sequence[Array]) -> Array:
-    # numpy alone would make a dtype in native byte order of them.
-    opaque = np.dtype(("V", parts[0].dtype.itemsize))
-    return np.concatenate([part.view(opaque) for part in parts]).view(parts[0].dtype)
+    return join(parts, parts[0].dtype)
 
 
 def _scenario(
     scenario: Scenario, journeys: Array, rng: np.random.Generator, flows: int, which: int
 ) -> tuple[Array, Array, Array]:
-    """Entries, rules and exits of these journeys; call is journey * 16 + place + 1."""
+    """Entries, rules and exits of these journeys; call is journey * 16 + index + 1."""
     count = len(journeys)
     flow = rng.integers(0, flows, count)
     begin = MONO + journeys.astype(np.uint64) * np.uint64(SPACING)
     entries, rules, exits = [], [], []
-    for place, call in enumerate(scenario.calls):
-        lead = place if call.inside is None else call.inside
+    for index, call in enumerate(scenario.calls):
+        lead = index if call.inside is None else call.inside
         time = begin + np.uint64(lead * 2_000 + (400 if call.inside is not None else 0))
-        name = (journeys * 16 + place + 1).astype(np.uint64)
+        name = (journeys * 16 + index + 1).astype(np.uint64)
         entry = np.zeros(count, record.ENTRY_DTYPE)
         entry["call"] = name
         entry["time"] = time
@@ -264,7 +263,7 @@ def _scenario(
         entry["family"] = scenario.family
         entry["hook"] = call.hook
         entry["flags"] = record.F_SOFTIRQ | (
-            record.F_FIRST if place == 0 or call.inside is not None else record.F_FOLLOWED
+            record.F_FIRST if index == 0 or call.inside is not None else record.F_FOLLOWED
         )
         if call.inside is not None:
             entry["parent"] = journeys * 16 + call.inside + 1

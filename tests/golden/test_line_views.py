@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The line views against files that a person has read.
+"""The line views against golden files, which a person has reviewed.
 
-After a wanted change: IPTTRACE_WRITE_GOLDEN=1 pytest tests/golden, then read
-the difference before committing it.
+After an intended change: IPTTRACE_WRITE_GOLDEN=1 pytest tests/golden, then review the
+diff before committing it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ VIEWS: dict[str, View] = {
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_rows_are_written_as_the_golden_file_shows_them(name: str) -> None:
-    # GIVEN a view and rows of every kind, hostile ones among them
+def test_rows_are_written_as_in_the_golden_file(name: str) -> None:
+    # GIVEN a view and rows of every kind, including hostile ones
     view, golden = VIEWS[name], Path(__file__).with_name(name)
-    # WHEN they are written in two batches, as a stream brings them
+    # WHEN they are written in two batches, as from a stream
     written = (view.header() + view.lines(ROWS[:4]) + view.lines(ROWS[4:])).encode()
-    # THEN each byte is as agreed
+    # THEN each byte is as in the golden file
     if os.environ.get("IPTTRACE_WRITE_GOLDEN"):
         golden.write_bytes(written)
     assert written == golden.read_bytes()

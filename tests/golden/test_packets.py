@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pcapng file against the golden one, and what tshark makes of it.
+"""The pcapng output against a golden file, and tshark's reading of that file.
 
-After a wanted change: IPTTRACE_WRITE_GOLDEN=1 pytest tests/golden, then look
-at packets.txt, which is tshark's reading of it, before committing.
+After an intended change: IPTTRACE_WRITE_GOLDEN=1 pytest tests/golden, then review
+packets.txt, which is tshark's reading, before committing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> bytes:
     monkeypatch.setattr(pcapng, "__version__", "0.0")
     held, output = store(), pcapng.Pcapng(NAMES)
     parts = [output.begin(ABOUT)]
-    # In batches that cut a journey.
+    # In batches that split a journey.
     for seqs in (range(3), range(3, held.end)):
         data, count = output.rows(held, seqs)
         assert count == len(seqs)
@@ -47,11 +47,11 @@ def written(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return b"".join([*parts, output.end()])
 
 
-def test_packets_are_written_as_the_golden_file_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    # GIVEN traversals of every kind, hostile names and lengths that lie among them
+def test_packets_are_written_as_in_the_golden_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN traversals of every kind, including hostile names and wrong lengths
     # WHEN they are written as packets
     data = written(monkeypatch)
-    # THEN each byte is as agreed
+    # THEN each byte is as in the golden file
     golden = HERE / "packets.pcapng"
     if os.environ.get("IPTTRACE_WRITE_GOLDEN"):
         golden.write_bytes(data)
@@ -67,10 +67,10 @@ def test_tshark_reads_the_packets_and_their_traversals() -> None:
     run = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C.UTF-8"}
     )
-    # THEN it shows what a person has found right
+    # THEN it shows what a person has reviewed
     golden = HERE / "packets.txt"
     if os.environ.get("IPTTRACE_WRITE_GOLDEN"):
         golden.write_text(run.stdout)
     assert run.stdout == golden.read_text()
-    # AND nothing in it commands a terminal
+    # AND all of it is printable
     assert all(line.isprintable() for line in run.stdout.splitlines())

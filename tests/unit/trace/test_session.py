@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A stream's frames in, rows out."""
+"""Frames of a stream in, rows out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def one_row(
     return trace.store.row(trace.store.end - 1)
 
 
-def test_a_forwarded_syn_is_shown_with_all_that_is_known_of_it() -> None:
+def test_a_forwarded_syn_has_every_field() -> None:
     row = one_row(
         entry(
             9,
@@ -106,7 +106,7 @@ def test_a_forwarded_syn_is_shown_with_all_that_is_known_of_it() -> None:
     assert (row.call, row.parent, row.journey, row.partial) == (9, 4, 9, False)
 
 
-def test_what_is_not_known_is_none_and_never_guessed() -> None:
+def test_unknown_values_are_none() -> None:
     row = one_row(entry(1, 0, b"", skb=0), out=leave(1, 2, 99))
     assert (row.skb, row.in_, row.out, row.parent) == (None, None, None, None)
     assert (row.chain, row.rulenum, row.match, row.path) == (None, None, None, ())
@@ -128,14 +128,14 @@ def test_what_is_not_known_is_none_and_never_guessed() -> None:
         (200, True, None),
     ],
 )
-def test_the_state_of_conntrack_has_the_name_that_rules_use(
+def test_conntrack_states_have_the_names_that_rules_use(
     info: int, tracked: bool, state: str | None
 ) -> None:
     flags = record.F_CONNTRACK if tracked else 0
     assert one_row(entry(1, flags=flags, ct_info=info)).ct_state == state
 
 
-def test_a_template_of_conntrack_is_not_shown_as_a_state() -> None:
+def test_a_conntrack_template_is_not_a_state() -> None:
     row = one_row(entry(1, flags=record.F_CONNTRACK, ct_status=1 << 11))
     assert (row.ct_state, row.ct_orig_src) == (None, None)
 
@@ -151,11 +151,11 @@ def test_a_template_of_conntrack_is_not_shown_as_a_state() -> None:
         (0xFFF30002, "STOLEN"),
     ],
 )
-def test_a_verdict_is_named_whatever_stands_above_it(verdict: int, name: str) -> None:
+def test_a_verdict_is_named_whatever_its_upper_bits(verdict: int, name: str) -> None:
     assert one_row(entry(1), out=leave(1, 0, verdict)).verdict == name
 
 
-def test_icmp_fragments_and_tunnels_are_shown_as_what_they_are() -> None:
+def test_icmp_fragments_and_tunnels_have_their_fields() -> None:
     ping = one_row(entry(1, 0, v4(1, "10.0.0.1", "10.0.0.2", struct.pack(">BBHHH", 8, 0, 0, 7, 1))))
     assert (ping.proto, ping.icmp, ping.sport) == ("ICMP", "8/0", None)
     first = one_row(entry(1, 0, v4(17, "10.0.0.1", "10.0.0.2", udp(1, 2), 0x2000, 555)))
@@ -168,7 +168,7 @@ def test_icmp_fragments_and_tunnels_are_shown_as_what_they_are() -> None:
     assert null.flags == "NONE"
 
 
-def test_ipv6_addresses_are_written_the_short_way() -> None:
+def test_ipv6_addresses_are_abbreviated() -> None:
     data = struct.pack(">IHBB", 0x60000000, 8, 17, 64) + bytes.fromhex(
         "20010db8000000000000000000000001 ff020000000000000000000000000002"
     )
@@ -176,26 +176,26 @@ def test_ipv6_addresses_are_written_the_short_way() -> None:
     assert (row.family, row.src, row.dst, row.dport) == (6, "2001:db8::1", "ff02::2", 547)
 
 
-def test_a_chain_named_with_a_terminal_escape_shows_the_escape() -> None:
+def test_a_terminal_escape_in_a_chain_name_is_shown_escaped() -> None:
     row = one_row(entry(1, comm=b"\x1b[2J", table=b"fil\xffter"), rule(1, 0, b"\x1b]0;x\x07", 1))
     assert (row.comm, row.chain, row.table) == (r"\x1b[2J", r"\x1b]0;x\x07", r"fil\xffter")
 
 
-def test_a_clock_that_was_set_counts_for_what_comes_after_it() -> None:
+def test_a_new_clock_applies_to_later_records() -> None:
     trace = begun()
     assert one_row(entry(1, 10), trace=trace).time == WALL + 10
     trace.feed(frame(Kind.CLOCK, {"mono": MONO, "wall": WALL + 3600}))
     assert one_row(entry(2, 20), trace=trace).time == WALL + 3620
 
 
-def test_times_that_no_clock_has_are_kept_within_reason() -> None:
+def test_impossible_times_are_limited() -> None:
     trace = begun(clock={"mono": (1 << 63) - 1, "wall": 0})
     assert one_row(entry(1, time=5), trace=trace).time == 0
     trace = begun(clock={"mono": 0, "wall": (1 << 63) - 1})
     assert 0 <= one_row(entry(1, time=(1 << 64) - 1), trace=trace).time < 1 << 63
 
 
-def test_a_whole_stream_gives_every_call_and_its_books() -> None:
+def test_a_complete_stream_gives_every_call_and_its_books() -> None:
     records = synth.make(800)
     stream = io.BytesIO()
     synth.write(stream, records, 300)
@@ -215,7 +215,7 @@ def test_a_whole_stream_gives_every_call_and_its_books() -> None:
     }
 
 
-def test_the_summary_counts_what_was_lost_and_what_never_got_whole() -> None:
+def test_the_summary_counts_lost_records_and_incomplete_calls() -> None:
     trace = begun()
     trace.feed(Frame(Kind.ENTRY, entry(1).tobytes()))
     trace.feed(frame(Kind.BOOKS, {"lost": [1, 2, 3], "missed": 4}))
@@ -226,7 +226,7 @@ def test_the_summary_counts_what_was_lost_and_what_never_got_whole() -> None:
     assert trace.ended["reason"] == "done"
 
 
-def test_notes_are_kept_safe_to_show_and_not_without_end() -> None:
+def test_notes_are_clean_and_bounded() -> None:
     trace = begun()
     trace.feed(frame(Kind.NOTE, {"level": "warn", "text": "disk\x1b[2J full"}))
     trace.feed(frame(Kind.NOTE, {"level": ["odd"], "text": "x" * 5000}))
@@ -237,7 +237,7 @@ def test_notes_are_kept_safe_to_show_and_not_without_end() -> None:
     assert len(trace.notes) <= 1000
 
 
-def test_frames_of_a_later_version_are_passed_over() -> None:
+def test_frames_of_a_later_version_are_ignored() -> None:
     assert begun().feed(Frame(200, b"\x00\x01")) == 0
 
 
@@ -262,7 +262,7 @@ def test_frames_of_a_later_version_are_passed_over() -> None:
         (Kind.BOOKS, "text"),
     ],
 )
-def test_a_frame_that_no_agent_writes_is_one_clear_line(kind: Kind, content: Any) -> None:
+def test_a_malformed_frame_is_rejected_with_one_line(kind: Kind, content: Any) -> None:
     trace = begun()
     with pytest.raises(ValueError, match=r"^[ -~]+$"):
         trace.feed(frame(kind, content))
@@ -291,7 +291,7 @@ _names = st.sampled_from(
         max_size=12,
     )
 )
-def test_whatever_frames_come_the_trace_goes_on_or_says_one_line(
+def test_any_frames_are_applied_or_rejected_with_one_line(
     content: list[tuple[int, Any]],
 ) -> None:
     trace = Trace(64)

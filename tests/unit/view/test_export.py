@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A selection to a file: all of it under its name, or nothing, whatever happens on the way."""
+"""Selected rows to a file: the complete file or none, whatever happens."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ def nothing_else(folder: Path, *names: str) -> bool:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_file_holds_what_the_view_writes(store: Store, tmp_path: Path, format: str) -> None:
+def test_the_file_has_what_the_view_writes(store: Store, tmp_path: Path, format: str) -> None:
     # GIVEN a selection in several arrays, WHEN it is exported
     seqs = everything(store)
     done = Export(store, iter([seqs[3:10], seqs[100:]]), format, tmp_path / "x")
     assert done.run()
-    # THEN the file has the bytes that one go would have written, and nothing is left beside it
+    # THEN the file has the same bytes as without steps, and no other file is left
     whole = output(format)
     data = whole.begin({})
     for some in (seqs[3:10], seqs[100:]):
         data += whole.rows(store, some)[0]
     data += whole.end()
-    if format != "text":  # whose columns widen as rows come
+    if format != "text":  # its columns widen with the rows
         assert (tmp_path / "x").read_bytes() == data
     assert done.size == (tmp_path / "x").stat().st_size
     assert (done.written, done.gone, done.total) == (len(seqs) - 93, 0, len(seqs) - 93)
     assert nothing_else(tmp_path, "x")
 
 
-def test_progress_is_told_step_by_step_and_the_end_means_that_the_file_is_there(
+def test_progress_is_reported_per_step_and_the_file_exists_at_the_last(
     store: Store, tmp_path: Path
 ) -> None:
     seen = []
@@ -83,7 +83,7 @@ def test_progress_is_told_step_by_step_and_the_end_means_that_the_file_is_there(
     assert seen == [(23, 50, False), (46, 50, False), (50, 50, True)]
 
 
-def test_a_selection_without_rows_is_a_file_with_a_heading(store: Store, tmp_path: Path) -> None:
+def test_an_empty_selection_gives_a_file_with_a_header(store: Store, tmp_path: Path) -> None:
     seen = []
     nothing = np.zeros(0, np.int64)
     Export(store, nothing, "csv", tmp_path / "x.csv").run(lambda *step: seen.append(step))
@@ -91,16 +91,16 @@ def test_a_selection_without_rows_is_a_file_with_a_heading(store: Store, tmp_pat
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 1
 
 
-def test_cancelling_leaves_nothing(store: Store, tmp_path: Path) -> None:
-    # GIVEN an export on its way, WHEN it is cancelled after the second step
+def test_cancelling_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    # GIVEN a running export, WHEN it is cancelled after the second step
     done = Export(store, everything(store), "csv", tmp_path / "x.csv")
     assert not done.run(cancelled=lambda: done.done > 23)
-    # THEN it stopped there, and no file is left under any name
+    # THEN it stops there, and no file is left
     assert done.done == 46
     assert nothing_else(tmp_path)
 
 
-def test_steps_that_are_closed_leave_nothing(store: Store, tmp_path: Path) -> None:
+def test_closing_the_steps_leaves_no_file(store: Store, tmp_path: Path) -> None:
     steps = Export(store, everything(store), "jsonl", tmp_path / "x").steps()
     next(steps)
     assert not nothing_else(tmp_path)
@@ -108,15 +108,15 @@ def test_steps_that_are_closed_leave_nothing(store: Store, tmp_path: Path) -> No
     assert nothing_else(tmp_path)
 
 
-def test_a_file_that_is_there_is_kept_unless_told(store: Store, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_overwrite(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("mine")
     path.chmod(0o600)
-    # GIVEN a file of that name WHEN rows are exported THEN it is refused
+    # GIVEN a file of that name WHEN rows are exported THEN the export fails
     with pytest.raises(ExportExists, match="already exists"):
         Export(store, everything(store), "csv", path).run()
     assert path.read_text() == "mine"
-    # AND when told to, it is replaced, and is no more open to others than it was
+    # AND with `overwrite` it is replaced, and keeps its permissions
     assert Export(store, everything(store), "csv", path, overwrite=True).run()
     assert path.read_text().startswith("time,")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -124,7 +124,7 @@ def test_a_file_that_is_there_is_kept_unless_told(store: Store, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_came_meanwhile_is_kept_too(
+def test_a_file_made_during_the_export_is_kept(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -134,10 +134,10 @@ def test_a_file_that_came_meanwhile_is_kept_too(
 
         monkeypatch.setattr(os, "link", link)
     path = tmp_path / "x.csv"
-    # GIVEN an export, WHEN somebody else makes a file of that name before its end
+    # GIVEN an export, WHEN another process makes a file of that name before it ends
     with pytest.raises(ExportExists):
         Export(store, everything(store), "csv", path).run(lambda *step: path.write_text("theirs"))
-    # THEN theirs stays
+    # THEN that file stays
     assert path.read_text() == "theirs"
     assert nothing_else(tmp_path, "x.csv")
     # AND without it the file gets its name there as well
@@ -145,7 +145,7 @@ def test_a_file_that_came_meanwhile_is_kept_too(
     assert nothing_else(tmp_path, "x.csv", "y")
 
 
-def test_a_link_stays_a_link(store: Store, tmp_path: Path) -> None:
+def test_a_symbolic_link_stays_a_link(store: Store, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x.csv").write_text("old")
     link = tmp_path / "link.csv"
@@ -166,7 +166,7 @@ def test_a_link_stays_a_link(store: Store, tmp_path: Path) -> None:
         ("n" * 300, "cannot write .*: File name too long$"),
     ],
 )
-def test_where_no_file_can_be_it_says_why_in_one_line(
+def test_an_impossible_target_is_reported_in_one_line(
     store: Store, tmp_path: Path, path: str, why: str
 ) -> None:
     with pytest.raises(ExportError, match=why) as caught:
@@ -193,8 +193,8 @@ except ExportError as error:
 """
 
 
-def test_a_full_disk_is_said_in_one_line_and_nothing_is_kept(tmp_path: Path) -> None:
-    # GIVEN a disk with less room than the rows need
+def test_a_full_disk_is_reported_in_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    # GIVEN a disk with too little room for the rows
     private = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*private, "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here: no small disk to fill")
@@ -202,7 +202,7 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_kept(tmp_path: Path) -> 
     run = subprocess.run(
         [*private, sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True
     )
-    # THEN it says how far it came, and the disk is as it was
+    # THEN the message has the number of rows, and the disk is as before
     assert run.stderr == ""
     said = run.stdout.split()
     assert said[:2] == ["disk", "full:"]
@@ -210,12 +210,12 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_kept(tmp_path: Path) -> 
     assert 0 < int(said[2].replace(",", "")) < filled().store.end
 
 
-def test_no_name_is_no_file(store: Store) -> None:
+def test_an_empty_name_is_an_error(store: Store) -> None:
     with pytest.raises(ExportError, match="give the name of a file to write"):
         Export(store, everything(store), "csv", "").run()
 
 
-def test_a_disk_that_breaks_is_told_from_one_that_is_full(
+def test_an_io_error_is_not_reported_as_a_full_disk(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, left = os.write, [5]
@@ -236,10 +236,8 @@ def test_a_disk_that_breaks_is_told_from_one_that_is_full(
 
 
 @pytest.mark.parametrize("format", ["csv", "pcapng"])
-def test_rows_that_left_the_memory_meanwhile_are_counted_and_told(
-    tmp_path: Path, format: str
-) -> None:
-    # GIVEN a selection from a store of which the oldest rows leave while it is exported
+def test_rows_evicted_during_the_export_are_counted(tmp_path: Path, format: str) -> None:
+    # GIVEN a store that evicts selected rows during the export
     trace = filled(capacity=3000)
     store, seqs = trace.store, everything(trace.store)
     later = synth.make(2500, seed=2)
@@ -247,10 +245,10 @@ def test_rows_that_left_the_memory_meanwhile_are_counted_and_told(
     steps = done.steps()
     next(steps)
     feed(trace, later)
-    # WHEN it goes on to its end
+    # WHEN the export continues to its end
     for _ in steps:
         pass
-    # THEN each row is written or counted as gone, and it says so
+    # THEN each row is written or counted as gone
     assert store.first > seqs[23]
     assert done.gone == store.first - 23
     assert done.written + done.gone == done.total == len(seqs)
@@ -260,26 +258,26 @@ def test_rows_that_left_the_memory_meanwhile_are_counted_and_told(
     )
 
 
-def test_a_thread_exports_while_another_appends(tmp_path: Path) -> None:
+def test_one_thread_exports_while_another_appends(tmp_path: Path) -> None:
     # GIVEN a store that grows
     trace = filled()
     store, seqs = trace.store, everything(trace.store)
     before = [(row.time, row.src) for row in store.rows(seqs)]
     done = Export(store, seqs, "csv", tmp_path / "x.csv")
     worker = threading.Thread(target=done.run)
-    # WHEN a thread exports what was there, and rows come meanwhile
+    # WHEN a thread exports the rows held so far, while others come
     worker.start()
     for seed in range(2, 6):
         feed(trace, synth.make(1000, seed=seed))
     worker.join()
-    # THEN the file has the rows that were there, unchanged
+    # THEN the file has exactly these rows
     with open(tmp_path / "x.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["src"] for row in rows] == [src for _, src in before]
     assert done.written == len(seqs) < store.end
 
 
-def test_a_home_directory_is_meant_by_a_tilde(
+def test_a_tilde_is_the_home_directory(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -287,7 +285,7 @@ def test_a_home_directory_is_meant_by_a_tilde(
     assert nothing_else(tmp_path, "x.csv")
 
 
-def test_names_of_files_and_formats_fit_each_other() -> None:
+def test_file_names_and_formats_match() -> None:
     for format in FORMATS:
         assert format_of(suggested(format, 1_795_222_923_000_000_000)) == format
     assert suggested("csv", 2**100) == "ipttrace.csv"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rows of both engines as lines and packets: what nobody knows is not made up."""
+"""Rows of both engines as lines and packets: unknown values stay unknown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ipttrace.view.text import TextView
 from tests.data.netlink_rows import RULE, RecordedCalls, input_from_every_source
 
 KERNEL, LEGACY, NFT, INET_ROW = range(4)
-NOBODY_KNOWS = ("skb", "cpu", "pid", "comm", "cost_ns")
+UNKNOWN_TO_NETLINK = ("skb", "cpu", "pid", "comm", "cost_ns")
 
 
 @cache
@@ -30,44 +30,44 @@ def rows() -> list[Row]:
     return store().rows(range(4))
 
 
-def told() -> list[str]:
+def shown() -> list[str]:
     view = TextView()
     return (view.header() + view.lines(rows())).splitlines()[1:]
 
 
-def test_text_says_whose_table_it_was_and_marks_what_was_not_told() -> None:
-    kernel, legacy, nft, inet = told()
+def test_text_shows_the_table_s_family_and_marks_unknown_values() -> None:
+    kernel, legacy, nft, inet = shown()
     assert " filter INPUT" in kernel
     assert " ip filter INPUT" in nft
     assert " inet t    jail" in inet
-    # THEN neither a verdict nor a number is made up
+    # THEN an unknown verdict or number is not invented
     assert legacy.split()[-3:] == ["?", "-", "-"]
     assert " ? rule   DROP " in inet
     assert inet.endswith("in:2 → jail:?")
 
 
-def test_csv_has_empty_cells_where_nobody_knows() -> None:
+def test_unknown_values_are_empty_in_csv() -> None:
     written = CsvView().lines(rows())
     cells = [dict(zip(FIELDS, line, strict=True)) for line in csv.reader(io.StringIO(written))]
     for seq in (LEGACY, NFT, INET_ROW):
-        assert [cells[seq][name] for name in NOBODY_KNOWS] == [""] * 5
+        assert [cells[seq][name] for name in UNKNOWN_TO_NETLINK] == [""] * 5
     assert cells[KERNEL]["pid"] == "0"
     assert cells[LEGACY]["verdict"] == ""
     assert (cells[INET_ROW]["rulenum"], cells[INET_ROW]["path"]) == ("", "in:2>jail:")
     assert [line["table"] for line in cells] == ["filter", "filter", "filter", "t"]
 
 
-def test_jsonl_has_null_where_nobody_knows() -> None:
+def test_unknown_values_are_null_in_jsonl() -> None:
     lines: list[dict[str, Any]] = list(map(json.loads, JsonlView().lines(rows()).splitlines()))
     for seq in (LEGACY, NFT, INET_ROW):
-        assert [lines[seq][name] for name in NOBODY_KNOWS] == [None] * 5
+        assert [lines[seq][name] for name in UNKNOWN_TO_NETLINK] == [None] * 5
     assert lines[LEGACY]["verdict"] is None
     assert lines[INET_ROW]["rulenum"] is None
     assert [step["rulenum"] for step in lines[INET_ROW]["path"]] == [2, None]
     assert [line["table"] for line in lines] == ["filter", "filter", "filter", "t"]
 
 
-def test_an_arp_packet_keeps_netfilters_number_of_its_family() -> None:
+def test_an_arp_packet_has_netfilter_s_family_number() -> None:
     made = RecordedCalls()
     made.nft(b"t", 3, [(b"in", 1, RULE)], family=3, first=True)
     made.nft(b"b", 7, [(b"in", 1, RULE)], family=7, first=True, hook=255)
@@ -78,19 +78,19 @@ def test_an_arp_packet_keeps_netfilters_number_of_its_family() -> None:
     assert "arp t" in TextView().lines(other)
 
 
-def test_a_packet_that_both_engines_saw_is_one_packet_with_all_of_its_bytes() -> None:
-    # GIVEN the kernel engine caught 118 bytes, the netlink engine 60 of the same
+def test_a_packet_of_both_engines_is_one_packet_with_the_most_bytes() -> None:
+    # GIVEN a packet with 118 bytes from the kernel engine and 60 from the netlink engine
     out = Pcapng()
     data, count = out.rows(store(), [0, 1, 2, 3])
     data += out.end()
     assert count == 4
     text = data.decode("utf-8", "replace")
-    # THEN each engine's tables are in its comments
+    # THEN both engines' tables are in its comments
     assert "INPUT filter INPUT:1 ACCEPT" in text
     assert "INPUT filter INPUT:1 (verdict unknown)" in text
     assert "INPUT ip filter INPUT:1 ACCEPT" in text
     assert "INPUT inet t in:2 → jail:? DROP" in text
     assert "trace id 1f2e3d4c" in text
-    # AND the bytes are there once, the longer of the two
+    # AND its bytes are there once, the longer ones
     assert data.count(bytes(90)) == 1
     assert data.count(bytes((10, 0, 0, 1, 10, 0, 0, 2))) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the packets promise for any stream: whole blocks, one packet a form, bounded memory."""
+"""Rows as pcapng: valid blocks, one packet per form, bounded memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Block:
 
 
 def blocks(data: bytes) -> list[Block]:
-    """All blocks, every length of them checked."""
+    """All blocks, with every length checked."""
     found = []
     heads = {SECTION: 16, INTERFACE: 8, PACKET: 20}
     while data:
@@ -81,7 +81,7 @@ def stream() -> Stream:
 
 
 class OneRow:
-    """A store whose one row has whatever text a test puts into it."""
+    """A store with one row, given by the test."""
 
     def __init__(self, row: Row) -> None:
         one = stream()
@@ -96,45 +96,45 @@ class OneRow:
 
 
 @given(st.text(st.characters(), max_size=40))
-def test_no_name_can_break_a_block_or_command_a_terminal(text: str) -> None:
-    # GIVEN a row whose every name is anything at all, surrogates included
+def test_any_text_gives_valid_blocks_and_printable_comments(text: str) -> None:
+    # GIVEN a row with any text in its names, including surrogates
     path = (Step(text, 1, text),)
     names = {"comm": text, "in_": text, "out": text, "table": text, "rule": text, "verdict": text}
     row = replace(PLAIN, hook=text, path=path, **names)
-    # WHEN it is written beside a kernel and host that lie as well
+    # WHEN it is written with the same text in HELLO
     output = Pcapng({PLAIN.netns: text})
     about = {"kernel": text, "arch": text, "host": text, "expr": [text]}
     data = output.begin(about) + output.rows(OneRow(row), range(1))[0] + output.end()
-    # THEN every block is whole, and all text is UTF-8 that a terminal only shows
+    # THEN every block is valid, and all text is printable UTF-8
     for block in blocks(data):
         texts = {SECTION: (1, 2, 3, 4), INTERFACE: (2, 3), PACKET: (1,)}[block.kind]
         assert all(value.decode().isprintable() for c, value in block.options if c in texts)
 
 
-def test_a_rule_as_long_as_an_option_is_cut_and_says_so() -> None:
+def test_a_rule_too_long_for_an_option_ends_in_an_ellipsis() -> None:
     row = replace(PLAIN, rule="🔥" * 70_000)
     comment = packets(written(OneRow(row)))[0].comments[0]
     assert comment.startswith("FORWARD filter FORWARD:2 ACCEPT 850 ns rule: 🔥")
     assert comment.endswith("🔥…")
 
 
-def test_a_rewritten_packet_appears_as_it_was_and_as_it_is() -> None:
-    # GIVEN a journey whose packet is changed between two tables of one hook
+def test_a_rewritten_packet_appears_before_and_after() -> None:
+    # GIVEN a journey whose packet changes between two tables of a hook
     one = stream()
     changed = SENT[:1] + b"\x10" + SENT[2:]
     for at, packet in enumerate((SENT, SENT, changed)):
         one.call(at, PREROUTING, packet, (b"PREROUTING", 1, 2), first=not at, **{"in": b"eth0"})
     # WHEN it is written
     first, second = packets(written(one.trace.store))
-    # THEN there is a packet for each form, with the traversals of that form
+    # THEN there is a packet per form, with the traversals of that form
     assert (first.data, second.data) == (SENT, changed)
     assert [len(first.comments), len(second.comments)] == [3, 2]
-    # AND both say that they are the same packet
+    # AND both have the same packet id
     assert first.option(5) == second.option(5)
 
 
 @pytest.mark.parametrize(("verdict", "device"), [(0, "eth0"), (1, "eth1"), (2, "eth0")])
-def test_a_forwarded_packet_is_seen_leaving_only_if_it_was_let_through(
+def test_a_forwarded_packet_is_on_the_outgoing_device_only_if_accepted(
     verdict: int, device: str
 ) -> None:
     one = stream()
@@ -146,7 +146,7 @@ def test_a_forwarded_packet_is_seen_leaving_only_if_it_was_let_through(
     assert packet.option(2) == struct.pack("<I", 1 if device == "eth0" else 2)
 
 
-def test_batches_that_cut_a_journey_change_nothing() -> None:
+def test_batches_that_split_a_journey_give_the_same_packets() -> None:
     one = stream()
     for at in range(23):
         one.call(at * 3, OUTPUT, SENT, (b"OUTPUT", 1, 2), first=True, skb=at, out=b"eth0")
@@ -158,38 +158,38 @@ def test_batches_that_cut_a_journey_change_nothing() -> None:
     assert written(store, range(store.end)[::-1]) == written(store)
 
 
-def test_a_packet_shows_after_a_pause_though_nothing_follows() -> None:
+def test_a_packet_is_written_after_a_pause() -> None:
     one, output = stream(), Pcapng()
     one.call(0, OUTPUT, SENT, (b"OUTPUT", 1, 2), first=True, out=b"eth0")
-    # GIVEN a packet of which more traversals may come
+    # GIVEN a packet that may have more traversals
     assert output.rows(one.trace.store, range(1)) == (b"", 1)
-    # WHEN none comes for a while THEN it is written, once
+    # WHEN no row comes for a while THEN it is written, once
     assert [block.kind for block in blocks(output.pause())] == [INTERFACE, PACKET]
     assert output.end() == b""
 
 
-def test_packets_are_written_while_the_stream_runs() -> None:
+def test_packets_are_written_during_the_stream() -> None:
     # GIVEN packets over a second
     one, output = stream(), Pcapng()
     for at in range(10):
         one.call(at * 100_000, OUTPUT, SENT, (b"OUTPUT", 1, 2), first=True, skb=at, out=b"eth0")
-    # WHEN they came THEN all but those of the last 100 ms are out
+    # WHEN they are fed THEN all are written except those of the last 100 ms
     assert len(packets(blocks(output.rows(one.trace.store, range(10))[0]))) == 8
 
 
-def test_what_is_kept_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packets_held_back_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pcapng, "_MOST_HELD", 7)
     monkeypatch.setattr(pcapng, "_MOST_COMMENTS", 3)
     monkeypatch.setattr(pcapng, "_MOST_INTERFACES", 2)
-    # GIVEN many packets at one moment, each on a device of its own
+    # GIVEN many packets at one time, each on its own device
     one, output = stream(), Pcapng()
     for at in range(23):
         one.call(0, OUTPUT, SENT, (b"OUTPUT", 1, 2), first=True, skb=at, out=b"eth%d" % at)
     found = blocks(output.rows(one.trace.store, range(23))[0])
-    # THEN the oldest are out, and devices without end are one
+    # THEN the oldest are written, and excess devices share one interface
     assert len(packets(found)) == 23 - 7
     assert interfaces(found) == ["eth0", "eth1", "(too many devices)"]
-    # AND one journey without end becomes several packets
+    # AND an endless journey becomes several packets
     again = stream()
     for _ in range(7):
         again.call(0, OUTPUT, SENT, (b"OUTPUT", 1, 2), out=b"eth0")
@@ -197,7 +197,7 @@ def test_what_is_kept_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(block.comments) - 1 for block in found] == [3, 3, 1]
 
 
-def test_rows_that_are_gone_are_not_counted() -> None:
+def test_evicted_rows_are_not_counted() -> None:
     one = stream()
     one.call(0, OUTPUT, SENT, (b"OUTPUT", 1, 2), first=True, out=b"eth0")
     assert Pcapng().rows(one.trace.store, np.arange(5, 9))[1] == 0

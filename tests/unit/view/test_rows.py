@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What text, csv and jsonl promise for any row, however hostile."""
+"""Rows as text, CSV and JSON lines, including hostile ones."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def views() -> list[View]:
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_no_name_can_command_the_terminal(text: str) -> None:
-    # GIVEN a row whose every name is anything at all
+def test_names_cannot_control_the_terminal(text: str) -> None:
+    # GIVEN a row with any text in its names
     for view in views():
-        # WHEN it is shown beside an ordinary one
+        # WHEN it is written together with an ordinary one
         lines = view.lines([hostile(text), PLAIN]).split("\n")
-        # THEN there are two lines, and nothing in them that a terminal obeys
+        # THEN there are two lines of printable characters
         assert len(lines) == 3
         assert lines[2] == ""
         assert all(line.removesuffix("\r").isprintable() for line in lines)
@@ -60,17 +60,17 @@ def test_no_name_can_command_the_terminal(text: str) -> None:
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_coloured_text_holds_no_escape_but_our_colours(text: str) -> None:
+def test_coloured_text_has_no_escapes_except_colours(text: str) -> None:
     line = TextView(colour=True).lines([hostile(text)]).removesuffix("\n")
     assert re.sub(r"\x1b\[(0|1|2|31|32|33)m", "", line).isprintable()
 
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_a_spreadsheet_finds_no_formula(text: str) -> None:
-    # GIVEN a row whose every name is anything at all, WHEN it is written as CSV
+def test_csv_has_no_formulas(text: str) -> None:
+    # GIVEN a row with any text in its names, WHEN it is written as CSV
     written = CsvView().lines([hostile(text), hostile("=" + text), hostile(" \t@" + text)])
-    # THEN no cell begins as a formula does, and there are as many cells as columns
+    # THEN no cell begins like a formula, and there is a cell per column
     for cells in csv.reader(io.StringIO(written, newline="")):
         assert len(cells) == len(FIELDS)
         assert not [cell for cell in cells if cell.lstrip().startswith(FORMULA)]
@@ -78,11 +78,11 @@ def test_a_spreadsheet_finds_no_formula(text: str) -> None:
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_a_spreadsheet_of_another_country_finds_none_either(text: str) -> None:
+def test_csv_has_no_formulas_if_semicolons_separate_cells(text: str) -> None:
     # GIVEN rows with semicolons in their names, WHEN they are written as CSV
     names = [f"x;=cmd(){text}", f"{text}; @x", f';"+1{text}', f'"a";""-{text}', text]
     written = CsvView().lines(map(hostile, names))
-    # THEN no cell begins as a formula does where semicolons part them, quotes or not
+    # THEN no cell begins like a formula if semicolons separate cells, quoted or not
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
         for line in written.splitlines():
             for cells in csv.reader([line], delimiter=";", quoting=quoting):
@@ -91,10 +91,10 @@ def test_a_spreadsheet_of_another_country_finds_none_either(text: str) -> None:
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_jsonl_gives_names_back_as_they_were(text: str) -> None:
+def test_jsonl_preserves_names(text: str) -> None:
     written = JsonlView().lines([hostile(text)])
     assert written.isascii()
-    # Half a surrogate pair is no Unicode text: it comes back as a visible escape.
+    # Half of a surrogate pair is not valid text: it becomes an escape.
     whole = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
     value = json.loads(written)
     assert value["chain"] == value["path"][0]["chain"] == value["comm"] == whole
@@ -112,7 +112,7 @@ def test_csv_has_every_field_as_a_column_in_the_published_order() -> None:
     assert table[5]["comm"] == "'=cmd|' /C calc'!A0"
 
 
-def test_jsonl_has_every_field_as_a_key_and_null_for_what_is_not_known() -> None:
+def test_jsonl_has_every_field_as_a_key_and_null_for_unknown_values() -> None:
     lines = JsonlView().lines(ROWS).splitlines()
     values = [json.loads(line) for line in lines]
     assert all(tuple(value) == FIELDS for value in values)
@@ -124,7 +124,7 @@ def test_jsonl_has_every_field_as_a_key_and_null_for_what_is_not_known() -> None
     assert values[1]["mark"] == "0x1"
 
 
-def test_what_is_not_known_is_empty_in_csv() -> None:
+def test_unknown_values_are_empty_in_csv() -> None:
     view = CsvView()
     (cells,) = csv.DictReader(io.StringIO(view.header() + view.lines([UNKNOWN]), newline=""))
     for name in ("skb", "cpu", "pid", "comm", "in", "chain", "rulenum", "cost_ns", "sport"):
@@ -135,33 +135,33 @@ def test_no_rows_make_no_lines() -> None:
     assert [view.lines([]) for view in views()] == ["", "", "", ""]
 
 
-def test_a_time_that_cannot_be_written_breaks_no_line() -> None:
+def test_an_impossible_time_is_written_as_unknown() -> None:
     row = replace(PLAIN, time=10**40)
     assert json.loads(JsonlView().lines([row]))["time"] is None
     assert CsvView().lines([row]).startswith(",kernel,")
     assert TextView().lines([row]).startswith("??:??:??.")
 
 
-def test_columns_grow_for_a_wide_row_and_stay_aligned_after_it() -> None:
-    # GIVEN a view that has shown an IPv6 row
+def test_columns_grow_for_a_wide_row_and_stay_aligned() -> None:
+    # GIVEN a view that has written an IPv6 row
     view = TextView(utc=True)
     view.lines([PLAIN, IPV6])
     # WHEN ordinary rows follow
     first, second = view.lines([PLAIN, AFTER]).splitlines()
-    # THEN their columns stand under each other, at the wider place
+    # THEN their columns are aligned at the wider position
     assert first.index("filter") == second.index("filter")
     assert first.index("filter") > TextView(utc=True).lines([PLAIN]).index("filter")
 
 
-def test_wide_characters_do_not_push_the_columns_aside() -> None:
-    # GIVEN a process named in characters that take two columns each
+def test_columns_after_wide_characters_are_aligned() -> None:
+    # GIVEN a device name of characters that occupy two cells each
     wide, plain = TextView().lines([replace(PLAIN, in_="防火"), PLAIN]).splitlines()
-    # THEN what follows is two characters earlier in the text, that is: at the same place
+    # THEN the next column is two characters earlier in the text: in the same cell
     assert wide.index("TCP") == plain.index("TCP") - 2
 
 
 @pytest.mark.parametrize("row", HOSTILE)
-def test_a_name_of_any_length_keeps_a_line_readable(row: Row) -> None:
+def test_hostile_names_give_lines_of_bounded_length(row: Row) -> None:
     assert len(TextView().lines([row])) < 800
 
 
@@ -177,17 +177,17 @@ def test_a_narrow_terminal_still_shows_chain_rule_match_and_verdict() -> None:
     assert re.search(r"filter +FORWARD +4 policy +DROP", line)
 
 
-def test_a_row_that_lost_records_says_so() -> None:
+def test_a_row_with_lost_records_is_marked() -> None:
     assert "(records lost)" in TextView().lines([replace(PLAIN, partial=True)])
 
 
-def test_an_ipv6_address_before_a_port_stands_in_brackets() -> None:
+def test_an_ipv6_address_before_a_port_has_brackets() -> None:
     line = TextView().lines([IPV6])
     assert "[2001:db8::1]:53 " in line
     assert " ::1 " in TextView().lines([replace(IPV6, src="::1", sport=None)])
 
 
-def test_namespaces_show_names_that_became_known_before_they_were_seen() -> None:
+def test_namespaces_show_names_that_became_known_in_time() -> None:
     names: dict[int, str] = {}
     view = TextView(names)
     names[4026531840] = "router\x1b[31m"
@@ -195,7 +195,7 @@ def test_namespaces_show_names_that_became_known_before_they_were_seen() -> None
     assert "4026532999" in view.lines([UNKNOWN])
 
 
-def test_colour_is_for_a_terminal_that_did_not_refuse_it() -> None:
+def test_colour_is_for_terminals_unless_switched_off() -> None:
     master, terminal = os.openpty()
     reader, pipe = os.pipe()
     try:
@@ -211,10 +211,10 @@ def test_colour_is_for_a_terminal_that_did_not_refuse_it() -> None:
 SEVERAL = Labels(("web1", "=web2"), {(0, PLAIN.netns): "lan", (1, PLAIN.netns): "dmz"})
 
 
-def test_rows_of_several_hosts_say_which_host_and_its_own_name_of_the_namespace() -> None:
-    # GIVEN one row of each of two hosts, where one inode is two namespaces
+def test_rows_of_several_hosts_show_the_host_and_its_namespace_names() -> None:
+    # GIVEN a row of each of two hosts, whose namespaces have the same inode
     rows = [PLAIN, replace(PLAIN, host=1)]
-    # WHEN they are written THEN each format has the host last, csv as no formula
+    # WHEN they are written THEN each format has the host last, and CSV guards formulas
     head, one, two = csv.reader(
         io.StringIO(CsvView(SEVERAL).header() + CsvView(SEVERAL).lines(rows))
     )
@@ -232,11 +232,11 @@ def test_rows_of_several_hosts_say_which_host_and_its_own_name_of_the_namespace(
     assert "=web2" in text[1]
 
 
-def test_a_host_that_never_said_its_name_has_its_number() -> None:
+def test_a_host_without_a_name_shows_its_number() -> None:
     assert CsvView(SEVERAL).lines([replace(PLAIN, host=5)]).rstrip().endswith(",5")
 
 
-def test_rows_of_one_host_are_as_the_contract_says() -> None:
+def test_rows_of_one_host_have_exactly_the_documented_fields() -> None:
     alone = Labels(("web1",), {(0, PLAIN.netns): "lan"})
     assert CsvView(alone).header() == CsvView().header() == ",".join(FIELDS) + "\r\n"
     assert CsvView(alone).lines(ROWS) == CsvView().lines(ROWS)
@@ -244,23 +244,23 @@ def test_rows_of_one_host_are_as_the_contract_says() -> None:
     assert TextView(alone).lines(ROWS) == TextView({PLAIN.netns: "lan"}).lines(ROWS)
 
 
-def test_on_a_wide_terminal_the_rule_itself_stands_at_the_end_of_its_line() -> None:
+def test_a_wide_terminal_shows_the_rule_at_the_end_of_the_line() -> None:
     rule = '-p tcp -m comment --comment "the one that lets it in" -j ACCEPT'
     row = replace(PLAIN, rule=rule)
-    # GIVEN a wide terminal THEN a row has its rule, and one of more rules its path before
+    # GIVEN a wide terminal THEN a row ends in its rule, after the path if there is one
     assert TextView(columns=240).header().endswith(" PATH  TEXT\n")
     line = TextView(columns=240).lines([row])
     assert line.endswith(f" {rule}\n")
     line = TextView(columns=240).lines([replace(row, path=(Step("A", 1, "rule"),) * 2)])
     assert line.endswith(f" A:1 → A:1  {rule}\n")
-    # one that is just wide has what there is room for
+    # a terminal just wide enough cuts it
     line = TextView(columns=160).lines([row]).rstrip("\n")
     assert line.endswith("…")
     assert len(line) == 160
-    # AND a narrow one, and a pipe, have none
+    # AND a narrow terminal and a pipe omit it
     for columns in (159, None):
         assert "-p tcp" not in TextView(columns=columns).lines([row])
-    # AND colours do not make it longer, nor can what it says
+    # AND neither colours nor escapes make the line longer
     line = TextView(columns=160, colour=True).lines([replace(row, rule="-A \x1b[2J" + rule * 9)])
     assert "\x1b[2J" not in line
     assert len(re.sub(r"\x1b\[\d*m", "", line).rstrip("\n")) == 160

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Records put together into calls, whatever is missing and in whatever order."""
+"""Records joined to calls in any order, with any of them missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECOND = 1_000_000_000
 def batch(
     assembler: Assembler, entries: list[Array], rules: list[Array], exits: list[Array]
 ) -> list[int]:
-    """Feed one batch; returns the ids of the calls that were finished."""
+    """Feeds one batch; returns the ids of the finished calls."""
     found = []
     for kind, records in ((ENTRY, entries), (RULE, rules), (EXIT, exits)):
         if records:
@@ -38,7 +38,7 @@ def paths(calls: Calls) -> list[list[tuple[bytes, int]]]:
     return [steps[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def test_a_call_has_its_rules_in_the_order_in_which_they_were_hit() -> None:
+def test_a_call_lists_its_rules_in_the_order_of_their_hits() -> None:
     assembler = Assembler()
     assembler.feed(ENTRY, entry(5))
     assembler.feed(
@@ -50,14 +50,14 @@ def test_a_call_has_its_rules_in_the_order_in_which_they_were_hit() -> None:
     assert (calls.partial.tolist(), calls.decided.tolist()) == ([False], [True])
 
 
-def test_a_reject_sent_from_inside_a_call_gives_two_calls_with_their_own_rules() -> None:
-    # GIVEN an INPUT call, and inside of it the OUTPUT call of the ICMP error
+def test_the_answer_of_a_reject_rule_is_a_call_with_its_own_rules() -> None:
+    # GIVEN an INPUT call, and within it the OUTPUT call of the ICMP error
     assembler = Assembler()
     assembler.feed(ENTRY, joined(entry(1, 0), entry(2, 100, skb=0x2000, parent=1)))
     assembler.feed(RULE, joined(rule(1, 0, b"INPUT", 4, at=10), rule(2, 0, b"OUTPUT", 1, at=110)))
     # WHEN the inner one ends first
     calls = assembler.feed(EXIT, joined(leave(2, 1, at=200), leave(1, 1, 0, at=300)))
-    # THEN each has what is its own, in the order in which they began
+    # THEN each has its own rules, in the order in which they began
     assert calls is not None
     assert ids(calls) == [1, 2]
     assert paths(calls) == [[(b"INPUT", 4)], [(b"OUTPUT", 1)]]
@@ -65,7 +65,7 @@ def test_a_reject_sent_from_inside_a_call_gives_two_calls_with_their_own_rules()
     assert calls.journeys.tolist() == [1, 2]
 
 
-def test_a_call_whose_exit_was_lost_is_counted_not_shown() -> None:
+def test_a_call_without_exit_is_counted_but_not_shown() -> None:
     assembler = Assembler()
     assert batch(assembler, [entry(1), entry(2)], [rule(1, 0, b"INPUT", 1)], [leave(2, 0)]) == [2]
     assert assembler.incomplete == 0
@@ -75,14 +75,14 @@ def test_a_call_whose_exit_was_lost_is_counted_not_shown() -> None:
     assert (assembler.incomplete, assembler.waiting) == (1, 0)
 
 
-def test_a_call_whose_entry_was_lost_is_counted_not_shown() -> None:
+def test_a_call_without_entry_is_counted_but_not_shown() -> None:
     assembler = Assembler()
     assert batch(assembler, [], [rule(1, 0, b"INPUT", 1)], [leave(1, 1)]) == []
     assert assembler.finish() is None
     assert assembler.incomplete == 1
 
 
-def test_a_call_whose_last_rule_was_lost_says_so_and_does_not_guess() -> None:
+def test_a_call_without_its_last_rule_is_partial_and_undecided() -> None:
     assembler = Assembler()
     assembler.feed(ENTRY, joined(entry(1), entry(2, 1), entry(3, 2)))
     assembler.feed(RULE, joined(rule(1, 0, b"INPUT", 4), rule(2, 1, b"user", 2)))
@@ -92,7 +92,7 @@ def test_a_call_whose_last_rule_was_lost_says_so_and_does_not_guess() -> None:
     assert calls.decided.tolist() == [False, True, False]
 
 
-def test_a_call_that_is_going_on_at_the_end_of_a_batch_is_finished_in_the_next() -> None:
+def test_a_call_spread_over_two_batches_is_shown_with_the_second() -> None:
     assembler = Assembler()
     assert batch(assembler, [entry(1)], [rule(1, 0, b"INPUT", 1)], [leave(9, 0)]) == []
     assembler.feed(RULE, rule(1, 1, b"INPUT", 7))
@@ -102,7 +102,7 @@ def test_a_call_that_is_going_on_at_the_end_of_a_batch_is_finished_in_the_next()
     assert calls.journeys.tolist() == [1]
 
 
-def test_an_entry_that_comes_after_its_exit_still_makes_a_row() -> None:
+def test_an_entry_after_its_exit_still_makes_a_row() -> None:
     assembler = Assembler()
     assert batch(assembler, [], [], [leave(1, 0)]) == []
     assert assembler.feed(ENTRY, entry(1)) is None
@@ -110,7 +110,7 @@ def test_an_entry_that_comes_after_its_exit_still_makes_a_row() -> None:
     assert assembler.waiting == 0
 
 
-def test_the_same_call_twice_is_shown_once() -> None:
+def test_a_repeated_call_is_shown_once() -> None:
     assembler = Assembler()
     assert batch(assembler, [entry(1), entry(1)], [], [leave(1, 0), leave(1, 0)]) == [1]
 
@@ -123,8 +123,8 @@ def matches(calls: Calls | None) -> list[str]:
 RETURN, POLICY = (MATCHES.index(name) for name in ("return", "policy"))
 
 
-def test_a_drop_at_the_end_of_a_user_chain_is_a_rule_not_a_return() -> None:
-    # GIVEN `-A LOGDROP -j DROP`, of which the kernel says "return"
+def test_an_unconditional_drop_in_a_user_chain_is_a_rule_not_a_return() -> None:
+    # GIVEN `-A LOGDROP -j DROP`, which the kernel reports as "return"
     assembler = Assembler()
     assembler.feed(ENTRY, joined(entry(1), entry(2, 1)))
     assembler.feed(
@@ -137,21 +137,21 @@ def test_a_drop_at_the_end_of_a_user_chain_is_a_rule_not_a_return() -> None:
             rule(2, 1, b"INPUT", 9, POLICY),
         ),
     )
-    # THEN what decided is a rule, and what returned has returned
+    # THEN the deciding hit is a rule, and the return stays a return
     calls = assembler.feed(EXIT, joined(leave(1, 2, 0), leave(2, 2)))
     assert matches(calls) == ["rule", "rule", "return", "policy"]
 
 
-def test_a_return_stays_one_where_what_came_after_it_was_lost() -> None:
+def test_a_return_stays_a_return_if_the_records_after_it_are_lost() -> None:
     assembler = Assembler()
     assembler.feed(ENTRY, joined(entry(1), entry(2, 1)))
     assembler.feed(RULE, joined(rule(1, 0, b"SITE", 4, RETURN), rule(2, 1, b"SITE", 4, RETURN)))
-    # The last one of call 1 is missing; of call 2 the first.
+    # The last rule of call 1 is missing, and the first of call 2.
     calls = assembler.feed(EXIT, joined(leave(1, 2), leave(2, 2)))
     assert matches(calls) == ["return", "rule"]
 
 
-def test_the_records_that_were_fed_stay_as_they_were() -> None:
+def test_feeding_does_not_modify_the_records() -> None:
     assembler = Assembler()
     hit = rule(1, 0, b"LOGDROP", 2, RETURN)
     hit.setflags(write=False)
@@ -161,7 +161,7 @@ def test_the_records_that_were_fed_stay_as_they_were() -> None:
     assert hit["match"].tolist() == [RETURN]
 
 
-def test_one_skb_has_one_journey_until_its_address_is_used_again() -> None:
+def test_an_skb_has_one_journey_until_its_address_is_reused() -> None:
     assembler = Assembler()
     journeys = []
     times = iter(range(0, 10_000, 100))
@@ -174,7 +174,7 @@ def test_one_skb_has_one_journey_until_its_address_is_used_again() -> None:
     assert journeys == [1, 1, 1, 4, 4]
 
 
-def test_journeys_of_several_packets_in_one_batch_are_told_apart() -> None:
+def test_packets_in_one_batch_have_separate_journeys() -> None:
     assembler = Assembler()
     entries = [
         entry(1, 0, skb=0xA),
@@ -193,19 +193,19 @@ def test_journeys_of_several_packets_in_one_batch_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("verdict", [0, 2])
-def test_a_journey_ends_where_the_packet_was_dropped_or_taken(verdict: int) -> None:
-    # GIVEN a packet that was dropped, and another one at its address, whose
-    # first entry record was lost
+def test_a_journey_ends_when_the_packet_is_dropped_or_stolen(verdict: int) -> None:
+    # GIVEN a dropped packet, and another one at its address whose first entry
+    # record was lost
     assembler = Assembler()
     assert batch(assembler, [entry(1, 0)], [], [leave(1, 0, verdict, at=50)]) == [1]
     assembler.feed(ENTRY, entry(3, 100, flags=0))
     calls = assembler.feed(EXIT, leave(3, 0, at=150))
-    # THEN it is no part of the dropped one's journey
+    # THEN it is not part of the dropped packet's journey
     assert calls is not None
     assert calls.journeys.tolist() == [3]
 
 
-def test_a_stream_of_entries_without_exits_does_not_fill_the_memory() -> None:
+def test_endless_entries_without_exits_use_bounded_memory() -> None:
     assembler = Assembler()
     some = synth.make(20_000).entries.copy()
     total = 0
@@ -220,7 +220,7 @@ def test_a_stream_of_entries_without_exits_does_not_fill_the_memory() -> None:
 
 
 @pytest.mark.parametrize("size", [7, 500, 3000, 10**6])
-def test_the_size_of_the_batches_changes_nothing(size: int) -> None:
+def test_the_batch_size_does_not_change_the_calls(size: int) -> None:
     records = synth.make(1500)
     assembler = Assembler()
     got: dict[int, tuple[object, ...]] = {}
@@ -243,8 +243,10 @@ def test_the_size_of_the_batches_changes_nothing(size: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(1, 400))
-def test_whatever_is_lost_the_calls_add_up(seed: int, share: float, size: int) -> None:
-    # GIVEN records of which some are lost
+def test_shown_and_incomplete_calls_add_up_after_any_loss(
+    seed: int, share: float, size: int
+) -> None:
+    # GIVEN records, some of them lost
     rng = np.random.default_rng(seed)
     records = synth.make(200)
     kept = synth.Records(
@@ -264,7 +266,7 @@ def test_whatever_is_lost_the_calls_add_up(seed: int, share: float, size: int) -
             if calls is not None:
                 partial |= set(calls.entries["call"][calls.partial].tolist())
     shown += ids(assembler.finish())
-    # THEN every call with entry and exit is shown once, the others are counted
+    # THEN every call with entry and exit is shown once, and the others are counted
     begun, ended = (set(kind["call"].tolist()) for kind in (kept.entries, kept.exits))
     assert sorted(shown) == sorted(begun & ended)
     assert assembler.incomplete == len(begun ^ ended)
@@ -277,7 +279,7 @@ def test_whatever_is_lost_the_calls_add_up(seed: int, share: float, size: int) -
     assert partial == (gone - whole) & set(shown)
 
 
-def test_garbage_in_every_field_raises_nothing() -> None:
+def test_random_bytes_in_every_field_raise_nothing() -> None:
     rng = np.random.default_rng(3)
     assembler = Assembler()
     for turn in range(30):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which packets are of one flow."""
+"""Packets of one flow have the same number."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def of(*packets: bytes) -> list[int]:
     return flows_of(*(entry(1, packet=data) for data in packets))
 
 
-def test_both_directions_are_one_flow_and_other_ports_another() -> None:
+def test_both_directions_are_one_flow_and_other_ports_are_another() -> None:
     there, back, other, swapped = of(
         v4(17, A, B, udp(1000, 53)),
         v4(17, B, A, udp(53, 1000)),
@@ -63,7 +63,7 @@ def test_both_directions_are_one_flow_and_other_ports_another() -> None:
     assert len({there, other, swapped}) == 3
 
 
-def test_equal_ports_and_addresses_that_add_up_alike_are_different_flows() -> None:
+def test_flows_with_swapped_or_equal_sums_of_addresses_differ() -> None:
     found = of(
         v4(17, "10.0.0.1", "10.0.0.4", udp(9, 9)),
         v4(17, "10.0.0.2", "10.0.0.3", udp(9, 9)),
@@ -74,16 +74,16 @@ def test_equal_ports_and_addresses_that_add_up_alike_are_different_flows() -> No
     assert len(set(found)) == 3
 
 
-def test_two_processes_hash_flows_differently() -> None:
+def test_each_process_hashes_flows_with_its_own_key() -> None:
     data = entry(1, packet=v4(17, A, B, udp(1, 2)))
     assert flows_of(data) != flows_of(data)
 
 
-def test_a_translated_packet_is_of_its_original_flow_before_and_after_nat() -> None:
+def test_a_packet_keeps_its_flow_before_and_after_nat() -> None:
     orig, reply = (A, 1000, NAT, 80), (B, 8080, A, 1000)
     flows = Flows()
-    # GIVEN a packet in raw PREROUTING, where conntrack has not seen it, then
-    # with conntrack, then with the address rewritten
+    # GIVEN a packet in raw PREROUTING, before conntrack has seen it, then with
+    # conntrack, then with its address rewritten
     found = flows_of(
         entry(1, packet=v4(17, A, NAT, udp(1000, 80))),
         tracked(v4(17, A, NAT, udp(1000, 80)), orig, reply),
@@ -91,27 +91,27 @@ def test_a_translated_packet_is_of_its_original_flow_before_and_after_nat() -> N
         by=flows,
     )
     assert len(set(found)) == 1
-    # WHEN the answer comes, first of all in raw PREROUTING again
+    # WHEN the answer comes, first in raw PREROUTING again
     answer = flows_of(
         entry(1, packet=v4(17, B, A, udp(8080, 1000))),
         tracked(v4(17, B, A, udp(8080, 1000)), orig, reply),
         by=flows,
     )
-    # THEN it is of the same flow
+    # THEN it belongs to the same flow
     assert answer == found[:2]
 
 
-def test_a_flow_in_another_zone_is_another_flow() -> None:
+def test_the_same_tuple_in_another_zone_is_another_flow() -> None:
     data, orig = v4(17, A, B, udp(1, 2)), (A, 1, B, 2)
     one, two = flows_of(tracked(data, orig), tracked(data, orig, ct_zone=7))
     assert one != two
 
 
-def test_a_ping_and_its_answer_are_one_flow_with_and_without_conntrack() -> None:
+def test_an_echo_request_and_its_reply_are_one_flow_with_and_without_conntrack() -> None:
     request = v4(1, A, B, struct.pack(">BBHHH", 8, 0, 0, 77, 1))
     answer = v4(1, B, A, struct.pack(">BBHHH", 0, 0, 0, 77, 1))
     other = v4(1, A, B, struct.pack(">BBHHH", 8, 0, 0, 78, 1))
-    # Conntrack keeps type and code where others have the destination port.
+    # In conntrack, type and code take the place of the destination port.
     known = tracked(request, (A, 77, B, 0x0800), ct_proto=1)
     found = flows_of(
         entry(1, packet=request), entry(1, packet=answer), entry(1, packet=other), known
@@ -119,7 +119,7 @@ def test_a_ping_and_its_answer_are_one_flow_with_and_without_conntrack() -> None
     assert found[0] == found[1] == found[3] != found[2]
 
 
-def test_an_icmp_error_is_of_the_flow_that_it_quotes() -> None:
+def test_an_icmp_error_belongs_to_the_flow_that_it_quotes() -> None:
     quoted = v4(17, A, B, udp(1000, 53))
     error = v4(1, C, A, struct.pack(">BBHI", 3, 1, 0, 0) + quoted[:28])
     cut = v4(1, C, A, struct.pack(">BBHI", 11, 0, 0, 0) + quoted[:10])
@@ -130,14 +130,14 @@ def test_an_icmp_error_is_of_the_flow_that_it_quotes() -> None:
     assert len(set(of(six, around + struct.pack(">BBHI", 1, 4, 0, 0) + six))) == 1
 
 
-def test_an_icmp_error_with_conntrack_is_of_the_connection_that_it_is_about() -> None:
+def test_a_tracked_icmp_error_belongs_to_its_connection() -> None:
     quoted = v4(17, A, B, udp(1000, 53))
     error = v4(1, C, A, struct.pack(">BBHI", 3, 1, 0, 0) + quoted[:28])
     about = tracked(error, (A, 1000, B, 53), ct_info=4)
     assert len(set(flows_of(entry(1, packet=quoted), about))) == 1
 
 
-def test_fragments_are_of_the_flow_of_their_datagram() -> None:
+def test_fragments_belong_to_the_flow_of_their_datagram() -> None:
     flows = Flows()
     whole = v4(17, A, B, udp(1000, 53))
     first = v4(17, A, B, udp(1000, 53, bytes(24)), frag=0x2000, ident=99)
@@ -151,11 +151,11 @@ def test_fragments_are_of_the_flow_of_their_datagram() -> None:
     assert flows_of(entry(1, packet=middle), by=flows) == found[:1]
 
 
-def test_a_packet_that_cannot_be_read_is_of_no_flow() -> None:
+def test_an_unreadable_packet_has_no_flow() -> None:
     assert of(b"", b"\x45", bytes(40)) == [0, 0, 0]
 
 
-def test_a_template_of_conntrack_is_no_flow() -> None:
+def test_a_conntrack_template_is_not_a_flow() -> None:
     data = v4(17, A, B, udp(1000, 53))
     template = entry(1, packet=data, flags=record.F_CONNTRACK, ct_status=1 << 11)
     assert len(set(flows_of(entry(1, packet=data), template))) == 1

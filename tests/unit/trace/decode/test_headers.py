@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Packet headers, the honest and the lying ones."""
+"""Headers of many packets at once, well-formed and malformed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLAIN = [
 
 
 def reference(data: bytes, caplen: int, length: int) -> dict[str, Any]:
-    """The same by the plainest means: one packet, bytes and ifs."""
+    """The same, written for a single packet."""
     out: dict[str, Any] = dict.fromkeys(PLAIN, 0)
     out |= {"proto": -1, "src": bytes(16), "dst": bytes(16)}
     data = data[: min(caplen, length, WIDTH)]
@@ -128,7 +128,7 @@ def transport(data: bytes, out: dict[str, Any]) -> None:
 
 
 def decoded(*packets: tuple[bytes, int, int]) -> list[dict[str, Any]]:
-    """What `decode` says of them, a dict each."""
+    """The result of `decode`, a dict per packet."""
     rows = np.full((len(packets), WIDTH), 0xEE, np.uint8)
     for row, (data, _, _) in zip(rows, packets, strict=True):
         row[: len(data)] = np.frombuffer(data[:WIDTH], np.uint8)
@@ -163,7 +163,7 @@ def v6(upper: int, payload: bytes, *, size: int | None = None) -> bytes:
     return struct.pack(">IHBB", 0x60000000, length, upper, 64) + bytes(range(32)) + payload
 
 
-# Headers that are nearly right, so that a random change leads somewhere.
+# Almost valid headers, so that random changes reach deep into the decoder.
 _likely = st.sampled_from([0, 1, 6, 17, 33, 43, 44, 47, 50, 51, 58, 59, 60, 132, 135, 136])
 _short = st.sampled_from([0, 0, 0, 1, 2, 255])
 
@@ -202,7 +202,7 @@ def _nearly(draw: st.DrawFn) -> bytes:
         max_size=6,
     )
 )
-def test_decoding_many_at_once_agrees_with_decoding_one_by_one(
+def test_decoding_many_packets_agrees_with_the_reference(
     packets: list[tuple[bytes, int, int]],
 ) -> None:
     whole = [(data[:WIDTH].ljust(WIDTH, b"\xee"), cap, length) for data, cap, length in packets]
@@ -211,7 +211,7 @@ def test_decoding_many_at_once_agrees_with_decoding_one_by_one(
 
 @settings(max_examples=200)
 @given(st.one_of(_nearly(), st.binary(max_size=WIDTH)), st.integers(0, WIDTH))
-def test_nothing_beyond_the_captured_bytes_is_looked_at(data: bytes, caplen: int) -> None:
+def test_bytes_beyond_the_captured_ones_are_not_used(data: bytes, caplen: int) -> None:
     first = data.ljust(WIDTH, b"\x00")[:WIDTH]
     second = first[:caplen].ljust(WIDTH, b"\xff")
     assert decoded((first, caplen, 1500)) == decoded((second, caplen, 1500))
@@ -226,25 +226,25 @@ def test_a_tcp_segment_shows_ports_and_all_nine_flags() -> None:
 
 @pytest.mark.parametrize("proto", sorted(PORTS))
 @pytest.mark.parametrize("build", [v4, v6])
-def test_ports_are_read_in_network_order_in_all_that_has_ports(proto: int, build: Any) -> None:
+def test_every_protocol_with_ports_shows_them(proto: int, build: Any) -> None:
     found = one(build(proto, struct.pack(">HH", 1, 53) + bytes(16)))
     assert (found["sport"], found["dport"], found["proto"]) == (1, 53, proto)
 
 
-def test_an_ipv4_packet_with_options_has_its_ports_after_them() -> None:
+def test_ports_follow_ipv4_options() -> None:
     data = bytearray(v4(17, bytes(8) + struct.pack(">HHHH", 7, 9, 8, 0)))
     data[0] = 0x47
     assert (one(bytes(data))["sport"], one(bytes(data))["dport"]) == (7, 9)
 
 
-def test_a_later_fragment_has_no_ports_and_says_where_it_belongs() -> None:
+def test_a_later_fragment_has_an_offset_and_no_ports() -> None:
     found = one(v4(17, bytes(16), frag=0x2000 | 185))
     assert found["known"] == packet.FRAGMENT | packet.MORE
     assert (found["frag_id"], found["frag_off"]) == (0x1234, 1480)
     assert one(v4(17, bytes(16), frag=0x4000))["known"] == packet.PORTS
 
 
-def test_udp_behind_ipv6_extension_headers_is_udp() -> None:
+def test_udp_is_found_behind_ipv6_extension_headers() -> None:
     hop = bytes((43, 0)) + bytes(6)
     routing = bytes((60, 1)) + bytes(14)
     options = bytes((44, 0)) + bytes(6)
@@ -257,17 +257,17 @@ def test_udp_behind_ipv6_extension_headers_is_udp() -> None:
     assert found["known"] == packet.PORTS | packet.FRAGMENT | packet.MORE
 
 
-def test_a_mobility_header_is_what_the_packet_is_about() -> None:
+def test_a_mobility_header_is_the_protocol_of_its_packet() -> None:
     assert one(v6(135, bytes((59, 0)) + bytes(6)))["proto"] == 135
     assert one(v6(59, b""))["proto"] == 59
 
 
-def test_an_endless_chain_of_extension_headers_ends_in_an_unknown_protocol() -> None:
+def test_too_many_extension_headers_give_an_unknown_protocol() -> None:
     found = one(v6(60, (bytes((60, 0)) + bytes(6)) * 11))
     assert (found["proto"], found["l4"], found["version"]) == (-1, 0, 6)
 
 
-def test_icmp_echo_shows_its_identifier_and_an_error_has_none() -> None:
+def test_icmp_echo_has_an_identifier_and_an_error_has_none() -> None:
     echo = one(v4(1, struct.pack(">BBHHH", 8, 0, 0, 77, 1)))
     assert (echo["icmp_type"], echo["icmp_code"], echo["sub"]) == (8, 0, 77)
     assert echo["known"] == packet.ICMP | packet.QUERY
@@ -276,7 +276,7 @@ def test_icmp_echo_shows_its_identifier_and_an_error_has_none() -> None:
     assert one(v4(58, bytes(8)))["known"] == 0  # ICMPv6 in IPv4 is not ICMP
 
 
-def test_gre_shows_its_key_wherever_it_is_and_esp_and_ah_their_spi() -> None:
+def test_gre_shows_its_key_and_esp_and_ah_their_spi() -> None:
     plain = one(v4(47, struct.pack(">HH", 0, 0x0800) + bytes(4)))
     assert (plain["sub"], plain["known"]) == (0x0800, packet.GRE)
     assert one(v4(47, struct.pack(">HHI", 0x2000, 0x6558, 42)))["extra"] == 42
@@ -285,17 +285,17 @@ def test_gre_shows_its_key_wherever_it_is_and_esp_and_ah_their_spi() -> None:
     assert one(v4(51, struct.pack(">BBHII", 6, 4, 0, 45, 1)))["extra"] == 45
 
 
-def test_a_total_length_that_ends_inside_the_header_leaves_the_ports_unknown() -> None:
+def test_a_total_length_within_the_header_leaves_the_ports_unknown() -> None:
     found = one(v4(6, bytes(20), total=22))
     assert (found["version"], found["proto"], found["known"], found["l4"]) == (4, 6, 0, 20)
     assert one(v4(6, bytes(20), total=10))["l4"] == 0
 
 
-def test_an_offloaded_packet_of_more_than_64_kib_still_has_ports() -> None:
+def test_an_offloaded_packet_above_64_kib_has_ports() -> None:
     assert one(v4(6, bytes(20), total=0), length=90_000)["known"] & packet.PORTS
     assert one(v6(6, bytes(20), size=0), length=90_000)["known"] & packet.PORTS
     assert not one(v4(6, bytes(20), total=0))["known"]
 
 
-def test_no_packets_at_all() -> None:
+def test_no_packets_give_empty_columns() -> None:
     assert len(decode(np.zeros((0, WIDTH), np.uint8), np.zeros(0), np.zeros(0)).proto) == 0

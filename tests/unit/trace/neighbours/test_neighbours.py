@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a stream says of neighbours: rates, levels, next hops; and what it must not say."""
+"""Neighbour tables of a stream: rates, levels, next hops, and malformed frames."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arp(*tables: tuple[float, dict[str, Any]]) -> TableView:
 # Tables.
 
 
-def test_rates_are_per_second_of_the_host_s_own_clock() -> None:
+def test_rates_are_per_second_of_the_host_s_clock() -> None:
     view = arp((0, table(lookups=100)), (0.5, table(lookups=123)), (2.5, table(lookups=129)))
     assert view.history("lookups") == [46.0, 3.0]
     assert view.rate("lookups") == 3.0
@@ -45,12 +45,12 @@ def test_one_sample_has_no_rate() -> None:
     assert view.history("lookups") == []
 
 
-def test_a_counter_that_began_anew_gives_a_gap_and_never_a_negative_rate() -> None:
+def test_a_reset_counter_gives_a_gap_not_a_negative_rate() -> None:
     view = arp((0, table(hits=900)), (1, table(hits=5)), (2, table(hits=28)))
     assert view.history("hits") == [None, 23.0]
 
 
-def test_a_clock_that_goes_back_begins_anew() -> None:
+def test_a_clock_that_goes_back_discards_earlier_samples() -> None:
     view = arp((10, table(hits=5)), (11, table(hits=7)), (3, table(hits=9)), (3, table(hits=10)))
     assert view.history("hits") == []
     assert view.table.stats["hits"] == 10
@@ -62,7 +62,7 @@ def test_the_last_two_minutes_are_kept() -> None:
     assert len(view.entries_history()) == SAMPLES + 1
 
 
-def test_hits_per_lookup_now_and_ever() -> None:
+def test_hits_per_lookup_are_known_now_and_since_boot() -> None:
     view = arp((0, table(lookups=1000, hits=100)), (1, table(lookups=1040, hits=130)))
     assert view.hit_ratio() == 0.75
     assert view.hit_ratio_ever() == 130 / 1040
@@ -76,12 +76,12 @@ def test_a_table_warns_before_it_is_full(entries: int, level: str) -> None:
     assert arp((0, table(entries=entries))).level == level
 
 
-def test_a_table_near_its_end_warns_where_the_thresholds_are_alike() -> None:
+def test_a_nearly_full_table_warns_if_its_thresholds_are_equal() -> None:
     one = {**table(entries=850), "thresholds": [1000, 1000, 1000]}
     assert arp((0, one)).level == "warn"
 
 
-def test_a_table_that_refused_a_neighbour_is_full_for_some_seconds() -> None:
+def test_a_table_that_rejected_a_neighbour_counts_as_full_for_some_samples() -> None:
     samples = [(second, table(entries=3, table_fulls=int(second >= 5))) for second in range(16)]
     assert arp(*samples[:5]).level == "ok"
     assert arp(*samples[:6]).level == "full"
@@ -98,7 +98,7 @@ def test_a_table_without_limits_has_no_share() -> None:
 # Namespaces.
 
 
-def test_only_what_came_again_is_replaced() -> None:
+def test_a_frame_with_changes_replaces_only_these() -> None:
     held = fed(namespace())
     changed = neighbour("10.0.0.2", FAILED)
     held.feed(news(neighbours_changed=[changed], neighbours_gone=[[4, "10.0.0.3", 2, False]]))
@@ -115,14 +115,14 @@ def test_only_what_came_again_is_replaced() -> None:
     assert known.device(99) == "99"
 
 
-def test_a_whole_one_takes_the_place_of_all() -> None:
+def test_a_complete_frame_replaces_everything() -> None:
     held = fed(namespace(), namespace(neighbours=[neighbour("10.0.0.77", REACHABLE)]))
     known = held.namespace(ROUTER)
     assert known is not None
     assert [one.dst for one in known.neighbours.values()] == ["10.0.0.77"]
 
 
-def test_a_namespace_that_is_gone_is_gone() -> None:
+def test_a_namespace_that_no_longer_exists_is_removed() -> None:
     held = fed(namespace(), namespace(made.CLIENT, "client"))
     assert [one.name for one in held.namespaces()] == ["client", "router"]
     held.feed({"mono": made.T0, "gone": [ROUTER, 12345]})
@@ -130,14 +130,14 @@ def test_a_namespace_that_is_gone_is_gone() -> None:
     assert held.usable(ROUTER, "10.0.0.2") == Reach("unknown")
 
 
-def test_ages_become_moments() -> None:
+def test_ages_become_times() -> None:
     known = fed(namespace(second=100)).namespace(ROUTER)
     assert known is not None
     one = known.neighbours[4, "10.0.0.2", 2, False]
     assert (one.confirmed, one.used, one.updated) == (50_096.0, 50_098.0, 50_091.0)
 
 
-def test_what_is_new_has_another_version() -> None:
+def test_every_frame_increases_the_version() -> None:
     held = Neighbours()
     versions = {held.version}
     for frame in (made.tables(), namespace(), news(), {"mono": made.T0, "gone": []}):
@@ -146,7 +146,7 @@ def test_what_is_new_has_another_version() -> None:
     assert len(versions) == 5
 
 
-def test_frames_of_a_stream_come_to_the_trace() -> None:
+def test_a_trace_applies_frames_of_neighbours() -> None:
     trace = Trace(1000)
     trace.feed(Frame(Kind.NEIGHBOURS, json.dumps(namespace()).encode()))
     assert trace.neighbours.usable(ROUTER, "10.0.0.2", "lan0").usable is True
@@ -164,15 +164,15 @@ def test_frames_of_a_stream_come_to_the_trace() -> None:
         ("10.0.0.9", "lan0", "FAILED", "10.0.0.9", False),
         ("10.0.0.10", "lan0", "INCOMPLETE", "10.0.0.10", False),
         ("10.0.0.11", "lan0", "absent", "10.0.0.11", False),
-        # by a gateway, and by the longer prefix
+        # via a gateway, and by the longer prefix
         ("10.7.1.1", "lan0", "FAILED", "10.0.0.9", False),
         ("10.7.7.1", "lan0", "REACHABLE", "10.0.0.2", True),
-        # by default: the better metric, or the device that it did leave by
+        # default route: the better metric, or the device the packet left by
         ("8.8.8.8", None, "DELAY", "192.0.2.1", True),
         ("8.8.8.8", "wan0", "DELAY", "192.0.2.1", True),
         ("8.8.8.8", "lan0", "FAILED", "10.0.0.9", False),
         ("8.8.8.8", "elsewhere", "unknown", None, None),
-        # one of two ways
+        # one of two hops
         ("203.0.113.1", "lan0", "FAILED", "10.0.0.9", False),
         ("203.0.113.1", "wan0", "DELAY", "192.0.2.1", True),
         ("203.0.113.1", None, "unknown", None, None),
@@ -200,7 +200,7 @@ def test_a_packet_s_next_hop_is_found(
     assert (reach.state, reach.via, reach.usable) == (state, via, usable)
 
 
-def test_an_answer_holds_until_something_is_new() -> None:
+def test_an_answer_changes_with_the_next_frame() -> None:
     held = fed(namespace())
     first = held.usable(ROUTER, "10.0.0.2", "lan0")
     assert held.usable(ROUTER, "10.0.0.2", "lan0") is first
@@ -210,7 +210,7 @@ def test_an_answer_holds_until_something_is_new() -> None:
     assert held.usable(ROUTER, "10.0.0.2", "lan0").usable is False
 
 
-def test_what_was_not_told_is_not_said_to_be_absent() -> None:
+def test_a_neighbour_beyond_the_sent_ones_is_unknown_not_absent() -> None:
     totals = {"neighbours": 5000, "routes": len(made.ROUTES), "devices": 4, "rules": 0}
     held = fed(namespace(totals=totals))
     assert held.usable(ROUTER, "10.0.0.2", "lan0").usable is True
@@ -219,14 +219,14 @@ def test_what_was_not_told_is_not_said_to_be_absent() -> None:
     assert held.usable(ROUTER, "10.0.0.2", "lan0").state == "unknown"
 
 
-def test_policy_routing_leaves_open_what_the_device_does_not_tell() -> None:
+def test_with_policy_routing_the_next_hop_is_unknown_without_a_device() -> None:
     totals = {"neighbours": 9, "routes": len(made.ROUTES), "devices": 4, "rules": 1}
     held = fed(namespace(totals=totals))
     assert held.usable(ROUTER, "10.0.0.9").state == "unknown"
     assert held.usable(ROUTER, "10.0.0.9", "lan0").usable is False
 
 
-def test_a_proxy_is_no_neighbour() -> None:
+def test_a_proxy_entry_is_not_a_neighbour() -> None:
     proxy = {"family": 4, "dst": "10.0.0.50", "dev": 2, "state": 0, "flags": 8, "lladdr": None}
     held = fed(namespace(neighbours=[proxy]))
     known = held.namespace(ROUTER)
@@ -254,8 +254,10 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("form", list(_GOOD))
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_frame_with_anything_in_it_is_refused_in_one_line(form: str, data: st.DataObject) -> None:
-    # GIVEN a good frame with something else in one place
+def test_a_frame_with_any_value_is_applied_or_rejected_with_one_line(
+    form: str, data: st.DataObject
+) -> None:
+    # GIVEN a valid frame with one value replaced
     frame: Any = copy.deepcopy(_GOOD[form])
     path = data.draw(st.sampled_from(_places(frame)[1:]))
     anything = st.one_of(
@@ -275,18 +277,18 @@ def test_a_frame_with_anything_in_it_is_refused_in_one_line(form: str, data: st.
         held.feed(frame)
     except StreamError as error:
         said = str(error)
-    # THEN it is taken, or one line says why not and nothing of it is kept
+    # THEN it is applied, or one line says why not and nothing changes
     assert (held.version == before) == bool(said)
     assert said.isprintable()
     assert not said or held.namespace(ROUTER) is None
-    # AND whatever is held can be asked
+    # AND the state can be queried
     for one in held.namespaces():
         held.usable(one.netns, "10.0.0.2", "lan0")
     for view in held.tables():
         assert view.level in ("ok", "warn", "full")
 
 
-def test_names_are_safe_for_a_terminal_and_the_same_as_in_a_row() -> None:
+def test_names_are_clean_and_equal_those_in_rows() -> None:
     evil = b"v\xff\x1b[2J".decode("utf-8", "surrogateescape")
     held = fed(namespace(name="\x1b]0;pwned\x07", devices=[made.device(2, evil)]))
     known = held.namespace(ROUTER)
@@ -314,12 +316,12 @@ def test_names_are_safe_for_a_terminal_and_the_same_as_in_a_row() -> None:
         {"mono": 1, "netns": 1, "routes": [{**made.route("10.0.0.0/8", (1, None)), "family": 6}]},
     ],
 )
-def test_a_frame_that_no_agent_writes_is_refused(frame: dict[str, Any]) -> None:
+def test_a_malformed_frame_is_rejected(frame: dict[str, Any]) -> None:
     with pytest.raises(StreamError, match="malformed neighbours in the stream"):
         Neighbours().feed(frame)
 
 
-def test_a_stream_cannot_pile_up_namespaces_neighbours_or_tables() -> None:
+def test_endless_namespaces_neighbours_and_tables_use_bounded_memory() -> None:
     held = Neighbours()
     for netns in range(1024):
         held.feed({"mono": 1, "netns": netns})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rules of a stream: which text a row gets, what nobody may say, and how much is kept."""
+"""The rules of a stream: the text of each row, malformed frames, and bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def frame(since: int, *rules: str, table: str = "filter", **more: Any) -> dict[s
 
 
 def mark(since: int, table: str = "filter", **more: Any) -> dict[str, Any]:
-    """A RULES frame that says that the table has changed."""
+    """A RULES frame: the table has changed, rules unknown."""
     frame = {"netns": NETNS, "family": 4, "table": table, "backend": "legacy", "mono": 5}
     return {**frame, "since": since, **more}
 
@@ -48,9 +48,9 @@ def fed(*frames: dict[str, Any], **options: Any) -> Rulesets:
 
 
 def test_a_row_has_the_text_of_its_generation_and_none_before_the_first() -> None:
-    # GIVEN rules that were seen in generation 3, and others since 5
+    # GIVEN rules from generation 3 on, and others from 5 on
     rulesets = fed(frame(3, "-j DROP", "-j LOG"), frame(5, "-j ACCEPT", upto=7))
-    # THEN each generation has its own
+    # THEN each generation has its own text
     assert [text(rulesets, generation) for generation in range(9)] == [
         None,
         None,
@@ -62,7 +62,7 @@ def test_a_row_has_the_text_of_its_generation_and_none_before_the_first() -> Non
         "-j ACCEPT",
         None,  # nobody has said yet that nothing changed in it
     ]
-    # AND a number that is none has no text, nor has what is not there
+    # AND an invalid number, chain, table or namespace has no text
     assert text(rulesets, 3, 2) == "-j LOG"
     for rulenum in (-1, 0, 3, 1 << 31):
         assert text(rulesets, 3, rulenum) is None
@@ -71,12 +71,12 @@ def test_a_row_has_the_text_of_its_generation_and_none_before_the_first() -> Non
     assert rulesets.text(NETNS, 4, "filter", "OUTPUT", 1, 3) is None
 
 
-def test_rules_that_changed_have_no_text_until_they_have_been_read() -> None:
-    # GIVEN a table that was changed twice, of which the first is never read
+def test_changed_rules_have_no_text_until_they_are_read() -> None:
+    # GIVEN a table that changed twice, and its rules were never read in between
     rulesets = fed(frame(1, "one"), mark(2), mark(3), {"upto": 4})
     version = rulesets.version
     assert [text(rulesets, generation) for generation in (1, 2, 3, 4)] == ["one", None, None, None]
-    # WHEN the second comes
+    # WHEN the second version comes
     rulesets.feed(frame(3, "three"))
     # THEN the first stays unknown
     found = [text(rulesets, generation) for generation in (1, 2, 3, 4, 5)]
@@ -84,15 +84,15 @@ def test_rules_that_changed_have_no_text_until_they_have_been_read() -> None:
     assert rulesets.version > version
 
 
-def test_a_change_of_another_table_takes_no_text_away() -> None:
+def test_a_change_of_another_table_does_not_affect_a_text() -> None:
     rulesets = fed(frame(1, "one"), mark(2, "nat"), frame(2, "two", table="nat"))
     assert text(rulesets, 2) == "one"
     assert text(rulesets, 2, table="nat") == "two"
     assert text(rulesets, 1, table="nat") is None
 
 
-def test_where_changes_were_lost_nothing_is_known_until_it_is_read_again() -> None:
-    # GIVEN changes 3 to 6, of whom nobody knows what they changed
+def test_lost_changes_make_rules_unknown_until_they_are_read_again() -> None:
+    # GIVEN changes 3 to 6 of unknown tables
     rulesets = fed(frame(1, "one"), {"since": 3, "upto": 6})
     assert [text(rulesets, generation) for generation in (2, 3, 6)] == ["one", None, None]
     assert not rulesets.tables(NETNS)[0].current
@@ -102,7 +102,7 @@ def test_where_changes_were_lost_nothing_is_known_until_it_is_read_again() -> No
     assert rulesets.tables(NETNS)[0].current
 
 
-def test_texts_are_safe_for_a_terminal_and_of_bounded_length() -> None:
+def test_texts_are_clean_and_of_bounded_length() -> None:
     evil = '-m comment --comment "\x1b[2Jx\u202e\n=cmd()" -j DROP'
     rulesets = fed(frame(1, evil, "y" * 5000))
     shown = text(rulesets, 1)
@@ -114,7 +114,7 @@ def test_texts_are_safe_for_a_terminal_and_of_bounded_length() -> None:
     assert rulesets.tables(NETNS)[0].chains["INPUT"].rules == (shown, long)
 
 
-def test_the_rules_view_gets_the_newest_rules_and_policies_in_the_order_of_packets() -> None:
+def test_tables_are_listed_with_the_newest_rules_as_packets_meet_them() -> None:
     rulesets = fed(
         frame(1, "in filter"),
         frame(1, "in raw", table="raw"),
@@ -136,13 +136,13 @@ def test_the_rules_view_gets_the_newest_rules_and_policies_in_the_order_of_packe
     # WHEN a table goes, and comes again
     rulesets.feed({"netns": NETNS, "family": 4, "table": "raw", "gone": True})
     assert [one.table for one in rulesets.tables(NETNS)] == ["filter", "filter"]
-    # THEN rows of before keep their text
+    # THEN earlier rows keep their texts
     assert text(rulesets, 1, table="raw") == "in raw"
     rulesets.feed(frame(4, "in raw again", table="raw"))
     assert rulesets.tables(NETNS)[0].chains["INPUT"].rules == ("in raw again",)
 
 
-def test_counters_come_with_those_before_as_long_as_the_rules_are_the_same() -> None:
+def test_counters_come_with_the_previous_ones_if_the_rules_are_the_same() -> None:
     rulesets = Rulesets()
     assert rulesets.counters(NETNS, 4, "filter") is None
     rulesets.feed_counters(counters(10, 1, (1, 100)))
@@ -154,7 +154,7 @@ def test_counters_come_with_those_before_as_long_as_the_rules_are_the_same() -> 
     assert found[0].chains["INPUT"].policy == (1, 60)
     gained = found[0].chains["INPUT"].rules - found[1].chains["INPUT"].rules
     assert gained.tolist() == [[2, 200]]
-    # WHEN the rules are others
+    # WHEN the rules change
     rulesets.feed_counters(counters(50, 2))
     found = rulesets.counters(NETNS, 4, "filter")
     assert found is not None
@@ -162,18 +162,18 @@ def test_counters_come_with_those_before_as_long_as_the_rules_are_the_same() -> 
     assert found[0].chains["INPUT"].rules.shape == (0, 2)
 
 
-def test_more_text_than_there_is_room_for_drops_the_oldest_generations() -> None:
+def test_texts_beyond_the_room_drop_the_oldest_generations() -> None:
     # GIVEN room for some generations of a table, and another that never changes
     rulesets = fed(frame(1, "quiet", table="nat"), room=100_000)
     for generation in range(1, 101):
         rules = [f"rule {n} of {generation} " + "x" * 1000 for n in range(20)]
         rulesets.feed(frame(generation, *rules, upto=generation))
-    # THEN the newest ones are there, and the quiet one's
+    # THEN the newest ones are kept, and the table that never changes
     assert (text(rulesets, 100) or "").startswith("rule 0 of 100 ")
     assert (text(rulesets, 99) or "").startswith("rule 0 of 99 ")
     assert text(rulesets, 50) is None
     assert text(rulesets, 100, table="nat") == "quiet"
-    # AND rules that stay the same are kept once: the history of small changes is long
+    # AND unchanged rules are stored once: many small changes fit
     rulesets = fed(room=100_000)
     same = ["x" * 1000 + str(n) for n in range(20)]
     for generation in range(1, 101):
@@ -181,14 +181,14 @@ def test_more_text_than_there_is_room_for_drops_the_oldest_generations() -> None
     assert text(rulesets, 50, 21) == "the 50th"
 
 
-def test_a_table_larger_than_all_room_has_no_text_and_harms_nobody() -> None:
+def test_a_table_larger_than_the_room_does_not_affect_others() -> None:
     rulesets = fed(frame(1, "x" * 200_000), room=100_000)
     assert text(rulesets, 1) is None
     rulesets.feed(frame(2, "small"))
     assert text(rulesets, 2) == "small"
 
 
-def test_endless_changes_and_losses_stay_within_bounds() -> None:
+def test_endless_changes_and_gaps_use_bounded_memory() -> None:
     rulesets = fed(room=50_000)
     for generation in range(1, 3000):
         rulesets.feed(frame(generation, table=f"t{generation}"))
@@ -203,7 +203,7 @@ def test_endless_changes_and_losses_stay_within_bounds() -> None:
     assert rulesets.counters(NETNS, 4, "u0") is None
 
 
-def test_names_that_look_alike_have_no_text() -> None:
+def test_chains_whose_clean_names_are_equal_have_no_texts() -> None:
     chains = {name: {"policy": None, "rules": [name]} for name in ("a\x1b", "a\\x1b", "b")}
     rulesets = fed({**mark(1), "chains": chains})
     assert rulesets.text(NETNS, 4, "filter", "a\\x1b", 1, 1) is None
@@ -235,15 +235,13 @@ def test_names_that_look_alike_have_no_text() -> None:
         {"chains": {"I" * 1000: {"policy": None, "rules": []}}},
     ],
 )
-def test_rules_that_cannot_be_are_refused_in_one_line(lie: dict[str, Any]) -> None:
+def test_malformed_rules_are_rejected_with_one_line(lie: dict[str, Any]) -> None:
     with pytest.raises(StreamError, match=r"^malformed rules in the stream: \S.*$"):
         Rulesets().feed({**frame(1, "-j DROP"), **lie})
 
 
-def test_rules_out_of_order_are_refused() -> None:
-    with pytest.raises(
-        StreamError, match=r"^malformed rules in the stream: generations not in order$"
-    ):
+def test_rules_out_of_order_are_rejected() -> None:
+    with pytest.raises(StreamError, match=r"^malformed rules .*: generations not in order$"):
         fed(frame(5, "five"), frame(4, "four"))
 
 
@@ -265,12 +263,12 @@ def test_rules_out_of_order_are_refused() -> None:
         {"chains": {"INPUT": {"policy": None, "rules": [["1", 2]]}}},
     ],
 )
-def test_counters_that_cannot_be_are_refused_in_one_line(lie: dict[str, Any]) -> None:
+def test_malformed_counters_are_rejected_with_one_line(lie: dict[str, Any]) -> None:
     with pytest.raises(StreamError, match=r"^malformed counters in the stream\b.*$"):
         Rulesets().feed_counters({**counters(1, 1, (1, 1)), **lie})
 
 
-def test_counters_beyond_64_bits_are_kept_at_most() -> None:
+def test_counters_beyond_64_bits_are_limited() -> None:
     rulesets = Rulesets()
     rulesets.feed_counters(counters(1, 1, (1 << 80, 5)))
     found = rulesets.counters(NETNS, 4, "filter")
@@ -278,8 +276,8 @@ def test_counters_beyond_64_bits_are_kept_at_most() -> None:
     assert found[0].chains["INPUT"].rules.tolist() == [[(1 << 64) - 1, 5]]
 
 
-def test_a_second_stream_has_generations_of_its_own() -> None:
-    # GIVEN two recordings in one, of which each has other rules in generation 1
+def test_a_second_stream_has_its_own_generations() -> None:
+    # GIVEN two recordings in one, each with other rules in generation 1
     sink = io.BytesIO()
     writer = Writer(sink)
     packet = records.v4(17, "10.0.0.1", "10.0.0.2", records.udp(1, 2))
@@ -295,7 +293,7 @@ def test_a_second_stream_has_generations_of_its_own() -> None:
     for one in read(sink):
         trace.feed(one)
     trace.finish()
-    # AND a third, of the same host, that has been told of nothing yet
+    # AND a third of the same host, without rules so far
     again = Trace(store=trace.store, host=trace.host)
     again.feed(Frame(Kind.HELLO, json.dumps(synth.hello()).encode()))
     for kind, some in enumerate(
@@ -307,7 +305,7 @@ def test_a_second_stream_has_generations_of_its_own() -> None:
     ):
         again.feed(Frame(Kind.ENTRY + kind, some.tobytes()))
     again.finish()
-    # THEN each row has the rule of its own, or none
+    # THEN each row has the rule of its own recording, or none
     store = trace.store
     texts = [row.rule for row in store.rows(range(store.end))]
     assert texts == ["first", None, "second", None, None]
@@ -315,7 +313,7 @@ def test_a_second_stream_has_generations_of_its_own() -> None:
 
 
 def row_of(ruleset: int, flags: int) -> Any:
-    """The row of a call in generation `ruleset`, that hit rule 2 of INPUT."""
+    """The row of a call in generation `ruleset` that hit rule 2 of INPUT."""
     sink = io.BytesIO()
     writer = Writer(sink)
     writer.hello(synth.hello())
@@ -332,19 +330,19 @@ def row_of(ruleset: int, flags: int) -> Any:
     return trace.store.row(0)
 
 
-def test_a_row_has_its_rule() -> None:
+def test_a_row_has_the_text_of_its_rule() -> None:
     row = row_of(ruleset=7, flags=0)
     assert (row.rule, row.ruleset) == ("-p udp -j DROP", 7)
 
 
-def test_a_row_whose_rules_changed_under_it_has_no_rule() -> None:
+def test_a_row_whose_rules_changed_during_the_call_has_no_text() -> None:
     row = row_of(ruleset=7, flags=0x02)
     assert (row.rule, row.ruleset) == (None, 0)
     assert row_of(ruleset=0, flags=0).rule is None
     assert row_of(ruleset=6, flags=0).rule is None
 
 
-def test_json_that_is_no_frame_of_rules_is_told_in_one_line() -> None:
+def test_any_json_is_applied_or_rejected_with_one_line() -> None:
     trace = Trace()
     for value in ({"table": "filter"}, {"since": []}, {"gone": True}):
         with pytest.raises(StreamError, match=r"^malformed rules in the stream\b.*$"):

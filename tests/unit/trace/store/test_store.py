@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rows that are held."""
+"""The rows that a store holds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_the_newest_rows_are_held_up_to_the_capacity(capacity: int) -> None:
     assert store.end == total
     assert len(store) <= capacity
     assert len(store) >= min(total, capacity - capacity // 8)
-    # WHEN all that is held is read
+    # WHEN all held rows are read
     rows = store.rows(range(store.first, store.end))
-    # THEN it is the same as with room for everything
+    # THEN they are the same as with room for all
     everything = synthetic(records, 1 << 20).store
     again = everything.rows(range(store.first, store.end))
     assert [(row.index, row.call, row.path, row.journey) for row in rows] == [
@@ -30,7 +30,7 @@ def test_the_newest_rows_are_held_up_to_the_capacity(capacity: int) -> None:
     ]
 
 
-def test_a_row_that_has_left_is_an_index_error_and_left_out_of_many() -> None:
+def test_an_evicted_row_raises_indexerror_and_is_omitted_from_lists() -> None:
     store = synthetic(synth.make(1000), 100).store
     assert store.first > 0
     with pytest.raises(IndexError, match="is not held"):
@@ -41,7 +41,7 @@ def test_a_row_that_has_left_is_an_index_error_and_left_out_of_many() -> None:
     assert [row.index for row in rows] == [store.end - 1, store.first, store.end - 1]
 
 
-def test_an_empty_store_has_nothing_and_breaks_nowhere() -> None:
+def test_an_empty_store_has_no_rows() -> None:
     store = Store(10)
     assert (store.first, store.end, len(store)) == (0, 0, 0)
     assert store.rows([0, 1]) == []
@@ -72,7 +72,7 @@ def test_a_flow_and_a_journey_are_found_across_chunks() -> None:
         assert seqs_with(store, "journey", row.journey).tolist() == journey
 
 
-def test_columns_are_what_the_rows_say() -> None:
+def test_columns_and_rows_agree() -> None:
     store = synthetic(synth.make(2000), 1500).store
     first, end = store.first + 5, store.end - 5
     rows = store.rows(range(first, end))
@@ -87,7 +87,7 @@ def test_columns_are_what_the_rows_say() -> None:
     assert steps == [[step.chain for step in row.path] for row in rows]
 
 
-def test_rows_that_a_reader_holds_stay_what_they_were_when_their_chunk_leaves() -> None:
+def test_parts_held_by_a_reader_survive_eviction() -> None:
     records = synth.make(4000)
     trace = Trace(200)
     held = None
@@ -103,7 +103,7 @@ def test_rows_that_a_reader_holds_stay_what_they_were_when_their_chunk_leaves() 
         assert (view == before).all()
 
 
-def test_paths_of_thousands_of_rules_leave_before_they_fill_the_memory() -> None:
+def test_paths_of_thousands_of_rules_use_bounded_memory() -> None:
     # GIVEN calls with very long paths
     store = Store(160)
     one = synthetic(synth.make(1), 10).store
@@ -113,7 +113,7 @@ def test_paths_of_thousands_of_rules_leave_before_they_fill_the_memory() -> None
     steps = {name: np.resize(column[:1], 4000) for name, column in part.steps.items()}
     for _ in range(50):
         store.append(columns, np.array([4000]), steps)
-    # THEN fewer rows are held than there would be room for, each of them whole
+    # THEN fewer rows are held than the capacity, each of them complete
     held = sum(len(part.steps["chain"]) for part in store.parts())
     assert len(store) < 50
     assert held < 100_000
