@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Writes completions/ for bash, fish and zsh from the table of commands, with shtab.
 
-Run it with .venv/bin/python after a change of options; a test reports when.
+`make setup` runs it whenever the commands have changed.  The files are not kept in the
+repository: much of their text is shtab's own.
 """
 
 from __future__ import annotations

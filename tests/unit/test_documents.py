@@ -61,7 +61,7 @@ def test_the_completions_are_up_to_date(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(str(PROJECT / "tools"))
     import completions
 
-    # THEN the files are the same; else run tools/completions.py
+    # THEN the files that make setup wrote are the same; else run make setup
     assert (PROJECT / "completions" / name).read_text() == made(completions)[name]
 
 
