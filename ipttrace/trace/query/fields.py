@@ -115,7 +115,7 @@ def _named(names: tuple[str, ...], count: int = 256) -> list[str]:
 
 def _families() -> kinds.Choice:
     texts = [str(IP_VERSIONS.get(at, at)) for at in range(256)]
-    # No row has 4 or 6 as its number; without this, both numbers would match each name.
+    # The names 4 and 6 belong to NFPROTO_IPV4 and _IPV6; no row has the numbers 4 and 6.
     texts[4] = texts[6] = ""
     also = {"ipv4": "4", "ip": "4", "ipv6": "6", "ip6": "6"}
     return kinds.Choice(lambda part: part.columns["family"], texts, listed=("4", "6"), also=also)

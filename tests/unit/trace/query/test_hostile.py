@@ -150,7 +150,7 @@ def test_a_nasty_pattern_on_rule_texts_returns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says", "place"),
+    ("text", "message", "position"),
     [
         ("(?=x)y", "RE2's regular expressions have no look-ahead", (1, 3)),
         ("y(?!x)", "RE2's regular expressions have no look-ahead", (2, 3)),
@@ -167,12 +167,12 @@ def test_a_nasty_pattern_on_rule_texts_returns() -> None:
     ],
 )
 def test_a_pattern_that_cannot_be_used_gets_one_line(
-    text: str, says: str, place: tuple[int, int]
+    text: str, message: str, position: tuple[int, int]
 ) -> None:
     with pytest.raises(QueryError) as caught:
         matcher(text)
-    assert str(caught.value) == says
-    assert (caught.value.position, caught.value.length) == place
+    assert str(caught.value) == message
+    assert (caught.value.position, caught.value.length) == position
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udcff"])

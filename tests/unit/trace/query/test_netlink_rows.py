@@ -103,20 +103,20 @@ def test_the_keys_distinguish_tables_of_one_name(seq: int) -> None:
 
 
 def test_an_inet_rule_matches_packets_of_both_families() -> None:
-    told = RecordedCalls()
-    told.nft(b"t", INET, [(b"in", 2, RULE)], first=True)
-    told.nft(b"t", INET, [(b"in", 2, RULE)], first=True, family=10)
-    told.nft(b"t", IP, [(b"in", 2, RULE)], first=True)
-    made = told.trace("netlink")
+    calls = RecordedCalls()
+    calls.nft(b"t", INET, [(b"in", 2, RULE)], first=True)
+    calls.nft(b"t", INET, [(b"in", 2, RULE)], first=True, family=10)
+    calls.nft(b"t", IP, [(b"in", 2, RULE)], first=True)
+    made = calls.trace("netlink")
     text = query.by_rule(made.store.row(0))
     assert text == "table=t and chain=in and rulenum=2 and tables=inet and netns=4026532456"
     assert matched(text, made) == [0, 1]
 
 
 def test_an_unknown_hook_is_none() -> None:
-    told = RecordedCalls()
-    told.nft(b"t", INET, [(b"in", 2, POLICY)], hook=255, first=True)
-    made = told.trace("netlink")
+    calls = RecordedCalls()
+    calls.nft(b"t", INET, [(b"in", 2, POLICY)], hook=255, first=True)
+    made = calls.trace("netlink")
     assert made.store.row(0).hook == ""
     assert matched("hook=none", made) == [0]
     assert matched("hook!=INPUT", made) == []
@@ -124,10 +124,10 @@ def test_an_unknown_hook_is_none() -> None:
 
 def test_a_rule_is_found_by_its_text_in_the_tables_of_its_own_family() -> None:
     # GIVEN two tables of one name with different rules
-    told = RecordedCalls()
-    told.legacy(b"filter", [(b"INPUT", 1, RULE)], first=True, ruleset=1)
-    told.nft(b"filter", IP, [(b"INPUT", 1, RULE)], ruleset=1)
-    made = told.trace("netlink")
+    calls = RecordedCalls()
+    calls.legacy(b"filter", [(b"INPUT", 1, RULE)], first=True, ruleset=1)
+    calls.nft(b"filter", IP, [(b"INPUT", 1, RULE)], ruleset=1)
+    made = calls.trace("netlink")
     for family, text in ((4, "-p udp -j ACCEPT"), ("ip", "-p udp -j DROP")):
         chains = {"INPUT": {"policy": "ACCEPT", "rules": [text]}}
         rules = {"netns": 4026532456, "family": family, "table": "filter", "since": 1, "upto": 1}

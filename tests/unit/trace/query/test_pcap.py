@@ -44,10 +44,10 @@ def test_the_expression_of_a_natted_flow_has_both_destinations(trace: Trace) -> 
 
 
 def test_the_expression_of_a_bridged_packet_is_that_of_a_routed_one() -> None:
-    told = RecordedCalls()
-    told.nft(b"b", 7, [(b"in", 1, 0)], family=7, first=True)
-    told.legacy(b"filter", [(b"INPUT", 1, 0)], first=True)
-    store = told.trace("netlink").store
+    calls = RecordedCalls()
+    calls.nft(b"b", 7, [(b"in", 1, 0)], family=7, first=True)
+    calls.legacy(b"filter", [(b"INPUT", 1, 0)], first=True)
+    store = calls.trace("netlink").store
     bridged, routed = (flow_expression(store.raw(seq), store.row(seq)) for seq in range(2))
     assert bridged == routed
     assert pcapfilter.compile(bridged)

@@ -64,7 +64,7 @@ def test_a_query_has_one_canonical_text(text: str, canonical: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "says"),
+    ("text", "under", "message"),
     [
         ("vrdict=DROP", "^^^^^^", "did you mean verdict?"),
         ("tcp and vrdict=DROP", "        ^^^^^^", "there is no field vrdict"),
@@ -114,12 +114,10 @@ def test_a_query_has_one_canonical_text(text: str, canonical: str) -> None:
         ("=5", "^", "unexpected ="),
     ],
 )  # fmt: skip
-def test_an_error_points_at_the_mistake(text: str, place: str, says: str) -> None:
+def test_an_error_points_at_the_mistake(text: str, under: str, message: str) -> None:
     error = refused(text)
-    assert says in str(error)
-    shown, under = error.caret().split("\n")
-    assert shown == text
-    assert under == place
+    assert message in str(error)
+    assert error.caret().split("\n") == [text, under]
 
 
 def test_the_caret_counts_columns_of_wide_and_escaped_characters() -> None:

@@ -326,13 +326,13 @@ def test_the_story_of_deeply_nested_calls_is_bounded() -> None:
 
 def test_values_that_an_engine_cannot_know_are_not_changes() -> None:
     # GIVEN a tracked packet, traced by the kernel engine, then twice by the netlink engine
-    told = RecordedCalls()
+    calls = RecordedCalls()
     ct: dict[str, Any] = {"ct_info": 2, "ct_proto": 17}
     flags = record.F_FIRST | record.F_CONNTRACK
-    told.call(b"filter", [(b"INPUT", 1, 0)], **ct, flags=flags)
-    told.nft(b"t", 1, [(b"in", 1, 0)])
-    told.nft(b"t", 1, [(b"late", 1, 0)])
-    found = story(told.trace().store, 0)
+    calls.call(b"filter", [(b"INPUT", 1, 0)], **ct, flags=flags)
+    calls.nft(b"t", 1, [(b"in", 1, 0)])
+    calls.nft(b"t", 1, [(b"late", 1, 0)])
+    found = story(calls.trace().store, 0)
     assert found is not None
     # THEN conntrack is not reported as lost, and gaps are unknown
     assert [changes(found, at) for at in range(3)] == [({}, {})] * 3
@@ -340,9 +340,9 @@ def test_values_that_an_engine_cannot_know_are_not_changes() -> None:
 
 
 def test_rules_of_an_inet_table_have_their_texts() -> None:
-    told = RecordedCalls()
-    told.nft(b"t", 1, [(b"in", 1, 0), (b"jail", 0, 0)], first=True, ruleset=1)
-    trace = told.trace("netlink")
+    calls = RecordedCalls()
+    calls.nft(b"t", 1, [(b"in", 1, 0), (b"jail", 0, 0)], first=True, ruleset=1)
+    trace = calls.trace("netlink")
     chains = {"in": {"policy": "accept", "rules": ["jump jail"]}}
     rules = {"netns": NETNS, "family": "inet", "table": "t", "since": 1, "upto": 1}
     trace.rulesets.feed({**rules, "chains": chains})
