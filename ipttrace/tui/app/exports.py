@@ -57,9 +57,9 @@ class Exports:
         if request is None:
             return
         app = self._app
-        if request.what == MARKED:
+        if request.choice == MARKED:
             seqs = [np.array(sorted(app.view.marks), np.int64)]
-        elif request.what == VIEW:
+        elif request.choice == VIEW:
             selection = app.shown.selection
             seqs = [
                 selection.seqs(at, min(at + _PORTION, selection.end))

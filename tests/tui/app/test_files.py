@@ -134,7 +134,7 @@ async def test_a_file_that_is_there_is_asked_for_twice(folder: Path) -> None:
         asked = await dialog(app, pilot, "there.csv")
         await pilot.press("enter")
         assert app.screen is asked
-        assert "there.csv is there already: Enter again replaces it" in hint(asked)
+        assert "there.csv exists: Enter again replaces it" in hint(asked)
         assert (folder / "there.csv").read_text() == "mine"
         # WHEN the name is changed and changed back THEN it is asked again
         await pilot.press("x", "backspace")
