@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Frames about neighbours, as an agent on a made-up router writes them."""
+"""NEIGHBOURS frames, as an agent on an invented router writes them."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ ROUTES = [
 def namespace(
     netns: int = ROUTER, name: str = "router", second: float = 0, **more: Any
 ) -> dict[str, Any]:
-    """All of a namespace; `more` replaces some of it."""
-    whole = {
+    """A complete frame of a namespace; `more` replaces some of its keys."""
+    frame = {
         "mono": T0 + int(second * SECOND),
         "netns": netns,
         "name": name,
@@ -141,8 +141,8 @@ def namespace(
         "routes": ROUTES,
         **more,
     }
-    totals = {key: len(whole[key]) for key in ("neighbours", "routes", "devices")}
-    return {"totals": {**totals, "rules": 0}, **whole}
+    totals = {key: len(frame[key]) for key in ("neighbours", "routes", "devices")}
+    return {"totals": {**totals, "rules": 0}, **frame}
 
 
 def news(second: float = 1, netns: int = ROUTER, **some: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rules that iptables has made are read as they are, in any namespace, and nothing is changed."""
+"""Legacy rules are read exactly, in any namespace, and reading changes nothing."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def texts(table: Table) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_rules_are_told_in_iptables_own_words_by_their_numbers(space: Space, family: int) -> None:
-    # GIVEN rules, and a chain of ours
+def test_rules_are_read_in_order_as_iptables_prints_them(space: Space, family: int) -> None:
+    # GIVEN rules, and a user-defined chain
     for words in (
         "-P FORWARD DROP",
         "-N services",
@@ -80,7 +80,7 @@ def test_rules_are_told_in_iptables_own_words_by_their_numbers(space: Space, fam
         "-I services 1 -p udp ! --sport 53 -j RETURN",
     ):
         space.iptables(*words.split(), family=family)
-    # THEN they are read in order, rules without target or match included
+    # THEN they are read in order, including rules without target or match
     found = space.read(family)
     assert list(found) == ["filter"]
     assert texts(found["filter"]) == {
@@ -117,12 +117,12 @@ def test_rules_are_told_in_iptables_own_words_by_their_numbers(space: Space, fam
         " ",
     ],
 )
-def test_a_comment_of_any_kind_stays_in_its_rule(space: Space, comment: str) -> None:
+def test_no_comment_can_leave_its_rule(space: Space, comment: str) -> None:
     space.iptables("-A", "INPUT", "-m", "comment", "--comment", comment, "-j", "ACCEPT")
     space.iptables("-A", "INPUT", "-j", "DROP")
     rules = space.read()["filter"]["INPUT"].rules
     assert len(rules) == 2
-    # It stands there as iptables quotes it.
+    # THEN it is quoted as iptables does it
     quoted = comment
     for char in "\\\"'":
         quoted = quoted.replace(char, "\\" + char)
@@ -130,13 +130,13 @@ def test_a_comment_of_any_kind_stays_in_its_rule(space: Space, comment: str) -> 
     assert rules == [f"-m comment --comment {expected} -j ACCEPT", "-j DROP"]
 
 
-def test_a_comment_that_is_no_utf_8_is_told_as_bytes(space: Space) -> None:
+def test_a_comment_that_is_not_utf_8_is_escaped(space: Space) -> None:
     command = ["ip", "netns", "exec", space.name, "iptables-legacy", "-A", "INPUT"]
     subprocess.run([*command, "-m", "comment", "--comment", b"a\xff\xfeb"], check=True)
     assert space.read()["filter"]["INPUT"].rules == ['-m comment --comment "a\\xff\\xfeb"']
 
 
-def test_quotes_in_the_names_of_chains_and_devices_are_no_quotes(space: Space) -> None:
+def test_quotes_in_the_names_of_chains_and_devices_are_plain_characters(space: Space) -> None:
     space.iptables("-N", 'a"b')
     space.iptables("-A", "INPUT", "-i", '"x', "-j", 'a"b')
     space.iptables("-A", 'a"b', "-m", "comment", "--comment", " in blanks ")
@@ -152,12 +152,12 @@ def test_quotes_in_the_names_of_chains_and_devices_are_no_quotes(space: Space) -
     }
 
 
-def test_reading_makes_no_table_that_was_not_there(space: Space) -> None:
-    # GIVEN a namespace that nobody has used iptables in
+def test_reading_creates_no_table(space: Space) -> None:
+    # GIVEN a namespace in which iptables was never used
     assert space.names() == []
     assert space.read() == {}
     assert space.names() == []
-    # AND one with one table only
+    # AND a namespace with one table only
     space.iptables("-t", "mangle", "-A", "OUTPUT", "-j", "ACCEPT")
     assert list(space.read()) == ["mangle"]
     assert space.names() == ["mangle"]
@@ -175,7 +175,7 @@ def test_thirty_thousand_rules_are_read(space: Space) -> None:
     assert (chain.policy, len(chain.counters)) == ("DROP", 30_000)
 
 
-def test_a_namespace_is_left_as_soon_as_it_is_read(space: Space, prefix: str) -> None:
+def test_a_namespace_is_left_after_the_read(space: Space, prefix: str) -> None:
     home = os.stat("/proc/thread-self/ns/net").st_ino
     with inside(space.path, space.inode):
         assert os.stat("/proc/thread-self/ns/net").st_ino == space.inode
@@ -183,14 +183,14 @@ def test_a_namespace_is_left_as_soon_as_it_is_read(space: Space, prefix: str) ->
     with pytest.raises(ZeroDivisionError), inside(space.path, space.inode):
         raise ZeroDivisionError
     assert os.stat("/proc/thread-self/ns/net").st_ino == home
-    # AND one that stands there instead of it is not entered
+    # AND another namespace at that path is not entered
     with pytest.raises(FileNotFoundError), inside(space.path, space.inode + 1):
         pass
     with pytest.raises(FileNotFoundError), inside("/run/netns/no-such", 1):
         pass
 
 
-def test_a_command_that_fails_is_said_in_one_line(
+def test_a_command_that_fails_is_reported_in_one_line(
     space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(iptables_save, "command", lambda family: None)
@@ -204,7 +204,7 @@ def test_a_command_that_fails_is_said_in_one_line(
         space.read()
 
 
-def test_what_does_not_fit_the_kernels_count_is_refused(
+def test_output_that_contradicts_the_kernels_count_is_refused(
     space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.iptables("-A", "INPUT", "-j", "DROP")
@@ -230,6 +230,6 @@ def test_what_does_not_fit_the_kernels_count_is_refused(
         "\n",
     ],
 )
-def test_what_is_cut_off_or_rubbish_is_refused(text: str) -> None:
+def test_incomplete_or_malformed_output_is_refused(text: str) -> None:
     with pytest.raises(Unreadable, match=r"^\S.*$"):
         iptables_save.parse(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the watch says of neighbour tables is what the kernel tells others: ip(8), /proc."""
+"""The watch reports neighbour tables as ip(8) and /proc show them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_read(value: object) -> Any:
 
 
 class Pair:
-    """Two namespaces and a cable; what a watch saw of the first."""
+    """Two namespaces and a cable, and what a watch of the first reported."""
 
     def __init__(self, prefix: str) -> None:
         self.near, self.far = f"{prefix}-near", f"{prefix}-far"
@@ -55,7 +55,7 @@ class Pair:
             ip("-n", ns, "link", "set", dev, "up")
             ip("-n", ns, "link", "set", "lo", "up")
         ip("-n", self.near, "route", "add", "default", "via", PEER)
-        # Resolution gives up fast, and an address once known is not asked for anew.
+        # Resolution gives up quickly, and a known address is not requested again.
         for table in ("arp_cache", "ndisc_cache"):
             ip("-n", self.near, "ntable", "change", "name", table, "dev", "v0", "retrans", "50")
             ip("-n", self.near, "ntable", "change", "name", table, "dev", "v0",
@@ -73,7 +73,7 @@ class Pair:
         return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
     def meet(self, address: str) -> None:
-        """Ping until it answers: a fresh cable takes a moment."""
+        """Pings until it answers: a new cable takes a moment."""
         deadline = time.monotonic() + HANG
         while not self.ping(address):
             assert time.monotonic() < deadline, f"{address} never answered"
@@ -116,7 +116,7 @@ def pair(prefix: str) -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize("address", [PEER, "fd99::2"])
-def test_a_neighbour_that_answers_is_shown_as_ip_shows_it(pair: Pair, address: str) -> None:
+def test_a_neighbour_that_answers_is_reported_as_ip_shows_it(pair: Pair, address: str) -> None:
     pair.meet(address)
     found = pair.wait(address, "REACHABLE")
     known = pair.look()
@@ -127,43 +127,43 @@ def test_a_neighbour_that_answers_is_shown_as_ip_shows_it(pair: Pair, address: s
     used, confirmed, updated = map(int, re.search(r"used (\d+)/(\d+)/(\d+)", listed).groups())
     now = time.monotonic()
     for since, ago in ((found.used, used), (found.confirmed, confirmed), (found.updated, updated)):
-        assert now - since - ago < HANG  # the same clock: never years apart
+        assert now - since - ago < HANG  # read from the same clock
         assert abs(now - since - ago) < 10
     assert f"probes {found.probes}" in listed
     assert pair.seen.usable(pair.netns, address, "v0").usable is True
 
 
-def test_a_neighbour_that_does_not_answer_is_told_and_so_is_what_is_routed_by_it(
+def test_a_neighbour_that_does_not_answer_makes_its_routes_unusable(
     pair: Pair,
 ) -> None:
-    # GIVEN a gateway that is not there
+    # GIVEN a gateway that does not exist
     ip("-n", pair.near, "route", "add", "198.51.100.0/24", "via", ABSENT)
     pair.look()
     before = pair.seen.usable(pair.netns, "198.51.100.5", "v0")
     assert (before.state, before.via, before.usable) == ("absent", ABSENT, False)
-    # WHEN something is sent that way
+    # WHEN a packet is sent through it
     assert not pair.ping("198.51.100.5")
-    # THEN its address cannot be had
+    # THEN its address cannot be resolved
     found = pair.wait(ABSENT, "INCOMPLETE", "FAILED")
     assert found.lladdr == ""
     assert ip("-n", pair.near, "neigh", "show", ABSENT).split()[-1] in ("INCOMPLETE", "FAILED")
     pair.wait(ABSENT, "FAILED")
     after = pair.seen.usable(pair.netns, "198.51.100.5", "v0")
     assert (after.state, after.via, after.dev, after.usable) == ("FAILED", ABSENT, "v0", False)
-    # AND what goes by another gateway is not affected
+    # AND another gateway is not affected
     pair.meet(PEER)
     pair.wait(PEER, "REACHABLE")
     reach = pair.seen.usable(pair.netns, GATEWAY_TARGET, "v0")
     assert (reach.state, reach.via, reach.usable) == ("REACHABLE", PEER, True)
 
 
-def test_what_needs_no_neighbour_is_unknown(pair: Pair) -> None:
+def test_destinations_that_need_no_neighbour_are_unknown(pair: Pair) -> None:
     pair.look()
     for dst in ("10.99.0.1", "10.99.0.255", "224.0.0.1", "ff02::1", "127.0.0.1", "::1", "fd99::1"):
         assert pair.seen.usable(pair.netns, dst).state == "unknown", dst
 
 
-# The names of ip-ntable(8) beside the kernel's.
+# Names in ip-ntable(8) and the kernel's.
 PARMS = {
     "reachable": "reachable_time",
     "base_reachable": "base_reachable_time",
@@ -182,7 +182,7 @@ PARMS = {
 
 
 def _ntable(text: str) -> dict[tuple[str, str], dict[str, int]]:
-    """By table and device ("" for the table): the words of `ip ntable show` and their numbers."""
+    """Parameters in `ip ntable show` by table and device ("" for the table itself)."""
     found = {}
     for block in text.strip().split("\n\n"):
         head, *rest = block.split("\n")
@@ -193,8 +193,8 @@ def _ntable(text: str) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
-def test_tables_and_parameters_are_those_of_ip_ntable(pair: Pair) -> None:
-    # References come and go; where nothing moved meanwhile, all must agree.
+def test_tables_and_parameters_match_ip_ntable(pair: Pair) -> None:
+    # Reference counts change; if they did not meanwhile, all must agree.
     deadline = time.monotonic() + HANG
     before, listed = "", "not yet"
     while before != listed:
@@ -224,7 +224,7 @@ def _compare(
             assert words.pop("gc_int") == table.gc_interval
         assert words.pop("refcnt") == parms["refcnt"]
         assert words == {word: parms[PARMS[word]] for word in words}
-        # What ip does not show; it is in the kernel's own files.
+        # ip does not show these, but the kernel's files do.
         if dev:
             family = {4: "ipv4", 6: "ipv6"}[table.family]
             for parm, file in (
@@ -238,15 +238,15 @@ def _compare(
 
 
 def _proc(name: str) -> dict[str, int]:
-    """/proc/net/stat/arp_cache and the like: a line a processor, in hexadecimal."""
+    """Sums of a file such as /proc/net/stat/arp_cache: a line for each CPU, in hexadecimal."""
     head, *lines = Path("/proc/net/stat", name).read_text().splitlines()
     columns = zip(*([int(n, 16) for n in line.split()] for line in lines), strict=True)
     return {key: sum(values) for key, values in zip(head.split(), columns, strict=True)}
 
 
 @pytest.mark.parametrize("name", ["arp_cache", "ndisc_cache"])
-def test_counters_are_those_of_proc(pair: Pair, name: str) -> None:
-    # Others use the tables as well: where nothing moved meanwhile, all must agree.
+def test_counters_match_proc(pair: Pair, name: str) -> None:
+    # Other processes use the tables as well: if nothing changed meanwhile, all must agree.
     deadline = time.monotonic() + HANG
     before, after = {"": 0}, {"": 1}
     while before != after:
@@ -259,7 +259,7 @@ def test_counters_are_those_of_proc(pair: Pair, name: str) -> None:
     assert stats == {key: before[key] for key in stats}
 
 
-def test_proxies_permanent_ones_and_flags_are_told(pair: Pair) -> None:
+def test_proxies_permanent_neighbours_and_flags_are_reported(pair: Pair) -> None:
     ip("-n", pair.near, "neigh", "add", "proxy", "10.99.0.77", "dev", "v0")
     ip("-n", pair.near, "neigh", "add", "10.99.0.5", "lladdr", "02:00:00:00:00:05", "dev", "v0",
        "nud", "permanent", "router")  # fmt: skip
@@ -275,16 +275,16 @@ def test_proxies_permanent_ones_and_flags_are_told(pair: Pair) -> None:
     assert by_address["10.99.0.6"].flag_names == ("extern_learn",)
 
 
-def test_only_what_has_changed_is_told_again(pair: Pair) -> None:
+def test_only_changes_are_reported_again(pair: Pair) -> None:
     pair.meet(PEER)
     pair.wait(PEER, "REACHABLE")
     first = pair.frames[1]
     assert first.keys() >= {"netns", "name", "devices", "neighbours", "routes", "totals"}
-    # WHEN a neighbour comes, and one goes
+    # WHEN a neighbour is added
     ip("-n", pair.near, "neigh", "add", "10.99.0.5", "lladdr", "02:00:00:00:00:05", "dev", "v0")
     del pair.frames[:]
     pair.look()
-    # THEN it is told, and the other is not; IPv6 may have news of its own
+    # THEN it alone is reported; IPv6 may have changes of its own
     news = pair.frames[1]
     changed = {one["dst"] for one in news["neighbours_changed"] if one["family"] == 4}
     assert changed == {"10.99.0.5"}
@@ -294,7 +294,7 @@ def test_only_what_has_changed_is_told_again(pair: Pair) -> None:
     known = pair.look()
     assert [4, "10.99.0.5"] in [gone[:2] for gone in pair.frames[1]["neighbours_gone"]]
     assert all(one.dst != "10.99.0.5" for one in known.neighbours.values())
-    # AND when nothing happens, the tables alone are
+    # AND if nothing changes, only the tables are reported
     del pair.frames[:]
     deadline = time.monotonic() + HANG
     while True:
@@ -305,7 +305,7 @@ def test_only_what_has_changed_is_told_again(pair: Pair) -> None:
         assert time.monotonic() < deadline
 
 
-def test_more_neighbours_than_are_told_are_counted(pair: Pair) -> None:
+def test_neighbours_beyond_the_limit_are_counted(pair: Pair) -> None:
     batch = "".join(
         f"neigh add 10.{n >> 8}.{n & 255}.3 lladdr 02:00:00:00:{n >> 8:02x}:{n & 255:02x} "
         "dev v0 nud permanent\n"
@@ -316,7 +316,7 @@ def test_more_neighbours_than_are_told_are_counted(pair: Pair) -> None:
     known = pair.look()
     assert known.totals["neighbours"] >= 5000
     assert len(known.neighbours) == 4096
-    # AND one that was not told is not said to be absent
+    # AND one beyond the limit is not reported as absent
     held = {one.dst for one in known.neighbours.values()}
     left = next(f"10.{n >> 8}.{n & 255}.3" for n in range(5000)
                 if f"10.{n >> 8}.{n & 255}.3" not in held)  # fmt: skip
@@ -324,8 +324,8 @@ def test_more_neighbours_than_are_told_are_counted(pair: Pair) -> None:
     assert pair.seen.usable(pair.netns, "10.99.0.200", "v0").state == "unknown"
 
 
-def test_a_namespace_that_is_deleted_is_dropped_and_not_kept_alive(pair: Pair) -> None:
-    # GIVEN all namespaces are looked at
+def test_a_deleted_namespace_is_reported_gone_and_not_kept_alive(pair: Pair) -> None:
+    # GIVEN a watch of all namespaces
     watch, seen = NeighbourWatch(), Neighbours()
     try:
         for _, value in watch.look():
@@ -333,12 +333,12 @@ def test_a_namespace_that_is_deleted_is_dropped_and_not_kept_alive(pair: Pair) -
         assert pair.near in {one.name for one in seen.namespaces()}
         # WHEN one is deleted
         ip("netns", "del", pair.near)
-        # THEN the other end of its cable goes with it
+        # THEN the other end of its cable disappears as well
         deadline = time.monotonic() + HANG
         while "v1" in ip("-n", pair.far, "link"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        # AND it is told to be gone
+        # AND it is reported gone
         for _, value in watch.look():
             seen.feed(as_read(value))
         assert pair.near not in {one.name for one in seen.namespaces()}
@@ -347,7 +347,7 @@ def test_a_namespace_that_is_deleted_is_dropped_and_not_kept_alive(pair: Pair) -
         watch.close()
 
 
-def test_a_name_without_a_namespace_is_passed_over(pair: Pair) -> None:
+def test_a_name_without_a_namespace_is_skipped(pair: Pair) -> None:
     left = Path(f"/run/netns/{pair.near}-left")
     left.touch()
     watch = NeighbourWatch()
@@ -360,7 +360,7 @@ def test_a_name_without_a_namespace_is_passed_over(pair: Pair) -> None:
         left.unlink()
 
 
-def test_the_thread_that_looks_comes_back_to_its_own_namespace(pair: Pair) -> None:
+def test_the_watchs_thread_returns_to_its_own_namespace(pair: Pair) -> None:
     before = os.stat("/proc/thread-self/ns/net").st_ino
     watch = NeighbourWatch()
     try:
@@ -372,16 +372,16 @@ def test_the_thread_that_looks_comes_back_to_its_own_namespace(pair: Pair) -> No
         watch.close()
 
 
-def test_a_device_with_bytes_for_a_name_is_named_as_in_the_rows(pair: Pair) -> None:
+def test_a_device_name_that_is_not_text_is_escaped_as_in_rows(pair: Pair) -> None:
     argv = [b"ip", b"-n", pair.near.encode(), b"link", b"set", b"v0", b"name", b"v\xff\x1b[1m"]
     ip("-n", pair.near, "link", "set", "v0", "down")
     if subprocess.run(argv, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this ip(8) gives no such names")
+        pytest.skip("this ip(8) does not allow such names")
     known = pair.look()
     assert "v\\xff\\x1b[1m" in {device.name for device in known.devices.values()}
 
 
-def test_a_namespace_that_must_not_be_read_is_told_in_one_line(
+def test_a_namespace_that_cannot_be_entered_is_reported_in_one_line(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(fd: int) -> None:

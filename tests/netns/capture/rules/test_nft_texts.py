@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every rule has the text of the tool that made it, under the number that listings give it."""
+"""Each rule has the text of the tool that made it, under the number in that tool's listing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.netlink.nft.dump import Dump
 from ipttrace.capture.netlink.nft.table import FlipTable
-from ipttrace.capture.rules import nft_expressions as nft_words
-from ipttrace.capture.rules import nft_texts as nft_ruleset
+from ipttrace.capture.rules import nft_expressions, nft_texts
 from ipttrace.capture.rules.nft_texts import Changed
-from tests.netns.ruleset_namespace import ARP, BRIDGE, INET, IP, IP6, NETDEV, RulesetNamespace, ruleset_namespace
+from tests.netns.ruleset_namespace import (
+    ARP,
+    BRIDGE,
+    INET,
+    IP,
+    IP6,
+    NETDEV,
+    RulesetNamespace,
+    ruleset_namespace,
+)
 
 
 @pytest.fixture
@@ -60,7 +68,7 @@ table ip6 t { chain f { type filter hook forward priority 5; policy accept; }; }
 """
 
 
-def test_native_rules_are_told_as_nft_lists_them(space: RulesetNamespace) -> None:
+def test_native_rules_have_the_text_that_nft_lists(space: RulesetNamespace) -> None:
     space.nft(NATIVE)
     found = space.read()
     assert {table.backend for table in found.values()} == {"nft"}
@@ -93,7 +101,7 @@ def test_native_rules_are_told_as_nft_lists_them(space: RulesetNamespace) -> Non
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_rules_of_iptables_nft_are_told_in_iptables_own_words(
+def test_rules_of_iptables_nft_have_the_text_that_iptables_saves(
     space: RulesetNamespace, family: int
 ) -> None:
     rules = [
@@ -117,7 +125,7 @@ def test_rules_of_iptables_nft_are_told_in_iptables_own_words(
     )
     six = "6" if family == 6 else ""
     space.run(f"ip{six}tables-nft-restore", "-c", input=text)
-    # THEN each says what was asked for, and all tables of iptables are known for such
+    # THEN each has its own text, and all tables of iptables are recognised
     proto = IP6 if family == 6 else IP
     found = space.read()
     assert {key: table.backend for key, table in found.items()} == {
@@ -134,16 +142,20 @@ def test_rules_of_iptables_nft_are_told_in_iptables_own_words(
     numbers = [tuple(map(int, line.split()[:3])) for line in listed.splitlines()[2:]]
     counters = chains["FORWARD"].counters
     assert numbers == [(n, *(pair or ())) for n, pair in enumerate(counters, 1)]
-    # ip6tables-nft-restore takes the counters of no rule.
+    # ip6tables-nft-restore ignores the counters of rules.
     assert counters == [(n, n * 10) if family == 4 else (0, 0) for n, *_ in numbers]
-    # AND none of them had to be told in nft's words
+    # AND iptables prints all of each rule, so that nft is not needed
     with space.enter():
         dump = Dump()
-        assert all(nft_words.iptables_prints_all(proto, rule.expressions) for rule in dump.rules())
+        assert all(
+            nft_expressions.iptables_prints_all(proto, rule.expressions) for rule in dump.rules()
+        )
         dump.close()
 
 
-def test_both_at_once_each_in_their_own_words(space: RulesetNamespace) -> None:
+def test_native_rules_and_those_of_iptables_side_by_side_have_their_own_texts(
+    space: RulesetNamespace,
+) -> None:
     space.nft(NATIVE)
     space.iptables("-A", "INPUT", "-s", "10.0.0.1", "-j", "DROP")
     space.iptables("-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT", family=6)
@@ -164,11 +176,10 @@ def test_both_at_once_each_in_their_own_words(space: RulesetNamespace) -> None:
         ("meta l4proto { 6, 17 } accept", "-j ACCEPT"),
     ],
 )
-def test_a_rule_that_iptables_has_no_words_for_is_told_in_those_of_nft(
+def test_a_rule_that_iptables_misprints_has_the_text_of_nft(
     space: RulesetNamespace, native: str, forged: str
 ) -> None:
-    # GIVEN a table of iptables, to which somebody has added by hand what iptables-nft-save
-    # prints as something else
+    # GIVEN a table of iptables with a rule added by nft, which iptables-nft-save misprints
     space.iptables("-A", "INPUT", "-s", "10.0.0.1", "-j", "DROP")
     space.nft(f"add rule ip filter INPUT {native}")
     space.iptables("-A", "INPUT", "-j", "RETURN")
@@ -193,9 +204,7 @@ def test_a_rule_that_iptables_has_no_words_for_is_told_in_those_of_nft(
         "table ip filter { chain INPUT { type filter hook input priority 0; RULE ct state 1; }; }",
     ],
 )
-def test_a_table_that_is_not_made_like_those_of_iptables_is_native(
-    space: RulesetNamespace, table: str
-) -> None:
+def test_a_table_unlike_those_of_iptables_is_native(space: RulesetNamespace, table: str) -> None:
     space.nft(table.replace("RULE", "ip saddr 10.0.0.1 counter drop;"))
     ((_, found),) = space.read().items()
     assert found.backend == "nft"
@@ -215,10 +224,10 @@ def test_a_table_that_is_not_made_like_those_of_iptables_is_native(
         "\x1b[2J\u202e",
     ],
 )
-def test_comments_that_look_like_rules_give_no_rule_a_wrong_text(
+def test_comments_that_look_like_rules_never_cause_a_wrong_text(
     space: RulesetNamespace, comment: str
 ) -> None:
-    # GIVEN a comment that nft's own language would not take
+    # GIVEN a comment that only the JSON interface of nft accepts
     rule = {"family": "ip", "table": "k", "chain": "c"}
     add = [{"table": {"family": "ip", "name": "k"}}]
     add += [{"chain": {"family": "ip", "table": "k", "name": name}} for name in "cd"]
@@ -229,14 +238,16 @@ def test_comments_that_look_like_rules_give_no_rule_a_wrong_text(
     chains = space.read()[IP, "k"].chains
     right = [f'accept comment "{comment}"', "return"]
     assert len(chains["c"].rules) == 2
-    for text, told in zip(chains["c"].rules, right, strict=True):
-        assert text is None or text.split() == told.split()
+    for text, expected in zip(chains["c"].rules, right, strict=True):
+        assert text is None or text.split() == expected.split()
     assert chains["d"].rules in (["continue"], [None])
     if "\n" not in comment:
         assert chains["c"].rules == right
 
 
-def test_numbers_are_those_of_nfts_listing_after_rules_came_and_went(space: RulesetNamespace) -> None:
+def test_rule_numbers_match_nfts_listing_after_insertions_and_deletions(
+    space: RulesetNamespace,
+) -> None:
     space.nft("table inet t { chain c { tcp dport 1; tcp dport 2; tcp dport 3; }; }")
     handles = space.snapshot().chains[INET, "t", "c"].handles
     space.nft(f"insert rule inet t c tcp dport 4\ndelete rule inet t c handle {handles[1]}\n"
@@ -247,7 +258,7 @@ def test_numbers_are_those_of_nfts_listing_after_rules_came_and_went(space: Rule
     assert sorted(expected) == [f"tcp dport {port}" for port in (1, 3, 4, 5)]
 
 
-def test_counters_count(space: RulesetNamespace) -> None:
+def test_counters_are_those_of_the_kernel(space: RulesetNamespace) -> None:
     space.nft("table ip t { chain o { type filter hook output priority 0;\n"
               "icmp type echo-request counter\nudp dport 9 counter; }; }")  # fmt: skip
     space.run("ping", "-c", "23", "-i", "0.002", "-q", "127.0.0.1")
@@ -256,13 +267,13 @@ def test_counters_count(space: RulesetNamespace) -> None:
     assert before.rules == ["icmp type echo-request counter", "udp dport 9 counter"]
 
 
-def test_tables_of_a_trace_have_no_texts_and_disturb_nobody(space: RulesetNamespace) -> None:
+def test_tables_that_flip_are_omitted_and_do_no_harm(space: RulesetNamespace) -> None:
     space.nft("table inet t { chain c { accept; }; }")
     with space.enter(), FlipTable() as table:
         table.install(nft_filter.compile(pcapfilter.compile("port 53")))
         snapshot = space.snapshot()
         assert (INET, table.name.decode()) in snapshot.tables
-        found = nft_ruleset.read(snapshot)
+        found = nft_texts.read(snapshot)
     assert set(found) == {(INET, "t")}
     assert found[INET, "t"].chains["c"].rules == ["accept"]
 
@@ -274,16 +285,18 @@ def test_reading_changes_nothing(space: RulesetNamespace) -> None:
     assert space.snapshot() == before
 
 
-def test_a_ruleset_that_is_not_the_snapshots_any_more_is_told_of(space: RulesetNamespace) -> None:
+def test_a_ruleset_that_differs_from_the_snapshot_raises_changed(space: RulesetNamespace) -> None:
     space.nft("table ip t { chain c { accept; }; }")
     snapshot = space.snapshot()
     space.nft("add rule ip t c drop")
     with space.enter(), pytest.raises(Changed):
-        nft_ruleset.read(snapshot)
+        nft_texts.read(snapshot)
 
 
-def test_what_changes_while_it_is_read_is_right_or_told_of(space: RulesetNamespace) -> None:
-    # GIVEN rules whose comment says which generation they are of
+def test_rules_that_change_during_a_read_are_consistent_or_raise_changed(
+    space: RulesetNamespace,
+) -> None:
+    # GIVEN rules whose comment is their generation
     def replace(number: int) -> None:
         rules = f"-A INPUT -m comment --comment {number} -j DROP\n" * 9
         space.run("iptables-nft-restore", input=f"*filter\n:INPUT ACCEPT\n{rules}COMMIT\n")
@@ -309,7 +322,7 @@ def test_what_changes_while_it_is_read_is_right_or_told_of(space: RulesetNamespa
                 changed += 1
                 continue
             right += 1
-            # THEN all texts of a table are of one
+            # THEN all texts of a table are of one generation
             for key, chain, text in (
                 ((IP, "filter"), "INPUT", "-m comment --comment {} -j DROP"),
                 ((IP, "t"), "c", 'accept comment "{}"'),
@@ -322,7 +335,7 @@ def test_what_changes_while_it_is_read_is_right_or_told_of(space: RulesetNamespa
     finally:
         thread.join()
     assert changed
-    # AND once it stands still, it is read
+    # AND once the changes end, the rules are read
     assert space.chain(IP, "t", "c").rules == ['accept comment "50"'] * 9
 
 
@@ -344,45 +357,41 @@ def test_five_thousand_rules_have_their_texts(space: RulesetNamespace) -> None:
     ]
 
 
-def test_without_nft_iptables_rules_have_texts_and_a_note_says_what_is_missing(
+def test_without_nft_iptables_rules_have_texts_and_a_note_names_what_is_missing(
     space: RulesetNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.nft("table inet t { chain c { counter accept; }; }")
     space.iptables("-A", "INPUT", "-j", "DROP")
-    which = nft_ruleset._command
-    monkeypatch.setattr(
-        nft_ruleset, "_command", lambda name: None if name == "nft" else which(name)
-    )
+    which = nft_texts._command
+    monkeypatch.setattr(nft_texts, "_command", lambda name: None if name == "nft" else which(name))
     notes: list[str] = []
     snapshot = space.snapshot()
     with space.enter():
-        found = nft_ruleset.read(snapshot, notes.append)
+        found = nft_texts.read(snapshot, notes.append)
     assert notes == ["nft is missing (apt install nftables): nftables' rules have no texts"]
     assert found[IP, "filter"].chains["INPUT"].rules == ["-j DROP"]
     assert found[INET, "t"].chains["c"].rules == [None]
     assert found[INET, "t"].chains["c"].counters == [(0, 0)]
-    # AND where nobody takes notes, that is an error
+    # AND without a function for notes that is an error
     with space.enter(), pytest.raises(CaptureError, match=r"^nft is missing"):
-        nft_ruleset.read(snapshot)
+        nft_texts.read(snapshot)
 
 
-def test_without_iptables_its_rules_are_told_in_nfts_words(
+def test_without_iptables_its_rules_have_the_texts_of_nft(
     space: RulesetNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.iptables("-A", "INPUT", "-s", "10.0.0.1", "-j", "DROP")
-    which = nft_ruleset._command
-    monkeypatch.setattr(
-        nft_ruleset, "_command", lambda name: which(name) if name == "nft" else None
-    )
+    which = nft_texts._command
+    monkeypatch.setattr(nft_texts, "_command", lambda name: which(name) if name == "nft" else None)
     found = space.read()[IP, "filter"]
     assert found.backend == "nft"
     assert found.chains["INPUT"].rules == ["ip saddr 10.0.0.1 counter drop"]
 
 
-def test_a_command_that_fails_is_told_of_in_one_line(
+def test_a_command_that_fails_is_reported_in_one_line(
     space: RulesetNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space.nft("table inet t { chain c { accept; }; }")
-    monkeypatch.setattr(nft_ruleset, "_command", lambda name: "/bin/false")
+    monkeypatch.setattr(nft_texts, "_command", lambda name: "/bin/false")
     with pytest.raises(CaptureError, match=r"^false fails: status 1$"):
         space.read()

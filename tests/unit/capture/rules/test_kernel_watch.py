@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the watch of rules tells, whatever happens while it reads: never old rules for new ones."""
+"""Whatever happens during a read, the watch of rules never reports old rules as new ones."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ HOME = os.stat("/proc/self/ns/net").st_ino
 
 @dataclass
 class Host:
-    """A kernel whose filter table of IPv4 has one rule: in which generation it was made."""
+    """A kernel whose IPv4 filter table has one rule: the generation in which it was made."""
 
     generation: int = 1
     state: str = "armed"
     rules_seen: bool = True
     pending: list[Change] = field(default_factory=list)
-    # What happens, once each, while the rules are being read.
+    # Called, one at each read, while the rules are being read.
     meanwhile: list[Callable[[], None]] = field(default_factory=list)
     reads: int = 0
     tables: tuple[str, ...] = ("filter",)
     text: str = "in 1"
 
     def __post_init__(self) -> None:
-        self._tell, self._told = os.pipe()
+        self._readable, self._writable = os.pipe()
         self.truth = {1: self.text}
 
     def change(self, table: str = "filter", netns: int = HOME) -> None:
-        """Rules are replaced."""
+        """Replaces the rules."""
         self.generation += 1
         if table == "filter" and netns in (HOME, 0):
             self.text = f"in {self.generation}"
         self.truth[self.generation] = self.text
         self.pending.append(Change(self.generation, netns, 4, table))
-        os.write(self._told, b"x")
+        os.write(self._writable, b"x")
 
     # -- Control and Changes
 
@@ -57,11 +57,11 @@ class Host:
         return self
 
     def fileno(self) -> int:
-        return self._tell
+        return self._readable
 
     def take(self) -> list[Change]:
         if self.pending:
-            os.read(self._tell, 1000)
+            os.read(self._readable, 1000)
         found, self.pending = self.pending, []
         return found
 
@@ -90,7 +90,7 @@ class Host:
 
 
 class Reader:
-    """What a reader of the stream knows."""
+    """A reader of the stream."""
 
     def __init__(self, watch: kernel_watch.KernelRuleWatch) -> None:
         self.watch = watch
@@ -98,9 +98,9 @@ class Reader:
         self.seen: list[tuple[Kind, dict[str, Any]]] = []
 
     def look(self, host: Host) -> None:
-        """One look, in which no text is ever wrong."""
+        """Looks once; no text is wrong at any moment."""
         for kind, frame in self.watch.look():
-            value = json.loads(json.dumps(frame))  # as it travels
+            value = json.loads(json.dumps(frame))  # as in the stream
             self.seen.append((kind, value))
             if kind == Kind.RULES:
                 self.rulesets.feed(value)
@@ -124,7 +124,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(kernel_watch.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
     monkeypatch.setattr(kernel_watch, "_MESSAGE_TAKES", 0.05)
     monkeypatch.setattr(kernel_watch, "_CHANGE_TAKES", 0.05)
-    # No rest: what is due is done with the next look.
+    # No rests: what is due is done at the next look.
     monkeypatch.setattr(kernel_watch, "_READ_SHARE", 0)
     monkeypatch.setattr(kernel_watch, "_COUNT_SHARE", 0)
     monkeypatch.setattr(kernel_watch, "_COUNT_EVERY", 0.0)
@@ -143,7 +143,7 @@ def reader(host: Host) -> Iterator[Reader]:
     rules.end()
 
 
-def test_the_first_look_reads_what_is_there(host: Host, reader: Reader) -> None:
+def test_the_first_look_reads_all_rules(host: Host, reader: Reader) -> None:
     reader.look(host)
     assert reader.text(1) == "in 1"
     assert reader.text(2) is None
@@ -152,44 +152,42 @@ def test_the_first_look_reads_what_is_there(host: Host, reader: Reader) -> None:
     assert counted[0].chains["INPUT"].policy == (5, 50)
 
 
-def test_a_change_is_told_and_then_its_rules(host: Host, reader: Reader) -> None:
+def test_a_change_is_reported_before_the_new_rules(host: Host, reader: Reader) -> None:
     reader.look(host)
-    # WHEN rules change twice before anybody looks
+    # WHEN rules change twice before a look
     host.change()
     host.change()
     reader.look(host)
-    # THEN what they were in between is not known
+    # THEN the rules between the changes are unknown
     assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, "in 3"]
 
 
-def test_what_was_read_while_rules_changed_is_not_taken_for_either(
+def test_rules_read_during_a_change_count_for_neither_generation(
     host: Host, reader: Reader
 ) -> None:
     reader.look(host)
-    # GIVEN a change, and another that falls into the reading of it
+    # GIVEN a change, and another while the new rules are read
     host.change()
     host.meanwhile.append(host.change)
     reader.look(host)
     assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, None]
-    # WHEN it is read again
+    # WHEN they are read again
     reader.look(host)
     assert [reader.text(generation) for generation in (1, 2, 3)] == ["in 1", None, "in 3"]
 
 
-def test_a_change_of_another_table_does_not_spoil_what_was_read(host: Host, reader: Reader) -> None:
+def test_a_change_of_another_table_during_a_read_does_no_harm(host: Host, reader: Reader) -> None:
     reader.look(host)
     host.change()
     host.meanwhile.append(lambda: host.change("nat"))
     reader.look(host)
-    # The filter table's rules are those of generation 2, in 3 too.
+    # THEN the filter table still has the rules of generation 2
     assert reader.text(3) == "in 2"
 
 
-def test_lost_messages_make_everything_unknown_until_it_is_read_again(
-    host: Host, reader: Reader
-) -> None:
+def test_lost_messages_make_all_rules_unknown_until_read_again(host: Host, reader: Reader) -> None:
     reader.look(host)
-    # GIVEN changes of whom one message, or all messages, never come
+    # GIVEN two changes, of which the first message is lost
     host.change()
     host.pending.clear()
     host.change()
@@ -204,9 +202,7 @@ def test_lost_messages_make_everything_unknown_until_it_is_read_again(
     assert [reader.text(generation) for generation in (3, 4)] == ["in 3", "in 4"]
 
 
-def test_messages_lost_while_rules_are_read_make_what_was_read_worthless(
-    host: Host, reader: Reader
-) -> None:
+def test_rules_read_while_messages_were_lost_are_not_used(host: Host, reader: Reader) -> None:
     reader.look(host)
 
     def silently() -> None:
@@ -221,28 +217,26 @@ def test_messages_lost_while_rules_are_read_make_what_was_read_worthless(
     assert reader.text(3) == "in 3"
 
 
-def test_a_change_of_nobody_knows_which_namespace_counts_for_all(
-    host: Host, reader: Reader
-) -> None:
+def test_a_change_in_an_unknown_namespace_counts_for_all(host: Host, reader: Reader) -> None:
     reader.look(host)
     host.change(netns=0)
     reader.look(host)
     assert [reader.text(generation) for generation in (1, 2)] == ["in 1", "in 2"]
 
 
-def test_a_namespace_that_cannot_be_found_is_said_once(host: Host, reader: Reader) -> None:
+def test_a_namespace_that_cannot_be_found_is_noted_once(host: Host, reader: Reader) -> None:
     reader.look(host)
     for _ in range(3):
         host.change(netns=7)
         reader.look(host)
     assert len(reader.notes()) == 1
     assert "network namespace 7" in reader.notes()[0]
-    # AND takes nothing from the others
+    # AND the others keep their texts
     assert reader.text(4) == "in 1"
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "expected"),
     [
         (CommandMissing("iptables-legacy-save is missing (apt install iptables)"), "is missing"),
         (CaptureError("iptables-legacy-save fails: no"), "fails: no"),
@@ -250,8 +244,8 @@ def test_a_namespace_that_cannot_be_found_is_said_once(host: Host, reader: Reade
         (PermissionError(1, "Operation not permitted"), "not permitted"),
     ],
 )
-def test_what_cannot_be_read_is_said_once_in_one_line_and_has_no_text(
-    host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+def test_rules_that_cannot_be_read_are_noted_once_and_have_no_text(
+    host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
 ) -> None:
     def read(family: int) -> None:
         raise error
@@ -261,21 +255,21 @@ def test_what_cannot_be_read_is_said_once_in_one_line_and_has_no_text(
     host.change()
     reader.look(host)
     assert len(reader.notes()) == 1
-    assert words in reader.notes()[0]
+    assert expected in reader.notes()[0]
     assert reader.text(2) is None
 
 
-def test_where_changes_cannot_be_seen_there_are_no_texts_and_that_is_said(
+def test_without_probes_for_changes_the_watch_fails_instead_of_guessing(
     host: Host, reader: Reader
 ) -> None:
     host.generation, host.rules_seen = 0, False
     with pytest.raises(CaptureError, match=r"rows have no rule texts$"):
         reader.look(host)
-    assert reader.watch.interval > 1  # no busy loop about it
+    assert reader.watch.interval > 1  # no busy loop
     assert reader.seen == []
 
 
-def test_a_change_that_was_missed_ends_what_is_known(host: Host, reader: Reader) -> None:
+def test_after_a_missed_change_rules_are_unknown(host: Host, reader: Reader) -> None:
     reader.look(host)
     host.change()
     host.generation = 0
@@ -284,7 +278,7 @@ def test_a_change_that_was_missed_ends_what_is_known(host: Host, reader: Reader)
     assert reader.text(2) is None
 
 
-def test_rules_too_many_for_a_frame_are_said_to_be(
+def test_more_rules_than_fit_into_a_frame_are_noted(
     host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.text = host.truth[1] = "x" * 200
@@ -294,19 +288,19 @@ def test_rules_too_many_for_a_frame_are_said_to_be(
     assert reader.text(1) is None
     assert len(reader.notes()) == 1
     assert "no rule texts" in reader.notes()[0]
-    # WHEN they are fewer
+    # WHEN there are fewer
     host.change()
     reader.look(host)
     assert reader.text(2) == "in 2"
 
 
-def test_counters_that_stand_still_are_not_told_for_ever(host: Host, reader: Reader) -> None:
+def test_constant_counters_are_sent_twice_only(host: Host, reader: Reader) -> None:
     for _ in range(6):
         reader.look(host)
     assert sum(kind == Kind.COUNTERS for kind, _ in reader.seen) == 2
 
 
-def test_tables_and_namespaces_that_go_are_told(
+def test_tables_and_namespaces_that_disappear_are_reported(
     host: Host, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.tables = ("filter", "nat")
@@ -322,7 +316,7 @@ def test_tables_and_namespaces_that_go_are_told(
     assert reader.text(1) == "in 1"
 
 
-def test_what_fails_to_begin_does_not_keep_the_agent_waiting(
+def test_a_watch_that_fails_to_start_does_not_keep_the_agent_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel_watch.kmod, "loaded", lambda: False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A rule's text is what nft printed of that rule, whatever comments look like; or there is none."""
+"""A rule has the text that nft printed for it, or none, whatever comments look like."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rule = tuple[int, str]
 
 
 class Listed:
-    """Tables of `inet`, what the kernel says of them and what nft prints."""
+    """Tables of the family inet, as the kernel lists them and as nft prints them."""
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[str, tuple[bool, str | None, list[Rule]]]] = {}
@@ -37,19 +37,19 @@ class Listed:
         return snapshot
 
     def text(self) -> str:
-        said = ""
+        printed = ""
         for number, (table, chains) in enumerate(self.tables.items(), 1):
-            said += f"table inet {table} {{ # handle {number}\n{self.extra}"
+            printed += f"table inet {table} {{ # handle {number}\n{self.extra}"
             for at, (name, (base, comment, rules)) in enumerate(chains.items()):
-                said += ("\n" if at else "") + f"\tchain {name} {{ # handle {at + 1}\n"
+                printed += ("\n" if at else "") + f"\tchain {name} {{ # handle {at + 1}\n"
                 if comment is not None:
-                    said += f'\t\tcomment "{comment}"\n'
+                    printed += f'\t\tcomment "{comment}"\n'
                 if base:
-                    said += "\t\ttype filter hook input priority filter; policy accept;\n"
-                said += "".join(f"\t\t{text} # handle {handle}\n" for handle, text in rules)
-                said += "\t}\n"
-            said += "}\n"
-        return said
+                    printed += "\t\ttype filter hook input priority filter; policy accept;\n"
+                printed += "".join(f"\t\t{text} # handle {handle}\n" for handle, text in rules)
+                printed += "\t}\n"
+            printed += "}\n"
+        return printed
 
     def parsed(self) -> dict[tuple[int, str, str], list[str | None]]:
         return parse(self.text(), self.snapshot())
@@ -70,7 +70,7 @@ def test_rules_have_the_text_that_nft_prints() -> None:
     }
 
 
-def test_names_in_quotes_and_owners_are_understood() -> None:
+def test_quoted_names_and_owners_are_parsed() -> None:
     listed = Listed().chain("t", "in", (5, "accept"))
     text = listed.text().replace("chain in {", 'chain "in" {')
     for owner in ("# handle 1 progname python", "# progname x # handle 1", "# handle 1 progname {"):
@@ -78,7 +78,7 @@ def test_names_in_quotes_and_owners_are_understood() -> None:
         assert parse(owned, listed.snapshot()) == {(1, "t", "in"): ["accept"]}
 
 
-def test_a_table_made_anew_or_unknown_gives_no_texts() -> None:
+def test_a_recreated_or_unknown_table_has_no_texts() -> None:
     listed = Listed().chain("t", "in", (5, "accept"))
     assert parse(listed.text().replace("t { # handle 1", "t { # handle 2"), listed.snapshot()) == {}
     assert parse("", listed.snapshot()) == {}
@@ -106,8 +106,8 @@ EVIL = [
 
 @pytest.mark.parametrize("evil", EVIL)
 @pytest.mark.parametrize("where", ["rule", "chain", "table", "both"])
-def test_a_comment_that_looks_like_rules_gives_no_rule_a_wrong_text(evil: str, where: str) -> None:
-    # GIVEN such a comment somewhere
+def test_a_comment_that_looks_like_rules_never_causes_a_wrong_text(evil: str, where: str) -> None:
+    # GIVEN such a comment
     first = f'drop comment "{evil}"' if where in ("rule", "both") else "drop"
     second = f'return comment "{evil}"' if where == "both" else "return"
     comment = evil if where == "chain" else None
@@ -115,18 +115,18 @@ def test_a_comment_that_looks_like_rules_gives_no_rule_a_wrong_text(evil: str, w
     listed.chain("t", "other", (8, "jump in")).chain("u", "in", (3, "goto next"))
     if where == "table":
         listed.extra = f'\tcomment "{evil}"\n'
-    # THEN a rule has its own text or none
+    # THEN each rule has its own text or none
     for key, texts in listed.parsed().items():
         rules = listed.tables[key[1]][key[2]][2]
         assert len(texts) == len(rules)
         for text, (_, right) in zip(texts, rules, strict=True):
             assert text is None or text.split() == right.split()
-    # AND where nothing can be mistaken, all have theirs
+    # AND if nothing is ambiguous, each has its text
     if evil == "x\n # handle 4" and where == "rule":
         assert listed.parsed()[1, "u", "in"] == ["goto next"]
 
 
-def test_no_mixture_of_lines_gives_a_wrong_text() -> None:
+def test_no_mixture_of_lines_causes_a_wrong_text() -> None:
     rng = random.Random(3)
     pieces = ['x" # handle 3', "\n", "\n\t\t", "\n\t}", "\n}", "\n\tchain other { # handle 2", '"',
               "\n\t\tfake # handle 4", "\n\t\tfake # handle 8", "\n\t\tfake # handle 2",
