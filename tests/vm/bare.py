@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The module inserted and the programs pinned, nothing armed, nobody reading."""
+"""The module inserted and the programs pinned, but nothing armed and nobody reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ipttrace.capture.kernel.programs import PINS, PROGRAMS, Pins
 
 
 class Bare:
-    """While in a with statement; `control` is one socket, more may be opened."""
+    """During a with statement; `control` is one socket, a test may open others."""
 
     pins: Final = [PINS / name for name in PROGRAMS]
 
@@ -32,7 +32,7 @@ class Bare:
             self._pins.remove()
 
     def reopen(self) -> None:
-        """Another socket instead of the one there was."""
+        """Replaces the socket."""
         self.control.close()
         self.control = Control()
 
@@ -45,5 +45,5 @@ class Bare:
 
 
 def references() -> int:
-    """How often the module is held."""
+    """The reference count of the module."""
     return int(Path("/sys/module/ipttrace/refcnt").read_text())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program as a user starts it, in a session of its own, with nothing to wait for but events."""
+"""The program as a user starts it, in a session of its own.  Waits for events only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from types import TracebackType
 from typing import IO, Any
 
 PROGRAM = str(Path(sys.executable).with_name("ipttrace"))
-# Long, because the guest is slow: python and bcc alone take ten seconds.
+# Seconds.  Long, because the guest is slow: importing bcc alone takes ten.
 PATIENCE = 180.0
 _IN_CLOSE_WRITE, _IN_MOVED_TO = 0x008, 0x080  # inotify(7)
 
 
 class Command:
-    """`ipttrace ARGUMENTS`, or `argv` as it is; ended, at the latest, with the block.
+    """`ipttrace ARGUMENTS`, or the command `argv`; killed at the end of the block.
 
-    `ready`: a file that the command will write once it is armed.
+    `ready`: a file in `folder` that the command must write once it is armed.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Command:
         self.ready = folder / "ready"
         self._stderr = folder / "stderr"
         self._watch = _watch(folder)
-        with self._stderr.open("wb") as said:
+        with self._stderr.open("wb") as stderr:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 argv or [PROGRAM, *arguments],
                 stdin=stdin,
                 stdout=stdout,
-                stderr=said,
+                stderr=stderr,
                 start_new_session=True,
             )
         self.pidfd = os.pidfd_open(self.process.pid)
@@ -70,7 +70,7 @@ class Command:
         os.close(self.pidfd)
 
     def wait_ready(self) -> None:
-        """Until the ready file is written."""
+        """Waits until the ready file is written."""
         deadline = time.monotonic() + PATIENCE
         while not self.ready.exists():
             left = max(0.0, deadline - time.monotonic())
@@ -79,7 +79,7 @@ class Command:
             os.read(self._watch, 4096)
 
     def read_lines(self, count: int) -> list[str]:
-        """So many lines of its stdout, as they come."""
+        """The next `count` lines of its stdout."""
         stdout: Any = self.process.stdout
         deadline = time.monotonic() + PATIENCE
         lines: list[bytes] = []
@@ -87,25 +87,25 @@ class Command:
         while len(lines) < count:
             left = max(0.0, deadline - time.monotonic())
             came, _, _ = select.select([stdout], [], [], left)
-            assert came, f"{len(lines)} lines of {count} came: {self.stderr()}"
+            assert came, f"{len(lines)} of {count} lines: {self.stderr()}"
             data = os.read(stdout.fileno(), 1 << 16)
-            assert data, f"it ended after {len(lines)} lines of {count}: {self.stderr()}"
-            *whole, buffer = (buffer + data).split(b"\n")
-            lines += whole
-        assert not buffer, "half a line"
+            assert data, f"ended after {len(lines)} of {count} lines: {self.stderr()}"
+            *complete, buffer = (buffer + data).split(b"\n")
+            lines += complete
+        assert not buffer, "an incomplete line"
         return [line.decode() for line in lines]
 
     def interrupt(self) -> None:
-        """Ctrl-C: the terminal sends SIGINT to all that the command line started."""
+        """Ctrl-C: the terminal sends SIGINT to every process of the command line."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def finish(self) -> tuple[int, str]:
-        """Waits for its end: the exit status and what it wrote to stdout since."""
+        """Waits for its end; returns the exit status and the rest of its stdout."""
         out, _ = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, (out or b"").decode()
 
     def stderr(self) -> list[str]:
-        """The lines that it has written there."""
+        """The lines it has written to stderr."""
         return self._stderr.read_text().splitlines()
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What tests inside the lab VM share: a network, a capture, and the kernel's word.
+"""What tests in the lab VM share: a network, a capture, and checks of the kernel's log.
 
-These tests change the kernel that they run on, so they run only where
-``make vm-test`` starts them: as root in the throwaway VM.  Each capture ends
-with the books balanced, and the run ends with a look at dmesg.
+These tests change the running kernel, so they run only in the throwaway VM, as root
+(``make vm-test``).  After each capture the books must balance, and after each test the
+kernel must be as before, with no complaint in its log.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ SPLAT = re.compile(
     r"use-after-free|scheduling while atomic|INFO: rcu|possible recursive locking"
 )
 
-# Parts of the symbols that are ours to probe: the tables' runs, the trace's log, and
-# xt_replace_table, xt_register_table, xt_request_find_table_lock, which tell of changed rules.
+# Parts of the symbols that the module probes: ip[6]t_do_table, nf_log_trace, and for changes
+# of rules xt_replace_table, xt_register_table and xt_request_find_table_lock.
 PROBED = ("t_do_table", "nf_log_trace", " xt_re")
 
 collect_ignore_glob = [] if IN_GUEST else ["test_*.py"]
 
 
 def dmesg() -> str:
-    """The kernel's log, all of it."""
+    """The complete kernel log."""
     return subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace").stdout
 
 
 def kprobes() -> list[str]:
-    """The symbols of ours that are probed at this moment."""
+    """The lines of the kernel's list of probes that are of the module."""
     text = Path("/sys/kernel/debug/kprobes/list").read_text()
     return [line for line in text.splitlines() if any(word in line for word in PROBED)]
 
 
 class Capture:
-    """The kernel engine in this process, its stream fed to a Trace as a file's would be.
+    """The kernel engine in this process, with its stream read into a Trace.
 
-    Reads in a thread of its own until `finish`; then rows and books are final.
+    Runs in a thread of its own until `finish`; then rows and books are final.
     """
 
     def __init__(self, expr: str = "", netns: str | None = None, **options: object) -> None:
@@ -87,7 +87,7 @@ class Capture:
         from ipttrace.capture.choice import open_engine
         from ipttrace.stream.frames import Writer
 
-        # One thread for all of it: the socket that arms belongs to its thread.
+        # All in one thread: the socket that arms belongs to its thread.
         try:
             engine = open_engine(self._request)
             try:
@@ -101,7 +101,7 @@ class Capture:
             self._armed.set()
 
     def write(self, data: bytes) -> None:
-        """The sink of the agent's stream; blocks while `paused` is clear, as a full pipe does."""
+        """Where the agent writes its stream; blocks while `paused` is clear, like a full pipe."""
         self.paused.wait()
         for frame in self._decoder.feed(data):
             self.trace.feed(frame)
@@ -109,12 +109,12 @@ class Capture:
             self._fed.notify_all()
 
     def wait_until(self, reached: Callable[[], bool], timeout: float = 60.0) -> bool:
-        """Waits while frames come in; whether it was reached before `timeout` seconds."""
+        """Waits until `reached()`, checked after each frame; False after `timeout` seconds."""
         with self._fed:
             return self._fed.wait_for(lambda: reached() or not self._thread.is_alive(), timeout)
 
     def wait_rows(self, count: int, netns: set[int] | None = None, timeout: float = 60.0) -> None:
-        """Waits until so many rows (of these namespaces) are there: softirqs take their time."""
+        """Waits for `count` rows (of these namespaces): softirqs may run later."""
 
         def reached() -> bool:
             seen = self.trace.store.column("netns")
@@ -123,7 +123,7 @@ class Capture:
         self.wait_until(reached, timeout)
 
     def finish(self) -> Trace:
-        """Disarms, reads the rest, gives everything back."""
+        """Ends the agent and reads the rest."""
         if self._thread.is_alive():
             self.paused.set()
             self.reason = "done"
@@ -135,7 +135,7 @@ class Capture:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows; call `finish` first."""
+        """All rows, after `finish`."""
         store = self.trace.store
         return store.rows(range(store.first, store.end))
 
@@ -145,7 +145,7 @@ class Capture:
         return self.trace.books
 
     def check_books(self) -> None:
-        """due = delivered + lost + missed, and rows came of all that was delivered."""
+        """due = delivered + lost + missed, and all that was delivered was read."""
         books = self.trace.books
         due = sum(books["due"])
         got = sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
@@ -155,7 +155,7 @@ class Capture:
 
 @contextlib.contextmanager
 def captured(expr: str = "", netns: str | None = None, **options: object) -> Iterator[Capture]:
-    """Traces what happens in the block; afterwards rows and books are final and balanced."""
+    """Traces during the block; afterwards rows are final and the books balance."""
     capture = Capture(expr, netns, **options)
     try:
         yield capture
@@ -166,7 +166,7 @@ def captured(expr: str = "", netns: str | None = None, **options: object) -> Ite
 
 @pytest.fixture(scope="session", autouse=True)
 def legacy_tables() -> None:
-    """ip_tables and ip6_tables are there before anything is armed."""
+    """ip_tables and ip6_tables are loaded before anything is armed."""
     for module in ("iptable_filter", "ip6table_filter"):
         subprocess.run(["modprobe", module], check=True)
 
@@ -179,9 +179,9 @@ def _lab() -> Iterator[tuple[Network, Server]]:
 
 @pytest.fixture
 def network(_lab: tuple[Network, Server]) -> Network:
-    """The lab network with the server's servers up, which knows of no connection.
+    """The lab network with its servers up, and no connection in conntrack.
 
-    Shared, because making one takes seconds here: leave its rules as they are.
+    Shared, because setting it up takes seconds: do not change its rules.
     """
     forget(_lab[0])
     return _lab[0]
@@ -189,12 +189,12 @@ def network(_lab: tuple[Network, Server]) -> Network:
 
 @pytest.fixture
 def server(_lab: tuple[Network, Server]) -> Server:
-    """The servers of `network`; what they received counts on from test to test."""
+    """The servers of `network`; their counters continue from test to test."""
     return _lab[1]
 
 
 def _resent(network: Network) -> int:
-    """Segments that the TCP of client and server has sent again (RFC 4022, tcpRetransSegs)."""
+    """Segments that client and server have retransmitted (RFC 4022, tcpRetransSegs)."""
 
     def read() -> int:
         lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
@@ -205,10 +205,10 @@ def _resent(network: Network) -> int:
 
 
 def undisturbed(network: Network, attempt: Callable[[], T]) -> T:
-    """The result of an attempt during which TCP sent nothing twice.
+    """The result of an attempt during which TCP retransmitted nothing.
 
-    It does where the guest stands still for a second, and then there are packets
-    that nobody expects: another attempt is made.
+    It does if the guest stalls for a second.  Then there are unexpected packets, and the
+    attempt is repeated.
     """
     for _ in range(5):
         before = _resent(network)
@@ -216,11 +216,11 @@ def undisturbed(network: Network, attempt: Callable[[], T]) -> T:
         if _resent(network) == before:
             return result
         forget(network)
-    pytest.fail("the guest stands still for a second again and again")
+    pytest.fail("TCP retransmitted in each attempt: the guest stalls again and again")
 
 
 def seen(rows: Iterable[Row], network: Network) -> Tally:
-    """Rows of the lab network in the terms of the scenarios."""
+    """The rows of the lab network, counted as scenarios count them."""
     roles = {inode: role for role, inode in network.inodes().items()}
     found: Tally = Counter()
     for row in rows:
@@ -231,11 +231,11 @@ def seen(rows: Iterable[Row], network: Network) -> Tally:
 
 @pytest.fixture(autouse=True)
 def _no_splat() -> Iterator[None]:
-    """No test leaves a probe, a pin, the module or a complaint of the kernel behind."""
+    """No test leaves a probe, a pin or the module behind, or a complaint of the kernel."""
     before = len(dmesg())
     yield
-    said = dmesg()[before:]
-    assert not SPLAT.search(said), said
+    log = dmesg()[before:]
+    assert not SPLAT.search(log), log
     assert not kprobes()
     assert not Path("/sys/fs/bpf/ipttrace").exists()
     assert not Path("/sys/module/ipttrace").exists()

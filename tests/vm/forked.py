@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Agents and floods in processes of their own, to be killed.
+"""Agents and floods in processes of their own, which a test can kill.
 
-Forked from the tests' process, which has imported all that an agent needs:
-starting a Python anew takes ten seconds and more in a slow guest.
+Forked from the tests' process, which has imported everything an agent needs: starting
+another Python takes ten seconds or more in a slow guest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ipttrace.lab import traffic
 from ipttrace.stream.frames import Decoder, Frame, Kind
 
 PATIENCE = 60.0
-"""Seconds after which something is taken never to happen; a slow guest needs a part of it."""
+"""Seconds after which a test gives up; a slow guest needs a fraction of it."""
 
 assert ipttrace.capture.kernel.engine
 
 
 def until(reached: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-    """Looks again and again; whether it was reached in time."""
+    """Polls until `reached()`; False after that many seconds."""
     deadline = time.monotonic() + seconds
     while not reached():
         if time.monotonic() > deadline:
@@ -69,10 +69,10 @@ def fork(run: Callable[[], int | None]) -> int:
 
 
 class Agent:
-    """`ipttrace agent` with these options; whoever holds it reads the stream, or does not."""
+    """`ipttrace agent` with these options; its stream is read only by `read`."""
 
     def __init__(self, **options: Any) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._stderr_file = tempfile.TemporaryFile()  # noqa: SIM115
         self._stream, out = os.pipe()
         control, self._control = os.pipe()
         self._decoder = Decoder()
@@ -82,7 +82,7 @@ class Agent:
         def run() -> int:
             os.close(self._stream)
             os.close(self._control)
-            os.dup2(self._said.fileno(), 2)
+            os.dup2(self._stderr_file.fileno(), 2)
             sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             return agent.main(agent.Request(**options), out, control)
 
@@ -100,22 +100,22 @@ class Agent:
         for fd in (self._stream, self._control):
             if fd >= 0:
                 os.close(fd)
-        self._said.close()
+        self._stderr_file.close()
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def tell(self, line: bytes) -> None:
-        """A line on the control line."""
+    def send(self, line: bytes) -> None:
+        """Writes a line to its control line."""
         os.write(self._control, line + b"\n")
 
     @property
-    def said(self) -> str:
-        """Its stderr."""
-        return os.pread(self._said.fileno(), 1 << 20, 0).decode()
+    def stderr(self) -> str:
+        """What it has written to stderr."""
+        return os.pread(self._stderr_file.fileno(), 1 << 20, 0).decode()
 
     def read(self, seconds: float) -> bool:
-        """Reads one portion of the stream; False when it has ended, or nothing comes."""
+        """Reads what has arrived of the stream; False if it has ended, or after `seconds`."""
         if not select.select([self._stream], [], [], seconds)[0]:
             return False
         data = os.read(self._stream, 1 << 20)
@@ -123,21 +123,21 @@ class Agent:
         return bool(data)
 
     def wait_for_hello(self) -> None:
-        """Until it is armed."""
+        """Waits until it is armed."""
         self.wait_for(Kind.HELLO)
 
     def close_stream(self) -> None:
-        """Closes this end of it."""
+        """Closes the reading end of the stream."""
         os.close(self._stream)
         self._stream = -1
 
     def wait_for(self, kind: Kind) -> Frame:
-        """Reads until a frame of that kind has come."""
+        """Reads until there is a frame of that kind."""
         while True:
             for frame in self.frames:
                 if frame.kind == kind:
                     return frame
-            assert self.read(PATIENCE), f"no {kind.name} comes: {self.said}"
+            assert self.read(PATIENCE), f"no {kind.name} frame: {self.stderr}"
 
     def notes(self) -> list[str]:
         return [frame.json["text"] for frame in self.frames if frame.kind == Kind.NOTE]
@@ -151,17 +151,17 @@ class Agent:
     def wait(self) -> int:
         """Its exit status, negative if a signal killed it."""
         if self._status is None:
-            assert wait_gone(self.pid), f"the agent does not end: {self.said}"
+            assert wait_gone(self.pid), f"the agent does not end: {self.stderr}"
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._status
 
 
 @contextlib.contextmanager
 def flooding(ns: str, dst: str = "127.0.0.1", port: int = 9) -> Iterator[int]:
-    """Packets from `ns` to `dst` without a pause; gives the flooder's pid."""
+    """Packets from `ns` to `dst` without a pause; yields the pid of their sender."""
 
     def flood() -> int:
-        os.nice(5)  # others shall come to arm and disarm meanwhile
+        os.nice(5)  # so that others can arm and disarm meanwhile
         return traffic.flood(ns, dst, port, duration=3600.0).sent * 0
 
     pid = fork(flood)

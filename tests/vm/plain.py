@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A namespace with nothing but lo in it, for rules that a test makes up itself.
+"""A namespace that has only lo, for a test's own rules.
 
 Packets to 127.0.0.1 and ::1 pass OUTPUT, POSTROUTING, PREROUTING and INPUT as one skb.
 """
@@ -17,7 +17,7 @@ COMMANDS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
 
 
 class Plain:
-    """The namespace `name`, while in a with statement."""
+    """The namespace `name`, during a with statement."""
 
     def __init__(self, name: str = "ipt-plain") -> None:
         self.name = name
@@ -37,17 +37,17 @@ class Plain:
 
     @property
     def inode(self) -> int:
-        """As rows have it."""
+        """The number by which rows name it."""
         return netns_inode(self.name)
 
     def load(self, text: str, family: int) -> None:
-        """Rules as iptables-restore reads them."""
+        """Loads rules in the format of iptables-restore."""
         run_in(self.name, [f"{COMMANDS[family]}-restore"], text=text)
 
     def counters(self, family: int) -> Counters:
-        """See Network.counters()."""
+        """The counters of its rules, as Network.counters() returns them."""
         return read_counters(self.run(f"{COMMANDS[family]}-save", "-c").stdout)
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in it."""
+        """Runs a command in it."""
         return run_in(self.name, argv)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The books balance, and they agree with what iptables itself has counted."""
+"""The books balance and agree with the counters of iptables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tests.vm.conftest import captured
 from tests.vm.forked import fork
 from tests.vm.plain import Plain
 
-# Chains whose every packet is counted in one line more or less: no user chains,
-# whose returns iptables-save does not count.
+# No user chains, as iptables-save does not count their returns.
 RULES = """\
 *raw
 :PREROUTING ACCEPT [0:0]
@@ -37,9 +36,9 @@ ENDS = (("filter", "INPUT", 1), ("filter", "OUTPUT", 1))
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    """A namespace of known tables with somebody who listens, so that nothing is answered."""
+    """A namespace with known tables and a listener, so that no packet is answered."""
     with Plain() as namespace, socket_in(namespace.name, socket.AF_INET, socket.SOCK_DGRAM) as sink:
-        # On loopback no echo of IPv6 joins in; every refusal is answered.
+        # Every REJECT is answered, without a rate limit.
         run_in(namespace.name, ["sysctl", "-qw", "net.ipv4.icmp_ratemask=0"])
         sink.bind(("127.0.0.1", 9))
         namespace.load(RULES, 4)
@@ -47,7 +46,7 @@ def plain() -> Iterator[Plain]:
 
 
 def calls(counters: Counters) -> int:
-    """How often a table was gone through: each time a policy or a rule that decides ends it."""
+    """Runs of tables: each ends with a policy, or with a rule that decides."""
     return sum(
         packets
         for (table, chain, number), (packets, _) in counters.items()
@@ -56,20 +55,20 @@ def calls(counters: Counters) -> int:
 
 
 def hits(counters: Counters) -> int:
-    """How many lines -j TRACE would have logged."""
+    """Log lines that -j TRACE would have made."""
     return sum(packets for packets, _ in counters.values())
 
 
-def test_with_room_for_all_every_call_that_iptables_counted_is_a_row(plain: Plain) -> None:
+def test_every_call_that_iptables_counted_is_a_row_if_there_is_room(plain: Plain) -> None:
     # GIVEN a capture with the usual buffers
     with captured(netns=plain.name) as capture:
-        # WHEN a flood is sent that they have room for
+        # WHEN a flood is sent for which they have room
         sent = traffic.flood(plain.name, "127.0.0.1", 9, count=499).sent
-    # THEN nothing is lost, and what was due is what iptables counted
+    # THEN nothing is lost, and as much was due as iptables counted
     books, counted = capture.books, plain.counters(4)
     assert counted["raw", "OUTPUT", 0][0] == sent == 499
     assert sum(books["lost"]) == 0
-    # A softirq in the middle of a handler is missed, at times: one in thousands.
+    # A softirq that interrupts a handler is missed: one in thousands.
     assert books["matched"] <= calls(counted) <= books["matched"] + books["missed"]
     assert books["missed"] < 23
     if not books["missed"]:
@@ -77,32 +76,32 @@ def test_with_room_for_all_every_call_that_iptables_counted_is_a_row(plain: Plai
         assert len(capture.rows) == calls(counted)
 
 
-def test_a_flood_with_the_reader_stopped_is_lost_in_part_and_accounted_for(plain: Plain) -> None:
+def test_a_flood_while_the_reader_is_stopped_is_partly_lost_and_accounted_for(plain: Plain) -> None:
     # GIVEN the smallest buffers, and a reader that stops
     with captured(netns=plain.name, buffer=64 << 10) as capture:
         capture.paused.clear()
-        # WHEN far more is sent than the buffers hold, and a little more once it reads again
+        # WHEN far more is sent than the buffers can hold, and a little once it reads again
         traffic.flood(plain.name, "127.0.0.1", 9, count=2003)
         capture.paused.set()
         traffic.flood(plain.name, "127.0.0.1", 9, count=23)
-    # THEN some was lost, some delivered (that all of it adds up, `captured` has checked)
+    # THEN some was lost and some delivered (`captured` checks that it adds up)
     books, counted = capture.books, plain.counters(4)
     assert sum(books["lost"]) > 0
     assert sum(books["delivered"]) > 0
-    # AND due is not only the sum of the others: it is what iptables counted
+    # AND as much was due as iptables counted
     in_probes = books["missed"]
     assert books["matched"] <= calls(counted) <= books["matched"] + in_probes
     assert hits(counted) - in_probes * 2 <= books["due"][1] <= hits(counted)
     assert counted["raw", "OUTPUT", 0][0] == 2026
 
 
-def test_calls_inside_calls_beyond_maxactive_are_missed_and_counted(plain: Plain) -> None:
+def test_nested_calls_beyond_maxactive_are_missed_and_counted(plain: Plain) -> None:
     # GIVEN room for one call at a time
     with captured(netns=plain.name, maxactive=1) as capture:
-        # WHEN 23 packets are refused, each with an answer sent from inside the call
+        # WHEN 23 packets are rejected, each with an answer sent from inside the call
         sent = traffic.udp(plain.name, "127.0.0.1", 99, 23)
         assert sent.sent == 23
-    # THEN the answers' two calls in OUTPUT are missed, all else is there
+    # THEN the two calls of each answer in OUTPUT are missed, and nothing else
     books, counted = capture.books, plain.counters(4)
     assert counted["filter", "OUTPUT", 1][0] == 23
     assert counted["raw", "OUTPUT", 0][0] == 46
@@ -112,7 +111,7 @@ def test_calls_inside_calls_beyond_maxactive_are_missed_and_counted(plain: Plain
     assert len(capture.rows) == books["due"][0] - books["missed"]
 
 
-def test_misses_on_all_cpus_at_once_are_counted_every_one(plain: Plain) -> None:
+def test_every_miss_is_counted_on_all_cpus_at_once(plain: Plain) -> None:
     # GIVEN room for one call at a time, and a flood on each CPU
     def flood(cpu: int) -> int:
         os.sched_setaffinity(0, {cpu})
@@ -120,9 +119,9 @@ def test_misses_on_all_cpus_at_once_are_counted_every_one(plain: Plain) -> None:
         return traffic.flood(plain.name, "127.0.0.1", port, count=1999).sent * 0
 
     with captured(netns=plain.name, maxactive=1) as capture:
-        # WHEN they fight for it
+        # WHEN they compete for it
         pids = [fork(lambda cpu=cpu: flood(cpu)) for cpu in os.sched_getaffinity(0)]
         assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
-    # THEN the books balance, which `captured` has checked, and there were misses
+    # THEN there were misses, and the books balance (checked by `captured`)
     assert capture.books["missed"] > 0
     assert capture.books["matched"] <= calls(plain.counters(4))

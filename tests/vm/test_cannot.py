@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where tracing cannot begin, the commands say why in one line, and leave nothing behind."""
+"""If tracing cannot start, a command prints the reason in one line and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ipttrace.capture.choice import open_engine
-from ipttrace.capture.request import Request
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
 from ipttrace.capture.kernel.module import find_or_build
+from ipttrace.capture.request import Request
 from tests.vm.conftest import captured
 from tests.vm.forked import fork
 
@@ -26,7 +26,7 @@ NEWNS = 0x00020000  # linux/sched.h: CLONE_NEWNS
 def ipttrace(
     *arguments: str, hidden: str = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The command, with an empty folder over `hidden` if that is given."""
+    """Runs the command, with an empty file system mounted over `hidden` if given."""
     argv = [sys.executable, "-m", "ipttrace", *arguments]
     if hidden:
         argv = [
@@ -48,25 +48,26 @@ def ipttrace(
 
 
 def cannot(done: subprocess.CompletedProcess[str], why: str) -> None:
+    """Checks that it failed with that line on stderr and nothing on stdout."""
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"ipttrace: {why}\n")
 
 
-def test_a_second_ipttrace_is_told_of_the_first_and_does_not_disturb_it() -> None:
-    # GIVEN one that traces
+def test_a_second_ipttrace_reports_the_first_and_does_not_disturb_it() -> None:
+    # GIVEN an ipttrace that traces
     with captured() as capture:
         # WHEN a second is started
         done = ipttrace("print")
-        # THEN it says who is there already, and the first goes on
+        # THEN it reports the pid of the first, which continues
         why = f"another ipttrace (pid {os.getpid()}) is already tracing on this host: stop it first"
         cannot(done, why)
         capture.wait_until(lambda: False, 1.5)
         assert capture.books["state"] == "armed"
-        # AND nothing but the lock would have stopped it
+        # AND a second engine in the same process is refused, by the lock
         with pytest.raises(CaptureError, match="another ipttrace"):
             open_engine(Request())
 
 
-def test_without_root_it_says_so() -> None:
+def test_without_root_it_asks_for_sudo() -> None:
     def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
@@ -83,7 +84,7 @@ def test_without_root_it_says_so() -> None:
     done = as_nobody("agent")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
-    # For neither engine.
+    # The reasons of both engines.
     assert "tracing with nf_tables needs CAP_NET_ADMIN" in done.stderr
     assert "not root, and without CAP_NET_ADMIN" in done.stderr
     assert "sudo" in done.stderr
@@ -92,11 +93,11 @@ def test_without_root_it_says_so() -> None:
 NO_BTF = f"kernel {RELEASE} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
 
 
-def test_without_btf_it_says_so() -> None:
+def test_without_btf_it_reports_that() -> None:
     done = ipttrace("print", "--engine", "kernel", hidden="/sys/kernel/btf")
     cannot(done, f"{NO_BTF}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y")
 
-    # AND so says the engine itself, in libbpf's stead
+    # AND the engine itself reports it too, in place of libbpf's message
     def run() -> int:
         assert ctypes.CDLL(None).unshare(NEWNS) == 0
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
@@ -110,26 +111,26 @@ def test_without_btf_it_says_so() -> None:
     assert os.waitpid(fork(run), 0)[1] == 0
 
 
-def test_without_a_module_and_headers_it_names_the_package(tmp_path: Path) -> None:
+def test_without_a_module_and_headers_it_names_the_package_to_install(tmp_path: Path) -> None:
     cache = {"IPTTRACE_CACHE": str(tmp_path)}
     done = ipttrace("print", "--engine", "kernel", hidden="/usr/src", env=cache)
     why = f"no module is built for {RELEASE}, and its headers are missing"
     cannot(done, f"{why}: apt install linux-headers-{RELEASE}")
 
 
-def test_a_broken_module_in_the_cache_says_what_to_do(tmp_path: Path) -> None:
-    # GIVEN a cache whose module is no module
+def test_a_broken_module_in_the_cache_is_named(tmp_path: Path) -> None:
+    # GIVEN a cache with a file that is not a module
     good = find_or_build()
     broken = tmp_path / good.relative_to(good.parents[3])
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"\x7fELF nothing")
-    # WHEN it is to be used
+    # WHEN it is inserted
     done = ipttrace("print", env={"IPTTRACE_CACHE": str(tmp_path)})
-    # THEN one line says which file it is
+    # THEN one line names the file, and what to do
     cannot(done, f"{broken} was built for a kernel other than {RELEASE}: remove it and start again")
 
 
-def test_the_doctor_finds_nothing_that_is_lacking() -> None:
+def test_the_doctor_finds_no_fault_here() -> None:
     done = ipttrace("doctor")
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The commands as a user types them: rows as lines, to a pipe, to a file and back."""
+"""The commands as a user types them: rows as lines, into a pipe, into a file and back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_role(one: Scenario, role: str) -> Tally:
 
 
 def tally(rows: list[dict[str, Any]], role: str) -> Tally:
-    """Rows as jsonl has them, in the terms of the scenarios."""
+    """Rows of jsonl, counted as scenarios count them."""
     return Counter(
         (
             role,
@@ -47,26 +47,24 @@ def tally(rows: list[dict[str, Any]], role: str) -> Tally:
 
 
 def summary(lines: list[str]) -> tuple[int, int]:
-    """Rows and records, of the only line on stderr."""
+    """Rows and records, from the only line on stderr."""
     assert len(lines) == 1, lines
     found = re.fullmatch(SUMMARY, lines[0])
     assert found, lines[0]
     return int(found[1]), int(found[2])
 
 
-def test_print_as_csv_ends_after_the_rows_that_were_asked_for(
-    network: Network, tmp_path: Path
-) -> None:
-    # GIVEN the router's rows of echo requests, as CSV, 46 of them
+def test_print_as_csv_ends_after_count_rows(network: Network, tmp_path: Path) -> None:
+    # GIVEN print of 46 of the router's rows of echo requests, as CSV
     expr = f"icmp[icmptype] == icmp-echo and dst host {at.SERVER4}"
     arguments = ["print", expr, "--netns", network.router, "--format", "csv", "--count", "46"]
     with Command(tmp_path, [*arguments, "--ready-file", str(tmp_path / "ready")]) as command:
         command.wait_ready()
-        # WHEN 23 are sent, which make 117
+        # WHEN 23 requests are sent, which make 117 rows
         assert traffic.ping(network.client, at.SERVER4, COUNT).received == COUNT
         status, out = command.finish()
         rows, records = summary(command.stderr())
-    # THEN it ends by itself, with 46 rows under their heading, and one summary
+    # THEN it ends by itself, with a header, 46 rows, and one summary
     assert status == 0
     head, *lines = csv.reader(io.StringIO(out, newline=""))
     assert head == list(FIELDS)
@@ -88,7 +86,7 @@ def test_ctrl_c_ends_print_with_the_summary_and_130(network: Network, tmp_path: 
     with Command(tmp_path, [*arguments, "--ready-file", str(tmp_path / "ready")]) as command:
         command.wait_ready()
         assert one.run(network) == one.sent
-        # GIVEN all rows, as they come
+        # GIVEN that all rows were printed
         rows = [json.loads(line) for line in command.read_lines(expected.total())]
         assert tally(rows, "router") == expected
         assert {tuple(row) for row in rows} == {FIELDS}
@@ -99,7 +97,9 @@ def test_ctrl_c_ends_print_with_the_summary_and_130(network: Network, tmp_path: 
     assert (status, rest) == (130, "")
 
 
-def test_print_into_head_ends_well_when_head_has_enough(network: Network, tmp_path: Path) -> None:
+def test_print_into_head_ends_with_status_0_when_head_ends(
+    network: Network, tmp_path: Path
+) -> None:
     ready, out = tmp_path / "ready", tmp_path / "out"
     line = (
         f"{PROGRAM} print --netns {network.router} --ready-file {ready} icmp | head -3 >{out};"
@@ -109,14 +109,14 @@ def test_print_into_head_ends_well_when_head_has_enough(network: Network, tmp_pa
         command.wait_ready()
         assert traffic.ping(network.client, at.SERVER4, COUNT).received == COUNT
         status, statuses = command.finish()
-        said = command.stderr()
-    # THEN head has its three lines, ipttrace its summary and status 0
+        stderr = command.stderr()
+    # THEN head has printed three lines, and ipttrace its summary
     assert (status, statuses) == (0, "0 0\n")
     assert len(out.read_text().splitlines()) == 3
-    assert summary(said)[0] >= 3
+    assert summary(stderr)[0] >= 3
 
 
-def test_what_was_recorded_replays_and_exports_as_it_was_seen_live(
+def test_a_recording_replays_and_exports_as_it_was_shown_live(
     network: Network, tmp_path: Path
 ) -> None:
     one = scenario("rejected with a reset")
@@ -126,7 +126,7 @@ def test_what_was_recorded_replays_and_exports_as_it_was_seen_live(
     record_folder.mkdir()
     replay_folder.mkdir()
     ready = str(record_folder / "ready")
-    # GIVEN a recording to stdout, kept in a file and at the same time shown
+    # GIVEN a recording to stdout that is shown and kept in a file at the same time
     arguments = ["record", "-", "--netns", network.router, "--ready-file", ready]
     show = ["replay", "/dev/stdin", "--format", "jsonl"]
     with (
@@ -151,7 +151,7 @@ def test_what_was_recorded_replays_and_exports_as_it_was_seen_live(
         assert (record.finish()[0], record.stderr()[:-1]) == (130, [])
         assert replay.process.wait(60) == 0
         (recorded, shown_live) = (summary(record.stderr()), summary(replay.stderr()))
-    # THEN what was shown live is what was sent
+    # THEN the rows shown live are those of what was sent
     rows = [json.loads(line) for line in live.read_text().splitlines()]
     assert tally(rows, "router") == expected
     assert recorded == shown_live
@@ -171,7 +171,7 @@ def test_what_was_recorded_replays_and_exports_as_it_was_seen_live(
 
 
 class Watched:
-    """Tells, once, when the stream has brought so many rows."""
+    """Whether the stream has brought so many rows: `feed` returns True once."""
 
     def __init__(self, rows: int) -> None:
         from ipttrace.stream.frames import Decoder
@@ -180,21 +180,21 @@ class Watched:
         self._decoder = Decoder()
         self._trace = Trace()
         self._rows = rows
-        self._told = False
+        self._done = False
 
     def feed(self, data: bytes) -> bool:
         for frame in self._decoder.feed(data):
             self._trace.feed(frame)
-        if self._told or self._trace.store.end < self._rows:
+        if self._done or self._trace.store.end < self._rows:
             return False
-        self._told = True
+        self._done = True
         return True
 
 
 def as_cell(name: str, value: Any) -> str:
-    """A value of jsonl as CSV has it."""
+    """A value of jsonl in CSV."""
     if name == "path":
         return ">".join(f"{step['chain']}:{step['rulenum']}" for step in value)
-    # What begins as a rule's text does would be a formula in a spreadsheet.
+    # A text that begins like a rule would be a formula in a spreadsheet.
     guard = "'" if isinstance(value, str) and value.startswith("-") else ""
     return "" if value is None else guard + str(value)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Disarmed, armed again, given another filter, stopped by its budget: all in one stream.
+"""Disarm, arm, another filter, a budget that is spent: all in one stream.
 
-The truth is what was sent, and what iptables itself has counted meanwhile.
+The truth is what was sent, and the counters of iptables.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ COMMIT
 -A INPUT -p udp -m udp --dport {port} -m comment --comment "{name}" -j ACCEPT
 COMMIT
 """
-WAY = (("raw", "OUTPUT"), ("filter", "OUTPUT"), ("raw", "PREROUTING"), ("filter", "INPUT"))
-CALLS = len(WAY)
+HOOKS = (("raw", "OUTPUT"), ("filter", "OUTPUT"), ("raw", "PREROUTING"), ("filter", "INPUT"))
+CALLS = len(HOOKS)
 
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    """A namespace in which somebody listens, so that nothing is answered."""
+    """A namespace with listeners, so that no packet is answered."""
     kind = (socket.AF_INET, socket.SOCK_DGRAM)
     with (
         Plain() as namespace,
@@ -61,61 +61,59 @@ def send(plain: Plain, count: int, port: int = 9) -> None:
     assert traffic.udp(plain.name, LOOPBACK[4], port, count).sent == count
 
 
-def passed(plain: Plain) -> int:
+def counted(plain: Plain) -> int:
     """Datagrams that iptables has counted in raw OUTPUT."""
     return plain.counters(4)["raw", "OUTPUT", 0][0]
 
 
-def test_what_is_sent_while_disarmed_is_no_row_and_all_else_is(
+def test_what_is_sent_while_armed_becomes_rows_and_nothing_else(
     plain: Plain, tmp_path: Path
 ) -> None:
     # GIVEN an agent that is disarmed and armed again, three times
     one = live(plain, tmp_path / "ready")
-    counted = []
+    sent_armed = []
     with one.agent:
         due = 0
         for turn, (seen, unseen) in enumerate(((23, 29), (31, 37), (41, 43))):
-            # WHEN datagrams of sizes of their own are sent while it is armed, and while not
-            before = passed(plain)
+            # WHEN different numbers of datagrams are sent while armed, and while disarmed
+            before = counted(plain)
             send(plain, seen)
             due += CALLS * seen
             one.wait_rows(due)
-            one.tell("disarm", "disarmed")
-            counted.append(passed(plain) - before)
-            # THEN disarmed means that nothing is probed but, for a moment, log lines
+            one.command("disarm", "disarmed")
+            sent_armed.append(counted(plain) - before)
+            # THEN while disarmed nothing is probed, except log lines for a moment
             assert not [line for line in kprobes() if "t_do_table" in line]
             assert until(lambda: not kprobes())
             balanced(one.trace.books)
             assert sum(one.trace.books["lost"]) == one.trace.books["missed"] == 0
             assert one.trace.books["matched"] == one.trace.books["delivered"][0] == due
             send(plain, unseen)
-            assert passed(plain) - before == seen + unseen
+            assert counted(plain) - before == seen + unseen
             if turn < 2:
-                one.tell("arm", "armed")
+                one.command("arm", "armed")
                 assert kprobes()
         rows = one.finish()
         frames = one.agent.frames
-    # AND what was sent while it was armed is there, all of it and nothing else
-    assert counted == [23, 31, 41]
+    # AND all rows are of what was sent while armed
+    assert sent_armed == [23, 31, 41]
     assert len(rows) == due == CALLS * (23 + 31 + 41)
     tables = Counter((row.table, row.hook) for row in rows)
-    assert tables == dict.fromkeys(WAY, 23 + 31 + 41)
-    # AND no call id comes twice in the stream
+    assert tables == dict.fromkeys(HOOKS, 23 + 31 + 41)
+    # AND no call id occurs twice in the stream
     calls = np.concatenate([frame.records["call"] for frame in frames if frame.kind == Kind.EXIT])
     assert len(np.unique(calls)) == len(calls) == due
     assert one.trace.summary()["incomplete"] == 0
     # AND each datagram is one journey of four rows
     journeys = one.trace.store.column("journey")
     assert set(Counter(journeys.tolist()).values()) == {CALLS}
-    # AND the books never went backwards
+    # AND no counter ever decreased
     for name in ("calls", "matched", "flipped", "silenced"):
         values = [books[name] for books in one.states]
         assert values == sorted(values), name
 
 
-def test_calls_inside_of_calls_keep_their_parents_over_armings(
-    plain: Plain, tmp_path: Path
-) -> None:
+def test_nested_calls_have_parents_of_the_same_arming(plain: Plain, tmp_path: Path) -> None:
     # GIVEN a rule whose answer is sent from inside the call
     run_in(plain.name, ["sysctl", "-qw", "net.ipv4.icmp_ratemask=0"])
     plain.load("*filter\n-A OUTPUT -p udp --dport 99 -j REJECT\nCOMMIT\n", 4)
@@ -123,15 +121,15 @@ def test_calls_inside_of_calls_keep_their_parents_over_armings(
     with one.agent:
         for count in (5, 7):
             if count == 7:
-                one.tell("disarm", "disarmed")
-                one.tell("arm", "armed")
+                one.command("disarm", "disarmed")
+                one.command("arm", "armed")
             before = one.trace.rows
             traffic.udp(plain.name, LOOPBACK[4], 99, count)
-            # raw and filter OUTPUT of it; and all four of its answer, at least
+            # Its calls in raw and filter OUTPUT, and at least four of its answer.
             one.wait_rows(before + 6 * count)
         one.finish()
         entries = [frame.records for frame in one.agent.frames if frame.kind == Kind.ENTRY]
-    # THEN each answer's parent is a call of the same arming
+    # THEN the parent of each answer's call is a call of the same arming
     calls = np.concatenate([part["call"] for part in entries])
     parents = np.concatenate([part["parent"] for part in entries])
     inside = parents != 0
@@ -140,38 +138,36 @@ def test_calls_inside_of_calls_keep_their_parents_over_armings(
     assert len(np.unique(calls)) == len(calls)
 
 
-def test_the_filter_is_changed_on_the_control_line_and_outlives_a_disarm(
-    plain: Plain, tmp_path: Path
-) -> None:
+def test_the_filter_can_be_changed_and_survives_a_disarm(plain: Plain, tmp_path: Path) -> None:
     # GIVEN an agent that traces everything
     one = live(plain, tmp_path / "ready")
     with one.agent:
         send(plain, 7, 9)
         one.wait_rows(CALLS * 7)
-        # WHEN a filter is pushed into the kernel
-        one.tell("filter", "armed", expr="udp dst port 53")
+        # WHEN the filter is changed while armed
+        one.command("filter", "armed", expr="udp dst port 53")
         send(plain, 11, 9)
         send(plain, 13, 53)
         one.wait_rows(CALLS * (7 + 13))
-        # AND one that is none
-        one.agent.tell(b'{"cmd": "filter", "expr": "udp prot 9"}')
+        # AND a wrong filter is sent
+        one.agent.send(b'{"cmd": "filter", "expr": "udp prot 9"}')
         one.wait(lambda: any(level == "error" for level, _ in one.trace.notes), "an error")
         send(plain, 17, 9)
         send(plain, 19, 53)
         one.wait_rows(CALLS * (7 + 13 + 19))
-        # AND it is armed again, where all is refused by now, and then set free
-        one.tell("disarm", "disarmed")
-        one.tell("arm", "armed")
+        # AND it is disarmed and armed again, and then the filter is changed while disarmed
+        one.command("disarm", "disarmed")
+        one.command("arm", "armed")
         send(plain, 23, 9)
         send(plain, 29, 53)
         one.wait_rows(CALLS * (7 + 13 + 19 + 29))
-        one.tell("disarm", "disarmed")
-        one.tell("filter", "disarmed", expr="udp dst port 9")
-        one.tell("arm", "armed")
+        one.command("disarm", "disarmed")
+        one.command("filter", "disarmed", expr="udp dst port 9")
+        one.command("arm", "armed")
         send(plain, 31, 9)
         one.wait_rows(CALLS * (7 + 13 + 19 + 29 + 31))
         rows = one.finish()
-    # THEN rows are those that each filter took; libpcap's words were passed on
+    # THEN the rows are those that matched the filter of the time, and the error is libpcap's
     ports = Counter(row.dport for row in rows)
     assert ports == {9: CALLS * (7 + 31), 53: CALLS * (13 + 19 + 29)}
     errors = [text for level, text in one.trace.notes if level == "error"]
@@ -180,10 +176,10 @@ def test_the_filter_is_changed_on_the_control_line_and_outlives_a_disarm(
     assert one.trace.books["expr"] == "udp dst port 9"
 
 
-def test_rules_that_were_changed_while_disarmed_are_not_taken_for_the_old_ones(
+def test_rules_changed_while_disarmed_do_not_change_the_texts_of_earlier_rows(
     plain: Plain, tmp_path: Path
 ) -> None:
-    # GIVEN rows with their rules' texts
+    # GIVEN rows with the texts of their rules
     one = live(plain, tmp_path / "ready")
 
     def texts() -> list[str | None]:
@@ -195,10 +191,10 @@ def test_rules_that_were_changed_while_disarmed_are_not_taken_for_the_old_ones(
         send(plain, 3)
         one.wait_rows(CALLS * 3)
         one.wait(lambda: None not in texts(), "the rules")
-        # WHEN the rules are changed while nobody watches, and rows come again
-        one.tell("disarm", "disarmed")
+        # WHEN the rules are changed while disarmed, and rows come again
+        one.command("disarm", "disarmed")
         plain.load(RULES.format(port=9, name="second"), 4)
-        one.tell("arm", "armed")
+        one.command("arm", "armed")
         send(plain, 5)
         one.wait_rows(CALLS * 8)
         one.wait(lambda: None not in texts(), "the new rules")
@@ -208,12 +204,12 @@ def test_rules_that_were_changed_while_disarmed_are_not_taken_for_the_old_ones(
         one.wait_rows(CALLS * 15)
         one.wait(lambda: None not in texts(), "the newest rules")
         one.finish()
-    # THEN each row has the rule that it hit
+    # THEN each row has the text of the rule it hit
     names = [next(n for n in ("first", "second", "third") if n in str(t)) for t in texts()]
     assert names == ["first"] * 3 + ["second"] * 5 + ["third"] * 7
 
 
-def test_stop_after_disarms_and_each_arming_may_spend_as_much(plain: Plain, tmp_path: Path) -> None:
+def test_stop_after_disarms_and_applies_anew_to_each_arming(plain: Plain, tmp_path: Path) -> None:
     one = live(plain, tmp_path / "ready", stop_after=40)
     with one.agent:
         for turn in (1, 2):
@@ -222,54 +218,50 @@ def test_stop_after_disarms_and_each_arming_may_spend_as_much(plain: Plain, tmp_
             send(plain, 9)
             one.wait_rows(before + CALLS * 9)
             assert one.trace.books["state"] == "armed"
-            # WHEN the budget is used up
+            # WHEN the budget is spent
             send(plain, 3)
             one.wait(lambda: one.trace.books["state"] == "disarmed", "the end of the budget")
-            # THEN it stays so until it is armed again
+            # THEN it stays disarmed until it is armed again
             send(plain, 5)
             assert not [line for line in kprobes() if "t_do_table" in line]
             assert one.trace.rows >= before + 40
             if turn == 1:
-                one.tell("arm", "armed")
+                one.command("arm", "armed")
         one.finish()
-    said = [text for _, text in one.trace.notes if text.startswith("disarmed after")]
-    assert len(said) == 2
+    notes = [text for _, text in one.trace.notes if text.startswith("disarmed after")]
+    assert len(notes) == 2
 
 
-def test_print_ends_in_order_with_the_row_that_until_waits_for(
-    plain: Plain, tmp_path: Path
-) -> None:
+def test_print_ends_with_the_first_row_that_matches_until(plain: Plain, tmp_path: Path) -> None:
     # GIVEN print that waits for a datagram to port 53
     arguments = ["print", "--netns", plain.name, "--format", "jsonl", "--until", "dport=53"]
     ready = ["--ready-file", str(tmp_path / "ready")]
     with Command(tmp_path, [*arguments, *ready]) as command:
         command.wait_ready()
-        # WHEN others come before it, and it and more after them
+        # WHEN others are sent first, and then several to port 53
         send(plain, 5, 9)
         send(plain, 3, 53)
         status, out = command.finish()
-        said = command.stderr()
-    # THEN the first row of it is the last that is shown
+        stderr = command.stderr()
+    # THEN the first row with port 53 is the last row
     ports = [json.loads(line)["dport"] for line in out.splitlines()]
     assert ports == [9] * (CALLS * 5) + [53]
-    assert (status, len(said)) == (0, 1)
-    assert said[0].startswith(f"rows={CALLS * 5 + 1} ")
+    assert (status, len(stderr)) == (0, 1)
+    assert stderr[0].startswith(f"rows={CALLS * 5 + 1} ")
 
 
-def test_an_agent_that_is_told_to_end_while_disarmed_ends_in_order(
-    plain: Plain, tmp_path: Path
-) -> None:
-    # GIVEN an agent that was armed twice and is disarmed
+def test_a_signal_while_disarmed_ends_the_stream_in_order(plain: Plain, tmp_path: Path) -> None:
+    # GIVEN a disarmed agent that was armed twice
     one = live(plain, tmp_path / "ready")
     with one.agent:
-        one.tell("disarm", "disarmed")
-        one.tell("arm", "armed")
-        one.tell("disarm", "disarmed")
-        # WHEN it is told to end
+        one.command("disarm", "disarmed")
+        one.command("arm", "armed")
+        one.command("disarm", "disarmed")
+        # WHEN it gets SIGTERM
         os.kill(one.agent.pid, signal.SIGTERM)
         one.agent.drain()
         one.feed()
-        # THEN it does, in order
+        # THEN its stream ends in order
         assert one.agent.wait() == 0
     assert one.trace.ended is not None
     assert one.trace.ended["state"] == "disarmed"

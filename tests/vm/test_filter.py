@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""EXPR: nothing is done to packets that do not match, and nobody else's logging suffers."""
+"""EXPR: packets that do not match are left alone, and so is the logging of others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_only_packets_that_match_are_recorded_and_flipped(network: Network, fami
     server = at.SERVER4 if family == 4 else at.SERVER6
     # GIVEN a filter for one port
     with captured("udp dst port 4444") as capture:
-        # WHEN others get more than it does
+        # WHEN more packets are sent to others
         assert traffic.ping(network.client, server, COUNT).received == COUNT
         assert traffic.udp(network.client, server, 4444, COUNT).sent == COUNT
         assert traffic.udp(network.client, server, 5001, COUNT).sent == COUNT
@@ -58,23 +58,24 @@ def test_only_packets_that_match_are_recorded_and_flipped(network: Network, fami
             ]
         )
         capture.wait_rows(expected.total())
-    # THEN rows are of that port, in all namespaces, and are all there are
+    # THEN all rows are of that port, from all namespaces, and none is missing
     assert {row.dport for row in capture.rows} == {4444}
     assert seen(capture.rows, network) == expected
-    # AND each was flipped in the client and, as another namespace starts afresh, in the router
+    # AND each was flipped in the client and again in the router: the kernel clears nf_trace
+    # between namespaces
     books = capture.books
     assert books["flipped"] == 2 * COUNT
     assert books["followed"] == expected.total() - 2 * COUNT
     assert books["calls"] == expected.total() + books["refused"]
     assert books["refused"] > expected.total()
     assert books["unfollowed"] == 0
-    # AND as many log lines were silenced as there are steps
+    # AND one log line was silenced for each step
     assert books["silenced"] == sum(len(row.path) for row in capture.rows)
 
 
 @pytest.fixture
 def traced() -> Iterator[Plain]:
-    """A namespace in which somebody's own -j TRACE rules log two flows."""
+    """A namespace in which -j TRACE rules of another user log two flows."""
     for module in ("nf_log_syslog", "nf_log_ipv4", "nf_log_ipv6"):
         subprocess.run(["modprobe", "-q", module], check=False)
     switch = Path("/proc/sys/net/netfilter/nf_log_all_netns")
@@ -92,7 +93,7 @@ def traced() -> Iterator[Plain]:
 
 
 def send(plain: Plain, family: int) -> Counter[int]:
-    """A few datagrams to both ports, all received; port → lines in the kernel's log."""
+    """Sends datagrams to both ports, all received; port → lines in the kernel's log."""
     before = len(dmesg())
     address = LOOPBACK[family]
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
@@ -103,25 +104,25 @@ def send(plain: Plain, family: int) -> Counter[int]:
             assert traffic.udp(plain.name, address, port, FEW).sent == FEW
             for _ in range(FEW):
                 assert sock.recv(100)
-    said = dmesg()[before:]
-    return Counter(int(port) for port in re.findall(r"TRACE: .* DPT=(\d+)", said))
+    log = dmesg()[before:]
+    return Counter(int(port) for port in re.findall(r"TRACE: .* DPT=(\d+)", log))
 
 
 @FAMILIES
-def test_somebody_else_s_trace_rule_logs_on_for_what_we_do_not_match(
+def test_trace_rules_of_others_still_log_what_the_filter_does_not_match(
     traced: Plain, family: int
 ) -> None:
-    # GIVEN -j TRACE rules that log: TRACE itself is in raw OUTPUT, whose policy is then
-    # logged, and so are raw PREROUTING, filter OUTPUT and, twice, filter INPUT
+    # GIVEN -j TRACE rules in raw OUTPUT: logged are the policies of raw OUTPUT, raw
+    # PREROUTING and filter OUTPUT, and two lines of filter INPUT
     alone = send(traced, family)
     assert alone == {THEIRS: 5 * FEW, OURS: 5 * FEW}
-    # WHEN we trace one of the two flows
+    # WHEN one of the two flows is traced
     with captured(f"udp dst port {OURS}") as capture:
         logged = send(traced, family)
         capture.wait_rows(4 * FEW)
-    # THEN the other logs as before, and this one logs nothing
+    # THEN the other is logged as before, and this one is not
     assert logged == {THEIRS: 5 * FEW}
-    # AND is recorded; the rule TRACE among what it hit
+    # AND has rows, with the rule TRACE in their paths
     assert {row.dport for row in capture.rows} == {OURS}
     assert capture.books["flipped"] == FEW
     found = Counter((row.hook, row.table, row.path) for row in capture.rows)
@@ -131,11 +132,11 @@ def test_somebody_else_s_trace_rule_logs_on_for_what_we_do_not_match(
         ("PREROUTING", "raw", way.path("PREROUTING:1/policy")): FEW,
         ("INPUT", "filter", way.path("INPUT:2 INPUT:3/policy")): FEW,
     }
-    # AND once we are gone, both log again
+    # AND after the capture both are logged again
     assert send(traced, family) == alone
 
 
-def test_without_a_filter_nothing_is_logged_while_all_is_traced(traced: Plain) -> None:
+def test_nothing_is_logged_while_everything_is_traced(traced: Plain) -> None:
     with captured() as capture:
         assert send(traced, 4) == {}
         capture.wait_rows(2 * 4 * FEW, {traced.inode})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""However the kernel lets us catch calls, the same rows come, and nothing stays."""
+"""By ftrace or by kprobes, the rows are the same, and nothing stays attached."""
 
 from __future__ import annotations
 
@@ -35,47 +35,47 @@ PATHS = [
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    """A namespace in which a call goes through many rules, and somebody who listens."""
+    """A namespace with a listener, in which a call hits many rules."""
     with Plain() as namespace, socket_in(namespace.name, socket.AF_INET, socket.SOCK_DGRAM) as sink:
         sink.bind(("127.0.0.1", 9))
         namespace.load(RULES, 4)
         yield namespace
 
 
-def caught() -> list[str]:
-    """Functions of ours that ftrace is attached to at this moment, for kprobes too."""
+def attached() -> list[str]:
+    """The functions to which ftrace is attached, also on behalf of kprobes."""
     text = Path("/sys/kernel/debug/tracing/enabled_functions").read_text()
     names = ("ipt_do_table", "ip6t_do_table", "nf_log_trace")
     return [line for line in text.splitlines() if line.split()[0] in names]
 
 
 def send_and_compare(plain: Plain, by_ftrace: bool) -> None:
-    """23 packets, and each of their calls is there with all of its rules."""
+    """Sends 23 packets; each of their calls must have a row with all of its rules."""
     with captured("udp dst port 9", netns=plain.name) as capture:
-        assert len(caught()) == 3, caught()
+        assert len(attached()) == 3, attached()
         probed = [line for line in kprobes() if " xt_re" not in line]
         assert traffic.udp(plain.name, "127.0.0.1", 9, 23).sent == 23
         capture.wait_rows(46)
-    # Log lines are kept silent a little longer.
-    assert until(lambda: not caught(), 10.0), caught()
+    # Log lines are silenced a little longer.
+    assert until(lambda: not attached(), 10.0), attached()
     assert {"DISABLED" in line for line in probed} == {by_ftrace}, probed
     assert capture.books["missed"] == 0
     for last, length in PATHS:
         paths = [row.path for row in capture.rows if row.path[-1] == Step(*last)]
         assert len(paths) == 23
         assert {len(path) for path in paths} == {length}
-        # In order, whether a rule came with its call or ahead of it.
+        # In order, although some rules crossed with the call and others before it.
         assert all([step.rulenum for step in path] == list(range(1, length + 1)) for path in paths)
     assert len(capture.rows) == 46
 
 
-def test_calls_of_many_rules_are_whole(plain: Plain) -> None:
+def test_a_call_of_many_rules_has_all_of_them(plain: Plain) -> None:
     assert MANY > HITS
     send_and_compare(plain, by_ftrace=True)
 
 
-def test_where_ftrace_is_not_to_be_used_kprobes_tell_the_same(plain: Plain) -> None:
-    # GIVEN the module, inserted by somebody who does not want ftrace
+def test_with_ftrace_off_by_parameter_kprobes_give_the_same_rows(plain: Plain) -> None:
+    # GIVEN the module inserted with ftrace=0
     subprocess.run(["insmod", str(kmod.find_or_build()), "ftrace=0"], check=True)
     try:
         send_and_compare(plain, by_ftrace=False)
@@ -83,24 +83,24 @@ def test_where_ftrace_is_not_to_be_used_kprobes_tell_the_same(plain: Plain) -> N
         kmod.remove(30.0)
 
 
-def test_rules_that_found_no_room_are_counted_one_by_one(plain: Plain) -> None:
+def test_each_rule_that_found_no_room_is_counted(plain: Plain) -> None:
     # GIVEN the smallest buffers, and a reader that stops
     with captured(netns=plain.name, buffer=64 << 10) as capture:
         capture.paused.clear()
-        # WHEN more rules are hit than they hold
+        # WHEN more rules are hit than they can hold
         traffic.flood(plain.name, "127.0.0.1", 9, count=499)
         capture.paused.set()
-    # THEN some were lost, of calls and of rules (that it adds up, `captured` has checked)
+    # THEN some calls and some rules were lost (`captured` checks that it adds up)
     books, counted = capture.books, plain.counters(4)
     entries, rules, exits = books["lost"]  # type: ignore[misc]
     assert entries == exits > 0
     assert rules > entries * HITS
-    # AND what was due is what iptables counted
+    # AND as much was due as iptables counted
     assert books["due"][1] == sum(packets for packets, _ in counted.values())  # type: ignore[index]
 
 
 @pytest.mark.skipif(not SWITCH.exists(), reason="this kernel has no ftrace")
-def test_where_ftrace_is_turned_off_one_line_says_so(plain: Plain) -> None:
+def test_if_ftrace_is_turned_off_the_error_names_the_sysctl(plain: Plain) -> None:
     SWITCH.write_text("0\n")
     try:
         with pytest.raises(CaptureError, match=r"sysctl kernel\.ftrace_enabled=1"):
@@ -110,7 +110,7 @@ def test_where_ftrace_is_turned_off_one_line_says_so(plain: Plain) -> None:
     assert not kprobes()
 
 
-def test_ftrace_is_not_turned_off_under_a_capture(plain: Plain) -> None:
+def test_ftrace_cannot_be_turned_off_during_a_capture(plain: Plain) -> None:
     with captured(netns=plain.name):
         with pytest.raises(OSError, match="busy"):
             SWITCH.write_text("0\n")

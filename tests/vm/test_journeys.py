@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One packet, one journey: through all tables, whatever NAT makes of its addresses."""
+"""One packet, one journey through all tables, although NAT changes its addresses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FOLLOWED = {
     ("router", "FORWARD"),
     ("router", "POSTROUTING"),
 }
-LATER = [place for place in FIRST if place[1] != "nat"]
+LATER = [(hook, table) for hook, table in FIRST if table != "nat"]
 
 
 def port_forward(family: int) -> Scenario:
@@ -45,7 +45,7 @@ def port_forward(family: int) -> Scenario:
 
 
 def journeys(capture: Capture, netns: int) -> list[list[Row]]:
-    """The rows of a namespace, a list for each journey, in order of time."""
+    """The rows of a namespace by time, a list for each journey."""
     found: dict[int, list[Row]] = defaultdict(list)
     for row in sorted(capture.rows, key=lambda row: row.time):
         if row.netns == netns:
@@ -53,7 +53,7 @@ def journeys(capture: Capture, netns: int) -> list[list[Row]]:
     return list(found.values())
 
 
-def places(rows: list[Row]) -> list[tuple[str, str]]:
+def tables(rows: list[Row]) -> list[tuple[str, str]]:
     return [(row.hook, row.table) for row in rows]
 
 
@@ -73,25 +73,25 @@ def test_a_connection_through_dnat_and_masquerade_is_four_journeys(
     capture = undisturbed(network, traced)
     syn, *rest = journeys(capture, network.inodes()["router"])
 
-    # THEN the SYN passes all tables, what follows all but nat
-    assert places(syn) == FIRST
+    # THEN the SYN passes all tables, and later packets all except nat
+    assert tables(syn) == FIRST
     assert [each[0].flags for each in (syn, *rest)] == ["SYN", "SYN,ACK", "ACK", "RST,ACK"]
-    assert [places(each) for each in rest] == [LATER] * 3
+    assert [tables(each) for each in rest] == [LATER] * 3
     for each in (syn, *rest):
         assert len({row.skb for row in each}) == 1
 
-    # AND is seen with the addresses that it has at each
+    # AND has its addresses of the time in each row
     port = syn[0].sport
     client, router, server = CLIENT[family], ROUTER[family], SERVER[family]
     sent = (client, port, router, 8080)
     translated = (client, port, server, 80)
-    ways = [(row.src, row.sport, row.dst, row.dport) for row in syn]
-    assert ways == [sent] * 3 + [translated] * 4
+    tuples = [(row.src, row.sport, row.dst, row.dport) for row in syn]
+    assert tuples == [sent] * 3 + [translated] * 4
     back = [(row.src, row.sport, row.dst) for row in rest[0]]
     assert back[0] == (server, 80, UPLINK[family])
     assert back[2:] == [(server, 80, client)] * 3
 
-    # AND conntrack's original tuple is that before DNAT, wherever there is one
+    # AND conntrack's original tuple, if there is one, is that before DNAT
     for row in (row for each in (syn, *rest) for row in each):
         if row.table == "raw":
             assert (row.ct_orig_dst, row.ct_state) == (None, None)
@@ -100,20 +100,20 @@ def test_a_connection_through_dnat_and_masquerade_is_four_journeys(
         assert (row.ct_orig_dst, row.ct_orig_dport) == (router, 8080)
         assert row.ct_state == ("NEW" if row.journey == syn[0].journey else "ESTABLISHED")
 
-    # AND all of it, in both directions, in router and client, is one flow
+    # AND all of it is one flow, in both directions, in client and router
     roles = network.inodes()
     mine = {row.flow for row in capture.rows if row.netns in (roles["client"], roles["router"])}
     assert len(mine) == 1
 
 
 @FAMILIES
-def test_a_filter_for_the_address_before_nat_follows_the_packet_behind_it(
+def test_a_filter_for_the_address_before_nat_traces_the_packet_also_after_nat(
     network: Network, family: int
 ) -> None:
-    # GIVEN a filter that fits the client's packets until DNAT has changed them
+    # GIVEN a filter that matches the client's packets until DNAT changes them
     one = port_forward(family)
     expr = f"dst host {ROUTER[family]} and tcp dst port 8080"
-    # and not the answer, nor what arrives at the server
+    # It matches neither the answers nor what arrives at the server.
     answer = way.back("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True)
     wanted = scenarios.tally(
         each for each in one.expected if (each.role, each.hook) in FOLLOWED
@@ -121,21 +121,21 @@ def test_a_filter_for_the_address_before_nat_follows_the_packet_behind_it(
 
     def traced() -> Capture:
         with captured(expr) as capture:
-            # WHEN the connection is made, and others beside it
+            # WHEN this connection is made, and others are too
             assert traffic.ping(network.client, ROUTER[family], COUNT).received == COUNT
             assert one.run(network) == one.sent
             capture.wait_rows(wanted.total(), set(network.inodes().values()))
         return capture
 
     capture = undisturbed(network, traced)
-    # THEN the later hooks are there, though the filter fits them no more
+    # THEN the rows of later hooks are there, although the filter does not match there
     syn, *rest = journeys(capture, network.inodes()["router"])
-    assert places(syn) == FIRST
-    assert [places(each) for each in rest] == [LATER] * 2
+    assert tables(syn) == FIRST
+    assert [tables(each) for each in rest] == [LATER] * 2
     assert {row.dst for row in syn} == {ROUTER[family], SERVER[family]}
-    # AND nothing else is
+    # AND no others
     assert seen(capture.rows, network) == wanted
-    # In the client and again in the router: between namespaces the kernel forgets the mark.
+    # In the client and again in the router: the kernel clears nf_trace between namespaces.
     assert capture.books["flipped"] == 6
     assert capture.books["followed"] == len(syn) + 2 * len(LATER) - 3
     assert capture.books["refused"] > 0

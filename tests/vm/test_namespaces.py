@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Several network namespaces at once, or just one of them."""
+"""Several network namespaces at once, or one of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.vm.plain import LOOPBACK, Plain
 PING = next(one for one in scenarios.scenarios(4) if one.name == "ping")
 
 
-def test_namespaces_are_traced_at_once_and_told_apart(network: Network) -> None:
-    # GIVEN the lab's three, and one more with rules of its own
+def test_each_row_has_its_namespace_when_several_are_traced(network: Network) -> None:
+    # GIVEN the lab's three namespaces, and one more with rules of its own
     with Plain() as plain:
         plain.load("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n", 4)
         roles = network.inodes()
@@ -29,43 +29,43 @@ def test_namespaces_are_traced_at_once_and_told_apart(network: Network) -> None:
             assert PING.run(network) == PING.sent
             capture.wait_rows(expected.total(), set(roles.values()))
             capture.wait_rows(4 * COUNT, {plain.inode})
-        # THEN each row is of the namespace in which it was made
+        # THEN each row names the namespace of its packet
         assert seen(capture.rows, network) == expected
         own = [row for row in capture.rows if row.netns == plain.inode]
         assert len(own) == 4 * COUNT
         assert {(row.src, row.dst) for row in own} == {(LOOPBACK[4], LOOPBACK[4])}
-        # AND the stream names them
+        # AND the stream contains their names
         names = capture.trace.hello["netns"]
         assert names[str(plain.inode)] == plain.name
         assert {names[str(inode)] for inode in roles.values()} == set(map(network.ns, ROLES))
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_namespace_by_name_is_traced_and_no_other_touched(network: Network, role: str) -> None:
+def test_only_the_namespace_given_by_name_is_traced(network: Network, role: str) -> None:
     with captured(netns=network.ns(role)) as capture:
         assert PING.run(network) == PING.sent
         expected = scenarios.tally(one for one in PING.expected if one.role == role)
         capture.wait_rows(expected.total())
     assert seen(capture.rows, network) == expected
     assert {row.netns for row in capture.rows} == {network.inodes()[role]}
-    # Each of the 46 packets is flipped once in it, and nowhere else.
+    # Each of the 46 packets is flipped once there, and not in any other.
     assert capture.books["flipped"] == 2 * COUNT
     assert capture.books["refused"] > 0
 
 
-def test_a_namespace_and_a_filter_limit_together(network: Network) -> None:
+def test_a_namespace_and_a_filter_apply_together(network: Network) -> None:
     expr = f"icmp[icmptype] == icmp-echo and dst host {at.SERVER4}"
     with captured(expr, netns=network.router) as capture:
         assert PING.run(network) == PING.sent
         rows = scenarios.tally(one for one in PING.expected if one.role == "router").total()
-        # half of the router's calls are of the answers, but for nat's two
+        # Half of the router's calls are of the answers, except the two in nat.
         capture.wait_rows((rows - 2) // 2 + 2)
     assert capture.books["flipped"] == COUNT
     assert {row.icmp for row in capture.rows} == {"8/0"}
     assert len(capture.rows) == (rows - 2) // 2 + 2
 
 
-def test_a_namespace_that_is_not_there_is_said_in_one_line(network: Network) -> None:
+def test_a_missing_namespace_is_reported_in_one_line(network: Network) -> None:
     with (
         pytest.raises(CaptureError, match=r"there is no network namespace 'nosuch': \S.*$"),
         captured(netns="nosuch"),

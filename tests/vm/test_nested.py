@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Packets that a target sends from inside a call: two calls at once, each with its own."""
+"""Packets that a target sends from inside a call: each of the two has rows of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario, Traversal
 from tests.vm.conftest import Capture, captured, seen
 
-# What is refused, and what is sent to say so; the call that does it, and whether it
-# runs in a softirq (what is forwarded) or in the context of who sends.
+# Filters for the rejected packet and for the answer; the call that rejects, and whether it
+# runs in a softirq (forwarded packets) or in the context of the sender.
 ERRORS = "icmp or icmp6"
 FORWARD, OUTPUT = ("FORWARD", "filter"), ("OUTPUT", "filter")
 REFUSED = [
@@ -38,14 +38,14 @@ def both(name: str) -> list[Scenario]:
 
 
 def is_answer(one: Traversal) -> bool:
-    """Is it of the packet that says no, which is made inside or arrives at the client?"""
+    """Whether it is of the answer, which is made inside a call and arrives at the client."""
     return one.inside is not None or (one.role, one.hook) == ("client", "INPUT")
 
 
 def traced(
     network: Network, pair: list[Scenario], expr: str, wanted: Callable[[Traversal], bool]
 ) -> Capture:
-    """The capture of both under `expr`, which saw what was wanted of them and nothing else."""
+    """A capture of both with `expr`, whose rows are exactly the wanted traversals."""
     expected = {
         one.family: scenarios.tally(each for each in one.expected if wanted(each)) for one in pair
     }
@@ -61,14 +61,14 @@ def traced(
 
 
 def in_softirq(capture: Capture) -> dict[int, bool]:
-    """call → was it made in a softirq."""
+    """call → whether it ran in a softirq."""
     store = capture.trace.store
     flags = store.column("flags") & F_SOFTIRQ
     return dict(zip(store.column("call").tolist(), (flags != 0).tolist(), strict=True))
 
 
 @CASES
-def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
+def test_the_rejected_packet_and_the_answer_have_rows_of_their_own(
     network: Network,
     name: str,
     outer: str,
@@ -79,7 +79,7 @@ def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
     pair = both(name)
     capture = traced(network, pair, f"{outer} or {inner}", lambda each: True)
 
-    # THEN the answer's calls are inside that of the packet which is refused
+    # THEN the answer's calls are inside the call that rejects
     rows = {row.call: row for row in capture.rows}
     inside: Counter = Counter()
     for row in rows.values():
@@ -89,16 +89,16 @@ def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
             assert around.netns == row.netns
             assert around.skb != row.skb
             assert around.journey != row.journey
-            # its records are of a time within the other's
+            # It starts after the other.
             assert around.time < row.time
             inside[row.parent] += 1
-    # AND each of the 23 refused packets of a family has the same calls in it
+    # AND each of the 23 rejected packets of a family has the same calls inside
     for one in pair:
         made = [each for each in one.expected if each.inside is not None]
         mine = [n for call, n in inside.items() if rows[call].family == one.family]
         assert mine == [len(made)] * COUNT
 
-    # AND they nest, in the context where it belongs
+    # AND they run in the context of the sender, or in a softirq
     assert capture.books["depth"] >= 2
     softly = in_softirq(capture)
     assert {softly[call] for call in inside} == {softirq}
@@ -106,7 +106,7 @@ def test_both_the_refused_packet_and_the_answer_have_rows_of_their_own(
 
 
 @CASES
-def test_a_filter_for_the_refused_packet_leaves_out_its_answer(
+def test_a_filter_for_the_rejected_packet_leaves_out_its_answer(
     network: Network,
     name: str,
     outer: str,
@@ -123,7 +123,7 @@ def test_a_filter_for_the_refused_packet_leaves_out_its_answer(
 
 
 @CASES
-def test_a_filter_for_the_answer_leaves_out_the_refused_packet(
+def test_a_filter_for_the_answer_leaves_out_the_rejected_packet(
     network: Network,
     name: str,
     outer: str,
@@ -132,24 +132,24 @@ def test_a_filter_for_the_answer_leaves_out_the_refused_packet(
     softirq: bool,
 ) -> None:
     capture = traced(network, both(name), inner, is_answer)
-    # THEN what it was made inside of is not known, for it was never traced
+    # THEN the call around it is unknown, as it was not traced
     assert {row.parent for row in capture.rows} == {None}
     assert {row.verdict for row in capture.rows} == {"ACCEPT"}
     assert capture.books["depth"] == 1
 
 
-def test_packets_that_synproxy_steals_say_so_and_are_not_looked_at_again() -> None:
+def test_packets_stolen_by_synproxy_have_that_verdict_and_no_later_rows() -> None:
     # GIVEN a network whose router proxies SYNs, answering from inside the call
     with Network("ipt-syn") as network:
         network.add_synproxy()
         pair = [scenarios.synproxy(family) for family in (4, 6)]
         capture = traced(network, pair, "", lambda each: True)
-    # THEN the verdict is STOLEN, and the answer is inside that call
+    # THEN the verdict is STOLEN, and the calls of the answer are inside that call
     rows: dict[int, Row] = {row.call: row for row in capture.rows}
     stolen = {row.call for row in rows.values() if row.verdict == "STOLEN"}
     assert len(stolen) == 2 * COUNT
     assert {row.parent for row in rows.values() if row.parent is not None} == stolen
-    # AND nothing of the stolen packet comes after it
+    # AND the stolen packet has no later row
     for call in stolen:
         same = [row for row in rows.values() if row.journey == rows[call].journey]
         assert max(same, key=lambda row: row.time).call == call

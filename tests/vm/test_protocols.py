@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Packets of all kinds, sent for real, are shown as what they are."""
+"""Real packets of all kinds have rows with the right protocol, ports and lengths."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HEADER = {4: 20, 6: 40}
 
 @dataclass(frozen=True)
 class Kind:
-    """What each packet of a scenario must look like; `size` is without the IP header."""
+    """What the rows of a scenario must contain; `size` is without the IP header."""
 
     name: str
     proto: tuple[str, str]  # IPv4, IPv6
     size: int
     dport: int | None = None
     icmp: tuple[str, str] | None = None
-    answer: tuple[str, str] | None = None  # its icmp
+    answer: tuple[str, str] | None = None  # ICMP type and code of the answer
     families: tuple[int, ...] = (4, 6)
     flows: int = 1
 
@@ -36,7 +36,7 @@ ECHO, REPLY = ("8/0", "128/0"), ("0/0", "129/0")
 PING = ("ICMP", "ICMPv6")
 KINDS = [
     Kind("ping", PING, 64, icmp=ECHO, answer=REPLY),
-    # The options header between IPv6 and ICMPv6 is passed over.
+    # The options header between IPv6 and ICMPv6 is skipped.
     Kind("ping with destination options", PING, 72, icmp=ECHO, answer=REPLY, families=(6,)),
     Kind("UDP", ("UDP", "UDP"), 16, 5001),
     Kind("SCTP", ("SCTP", "SCTP"), 32, 9, flows=COUNT),
@@ -46,7 +46,7 @@ KINDS = [
 
 
 def rows_of(network: Network, name: str, family: int) -> dict[str, list[Row]]:
-    """role → its rows of one run of the scenario, in order of time."""
+    """role → its rows of one run of the scenario, by time."""
     one = next(one for one in scenarios.scenarios(family) if one.name == name)
     roles = {inode: role for role, inode in network.inodes().items()}
     with captured() as capture:
@@ -72,7 +72,7 @@ def at(rows: list[Row], hook: str, table: str) -> list[Row]:
         for family in kind.families
     ],
 )
-def test_a_packet_is_shown_as_what_it_is_in_every_table(
+def test_every_table_shows_the_protocol_ports_and_length(
     network: Network, kind: Kind, family: int
 ) -> None:
     rows = rows_of(network, kind.name, family)
@@ -80,7 +80,7 @@ def test_a_packet_is_shown_as_what_it_is_in_every_table(
     icmp = None if kind.icmp is None else kind.icmp[which]
     everything = [row for role in rows.values() for row in role]
     sent = [row for row in everything if row.icmp == icmp]
-    # THEN all 23 are there, at the first table and at the last
+    # THEN all 23 have rows, in the first table and in the last
     assert len(at(rows["client"], "OUTPUT", "filter")) == COUNT
     assert len(at(rows["server"], "INPUT", "filter")) == COUNT
     for row in sent:
@@ -90,7 +90,7 @@ def test_a_packet_is_shown_as_what_it_is_in_every_table(
         assert row.frag is None
         assert row.flags is None
     assert {row.len for row in sent} == {HEADER[family] + kind.size}
-    # AND what is no answer is nothing else
+    # AND all other rows are of the answers
     others = [row for row in everything if row.icmp != icmp]
     expected = set() if kind.answer is None else {kind.answer[which]}
     assert {row.icmp for row in others} == expected
@@ -105,7 +105,7 @@ def test_a_packet_is_shown_as_what_it_is_in_every_table(
     ids=["closed port", "time exceeded"],
 )
 @FAMILIES
-def test_an_icmp_error_belongs_to_the_flow_that_it_speaks_of(
+def test_an_icmp_error_belongs_to_the_flow_of_the_packet_inside_it(
     network: Network, family: int, name: str, code: tuple[str, str]
 ) -> None:
     rows = rows_of(network, name, family)
@@ -120,22 +120,22 @@ def test_an_icmp_error_belongs_to_the_flow_that_it_speaks_of(
     # THEN the flow is that of the datagrams
     (flow,) = {row.flow for row in datagrams}
     apart = [row for row in errors if row.flow != flow]
-    # The first answer to a translated packet reaches the raw table before anything
-    # has told how it was translated.
+    # The first answer to a translated packet reaches the raw table before any row has
+    # both of its tuples.
     assert len(apart) <= 1
     assert {(row.hook, row.table) for row in apart} <= {("PREROUTING", "raw")}
 
 
 @FAMILIES
-def test_fragments_are_shown_as_fragments_of_one_datagram(network: Network, family: int) -> None:
+def test_fragments_have_rows_of_their_own_in_one_flow(network: Network, family: int) -> None:
     # GIVEN datagrams of 4,000 bytes
     rows = rows_of(network, "fragments", family)
     size = HEADER[family] + 8 + 4000
-    # THEN they are whole where they are sent, and where conntrack has put them together
+    # THEN they are complete at the sender, and where conntrack has reassembled them
     for row in (*rows["client"], *rows["router"]):
         assert (row.frag, row.len, row.dport) == (None, size, 5001)
 
-    # AND three fragments each where nothing did
+    # AND three fragments each where nothing has reassembled them
     datagrams: dict[str, list[Row]] = defaultdict(list)
     for row in at(rows["server"], "PREROUTING", "raw"):
         assert row.frag is not None
@@ -149,12 +149,12 @@ def test_fragments_are_shown_as_fragments_of_one_datagram(network: Network, fami
         last = 4008 - 2 * step
         assert [row.len - header for row in ordered] == [step, step, last]
         assert {row.proto for row in ordered} == {"UDP"}
-        # only the first has ports
+        # Only the first has ports.
         assert [row.dport for row in ordered] == [5001, None, None]
-        # and still they are one flow
+        # All the same they are one flow.
         assert len({row.flow for row in ordered}) == 1
 
-    # AND at INPUT, IPv4 has put them together; IPv6 does that later
+    # AND at INPUT IPv4 has reassembled them; IPv6 does that later
     arrived = at(rows["server"], "INPUT", "filter")
     if family == 4:
         assert {(row.frag, row.len, row.dport) for row in arrived} == {(None, size, 5001)}
@@ -164,5 +164,5 @@ def test_fragments_are_shown_as_fragments_of_one_datagram(network: Network, fami
 
 
 def offset(row: Row) -> str:
-    """ "1480+" of a fragment."""
+    """The offset of a fragment, as in "1480+"."""
     return (row.frag or "").partition(":")[2]

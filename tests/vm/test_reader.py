@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An agent does not outlive who reads it."""
+"""An agent does not outlive its reader."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ def test_an_agent_whose_reader_is_killed_ends_by_itself(tmp_path: Path) -> None:
         assert select.select([shown.stdout], [], [], PATIENCE)[0]
         # WHEN print is killed
         shown.kill()
-        # THEN its agent is gone soon; that nothing is left, every test checks
+        # THEN its agent ends too (conftest checks that nothing is left behind)
         assert wait_gone(agent)
 
 
-def test_an_agent_whose_stream_is_closed_ends_by_itself_and_says_nothing() -> None:
-    # GIVEN an agent whose reader has enough
+def test_an_agent_whose_stream_is_closed_ends_without_a_message() -> None:
+    # GIVEN an agent whose reader has closed the stream
     with Agent() as agent:
         agent.wait_for_hello()
         agent.close_stream()
-        # THEN it ends with what it writes next
+        # THEN it ends at its next write
         assert agent.wait() == 0
-        assert agent.said == ""
+        assert agent.stderr == ""
 
 
-def test_a_stopped_reader_does_not_keep_an_agent_alive_that_is_told_to_end() -> None:
-    # GIVEN an agent that stands still in a write: nobody reads, and a flood has filled the pipe
+def test_sigterm_ends_an_agent_whose_reader_has_stopped() -> None:
+    # GIVEN an agent that is blocked in a write: a flood has filled the pipe, nobody reads
     with Plain() as plain, Agent(netns=plain.name) as agent:
         plain.load("*filter\nCOMMIT\n", 4)
         agent.wait_for_hello()
         traffic.flood(plain.name, "127.0.0.1", 9, count=499)
         wchan = Path(f"/proc/{agent.pid}/wchan")
         assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
-        # WHEN it is told to end, more than once
+        # WHEN it gets SIGTERM twice
         os.kill(agent.pid, signal.SIGTERM)
         os.kill(agent.pid, signal.SIGTERM)
-        # THEN it does, and says what the stream lacks
+        # THEN it ends, and reports that the end of the stream is lost
         assert agent.wait() == 1
         assert (
-            agent.said
+            agent.stderr
             == "ipttrace: the stream's reader has stalled: the end of the stream is lost\n"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the module refuses, it refuses with an errno and a sentence, and nothing is registered."""
+"""The module refuses wrong requests with an errno and a sentence, and registers nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bare() -> Iterator[Bare]:
 
 
 def pins(**other: Path | str) -> Attributes:
-    """The pins of the two programs, some of them others."""
+    """Attributes with the pins of the two programs, of which `other` replaces some."""
     return [
         (name, str(other.get(name[-5:].strip("_").lower(), PINS / program)))
         for name, program in zip(NAMES, ("ipttrace_call", "ipttrace_rule"), strict=True)
@@ -47,7 +47,7 @@ def pins(**other: Path | str) -> Attributes:
 
 
 def refused(control: Control, command: int, attributes: Attributes) -> tuple[int, str]:
-    """errno and sentence of a command that must fail and change nothing."""
+    """The errno and sentence of a command, which must fail and change nothing."""
     before = kprobes(), references(), control.status().state
     with pytest.raises(CaptureError) as caught:
         control._request(command, attributes)
@@ -56,7 +56,7 @@ def refused(control: Control, command: int, attributes: Attributes) -> tuple[int
 
 
 def pin_socket_filter(path: Path) -> None:
-    """A program that is right in itself, of another type."""
+    """Pins a valid program of another type."""
     lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 0; exit
     fd = lib.bpf_prog_load(SOCKET_FILTER, b"other", b"GPL", code, ctypes.c_size_t(2), None)
@@ -74,16 +74,18 @@ def test_arm_without_its_programs_is_refused(bare: Bare) -> None:
         assert refused(bare.control, CMD_ARM, some) == (errno.EINVAL, sentence)
 
 
-def test_a_program_that_has_no_place_for_a_call_is_refused(bare: Bare) -> None:
-    # GIVEN a program that is one of ours, at the place of the other
+def test_a_program_without_an_array_for_calls_is_refused(bare: Bare) -> None:
+    # GIVEN the pin of the program for rules in place of that for calls
     swapped = pins(call=PINS / "ipttrace_rule")
-    # THEN the module, which would write where it has no room, does not take it
+    # THEN the module, which would have nowhere to put calls, refuses it
     sentence = "the BPF program for calls lacks a per-CPU array of this version's call records"
     assert refused(bare.control, CMD_ARM, swapped) == (errno.EINVAL, sentence)
 
 
 @pytest.mark.parametrize("which", ["call", "rule"])
-def test_a_pin_that_is_no_kprobe_program_is_refused(bare: Bare, which: str, tmp_path: Path) -> None:
+def test_a_pin_that_is_not_a_kprobe_program_is_refused(
+    bare: Bare, which: str, tmp_path: Path
+) -> None:
     def arm(path: Path | str) -> tuple[int, str]:
         return refused(bare.control, CMD_ARM, pins(**{which: path}))
 
@@ -110,25 +112,25 @@ def test_a_pin_that_is_no_kprobe_program_is_refused(bare: Bare, which: str, tmp_
         (RETURN_0 * 2 + b"x", "the filter's length is not a multiple of a BPF instruction's"),
         (b"\xff" * 8, "the filter is not a valid classic BPF program"),
         (struct.pack("=HBBI", 0, 0, 0, 1), "the filter is not a valid classic BPF program"),
-        # jumps over its own end
+        # a jump beyond the end
         (
             struct.pack("=HBBI", 5, 0, 0, 9) + RETURN_0,
             "the filter is not a valid classic BPF program",
         ),
     ],
 )
-def test_bytes_that_are_no_filter_are_refused(bare: Bare, code: bytes, sentence: str) -> None:
+def test_an_invalid_filter_is_refused(bare: Bare, code: bytes, sentence: str) -> None:
     attributes: Attributes = [("IPTTRACE_A_FILTER", code)]
-    # WHEN armed with it, or given it while armed
+    # WHEN it is given to ARM, or to FILTER while armed
     assert refused(bare.control, CMD_ARM, pins() + attributes) == (errno.EINVAL, sentence)
     bare.control.arm(bare.pins, RETURN_0)
     assert refused(bare.control, CMD_FILTER, attributes) == (errno.EINVAL, sentence)
-    # THEN what was armed stays so
+    # THEN it stays armed
     assert kprobes()
     bare.control.disarm()
 
 
-def test_a_filter_or_a_number_of_calls_beyond_all_measure_is_refused(bare: Bare) -> None:
+def test_a_filter_too_long_and_too_many_calls_are_refused(bare: Bare) -> None:
     long: Attributes = [("IPTTRACE_A_FILTER", RETURN_0 * 4097)]
     assert refused(bare.control, CMD_ARM, pins() + long)[0] in (errno.ERANGE, errno.EINVAL)
     many: Attributes = [("IPTTRACE_A_MAXACTIVE", 65537)]
@@ -136,24 +138,26 @@ def test_a_filter_or_a_number_of_calls_beyond_all_measure_is_refused(bare: Bare)
     assert refused(bare.control, CMD_ARM, pins() + many) == (errno.EINVAL, sentence)
 
 
-def test_only_the_socket_that_armed_may_change_it(bare: Bare) -> None:
-    # GIVEN two sockets, one of which has armed
+def test_only_the_socket_that_armed_can_change_the_filter_and_disarm(bare: Bare) -> None:
+    # GIVEN two sockets, of which one arms
     other = Control()
     sentence = "not armed by this socket"
     for command in (CMD_FILTER, CMD_DISARM):
         assert refused(other, command, []) == (errno.EPERM, sentence)
     bare.control.arm(bare.pins)
     try:
-        # WHEN the other arms, sets the filter, disarms, THEN it must not
+        # WHEN the other arms, sets the filter or disarms, THEN it is refused
         busy = (errno.EBUSY, "another ipttrace is already tracing on this host")
         assert refused(other, CMD_ARM, pins()) == busy
         assert refused(bare.control, CMD_ARM, pins()) == busy
         for command in (CMD_FILTER, CMD_DISARM):
             assert refused(other, command, []) == (errno.EPERM, sentence)
-        # AND a person is told whose it is
-        with pytest.raises(CaptureError, match=rf"another ipttrace \(pid {os.getpid()}\) is already"):
+        # AND a user reads which process has armed
+        with pytest.raises(
+            CaptureError, match=rf"another ipttrace \(pid {os.getpid()}\) is already"
+        ):
             other.arm(bare.pins)
-        # AND that socket's end disarms nothing
+        # AND closing the other socket disarms nothing
         other.close()
         assert bare.control.status().state == "armed"
         assert kprobes()
@@ -161,7 +165,7 @@ def test_only_the_socket_that_armed_may_change_it(bare: Bare) -> None:
         bare.control.disarm()
 
 
-def test_nobody_but_root_may_do_anything(bare: Bare) -> None:
+def test_every_command_needs_root(bare: Bare) -> None:
     def as_nobody(act: Callable[[Control], object], sentence: str) -> int:
         def run() -> int:
             os.setgroups([])
@@ -184,8 +188,8 @@ def test_nobody_but_root_may_do_anything(bare: Bare) -> None:
     assert not kprobes()
 
 
-def test_messages_of_random_bytes_neither_arm_nor_harm(bare: Bare) -> None:
-    # GIVEN attributes of any number and length, which they tell the truth about, or not
+def test_random_messages_neither_arm_nor_harm(bare: Bare) -> None:
+    # GIVEN any number of attributes of any length, which is sometimes not that in their header
     chance = random.Random(23)
     family = bare.control._socket.prid
 
@@ -208,6 +212,6 @@ def test_messages_of_random_bytes_neither_arm_nor_harm(bare: Bare) -> None:
             kind, _, answered = struct.unpack_from("=HHI", answer, 4)
             assert (kind, answered) == (NLMSG_ERROR, turn)
             assert struct.unpack_from("=i", answer, 16)[0] < 0, head + body
-    # AND nothing has come of it
+    # AND nothing has changed
     assert bare.control.status().state == "idle"
     assert references() == 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The text of a row's rule is that of the rule as it was when the packet hit it, or none.
+"""A row has the text of its rule as it was when the packet hit it, or none.
 
-The truth is in the rules themselves: every generation of them has comments of its own,
-and packets whose port says during which they were sent.
+The truth is in the rules and packets: each generation of rules has comments of its own, and
+the port of a packet names the generation during which it was sent.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from ipttrace.lab import traffic
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
+from tests.vm.live import balanced
 from tests.vm.plain import COMMANDS, LOOPBACK, Plain
 from tests.vm.texts import flowing, generation_of, live, rules
 
@@ -22,49 +23,49 @@ COUNT = 7
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_rules_replaced_between_packets_give_each_row_the_text_that_it_met(
+def test_each_row_has_the_text_of_the_rule_it_hit_although_rules_are_replaced(
     tmp_path: Path, family: int
 ) -> None:
     generations = 5
     with Plain() as plain:
         plain.load(rules("generation 0"), family)
         with live(tmp_path / "ready") as one:
-            # WHEN some packets are sent in each of several generations of the rules, whose
-            # rule stands at another number each time
+            # WHEN packets are sent during several generations of rules, in each of which the
+            # rule has another number
             for n in range(generations):
                 if n:
                     plain.load(rules(f"generation {n}", n + 1), family)
-                # On a host that is slow or busy the first look may end after it is ready.
+                # On a slow host the rules may be read only after it is ready.
                 one.wait_text(plain, family, n + 1, f'"generation {n}"')
                 sent = traffic.udp(plain.name, LOOPBACK[family], 7000 + n, COUNT)
                 assert sent.sent == COUNT
             one.finish()
-        # THEN each row has the text of its time, as iptables says it, at its number
+        # THEN each row has the text and the number of its generation
         udp = [row for row in one.rows(plain) if row.proto == "UDP"]
         found = Counter((row.dport, row.rulenum, row.rule) for row in udp)
         assert found == {
             (7000 + n, n + 1, f'-p udp -m comment --comment "generation {n}" -j ACCEPT'): COUNT
             for n in range(generations)
         }
-        # AND so it was from the first row on, before the rules had ever changed
+        # AND had them already when it came, from the first row on
         early = [row for row in one.early if row.netns == plain.inode and row.dport == 7000]
         assert {row.rule for row in early if row.hook == "INPUT"} == {
             '-p udp -m comment --comment "generation 0" -j ACCEPT'
         }
-        # AND what was counted is there, and in it what was sent last
+        # AND the trace has counters of the last generation
         counted = one.trace.rulesets.counters(plain.inode, family, "filter")
         assert counted is not None
         assert counted[0].chains["INPUT"].rules.shape == (generations, 2)
 
 
-def test_a_table_replaced_fifty_times_while_traffic_flows_never_gives_a_wrong_text(
+def test_no_text_is_wrong_while_a_table_is_replaced_fifty_times_under_traffic(
     tmp_path: Path,
 ) -> None:
     with Plain() as plain:
         plain.load(rules("generation 0"), 4)
         with live(tmp_path / "ready", netns=plain.name) as one:
-            # WHEN packets meet rules that are replaced all the time, each of whose
-            # generations has its rule at a number that no neighbour has
+            # WHEN rules are replaced all the time, and adjacent generations have the rule at
+            # different numbers
             one.wait_text(plain, 4, 1, '"generation 0"')
             with flowing(plain):
                 one.wait(lambda: one.trace.store.end > 100, "the traffic")
@@ -77,20 +78,20 @@ def test_a_table_replaced_fifty_times_while_traffic_flows_never_gives_a_wrong_te
                 one.wait(lambda: one.trace.store.end > last + 100, "more of the traffic")
             one.finish()
         rows = [row for row in one.rows(plain) if row.match == "rule" and row.proto == "UDP"]
-        # THEN a text that is there is of a generation that had it at that number: then, and
+        # THEN each text is of a generation whose rule had that number, at the end as well as
         # when the row came
         for row in [*rows, *(row for row in one.early if row.hook == "INPUT")]:
             if row.rule is not None and row.match == "rule":
                 assert row.rulenum == 1 + generation_of(row) % 17, row
-        # AND texts are there before and after
+        # AND the first and the last rows have texts
         assert '"generation 0"' in (rows[0].rule or "")
         assert '"generation 50"' in (rows[-1].rule or "")
-        # AND later rows are of later rules
+        # AND later rows have later rules
         known = sorted((row.ruleset, generation_of(row)) for row in rows if row.rule)
         assert [n for _, n in known] == sorted(n for _, n in known)
 
 
-def test_a_change_in_one_namespace_takes_nothing_from_another(tmp_path: Path) -> None:
+def test_a_change_in_one_namespace_leaves_the_texts_of_another(tmp_path: Path) -> None:
     with Plain("ipt-one") as first, Plain("ipt-two") as second:
         first.load(rules("first"), 4)
         second.load(rules("second"), 4)
@@ -105,7 +106,7 @@ def test_a_change_in_one_namespace_takes_nothing_from_another(tmp_path: Path) ->
                 one.wait_text(first, 4, number, f'"{name}"')
             traffic.udp(second.name, LOOPBACK[4], 7000, COUNT)
             one.finish()
-        # THEN the rows of the other have its text all the time
+        # THEN all rows of the other have its text
         texts = Counter(row.rule for row in one.rows(second) if row.proto == "UDP")
         assert texts == {"-p udp -m comment --comment second -j ACCEPT": 3 * COUNT}
         texts = Counter(row.rule for row in one.rows(first) if row.proto == "UDP")
@@ -115,10 +116,10 @@ def test_a_change_in_one_namespace_takes_nothing_from_another(tmp_path: Path) ->
         }
 
 
-def test_a_namespace_made_while_it_traces_gets_its_texts(tmp_path: Path) -> None:
+def test_rows_of_a_namespace_made_while_tracing_have_texts(tmp_path: Path) -> None:
     with live(tmp_path / "ready") as one, Plain() as plain:
-        # GIVEN a namespace that was not there at the beginning, perhaps with the number
-        # of one that has gone
+        # GIVEN a namespace that did not exist at the start, perhaps with the inode of one
+        # that is gone
         plain.load(rules("made later"), 4)
         one.wait_text(plain, 4, 1, '"made later"')
         assert traffic.udp(plain.name, LOOPBACK[4], 7000, COUNT).sent == COUNT
@@ -128,17 +129,17 @@ def test_a_namespace_made_while_it_traces_gets_its_texts(tmp_path: Path) -> None
         assert texts == {'-p udp -m comment --comment "made later" -j ACCEPT'}
 
 
-def test_two_thousand_rules_have_their_texts_by_their_numbers(tmp_path: Path) -> None:
+def test_each_of_two_thousand_rules_has_its_own_text(tmp_path: Path) -> None:
     ports = (1, 2, 23, 1024, 1999, 2000)
     lines = "".join(
         f'-A services -p udp --dport {n} -m comment --comment "service \\"{n}\\"" -j ACCEPT\n'
         for n in range(1, 2001)
     )
     with Plain() as plain, live(tmp_path / "ready", netns=plain.name) as one:
-        # GIVEN a ruleset that is restored while it traces
+        # GIVEN a ruleset that is restored while tracing
         plain.load(f"*filter\n:INPUT DROP\n:services -\n-A INPUT -j services\n{lines}COMMIT\n", 4)
         one.wait_text(plain, 4, 1, "-j services")
-        # WHEN some of its rules are hit, and its policy
+        # WHEN some of its rules and its policy are hit
         for port in (*ports, 2001):
             traffic.udp(plain.name, LOOPBACK[4], port, COUNT)
         one.finish()
@@ -153,7 +154,7 @@ def test_two_thousand_rules_have_their_texts_by_their_numbers(tmp_path: Path) ->
         assert found == expected
 
 
-def test_a_recorded_stream_has_the_texts_in_it(tmp_path: Path) -> None:
+def test_a_recorded_stream_contains_the_texts(tmp_path: Path) -> None:
     with Plain() as plain:
         plain.load(rules("kept"), 4)
         with live(tmp_path / "ready") as one:
@@ -167,13 +168,13 @@ def test_a_recorded_stream_has_the_texts_in_it(tmp_path: Path) -> None:
         assert {row.rule for row in rows if row.hook == "INPUT" and row.netns == plain.inode} == {
             "-p udp -m comment --comment kept -j ACCEPT"
         }
-        # AND nobody made a table that was not there
+        # AND reading the rules has created no table
         names = plain.run("cat", "/proc/net/ip_tables_names").stdout.split()
         assert names == ["filter"]
         assert plain.run("cat", "/proc/net/ip6_tables_names").stdout.split() == []
 
 
-def test_without_the_command_rows_come_without_texts_and_that_is_said_once(
+def test_without_the_command_rows_have_no_texts_and_one_note_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ipttrace.capture import iptables_save as ruleset_save
@@ -189,14 +190,12 @@ def test_without_the_command_rows_come_without_texts_and_that_is_said_once(
         assert sum(COMMANDS[4] in text for text in notes) == 1
 
 
-def test_books_and_rules_share_a_stream(tmp_path: Path) -> None:
-    """No rule's frame gets between a reader and the balance of the books."""
+def test_the_books_balance_in_a_stream_with_rules(tmp_path: Path) -> None:
     with Plain() as plain, live(tmp_path / "ready", netns=plain.name) as one:
         plain.load(rules("some"), 4)
         one.wait_text(plain, 4, 1, "some")
         traffic.udp(plain.name, LOOPBACK[4], 7000, COUNT)
-        trace = one.finish()
-        books = trace.books
-        assert sum(books["due"]) == sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
+        one.finish()
+        balanced(one.trace.books)
         kinds = Counter(frame.kind for frame in one.agent.frames)
         assert kinds[Kind.RULES] >= 1

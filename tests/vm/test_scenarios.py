@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Known traffic through known rules gives exactly the traversals that it must."""
+"""Known traffic through known rules yields exactly the expected traversals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.vm.conftest import Tally, captured, seen, undisturbed
 
 
 @pytest.mark.parametrize("scenario", scenarios.scenarios(), ids=lambda s: f"{s.name} v{s.family}")
-def test_each_scenario_is_seen_exactly_as_it_must_be(network: Network, scenario: Scenario) -> None:
+def test_each_scenario_yields_exactly_its_traversals(network: Network, scenario: Scenario) -> None:
     # GIVEN the lab network and a capture of everything
     expected = scenarios.tally(scenario.expected)
 
@@ -23,5 +23,5 @@ def test_each_scenario_is_seen_exactly_as_it_must_be(network: Network, scenario:
             capture.wait_rows(expected.total(), set(network.inodes().values()))
         return seen(capture.rows, network)
 
-    # THEN each traversal is there, and none beside them
+    # THEN there is each expected traversal, and no other
     assert undisturbed(network, traced) == expected

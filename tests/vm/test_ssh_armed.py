@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Another host over a real ssh, whose agent really arms: nothing stands in for either.
+"""Another host over a real ssh, with an agent that really arms.
 
-The other host is this guest, by an sshd of its own on the other end of a pipe, so that
-nothing listens anywhere.
+The other host is this guest: the test starts an sshd at the other end of a pipe, so that
+nothing listens on the network.
 """
 
 from __future__ import annotations
@@ -37,44 +37,44 @@ COMMIT
 
 @pytest.fixture
 def client(tmp_path: Path) -> str:
-    """A PATH whose ssh reaches the host `far`, and no other."""
+    """A PATH with an ssh that knows only the host `far`."""
     if not os.uname().release.startswith("6.1."):
-        pytest.skip("on one kernel: the way to it is the same, and under emulation takes long")
+        pytest.skip("slow under emulation, and the same on every kernel: runs on 6.1 only")
     if not os.path.exists(SSHD) or shutil.which("ssh") is None:
         pytest.skip("needs openssh-client and openssh-server")
-    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # it wants one, and nothing in it
-    place = tmp_path / "ssh"
-    place.mkdir()
+    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # sshd requires it
+    folder = tmp_path / "ssh"
+    folder.mkdir()
     for name in ("host_key", "key"):
         subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
         )
-    (place / "sshd_config").write_text(
-        f"HostKey {place}/host_key\nAuthorizedKeysFile {place}/key.pub\nStrictModes no\n"
+    (folder / "sshd_config").write_text(
+        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\nStrictModes no\n"
         "UsePAM no\nPermitRootLogin prohibit-password\nPidFile none\n"
     )
-    (place / "config").write_text(
-        f"Host far\nProxyCommand setsid {SSHD} -i -f {place}/sshd_config -E {place}/sshd.log\n"
-        f"IdentityFile {place}/key\nIdentitiesOnly yes\nBatchMode yes\nUser root\n"
+    (folder / "config").write_text(
+        f"Host far\nProxyCommand setsid {SSHD} -i -f {folder}/sshd_config -E {folder}/sshd.log\n"
+        f"IdentityFile {folder}/key\nIdentitiesOnly yes\nBatchMode yes\nUser root\n"
         "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
     )
-    ssh = place / "ssh"
-    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {place}/config "$@"\n')
+    ssh = folder / "ssh"
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n')
     ssh.chmod(0o755)
-    return f"{place}:{os.environ['PATH']}"
+    return f"{folder}:{os.environ['PATH']}"
 
 
-def test_pings_of_another_host_are_traced_over_ssh_and_nothing_stays_armed_there(
+def test_pings_on_another_host_are_traced_over_ssh_and_nothing_stays_armed(
     client: str, tmp_path: Path
 ) -> None:
-    rows = 4 * COUNT  # request and answer, each in OUTPUT and INPUT
+    rows = 4 * COUNT  # requests and answers, each in OUTPUT and INPUT
     with Plain() as plain:
         plain.load(RULES, 4)
         arguments = ["print", "--ssh", "far", "--remote-command", PROGRAM, "--engine", "kernel"]
         arguments += ["--netns", plain.name, "--format", "jsonl", "--count", str(rows)]
         arguments += ["--ready-file", str(tmp_path / "ready"), "icmp"]
         argv = ["env", f"PATH={client}", PROGRAM, *arguments]
-        # GIVEN an agent there that is armed, over ssh
+        # GIVEN an armed agent on that host, over ssh
         with Command(tmp_path, [], argv=argv) as command:
             command.wait_ready()
             assert kprobes()
@@ -83,7 +83,7 @@ def test_pings_of_another_host_are_traced_over_ssh_and_nothing_stays_armed_there
             status, out = command.finish()
             shown, _records = summary(command.stderr())
         found = [json.loads(line) for line in out.splitlines()]
-        # THEN the rows are those, here, each with the rule that its packet hit
+        # THEN the rows arrive here, each with the rule that its packet hit
         assert (status, shown, len(found)) == (0, rows, rows)
         assert {tuple(row) for row in found} == {FIELDS}
         assert Counter(
@@ -96,5 +96,5 @@ def test_pings_of_another_host_are_traced_over_ssh_and_nothing_stays_armed_there
             ("INPUT", "INPUT", 2, "rule", "0/0", "ACCEPT"): COUNT,
         }
         assert {row["netns"] for row in found} == {plain.inode}
-    # AND with its end there is nothing left there
+    # AND nothing is left on that host
     assert not kprobes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What was traced against what iptables itself has counted: no expectation by hand in between."""
+"""Compares rows with the counters of iptables, without expectations written by hand."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ MIXED = (
 
 
 def counted_by_rows(rows: Iterable[Row], family: int) -> dict[int, Counters]:
-    """netns → the counters that its rules must have if these rows are all there was.
+    """netns → the counters that its rules must have if there were only these rows.
 
-    0 is the policy's number, as in Network.counters(); the end of a user chain is
-    in no counter.
+    0 is the number of a policy, as in Network.counters(); no counter contains the end of a
+    user chain.
     """
     found: dict[int, dict[tuple[str, str, int], tuple[int, int]]] = {}
     for row in rows:
         if row.family != family:
             continue
-        of = found.setdefault(row.netns, {})
+        counters = found.setdefault(row.netns, {})
         for step in row.path:
-            place = (row.table, step.chain, 0 if step.match == "policy" else step.rulenum)
-            packets, size = of.get(place, (0, 0))
-            of[place] = (packets + 1, size + row.len)
+            rule = (row.table, step.chain, 0 if step.match == "policy" else step.rulenum)
+            packets, size = counters.get(rule, (0, 0))
+            counters[rule] = (packets + 1, size + row.len)
     return found
 
 
 def grown(before: Counters, after: Counters) -> Counters:
     """How much each counter has grown."""
     return {
-        place: (packets - before[place][0], size - before[place][1])
-        for place, (packets, size) in after.items()
+        rule: (packets - before[rule][0], size - before[rule][1])
+        for rule, (packets, size) in after.items()
     }
 
 
@@ -81,7 +81,7 @@ def listed(network: Network, role: str, family: int, table: str) -> dict[tuple[s
 
 
 @FAMILIES
-def test_every_rule_s_counter_is_the_number_of_rows_that_went_through_it(
+def test_every_counter_grows_by_the_rows_with_that_rule_in_their_path(
     network: Network, family: int
 ) -> None:
     mix = [one for one in scenarios.scenarios(family) if one.name in MIXED]
@@ -99,13 +99,13 @@ def test_every_rule_s_counter_is_the_number_of_rows_that_went_through_it(
     after = {role: network.counters(role, family) for role in ROLES}
     rows = capture.rows
 
-    # THEN packets and bytes of every rule and policy are those of the rows with it in the path
+    # THEN each rule and policy has counted the packets and bytes of the rows with it
     by_rows = counted_by_rows(rows, family)
     for role, inode in network.inodes().items():
         mine = by_rows[inode]
         wanted = grown(before[role], after[role])
-        assert {place: mine.get(place, (0, 0)) for place in wanted} == wanted
-        # AND what is in a path without a counter is the end of a user chain
+        assert {rule: mine.get(rule, (0, 0)) for rule in wanted} == wanted
+        # AND only the ends of user chains are in a path without a counter
         ends = {
             (row.table, step.chain, step.rulenum)
             for row in rows
@@ -114,8 +114,8 @@ def test_every_rule_s_counter_is_the_number_of_rows_that_went_through_it(
         }
         assert set(mine) - set(wanted) <= ends
 
-    # AND the numbers are those of iptables -L --line-numbers: the rule that has that
-    # number there has grown by as many packets
+    # AND rules have the numbers of iptables -L --line-numbers: the rule with that number
+    # there has grown by as many packets
     router = by_rows[network.inodes()["router"]]
     for table in tables:
         now = listed(network, "router", family, table)
@@ -124,7 +124,7 @@ def test_every_rule_s_counter_is_the_number_of_rows_that_went_through_it(
             seen = router.get((table, chain, number), (0, 0))[0]
             assert packets - lists[table][chain, number][0] == seen, (table, chain, number, target)
 
-    # AND the row's verdict is what its rule there says
+    # AND the row's verdict is that of the target there
     targets = {t: listed(network, "router", family, t) for t in tables}
     verdicts: Counter = Counter()
     for row in rows:
@@ -140,7 +140,7 @@ def test_every_rule_s_counter_is_the_number_of_rows_that_went_through_it(
     }
 
 
-# One ruleset for all ends that a chain can have; a datagram over lo passes them all.
+# Chains with all possible ends; a datagram over lo passes all of them.
 ENDS = """\
 *raw
 :PREROUTING ACCEPT [0:0]
@@ -187,10 +187,10 @@ def plain() -> Iterator[Plain]:
 
 
 @FAMILIES
-def test_a_policy_a_return_and_an_unconditional_rule_are_told_apart(
+def test_a_policy_a_return_and_an_unconditional_rule_are_distinguished(
     plain: Plain, family: int
 ) -> None:
-    # GIVEN chains that end in all ways, and one that is dropped by a rule and one by none
+    # GIVEN chains with all possible ends
     plain.load(ENDS, family)
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     with socket_in(plain.name, kind, socket.SOCK_DGRAM) as sock:
@@ -201,15 +201,15 @@ def test_a_policy_a_return_and_an_unconditional_rule_are_told_apart(
                 sent = traffic.udp(plain.name, LOOPBACK[family], port, COUNT)
                 assert sent == traffic.Counts(COUNT)
             capture.wait_rows(3 * COUNT * 8)
-    # THEN each hook has the path that its chain makes
+    # THEN each hook has the path of its chain
     found = Counter((row.dport, row.hook, row.table, row.path, row.verdict) for row in capture.rows)
     wanted: Counter = Counter()
     for port in (7001, 7002, 7003):
         for hook, table, steps in (
-            # `-A OUTPUT -j RETURN` goes to the policy
+            # -A OUTPUT -j RETURN ends at the policy
             ("OUTPUT", "raw", "OUTPUT:1 OUTPUT:2/policy"),
             ("OUTPUT", "mangle", "OUTPUT:1/policy"),
-            # what a chain that was gone to returns to is the policy
+            # a chain entered by -g returns to the policy
             (
                 "OUTPUT",
                 "filter",
@@ -225,7 +225,7 @@ def test_a_policy_a_return_and_an_unconditional_rule_are_told_apart(
         verdict = "ACCEPT" if port == 7001 else "DROP"
         wanted[port, "INPUT", "filter", path(last), verdict] = COUNT
     assert found == wanted
-    # AND iptables has counted the same, policies included
+    # AND the counters of iptables agree, including policies
     counters = plain.counters(family)
     by_rows = counted_by_rows(capture.rows, family)[plain.inode]
-    assert {place: by_rows.get(place, (0, 0)) for place in counters} == counters
+    assert {rule: by_rows.get(rule, (0, 0)) for rule in counters} == counters

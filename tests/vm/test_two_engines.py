@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Both engines at once, and the netlink engine alone, on these kernels: one timeline.
+"""Both engines at once, and the netlink engine alone, yield one timeline.
 
-The last of the files: it loads nf_tables, beside which every command that follows would
-trace nftables too, which takes time.
+The last file by name: it loads nf_tables, and with that every later command would trace
+nftables too, which takes time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.vm.test_cannot import NO_BTF, ipttrace
 
 COUNT = 23
 
-# Met by each echo request and reply on lo: legacy raw and filter, iptables-nft's filter,
-# and a native table with a map, a set and a jump.
+# What each echo request and reply on lo passes: legacy raw and filter, the filter table of
+# iptables-nft, and a native table with a map, a set and a jump.
 LEGACY = """*raw
 :PREROUTING ACCEPT
 :OUTPUT ACCEPT
@@ -70,15 +70,15 @@ WORDS = {
 }
 TOOLS = {4: "iptables", 6: "ip6tables"}
 
-# Hook, table, deciding chain and number, how, verdict, path.
-Told = tuple[str, str, str | None, int | None, str | None, str | None, str]
-OUT: list[Told] = [
+# Hook, table, deciding chain and rule number, match, verdict, path.
+Passed = tuple[str, str, str | None, int | None, str | None, str | None, str]
+OUT: list[Passed] = [
     ("OUTPUT", "raw", "OUTPUT", 1, "policy", "ACCEPT", "OUTPUT:1"),
     ("OUTPUT", "filter", "OUTPUT", 1, "policy", "ACCEPT", "OUTPUT:1"),
     ("OUTPUT", "filter", "OUTPUT", 1, "policy", "ACCEPT", "OUTPUT:1"),
     ("OUTPUT", "native", "out", 2, "rule", "ACCEPT", "out:1>judge:1>out:2"),
 ]
-IN: list[Told] = [
+IN: list[Passed] = [
     ("PREROUTING", "raw", "PREROUTING", 2, "policy", "ACCEPT", "PREROUTING:1>PREROUTING:2"),
     ("INPUT", "filter", "MINE", 1, "rule", "ACCEPT", "INPUT:1>MINE:1"),
     ("INPUT", "filter", "INPUT", 2, "rule", "ACCEPT", "INPUT:2"),
@@ -104,13 +104,13 @@ def _nft(plain: Plain, argv: list[str], text: str) -> None:
     subprocess.run(command, input=text.encode(), check=True, capture_output=True)
 
 
-def _told(row: Row) -> Told:
+def _passed(row: Row) -> Passed:
     path = ">".join(f"{step.chain}:{step.rulenum}" for step in row.path)
     return (row.hook, row.table, row.chain, row.rulenum, row.match, row.verdict, path)
 
 
 def _counted(plain: Plain, family: int) -> Counter[tuple[bool, str, str, int]]:
-    """Packets that each rule of both kinds of iptables has counted: nft?, table, chain, number."""
+    """Packets counted by each rule of iptables; keys: is it nft, table, chain, number."""
     counted: Counter[tuple[bool, str, str, int]] = Counter()
     for kind in ("legacy", "nft"):
         numbers: Counter[tuple[str, str]] = Counter()
@@ -131,31 +131,31 @@ def _counted(plain: Plain, family: int) -> Counter[tuple[bool, str, str, int]]:
 def test_23_pings_through_all_kinds_of_rules_are_one_timeline(
     plain: Plain, family: int, engine: str
 ) -> None:
-    # GIVEN legacy rules, those of iptables-nft and native ones in a namespace
+    # GIVEN a namespace with rules of legacy, of iptables-nft and of nftables
     with captured(netns=plain.name, engine=engine) as capture:
         # WHEN 23 pings go through them
         assert traffic.ping(plain.name, LOOPBACK[family], COUNT).received == COUNT
         capture.wait_rows(2 * COUNT * len(OUT + IN), {plain.inode})
-    # (IPv6 has packets of its own)
+    # Without the packets that IPv6 itself sends.
     rows = [row for row in capture.rows if row.icmp in ("8/0", "0/0", "128/0", "129/0")]
-    # THEN each request and reply went through exactly these
-    assert Counter(map(_told, rows)) == {
-        told: 2 * COUNT * (OUT + IN).count(told) for told in OUT + IN
+    # THEN each request and reply has exactly these rows
+    assert Counter(map(_passed, rows)) == {
+        passed: 2 * COUNT * (OUT + IN).count(passed) for passed in OUT + IN
     }
     assert capture.trace.engine == ("netlink" if engine == "netlink" else "kernel+netlink")
-    # AND the rows of a packet are one journey, in the order of its hooks and priorities
+    # AND the rows of a packet are one journey, in the order of hooks and priorities
     journeys: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         journeys[row.journey].append(row)
     assert all(len({(row.src, row.icmp) for row in one}) == 1 for one in journeys.values())
-    ways = Counter(tuple(sorted(map(_told, one))) for one in journeys.values())
-    assert ways == {tuple(sorted(OUT)): 2 * COUNT, tuple(sorted(IN)): 2 * COUNT}
-    # (which of two chains of the same priority comes first, nobody tells)
+    paths = Counter(tuple(sorted(map(_passed, one))) for one in journeys.values())
+    assert paths == {tuple(sorted(OUT)): 2 * COUNT, tuple(sorted(IN)): 2 * COUNT}
+    # The order of two chains of the same priority is unspecified.
     for one in journeys.values():
         first, last = one[0], one[-1]
         assert first.table == "raw"
         assert last.table == ("native" if first.hook == "OUTPUT" else "filter")
-    # AND what only the kernel engine can know is told of legacy rows there, and of no other
+    # AND only the legacy rows of the kernel engine have what only it can know
     for row in rows:
         own = engine == "auto" and not row.tables
         assert row.engine == ("kernel" if own else "netlink")
@@ -179,7 +179,7 @@ def test_a_packet_that_legacy_accepts_and_nftables_drops_shows_both(family: int)
             assert traffic.ping(plain.name, LOOPBACK[family], 1).received == 0
             capture.wait_rows(5, {plain.inode})
         rows = [row for row in capture.rows if row.icmp in ("8/0", "128/0")]
-        last = [_told(row) for row in rows if row.hook == "INPUT"]
+        last = [_passed(row) for row in rows if row.hook == "INPUT"]
         assert last == [
             ("INPUT", "filter", "MINE", 1, "rule", "ACCEPT", "INPUT:1>MINE:1"),
             ("INPUT", "last", "in", 1, "rule", "DROP", "in:1"),
@@ -187,8 +187,8 @@ def test_a_packet_that_legacy_accepts_and_nftables_drops_shows_both(family: int)
         assert len({row.journey for row in rows if row.hook in ("PREROUTING", "INPUT")}) == 1
 
 
-def test_with_both_the_kernels_log_stays_silent(family: int) -> None:
-    # GIVEN rules of both kinds in the namespace whose packets the kernel itself logs
+def test_with_both_engines_nothing_is_logged(family: int) -> None:
+    # GIVEN rules of both kinds in the initial namespace, whose packets the kernel can log
     name = "table inet ipt_loud"
     subprocess.run([f"{TOOLS[family]}-legacy", "-nL"], check=True, capture_output=True)
     subprocess.run(
@@ -209,20 +209,20 @@ def test_with_both_the_kernels_log_stays_silent(family: int) -> None:
             )
             capture.wait_until(lambda: len(capture.trace.store) >= 6)
         assert {row.engine for row in capture.rows} == {"kernel", "netlink"}
-        # THEN the kernel has logged none of it
-        said = subprocess.run(["dmesg"], capture_output=True, check=True).stdout
-        assert b"TRACE: " not in said
+        # THEN nothing was logged
+        log = subprocess.run(["dmesg"], capture_output=True, check=True).stdout
+        assert b"TRACE: " not in log
     finally:
         subprocess.run(["nft", "delete", *name.split()], check=True)
 
 
-def test_where_the_kernel_engine_cannot_run_it_traces_over_netlink_and_notes_why(
+def test_if_the_kernel_engine_cannot_run_it_falls_back_to_netlink_and_notes_why(
     tmp_path: Path,
 ) -> None:
-    # GIVEN a kernel without BTF, WHEN nobody says with which engine to trace
+    # GIVEN a kernel without BTF, WHEN no engine is chosen
     trace = tmp_path / "one"
     done = ipttrace("record", str(trace), "--duration", "0.5", hidden="/sys/kernel/btf")
-    # THEN it is the one that needs none, and the recording tells why
+    # THEN the netlink engine traces, and the recording contains the reason
     assert done.returncode == 0, done.stderr
     assert done.stderr.endswith("engine=netlink\n"), done.stderr
     notes = [frame.json["text"] for frame in read_file(trace) if frame.kind == Kind.NOTE]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tests that patch the kernel's code while other CPUs run it: for a VM of their own.
+"""Tests that patch the kernel's code while other CPUs run it, in a VM of their own.
 
-QEMU before 8.1, emulating each CPU in a thread, may go on running an int3 that
-is no longer there: the guest hangs at it, or jumps to 0 in kprobes' handler.
-Hence a machine that emulates all CPUs in one thread (``--one-thread``); CPUs
-still take turns in mid function.
+QEMU before 8.1, with a thread for each CPU, may still run an int3 that was removed: the
+guest hangs, or kprobes' handler jumps to 0.  Therefore this VM emulates all CPUs in one
+thread (``--one-thread``); they still alternate in the middle of functions.
 """
 
 from __future__ import annotations

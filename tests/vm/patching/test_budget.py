@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A flood that is more than was asked for: tracing ends by itself, and the stream goes on."""
+"""A flood beyond the budget: tracing ends by itself, and the stream goes on."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ COMMIT
 -A INPUT -p udp -m udp --dport 9 -m comment --comment "budget" -j ACCEPT
 COMMIT
 """
-# raw and filter, OUTPUT and INPUT or PREROUTING
+# raw OUTPUT and PREROUTING, filter OUTPUT and INPUT
 CALLS = 4
 
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    """A namespace in which somebody listens, so that nothing is answered."""
+    """A namespace with listeners, so that no packet is answered."""
     kind = (socket.AF_INET, socket.SOCK_DGRAM)
     with (
         Plain() as namespace,
@@ -56,7 +56,7 @@ def send(plain: Plain, count: int, port: int = 9) -> None:
 def test_a_flood_beyond_max_rate_disarms_and_can_be_armed_again(
     plain: Plain, tmp_path: Path
 ) -> None:
-    # GIVEN an agent with a budget, and little traffic, which it bears
+    # GIVEN an agent with a budget, and traffic below it
     one = live(plain, tmp_path / "ready", max_rate=200)
     with one.agent:
         send(plain, 23)
@@ -67,15 +67,15 @@ def test_a_flood_beyond_max_rate_disarms_and_can_be_armed_again(
             one.wait(lambda: one.trace.books["state"] == "disarmed", "the end of the budget")
             # THEN nothing is probed any more, and the note says why
             assert until(lambda: not kprobes())
-            (said,) = [text for level, text in one.trace.notes if level == "warn"]
-            assert said.startswith("disarmed: ")
-            assert said.endswith(
+            (note,) = [text for level, text in one.trace.notes if level == "warn"]
+            assert note.startswith("disarmed: ")
+            assert note.endswith(
                 " rows/s is more than --max-rate 200; arm again with a narrower filter"
             )
             balanced(one.trace.books)
-            # AND armed again with a filter that spares the flood, it stays armed
-            one.tell("filter", "disarmed", expr="udp dst port 53")
-            one.tell("arm", "armed")
+            # AND armed again with a filter that rejects the flood, it stays armed
+            one.command("filter", "disarmed", expr="udp dst port 53")
+            one.command("arm", "armed")
             before = one.trace.rows
             send(plain, 29, 53)
             one.wait_rows(before + CALLS * 29)
@@ -86,30 +86,28 @@ def test_a_flood_beyond_max_rate_disarms_and_can_be_armed_again(
     assert Counter(row.dport for row in rows)[53] >= CALLS * 29
 
 
-def test_a_reader_that_stands_still_does_not_let_a_flood_go_on(
-    plain: Plain, tmp_path: Path
-) -> None:
-    # GIVEN an agent with a budget of far more rows than the pipe to its reader holds
+def test_a_stopped_reader_does_not_prolong_the_budget(plain: Plain, tmp_path: Path) -> None:
+    # GIVEN an agent with a budget of far more rows than fit into the pipe to its reader
     ready = tmp_path / "ready"
     with Agent(netns=plain.name, stop_after=3001, ready_file=ready) as agent:
         agent.wait_for_hello()
         assert until(ready.exists)
-        # WHEN there is a flood and nobody reads, so that the agent stands still in a write
+        # WHEN there is a flood and nobody reads, so that the agent is blocked in a write
         with flooding(plain.name):
             wchan = Path(f"/proc/{agent.pid}/wchan")
             assert until(lambda: "pipe_write" in wchan.read_text()), wchan.read_text()
-            # THEN it is disarmed all the same, before anybody reads
+            # THEN it disarms all the same, before anybody reads
             assert until(lambda: not [line for line in kprobes() if "t_do_table" in line])
-            # Which the agent does from where it stands, and goes on standing there.
-            assert until(lambda: "pipe_write" in wchan.read_text()), agent.said
-        # AND tells so once somebody does
+            # It does so from inside the write, and stays blocked in it.
+            assert until(lambda: "pipe_write" in wchan.read_text()), agent.stderr
+        # AND the note comes once somebody reads
         one = Live(agent)
         one.wait(lambda: one.trace.books.get("state") == "disarmed", "the note")
         assert any("--stop-after 3001 is reached" in text for _, text in one.trace.notes)
         assert len(one.finish()) >= 3001
 
 
-def test_print_ends_in_order_when_its_budget_is_used_up(plain: Plain, tmp_path: Path) -> None:
+def test_print_ends_in_order_when_its_budget_is_spent(plain: Plain, tmp_path: Path) -> None:
     # GIVEN print with a budget
     arguments = ["print", "--netns", plain.name, "--max-rate", "200", "--format", "jsonl"]
     ready = ["--ready-file", str(tmp_path / "ready")]
@@ -119,11 +117,11 @@ def test_print_ends_in_order_when_its_budget_is_used_up(plain: Plain, tmp_path: 
         # WHEN there is a flood
         with flooding(plain.name):
             status, _ = command.finish()
-        said = command.stderr()
-    # THEN it ends with status 0, says why, and sums up
-    assert status == 0, said
-    assert len(said) == 2, said
-    assert "rows/s is more than --max-rate 200" in said[0]
+        stderr = command.stderr()
+    # THEN it ends with status 0, the reason, and the summary
+    assert status == 0, stderr
+    assert len(stderr) == 2, stderr
+    assert "rows/s is more than --max-rate 200" in stderr[0]
     rows = len(out.read_text().splitlines())
-    assert said[1].startswith(f"rows={rows} ")
+    assert stderr[1].startswith(f"rows={rows} ")
     assert rows > 200

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""However a run ends in mid flood, the kernel is as before; and two hundred times over."""
+"""However a run ends during a flood, the kernel is as before, also after 200 rounds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMIT
 
 @pytest.fixture(scope="module")
 def flood() -> Iterator[str]:
-    """A namespace in which a flood goes on: calls in calls, answers, drops."""
+    """A namespace with a flood: nested calls, answers, drops."""
     with Plain() as plain:
         plain.load(RULES, 4)
         with flooding(plain.name):
@@ -49,44 +49,44 @@ def module_is_loaded() -> bool:
 
 
 def programs() -> int:
-    """BPF programs of ours that the kernel holds, pinned or not."""
+    """How many of our BPF programs are loaded, pinned or not."""
     done = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, check=True)
     return sum(one.get("name", "").startswith("ipttrace") for one in json.loads(done.stdout))
 
 
 def test_a_killed_agent_leaves_nothing_armed_and_the_next_start_cleans_up(flood: str) -> None:
     for turn in range(10):
-        # GIVEN an agent in mid flood
+        # GIVEN an agent during a flood
         with Agent() as agent:
             agent.wait_for(Kind.EXIT)
             assert kprobes()
-            # THEN it says that it has cleaned up, if one was killed before
+            # THEN it notes that it has cleaned up, if one was killed before
             assert (CLEANED in agent.notes()) == (turn > 0), agent.notes()
             # WHEN it is killed
             agent.signal(signal.SIGKILL)
             assert agent.wait() == -signal.SIGKILL
-        # THEN nothing is registered within a second
+        # THEN no probe is left after a second
         assert until(lambda: not kprobes(), 1.0), kprobes()
-    # AND what is left is not armed, and gone after the next run
+    # AND the module is left disarmed, and removed by the next run
     assert module_is_loaded()
     assert references() == 0
     with Agent() as agent:
         agent.wait_for(Kind.EXIT)
-        agent.tell(b'{"cmd":"stop"}')
+        agent.send(b'{"cmd":"stop"}')
         agent.drain()
         assert agent.wait() == 0
-        assert agent.said == ""
+        assert agent.stderr == ""
     assert not module_is_loaded()
     assert not PINS.exists()
     assert until(lambda: programs() == 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_an_agent_that_is_told_to_end_writes_its_last_books(flood: str, number: int) -> None:
-    # GIVEN an agent in mid flood
+def test_an_agent_writes_its_last_books_after_a_signal(flood: str, number: int) -> None:
+    # GIVEN an agent during a flood
     with Agent() as agent:
         agent.wait_for(Kind.EXIT)
-        # WHEN it is told to end
+        # WHEN it gets the signal
         agent.signal(number)
         # THEN its stream ends in order, with books that balance
         agent.drain()
@@ -97,7 +97,7 @@ def test_an_agent_that_is_told_to_end_writes_its_last_books(flood: str, number: 
         parts = sum(books["delivered"]) + sum(books["lost"]) + books["missed"]
         assert sum(books["due"]) == parts
         assert agent.wait() == (130 if number == signal.SIGINT else 0)
-        assert agent.said == ""
+        assert agent.stderr == ""
 
 
 def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
@@ -106,7 +106,7 @@ def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
     calls = depth = 0
     before = (0, 0)
     with Bare() as bare:
-        # WHEN it is armed and disarmed under traffic, in all ways there are
+        # WHEN it is armed and disarmed under traffic, in all possible ways
         for turn in range(200):
             if turn == 20:
                 before = held()
@@ -121,7 +121,7 @@ def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
             calls += status.calls
             depth = max(depth, status.depth)
             if turn % 10 == 9:
-                # A socket that is closed disarms, and rmmod does not wait for the draining.
+                # Closing the socket disarms, and rmmod does not wait for the draining.
                 bare.reinsert()
             elif turn % 5 == 1:
                 bare.reopen()
@@ -129,16 +129,16 @@ def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
                 control.disarm()
                 assert control.status().state in ("draining", "idle")
             assert references() == 0
-        # THEN there was traffic all the time, calls in calls among it
+        # THEN there was traffic, with nested calls
         assert calls > 200
         assert depth > 1
-        # AND the kernel holds no more memory for us than after the first rounds
+        # AND the kernel uses no more memory for us than after the first rounds
         assert until(lambda: held() <= before), (before, held())
     assert until(lambda: programs() == 0)
 
 
 def held() -> tuple[int, int]:
-    """Areas of vmalloc that are a BPF program's; of ours."""
+    """Areas of vmalloc: those of BPF programs, and those of the module."""
     lines = Path("/proc/vmallocinfo").read_text().splitlines()
     return (
         sum("bpf_prog" in line for line in lines),

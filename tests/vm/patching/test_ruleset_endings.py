@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The probes on x_tables go and come while rules change, with their agent and with x_tables.
+"""The probes on x_tables end with their agent, and follow x_tables when it is reloaded.
 
-Takes the tables away from every namespace: no lab network may be up.
+Unloads the tables of every namespace: no lab network may be up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_a_killed_agent_leaves_no_probe_on_the_tables(tmp_path: Path) -> None:
                 one.agent.signal(signal.SIGKILL)
                 plain.load(rules("and more", 3), 4)
                 assert one.agent.wait() == -signal.SIGKILL
-            # THEN its probes go, and rules can be changed as ever
+            # THEN its probes are removed, and rules can still be changed
             assert until(lambda: not probed())
             plain.load(rules("after", 4), 4)
         with live(tmp_path / "again") as one:
@@ -37,7 +37,7 @@ def test_a_killed_agent_leaves_no_probe_on_the_tables(tmp_path: Path) -> None:
     assert not probed()
 
 
-def test_x_tables_that_goes_and_comes_again_is_watched_again() -> None:
+def test_x_tables_is_watched_again_after_it_was_reloaded() -> None:
     with Bare() as bare:
         bare.control.arm(bare.pins)
         changes = bare.control.changes()
@@ -46,7 +46,7 @@ def test_x_tables_that_goes_and_comes_again_is_watched_again() -> None:
                 plain.load(rules("before"), 4)
             before = bare.control.status().ruleset
             assert before > 1
-            # WHEN all of it is unloaded, as an upgrade might do, and loaded again
+            # WHEN all of it is unloaded and loaded again, as an upgrade might do
             assert until(lambda: unloaded("x_tables"))
             subprocess.run(["modprobe", "-a", "iptable_filter", "ip6table_filter"], check=True)
             assert until(lambda: len(probed()) == 3)
@@ -56,7 +56,7 @@ def test_x_tables_that_goes_and_comes_again_is_watched_again() -> None:
             with Plain() as plain:
                 plain.load(rules("after"), 4)
                 inode = plain.inode
-            # THEN changes are seen again, and that some were not seen
+            # THEN changes are reported again, and also that some may be unknown
             assert until(lambda: bare.control.status().ruleset > again)
             found: list[Change] = []
 
@@ -75,7 +75,7 @@ def test_x_tables_that_goes_and_comes_again_is_watched_again() -> None:
 
 
 def unloaded(module: str) -> bool:
-    """Removes the module and what stands on it; whether it has gone."""
+    """Removes the module and those that use it; returns whether it is gone."""
     folder = Path("/sys/module") / module
     if not folder.exists():
         return True

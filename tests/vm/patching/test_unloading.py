@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The tables come and go with their modules, before anything is armed and while it is.
+"""The modules of the tables are loaded and unloaded, before arming and while armed.
 
-Takes the tables away from every namespace: no lab network may be up.
+Unloads the tables of every namespace: no lab network may be up.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ONLY_4, ONLY_6 = 1, 2
 
 
 def unload(family: str) -> None:
-    """Removes ip_tables or ip6_tables, and the tables on top of it."""
+    """Removes ip_tables or ip6_tables, and the tables that use it."""
     core = Path(f"/sys/module/{family}_tables")
 
     def gone() -> bool:
         if not core.exists():
             return True
         above = [holder.name for holder in (core / "holders").iterdir()]
-        # A namespace that was removed may still be on its way out.
+        # A deleted namespace may not be freed yet.
         subprocess.run(["rmmod", *above, core.name], stderr=subprocess.DEVNULL)
         return not core.exists()
 
@@ -45,12 +45,12 @@ def _tables_come_back() -> Iterator[None]:
     subprocess.run(["modprobe", "-a", "iptable_filter", "ip6table_filter"], check=True)
 
 
-def test_without_any_tables_arming_says_what_to_load() -> None:
+def test_without_any_tables_the_error_names_the_module_to_load() -> None:
     with Bare() as bare:
         # GIVEN neither ip_tables nor ip6_tables
         unload("ip")
         unload("ip6")
-        # WHEN it is armed, THEN it says what to load
+        # WHEN it is armed, THEN the error names the module to load
         with pytest.raises(CaptureError) as caught:
             bare.control.arm(bare.pins)
         assert caught.value.__cause__.code == errno.ENOENT  # type: ignore[union-attr]
@@ -60,16 +60,16 @@ def test_without_any_tables_arming_says_what_to_load() -> None:
         )
         assert not kprobes()
         assert references() == 0
-        # AND loading it is enough
+        # AND loading that is enough
         subprocess.run(["modprobe", "ip_tables"], check=True)
         bare.control.arm(bare.pins)
         assert bare.control.status().targets == ONLY_4
         bare.control.disarm()
 
 
-def test_tables_that_come_and_go_while_armed_are_picked_up_and_let_go() -> None:
+def test_tables_loaded_while_armed_are_traced_and_can_be_unloaded() -> None:
     with Bare() as bare, Plain() as plain:
-        # GIVEN one that was armed with ip6_tables alone
+        # GIVEN that it was armed with only ip6_tables loaded
         unload("ip")
         bare.control.arm(bare.pins)
 
@@ -78,14 +78,14 @@ def test_tables_that_come_and_go_while_armed_are_picked_up_and_let_go() -> None:
 
         assert targets() == ONLY_6
         for turn in range(5):
-            # WHEN ip_tables comes, THEN its calls are traced
+            # WHEN ip_tables is loaded, THEN its calls are traced
             plain.load("*filter\nCOMMIT\n", 4)
             assert until(lambda: targets() == BOTH)
             before = bare.control.status().calls
             traffic.udp(plain.name, "127.0.0.1", 9, 23)
-            # The other side of the loopback may be left to ksoftirqd.
+            # The receiving side may run later, in ksoftirqd.
             assert until(lambda end=before + 46: bare.control.status().calls >= end)
-            # WHEN it goes, under traffic, THEN it is let go
+            # WHEN it is unloaded under traffic, THEN its probe is removed
             with flooding(plain.name):
                 if turn % 2:
                     assert until(lambda end=before + 500: bare.control.status().calls > end)
