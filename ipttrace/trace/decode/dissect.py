@@ -28,6 +28,7 @@ from ipttrace.trace.decode.layer import (
     TooShort,
     bits,
     named,
+    options,
 )
 from ipttrace.trace.decode.payload import decode_payload
 from ipttrace.trace.decode.upper import UPPER
@@ -234,21 +235,12 @@ def _checksum(reader: Reader, header: int) -> str:
 
 def _options4(reader: Reader, header: int) -> list[tuple[str, str]]:
     found = []
-    at = 20
-    while at < header:
-        kind = reader.u8(at)
-        if kind == 0:
-            break
-        if kind == 1:
-            at += 1
-            continue
-        size = reader.u8(at + 1)
-        if size < 2 or at + size > header:
-            found.append(("option", f"{named(_IP_OPTIONS, kind)}: invalid length {size}"))
-            break
-        value = reader.raw(at + 2, size - 2).hex(" ")
-        found.append(("option", f"{named(_IP_OPTIONS, kind)} {value}".rstrip()))
-        at += size
+    try:
+        for kind, at, size in options(reader, 20, header):
+            value = reader.raw(at, size).hex(" ")
+            found.append(("option", f"{named(_IP_OPTIONS, kind)} {value}".rstrip()))
+    except ValueError as error:
+        found.append(("option", str(error)))
     return found
 
 

@@ -6,7 +6,7 @@ Must not do I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,3 +87,22 @@ def named(names: Mapping[int, str], number: int) -> str:
 def bits(names: tuple[tuple[int, str], ...], value: int) -> str:
     """Returns the names of the bits that are set; "-" if there are none."""
     return ",".join(name for bit, name in names if value & bit) or "-"
+
+
+def options(reader: Reader, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields the options of an IPv4 or TCP header: kind, offset and size of the value.
+
+    Skips padding (kind 1), ends at kind 0.  Raises ValueError if a length is invalid.
+    """
+    while at < end:
+        kind = reader.u8(at)
+        if kind == 0:
+            return
+        if kind == 1:
+            at += 1
+            continue
+        size = reader.u8(at + 1)
+        if size < 2 or at + size > end:
+            raise ValueError(f"invalid length of option {kind}: {size} bytes")
+        yield kind, at + 2, size - 2
+        at += size

@@ -10,7 +10,18 @@ from __future__ import annotations
 from typing import Final
 
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.decode.layer import DATA, NETWORK, PROTO, Decode, Next, Put, Reader, bits, named
+from ipttrace.trace.decode.layer import (
+    DATA,
+    NETWORK,
+    PROTO,
+    Decode,
+    Next,
+    Put,
+    Reader,
+    bits,
+    named,
+    options,
+)
 
 _MOST_CHUNKS: Final = 8
 _MOST_SACKS: Final = 4
@@ -43,19 +54,8 @@ def _tcp(reader: Reader, put: Put) -> Next | None:
         put("urgent", urgent)
     if header < 20:
         raise ValueError(f"header length is {header} bytes; the minimum is 20")
-    at = 20
-    while at < header:
-        kind = reader.u8(at)
-        if kind == 0:
-            break
-        if kind == 1:
-            at += 1
-            continue
-        size = reader.u8(at + 1)
-        if size < 2 or at + size > header:
-            raise ValueError(f"invalid length of option {kind}: {size} bytes")
-        put(*_tcp_option(reader, kind, at + 2, size - 2))
-        at += size
+    for kind, at, size in options(reader, 20, header):
+        put(*_tcp_option(reader, kind, at, size))
     return Next(DATA, header, ports=ports)
 
 
