@@ -16,8 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from threading import Event
-from typing import Final, Protocol
+from typing import Final
 
 from ipttrace import __version__
 from ipttrace.capture import netns
@@ -30,9 +29,10 @@ from ipttrace.capture.filter import pcap
 from ipttrace.capture.neighbours.watch import NeighbourWatch
 from ipttrace.capture.output import Descriptor
 from ipttrace.capture.request import Request
+from ipttrace.capture.rules.base import RuleTexts
 from ipttrace.capture.rules.kernel_watch import KernelRules
 from ipttrace.capture.signals import Stop
-from ipttrace.capture.watch import Watch, Watcher
+from ipttrace.capture.watch import Watcher
 from ipttrace.stream.frames import Writer
 from ipttrace.stream.messages import Books, Clock, Hello
 from ipttrace.stream.record import EXIT, Records
@@ -46,24 +46,6 @@ _BOOKS_EVERY: Final = 1.0
 _RULES_AT_START: Final = 1.0
 _RULES_AT_END: Final = 1.0
 _CLOCK_STEP: Final = 1_000_000  # ns by which the wall clock must step to be reported
-
-
-class RuleTexts(Protocol):
-    """A watch of rule texts, as the agent sees it: rows wait for it at start and end."""
-
-    first: Event  # set after the first look
-
-    def make(self) -> Watch:
-        """The watch; called in its own thread."""
-        ...
-
-    def settled(self, timeout: float) -> bool:
-        """Whether every change was read and reported, within `timeout` seconds."""
-        ...
-
-    def end(self) -> None:
-        """Wakes a look that waits."""
-        ...
 
 
 def _clock() -> Clock:

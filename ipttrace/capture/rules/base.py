@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What both watches of rules share: start and end, notes, the cost of reading.
 
-The agent holds a `Rules`; the `RuleWatch` that it makes runs in a thread of its own
+The agent holds a `RuleTexts`; the `RuleWatch` that it makes runs in a thread of its own
 (ipttrace/capture/watch.py).  Must not read rules.
 """
 
@@ -21,7 +21,7 @@ from ipttrace.capture.watch import Finding
 _MOST_NOTES: Final = 1000
 
 
-class Rules(ABC):
+class RuleTexts(ABC):
     """The agent's handle on a watch of rules.
 
     `first` is set after the first look, whatever it found.
@@ -35,7 +35,7 @@ class Rules(ABC):
         """Returns the watch; to be called from its thread.  Raises CaptureError."""
 
     def settled(self, timeout: float) -> bool:
-        """Waits `timeout` s for every change known by now to be read; returns whether it was."""
+        """Returns whether all changes known by now are read; waits for it up to `timeout` s."""
         return True
 
     @abstractmethod

@@ -28,7 +28,7 @@ from ipttrace.capture.iptables_save import CommandMissing, Table, Unreadable
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.capture.kernel.control import Change, Control
 from ipttrace.capture.rules import frames
-from ipttrace.capture.rules.base import Rules, RuleWatch, cpu_seconds
+from ipttrace.capture.rules.base import RuleTexts, RuleWatch, cpu_seconds
 from ipttrace.capture.rules.frames import Key
 from ipttrace.capture.watch import Finding
 from ipttrace.stream.messages import ChainCounters
@@ -58,7 +58,7 @@ class _Sent:
     counters: list[dict[str, ChainCounters]] = field(default_factory=list)  # the newest two
 
 
-class KernelRules(Rules):
+class KernelRules(RuleTexts):
     """The agent's handle on a KernelRuleWatch."""
 
     def __init__(self, only: str | None = None) -> None:

@@ -23,14 +23,12 @@ from ipttrace.capture.netlink.events import record_name
 from ipttrace.capture.netlink.nft.dump import Snapshot
 from ipttrace.capture.netns import inside, title
 from ipttrace.capture.rules import frames, nft_texts
-from ipttrace.capture.rules.base import Rules, RuleWatch, cpu_seconds
+from ipttrace.capture.rules.base import RuleTexts, RuleWatch, cpu_seconds
 from ipttrace.capture.rules.frames import Backend, Key
 from ipttrace.capture.rules.nft_texts import TableText
 from ipttrace.capture.watch import Finding
 from ipttrace.netfilter import NFT_FAMILIES
 from ipttrace.stream.messages import ChainCounters, ChainRules
-
-Change = NftChange
 
 _COUNT_EVERY: Final = 2.0  # s
 # Counters take a 50th of a processor at most.
@@ -42,7 +40,7 @@ _Content = tuple[int, dict[str, tuple[int | None, int | None, int | None, tuple[
 """A table's handle; of each chain the hook, priority, policy and the rules' handles."""
 
 
-class NetlinkRules(Rules):
+class NetlinkRules(RuleTexts):
     """The agent's handle on a NetlinkRuleWatch."""
 
     def __init__(self, changes: queue.Queue[RuleChange]) -> None:
