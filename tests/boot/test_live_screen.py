@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The whole way: a lab VM, its traffic, and the screen in a terminal driven by keys.
+"""From end to end: a lab VM, its traffic, and the screen in a terminal driven by keys.
 
-What the screen shows of a packet's journey is compared with what scenarios.py
-says that such a packet goes through.  Runs on the host, and boots one VM.
+The journeys on the screen are compared with those that scenarios.py expects.  Runs on the
+host, and boots one VM.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ pytestmark = [
 ]
 
 SERIES = os.environ.get("KERNEL", kernels.DEFAULT).split()[0]
-# Against a hang only: guests are emulated, and a machine may have other things to do.
+# Seconds.  Against hangs only: guests are emulated, and the host may be busy.
 HANG = 300.0
 
-# One traversal as it is read from the screen: hook, table, path, verdict.
+# One traversal as read from the screen: hook, table, path, verdict.
 Seen = tuple[str, str, list[str], str]
 
 Lines = list[str]
 
 
 class Terminal:
-    """A shell's command in a tmux of our own; a pipe of what is drawn wakes us."""
+    """A shell command in a tmux of its own; a pipe of the output wakes `until`."""
 
     def __init__(self, folder: Path, width: int, height: int) -> None:
         self._tmux = ["tmux", "-u", "-L", f"ipttrace-test-{os.getpid()}", "-f", "/dev/null"]
-        # Those of the terminal that the tests run in, if any, are not those of ours.
+        # Without the settings of the terminal in which the tests run.
         self._environment = {
             name: value
             for name, value in os.environ.items()
@@ -58,7 +58,7 @@ class Terminal:
         self._size = ["-x", str(width), "-y", str(height)]
         self._fifo = folder / "drawn"
         os.mkfifo(self._fifo)
-        # For writing too: the pipe is never at its end.
+        # For writing too, so that reading never meets the end of the pipe.
         self._drawn = os.open(self._fifo, os.O_RDWR | os.O_NONBLOCK)
         self.shell = 0
         self._socket: Path | None = None
@@ -71,11 +71,11 @@ class Terminal:
         return done.stdout
 
     def start(self, command: str) -> None:
-        # The shell waits for us, so that nothing is drawn before the pipe is there.
+        # The shell waits for Enter, so that nothing is drawn before the pipe is connected.
         held = f"read begin; {command}"
         self.tmux("new-session", "-d", *self._size, "sh", "-c", held)
-        self.shell = int(self.asked("#{pane_pid}"))
-        self._socket = Path(self.asked("#{socket_path}"))
+        self.shell = int(self.display("#{pane_pid}"))
+        self._socket = Path(self.display("#{socket_path}"))
         self.tmux("pipe-pane", "-O", f"exec cat > {shlex.quote(str(self._fifo))}")
         self.press("Enter")
 
@@ -88,18 +88,19 @@ class Terminal:
     def lines(self) -> Lines:
         return self.tmux("capture-pane", "-p").split("\n")
 
-    def asked(self, what: str) -> str:
-        return self.tmux("display-message", "-p", what).strip()
+    def display(self, format: str) -> str:
+        """What tmux makes of a format, see FORMATS in tmux(1)."""
+        return self.tmux("display-message", "-p", format).strip()
 
-    def until(self, so: Callable[[Lines], object], what: str) -> Lines:
-        """Look at the screen each time that something was drawn, until it is so."""
+    def until(self, reached: Callable[[Lines], object], what: str) -> Lines:
+        """Reads the screen after each output until `reached`; returns its lines."""
         deadline = monotonic() + HANG
-        while not so(lines := self.lines()):
-            over = any(line.startswith("status ") for line in lines)
+        while not reached(lines := self.lines()):
+            ended = any(line.startswith("status ") for line in lines)
             left = deadline - monotonic()
-            if over or not select.select([self._drawn], [], [], max(0.0, left))[0]:
-                why = "the program ended" if over else f"not in {HANG:.0f} s"
-                pytest.fail(f"never on the screen ({why}): {what}\n" + "\n".join(lines))
+            if ended or not select.select([self._drawn], [], [], max(0.0, left))[0]:
+                reason = "the program ended" if ended else f"not in {HANG:.0f} s"
+                pytest.fail(f"never on the screen ({reason}): {what}\n" + "\n".join(lines))
             with contextlib.suppress(BlockingIOError):
                 while os.read(self._drawn, 1 << 16):
                     pass
@@ -108,38 +109,41 @@ class Terminal:
     def until_text(self, text: str) -> Lines:
         return self.until(lambda lines: any(text in line for line in lines), text)
 
-    def ask(self, key: str, title: str, text: str) -> None:
-        """Open this prompt by its key, and write this in place of what is there."""
+    def enter(self, key: str, title: str, text: str) -> None:
+        """Opens a prompt by its key, and replaces its content."""
         self.press(key)
-        self.until(lambda lines: asked(lines, title) is not None, f"the prompt: {title}")
+        self.until(lambda lines: prompt(lines, title) is not None, f"the prompt: {title}")
         self.rewrite(title, text)
 
     def rewrite(self, title: str, text: str) -> None:
-        """As a person would: letters may overtake other keys in Textual's fields."""
+        """Replaces the content of a prompt step by step: in Textual's fields letters may
+        overtake other keys.
+        """
 
         def empty(lines: Lines) -> bool:
-            # Then it shows an example that ends so.
-            return (asked(lines, title) or "").endswith(("packets)", "rows)"))
+            # Then it shows an example that ends like this.
+            return (prompt(lines, title) or "").endswith(("packets)", "rows)"))
 
         if not empty(self.lines()):
             self.press("C-u")
             self.until(empty, f"an empty prompt: {title}")
         self.write(text)
-        self.until(lambda lines: asked(lines, title) == text, text)
+        self.until(lambda lines: prompt(lines, title) == text, text)
         self.press("Enter")
 
-    def answered(self, title: str) -> Lines:
-        return self.until(lambda lines: asked(lines, title) is None, f"no prompt: {title}")
+    def closed(self, title: str) -> Lines:
+        """Waits until the prompt is closed."""
+        return self.until(lambda lines: prompt(lines, title) is None, f"no prompt: {title}")
 
     def close(self) -> list[str]:
-        """End all of it; returns the names of what did not end when it was asked to."""
-        there = below(self.shell) if self.shell else {}
+        """Ends everything; returns the names of processes that ignored SIGTERM."""
+        processes = below(self.shell) if self.shell else {}
         handles = {}
-        for pid in there:
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 handles[pid] = os.pidfd_open(pid)
         shell = handles.pop(self.shell, None)
-        # First what the shell started: it has the rest end.
+        # The first is what the shell started, which ends the others.
         for handle in list(handles.values())[:1]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
@@ -147,7 +151,7 @@ class Terminal:
         left = []
         for pid, handle in handles.items():
             if not select.select([handle], [], [], max(0.0, deadline - monotonic()))[0]:
-                left.append(there[pid])
+                left.append(processes[pid])
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             os.close(handle)
         subprocess.run([*self._tmux, "kill-server"], capture_output=True, env=self._environment)
@@ -160,15 +164,15 @@ class Terminal:
         return left
 
 
-def asked(lines: Lines, title: str) -> str | None:
-    """What stands in the prompt that has this title; None: it is not open."""
+def prompt(lines: Lines, title: str) -> str | None:
+    """The content of the prompt with this title; None if it is not open."""
     found = [line for line in lines[:4] if line.startswith(f" {title} ")]
     return found[0].removeprefix(f" {title} ").strip() if found else None
 
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    # High enough for a detail that has the whole of a journey.
+    # High enough for the detail of a complete journey.
     terminal = Terminal(tmp_path, 150, 80)
     left: list[str] = []
     try:
@@ -179,7 +183,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def below(pid: int) -> dict[int, str]:
-    """This process and all that came of it: their names by id."""
+    """The process and all its descendants: their names by pid."""
     parents: dict[int, tuple[int, str]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -194,11 +198,11 @@ def below(pid: int) -> dict[int, str]:
 
 
 def machines(terminal: Terminal) -> list[int]:
-    """The virtual machines that run in the terminal."""
+    """The virtual machines that run below the terminal's shell."""
     return [pid for pid, name in below(terminal.shell).items() if name.startswith("qemu")]
 
 
-# What a journey looks like.
+# A journey in the detail.
 
 TRAVERSAL = re.compile(
     r"^(?:▶| ) +\+\S+(?: +\S+[nµm]?s)? +(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)"
@@ -208,7 +212,7 @@ STEP = re.compile(r"^ {4}(\S+ (?:\d+↩?|policy))(?: |$)")
 
 
 def journey(lines: Lines) -> list[Seen]:
-    """What the open detail shows of it; nothing while it does not show all."""
+    """The journey in the open detail; empty until all of it is visible."""
     starts = [y for y, line in enumerate(lines) if line.startswith("Journey")]
     if len(starts) != 1 or not any(line.startswith("Conntrack") for line in lines):
         return []
@@ -221,7 +225,7 @@ def journey(lines: Lines) -> list[Seen]:
             hook, table, last, verdict = match.groups()
             seen.append((hook, table, [], verdict))
             short = f"{hook} policy" if last == "policy" else last
-            # A path that has steps of its own lines replaces this.
+            # Replaced if the steps of the path follow on lines of their own.
             seen[-1][2].append(short)
         elif seen and (match := STEP.match(line)):
             if short:
@@ -232,7 +236,7 @@ def journey(lines: Lines) -> list[Seen]:
 
 
 def on_the_router(expected: tuple[Traversal, ...] | list[Traversal]) -> list[Seen]:
-    """What the screen should show of it: `policy` and the sign of a return in place of words."""
+    """The router's traversals as the screen should show them."""
 
     def text(chain: str, number: int, match: str) -> str:
         if match == "policy":
@@ -252,7 +256,7 @@ def on_the_router(expected: tuple[Traversal, ...] | list[Traversal]) -> list[See
 
 
 KNOWN = {scenario.name: scenario.expected for scenario in scenarios(4)}
-# How a person finds a packet of the lab's traffic, and what it went through.
+# Queries for packets of the lab's traffic, and the journeys of these packets.
 JOURNEYS = {
     f"dst={at.ROUTER4} and chain=PORTFORWARD and rulenum=1": [
         *way.arrive(1, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"),
@@ -271,14 +275,14 @@ JOURNEYS = {
 }
 
 
-def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> None:
+def test_a_user_finds_the_rule_that_drops_and_returns_to_the_shell(terminal: Terminal) -> None:
     # GIVEN a shell on a terminal
     program = shlex.join([sys.executable, "-m", "ipttrace", "lab", "--kernel", SERIES])
     terminal.start(
         f"cd {shlex.quote(str(PROJECT))}; before=$(stty -g); {program}; status=$?;"
         ' [ "$before" = "$(stty -g)" ] && echo terminal as before; echo status $status; read end'
     )
-    # WHEN the lab is started THEN rows come by themselves
+    # WHEN the lab is started THEN rows appear by themselves
     terminal.until(
         lambda lines: (
             any("ARMED" in line for line in lines) and sum("ACCEPT" in line for line in lines) > 40
@@ -288,19 +292,19 @@ def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> N
     started = machines(terminal)
     assert len(started) == 1
 
-    # WHEN a person makes a slip in a filter
-    terminal.ask(":", "filter", "chain=BLOCKLIST and verdct=DROP")
-    # THEN it is pointed at
+    # WHEN a user makes a mistake in a filter
+    terminal.enter(":", "filter", "chain=BLOCKLIST and verdct=DROP")
+    # THEN a caret points at it
     lines = terminal.until_text("^ there is no field verdct")
     y = next(y for y, line in enumerate(lines) if "verdct=DROP" in line)
     assert lines[y + 1].index("^") == lines[y].index("verdct")
     terminal.press("Escape")
-    terminal.answered("filter")
+    terminal.closed("filter")
 
-    # WHEN packets of the lab's traffic are looked for
+    # WHEN packets of the lab's traffic are filtered
     for query, expected in JOURNEYS.items():
-        terminal.ask(":", "filter", query)
-        terminal.answered("filter")
+        terminal.enter(":", "filter", query)
+        terminal.closed("filter")
         terminal.until(
             lambda lines, query=query: (
                 any(line.startswith(f" ▼  {query}") for line in lines)
@@ -309,22 +313,22 @@ def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> N
             f"a row: {query}",
         )
         terminal.press("Home", "Enter")
-        # THEN the detail has the whole journey in order, as it must be
+        # THEN the detail shows the complete journey in order
         wanted = on_the_router(expected)
         terminal.until(
             lambda lines, wanted=wanted: journey(lines) == wanted,
-            f"of {query}\n" + "\n".join(map(str, wanted)),
+            f"the journey of {query}\n" + "\n".join(map(str, wanted)),
         )
         terminal.press("Enter")
         terminal.until(lambda lines: not any("Journey" in line for line in lines), "no detail")
 
-    # WHEN the filters are taken back, one by one, and the flow of the first is asked for
+    # WHEN the filters are removed one by one, and the flow of the first is chosen
     for _ in JOURNEYS:
         terminal.press("BSpace")
     terminal.until_text("▽ all rows")
     terminal.press("f")
     terminal.until_text("▼  flow=0x")
-    # THEN both of its directions are there, on both sides of the NAT
+    # THEN both directions are shown, on both sides of the NAT
     for source, target in (
         (f"{at.CLIENT4}:", f"{at.ROUTER4}:8080"),
         (f"{at.CLIENT4}:", f"{at.SERVER4}:80 "),
@@ -332,24 +336,25 @@ def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> N
         (f"{at.SERVER4}:80 ", f"{at.UPLINK4}:"),
         (f"{at.ROUTER4}:8080 ", f"{at.CLIENT4}:"),
     ):
-        way_ = re.compile(rf" {re.escape(source)}\d* ?→ ?{re.escape(target)}")
+        between = re.compile(rf" {re.escape(source)}\d* ?→ ?{re.escape(target)}")
         terminal.until(
-            lambda lines, way_=way_: any(way_.search(line) for line in lines), way_.pattern
+            lambda lines, between=between: any(between.search(line) for line in lines),
+            between.pattern,
         )
 
-    # WHEN the rules are looked at THEN the one that drops has its hits beside it
+    # WHEN the rules are shown THEN the rule that drops has its hits beside it
     terminal.press("2")
     blocks = re.compile(r"^ +1 [▏▎▍▌▋▊▉█ ]+ +([1-9]\d*) .* -p udp -m udp --dport 4444 -j DROP")
     terminal.until(lambda lines: any(blocks.match(line) for line in lines), blocks.pattern)
     terminal.press("1")
     terminal.until_text("▼  flow=0x")
 
-    # WHEN a filter is given to the kernel
-    terminal.ask("K", "kernel filter", "udp port 4444")
-    terminal.answered("kernel filter")
-    # THEN the bar says what the kernel now takes
+    # WHEN a kernel filter is set
+    terminal.enter("K", "kernel filter", "udp port 4444")
+    terminal.closed("kernel filter")
+    # THEN the bar shows it
     terminal.until_text("traced: udp port 4444")
-    # AND in a terminal that became small, once all is shown again, no other rows come
+    # AND in a small terminal, with all rows shown again, no other rows arrive
     terminal.press("BSpace")
     terminal.until_text("▽ all rows")
     terminal.press("End")
@@ -361,13 +366,13 @@ def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> N
             and len(found := [line for line in lines if re.search("ACCEPT|DROP", line)]) > 15
             and all(":4444" in line for line in found)
         ),
-        "nothing but what the kernel takes, in 80 × 24",
+        "only rows that match the kernel filter, in 80 × 24",
     )
 
-    # WHEN disarmed THEN it says so
+    # WHEN disarmed THEN the bar shows it
     terminal.press("A")
     terminal.until_text("DISARMED")
-    # WHEN quit THEN the terminal is given back, with one line of what was done
+    # WHEN quit THEN the terminal is restored, with one line of summary
     terminal.press("q")
     lines = terminal.until(
         lambda lines: any(line.startswith("status ") for line in lines), "its end"
@@ -381,7 +386,7 @@ def test_from_a_command_to_the_rule_that_drops_and_back(terminal: Terminal) -> N
     assert (counts["lost"], counts["missed"]) == ("0", "0")
     assert "kernel" in counts["engine"].split("+")
     assert not any("Traceback" in line for line in lines)
-    assert terminal.asked("#{alternate_on} #{cursor_flag} #{mouse_any_flag}") == "0 1 0"
-    # AND no machine is left
+    assert terminal.display("#{alternate_on} #{cursor_flag} #{mouse_any_flag}") == "0 1 0"
+    # AND no virtual machine is left
     assert machines(terminal) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)

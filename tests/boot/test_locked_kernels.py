@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernels that take no unsigned module, booted for it: one clear line, and what to do.
+"""Kernels that refuse unsigned modules: one clear line, with what to do.
 
-Runs on the host, and boots a VM for each kernel argument.
+Runs on the host, and boots a VM with each kernel argument.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(
 
 SERIES = os.environ.get("KERNEL", kernels.DEFAULT).split()
 
-# In the guest: what a person sees, what the doctor says, and what the kernel itself
-# answers to one that tries all the same.
+# In the guest: what a user sees, what the doctor reports, and what happens if the module is
+# inserted all the same.
 TRY = """
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t securityfs security /sys/kernel/security || exit 8
@@ -46,8 +46,8 @@ exit 0
 """
 
 
-def said(series: str, *append: str) -> list[str]:
-    """The lines of TRY on that kernel."""
+def output_of_try(series: str, *append: str) -> list[str]:
+    """The lines that TRY prints on that kernel, booted with the arguments `append`."""
     kernel = kernels.ensure(series)
     kmod.build(kernel.headers, kernel.release)
     project = PROJECT
@@ -70,9 +70,9 @@ def said(series: str, *append: str) -> list[str]:
 
 @pytest.mark.parametrize("series", SERIES)
 @pytest.mark.parametrize(
-    ("argument", "reason", "kernel_says"),
+    ("argument", "reason", "insert_error"),
     [
-        ("module.sig_enforce=1", "module.sig_enforce", "kernel: the kernel takes signed modules"),
+        ("module.sig_enforce=1", "module.sig_enforce", "kernel: the kernel accepts signed modules"),
         (
             "lockdown=integrity",
             "kernel lockdown, Secure Boot",
@@ -80,24 +80,24 @@ def said(series: str, *append: str) -> list[str]:
         ),
     ],
 )
-def test_a_kernel_that_takes_signed_modules_only_says_how_to_sign(
-    series: str, argument: str, reason: str, kernel_says: str
+def test_on_a_kernel_for_signed_modules_the_error_names_the_command_that_signs(
+    series: str, argument: str, reason: str, insert_error: str
 ) -> None:
-    lines = said(series, argument)
-    # THEN print says so in one line, with the command that signs
+    lines = output_of_try(series, argument)
+    # THEN print fails with one line, which has the command that signs
     first = lines[0]
     assert first.startswith(
         f"ipttrace: the kernel accepts signed modules only ({reason}), and ipttrace.ko is not"
         " signed: /lib/modules/RELEASE/build/scripts/sign-file sha256 MOK.priv MOK.der"
     ), lines
     assert lines[1] == "status 1"
-    # AND without a word about the engine it traces over netlink, which needs no module of ours
+    # AND if no engine is chosen it traces over netlink, which needs no module
     assert lines[2].endswith("engine=netlink"), lines
-    # AND the doctor says the same, with the command below
+    # AND the doctor reports the same, with the command below
     assert lines[3].split()[:2] == ["fail", "signatures"], lines
     assert "sign-file" in lines[4]
-    # AND the kernel's own answer would have been made as clear
-    assert lines[5].startswith(kernel_says), lines
+    # AND the error of inserting the module is as clear
+    assert lines[5].startswith(insert_error), lines
     # AND nothing is left
     assert all("No such file" in line for line in lines[6:]), lines
     assert len(lines) == 8

@@ -173,7 +173,7 @@ def _insert_error(code: int, path: Path) -> str:
     release = platform.release()
     if code in (errno.EKEYREJECTED, errno.ENOKEY):
         return (
-            "the kernel accepts only signed modules (module.sig_enforce or Secure Boot): sign"
+            "the kernel accepts signed modules only (module.sig_enforce or Secure Boot): sign"
             f" {path} with an enrolled key (kmodsign, mokutil --import), or use dkms"
         )
     if code == errno.EPERM:
