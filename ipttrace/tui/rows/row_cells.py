@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from rich.cells import cell_len
-
 from ipttrace.netfilter import TABLES
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules.families import table_name
 from ipttrace.tui import cells
-from ipttrace.tui.cells import VERDICT_MARKS, VERDICT_ROLES, Cell, duration, fit, fit_tail
+from ipttrace.tui.cells import Cell, cell_len, duration, fit, fit_tail, verdict_cell
 
 # The rail at the left edge, which joins the rows of a journey.
 BEGINS: Final = "┌"  # the journey's first row
@@ -171,8 +169,7 @@ def verdict(row: Row, width: int, context: Context) -> Cell:
         return "  ?", "policy"
     if context.lost:
         return ("✓ no ARP" if row.family == 4 else "✓ no ND"), "lost"
-    mark = VERDICT_MARKS.get(row.verdict, "?")
-    return f"{mark} {row.verdict}", VERDICT_ROLES.get(row.verdict, "other")
+    return verdict_cell(row.verdict)
 
 
 def cost(row: Row, width: int, context: Context) -> Cell:

@@ -23,6 +23,7 @@ from ipttrace.tui.cells import fit
 from ipttrace.tui.rows import layout
 from ipttrace.tui.rows.layout import Placed
 from ipttrace.tui.rows.row_cells import Context
+from ipttrace.tui.widgets.strips import component_style
 
 # Lines remembered; more than any terminal shows at once, so that the lines of
 # a paused picture are always among them.
@@ -175,12 +176,7 @@ class RowStrips:
         """The colours of a role on the list's background, or on the cursor's."""
         styles = self._styles.setdefault(under, {})
         if (style := styles.get(role)) is None:
-            widget, app = self._widget, self._widget.app
-            ground = widget.get_component_rich_style(PREFIX + under) if under else widget.rich_style
-            if under and app.no_color and app.native_ansi_color:
-                ground += Style(reverse=True)  # no background would show it
-            full = widget.get_component_rich_style(PREFIX + role)
-            style = ground + Style(color=full.color, bold=full.bold or None)
+            style = component_style(self._widget, PREFIX + role, under and PREFIX + under)
             # Equal styles become one object, which `_draw` compares by identity.
             style = next((other for other in styles.values() if other == style), style)
             styles[role] = style

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The two bars: what is traced on top, how it goes at the bottom.
+"""The bars: what is traced at the top, its state and counters at the bottom.
 
-A bar is a row of pieces with ranks.  Where the width is short, pieces of the
-highest rank go first; rank 0 never goes, and lost and missed are of rank 0: a
-trace with holes must say so at every size.  Text only as content, never as
-markup: much of it came over a stream.
+A bar is a line of pieces with ranks.  If they do not fit, the piece of the highest
+rank goes first; rank 0 always stays, and includes lost and missed, because an
+incomplete trace must be recognizable at every size.  Text is content, never
+markup: much of it comes from a stream.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.cells import cell_len
 from textual.content import Content
 from textual.widget import Widget
 
 from ipttrace.tui import situation as at
-from ipttrace.tui.cells import fit
+from ipttrace.tui.cells import cell_len, fit
 from ipttrace.tui.situation import Situation
 
 SPACE: Final = 2
@@ -26,13 +25,13 @@ SPACE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One thing in a bar."""
+    """A text in a bar."""
 
     text: str
     style: str = ""
     rank: int = 0
-    shrinks_to: int = 0  # may be cut to so many cells before it goes; 0: not at all
-    right: bool = False  # stands at the right end
+    shrinks_to: int = 0  # cells to which it may be cut before it goes; 0: may not be cut
+    right: bool = False  # aligned right
 
 
 def _width(pieces: Sequence[Piece]) -> int:
@@ -40,7 +39,7 @@ def _width(pieces: Sequence[Piece]) -> int:
 
 
 def fit_pieces(pieces: Sequence[Piece], width: int) -> list[Piece]:
-    """The pieces that `width` cells have room for, in their order."""
+    """The pieces that fit `width` cells, in their order."""
     kept = [piece for piece in pieces if piece.text]
     while _width(kept) > width:
         victim = max(kept, key=lambda piece: piece.rank)
@@ -63,14 +62,14 @@ class Bar(Widget):
         self._pieces: tuple[Piece, ...] = ()
 
     def show(self, pieces: Sequence[Piece]) -> None:
-        """Show these; draws only when they differ from those shown."""
+        """Show these pieces; draws only if they have changed."""
         if (new := tuple(pieces)) != self._pieces:
             self._pieces = new
             self.refresh()
 
     @property
     def text(self) -> str:
-        """What the bar now says."""
+        """The text that the bar shows."""
         return self.render().plain
 
     def render(self) -> Content:
@@ -97,7 +96,7 @@ _ALARM: Final = "bold $text-error on $error-muted"
 
 
 def about_pieces(now: Situation, title: str) -> list[Piece]:
-    """The top bar: what is traced, by what, where."""
+    """The top bar: the trace's title, engine, host and kernel."""
     return [
         Piece(title, "bold $text-primary", 0, 8),
         Piece(f"engine {now.engine}" if now.engine else "", "$foreground 70%", 2, right=True),
@@ -117,7 +116,7 @@ def _view(paused: bool, follow: bool, newer: int) -> Piece:
 
 def _filter(now: Situation) -> str:
     if now.state == at.BOOTING:
-        return ""  # nobody knows yet
+        return ""  # not known yet
     return f"traced: {now.filter or 'all packets'}"
 
 
@@ -128,7 +127,7 @@ def _count(name: str, count: int) -> Piece:
 def status_pieces(
     now: Situation, paused: bool, follow: bool, newer: int, playing: str = ""
 ) -> list[Piece]:
-    """The bottom bar: how it goes.  `playing`: where a recording that is played stands."""
+    """The bottom bar: state, filter and counters.  `playing`: the position in a recording."""
     return [
         Piece(f" {now.state.upper()} ", _STATE_STYLES.get(now.state, _OTHER_STATE)),
         Piece(playing, "bold $text-primary on $primary-muted", 1),

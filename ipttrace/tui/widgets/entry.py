@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A field that a person fills in.
+"""An input field that accepts printable text only.
 
-What is pasted may hold terminal escapes, and Textual's own field would send
-them on to the terminal.  Must not know what it is for.
+Pasted text may hold terminal escapes, which Textual's own field would pass on to
+the terminal.  Must not know what the field is for.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from textual.widgets import Input
 
 
 class Entry(Input):
-    """Takes what can be printed, and of what is pasted the first line."""
+    """The field.  Of pasted text it accepts the printable characters of the first line."""
 
     def __init__(self, *args: Any, accept: Callable[[], object] | None = None, **more: Any) -> None:
-        """`accept`: called by Enter, at once; without it a message says so some time later."""
+        """`accept`: called by Enter at once; without it, Enter posts `Input.Submitted`."""
         super().__init__(*args, **more)
         self._accept = accept
 
     def add(self, text: str) -> None:
-        """As if its keys had been pressed."""
+        """Insert `text` as if it had been typed."""
         self.replace(text, *self.selection)
 
     async def action_submit(self) -> None:
@@ -33,11 +33,11 @@ class Entry(Input):
             self._accept()
 
     def paste(self, text: str) -> None:
-        """The first line of what may be anything."""
+        """Insert the printable characters of the first line of `text`."""
         line = next(iter(text.splitlines()), "").replace("\t", " ")
         self.add("".join(filter(str.isprintable, line)))
 
     def on_paste(self, event: events.Paste) -> None:
-        """Instead of Textual's own."""
+        """Replaces Textual's handler."""
         event.prevent_default().stop()
         self.paste(event.text)

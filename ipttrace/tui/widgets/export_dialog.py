@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What to export, and where to: a question before an export.
+"""The export dialog: which rows, and to which file.
 
-Must not write anything: it answers with an `ExportRequest`.
+Must not write a file: it returns an `ExportRequest`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -23,10 +23,12 @@ from ipttrace.text import escape
 from ipttrace.tui.widgets.entry import Entry
 from ipttrace.view.formats import EXTENSIONS
 
+_FORMATS: Final = f"the extension selects the format: {' '.join(EXTENSIONS)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Some rows that may be exported."""
+    """A set of rows that can be exported."""
 
     name: str
     rows: int
@@ -34,16 +36,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What a person wants: `what` is the number of the choice."""
+    """The answer; `choice` is an index into the dialog's choices."""
 
-    what: int
+    choice: int
     path: str
     format: str
     overwrite: bool
 
 
 class ExportDialog(ModalScreen[ExportRequest | None]):
-    """Asks; Enter answers, Escape gives up."""
+    """The dialog.  Enter returns a request, Escape None."""
 
     DEFAULT_CSS = """
     ExportDialog { align: center middle; }
@@ -56,8 +58,8 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
     ExportDialog Static { height: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "give_up", "Back"),
-        Binding("ctrl+s", "go", "Export", show=False),
+        Binding("escape", "cancel", "Back"),
+        Binding("ctrl+s", "export", "Export", show=False),
     ]
 
     def __init__(self, choices: Sequence[Choice], chosen: int, path: str) -> None:
@@ -65,7 +67,7 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
         self._choices = choices
         self._chosen = chosen
         self._path = path
-        self._asked = ""  # the path that is there already, and was said to be
+        self._warned = ""  # the existing path that the user was warned of
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -82,42 +84,42 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
             yield Static(id="export-hint", markup=False)
 
     def on_mount(self) -> None:
-        self._hint()
+        self._advise()
         self.query_one(Input).focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        self._hint()
+        self._advise()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.action_go()
+        self.action_export()
 
-    def action_give_up(self) -> None:
+    def action_cancel(self) -> None:
         self.dismiss(None)
 
-    def action_go(self) -> None:
+    def action_export(self) -> None:
         path = self.query_one(Input).value.strip()
         format_ = EXTENSIONS.get(Path(path).suffix.lower())
-        what = self.query_one(RadioSet).pressed_index
+        choice = self.query_one(RadioSet).pressed_index
         if not path or format_ is None:
-            self._say(f"the file's ending tells the format: {' '.join(EXTENSIONS)}", error=True)
+            self._show_hint(_FORMATS, error=True)
             return
-        if what < 0 or not self._choices[what].rows:
-            self._say("there are no such rows", error=True)
+        if choice < 0 or not self._choices[choice].rows:
+            self._show_hint("there are no rows to export", error=True)
             return
-        there = os.path.lexists(os.path.expanduser(path))
-        if there and self._asked != path:
-            self._asked = path
-            self._say(f"{escape(path)} is there already: Enter again replaces it", error=True)
+        exists = os.path.lexists(os.path.expanduser(path))
+        if exists and self._warned != path:
+            self._warned = path
+            self._show_hint(f"{escape(path)} exists: Enter again replaces it", error=True)
             return
-        self.dismiss(ExportRequest(what, path, format_, there))
+        self.dismiss(ExportRequest(choice, path, format_, exists))
 
-    def _hint(self) -> None:
+    def _advise(self) -> None:
         format_ = EXTENSIONS.get(Path(self.query_one(Input).value.strip()).suffix.lower())
         if format_ is None:
-            self._say(f"the file's ending tells the format: {' '.join(EXTENSIONS)}")
+            self._show_hint(_FORMATS)
         else:
-            self._say(f"as {format_}")
+            self._show_hint(f"as {format_}")
 
-    def _say(self, text: str, error: bool = False) -> None:
+    def _show_hint(self, text: str, error: bool = False) -> None:
         style = "bold $text-error" if error else "$foreground 70%"
         self.query_one("#export-hint", Static).update(Content.assemble((text, style)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One line that a person fills in: a filter, a search, a time, a file.
+"""The prompt: one line of input for a filter, a search, a time or a file.
 
-Knows nothing of what it asks: an `Ask` brings the check and the completion.
+Must not know what it asks for: an `Ask` has the check and the completion.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Input, Static
 
+from ipttrace.tui.cells import cell_len
 from ipttrace.tui.widgets.entry import Entry
 
 HINTS: Final = 8  # completions shown
@@ -25,7 +25,7 @@ LONGEST: Final = 4000  # characters
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One way to go on: `text` in place of the characters from `start` to `end`."""
+    """A completion: `text` replaces the characters from `start` to `end`."""
 
     text: str
     start: int
@@ -35,11 +35,11 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked.
+    """A question.
 
-    `check` says what is wrong with a text: a line and the place in the text it
-    points at, or None.  `accept` gets the text that a person has ended with
-    Enter and that `check` does not mind.
+    `check` returns None for a valid text, else an error message and the index of the
+    character that it is about.  `accept` is called with a text that was entered and
+    is valid.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Ask:
 
 
 class Prompt(Vertical):
-    """Hidden until `ask`."""
+    """The prompt; hidden until `ask`."""
 
     DEFAULT_CSS = """
     Prompt { height: auto; display: none; background: $panel; }
@@ -64,16 +64,16 @@ class Prompt(Vertical):
     Prompt #prompt-hint { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "leave it as it was", show=False),
+        Binding("escape", "leave", "cancel", show=False),
         Binding("tab", "take_hint", "complete", show=False),
-        Binding("up", "older", "what was entered before", show=False),
-        Binding("down", "newer", "and after", show=False),
+        Binding("up", "older", "the previous entry", show=False),
+        Binding("down", "newer", "the next entry", show=False),
     ]
 
-    def __init__(self, give_back: Callable[[], object], *, id: str | None = None) -> None:
-        """`give_back` gives the keys back to whoever had them before."""
+    def __init__(self, release_focus: Callable[[], object], *, id: str | None = None) -> None:
+        """`release_focus` returns the focus to the widget that had it before."""
         super().__init__(id=id)
-        self._give_back = give_back
+        self._release_focus = release_focus
         self._ask: Ask | None = None
         self._past: dict[str, list[str]] = {}
         self._at = 0
@@ -98,11 +98,11 @@ class Prompt(Vertical):
 
     @property
     def hint(self) -> str:
-        """What the line under the input now says."""
+        """The text of the line below the input."""
         return str(self._hint.content)
 
     def ask(self, ask: Ask) -> None:
-        """Open for this."""
+        """Open the prompt for a question."""
         self._ask = ask
         self._at = len(self._past.setdefault(ask.title, []))
         self._title.update(Content(ask.title))
@@ -111,7 +111,7 @@ class Prompt(Vertical):
         self._input.cursor_position = len(ask.initial)
         self.display = True
         self.screen.add_class("-asking")
-        # Not `focus`, which lets the keys that wait already go elsewhere.
+        # Not `focus`, which takes effect later: keys that are waiting would go elsewhere.
         self.screen.set_focus(self._input)
         self._advise()
 
@@ -158,7 +158,7 @@ class Prompt(Vertical):
         ask.accept(text)
 
     def _advise(self) -> None:
-        """Say what is wrong so far, or how it may go on."""
+        """Show completions, or the error in the text so far."""
         if self._ask is None:
             return
         text = self._input.value
@@ -173,30 +173,30 @@ class Prompt(Vertical):
             help_ = f" {hint.help}" if hint.help and not number else ""
             parts += [(help_, "$foreground 70%"), "  "]
         if not parts:
-            parts = [("Enter: take it   Esc: leave it", "$foreground 70%")]
+            parts = [("Enter: accept   Esc: cancel", "$foreground 70%")]
         elif hints:
             parts.insert(0, ("Tab ", "$foreground 70%"))
         self._hint.update(Content.assemble(*parts))
 
-    def _complain(self, line: str, place: int) -> None:
-        """An error, under the character of the stripped text that it is about."""
+    def _complain(self, line: str, index: int) -> None:
+        """Show an error below character `index` of the stripped text."""
         text = self._input.value
-        place += len(text) - len(text.lstrip())
-        # Both lines have one cell of padding, and the title one more on its right.
+        index += len(text) - len(text.lstrip())
+        # Both lines have a cell of padding, and the title another one on its right.
         width = self._hint.size.width
         caret = (
-            self._title.size.width + 1 + cell_len(text[:place]) - int(self._input.scroll_offset.x)
+            self._title.size.width + 1 + cell_len(text[:index]) - int(self._input.scroll_offset.x)
         )
         caret = min(max(0, caret), width - 1)
         length = cell_len(line) + 1
         if caret + 1 + length <= width or caret < length:
-            said = " " * min(caret, max(0, width - 1 - length)) + f"^ {line}"
+            shown = " " * min(caret, max(0, width - 1 - length)) + f"^ {line}"
         else:
-            said = " " * (caret - length) + f"{line} ^"
-        self._hint.update(Content.assemble((said, "bold $text-error")))
+            shown = " " * (caret - length) + f"{line} ^"
+        self._hint.update(Content.assemble((shown, "bold $text-error")))
 
     def _close(self) -> None:
         self._ask = None
-        self._give_back()
+        self._release_focus()
         self.display = False
         self.screen.remove_class("-asking")

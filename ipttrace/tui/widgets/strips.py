@@ -18,6 +18,7 @@ from textual.binding import Binding
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from ipttrace.tui.cells import Cell, Cells
 
@@ -32,6 +33,18 @@ NAMESPACE_KEYS: Final = (
     Binding("right_square_bracket", "other(1)", show=False, tooltip="the next namespace"),
 )
 """Keys of the views that show one namespace at a time, for their `action_other`."""
+
+
+def component_style(widget: Widget, name: str, under: str = "") -> Style:
+    """The colour of the component class `name`, on the widget's background.
+
+    `under`: a component class whose background is used instead.
+    """
+    full = widget.get_component_rich_style(name)
+    ground = widget.get_component_rich_style(under) if under else widget.rich_style
+    if under and widget.app.no_color and widget.app.native_ansi_color:
+        ground += Style(reverse=True)  # a background would be invisible
+    return ground + Style(color=full.color, bold=full.bold or None)
 
 
 class LineView(ScrollView, can_focus=True):
@@ -158,14 +171,10 @@ class LineView(ScrollView, can_focus=True):
     def _style(self, role: str, under: str = "") -> Style:
         """The colours of a role, on the list's background or that of the role `under`."""
         if (style := self._styles_of.get((role, under))) is None:
-            style = self._styles_of[role, under] = self._mixed(role, under)
+            name = self.PREFIX + role
+            if role == "title":
+                style = self.get_component_rich_style(name)
+            else:
+                style = component_style(self, name, under and self.PREFIX + under)
+            self._styles_of[role, under] = style
         return style
-
-    def _mixed(self, role: str, under: str) -> Style:
-        full = self.get_component_rich_style(self.PREFIX + role)
-        if role == "title":
-            return full
-        ground = self.get_component_rich_style(self.PREFIX + under) if under else self.rich_style
-        if under and self.app.no_color and self.app.native_ansi_color:
-            ground += Style(reverse=True)  # a background would be invisible
-        return ground + Style(color=full.color, bold=full.bold or None)
