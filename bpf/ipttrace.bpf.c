@@ -32,9 +32,9 @@ struct net_device {
 static __always_inline int names_fit(void)
 {
 	return bpf_core_field_size(((struct task_struct *)0)->comm) ==
-			IPTTRACE_COMM_LEN &&
+		       IPTTRACE_COMM_LEN &&
 	       bpf_core_field_size(((struct net_device *)0)->name) ==
-			IPTTRACE_IF_LEN;
+		       IPTTRACE_IF_LEN;
 }
 
 struct perf_buffer {

@@ -18,7 +18,7 @@
 
 #include "ipttrace.h"
 
-#define CALL_INDEX_BITS	8
+#define CALL_INDEX_BITS 8
 
 struct call_bucket {
 	arch_spinlock_t lock;
@@ -87,8 +87,7 @@ void ipttrace_calls_clear(void)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(call_index); i++) {
-		call_index[i].lock =
-			(arch_spinlock_t)__ARCH_SPIN_LOCK_UNLOCKED;
+		call_index[i].lock = (arch_spinlock_t)__ARCH_SPIN_LOCK_UNLOCKED;
 		INIT_HLIST_HEAD(&call_index[i].calls);
 	}
 }

@@ -18,18 +18,19 @@
 /*
  * ipt_do_table(void *priv, skb, state) since 5.16, (skb, state, table) before.
  */
-#define IPTTRACE_PRIV_FIRST						\
-	__builtin_types_compatible_p(typeof(&ipt_do_table),		\
-		unsigned int (*)(void *, struct sk_buff *,		\
+#define IPTTRACE_PRIV_FIRST                                \
+	__builtin_types_compatible_p(                      \
+		typeof(&ipt_do_table),                     \
+		unsigned int (*)(void *, struct sk_buff *, \
 				 const struct nf_hook_state *))
 
-#define IPTTRACE_ARG_TABLE	(IPTTRACE_PRIV_FIRST ? 0 : 2)
-#define IPTTRACE_ARG_SKB	(IPTTRACE_PRIV_FIRST ? 1 : 0)
-#define IPTTRACE_ARG_STATE	(IPTTRACE_PRIV_FIRST ? 2 : 1)
+#define IPTTRACE_ARG_TABLE (IPTTRACE_PRIV_FIRST ? 0 : 2)
+#define IPTTRACE_ARG_SKB   (IPTTRACE_PRIV_FIRST ? 1 : 0)
+#define IPTTRACE_ARG_STATE (IPTTRACE_PRIV_FIRST ? 2 : 1)
 
 #ifndef bpf_prog_run
 #if LINUX_VERSION_CODE < KERNEL_VERSION(5, 15, 0)
-#define bpf_prog_run(prog, ctx)	BPF_PROG_RUN(prog, ctx)
+#define bpf_prog_run(prog, ctx) BPF_PROG_RUN(prog, ctx)
 #endif
 #endif
 
@@ -47,8 +48,8 @@ static inline void __percpu *ipttrace_prog_value(struct bpf_prog *prog,
 
 		if (map->map_type == BPF_MAP_TYPE_PERCPU_ARRAY &&
 		    map->value_size == size)
-			value = container_of(map, struct bpf_array,
-					     map)->pptrs[0];
+			value = container_of(map, struct bpf_array, map)
+					->pptrs[0];
 	}
 	mutex_unlock(&aux->used_maps_mutex);
 	return value;
@@ -60,8 +61,8 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 {
 	typedef int (*without)(const struct genl_family *, struct sk_buff *,
 			       u32, unsigned int);
-	typedef int (*with)(const struct genl_family *, struct sk_buff *,
-			    u32, unsigned int, gfp_t);
+	typedef int (*with)(const struct genl_family *, struct sk_buff *, u32,
+			    unsigned int, gfp_t);
 	void *multicast = genlmsg_multicast_allns;
 
 	if (__builtin_types_compatible_p(typeof(&genlmsg_multicast_allns),
@@ -78,7 +79,7 @@ static inline int ipttrace_multicast(const struct genl_family *family,
  */
 #if defined(CONFIG_X86_64) && defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS)
 #define IPTTRACE_FTRACE
-#define ipttrace_ftrace_args(fregs)	((struct pt_regs *)(fregs))
+#define ipttrace_ftrace_args(fregs) ((struct pt_regs *)(fregs))
 #endif
 
 /*
@@ -89,17 +90,19 @@ static inline int ipttrace_multicast(const struct genl_family *family,
 #if defined(CONFIG_X86_64)
 
 /* slot 0 is the return address, 1 and 2 are loginfo and fmt */
-#define IPTTRACE_LOG_STACK	3
+#define IPTTRACE_LOG_STACK 3
 
-#define IPTTRACE_REG(regs, n)						\
-	((n) == 0 ? &(regs)->di : (n) == 1 ? &(regs)->si :		\
-	 (n) == 2 ? &(regs)->dx : &(regs)->cx)
+#define IPTTRACE_REG(regs, n)     \
+	((n) == 0 ? &(regs)->di : \
+	 (n) == 1 ? &(regs)->si : \
+	 (n) == 2 ? &(regs)->dx : \
+		    &(regs)->cx)
 
 #elif defined(CONFIG_ARM64)
 
-#define IPTTRACE_LOG_STACK	0
+#define IPTTRACE_LOG_STACK 0
 
-#define IPTTRACE_REG(regs, n)	((unsigned long *)&(regs)->regs[n])
+#define IPTTRACE_REG(regs, n) ((unsigned long *)&(regs)->regs[n])
 
 #else
 #error "ipttrace supports x86-64 and arm64 only"

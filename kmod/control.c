@@ -22,8 +22,8 @@ static DEFINE_MUTEX(control_mutex);
 /* All under the mutex. */
 static struct {
 	enum ipttrace_state state;
-	struct ipttrace_owner owner;	/* while armed */
-	struct ipttrace_setup setup;	/* while armed */
+	struct ipttrace_owner owner; /* while armed */
+	struct ipttrace_setup setup; /* while armed */
 	const struct ipttrace_events *events;
 } control;
 
@@ -151,8 +151,7 @@ bool ipttrace_control_owned_by(const struct net *net, u32 portid)
 {
 	lockdep_assert_held(&control_mutex);
 	return control.state == IPTTRACE_ARMED &&
-	       control.owner.portid == portid &&
-	       net_eq(control.owner.net, net);
+	       control.owner.portid == portid && net_eq(control.owner.net, net);
 }
 
 /* While armed. */
@@ -164,8 +163,7 @@ void ipttrace_control_disarm(enum ipttrace_reason reason)
 	ipttrace_ruleset_teardown();
 	state_set(IPTTRACE_DRAINING, reason);
 	memset(&control.owner, 0, sizeof(control.owner));
-	schedule_delayed_work(&drain_work,
-			      msecs_to_jiffies(IPTTRACE_DRAIN_MS));
+	schedule_delayed_work(&drain_work, msecs_to_jiffies(IPTTRACE_DRAIN_MS));
 	module_put(THIS_MODULE);
 }
 

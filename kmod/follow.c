@@ -17,8 +17,8 @@
 
 #include "ipttrace.h"
 
-#define FOLLOW_BITS	12
-#define FOLLOW_SLOTS	8	/* of eight bytes: a bucket is a cache line */
+#define FOLLOW_BITS  12
+#define FOLLOW_SLOTS 8 /* of eight bytes: a bucket is a cache line */
 
 struct follow_bucket {
 	const struct sk_buff *slot[FOLLOW_SLOTS];
@@ -29,8 +29,8 @@ bool ipttrace_follow_used;
 
 int ipttrace_follow_setup(void)
 {
-	follow_table = kvcalloc(1 << FOLLOW_BITS, sizeof(*follow_table),
-				GFP_KERNEL);
+	follow_table =
+		kvcalloc(1 << FOLLOW_BITS, sizeof(*follow_table), GFP_KERNEL);
 	ipttrace_follow_used = false;
 	return follow_table ? 0 : -ENOMEM;
 }

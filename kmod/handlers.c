@@ -84,10 +84,10 @@ NOKPROBE_SYMBOL(call_begin);
 
 static __always_inline int table_hit(struct kprobe *p, struct pt_regs *regs)
 {
-	struct sk_buff *skb = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
-	const struct nf_hook_state *state = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
+	struct sk_buff *skb =
+		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
+	const struct nf_hook_state *state =
+		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
 
 	if (!READ_ONCE(ipttrace_session.live))
 		return 0;
@@ -138,12 +138,12 @@ NOKPROBE_SYMBOL(call_next_id);
 
 int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
-	const struct xt_table *table = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_TABLE);
-	struct sk_buff *skb = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
-	const struct nf_hook_state *state = (void *)
-		regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
+	const struct xt_table *table =
+		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_TABLE);
+	struct sk_buff *skb =
+		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
+	const struct nf_hook_state *state =
+		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
 	struct ipttrace_call *call = (struct ipttrace_call *)ri->data;
 	struct ipttrace_entry *entry = &call->record.entry;
 	struct ipttrace_entry_head *head = &entry->head;
@@ -270,8 +270,8 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	call_put(call);
 
 	if (call->parent)
-		call->parent->overhead += call->overhead +
-			ktime_get_mono_fast_ns() - now;
+		call->parent->overhead +=
+			call->overhead + ktime_get_mono_fast_ns() - now;
 	raw_local_irq_restore(flags);
 	return 0;
 }
@@ -292,7 +292,7 @@ static void rule_put(const struct ipttrace_call *call,
 {
 	union {
 		struct ipttrace_rule record;
-		struct pt_regs size;	/* what the verifier lets it read */
+		struct pt_regs size; /* what the verifier lets it read */
 	} context;
 	struct ipttrace_rule *record = &context.record;
 
@@ -363,7 +363,8 @@ static __always_inline bool hit_at(unsigned long ip, const struct kprobe *p)
 }
 
 void notrace ipttrace_ftrace_hit(unsigned long ip, unsigned long parent_ip,
-			     struct ftrace_ops *ops, struct ftrace_regs *fregs)
+				 struct ftrace_ops *ops,
+				 struct ftrace_regs *fregs)
 {
 	struct kprobe *p = &ipttrace_table_probes[IPTTRACE_IP].kp;
 

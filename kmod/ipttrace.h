@@ -40,7 +40,7 @@ struct xt_table;
 /* A table has other rules from this generation on. */
 struct ipttrace_change {
 	u32 generation;
-	u32 netns;	/* inode; 0: unknown */
+	u32 netns; /* inode; 0: unknown */
 	u8 family;
 	char table[IPTTRACE_NAME_LEN];
 };
@@ -61,22 +61,22 @@ enum ipttrace_prog {
 /* What an ARM asks for. */
 struct ipttrace_setup {
 	struct bpf_prog *progs[IPTTRACE_PROGS];
-	struct ipttrace_call_record __percpu *finished;	/* input of CALL */
-	struct bpf_prog *filter;	/* NULL: every packet */
-	u32 netns;			/* inode, 0: all */
+	struct ipttrace_call_record __percpu *finished; /* input of CALL */
+	struct bpf_prog *filter;			/* NULL: every packet */
+	u32 netns;					/* inode, 0: all */
 	u32 maxactive;
 };
 
 /* The socket that armed, and its process. */
 struct ipttrace_owner {
-	const struct net *net;		/* compared, never dereferenced */
+	const struct net *net; /* compared, never dereferenced */
 	u32 portid;
 	u32 pid;
 };
 
 /* Counted by each CPU for itself; reset by arming. */
 struct ipttrace_stats {
-	u64 calls;	/* in sums only */
+	u64 calls; /* in sums only */
 	u64 refused;
 	u64 matched;
 	u64 followed;
@@ -110,13 +110,13 @@ struct ipttrace_call {
 	const struct xt_table *table;
 	struct ipttrace_call *parent;
 	u64 start;
-	u64 overhead;	/* ns of it that our own handlers took */
+	u64 overhead; /* ns of it that our own handlers took */
 	u16 rules;
-	u8 depth;	/* 1: outermost */
+	u8 depth; /* 1: outermost */
 	u8 hook;
 	u8 family;
 	bool softirq;
-	struct ipttrace_call_record record;	/* filled in step by step */
+	struct ipttrace_call_record record; /* filled in step by step */
 };
 
 /* netlink.c */
@@ -178,8 +178,8 @@ struct ipttrace_session {
 	struct ipttrace_call_record __percpu *finished;
 	struct bpf_prog __rcu *filter;
 	u32 netns;
-	bool live;	/* calls are traced; else only log lines are silenced */
-	bool filtered;	/* there was a filter; still valid after teardown */
+	bool live;     /* calls are traced; else only log lines are silenced */
+	bool filtered; /* there was a filter; still valid after teardown */
 };
 
 extern struct ipttrace_session ipttrace_session;

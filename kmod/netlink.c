@@ -19,13 +19,13 @@
 static struct genl_family netlink_family;
 
 static const struct nla_policy netlink_policy[IPTTRACE_A_MAX + 1] = {
-	[IPTTRACE_A_PROG_CALL]	= { .type = NLA_NUL_STRING, .len = 255 },
-	[IPTTRACE_A_PROG_RULE]	= { .type = NLA_NUL_STRING, .len = 255 },
-	[IPTTRACE_A_FILTER]	= { .type = NLA_BINARY,
-				    .len = BPF_MAXINSNS *
-					   sizeof(struct sock_filter) },
-	[IPTTRACE_A_NETNS]	= { .type = NLA_U32 },
-	[IPTTRACE_A_MAXACTIVE]	= { .type = NLA_U32 },
+	[IPTTRACE_A_PROG_CALL] = { .type = NLA_NUL_STRING, .len = 255 },
+	[IPTTRACE_A_PROG_RULE] = { .type = NLA_NUL_STRING, .len = 255 },
+	[IPTTRACE_A_FILTER] = { .type = NLA_BINARY,
+				.len = BPF_MAXINSNS *
+				       sizeof(struct sock_filter) },
+	[IPTTRACE_A_NETNS] = { .type = NLA_U32 },
+	[IPTTRACE_A_MAXACTIVE] = { .type = NLA_U32 },
 };
 
 /* Indices of netlink_groups */
@@ -40,8 +40,7 @@ static void notify_state(enum ipttrace_state state, u32 owner_pid,
 	if (!msg)
 		return;
 	head = genlmsg_put(msg, 0, 0, &netlink_family, 0, IPTTRACE_CMD_NOTIFY);
-	if (!head ||
-	    nla_put_u32(msg, IPTTRACE_A_STATE, state) ||
+	if (!head || nla_put_u32(msg, IPTTRACE_A_STATE, state) ||
 	    nla_put_u32(msg, IPTTRACE_A_OWNER_PID, owner_pid) ||
 	    nla_put_u32(msg, IPTTRACE_A_REASON, reason)) {
 		nlmsg_free(msg);
@@ -59,8 +58,7 @@ static void notify_rules(const struct ipttrace_change *change)
 	if (!msg)
 		return;
 	head = genlmsg_put(msg, 0, 0, &netlink_family, 0, IPTTRACE_CMD_CHANGED);
-	if (!head ||
-	    nla_put_u32(msg, IPTTRACE_A_RULESET, change->generation) ||
+	if (!head || nla_put_u32(msg, IPTTRACE_A_RULESET, change->generation) ||
 	    nla_put_u32(msg, IPTTRACE_A_NETNS, change->netns) ||
 	    nla_put_u32(msg, IPTTRACE_A_FAMILY, change->family) ||
 	    nla_put_string(msg, IPTTRACE_A_TABLE, change->table)) {
@@ -201,21 +199,24 @@ free:
 
 static const struct genl_small_ops netlink_ops[] = {
 	{
-		.cmd	= IPTTRACE_CMD_ARM,
-		.doit	= netlink_arm,
-		.flags	= GENL_ADMIN_PERM,
-	}, {
-		.cmd	= IPTTRACE_CMD_DISARM,
-		.doit	= netlink_disarm,
-		.flags	= GENL_ADMIN_PERM,
-	}, {
-		.cmd	= IPTTRACE_CMD_GET,
-		.doit	= netlink_get,
-		.flags	= GENL_ADMIN_PERM,
-	}, {
-		.cmd	= IPTTRACE_CMD_FILTER,
-		.doit	= netlink_filter,
-		.flags	= GENL_ADMIN_PERM,
+		.cmd = IPTTRACE_CMD_ARM,
+		.doit = netlink_arm,
+		.flags = GENL_ADMIN_PERM,
+	},
+	{
+		.cmd = IPTTRACE_CMD_DISARM,
+		.doit = netlink_disarm,
+		.flags = GENL_ADMIN_PERM,
+	},
+	{
+		.cmd = IPTTRACE_CMD_GET,
+		.doit = netlink_get,
+		.flags = GENL_ADMIN_PERM,
+	},
+	{
+		.cmd = IPTTRACE_CMD_FILTER,
+		.doit = netlink_filter,
+		.flags = GENL_ADMIN_PERM,
 	},
 };
 
@@ -225,16 +226,16 @@ static const struct genl_multicast_group netlink_groups[] = {
 };
 
 static struct genl_family netlink_family __ro_after_init = {
-	.name		= IPTTRACE_GENL_NAME,
-	.version	= IPTTRACE_GENL_VERSION,
-	.maxattr	= IPTTRACE_A_MAX,
-	.policy		= netlink_policy,
-	.netnsok	= true,
-	.module		= THIS_MODULE,
-	.small_ops	= netlink_ops,
-	.n_small_ops	= ARRAY_SIZE(netlink_ops),
-	.mcgrps		= netlink_groups,
-	.n_mcgrps	= ARRAY_SIZE(netlink_groups),
+	.name = IPTTRACE_GENL_NAME,
+	.version = IPTTRACE_GENL_VERSION,
+	.maxattr = IPTTRACE_A_MAX,
+	.policy = netlink_policy,
+	.netnsok = true,
+	.module = THIS_MODULE,
+	.small_ops = netlink_ops,
+	.n_small_ops = ARRAY_SIZE(netlink_ops),
+	.mcgrps = netlink_groups,
+	.n_mcgrps = ARRAY_SIZE(netlink_groups),
 };
 
 /* However the owner dies, its socket is closed: that disarms. */

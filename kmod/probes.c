@@ -21,14 +21,14 @@ module_param_named(ftrace, by_ftrace, bool, 0444);
 MODULE_PARM_DESC(ftrace, "0: use kprobes even if the kernel supports ftrace");
 
 static const char *const table_symbols[IPTTRACE_TABLES] = {
-	[IPTTRACE_IP]	= "ipt_do_table",
-	[IPTTRACE_IP6]	= "ip6t_do_table",
+	[IPTTRACE_IP] = "ipt_do_table",
+	[IPTTRACE_IP6] = "ip6t_do_table",
 };
 
 static struct {
 	bool registered[IPTTRACE_TABLES];
 	u32 maxactive;
-	u64 skipped;	/* by probes that are unregistered by now */
+	u64 skipped; /* by probes that are unregistered by now */
 } probes;
 
 #ifdef IPTTRACE_FTRACE
@@ -127,7 +127,7 @@ static int table_register(int i)
 	rp->handler = ipttrace_call_exit;
 	rp->data_size = sizeof(struct ipttrace_call);
 	rp->maxactive = probes.maxactive ?:
-			max_t(int, 128, 16 * num_possible_cpus());
+				max_t(int, 128, 16 * num_possible_cpus());
 	err = register_kretprobe(rp);
 	if (err)
 		return err;
@@ -229,8 +229,9 @@ int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack)
 	probes.skipped = 0;
 	err = log_register();
 	if (err) {
-		NL_SET_ERR_MSG(extack,
-			       "cannot probe nf_log_trace: this kernel has no netfilter tracing, or no kprobes");
+		NL_SET_ERR_MSG(
+			extack,
+			"cannot probe nf_log_trace: this kernel has no netfilter tracing, or no kprobes");
 		return err;
 	}
 	for (i = 0; i < IPTTRACE_TABLES; i++) {
@@ -241,21 +242,24 @@ int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack)
 			goto refused;
 	}
 	if (!any) {
-		NL_SET_ERR_MSG(extack,
-			       "ipt_do_table and ip6t_do_table are absent: legacy iptables is not loaded (modprobe ip_tables)");
+		NL_SET_ERR_MSG(
+			extack,
+			"ipt_do_table and ip6t_do_table are absent: legacy iptables is not loaded (modprobe ip_tables)");
 		goto unregister;
 	}
 	err = probes_enable();
 	if (!err)
 		return 0;
 	if (err == -EBUSY) {
-		NL_SET_ERR_MSG(extack,
-			       "ftrace is turned off: sysctl kernel.ftrace_enabled=1");
+		NL_SET_ERR_MSG(
+			extack,
+			"ftrace is turned off: sysctl kernel.ftrace_enabled=1");
 		goto unregister;
 	}
 refused:
-	NL_SET_ERR_MSG(extack,
-		       "the kernel refused a kretprobe on ipt_do_table or ip6t_do_table");
+	NL_SET_ERR_MSG(
+		extack,
+		"the kernel refused a kretprobe on ipt_do_table or ip6t_do_table");
 unregister:
 	ipttrace_probes_teardown();
 	ipttrace_probes_drained();

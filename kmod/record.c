@@ -63,9 +63,9 @@ void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
 	head->ct_proto = orig->dst.protonum;
 	head_tuple(orig, head->ct_orig_src, head->ct_orig_dst,
 		   &head->ct_orig_sport_be16, &head->ct_orig_dport_be16);
-	head_tuple(&ct->tuplehash[IP_CT_DIR_REPLY].tuple,
-		   head->ct_reply_src, head->ct_reply_dst,
-		   &head->ct_reply_sport_be16, &head->ct_reply_dport_be16);
+	head_tuple(&ct->tuplehash[IP_CT_DIR_REPLY].tuple, head->ct_reply_src,
+		   head->ct_reply_dst, &head->ct_reply_sport_be16,
+		   &head->ct_reply_dport_be16);
 }
 NOKPROBE_SYMBOL(ipttrace_head_conntrack);
 
@@ -130,6 +130,13 @@ void ipttrace_entry_names(struct ipttrace_entry *entry,
 }
 NOKPROBE_SYMBOL(ipttrace_entry_names);
 
+static __always_inline unsigned int next_offset(const void *entry, u8 family)
+{
+	if (family == NFPROTO_IPV6)
+		return ((const struct ip6t_entry *)entry)->next_offset;
+	return ((const struct ipt_entry *)entry)->next_offset;
+}
+
 /*
  * The kernel calls every unconditional verdict in a built-in chain "policy",
  * `-A INPUT -j DROP` too.  The policy itself is the entry at the underflow.
@@ -146,9 +153,7 @@ static bool policy_reached(const struct ipttrace_call *call, u32 rulenum)
 
 	for (n = 1; n < rulenum && at < policy; n++) {
 		const void *entry = private->entries + at;
-		unsigned int next = call->family == NFPROTO_IPV6 ?
-			((const struct ip6t_entry *)entry)->next_offset :
-			((const struct ipt_entry *)entry)->next_offset;
+		unsigned int next = next_offset(entry, call->family);
 
 		if (!next)
 			break;

@@ -28,8 +28,8 @@
 
 #include "ipttrace.h"
 
-#define RULESET_RING	256	/* changes that wait for the worker; 2^n */
-#define RULESET_ACTIVE	256	/* tasks inside a probed function at once */
+#define RULESET_RING   256 /* changes that wait for the worker; 2^n */
+#define RULESET_ACTIVE 256 /* tasks inside a probed function at once */
 
 enum { REPLACE, REGISTER, FIND, RULESET_PROBES };
 
@@ -45,9 +45,9 @@ static const struct {
 	kretprobe_handler_t entry;
 	kretprobe_handler_t exit;
 } ruleset_targets[RULESET_PROBES] = {
-	[REPLACE]	= { "xt_replace_table", replace_enter, replace_exit },
-	[REGISTER]	= { "xt_register_table", register_enter, register_exit },
-	[FIND]		= { "xt_request_find_table_lock", find_enter, find_exit },
+	[REPLACE] = { "xt_replace_table", replace_enter, replace_exit },
+	[REGISTER] = { "xt_register_table", register_enter, register_exit },
+	[FIND] = { "xt_request_find_table_lock", find_enter, find_exit },
 };
 
 static struct kretprobe ruleset_probes[RULESET_PROBES];
@@ -139,8 +139,9 @@ static void change_end(const struct ipttrace_change *change, bool changed)
 		WRITE_ONCE(ruleset.begun, ruleset.begun - 1);
 	} else {
 		if (ruleset.head - ruleset.tail < RULESET_RING) {
-			struct ipttrace_change *slot = &ruleset.ring[
-				ruleset.head++ & (RULESET_RING - 1)];
+			struct ipttrace_change *slot =
+				&ruleset.ring[ruleset.head++ &
+					      (RULESET_RING - 1)];
 
 			*slot = *change;
 			slot->generation = ruleset.done + 2;
@@ -165,8 +166,8 @@ NOKPROBE_SYMBOL(change_name);
 /* xt_replace_table(table, num_counters, newinfo, error) */
 static int replace_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
-	const struct xt_table *table = (void *)
-		regs_get_kernel_argument(regs, 0);
+	const struct xt_table *table =
+		(void *)regs_get_kernel_argument(regs, 0);
 	u32 counters = regs_get_kernel_argument(regs, 1);
 	struct ipttrace_change *change = (struct ipttrace_change *)ri->data;
 	u8 family = table->af;
@@ -176,7 +177,8 @@ static int replace_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 		return 1;
 	change_name(change, table);
 	change->netns = ruleset_found[family].table == table ?
-			ruleset_found[family].netns : 0;
+				ruleset_found[family].netns :
+				0;
 	change_begin();
 	return 0;
 }
@@ -194,8 +196,8 @@ NOKPROBE_SYMBOL(replace_exit);
 static int register_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
 	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
-	const struct xt_table *table = (void *)
-		regs_get_kernel_argument(regs, 1);
+	const struct xt_table *table =
+		(void *)regs_get_kernel_argument(regs, 1);
 	struct ipttrace_change *change = (struct ipttrace_change *)ri->data;
 
 	if (!family_wanted(table->af))

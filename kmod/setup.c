@@ -31,8 +31,9 @@ static int prog_get(struct bpf_prog **prog, struct genl_info *info,
 				    "no BPF program is pinned at this path");
 		break;
 	case -EINVAL:
-		NL_SET_ERR_MSG_ATTR(info->extack, path,
-				    "the pin at this path is not a BPF program of type kprobe");
+		NL_SET_ERR_MSG_ATTR(
+			info->extack, path,
+			"the pin at this path is not a BPF program of type kprobe");
 		break;
 	default:
 		NL_SET_ERR_MSG_ATTR(info->extack, path,
@@ -52,16 +53,18 @@ int ipttrace_filter_get(struct bpf_prog **filter, struct genl_info *info)
 	if (!attr)
 		return 0;
 	if (!nla_len(attr) || nla_len(attr) % sizeof(struct sock_filter)) {
-		NL_SET_ERR_MSG_ATTR(info->extack, attr,
-				    "the filter's length is not a multiple of a BPF instruction's");
+		NL_SET_ERR_MSG_ATTR(
+			info->extack, attr,
+			"the filter's length is not a multiple of a BPF instruction's");
 		return -EINVAL;
 	}
 	code.len = nla_len(attr) / sizeof(struct sock_filter);
 	code.filter = nla_data(attr);
 	err = bpf_prog_create(filter, &code);
 	if (err)
-		NL_SET_ERR_MSG_ATTR(info->extack, attr,
-				    "the filter is not a valid classic BPF program");
+		NL_SET_ERR_MSG_ATTR(
+			info->extack, attr,
+			"the filter is not a valid classic BPF program");
 	return err;
 }
 
@@ -89,9 +92,9 @@ int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info)
 		ipttrace_prog_value(setup->progs[IPTTRACE_PROG_CALL],
 				    sizeof(struct ipttrace_call_record));
 	if (!setup->finished) {
-		NL_SET_ERR_MSG_ATTR(info->extack,
-				    info->attrs[IPTTRACE_A_PROG_CALL],
-				    "the BPF program for calls lacks a per-CPU array of this version's call records");
+		NL_SET_ERR_MSG_ATTR(
+			info->extack, info->attrs[IPTTRACE_A_PROG_CALL],
+			"the BPF program for calls lacks a per-CPU array of this version's call records");
 		err = -EINVAL;
 		goto put;
 	}
