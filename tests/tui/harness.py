@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A live screen over a socket that the test holds the other end of."""
+"""A live screen on a socket; the test has the other end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from textual.pilot import Pilot
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import StreamSource
 
-# Against a hang only; no test passes or fails by how long something took.
+# Limits a hang; no test depends on how long something takes.
 HANG = 60.0
 
 
 class Agent:
-    """The far end: what a live agent would do."""
+    """The far end of the socket, in place of a live agent."""
 
     def __init__(self) -> None:
         self.near, self._far = socket.socketpair()
@@ -33,7 +33,7 @@ class Agent:
         self._far.sendall(b"".join(parts))
 
     def received(self) -> bytes:
-        """All that came on the control line, up to its end."""
+        """All bytes of the control line, up to its end."""
         self._far.settimeout(HANG)
         data = b""
         while more := self._far.recv(4096):
@@ -41,7 +41,7 @@ class Agent:
         return data
 
     def receive_line(self) -> bytes:
-        """One line of the control line."""
+        """One command of the control line."""
         self._far.settimeout(HANG)
         data = b""
         while not data.endswith(b"\n"):
@@ -53,7 +53,7 @@ class Agent:
 
 
 async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = "") -> None:
-    """Let the screen work until `condition` holds."""
+    """Lets the screen work until `condition` holds."""
     deadline = monotonic() + HANG
     while not condition():
         if monotonic() >= deadline:
@@ -65,7 +65,7 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = 
 
 
 def laid_out(app: TraceApp, width: int) -> bool:
-    """Whether the list has its size on a screen of `width` cells, and has taken it in."""
+    """Whether the list has adapted to its size on a screen of `width` cells."""
     rows = app.rows
     beside = app.side.outer_size.width if app.side.display else 0
     return (
@@ -81,7 +81,7 @@ def shown(app: TraceApp) -> list[str]:
 
 
 def screen_text(app: TraceApp) -> list[str]:
-    """Every line of the whole screen."""
+    """Every line of the screen."""
     lines = app.screen._compositor.render_strips()
     return ["".join(segment.text for segment in line) for line in lines]
 
@@ -102,7 +102,7 @@ async def live(
     grace: float = HANG,
     title: str = "lab",
 ) -> AsyncIterator[tuple[Agent, TraceApp, Pilot[Any]]]:
-    """A screen that has been sent `first` and holds `rows` rows by now."""
+    """A screen that was sent `first` and holds `rows` rows."""
     agent = Agent()
     app = TraceApp(agent.source, title=title, capacity=capacity, grace=grace)
     async with app.run_test(size=size) as pilot:
@@ -121,7 +121,7 @@ async def live(
 
 
 async def more(agent: Agent, app: TraceApp, pilot: Pilot[Any], frames: bytes, rows: int) -> None:
-    """Send `frames` and wait until the store has seen `rows` rows in all."""
+    """Sends `frames` and waits until the store has had `rows` rows in all."""
     sender = threading.Thread(target=agent.send, args=(frames,))
     sender.start()
     await until(pilot, lambda: app.feeds.trace.store.end >= rows, f"{rows} rows")

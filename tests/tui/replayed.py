@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A screen on a recording that has been read to its end, and what it shows of it."""
+"""A screen on a recording that has been read to its end, and helpers to query it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Screen = tuple[TraceApp, Pilot[Any]]
 
 @asynccontextmanager
 async def replayed(path: Path = LAB, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Screen]:
-    """The screen over a file, of which all is known by now."""
+    """The screen on a file that has been read and tallied."""
     app = TraceApp(FileSource(path), title="a recording")
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.over, "the end of the recording")
@@ -43,7 +43,7 @@ async def replayed(path: Path = LAB, size: tuple[int, int] = (80, 24)) -> AsyncI
 
 
 async def settled(app: TraceApp, pilot: Pilot[Any]) -> None:
-    """Wait until the filter that is in force is the one that is seen."""
+    """Waits until the list shows the filter in force."""
     shown = app.shown
     await until(
         pilot,
@@ -59,24 +59,24 @@ def all_rows(app: TraceApp) -> list[Row]:
 
 
 def seq_of(app: TraceApp, wanted: Callable[[Row], object]) -> int:
-    """The first row that is so."""
+    """The sequence number of the first row for which `wanted` is true."""
     return next(row.index for row in all_rows(app) if wanted(row))
 
 
 def listed(app: TraceApp) -> list[int]:
-    """The sequence numbers of the rows that the list has, on the screen or not."""
+    """The sequence numbers of the list's rows, on the screen or not."""
     selection = app.rows.selection
     return selection.seqs(selection.first, selection.end).tolist()
 
 
-def taken(app: TraceApp, text: str) -> list[int]:
-    """Those that the query takes."""
+def matching(app: TraceApp, text: str) -> list[int]:
+    """The sequence numbers of the rows that a query matches."""
     asked, context = query.compile(text), app.query_context()
     parts = [np.flatnonzero(asked.mask(part, context)) + part.first for part in app.store.parts()]
     return np.concatenate(parts).tolist()
 
 
 async def write(app: TraceApp, pilot: Pilot[Any], text: str) -> None:
-    """Write it where the keys go now: as from the clipboard, for speed, the last one by key."""
+    """Types into the focused widget: pasted for speed, except the last character."""
     app.post_message(Paste(text[:-1]))
     await pilot.press(NAMES.get(text[-1], text[-1]))

@@ -39,7 +39,7 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
     async with app.run_test(size=(width, height)) as pilot:
         while not app.over or app.tallies.behind(app.store):
             await pilot.pause(0.05)
-        # A dropped packet in the middle of the picture tells more than the tail.
+        # A dropped packet in the middle of the picture is more instructive than the tail.
         store = app.store
         rows = store.rows(range(store.first, store.end))
         router = next(
@@ -58,14 +58,14 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
             await pilot.pause(0.25)
         svg = FOLDER / f"{name}.svg"
         drawn = app.export_screenshot(title="ipttrace")
-        # Else spaces at the ends of a text are dropped by some who draw it.
+        # Otherwise some renderers drop spaces at the ends of a text.
         svg.write_text(drawn.replace("<svg ", '<svg xml:space="preserve" ', 1))
         app._leave()
     return svg
 
 
 def main(arguments: list[str]) -> int:
-    """Makes all pictures; returns the exit status."""
+    """Makes all pictures.  Returns the exit status."""
     FOLDER.mkdir(exist_ok=True)
     if "--record" in arguments or not RECORDING.exists():
         argv = [sys.executable, "-m", "ipttrace", "lab", "--duration", "4"]

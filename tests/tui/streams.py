@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Streams for the screen's tests, made with numpy from nothing.
+"""Synthetic streams for the screen's tests, made with numpy.
 
 A small lab: packets that pass raw, mangle, nat and filter, four rows each, one
 in seven of them dropped in filter.  Must not need root, a kernel or a clock.
@@ -148,7 +148,7 @@ def books(**changes: Any) -> bytes:
 
 
 def note(level: str, text: str) -> bytes:
-    """A frame with a line for a person."""
+    """A frame with a note."""
     sink = io.BytesIO()
     Writer(sink).note(level, text)
     return sink.getvalue()
@@ -161,6 +161,6 @@ def end(reason: str = "asked to", **changes: Any) -> bytes:
     return sink.getvalue()
 
 
-def whole(count: int) -> bytes:
+def complete(count: int) -> bytes:
     """A stream of `count` rows from beginning to end."""
     return hello() + rows(count) + end()

@@ -31,7 +31,7 @@ NETNS = 4026532456
 
 
 class Tallied:
-    """Traces that share a store, and what they add up to."""
+    """Traces that share a store, and their tallies."""
 
     def __init__(self, hosts: Sequence[str] = ()) -> None:
         self.store = Store()
@@ -90,15 +90,15 @@ class Tallied:
         elif isinstance(view, TotalsView):
             view.show(tallies.totals, names, skipped=tallies.skipped)
 
-    def taken(self, text: str) -> int:
-        """How many rows of the store a query takes."""
+    def matching(self, text: str) -> int:
+        """The number of rows in the store that a query matches."""
         context = query.context_of(self.store, netns_by_host=self.netns, hosts=self.hosts)
         asked = query.compile(text)
         return sum(int(np.count_nonzero(asked.mask(p, context))) for p in self.store.parts())
 
 
 class Screen(App[None]):
-    """One view, and a place to hide it behind."""
+    """One view, and another one that can hide it."""
 
     CSS = "ContentSwitcher, Ledger { height: 1fr; width: 1fr; }"
 
@@ -126,7 +126,7 @@ class Screen(App[None]):
 
 @contextmanager
 def _at_once() -> Iterator[None]:
-    """Pictures follow each other at once: what is tested is what they show."""
+    """Removes the delay between pictures, since tests check what they show."""
     before, ledger.EVERY = ledger.EVERY, 0.0  # type: ignore[misc]
     try:
         yield
@@ -155,7 +155,7 @@ def lines(app: Screen) -> list[str]:
 
 
 def line_with(app: Screen, text: str) -> str:
-    """The one line that has `text`."""
+    """The one line that contains `text`."""
     (found,) = [line for line in lines(app) if text in line]
     return found
 

@@ -40,7 +40,7 @@ class Playback:
 
         def check(text: str) -> tuple[str, int] | None:
             valid = moment(text, self._here()) is not None
-            return None if valid else (f"Not a time; write {FORMS}", 0)
+            return None if valid else (f"not a time: write {FORMS}", 0)
 
         self._app.prompt.ask(
             Ask(

@@ -39,10 +39,10 @@ class Recordings:
 
     def _check(self, text: str) -> tuple[str, int] | None:
         if not text:
-            return "Name a file", 0
+            return "name a file", 0
         for feed in self._app.feeds:
             if os.path.lexists(os.path.expanduser(self._path(text, feed.trace.host))):
-                return "This file exists: choose another name", 0
+                return "this file exists: choose another name", 0
         return None
 
     def _path(self, text: str, host: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that keys make: exports, recordings while watching, pictures of the screen."""
+"""Files that keys write: exports, recordings, pictures of the screen."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tests.tui.replayed import SIZES, listed, replayed, seq_of, settled, write
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that we are in."""
+    """The current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 async def dialog(app: TraceApp, pilot: Pilot[Any], path: str = "") -> ExportDialog:
-    """Open it, and write `path` in it."""
+    """Opens the dialog and types `path`."""
     await pilot.press("e")
     await until(pilot, lambda: isinstance(app.screen, ExportDialog), "the dialog")
     asked = app.screen
@@ -48,8 +48,8 @@ async def dialog(app: TraceApp, pilot: Pilot[Any], path: str = "") -> ExportDial
     return asked
 
 
-async def said(app: TraceApp, pilot: Pilot[Any], text: str) -> str:
-    """The notice, once it has `text`."""
+async def notice_with(app: TraceApp, pilot: Pilot[Any], text: str) -> str:
+    """The notice, once it contains `text`."""
     await until(pilot, lambda: text in app.notice_line.shown[0], text)
     return app.notice_line.shown[0]
 
@@ -73,12 +73,12 @@ async def test_the_filtered_view_is_exported_in_the_format_of_the_ending(
         await pilot.press("v")
         await settled(app, pilot)
         count = len(listed(app))
-        # WHEN it is exported THEN the view is what is offered
+        # WHEN it is exported THEN the view is offered
         asked = await dialog(app, pilot, f"out.{ending}")
         assert asked.query_one(RadioSet).pressed_index == 1
         assert f"this view: {count:,} rows" in "\n".join(screen_text(app))
         await pilot.press("enter")
-        await said(app, pilot, f"{count:,} rows written to out.{ending}")
+        await notice_with(app, pilot, f"{count:,} rows written to out.{ending}")
         assert app.focused is app.rows
         # AND the file has these rows
         data = (folder / f"out.{ending}").read_bytes()
@@ -99,9 +99,11 @@ async def test_the_filtered_view_is_exported_in_the_format_of_the_ending(
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_marked_rows_the_view_or_everything(folder: Path, size: tuple[int, int]) -> None:
+async def test_the_user_chooses_marked_rows_the_view_or_everything(
+    folder: Path, size: tuple[int, int]
+) -> None:
     async with replayed(size=size) as (app, pilot):
-        # WHEN nothing is marked and nothing filtered THEN everything is offered
+        # WHEN no row is marked and no filter in force THEN everything is offered
         asked = await dialog(app, pilot)
         assert asked.query_one(RadioSet).pressed_index == 2
         text = "\n".join(screen_text(app))
@@ -117,18 +119,18 @@ async def test_marked_rows_the_view_or_everything(folder: Path, size: tuple[int,
         asked = await dialog(app, pilot, "marked.csv")
         assert asked.query_one(RadioSet).pressed_index == 0
         await pilot.press("enter")
-        await said(app, pilot, "2 rows written")
+        await notice_with(app, pilot, "2 rows written")
         assert [row["skb"] for row in rows_of(folder / "marked.csv")] == [
             hex(app.store.row(seq).skb or 0) for seq in (20, 30)
         ]
-        # AND another choice is made by keys
+        # AND keys make another choice
         asked = await dialog(app, pilot, "all.csv")
         await pilot.press("shift+tab", "down", "down", "space", "tab", "enter")
-        await said(app, pilot, "985 rows written")
+        await notice_with(app, pilot, "985 rows written")
         assert len(rows_of(folder / "all.csv")) == 985
 
 
-async def test_a_file_that_is_there_is_asked_for_twice(folder: Path) -> None:
+async def test_replacing_a_file_needs_a_second_enter(folder: Path) -> None:
     (folder / "there.csv").write_text("mine")
     async with replayed() as (app, pilot):
         asked = await dialog(app, pilot, "there.csv")
@@ -136,10 +138,10 @@ async def test_a_file_that_is_there_is_asked_for_twice(folder: Path) -> None:
         assert app.screen is asked
         assert "there.csv exists: Enter again replaces it" in hint(asked)
         assert (folder / "there.csv").read_text() == "mine"
-        # WHEN the name is changed and changed back THEN it is asked again
+        # WHEN the name is changed and changed back THEN the dialog asks again
         await pilot.press("x", "backspace")
         await pilot.press("enter")
-        await said(app, pilot, "985 rows written")
+        await notice_with(app, pilot, "985 rows written")
         assert len(rows_of(folder / "there.csv")) == 985
 
 
@@ -154,7 +156,7 @@ async def test_escape_leaves_the_file_as_it_was(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["out", "out.doc", " ", "x.csv.gz"])
-async def test_an_ending_that_says_no_format_is_asked_again(folder: Path, path: str) -> None:
+async def test_an_unknown_file_ending_keeps_the_dialog_open(folder: Path, path: str) -> None:
     async with replayed() as (app, pilot):
         asked = await dialog(app, pilot, path)
         await pilot.press("enter")
@@ -172,14 +174,16 @@ async def test_an_ending_that_says_no_format_is_asked_again(folder: Path, path: 
         ("a" * 300 + ".csv", "File name too long"),
     ],
 )
-async def test_what_cannot_be_written_is_one_line(folder: Path, path: str, line: str) -> None:
+async def test_a_file_that_cannot_be_written_gives_a_one_line_error(
+    folder: Path, path: str, line: str
+) -> None:
     (folder / "folder.csv").mkdir()
     async with replayed() as (app, pilot):
         asked = await dialog(app, pilot, path)
         await pilot.press("enter")
         if app.screen is asked:  # it is there already
             await pilot.press("enter")
-        await said(app, pilot, line)
+        await notice_with(app, pilot, line)
         assert app.notice_line.shown[1]
         assert not app.exports.running
         assert len(listed(app)) == 985
@@ -187,7 +191,7 @@ async def test_what_cannot_be_written_is_one_line(folder: Path, path: str, line:
 
 
 @pytest.mark.parametrize("path", ["[red]x[.csv", "\x1b[2Jx\0\u202e.csv", "=cmd().csv", "漢字.csv"])
-async def test_a_name_may_be_anything(folder: Path, path: str) -> None:
+async def test_any_file_name_is_accepted(folder: Path, path: str) -> None:
     async with replayed() as (app, pilot):
         for _ in range(2):
             await dialog(app, pilot, path)
@@ -198,14 +202,14 @@ async def test_a_name_may_be_anything(folder: Path, path: str) -> None:
                 for text in screen_text(app):
                     assert text.isprintable()
                 await pilot.press("enter")
-            await said(app, pilot, "985 rows written")
+            await notice_with(app, pilot, "985 rows written")
             await pilot.press("escape")
         assert len(os.listdir(folder)) == 1
         assert os.listdir(folder)[0].isprintable()
 
 
 class Gate:
-    """Holds an export between two steps, until the test lets it go on."""
+    """Stops an export between two steps until the test opens the gate."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached = threading.Event()
@@ -230,47 +234,45 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.opened.set()
 
 
-async def test_escape_stops_a_long_export_and_nothing_is_kept(folder: Path, gate: Gate) -> None:
+async def test_escape_stops_a_long_export_and_no_file_remains(folder: Path, gate: Gate) -> None:
     async with replayed() as (app, pilot):
         await dialog(app, pilot, "long.csv")
         await pilot.press("enter")
         await until(pilot, gate.reached.is_set)
-        # THEN how far it is is shown, and keys work meanwhile
+        # THEN its progress is shown, and keys work meanwhile
         await until(pilot, lambda: "20%" in "\n".join(screen_text(app)), "a progress bar")
         await pilot.press("home", "down")
         assert app.rows.cursor == 1
-        # AND a second one is not begun
+        # AND no second export starts
         await pilot.press("e")
-        await said(app, pilot, "an export is going on")
+        await notice_with(app, pilot, "an export is running")
         # WHEN it is stopped
         await pilot.press("escape")
         gate.opened.set()
-        await said(app, pilot, "the export was stopped: nothing is kept")
+        await notice_with(app, pilot, "the export was stopped: no file was written")
         await until(pilot, lambda: "20%" not in "\n".join(screen_text(app)))
         assert not os.listdir(folder)
         assert not app.exports.running
-        # THEN another one may be made
+        # THEN another one can be started
         await dialog(app, pilot, "again.csv")
         await pilot.press("enter")
-        await said(app, pilot, "985 rows written")
+        await notice_with(app, pilot, "985 rows written")
 
 
-async def test_rows_come_while_an_export_is_written(folder: Path, gate: Gate) -> None:
+async def test_rows_keep_coming_during_an_export(folder: Path, gate: Gate) -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         await dialog(app, pilot, "live.csv")
         await pilot.press("enter")
         await until(pilot, gate.reached.is_set)
         await more(agent, app, pilot, streams.rows(400, start=400), 800)
         gate.opened.set()
-        await said(app, pilot, "400 rows written")
+        await notice_with(app, pilot, "400 rows written")
         assert len(rows_of(folder / "live.csv")) == 400
         assert len(listed(app)) == 800
 
 
-async def test_leaving_while_an_export_is_written_leaves_no_half_file(
-    folder: Path, gate: Gate
-) -> None:
-    async with live(streams.whole(400), rows=400, grace=0.05) as (_, app, pilot):
+async def test_quitting_during_an_export_leaves_no_partial_file(folder: Path, gate: Gate) -> None:
+    async with live(streams.complete(400), rows=400, grace=0.05) as (_, app, pilot):
         await dialog(app, pilot, "half.csv")
         await pilot.press("enter")
         await until(pilot, gate.reached.is_set)
@@ -286,7 +288,7 @@ async def test_leaving_while_an_export_is_written_leaves_no_half_file(
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "disk full"), (errno.EIO, "Input/output error")]
 )
-async def test_a_disk_that_fills_in_mid_export_is_one_line(
+async def test_a_disk_that_fills_during_an_export_gives_a_one_line_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     monkeypatch.setattr(export, "_STEP", 100)
@@ -302,7 +304,7 @@ async def test_a_disk_that_fills_in_mid_export_is_one_line(
         before = listed(app)
         await dialog(app, pilot, "full.csv")
         await pilot.press("enter")
-        line = await said(app, pilot, words)
+        line = await notice_with(app, pilot, words)
         assert "300 of 985 rows written, no file kept" in line
         assert sum(words in one for one in screen_text(app)) == 1
         assert listed(app) == before
@@ -310,18 +312,18 @@ async def test_a_disk_that_fills_in_mid_export_is_one_line(
         assert app.focused is app.rows
 
 
-async def test_a_bug_in_an_export_is_told_and_the_screen_stays(
+async def test_a_bug_in_an_export_is_shown_and_the_screen_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Export, "_batches", lambda exporting: 1 // 0)
     async with replayed() as (app, pilot):
         await dialog(app, pilot, "bug.csv")
         await pilot.press("enter")
-        await said(app, pilot, "the export failed")
+        await notice_with(app, pilot, "the export failed")
         assert not app.exports.running
 
 
-# A recording while watching.
+# Recordings.
 
 
 def recorded(path: Path) -> Trace:
@@ -331,7 +333,7 @@ def recorded(path: Path) -> Trace:
     return trace
 
 
-async def test_a_recording_has_what_came_between_two_keys(folder: Path) -> None:
+async def test_a_recording_has_the_rows_between_two_presses_of_r(folder: Path) -> None:
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
         # GIVEN 40 rows, WHEN R is pressed and a file named
         await pilot.press("R")
@@ -340,12 +342,12 @@ async def test_a_recording_has_what_came_between_two_keys(folder: Path) -> None:
         await pilot.press("ctrl+u")
         await write(app, pilot, "some.iptr")
         await pilot.press("enter")
-        await said(app, pilot, "recording to some.iptr: R ends it")
+        await notice_with(app, pilot, "recording to some.iptr: R ends it")
         await more(agent, app, pilot, streams.rows(400, start=40), 440)
         await pilot.press("R")
-        await said(app, pilot, "the recording was ended: some.iptr")
+        await notice_with(app, pilot, "the recording was ended: some.iptr")
         await more(agent, app, pilot, streams.rows(40, start=440), 480)
-        # THEN the file is a whole recording of the rows between
+        # THEN the file is a complete recording of the rows in between
         trace = recorded(folder / "some.iptr")
         assert trace.store.end == 400
         assert trace.ended is not None
@@ -360,7 +362,7 @@ async def test_a_recording_has_what_came_between_two_keys(folder: Path) -> None:
         assert app.feeds[0].error is None
 
 
-async def test_leaving_ends_a_recording_in_order(folder: Path) -> None:
+async def test_quitting_ends_a_recording_properly(folder: Path) -> None:
     async with live(streams.hello(), streams.rows(40), rows=40, grace=0.05) as (agent, app, pilot):
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, "left.iptr")
@@ -382,7 +384,7 @@ async def test_a_recording_never_replaces_a_file(folder: Path) -> None:
             await write(app, pilot, name)
             await pilot.press("enter")
             assert app.prompt.asking
-            assert "there is such a file already" in app.prompt.hint
+            assert "this file exists" in app.prompt.hint
             await pilot.press("escape")
         assert (folder / "there.iptr").read_text() == "mine"
         await pilot.press("R", "ctrl+u", "enter")
@@ -393,18 +395,18 @@ async def test_a_recording_never_replaces_a_file(folder: Path) -> None:
     ("path", "words"),
     [("no/such/x.iptr", "No such file"), ("a" * 300, "too long")],
 )
-async def test_a_recording_that_cannot_begin_is_one_line(path: str, words: str) -> None:
+async def test_a_recording_that_cannot_start_gives_a_one_line_error(path: str, words: str) -> None:
     async with live(streams.hello(), streams.rows(40), rows=40) as (_, app, pilot):
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, path)
         await pilot.press("enter")
-        await said(app, pilot, words)
+        await notice_with(app, pilot, words)
         assert not app.feeds[0].tap.open
         assert app.is_running
 
 
 @pytest.mark.parametrize("buffering", [0, -1])
-async def test_a_disk_that_fills_while_recording_is_one_line(
+async def test_a_disk_that_fills_during_a_recording_gives_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, buffering: int
 ) -> None:
     def full(path: str, mode: str) -> BinaryIO:
@@ -417,20 +419,20 @@ async def test_a_disk_that_fills_while_recording_is_one_line(
         await pilot.press("enter")
         await pilot.pause()
         if buffering:
-            # THEN it is known when the buffer is full
+            # THEN the error comes when the buffer is full
             await more(agent, app, pilot, streams.rows(4000, start=40), 4040)
-        await said(app, pilot, "No space left on device")
+        await notice_with(app, pilot, "No space left on device")
         assert "full.iptr" in app.notice_line.shown[0]
-        # AND rows go on to come
+        # AND rows keep coming
         held = app.store.end
         await more(agent, app, pilot, streams.rows(40, start=held), held + 40)
         assert app.feeds[0].error is None
-        # AND the line is put away by a key
+        # AND a key dismisses the notice
         await pilot.press("escape")
         assert "No space" not in app.notice_line.shown[0]
 
 
-async def test_a_disk_that_fills_with_the_last_bytes_is_told_too(
+async def test_a_disk_that_fills_when_the_recording_ends_gives_an_error_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(path: str, mode: str) -> BinaryIO:
@@ -441,33 +443,33 @@ async def test_a_disk_that_fills_with_the_last_bytes_is_told_too(
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, "full.iptr")
         await pilot.press("enter")
-        await said(app, pilot, "recording to full.iptr")
+        await notice_with(app, pilot, "recording to full.iptr")
         await pilot.press("escape", "R")
-        await said(app, pilot, "No space left on device")
+        await notice_with(app, pilot, "No space left on device")
 
 
-async def test_what_is_over_cannot_be_recorded() -> None:
+async def test_a_stream_that_has_ended_cannot_be_recorded() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("R")
-        await said(app, pilot, "e exports what is held")
+        await notice_with(app, pilot, "e exports the rows that are held")
 
 
-async def test_before_the_stream_has_begun_nothing_is_recorded() -> None:
+async def test_a_stream_that_has_not_begun_cannot_be_recorded() -> None:
     async with live() as (_, app, pilot):
         await pilot.press("R")
-        await said(app, pilot, "nothing comes that could be recorded")
+        await notice_with(app, pilot, "no stream to record")
 
 
-# A picture.
+# Pictures.
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_picture_of_the_screen_is_put_into_this_folder(
+async def test_a_picture_of_the_screen_is_written_to_the_current_folder(
     folder: Path, size: tuple[int, int]
 ) -> None:
     async with replayed(size=size) as (app, pilot):
         await pilot.press("S")
-        line = await said(app, pilot, "a picture of the screen: ipttrace-")
+        line = await notice_with(app, pilot, "a picture of the screen: ipttrace-")
         (name,) = os.listdir(folder)
         assert line.endswith(name)
         picture = (folder / name).read_text()
@@ -475,7 +477,7 @@ async def test_a_picture_of_the_screen_is_put_into_this_folder(
         assert "ACCEPT" in picture
 
 
-async def test_a_folder_that_takes_no_picture_is_told(
+async def test_a_picture_that_cannot_be_written_gives_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = folder / "gone"
@@ -484,9 +486,9 @@ async def test_a_folder_that_takes_no_picture_is_told(
     gone.rmdir()
     async with replayed() as (app, pilot):
         await pilot.press("S")
-        await said(app, pilot, "no picture was written")
-        # AND what else is made says so too
+        await notice_with(app, pilot, "no picture was written")
+        # AND the other commands give an error too
         await dialog(app, pilot, "x.csv")
         await pilot.press("enter")
-        await said(app, pilot, "cannot write x.csv")
+        await notice_with(app, pilot, "cannot write x.csv")
     monkeypatch.chdir(folder)

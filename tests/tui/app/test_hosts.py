@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Several hosts on one screen: whose row it is, and what happens when one of them goes."""
+"""Several hosts on one screen: each row's host, and what happens when one breaks off."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NETNS = "4026532456"  # that of the rows, on both hosts
 async def hosts(
     *names: str, size: tuple[int, int] = (80, 24), rows: int = 40
 ) -> AsyncIterator[tuple[list[Agent], TraceApp, Pilot[Any]]]:
-    """A screen of these hosts, with so many rows of each."""
+    """A screen of these hosts, with `rows` rows of each."""
     agents = [Agent() for _ in names]
     app = TraceApp([agent.source for agent in agents], title="hosts")
     async with app.run_test(size=size) as pilot:
@@ -58,7 +58,7 @@ async def hosts(
 
 
 def _column(app: TraceApp, key: str) -> list[str]:
-    """What the lines on the screen say in a column."""
+    """The text of one column, by line."""
     start = 0
     for placed in app.rows.columns:
         if placed.column.key == key:
@@ -67,24 +67,24 @@ def _column(app: TraceApp, key: str) -> list[str]:
     raise AssertionError(f"there is no column {key}")
 
 
-async def test_each_row_says_which_host_it_is_of() -> None:
+async def test_each_row_shows_its_host() -> None:
     # GIVEN two hosts, WHEN both have sent rows
     async with hosts("web1", "web2", rows=8) as (_, app, _pilot):
-        # THEN each row has its host, also where there is little room
+        # THEN each row has its host, even if there is little room
         assert _column(app, "host")[:16] == ["web1"] * 8 + ["web2"] * 8
         assert " host " in app.view.titles.render_line(0).text
-        # and each packet of the second begins as one, too
+        # and each packet of the second host begins with its mark, too
         assert _column(app, "rail").count(BEGINS) == 4
         # and the bar names both
         assert "web1, web2" in app.about_bar.text
 
 
-async def test_a_single_host_takes_no_column() -> None:
+async def test_a_single_host_has_no_column() -> None:
     async with hosts("web1") as (_, app, _pilot):
         assert "host" not in [placed.column.key for placed in app.rows.columns]
 
 
-async def test_a_namespace_has_the_name_that_its_own_host_gives_it() -> None:
+async def test_a_namespace_is_named_as_on_its_own_host() -> None:
     # GIVEN two hosts where one inode is two namespaces
     async with hosts("web1", "web2", size=(200, 30), rows=8) as (_, app, pilot):
         # THEN each row is named by its host
@@ -97,7 +97,7 @@ async def test_a_namespace_has_the_name_that_its_own_host_gives_it() -> None:
         await pilot.pause()
 
 
-async def test_two_hosts_that_call_themselves_the_same_are_told_apart() -> None:
+async def test_two_hosts_with_one_name_are_shown_by_their_source_names() -> None:
     agents = [Agent(), Agent()]
     agents[0].source.name, agents[1].source.name = "10.0.0.1", "10.0.0.2"
     app = TraceApp([agent.source for agent in agents], title="hosts")
@@ -109,15 +109,15 @@ async def test_two_hosts_that_call_themselves_the_same_are_told_apart() -> None:
         app._leave()
 
 
-async def test_a_host_that_dies_is_named_and_its_rows_stay() -> None:
+async def test_a_host_that_breaks_off_is_named_and_its_rows_stay() -> None:
     # GIVEN two hosts on the screen
     async with hosts("web1", "web2", rows=8) as (agents, app, pilot):
         # WHEN the link to one breaks
         agents[1].hang_up()
         await until(pilot, lambda: app.feeds[1].over, "its end")
-        # THEN one line says which, and all rows are still there
+        # THEN a notice names it, and all rows are still there
         await until(pilot, lambda: app.notice_line.shown[0].startswith("web2: "), "a notice")
-        assert any("web2: The agent went away" in line for line in screen_text(app))
+        assert any("web2: The agent exited" in line for line in screen_text(app))
         assert _column(app, "host")[:16] == ["web1"] * 8 + ["web2"] * 8
         # and the other one goes on
         agents[0].send(streams.rows(4, start=8))
@@ -127,31 +127,31 @@ async def test_a_host_that_dies_is_named_and_its_rows_stay() -> None:
         assert "web2 ended" in app.situation().host
 
 
-async def test_a_word_of_an_agent_has_its_host_before_it() -> None:
+async def test_an_agents_note_is_prefixed_with_its_host() -> None:
     async with hosts("web1", "web2", rows=4) as (agents, app, pilot):
         agents[1].send(streams.note("warn", "the ruleset is too large"))
         said = "web2: the ruleset is too large"
         await until(pilot, lambda: app.notice_line.shown[0] == said, "a notice")
 
 
-async def test_a_namespace_is_asked_for_by_the_name_that_its_own_host_gives_it() -> None:
+async def test_a_filter_by_namespace_uses_each_hosts_own_names() -> None:
     async with hosts("web1", "web2", rows=8) as (_, app, pilot):
-        # GIVEN one inode that is lan1 on one host and lan2 on the other, WHEN lan2 is asked for
+        # GIVEN one inode that is lan1 on one host and lan2 on the other, WHEN filtering by lan2
         app.shown.filter_by("netns=lan2")
         app.apply_filter()
         await until(
             pilot, lambda: app.shown.selection.end - app.shown.selection.first == 8, "its rows"
         )
-        # THEN the rows are those of the host that calls it so
+        # THEN the rows are those of the host with that name
         assert set(_column(app, "host")) - {""} == {"web2"}
 
 
-async def test_tracing_until_a_namespace_by_name_stops_at_the_right_host() -> None:
+async def test_until_with_a_namespaces_name_stops_at_the_right_host() -> None:
     async with hosts("web1", "web2", rows=8) as (_, app, pilot):
         # GIVEN a screen that traces until lan2 has a row, WHEN the rows are there
         app._until = Until(query.compile("netns=lan2"))
         await until(pilot, lambda: app._until is None, "a stop")
-        # THEN it stopped at the first of the host that calls a namespace so
+        # THEN it stopped at the first row of the host with that name
         assert app.view.row is not None
         assert (app.view.row.host, app.view.row.index) == (1, 8)
 
@@ -167,7 +167,7 @@ async def test_rules_and_flows_name_a_namespace_as_its_host_does(view: str) -> N
         if view == "flows-view":
             await until(pilot, lambda: "lan1" in words() and "lan2" in words(), "both names")
             return
-        # The one that was hit more by then comes first.
+        # The one with more hits by then comes first.
         await until(pilot, lambda: "/2 [ ]" in words(), "both hosts' namespaces")
         first = "lan1 on web1" if "lan1 on web1" in words() else "lan2 on web2"
         assert first in words()
@@ -176,14 +176,14 @@ async def test_rules_and_flows_name_a_namespace_as_its_host_does(view: str) -> N
         await until(pilot, lambda: other in words(), "the other host's name")
 
 
-async def test_exported_rows_of_several_hosts_say_which_host(tmp_path: Path) -> None:
+async def test_exported_rows_of_several_hosts_have_their_host(tmp_path: Path) -> None:
     async with hosts("web1", "web2", rows=8) as (_, app, pilot):
         for ending in ("csv", "jsonl", "txt", "pcapng"):
             # GIVEN rows of two hosts, WHEN they are exported
             path = tmp_path / f"rows.{ending}"
             app.exports.start(ExportRequest(ALL, str(path), format_of(path) or "", False))
             await until(pilot, lambda path=path: path.exists(), "the file")
-            # THEN each row says which of them it is of, and the namespace is named as there
+            # THEN each row has its host, and the namespace is named as on that host
             said = path.read_bytes()
             if ending == "csv":
                 rows = list(csv.DictReader(io.StringIO(said.decode())))
@@ -203,7 +203,7 @@ async def test_exported_rows_of_several_hosts_say_which_host(tmp_path: Path) -> 
                 assert b"traced on web1, web2" in said
 
 
-async def test_a_copied_row_says_which_host_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_copied_row_has_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     async with hosts("web1", "web2", rows=8) as (_, app, _pilot):
         copied: list[str] = []
         monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
@@ -213,9 +213,9 @@ async def test_a_copied_row_says_which_host_it_is_of(monkeypatch: pytest.MonkeyP
         assert " web2" in copied[0]
 
 
-async def test_what_the_screen_leaves_with_says_which_host_failed() -> None:
+async def test_the_summary_names_the_host_that_failed() -> None:
     async with hosts("web1", "web2", rows=4) as (agents, app, pilot):
-        # GIVEN two hosts, WHEN one of them sends what no agent writes and the screen is left
+        # GIVEN two hosts, WHEN one sends invalid bytes and the user quits
         agents[1].send(b"garbage, and more of it than a frame's head is long")
         await until(pilot, lambda: app.feeds[1].over, "its end")
         error = app.feeds[1].error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keys that come all at once, as over a slow link, do what they do one by one."""
+"""Keys that arrive all at once, as over a slow link, act as if pressed one by one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from textual.pilot import Pilot
 
 from ipttrace.tui.app import TraceApp
 from tests.tui.harness import until
-from tests.tui.replayed import SIZES, listed, replayed, settled, taken
+from tests.tui.replayed import SIZES, listed, matching, replayed, settled
 
 NAMES = {":": "colon", "/": "slash", "=": "equals_sign", " ": "space", "@": "at"}
 CHARACTERS = {name: character for character, name in NAMES.items()}
 
 
 def at_once(app: TraceApp, *keys: str) -> None:
-    """A name of a key is pressed, any other text typed, `paste:` pasted."""
+    """Presses names of keys, types any other text, pastes text after `paste:`."""
     named = {"enter", "tab", "escape", "backspace", "left", "home", "end", "ctrl+u", "ctrl+w", "up"}
     for key in keys:
         if key in named:
@@ -31,7 +31,7 @@ def at_once(app: TraceApp, *keys: str) -> None:
 
 
 async def all_done(app: TraceApp, pilot: Pilot[Any]) -> None:
-    """Until the app is through with what was pressed."""
+    """Waits until the app has handled all keys."""
     through: list[bool] = []
     app.call_later(through.append, True)
     await until(pilot, lambda: through, "the last key")
@@ -40,23 +40,23 @@ async def all_done(app: TraceApp, pilot: Pilot[Any]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_filter_typed_ahead_is_written_as_it_was_typed(size: tuple[int, int]) -> None:
+async def test_a_filter_typed_ahead_arrives_as_typed(size: tuple[int, int]) -> None:
     async with replayed(size=size) as (app, pilot):
-        # WHEN it is opened, typed with slips, taken, and the next key is there already
+        # WHEN the prompt is opened, filled with corrections and entered, and the next key waits
         at_once(
             app, "home", ":", "fxq", "ctrl+u", "vardict", *["left"] * 5, "backspace", "e", "end"
         )
         at_once(app, "end", "=", "DRP", "backspace", "OP", "enter", "m")
         await all_done(app, pilot)
-        # THEN that is the filter, and nothing of it was taken for another key
+        # THEN that is the filter, and no character acted as another key
         assert app.shown.filters.text == "verdict=DROP"
         assert len(app.shown.filters) == 1
-        assert listed(app) == taken(app, "verdict=DROP")
+        assert listed(app) == matching(app, "verdict=DROP")
         assert not app.prompt.display
         assert app.view._marks == {app.rows.current.index if app.rows.current else -1}
 
 
-async def test_what_is_completed_pasted_or_left_has_its_place_among_the_keys() -> None:
+async def test_completing_pasting_and_cancelling_keep_their_order_among_keys() -> None:
     async with replayed(size=(120, 24)) as (app, pilot):
         at_once(app, ":", "verd", "tab", "paste:=DRO\nm", "P", "enter", ":", "vx", "escape")
         at_once(app, "/", "BLOCK", "enter", "n", ":", "ctrl+u", "up", "enter")
@@ -67,7 +67,7 @@ async def test_what_is_completed_pasted_or_left_has_its_place_among_the_keys() -
         assert app.focused is app.rows
 
 
-async def test_a_filter_written_over_another_view_has_its_keys_for_the_rows() -> None:
+async def test_keys_after_a_filter_typed_in_another_view_act_on_the_rows() -> None:
     async with replayed() as (app, pilot):
         # GIVEN the rules, WHEN a filter is typed there and a row marked
         at_once(app, "home", "2", ":", "verdict=DROP", "enter", "m")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ways a trace ends: keys, signals, streams that end, break or lie."""
+"""How a trace ends: keys, signals, streams that end, break off or are invalid."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from tests.tui.harness import HANG, Agent, live, more, screen_text, seqs, shown,
 
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
-async def test_quit_asks_the_agent_to_end_and_takes_its_last_counts(key: str) -> None:
+async def test_quit_asks_the_agent_to_end_and_receives_its_last_counts(key: str) -> None:
     # GIVEN a live agent, and the reader blocked waiting for it
     async with live(streams.hello(), streams.rows(8), rows=8) as (agent, app, pilot):
-        # WHEN a person quits
+        # WHEN the user quits
         await pilot.press(key)
         assert agent.receive_line() == STOP
         assert app.is_running
-        # AND the agent sends what it still has
+        # AND the agent sends its remaining rows
         agent.send(streams.rows(4, start=8), streams.end(lost=[1, 2, 2], missed=3))
         agent.hang_up()
         await until(pilot, lambda: app.return_value is not None)
-    # THEN the summary holds it, and nothing is left
+    # THEN the summary includes them, and no thread or descriptor is left
     assert app.return_value == {
         "rows": 12,
         "records": 36,
@@ -61,7 +61,7 @@ async def test_quit_does_not_wait_for_an_agent_that_does_not_answer() -> None:
     assert not app.feeds[0].intake.alive
 
 
-async def test_a_second_key_leaves_at_once() -> None:
+async def test_pressing_quit_twice_exits_at_once() -> None:
     async with live(streams.hello(), streams.rows(8), rows=8) as (_, app, pilot):
         await pilot.press("q")
         assert app.is_running
@@ -71,14 +71,14 @@ async def test_a_second_key_leaves_at_once() -> None:
     assert not app.feeds[0].intake.alive
 
 
-async def test_ctrl_c_leaves_from_the_help_screen_too() -> None:
+async def test_ctrl_c_exits_from_the_help_screen_too() -> None:
     async with live(streams.hello(), streams.rows(8), rows=8, grace=0.05) as (_, app, pilot):
         await pilot.press("question_mark", "ctrl+c")
         await until(pilot, lambda: app.return_value is not None)
     assert not app.feeds[0].intake.alive
 
 
-async def test_quit_before_anything_came() -> None:
+async def test_quit_works_before_the_first_frame() -> None:
     async with live(grace=0.05) as (agent, app, pilot):
         await pilot.press("q")
         await until(pilot, lambda: app.return_value is not None)
@@ -87,8 +87,8 @@ async def test_quit_before_anything_came() -> None:
     assert agent.closed.is_set()
 
 
-async def test_quit_while_the_reader_waits_for_room() -> None:
-    # GIVEN a screen that takes nothing, and a reader that waits for room
+async def test_quit_works_while_the_reader_waits_for_room() -> None:
+    # GIVEN a screen that takes no frames, and a reader that waits for room
     agent = Agent()
     app = TraceApp(agent.source, title="lab", grace=0.05)
     app.feeds[0].intake._limit = 1
@@ -99,7 +99,7 @@ async def test_quit_while_the_reader_waits_for_room() -> None:
         )
         sender.start()
         await until(pilot, lambda: app.feeds[0].intake.waiting)
-        # WHEN a person quits THEN it ends
+        # WHEN the user quits THEN it ends
         await pilot.press("q")
         await until(pilot, lambda: app.return_value is not None)
     assert not app.feeds[0].intake.alive
@@ -121,8 +121,8 @@ async def test_a_crash_of_the_screen_leaves_no_reader_and_no_agent() -> None:
     assert not app.feeds[0].intake.alive
 
 
-async def test_an_end_keeps_the_screen_and_the_rows() -> None:
-    async with live(streams.whole(400), rows=400) as (agent, app, pilot):
+async def test_the_end_of_the_stream_keeps_the_screen_and_the_rows() -> None:
+    async with live(streams.complete(400), rows=400) as (agent, app, pilot):
         agent.hang_up()
         await until(pilot, lambda: "ENDED" in app.status_bar.text)
         await pilot.press("home")
@@ -133,7 +133,7 @@ async def test_an_end_keeps_the_screen_and_the_rows() -> None:
     assert app.return_value["error"] is None
 
 
-async def test_an_agent_that_is_killed_is_told_in_one_line() -> None:
+async def test_a_killed_agent_gives_a_one_line_notice() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         agent.hang_up()
         await until(pilot, lambda: "ENDED" in app.status_bar.text)
@@ -141,12 +141,12 @@ async def test_an_agent_that_is_killed_is_told_in_one_line() -> None:
         assert seqs(app)[1] == 399
 
 
-async def test_a_stream_cut_in_mid_frame_keeps_its_rows() -> None:
+async def test_a_stream_cut_within_a_frame_keeps_its_rows() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         agent.send(streams.rows(4, start=400)[:99])
         agent.hang_up()
         await until(pilot, lambda: "ERROR" in app.status_bar.text)
-        # THEN one line says it, and all rows before it are there
+        # THEN a notice reports it, and all rows before it are there
         assert sum("cut off at byte" in line for line in screen_text(app)) == 1
         assert seqs(app)[1] == 399
         assert "ACCEPT" in shown(app)[-1]
@@ -159,12 +159,12 @@ async def test_a_stream_cut_in_mid_frame_keeps_its_rows() -> None:
     assert app.return_value["rows"] == 400
 
 
-async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
+async def test_a_damaged_stream_is_closed_at_the_damage() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
-        # WHEN the bytes turn to noise, and the agent keeps the line open
+        # WHEN the bytes turn to noise, and the agent keeps the connection open
         agent.send(streams.rows(8, start=400) + b"\xff" * 64)
         await until(pilot, lambda: "ERROR" in app.status_bar.text)
-        # THEN what came before is shown, and the agent is told to go
+        # THEN the rows before are shown, and the agent is told to stop
         assert seqs(app)[1] == 407
         assert any("no frame starts there" in line for line in screen_text(app))
         assert agent.received() == STOP
@@ -180,7 +180,7 @@ async def test_a_damaged_stream_is_let_go_of_at_the_damage() -> None:
         (streams.hello() + streams.books(missed=-1), "missed"),
     ],
 )
-async def test_a_stream_that_lies_is_told_in_one_line(frames: bytes, words: str) -> None:
+async def test_an_invalid_stream_gives_a_one_line_notice(frames: bytes, words: str) -> None:
     async with live(frames) as (_, app, pilot):
         await until(pilot, lambda: "ERROR" in app.status_bar.text)
         assert sum(words in line for line in screen_text(app)) >= 1
@@ -188,7 +188,7 @@ async def test_a_stream_that_lies_is_told_in_one_line(frames: bytes, words: str)
 
 async def test_a_recording_is_shown_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "trace.iptr"
-    path.write_bytes(streams.whole(4000))
+    path.write_bytes(streams.complete(4000))
     app = TraceApp(FileSource(path), title="a recording")
     async with app.run_test() as pilot:
         await until(pilot, lambda: "ENDED" in app.status_bar.text)
@@ -200,7 +200,7 @@ async def test_a_recording_is_shown_to_its_end(tmp_path: Path) -> None:
     assert app.return_value["rows"] == 4000
 
 
-async def test_a_recording_that_was_cut_off_says_so(tmp_path: Path) -> None:
+async def test_a_recording_that_was_cut_off_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "trace.iptr"
     path.write_bytes(streams.hello() + streams.rows(40))
     app = TraceApp(FileSource(path), title="a recording")
@@ -211,7 +211,7 @@ async def test_a_recording_that_was_cut_off_says_so(tmp_path: Path) -> None:
         await pilot.press("q")
 
 
-async def test_a_flood_posts_no_flood_of_messages() -> None:
+async def test_a_flood_of_frames_posts_few_messages() -> None:
     async with live(streams.hello(), streams.rows(4), rows=4) as (agent, app, pilot):
         # GIVEN a count of the reader's notices and of the pictures drawn
         notices = 0
@@ -235,16 +235,16 @@ async def test_a_flood_posts_no_flood_of_messages() -> None:
         # WHEN 500 small frames come
         frames = b"".join(streams.rows(4, start=4 * at) for at in range(1, 501))
         await more(agent, app, pilot, frames, 2004)
-        # THEN no more notices than pictures, or one that waits
+        # THEN no more notices than pictures, except one that waits
         assert notices <= pictures + 1
 
 
 def _on_a_terminal(
     tmp_path: Path, rows: int, size: tuple[int, int], **more: Any
 ) -> tuple[int, subprocess.Popen[bytes]]:
-    """Our end of a terminal, and the screen over so many rows on it."""
+    """The test's end of a terminal, and the screen with `rows` rows on it."""
     path = tmp_path / "trace.iptr"
-    path.write_bytes(streams.whole(rows))
+    path.write_bytes(streams.complete(rows))
     ours, theirs = pty.openpty()
     columns, lines = map(str, size)
     child = subprocess.Popen(
@@ -296,13 +296,13 @@ def _in_a_terminal(tmp_path: Path, act: bytes | signal.Signals) -> tuple[int, by
     ("act", "status"),
     [(b"q", 0), (b"\x03", 0), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
 )
-def test_a_terminal_is_given_back(tmp_path: Path, act: bytes | signal.Signals, status: int) -> None:
+def test_the_terminal_is_restored(tmp_path: Path, act: bytes | signal.Signals, status: int) -> None:
     code, seen, output = _in_a_terminal(tmp_path, act)
     assert code == status
-    # The alternate screen is left, the cursor is back.
+    # The alternate screen is off, the cursor is visible.
     assert b"\x1b[?1049l" in seen
     assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?1049h")
-    # The summary comes after the screen is gone, and nothing else.
+    # After the screen only the summary is printed.
     after = seen[seen.rindex(b"\x1b[?1049l") :]
     assert b"rows=400 records=1200 lost=0 missed=0 engine=kernel\r\n" in after
     assert b"Traceback" not in seen
@@ -310,7 +310,7 @@ def test_a_terminal_is_given_back(tmp_path: Path, act: bytes | signal.Signals, s
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_a_screen_whose_terminal_is_closed_ends(tmp_path: Path, turn: int) -> None:
+def test_closing_the_terminal_ends_the_process(tmp_path: Path, turn: int) -> None:
     # GIVEN the screen on a terminal of its own, playing, which draws all the time
     ours, child = _on_a_terminal(
         tmp_path,
@@ -325,11 +325,11 @@ def test_a_screen_whose_terminal_is_closed_ends(tmp_path: Path, turn: int) -> No
         while b"ENDED" not in seen:
             assert select.select([ours], [], [], HANG)[0], seen[-500:]
             seen += os.read(ours, 65536)
-        # WHEN the window is closed while a key is worked on
+        # WHEN the window is closed while a key is handled
         os.write(ours, b"12345" * 4)
         os.close(ours)
         ours = -1
-        # THEN it ends, be it in order or not
+        # THEN the process ends, in order or not
         child.wait(HANG)
     finally:
         child.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Going to a time, playing a recording, scrubbing along it, and its speeds."""
+"""Going to a time, playing a recording, scrubbing, and the speeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAD = ["soon", "25:00", "12", "2026-13-45", "+" + "9" * 400 + "parsecs"]
 
 @pytest.fixture(autouse=True)
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Local time is UTC, wherever this runs."""
+    """Makes UTC the local time."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "UTC")
         time.tzset()
@@ -31,7 +31,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Hand:
-    """Our time, moved by the test."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -51,11 +51,11 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
 def recording(tmp_path: Path) -> Path:
     """40 s: a packet each millisecond at first, four rows each, later one each 10 s."""
     path = tmp_path / "trace.iptr"
-    path.write_bytes(streams.whole(16_000))
+    path.write_bytes(streams.complete(16_000))
     return path
 
 
-# streams.WALL, as a person reads it: 2023-11-14 22:13:20 UTC.
+# streams.WALL is 2023-11-14 22:13:20 UTC.
 @pytest.mark.parametrize(
     ("text", "milliseconds"),
     [
@@ -67,7 +67,9 @@ def recording(tmp_path: Path) -> Path:
         ("+250ms", 2250),
     ],
 )
-async def test_a_time_is_gone_to(recording: Path, text: str, milliseconds: int) -> None:
+async def test_going_to_a_time_shows_the_first_row_of_that_moment(
+    recording: Path, text: str, milliseconds: int
+) -> None:
     async with replayed(recording) as (app, pilot):
         app.rows.move_to(8000)  # 2 s
         await pilot.press("at")
@@ -84,20 +86,22 @@ async def test_a_time_is_gone_to(recording: Path, text: str, milliseconds: int) 
 
 
 @pytest.mark.parametrize("text", BAD)
-async def test_what_is_no_time_is_told_and_asked_again(recording: Path, text: str) -> None:
+async def test_an_invalid_time_keeps_the_prompt_open_with_an_error(
+    recording: Path, text: str
+) -> None:
     async with replayed(recording) as (app, pilot):
         app.rows.move_to(8000)
         await pilot.press("at")
         await write(app, pilot, text)
         await pilot.press("enter")
         assert app.prompt.asking
-        assert "a time is 12:30:05" in app.prompt.hint
+        assert "not a time: write 12:30:05" in app.prompt.hint
         await pilot.press("escape")
         assert app.rows.cursor == 8000
 
 
 @pytest.mark.parametrize("playing", [False, True])
-async def test_times_out_of_the_recording_are_its_ends(
+async def test_times_outside_the_recording_go_to_its_ends(
     recording: Path, playing: bool, hand: Hand
 ) -> None:
     async with replayed(recording) as (app, pilot):
@@ -122,7 +126,7 @@ async def test_times_out_of_the_recording_are_its_ends(
             assert app.rows.cursor in ((end, 3) if playing else (end,)), text
 
 
-async def test_a_time_is_gone_to_within_the_filter(recording: Path) -> None:
+async def test_going_to_a_time_keeps_the_filter(recording: Path) -> None:
     async with replayed(recording) as (app, pilot):
         app.rows.move_to(27)
         await pilot.press("v")
@@ -137,13 +141,13 @@ async def test_a_time_is_gone_to_within_the_filter(recording: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["full_stop", "comma"])
-async def test_scrubbing_goes_five_seconds(recording: Path, key: str) -> None:
-    recording.write_bytes(streams.whole(80_000))  # 20 s
+async def test_scrubbing_moves_five_seconds(recording: Path, key: str) -> None:
+    recording.write_bytes(streams.complete(80_000))  # 20 s
     async with replayed(recording) as (app, pilot):
         app.rows.move_to(40_000)
         await pilot.press(key)
         assert app.rows.cursor == (60_000 if key == "full_stop" else 20_000)
-        # AND no further than the ends
+        # AND not beyond the ends
         for _ in range(4):
             await pilot.press(key)
         assert app.rows.cursor == (79_999 if key == "full_stop" else 0)
@@ -151,11 +155,11 @@ async def test_scrubbing_goes_five_seconds(recording: Path, key: str) -> None:
 
 async def test_a_recording_is_played_at_its_own_speed(recording: Path, hand: Hand) -> None:
     async with replayed(recording) as (app, pilot):
-        # WHEN it is played from the tail THEN it begins at its beginning
+        # WHEN it is played from the tail THEN it starts at the beginning
         await pilot.press("P")
         await until(pilot, lambda: seqs(app)[1] < 4)
         assert "▶ 22:13:20 1×" in app.status_bar.text
-        # WHEN half a second passes THEN as much is seen, the newest at the foot
+        # WHEN half a second passes THEN as much is shown, the newest row last
         hand.now += SECOND // 2
         await until(pilot, lambda: 2000 <= app.rows._end <= 2004)
         assert "ACCEPT" in shown(app)[-1]
@@ -164,27 +168,25 @@ async def test_a_recording_is_played_at_its_own_speed(recording: Path, hand: Han
         await until(pilot, lambda: "10×" in app.status_bar.text)
         hand.now += SECOND // 10
         await until(pilot, lambda: 6000 <= app.rows._end <= 6004)
-        # WHEN it stands still
+        # WHEN it is stopped
         await pilot.press("P")
         await until(pilot, lambda: "⏸ 22:13:21 10×" in app.status_bar.text)
         hand.now += SECOND
         await pilot.pause(0.2)
         assert 6000 <= app.rows._end <= 6004
-        # AND slower again, and on
+        # AND slowed down, and started again
         await pilot.press("less_than_sign", "less_than_sign", "P")
         await until(pilot, lambda: "▶ 22:13:21 0.1×" in app.status_bar.text)
         hand.now += SECOND
         await until(pilot, lambda: 6400 <= app.rows._end <= 6404)
-        # WHEN it is to go as fast as it can THEN all is there
+        # WHEN the speed goes beyond the fastest THEN all rows are there
         for _ in range(4):
             await pilot.press("greater_than_sign")
         await until(pilot, lambda: app.rows._end == 16_000)
         assert "×" not in app.status_bar.text
 
 
-async def test_a_played_recording_stops_at_its_end_and_begins_again(
-    recording: Path, hand: Hand
-) -> None:
+async def test_playback_stops_at_the_end_and_can_start_again(recording: Path, hand: Hand) -> None:
     async with replayed(recording) as (app, pilot):
         await pilot.press("P")
         hand.now += 5 * SECOND
@@ -194,12 +196,12 @@ async def test_a_played_recording_stops_at_its_end_and_begins_again(
         await until(pilot, lambda: app.rows._end <= 4)
 
 
-async def test_it_is_played_from_the_row_that_is_read(recording: Path, hand: Hand) -> None:
+async def test_playback_starts_at_the_row_under_the_cursor(recording: Path, hand: Hand) -> None:
     async with replayed(recording) as (app, pilot):
         app.rows.move_to(8000)
         await pilot.press("P")
         await until(pilot, lambda: 8001 <= app.rows._end <= 8004)
-        # AND scrubbing goes along, within the recording, and goes on following
+        # AND scrubbing moves the clock within the recording and keeps following
         await pilot.press("comma")
         await until(pilot, lambda: app.rows._end <= 4)
         assert app.rows.follow
@@ -209,7 +211,7 @@ async def test_it_is_played_from_the_row_that_is_read(recording: Path, hand: Han
         await until(pilot, lambda: app.rows._end == 16_000)
 
 
-async def test_a_filter_holds_while_it_is_played(recording: Path, hand: Hand) -> None:
+async def test_the_filter_stays_in_force_during_playback(recording: Path, hand: Hand) -> None:
     async with replayed(recording) as (app, pilot):
         app.rows.move_to(27)
         await pilot.press("v", "end", "P")
@@ -221,20 +223,20 @@ async def test_a_filter_holds_while_it_is_played(recording: Path, hand: Hand) ->
         assert rows[-1].time <= streams.WALL + 2 * SECOND
 
 
-async def test_speed_begins_to_play_too(recording: Path, hand: Hand) -> None:
+async def test_a_speed_key_starts_playback(recording: Path, hand: Hand) -> None:
     async with replayed(recording) as (app, pilot):
         await pilot.press("less_than_sign")
         await until(pilot, lambda: "▶" in app.status_bar.text)
 
 
 @pytest.mark.parametrize("key", ["P", "greater_than_sign", "less_than_sign"])
-async def test_what_is_live_cannot_be_played(key: str) -> None:
+async def test_a_live_stream_cannot_be_played(key: str) -> None:
     async with live(streams.hello(), streams.rows(4), rows=4) as (_, app, pilot):
         await pilot.press(key)
-        await until(pilot, lambda: "a recording can be played" in app.notice_line.shown[0])
+        await until(pilot, lambda: "only a recording can be played" in app.notice_line.shown[0])
 
 
-async def test_time_keys_without_a_row_do_no_harm(tmp_path: Path) -> None:
+async def test_time_keys_without_a_row_give_a_notice(tmp_path: Path) -> None:
     path = tmp_path / "empty.iptr"
     path.write_bytes(streams.hello() + streams.end())
     app = TraceApp(FileSource(path), title="a recording")
@@ -249,7 +251,7 @@ async def test_time_keys_without_a_row_do_no_harm(tmp_path: Path) -> None:
         app._leave()
 
 
-async def test_live_rows_are_gone_along_too() -> None:
+async def test_scrubbing_works_on_live_rows() -> None:
     async with live(streams.hello(), streams.rows(40_000), rows=40_000) as (_, app, pilot):
         await pilot.press("comma")
         assert 19_990 <= app.rows.cursor <= 20_000

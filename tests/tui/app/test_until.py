@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tracing until a row comes, and a screen that begins filtered."""
+"""`--until`, and a screen that starts with a filter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tui import streams
 from tests.tui.harness import Agent, until
 
 
-async def test_the_first_row_that_was_asked_for_disarms_and_is_under_the_cursor() -> None:
+async def test_the_first_row_that_until_matches_disarms_and_gets_the_cursor() -> None:
     # GIVEN a live screen that is to trace until a packet is dropped
     agent = Agent()
     app = TraceApp(agent.source, title="lab", until=query.compile("verdict=DROP"))
@@ -21,18 +21,18 @@ async def test_the_first_row_that_was_asked_for_disarms_and_is_under_the_cursor(
         # THEN the agent is told to disarm
         await until(pilot, lambda: not app.rows.follow, "a stop at the row")
         assert json.loads(agent.receive_line()) == {"cmd": "disarm"}
-        # AND the row is under the cursor, and the screen says why
+        # AND the row is under the cursor, and a notice gives the reason
         assert app.rows.current is not None
         assert app.rows.current.verdict == "DROP"
         assert app.rows.current.index == 27
         assert "disarmed" in app.notice_line.shown[0]
-        # AND rows that were on their way are kept
+        # AND rows that arrive later are kept
         assert app.store.end == 280
         app._leave()
         agent.hang_up()
 
 
-async def test_a_screen_may_begin_with_a_filter() -> None:
+async def test_the_screen_can_start_with_a_filter() -> None:
     agent = Agent()
     app = TraceApp(agent.source, title="lab", shown=query.compile("verdict=DROP"))
     async with app.run_test(size=(100, 30)) as pilot:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Going from view to view, the keys of each on the whole screen, help and palette."""
+"""Switching views, the keys of each view, help and palette."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tui.replayed import DATA, LAB, SIZES, all_rows, listed, replayed, seq
 
 SCREENS = DATA / "screens.iptr"  # has rules and neighbours
 VIEWS = {"1": "trace", "2": "rules-view", "3": "flows-view", "4": "totals-view", "5": "neighbours"}
-# A line that each view must have.
+# A text that each view must show.
 LINES = {
     "1": "source → destination",
     "2": "PREROUTING",
@@ -34,7 +34,7 @@ def text(app: TraceApp) -> str:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_each_view_has_its_key_and_the_keys_go_to_it(size: tuple[int, int]) -> None:
+async def test_each_view_has_a_key_and_gets_the_focus(size: tuple[int, int]) -> None:
     async with replayed(SCREENS, size) as (app, pilot):
         for key in "2345123451":
             await pilot.press(key)
@@ -52,7 +52,7 @@ async def test_each_view_has_its_key_and_the_keys_go_to_it(size: tuple[int, int]
 
 
 @pytest.mark.parametrize("key", "2345")
-async def test_a_view_takes_another_size(key: str) -> None:
+async def test_a_view_adapts_to_another_size(key: str) -> None:
     async with replayed(SCREENS) as (app, pilot):
         await pilot.press(key)
         await until(pilot, lambda: LINES[key] in text(app))
@@ -67,7 +67,7 @@ async def test_a_view_takes_another_size(key: str) -> None:
 
 @pytest.mark.parametrize("key", "12345")
 @pytest.mark.parametrize("look", ["textual-light", "NO_COLOR"])
-async def test_a_view_without_dark_colours(
+async def test_views_are_readable_in_a_light_theme_and_without_colours(
     key: str, look: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if look == "NO_COLOR":
@@ -80,7 +80,7 @@ async def test_a_view_without_dark_colours(
         strips = app.screen._compositor.render_strips()
         styles = [one.style for strip in strips for one in strip if one.style is not None]
         if look == "NO_COLOR":
-            # What is shown may not hang on colours alone.
+            # No information may depend on colours alone.
             for style in styles:
                 for colour in (style.color, style.bgcolor):
                     triplet = None if colour is None else colour.triplet
@@ -119,13 +119,13 @@ async def test_enter_on_a_rule_shows_the_rows_that_hit_it() -> None:
             row = app.store.row(seq)
             assert row.table == key.table
             assert (key.chain, key.number) in [(step.chain, step.rulenum) for step in row.path]
-        # AND going back shows all of them
+        # AND going back shows all rows
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == len(app.store)
 
 
-async def test_the_keys_of_the_rules_view_work_on_the_whole_screen() -> None:
+async def test_the_keys_of_the_rules_view_work() -> None:
     async with replayed(SCREENS, (120, 40)) as (app, pilot):
         await pilot.press("2")
         rules = app.rules
@@ -158,7 +158,7 @@ async def test_enter_on_a_flow_shows_its_rows_and_s_sorts() -> None:
         assert any(row.verdict == "DROP" for row in rows)
 
 
-async def test_z_changes_how_far_back_the_plots_go() -> None:
+async def test_z_changes_the_span_of_the_plots() -> None:
     async with replayed(LAB) as (app, pilot):
         await pilot.press("4")
         before = app.totals.span
@@ -167,7 +167,7 @@ async def test_z_changes_how_far_back_the_plots_go() -> None:
         await until(pilot, lambda: "z last" in text(app))
 
 
-async def test_the_neighbour_pane_takes_its_keys() -> None:
+async def test_the_neighbour_pane_handles_its_keys() -> None:
     async with replayed(SCREENS) as (app, pilot):
         await pilot.press("5")
         pane = app.neighbours
@@ -177,7 +177,7 @@ async def test_the_neighbour_pane_takes_its_keys() -> None:
         assert pane.netns != here
         await pilot.press("left_square_bracket")
         assert pane.netns == here
-        # THEN t here is every field, and not the tail of the list
+        # THEN t shows every field instead of following the list's tail
         await pilot.press("t")
         assert pane.detail
         assert app.rows.follow
@@ -185,7 +185,7 @@ async def test_the_neighbour_pane_takes_its_keys() -> None:
             await pilot.press(key)
 
 
-async def test_o_puts_the_neighbours_beside_the_rows_and_takes_them_away() -> None:
+async def test_o_shows_and_hides_the_neighbours_beside_the_rows() -> None:
     async with replayed(SCREENS, (140, 40)) as (app, pilot):
         assert not app.side.display
         await pilot.press("o")
@@ -194,7 +194,7 @@ async def test_o_puts_the_neighbours_beside_the_rows_and_takes_them_away() -> No
         assert app.focused is app.rows
         await pilot.press("o")
         await until(pilot, lambda: "gc_thresh" not in text(app))
-        # WHEN the screen is wide THEN they come by themselves, unless they were put away
+        # WHEN the screen is wide THEN they are shown, unless the user hid them
         await pilot.resize_terminal(200, 50)
         await pilot.pause()
         assert not app.side.display
@@ -202,7 +202,7 @@ async def test_o_puts_the_neighbours_beside_the_rows_and_takes_them_away() -> No
         await until(pilot, lambda: "gc_thresh" in text(app))
 
 
-async def test_the_neighbours_beside_are_those_of_the_row() -> None:
+async def test_the_neighbours_beside_the_rows_are_of_the_cursors_namespace() -> None:
     async with replayed(SCREENS, (200, 50)) as (app, pilot):
         for netns in {row.netns for row in all_rows(app)}:
             app.rows.move_to(seq_of(app, lambda row: row.netns == netns))  # noqa: B023
@@ -222,7 +222,7 @@ async def test_the_detail_opens_follows_the_cursor_and_closes(
         await pilot.press(key)
         await until(pilot, lambda: "--dport 4444 -j DROP" in app.view.detail.text)
         assert "--dport 4444 -j DROP" in text(app)
-        # THEN the row is still on the screen, and the cursor takes the detail along
+        # THEN the row is still on the screen, and the detail follows the cursor
         assert any("BLOCKLIST" in line for line in shown(app))
         here = app.view.detail.seq
         await pilot.press("up")
@@ -233,14 +233,14 @@ async def test_the_detail_opens_follows_the_cursor_and_closes(
         await pilot.press("z")
         assert "  0000  4" not in app.view.detail.text
         await pilot.press("z")
-        # WHEN it has the keys and is closed THEN the list has them again
+        # WHEN it has the focus and is closed THEN the list gets the focus
         app.view.detail.focus()
         await pilot.press(key)
         await until(pilot, lambda: app.focused is app.rows)
         assert "--dport 4444 -j DROP" not in text(app)
 
 
-async def test_z_without_a_detail_says_where_it_works() -> None:
+async def test_z_without_a_detail_explains_where_it_works() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("z")
         await until(pilot, lambda: "Enter opens the detail" in app.notice_line.shown[0])
@@ -255,7 +255,7 @@ async def test_the_detail_grows_with_the_journey_of_the_last_row() -> None:
         await until(pilot, lambda: "4 tables" in app.view.detail.text)
 
 
-async def test_all_columns_are_reached_sideways() -> None:
+async def test_arrow_keys_reach_all_columns() -> None:
     async with replayed() as (app, pilot):
         assert "cost" not in app.view.titles.render_line(0).text
         await pilot.press("right")
@@ -267,7 +267,7 @@ async def test_all_columns_are_reached_sideways() -> None:
         assert app.rows.left is None
 
 
-async def test_pages_are_turned_as_in_a_pager_too() -> None:
+async def test_ctrl_f_and_ctrl_b_move_by_pages() -> None:
     async with replayed(LAB) as (app, pilot):
         page = app.rows.size.height - 1
         await pilot.press("home", "ctrl+f", "ctrl+f", "ctrl+b")
@@ -316,7 +316,7 @@ async def palette(app: TraceApp, pilot: object, words: str) -> None:
     await until(pilot, lambda: not isinstance(app.screen, CommandPalette))  # type: ignore[arg-type]
 
 
-async def test_the_palette_does_what_the_keys_do() -> None:
+async def test_the_palette_runs_the_commands_of_the_keys() -> None:
     async with replayed(SCREENS, (120, 40)) as (app, pilot):
         app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP"))
         await palette(app, pilot, "only this verdict")
@@ -329,7 +329,7 @@ async def test_the_palette_does_what_the_keys_do() -> None:
         await until(pilot, lambda: app.rows.cursor == 0)
         await palette(app, pilot, "the rules, their hits")
         await until(pilot, lambda: app.switcher.current == "rules-view")
-        # THEN those of the view that is shown are there too, and work on it
+        # THEN the current view's commands are there too, and work on it
         rules = app.rules
         await until(pilot, lambda: rules._keys)
         await palette(app, pilot, "by number, hits, drops or cost")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sources by themselves: reading, ending, closing from another thread."""
+"""Sources: reading, ending, closing from another thread."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_closing_wakes_a_reader_of_a_fifo(tmp_path: Path) -> None:
     os.close(write)
 
 
-def test_a_source_closed_before_it_was_read_gives_nothing() -> None:
+def test_a_source_closed_before_reading_returns_no_bytes() -> None:
     before = _open_descriptors()
     read, write = os.pipe()
     closed = threading.Event()
@@ -80,7 +80,7 @@ def test_a_source_closed_before_it_was_read_gives_nothing() -> None:
     assert _open_descriptors() == before
 
 
-def test_an_agent_that_reads_no_more_does_not_block_the_control_line() -> None:
+def test_an_agent_that_stops_reading_does_not_block_the_control_line() -> None:
     read, write = os.pipe()
     control_read, control_write = os.pipe()
     os.set_blocking(control_write, False)
@@ -98,7 +98,7 @@ def test_an_agent_that_reads_no_more_does_not_block_the_control_line() -> None:
     os.close(control_read)
 
 
-def test_an_agent_that_is_gone_does_not_break_the_control_line() -> None:
+def test_an_agent_that_has_exited_does_not_break_the_control_line() -> None:
     near, far = socket.socketpair()
     source = StreamSource(near, control=near)
     far.close()
@@ -112,7 +112,7 @@ def test_a_stream_in_memory_is_read() -> None:
     source.close()
 
 
-def test_a_connection_that_breaks_is_one_clear_error() -> None:
+def test_a_broken_connection_gives_one_clear_error() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     near = socket.create_connection(server.getsockname())
     far, _ = server.accept()
@@ -126,7 +126,7 @@ def test_a_connection_that_breaks_is_one_clear_error() -> None:
     source.close()
 
 
-def test_a_file_that_is_not_there_is_an_error_before_the_screen(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_before_the_screen_opens(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileSource(tmp_path / "nothing")
     with pytest.raises(IsADirectoryError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Columns, cells and bars by themselves."""
+"""Columns, cells and bars without a screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_columns_fill_the_width(width: int) -> None:
     assert sum(placed.width + 1 for placed in columns) - 1 <= width
 
 
-def test_more_width_never_takes_a_column_away() -> None:
+def test_more_width_never_removes_a_column() -> None:
     before: set[str] = set()
     for width in range(40, 320):
         now = {placed.column.key for placed in choose(width)}
@@ -49,7 +49,7 @@ def test_more_width_never_takes_a_column_away() -> None:
         (2**64, ">2h"),
     ],
 )
-def test_a_cost_takes_at_most_six_cells(ns: int | None, text: str) -> None:
+def test_a_cost_needs_at_most_six_cells(ns: int | None, text: str) -> None:
     assert duration(ns) == text
     assert cell_len(duration(ns)) <= 6
 
@@ -71,7 +71,7 @@ def test_an_address_keeps_its_end() -> None:
     assert fit_tail("10.0.0.1", 8) == "10.0.0.1"
 
 
-def test_a_bar_gives_up_what_matters_least() -> None:
+def test_a_narrow_bar_drops_the_least_important_pieces() -> None:
     pieces = [Piece("state"), Piece("filter: something long", "", 3, 10), Piece("rate", "", 4)]
     assert [piece.text for piece in fit_pieces(pieces, 80)] == [piece.text for piece in pieces]
     assert [piece.text for piece in fit_pieces(pieces, 24)] == ["state", "filter: someth…"]
@@ -80,11 +80,11 @@ def test_a_bar_gives_up_what_matters_least() -> None:
 
 
 @pytest.mark.parametrize("width", range(40, 320))
-def test_nothing_is_kept_free_for_what_netlink_cannot_tell(width: int) -> None:
+def test_columns_that_netlink_leaves_empty_are_not_shown(width: int) -> None:
     placed = {one.column.key: one.width for one in choose(width, engine="netlink")}
     assert not {"process", "cost"} & placed.keys()
     assert sum(placed.values()) + len(placed) - 1 <= width
-    # AND from some width on the family of a table has room, "ip filter"
+    # AND from some width a table's family has room: "ip filter"
     assert width < 83 or placed["table"] >= 9
     both = {one.column.key for one in choose(width, engine="kernel+netlink")}
     assert width < 100 or "cost" in both

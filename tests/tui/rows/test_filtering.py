@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filters of the view: by keys on a row, written, one on the other, and the way back."""
+"""Filters of the view: by keys on a row, typed, stacked, and removed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.tui.replayed import (
     SIZES,
     all_rows,
     listed,
+    matching,
     replayed,
     seq_of,
     settled,
-    taken,
     write,
 )
 
 Alike = Callable[[Row, Row], bool]
 
-# What a row must have in common with the one under the cursor, in words of its own.
+# What a row must have in common with the one under the cursor, stated independently of queries.
 KEYS: dict[str, Alike] = {
     "f": lambda row, here: row.flow == here.flow,
     "r": lambda row, here: (
@@ -48,7 +48,7 @@ ROWS: dict[str, Callable[[Row], object]] = {
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("key", KEYS)
-async def test_a_key_narrows_to_what_the_row_has_in_common(key: str, row: str) -> None:
+async def test_a_key_narrows_the_view_to_rows_like_the_current_one(key: str, row: str) -> None:
     # GIVEN a recording and the cursor on a row
     async with replayed() as (app, pilot):
         app.rows.move_to(seq_of(app, ROWS[row]))
@@ -57,16 +57,16 @@ async def test_a_key_narrows_to_what_the_row_has_in_common(key: str, row: str) -
         # WHEN the key is pressed
         await pilot.press(key)
         await settled(app, pilot)
-        # THEN all rows that are alike in this are there and no others
+        # THEN exactly the rows that are equal in this are there
         text = app.shown.filters.text
-        assert listed(app) == taken(app, text)
+        assert listed(app) == matching(app, text)
         assert listed(app) == [one.index for one in all_rows(app) if KEYS[key](one, here)]
-        # AND the cursor is still on the row, the filter is told with how many pass it
+        # AND the cursor is still on the row, and the bar shows the filter and its count
         if key != "x":
             assert app.rows.current == here
         await until(pilot, lambda: f"{len(listed(app)):,} of 985" in app.filter_bar.text)
         assert text[:9] in app.filter_bar.text
-        # WHEN going back THEN all is there again, and the cursor where it was
+        # WHEN going back THEN all rows are there again, with the cursor where it was
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == 985
@@ -82,10 +82,10 @@ async def test_a_flow_is_both_directions_across_nat(size: tuple[int, int]) -> No
         await pilot.press("f")
         await settled(app, pilot)
         rows = [app.store.row(seq) for seq in listed(app)]
-        # THEN the packet is there before and after DNAT, and so are the answers
+        # THEN the packet is there before and after DNAT, and so are the replies
         assert {row.dport for row in rows if row.dport and row.dport < 10000} >= {8080, 80}
         assert {row.sport for row in rows if row.sport and row.sport < 10000} >= {8080, 80}
-        # AND all that is on the screen is of it
+        # AND all lines on the screen belong to it
         text = "\n".join(shown(app))
         assert "ACCEPT" in text
         assert sum("ACCEPT" in line or "DROP" in line for line in shown(app)) == min(
@@ -93,7 +93,7 @@ async def test_a_flow_is_both_directions_across_nat(size: tuple[int, int]) -> No
         )
 
 
-async def test_an_icmp_error_is_of_the_flow_that_it_speaks_of() -> None:
+async def test_an_icmp_error_belongs_to_the_flow_that_it_reports_on() -> None:
     async with replayed() as (app, pilot):
         # GIVEN an error, whose flow is UDP
         app.rows.move_to(seq_of(app, ROWS["an ICMP error"]))
@@ -121,7 +121,7 @@ async def test_fragments_stay_with_their_packet() -> None:
         assert {"0+", "1480+", "2960"} <= frags
 
 
-async def test_filters_stand_on_each_other_and_go_one_by_one() -> None:
+async def test_filters_stack_up_and_are_removed_one_by_one() -> None:
     async with replayed(size=(120, 24)) as (app, pilot):
         app.rows.move_to(seq_of(app, ROWS["a drop"]))
         counts = [len(listed(app))]
@@ -135,7 +135,7 @@ async def test_filters_stand_on_each_other_and_go_one_by_one() -> None:
         assert counts == sorted(counts, reverse=True)
         assert counts[-1] > 0
         await until(pilot, lambda: "namespace › DROP › chain" in app.filter_bar.text)
-        # WHEN going back step by step THEN each is there again
+        # WHEN going back step by step THEN each filter is in force again
         for count, trail in zip(counts[-2::-1], trails[-2::-1], strict=True):
             await pilot.press("backspace")
             await settled(app, pilot)
@@ -145,39 +145,39 @@ async def test_filters_stand_on_each_other_and_go_one_by_one() -> None:
         assert "no filter is in force" in app.notice_line.shown[0]
 
 
-async def test_a_dropped_packets_flow_is_the_whole_flow() -> None:
+async def test_f_on_a_dropped_packet_shows_its_complete_flow() -> None:
     async with replayed() as (app, pilot):
-        # GIVEN drops alone
+        # GIVEN only drops
         app.rows.move_to(seq_of(app, ROWS["a drop"]))
         here = app.rows.current
         assert here is not None
         await pilot.press("v")
         await settled(app, pilot)
         drops = listed(app)
-        # WHEN the flow of one is asked for THEN what came before the drop is there too
+        # WHEN f is pressed on one THEN the rows before the drop are there too
         await pilot.press("f")
         await settled(app, pilot)
         assert app.rows.current == here
         assert listed(app) == [one.index for one in all_rows(app) if one.flow == here.flow]
         assert {app.store.row(seq).verdict for seq in listed(app)} > {"DROP"}
-        # AND from there it goes back to the drops
+        # AND going back shows the drops
         await pilot.press("backspace")
         await settled(app, pilot)
         assert listed(app) == drops
 
 
-async def test_the_same_filter_twice_is_one_step() -> None:
+async def test_the_same_filter_twice_is_one_filter() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(3)
         await pilot.press("v", "v")
         await settled(app, pilot)
-        assert "that is the filter already" in app.notice_line.shown[0]
+        assert "this filter is in force already" in app.notice_line.shown[0]
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == 985
 
 
-async def test_rows_that_come_later_pass_the_filter_too() -> None:
+async def test_new_rows_are_filtered_too() -> None:
     async with live(streams.hello(), streams.rows(280), rows=280) as (agent, app, pilot):
         app.rows.move_to(27)
         await pilot.press("v")
@@ -185,9 +185,9 @@ async def test_rows_that_come_later_pass_the_filter_too() -> None:
         assert len(listed(app)) == 10
         await more(agent, app, pilot, streams.rows(280, start=280), 560)
         await settled(app, pilot)
-        assert listed(app) == taken(app, "verdict=DROP") == list(range(27, 560, 28))
+        assert listed(app) == matching(app, "verdict=DROP") == list(range(27, 560, 28))
         await until(pilot, lambda: "20 of 560" in app.filter_bar.text)
-        # AND the tail follows what passes
+        # AND the tail follows the rows that match
         await pilot.press("end")
         await more(agent, app, pilot, streams.rows(28, start=560), 588)
         await settled(app, pilot)
@@ -195,7 +195,7 @@ async def test_rows_that_come_later_pass_the_filter_too() -> None:
         assert app.rows.current.index == 587
 
 
-async def test_a_key_before_the_first_row_says_that_there_is_none() -> None:
+async def test_a_filter_key_before_the_first_row_gives_a_notice() -> None:
     async with live(streams.hello()) as (_, app, pilot):
         for key in "frcvpwhx":
             await pilot.press(key)
@@ -203,7 +203,7 @@ async def test_a_key_before_the_first_row_says_that_there_is_none() -> None:
             await pilot.press("escape")
 
 
-async def test_a_row_without_ports_or_process_says_what_it_lacks() -> None:
+async def test_filter_keys_on_a_row_without_ports_or_process_match_or_explain() -> None:
     kinds = streams.records(4)
     kinds[0]["packet"] = 0xFF
     kinds[0]["comm"] = b""
@@ -213,7 +213,7 @@ async def test_a_row_without_ports_or_process_says_what_it_lacks() -> None:
         for key in "frcvpwhx":
             await pilot.press(key)
             await settled(app, pilot)
-            # THEN the row is in what is left, or is hidden, or one line says why not
+            # THEN the row matches, or is hidden, or a notice gives the reason
             text = app.shown.filters.text
             assert (1 in listed(app)) == (key != "x"), text
             while app.shown.filters.text:
@@ -221,10 +221,10 @@ async def test_a_row_without_ports_or_process_says_what_it_lacks() -> None:
                 await settled(app, pilot)
 
 
-# The written filter.
+# The typed filter.
 
 
-async def test_a_filter_is_written_and_the_rows_are_those_of_the_query() -> None:
+async def test_a_typed_filter_shows_the_rows_that_the_query_matches() -> None:
     async with replayed(size=(120, 24)) as (app, pilot):
         await pilot.press("colon")
         await write(app, pilot, "verdict=DROP and src in 10.0.0.0/8")
@@ -236,15 +236,15 @@ async def test_a_filter_is_written_and_the_rows_are_those_of_the_query() -> None
             if row.verdict == "DROP" and str(row.src).startswith("10.")
         ]
         assert expected
-        assert listed(app) == expected == taken(app, "verdict=DROP and src in 10.0.0.0/8")
+        assert listed(app) == expected == matching(app, "verdict=DROP and src in 10.0.0.0/8")
         assert app.focused is app.rows
         await until(pilot, lambda: "verdict=DROP and src in 10.0.0.0/8" in app.filter_bar.text)
-        # WHEN it is opened again THEN it stands there to be changed
+        # WHEN the prompt is opened again THEN it contains the filter
         await pilot.press("colon")
         assert app.prompt._input.value == "verdict=DROP and src in 10.0.0.0/8"
         await pilot.press(*["backspace"] * len(" and src in 10.0.0.0/8"), "enter")
         await settled(app, pilot)
-        assert listed(app) == taken(app, "verdict=DROP")
+        assert listed(app) == matching(app, "verdict=DROP")
         # WHEN it is emptied THEN all rows are there
         await pilot.press("colon", "ctrl+u", "enter")
         await settled(app, pilot)
@@ -262,7 +262,7 @@ async def test_a_filter_is_written_and_the_rows_are_those_of_the_query() -> None
     ],
 )
 @pytest.mark.parametrize("size", SIZES)
-async def test_an_error_points_at_the_character_and_the_old_filter_stays(
+async def test_an_error_points_at_the_character_and_the_filter_stays(
     text: str, at: str | None, size: tuple[int, int]
 ) -> None:
     async with replayed(size=size) as (app, pilot):
@@ -271,12 +271,12 @@ async def test_an_error_points_at_the_character_and_the_old_filter_stays(
         await pilot.press("v")
         await settled(app, pilot)
         before = listed(app)
-        # WHEN one is written that is none
+        # WHEN an invalid one is typed
         await pilot.press("colon", "ctrl+u")
         await write(app, pilot, text)
         await pilot.press("enter")
         await pilot.pause()
-        # THEN the prompt stays, with the line under it
+        # THEN the prompt stays open, with the error below it
         assert app.prompt.asking
         wrong = app.shown.check(text)
         assert wrong is not None
@@ -297,7 +297,7 @@ async def test_an_error_points_at_the_character_and_the_old_filter_stays(
         assert listed(app) == before
 
 
-async def test_spaces_before_a_query_do_not_shift_the_place_of_an_error() -> None:
+async def test_leading_spaces_do_not_shift_the_position_of_an_error() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("colon")
         await write(app, pilot, "    colour=red")
@@ -323,23 +323,23 @@ async def test_tab_completes_fields_values_and_words() -> None:
         assert app.prompt._input.value.strip() == "verdict=DROP"
         await pilot.press("enter")
         await settled(app, pilot)
-        assert listed(app) == taken(app, "verdict=DROP")
-        # WHEN a chain of the trace is begun THEN it is offered
+        assert listed(app) == matching(app, "verdict=DROP")
+        # WHEN the start of a chain's name is typed THEN it is offered
         await pilot.press("colon", "ctrl+u")
         await write(app, pilot, "chain=BL")
         assert "BLOCKLIST" in app.prompt.hint
         await pilot.press("tab", "enter")
         await settled(app, pilot)
-        assert listed(app) == taken(app, "chain=BLOCKLIST") != []
+        assert listed(app) == matching(app, "chain=BLOCKLIST") != []
 
 
-async def test_tab_stays_in_the_prompt_where_nothing_is_to_complete() -> None:
+async def test_tab_stays_in_the_prompt_if_nothing_can_be_completed() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("colon", "z", "q", "q", "tab", "tab")
         assert app.prompt._input.has_focus
 
 
-async def test_what_was_written_before_comes_back_with_the_arrows() -> None:
+async def test_the_arrow_keys_recall_earlier_filters() -> None:
     async with replayed() as (app, pilot):
         for text in ("verdict=DROP", "proto=UDP"):
             await pilot.press("colon", "ctrl+u")
@@ -354,10 +354,10 @@ async def test_what_was_written_before_comes_back_with_the_arrows() -> None:
         assert app.prompt._input.value == "proto=UDP"
         await pilot.press("up", "enter")
         await settled(app, pilot)
-        assert listed(app) == taken(app, "verdict=DROP")
+        assert listed(app) == matching(app, "verdict=DROP")
 
 
-async def test_a_filter_that_no_row_passes_says_so_and_can_be_taken_back() -> None:
+async def test_a_filter_that_matches_no_row_can_be_removed() -> None:
     async with replayed(size=(120, 24)) as (app, pilot):
         await pilot.press("colon")
         await write(app, pilot, "dport=1")
@@ -365,7 +365,7 @@ async def test_a_filter_that_no_row_passes_says_so_and_can_be_taken_back() -> No
         await settled(app, pilot)
         assert listed(app) == []
         await until(pilot, lambda: "0 of 985" in app.filter_bar.text)
-        # WHEN keys are pressed that need a row THEN none does harm
+        # WHEN keys that need a row are pressed THEN the screen stays
         for key in ("enter", "f", "m", "apostrophe", "y", "n", "up", "end", "home", "d", "at"):
             await pilot.press(key)
             await pilot.press("escape")
@@ -376,7 +376,7 @@ async def test_a_filter_that_no_row_passes_says_so_and_can_be_taken_back() -> No
 
 
 @pytest.mark.parametrize("view", "2345")
-async def test_a_filter_written_over_another_view_shows_its_rows(view: str) -> None:
+async def test_a_filter_typed_in_another_view_shows_the_rows(view: str) -> None:
     async with replayed() as (app, pilot):
         await pilot.press(view, "colon")
         await write(app, pilot, "verdict=DROP")
@@ -391,7 +391,7 @@ async def test_a_filter_written_over_another_view_shows_its_rows(view: str) -> N
     "text",
     ["[red]x[/red]", "\x1b[2Jx", "=1+1", 'a"b\\', "a b", "’‮x", "and", "(", "漢字"],
 )
-async def test_names_that_are_hostile_make_filters_that_take_the_row(text: str) -> None:
+async def test_hostile_names_make_filters_that_match_the_row(text: str) -> None:
     raw = text.encode()
     kinds = streams.records(8)
     kinds[0]["comm"] = raw[:15]
@@ -411,7 +411,7 @@ async def test_names_that_are_hostile_make_filters_that_take_the_row(text: str) 
             assert 2 in listed(app), query
             if key in "cp":
                 assert listed(app) == list(range(8)), query
-            # THEN it can be opened and taken as it stands
+            # THEN the prompt can be opened and entered unchanged
             await pilot.press("colon", "enter")
             assert not app.prompt.asking, app.prompt.hint
             assert app.shown.filters.text == query
@@ -419,7 +419,7 @@ async def test_names_that_are_hostile_make_filters_that_take_the_row(text: str) 
                 assert line.isprintable()
             await pilot.press("backspace")
             await settled(app, pilot)
-        # AND completion offers it, harmless
+        # AND completion offers it, made harmless
         await pilot.press("colon")
         await write(app, pilot, "comm=")
         assert app.prompt.hint.isprintable()
@@ -429,7 +429,7 @@ async def test_names_that_are_hostile_make_filters_that_take_the_row(text: str) 
             assert line.isprintable()
 
 
-async def test_a_query_of_thousands_of_characters_does_no_harm() -> None:
+async def test_a_query_of_thousands_of_characters_is_applied_or_gives_an_error() -> None:
     async with replayed() as (app, pilot):
         text = "(" * 1500 + "verdict=DROP" + ")" * 1500
         await pilot.press("colon")
@@ -437,14 +437,14 @@ async def test_a_query_of_thousands_of_characters_does_no_harm() -> None:
         app.prompt._input.cursor_position = len(text)
         await pilot.press("enter")
         await settled(app, pilot)
-        # THEN it is taken, or one line says why not
-        assert listed(app) == taken(app, "verdict=DROP") or app.prompt.asking
+        # THEN it is applied, or a notice gives the reason
+        assert listed(app) == matching(app, "verdict=DROP") or app.prompt.asking
         assert len(screen_text(app)) == 24
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J\x1b]0;t\x07", "a\u202eb\0c", "\x9b31m", "\x1b[201~"])
 @pytest.mark.parametrize("key", ["colon", "slash", "at"])
-async def test_what_is_pasted_cannot_reach_the_terminal(key: str, text: str) -> None:
+async def test_pasted_escape_sequences_do_not_reach_the_terminal(key: str, text: str) -> None:
     async with replayed() as (app, pilot):
         await pilot.press(key)
         await write(app, pilot, text + "x")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a person sees of rows: columns, widths, colours, journeys, bars."""
+"""How rows look: columns, widths, colours, journeys, bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def test_a_row_shows_table_chain_rule_and_verdict() -> None:
     # GIVEN 7 packets through four tables, the last of them dropped in filter
     async with live(streams.hello(), streams.rows(28), rows=28, size=(80, 40)) as (_, app, _p):
         lines = shown(app)
-        # THEN each table has its row, and the drop is told in words and with a mark
+        # THEN each table has its row, and the drop is shown as a word and a mark
         assert "raw    PREROUTING     1 ✓ ACCEPT" in lines[0]
         assert "mangle PREROUTING   pol ✓ ACCEPT" in lines[1]
         assert "nat    PREROUTING     1 ✓ ACCEPT" in lines[2]
@@ -61,7 +61,7 @@ async def test_resizing_keeps_the_tail_and_redraws_the_columns() -> None:
             assert ("netns" in screen_text(app)[2]) == (size[0] >= 120)
 
 
-async def test_rows_of_one_packet_stand_on_one_rail() -> None:
+async def test_rows_of_one_packet_share_a_rail() -> None:
     # GIVEN two packets whose rows come interleaved
     first = streams.records(4)
     second = streams.records(4, start=4)
@@ -79,7 +79,7 @@ async def test_rows_of_one_packet_stand_on_one_rail() -> None:
         _p,
     ):
         marks = "".join(line[0] for line in shown(app)[:16])
-    # THEN a new packet, its continuation and its return are told apart
+    # THEN a new packet, its continuation and its return have different marks
     assert marks == "┌│││┌│││┌┌├├├├├├"
 
 
@@ -95,7 +95,7 @@ async def test_lost_and_missed_stay_at_every_width_and_are_marked() -> None:
             assert "ARMED" in app.status_bar.text
 
 
-async def test_the_bars_say_what_is_traced_and_how_it_goes() -> None:
+async def test_the_bars_show_what_is_traced_and_its_state() -> None:
     hello = streams.hello(expr="icmp and host 10.0.0.1")
     async with live(hello, streams.rows(400), rows=400, size=(140, 24)) as (_, app, pilot):
         await until(pilot, lambda: "400 rows" in app.status_bar.text)
@@ -116,7 +116,7 @@ async def test_every_theme_draws_the_rows(theme: str) -> None:
         assert any("✗ DROP" in line for line in shown(app))
 
 
-async def test_without_colours_the_cursor_and_verdicts_are_still_seen(
+async def test_without_colours_the_cursor_and_verdicts_are_still_visible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
@@ -143,7 +143,7 @@ async def test_a_trace_without_rows_explains_itself() -> None:
         assert "BOOTING" in app.status_bar.text
         # WHEN the agent is armed and no packet comes
         agent.send(streams.hello(expr="port 53"), streams.note("info", "probes are in place"))
-        # THEN the screen says what is armed, why it may be empty, and the keys
+        # THEN the screen shows what is armed, why it may be empty, and the keys
         said = ("Armed on lab", "port 53", "Why nothing yet?", "probes are in place")
         keys = ("? help", "q quit")
         await until(
@@ -152,7 +152,7 @@ async def test_a_trace_without_rows_explains_itself() -> None:
         )
         # WHEN the first row comes
         await more(agent, app, pilot, streams.rows(4), 4)
-        # THEN the list is there and takes keys
+        # THEN the list is there and has the focus
         assert "ACCEPT" in "\n".join(screen_text(app))
         assert app.focused is app.rows
 
@@ -165,7 +165,7 @@ async def test_a_warning_of_the_agent_is_shown() -> None:
         assert "conntrack is full" not in "\n".join(screen_text(app))
 
 
-async def test_rows_that_run_leave_the_rest_of_the_screen_alone(
+async def test_new_rows_do_not_lay_out_the_screen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # GIVEN a screen that follows, a page full of rows
@@ -183,8 +183,8 @@ async def test_rows_that_run_leave_the_rest_of_the_screen_alone(
         await more(agent, app, pilot, streams.rows(400, start=400), 800)
         await until(pilot, lambda: app.rows.vertical_scrollbar.window_virtual_size == 800, "a bar")
         await until(pilot, lambda: seqs(app)[1] == 799, "the newest row")
-        # THEN the bar stands at the tail, the line with the newest row is drawn in its whole
-        # width, and nothing had to be laid out for it
+        # THEN the bar is at the tail, the line of the newest row is drawn in its full
+        # width, and the screen was not laid out for it
         bar = app.rows.vertical_scrollbar
         assert bar.position + bar.window_size == 800
         assert all(cell_len(line) == 80 for line in screen_text(app))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keys, mouse, following, pausing, and rows that leave while they are read."""
+"""Movement by keys and mouse, following, pausing, and eviction of rows on the screen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.tui import streams
 from tests.tui.harness import laid_out, live, more, screen_text, seqs, shown, until
 
 
-async def test_new_rows_are_followed() -> None:
+async def test_the_list_follows_new_rows() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         assert seqs(app)[1] == 399
         assert app.rows.cursor == 399
@@ -34,7 +34,7 @@ async def test_new_rows_are_followed() -> None:
         (["up", "down", "down", "down"], 399),
     ],
 )
-async def test_a_moving_key_leaves_the_tail(keys: list[str], cursor: int | None) -> None:
+async def test_a_movement_key_stops_following(keys: list[str], cursor: int | None) -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         page = app.rows.size.height - 1
         await pilot.press(*keys)
@@ -45,7 +45,7 @@ async def test_a_moving_key_leaves_the_tail(keys: list[str], cursor: int | None)
         first, last = seqs(app)
         assert first <= app.rows.cursor <= last
         assert "SCROLLED" in app.status_bar.text
-        # AND new rows do not move what is read
+        # AND new rows do not move the lines on the screen
         before = shown(app)
         await more(agent, app, pilot, streams.rows(400, start=400), 800)
         assert shown(app) == before
@@ -53,7 +53,7 @@ async def test_a_moving_key_leaves_the_tail(keys: list[str], cursor: int | None)
 
 
 @pytest.mark.parametrize("key", ["end", "G", "t"])
-async def test_one_key_goes_back_to_the_tail(key: str) -> None:
+async def test_one_key_resumes_following(key: str) -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         await pilot.press("home")
         assert seqs(app)[0] == 0
@@ -65,7 +65,7 @@ async def test_one_key_goes_back_to_the_tail(key: str) -> None:
         assert seqs(app)[1] == 403
 
 
-async def test_t_stays_at_the_tail_without_following() -> None:
+async def test_t_stops_following_at_the_tail() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         await pilot.press("t")
         await more(agent, app, pilot, streams.rows(4, start=400), 404)
@@ -74,13 +74,13 @@ async def test_t_stays_at_the_tail_without_following() -> None:
 
 
 @pytest.mark.parametrize("key", ["space"])
-async def test_pausing_freezes_the_picture_and_not_the_intake(key: str) -> None:
+async def test_pausing_freezes_the_picture_but_rows_keep_coming(key: str) -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         # WHEN paused, and 400 rows come
         await pilot.press(key)
         before = shown(app)
         await more(agent, app, pilot, streams.rows(400, start=400), 800)
-        # THEN the lines are the same and the bar counts what has come
+        # THEN the lines are the same and the bar counts the new rows
         await until(pilot, lambda: "PAUSED +400" in app.status_bar.text)
         assert shown(app) == before
         # AND scrolling within the picture works, to its own end
@@ -95,7 +95,7 @@ async def test_pausing_freezes_the_picture_and_not_the_intake(key: str) -> None:
         assert "PAUSED" not in app.status_bar.text
 
 
-async def test_pausing_while_reading_keeps_the_place() -> None:
+async def test_pausing_while_scrolled_keeps_the_position() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         await pilot.press("home", "pagedown", "space")
         place = seqs(app)
@@ -112,10 +112,10 @@ async def test_a_paused_picture_outlives_its_rows() -> None:
     async with live(streams.hello(), streams.rows(160), rows=160, capacity=160) as (a, app, pilot):
         await pilot.press("space")
         before = shown(app)
-        # WHEN a thousand more come and all its rows leave the store
+        # WHEN a thousand more come and all its rows are evicted
         await more(a, app, pilot, streams.rows(1000, start=160), 1160)
         assert app.feeds.trace.store.first > 160
-        # THEN the lines on the screen stay, also at another width, and the screen says so
+        # THEN the lines stay, also at another width, and a notice explains it
         assert shown(app) == before
         await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))
         await pilot.resize_terminal(100, 24)
@@ -127,18 +127,18 @@ async def test_a_paused_picture_outlives_its_rows() -> None:
         assert "no longer held" not in "\n".join(screen_text(app))
 
 
-async def test_rows_that_leave_while_they_are_read_do_not_shift_the_picture() -> None:
+async def test_eviction_does_not_shift_the_picture() -> None:
     async with live(streams.hello(), streams.rows(160), rows=160, capacity=160) as (a, app, pilot):
         await pilot.press("up", "pageup")
         place, before = seqs(app), shown(app)
-        # WHEN rows further up leave
+        # WHEN rows further up are evicted
         await more(a, app, pilot, streams.rows(20, start=160), 180)
         assert app.feeds.trace.store.first > 0
         # THEN the same rows stay on the same lines
         assert (seqs(app), shown(app)) == (place, before)
-        # WHEN those that are read leave too
+        # WHEN those on the screen are evicted too
         await more(a, app, pilot, streams.rows(400, start=180), 580)
-        # THEN the oldest that are held take their place, and the screen says so
+        # THEN the oldest rows held take their place, and a notice explains it
         first = app.feeds.trace.store.first
         assert seqs(app)[0] == first
         assert app.rows.cursor >= first
@@ -146,7 +146,7 @@ async def test_rows_that_leave_while_they_are_read_do_not_shift_the_picture() ->
         assert all("ACCEPT" in line or "DROP" in line for line in shown(app))
 
 
-async def test_the_wheel_leaves_the_tail_and_a_click_picks_a_row() -> None:
+async def test_the_wheel_stops_following_and_a_click_selects_a_row() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         first, _ = seqs(app)
         await pilot._post_mouse_events([_up(app)], "#rows", offset=(5, 5))
@@ -167,7 +167,7 @@ def _up(app: object) -> type:
 
 
 @pytest.mark.parametrize("key", ["question_mark", "f1"])
-async def test_help_tells_keys_and_columns_and_closes(key: str) -> None:
+async def test_help_lists_keys_and_columns_and_closes(key: str) -> None:
     async with live(streams.hello(), streams.rows(400), rows=400, size=(120, 60)) as (
         _,
         app,
@@ -184,7 +184,7 @@ async def test_help_tells_keys_and_columns_and_closes(key: str) -> None:
         assert app.focused is app.rows
 
 
-async def test_keys_before_the_first_row_do_no_harm() -> None:
+async def test_movement_keys_before_the_first_row_do_nothing() -> None:
     async with live(streams.hello()) as (agent, app, pilot):
         await pilot.press(
             "up", "down", "pageup", "pagedown", "home", "end", "t", "t", "space", "space", "g"

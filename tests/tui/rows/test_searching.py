@@ -7,43 +7,43 @@ import pytest
 
 from tests.tui import streams
 from tests.tui.harness import live, screen_text, seqs, shown, until
-from tests.tui.replayed import SIZES, all_rows, listed, replayed, seq_of, settled, taken, write
+from tests.tui.replayed import SIZES, all_rows, listed, matching, replayed, seq_of, settled, write
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_search_goes_from_hit_to_hit_and_round_the_end(size: tuple[int, int]) -> None:
+async def test_a_search_goes_from_match_to_match_and_wraps_around(size: tuple[int, int]) -> None:
     async with replayed(size=size) as (app, pilot):
         hits = [row.index for row in all_rows(app) if row.verdict == "DROP"]
-        assert hits == taken(app, "verdict=DROP")
+        assert hits == matching(app, "verdict=DROP")
         await pilot.press("home", "slash")
         await write(app, pilot, "verdict=DROP")
         await pilot.press("enter")
         await pilot.pause()
-        # THEN the first after the cursor is under it, on the screen, and all rows are there
+        # THEN the first match after the cursor is under it, on the screen, and all rows are there
         expected = [seq for seq in hits if seq > 0]
         assert app.rows.cursor == expected[0]
         assert len(listed(app)) == 985
         assert seqs(app)[0] <= app.rows.cursor <= seqs(app)[1]
-        # WHEN going on THEN each in turn, and round the end
+        # WHEN pressing n THEN each match in turn, wrapping around at the end
         for seq in [*expected[1:], hits[0]]:
             await pilot.press("n")
             assert app.rows.cursor == seq
             assert seqs(app)[0] <= seq <= seqs(app)[1]
         assert "wrapped around" in app.notice_line.shown[0]
-        # AND back again, round the beginning
+        # AND N goes back, wrapping around at the beginning
         for seq in hits[::-1]:
             await pilot.press("N")
             assert app.rows.cursor == seq
 
 
-async def test_a_search_from_the_newest_row_finds_the_newest_hit() -> None:
+async def test_a_search_from_the_newest_row_finds_the_newest_match() -> None:
     async with replayed() as (app, pilot):
         assert app.rows.follow
         await pilot.press("slash")
         await write(app, pilot, "verdict=DROP")
         await pilot.press("enter")
         await pilot.pause()
-        hits = taken(app, "verdict=DROP")
+        hits = matching(app, "verdict=DROP")
         assert app.rows.cursor == hits[-1]
         await pilot.press("N")
         assert app.rows.cursor == hits[-2]
@@ -59,9 +59,9 @@ async def test_a_search_from_the_newest_row_finds_the_newest_hit() -> None:
         ("dport=4444", "dport=4444"),
     ],
 )
-async def test_a_word_is_looked_for_where_a_person_sees_it(word: str, query: str) -> None:
+async def test_a_word_is_searched_in_the_columns_that_show_text(word: str, query: str) -> None:
     async with replayed() as (app, pilot):
-        wanted = taken(app, query)
+        wanted = matching(app, query)
         await pilot.press("home", "slash")
         await write(app, pilot, word)
         await pilot.press("enter")
@@ -69,7 +69,7 @@ async def test_a_word_is_looked_for_where_a_person_sees_it(word: str, query: str
         assert app.rows.cursor == next(seq for seq in wanted if seq > 0)
 
 
-async def test_a_search_that_finds_nothing_stays_where_it_was() -> None:
+async def test_a_search_without_a_match_keeps_the_cursor() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(100)
         await pilot.press("slash")
@@ -82,7 +82,7 @@ async def test_a_search_that_finds_nothing_stays_where_it_was() -> None:
         assert app.rows.cursor == 100
 
 
-async def test_n_before_any_search_says_how_to_begin() -> None:
+async def test_n_before_any_search_explains_how_to_start_one() -> None:
     async with replayed() as (app, pilot):
         for key in "nN":
             await pilot.press(key)
@@ -90,7 +90,7 @@ async def test_n_before_any_search_says_how_to_begin() -> None:
             await pilot.press("escape")
 
 
-async def test_an_empty_search_ends_it() -> None:
+async def test_an_empty_search_ends_the_search() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("home", "slash")
         await write(app, pilot, "drop")
@@ -98,7 +98,7 @@ async def test_an_empty_search_ends_it() -> None:
         await until(pilot, lambda: "/ starts a search" in app.notice_line.shown[0])
 
 
-async def test_escape_leaves_the_search_as_it_was() -> None:
+async def test_escape_keeps_the_previous_search() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(100)
         await pilot.press("slash")
@@ -109,7 +109,7 @@ async def test_escape_leaves_the_search_as_it_was() -> None:
         assert app.focused is app.rows
 
 
-async def test_a_search_stays_in_the_filter() -> None:
+async def test_a_search_finds_filtered_rows_only() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(seq_of(app, lambda row: row.chain == "BLOCKLIST"))
         await pilot.press("c")
@@ -141,7 +141,7 @@ async def test_a_search_from_another_view_shows_its_row(view: str) -> None:
 @pytest.mark.parametrize(
     "text", ["[red]x[/red]", '"', "\\", "(((", "=cmd()", "~", "漢字", "a" * 3000]
 )
-async def test_any_text_may_be_looked_for(text: str) -> None:
+async def test_any_text_can_be_searched_for(text: str) -> None:
     kinds = streams.records(8)
     kinds[0]["comm"][4:] = text.encode()[:15]
     async with live(streams.hello(), streams.frames(*kinds), rows=8) as (_, app, pilot):
@@ -158,20 +158,20 @@ async def test_any_text_may_be_looked_for(text: str) -> None:
 # Marks.
 
 
-async def test_marked_rows_are_seen_and_gone_to_in_turn() -> None:
+async def test_marked_rows_are_visible_and_visited_in_turn() -> None:
     async with replayed() as (app, pilot):
         for seq in (300, 100, 500):
             app.rows.move_to(seq)
             await pilot.press("m")
         assert app.view.marks == {100, 300, 500}
-        # THEN a marked line looks otherwise than before
+        # THEN a marked line looks different
         y = 500 - seqs(app)[0]
         marked = shown(app)[y]
-        # AND ' goes on to the next, round the end
+        # AND ' goes to the next, wrapping around
         for seq in (100, 300, 500, 100):
             await pilot.press("apostrophe")
             assert app.rows.cursor == seq
-        # WHEN m is pressed again THEN it is not marked any more
+        # WHEN m is pressed again THEN the row is no longer marked
         await pilot.press("m", "apostrophe", "apostrophe")
         assert app.rows.cursor == 500
         await pilot.press("m")
@@ -180,9 +180,9 @@ async def test_marked_rows_are_seen_and_gone_to_in_turn() -> None:
         assert shown(app)[500 - seqs(app)[0]] != marked
 
 
-async def test_marks_outside_of_the_filter_are_passed_over() -> None:
+async def test_marked_rows_outside_the_filter_are_skipped() -> None:
     async with replayed() as (app, pilot):
-        drops = taken(app, "verdict=DROP")
+        drops = matching(app, "verdict=DROP")
         for seq in (100, drops[3]):
             app.rows.move_to(seq)
             await pilot.press("m")
@@ -196,13 +196,13 @@ async def test_marks_outside_of_the_filter_are_passed_over() -> None:
         assert app.rows.current.index == drops[3]
 
 
-async def test_no_marks_says_how_to_make_one() -> None:
+async def test_without_marks_a_notice_explains_how_to_make_one() -> None:
     async with replayed() as (app, pilot):
         await pilot.press("apostrophe")
         await until(pilot, lambda: "m marks one" in app.notice_line.shown[0])
 
 
-async def test_marks_of_rows_that_have_left_are_let_go() -> None:
+async def test_marks_of_evicted_rows_are_forgotten() -> None:
     async with live(streams.hello(), streams.rows(160), rows=160, capacity=160) as (a, app, pilot):
         app.rows.move_to(3)
         await pilot.press("m")
@@ -229,7 +229,7 @@ async def test_a_row_is_copied_as_the_line_that_print_writes() -> None:
 
 
 @pytest.mark.parametrize("text", ["\x1b]52;c;AAAA\x07", "[b]x[/b]", "a\nb"])
-async def test_what_is_copied_is_harmless(text: str) -> None:
+async def test_copied_text_is_harmless(text: str) -> None:
     kinds = streams.records(4)
     kinds[0]["comm"] = text.encode()
     kinds[1]["chain"] = text.encode()

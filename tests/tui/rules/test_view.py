@@ -68,8 +68,8 @@ async def test_enter_shows_the_rows_that_hit_the_rule() -> None:
         await pilot.press("enter")
         (asked,) = app.asked
         assert asked.name == "rule"
-        assert tallied.taken(asked.query) == 14
-        assert tallied.taken(f"({asked.query}) and path!=FORWARD:2") == 0
+        assert tallied.matching(asked.query) == 14
+        assert tallied.matching(f"({asked.query}) and path!=FORWARD:2") == 0
 
 
 async def test_enter_on_a_chain_shows_the_rows_that_passed_it() -> None:
@@ -82,7 +82,7 @@ async def test_enter_on_a_chain_shows_the_rows_that_passed_it() -> None:
             await pilot.press("up")
         await pilot.press("enter")
         assert [asked.name for asked in app.asked] == ["chain", "policy"]
-        assert [tallied.taken(asked.query) for asked in app.asked] == [0, 0]
+        assert [tallied.matching(asked.query) for asked in app.asked] == [0, 0]
 
 
 async def test_every_line_of_the_lab_asks_for_as_many_rows_as_it_has_hits() -> None:
@@ -97,7 +97,7 @@ async def test_every_line_of_the_lab_asks_for_as_many_rows_as_it_has_hits() -> N
                 view._line = view._at[key]
                 view.action_filter()
                 await pilot.pause()
-                assert tallied.taken(app.asked[-1].query) == of.hits, app.asked[-1].query
+                assert tallied.matching(app.asked[-1].query) == of.hits, app.asked[-1].query
             await pilot.press("]")
         assert len(app.asked) > 80
 
@@ -210,7 +210,7 @@ async def test_two_hosts_have_rules_of_their_own() -> None:
         while "-p udp -j DROP" not in picked(app):
             await pilot.press("down")
         await pilot.press("enter")
-        assert tallied.taken(app.asked[0].query) == 14
+        assert tallied.matching(app.asked[0].query) == 14
 
 
 async def test_hostile_rules_are_shown_as_text() -> None:

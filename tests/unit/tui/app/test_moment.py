@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Times as people type them."""
+"""Times as users type them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HERE = int(time.mktime((2026, 3, 4, 12, 30, 5, 0, 0, -1))) * SECOND
         ("2026-03-04 12:30:05", 0),
     ],
 )
-def test_a_time_is_found(text: str, away: int) -> None:
+def test_a_typed_time_is_parsed(text: str, away: int) -> None:
     assert moment(text, HERE) == HERE + away
 
 
 @pytest.mark.parametrize("text", ["", "soon", "25:00", "12:61", "12", "+", "-5 parsecs", "1e400s"])
-def test_what_is_no_time_is_none(text: str) -> None:
+def test_an_invalid_time_is_none(text: str) -> None:
     assert moment(text, HERE) is None

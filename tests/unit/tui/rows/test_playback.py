@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A recording played at its own speed, and gone along."""
+"""Playback of a recording: its speed, and moving in time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.tui import streams
 SECOND = 1_000_000_000
 
 
-def test_what_is_shown_ends_where_the_clock_stands() -> None:
+def test_the_rows_shown_end_at_the_clocks_time() -> None:
     # GIVEN a recording of 4,000 packets, one each millisecond, four rows each
     trace = Trace()
     feed_stream(trace, streams.hello() + streams.rows(16_000))
@@ -28,21 +28,21 @@ def test_what_is_shown_ends_where_the_clock_stands() -> None:
     times = [row.time for row in selection.rows(range(selection.first, selection.end))]
     assert max(times) <= streams.WALL + SECOND
     assert 4000 <= len(times) <= 4004
-    # AND ten times faster, those of ten times as long
+    # AND at ten times the speed, those of ten seconds
     assert clock.change_speed(1) == 10.0
     ours[0] += SECOND // 10
     selection.pull()
     assert 8000 <= selection.end <= 8004
-    # WHEN somebody goes back
+    # WHEN going back
     clock.put(streams.WALL + SECOND // 2)
     clock.run(False)
     ours[0] += SECOND
     selection.pull()
-    # THEN the later rows are not there any more, and it stands still
+    # THEN the later rows are gone, and the clock has stopped
     assert 2000 <= selection.end <= 2004
 
 
-def test_beyond_the_fastest_is_as_fast_as_it_goes() -> None:
+def test_beyond_the_fastest_speed_all_rows_are_shown() -> None:
     clock = Clock(lambda: 0)
     assert clock.change_speed(-1) == 0.1
     assert clock.change_speed(-1) == 0.1
