@@ -21,7 +21,7 @@ from typing import Final
 from ipttrace import __version__
 from ipttrace.capture import netns
 from ipttrace.capture.budget import Budget
-from ipttrace.capture.choice import AnyEngine, open_engine
+from ipttrace.capture.choice import open_engine
 from ipttrace.capture.control_line import Command, ControlLine, parse
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
@@ -297,14 +297,15 @@ class Agent:
         self._writer.books(self._books())
 
 
-def _rule_texts(request: Request, engine: AnyEngine) -> list[RuleTexts]:
+def _rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:
     """The watches for the rules that the engine's rows refer to."""
     found: list[RuleTexts] = []
     if engine.name != "netlink":
         found.append(KernelRules(None if request.netns == netns.ALL else request.netns))
     if engine.name != "kernel":
-        from ipttrace.capture.rules.netlink_watch import NetlinkRules
+        from ipttrace.capture.rules.netlink_watch import NetlinkRules, ReportsChanges
 
+        assert isinstance(engine, ReportsChanges)
         found.append(NetlinkRules(engine.changes))
     return found
 

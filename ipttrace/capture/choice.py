@@ -7,23 +7,21 @@ the stream.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ipttrace.capture import doctor, netns
 from ipttrace.capture.doctor.machine import Host
+from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap
 from ipttrace.capture.request import Request
 
 if TYPE_CHECKING:
-    from ipttrace.capture.combined import BothEngines
     from ipttrace.capture.kernel.engine import KernelEngine
     from ipttrace.capture.netlink.engine import NetlinkEngine
 
-AnyEngine: TypeAlias = "KernelEngine | NetlinkEngine | BothEngines"
 
-
-def open_engine(request: Request) -> AnyEngine:
+def open_engine(request: Request) -> Engine:
     """The engine that `request` asks for, armed.  Raises CaptureError, FilterError.
 
     `auto` uses the kernel engine for legacy tables and the netlink engine for the rest;
@@ -68,9 +66,7 @@ def _kernel(request: Request, program: bytes, host: Host) -> KernelEngine:
     )
 
 
-def _combined(
-    request: Request, program: bytes, kernel: KernelEngine, host: Host
-) -> KernelEngine | BothEngines:
+def _combined(request: Request, program: bytes, kernel: KernelEngine, host: Host) -> Engine:
     """The kernel engine, with the netlink engine beside it for nftables where possible."""
     if "nf_tables" not in host.modules:
         return kernel  # not in use here, and asking for it would load it

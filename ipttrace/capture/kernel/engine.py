@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ipttrace.capture.kernel import module as kmod
 from ipttrace.capture.kernel.control import Control, Status
 from ipttrace.capture.kernel.programs import LOST_MAP, PINS, PROGRAMS, RING_MAPS, Pins
 from ipttrace.capture.kernel.rings import Rings
+from ipttrace.stream.messages import Books, Level
 from ipttrace.stream.record import ENTRY, EXIT, RECORD_VERSION, Records
 
 # Bytes of all rings together, and how each CPU's part is shared by calls and rules.
@@ -91,7 +92,7 @@ class KernelEngine:
     """
 
     name: Final = "kernel"
-    over: Final = ""  # it can always trace on
+    over = ""  # it can always trace on
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -100,7 +101,7 @@ class KernelEngine:
         self._before: Status | None = None  # the counters of all armings except the newest
         self._early: list[list[Records]] = []  # records of earlier armings, not yet taken
         self._delivered = [0, 0, 0]
-        self.notes: list[tuple[str, str]] = []
+        self.notes: list[tuple[Level, str]] = []
         with contextlib.ExitStack() as stack:
             if os.geteuid() != 0:
                 raise CaptureError("tracing needs root: run with sudo")
@@ -213,7 +214,7 @@ class KernelEngine:
         """Exit records, and so rows, for which no ring had room; cheaper than `books`."""
         return self.buffers.lost()[EXIT]
 
-    def books(self) -> dict[str, Any]:
+    def books(self) -> Books:
         """The counters of this moment, each from where it is counted.
 
         due: by the module, before a record is written, and by kprobes for the calls they

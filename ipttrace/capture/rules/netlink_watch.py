@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
@@ -38,6 +38,13 @@ _OWN: Final = "ipttrace-"  # names of the tables that flip, of any ipttrace proc
 
 _Content = tuple[int, dict[str, tuple[int | None, int | None, int | None, tuple[int, ...]]]]
 """A table's handle; of each chain the hook, priority, policy and the rules' handles."""
+
+
+@runtime_checkable
+class ReportsChanges(Protocol):
+    """An engine that reports each change of the rules that it traces."""
+
+    changes: queue.Queue[RuleChange]
 
 
 class NetlinkRules(RuleTexts):
