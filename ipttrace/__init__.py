@@ -1,4 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every iptables rule that every packet hits, live."""
+"""Every iptables rule that every packet hits, live.
+
+Data travels one way, from top to bottom; a file imports only what is below it in the
+second list:
+
+- capture/: the privileged half, an engine in and a stream out
+- stream/: frames, all that crosses
+- trace/: frames to rows, pure
+- view/, tui/: rows as text, files, packets and on the screen
+
+- cli/: the commands
+- tui/, link/, lab/: the screen; starting an agent here or by ssh; places to trace in
+- capture/, view/
+- trace/
+- stream/
+- text.py, netfilter.py: foreign text made safe; netfilter's numbers and names
+
+docs/internals.md draws the whole; import-linter's contracts in pyproject.toml hold it.
+"""
 
 __version__ = "0.1.0"

@@ -1,1 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
+"""The privileged half: engines in, a stream out.
+
+From top to bottom; a file imports only what is below it:
+
+- agent.py: moves records from an engine to the stream, obeys the control line
+- choice.py: which engine runs
+- doctor/: what this machine can do, and what it lacks
+- combined.py: the kernel and the netlink engine as one timeline
+- rules/, neighbours/: watches of rule texts and of neighbour tables
+- kernel/: the engine of the module, for legacy tables
+- netlink/: the engine without a module, for nftables and legacy tables
+- filter/: EXPR, as libpcap compiles it and as nftables can express it
+- engine.py, watch.py: what an engine and a watch are to the agent
+- request.py, control_line.py, budget.py: what the user asked for, and how much
+- output.py, signals.py: writing to a reader that may be slow, and being told to stop
+- iptables_save.py, netns.py: legacy tables and network namespaces
+- errors.py: the one exception with a line for the user
+"""
