@@ -8,13 +8,14 @@ KERNEL ?= 6.1 6.12
 MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
 BPF_ARCH := $(if $(filter aarch64,$(shell uname -m)),arm64,x86)
 
-.PHONY: setup run test lint vm-test bench screenshots dkms clean help
+.PHONY: setup run test lint lock vm-test bench screenshots dkms clean help
 
 help:
 	@echo 'make run          the live screen on a throwaway VM (text for $(DURATION) s without a terminal)'
 	@echo 'make setup        all that the program needs; then it is .venv/bin/ipttrace'
 	@echo 'make test         every test that this machine can run'
-	@echo 'make lint         ruff, mypy, import-linter'
+	@echo 'make lint         what .pre-commit-config.yaml lists, on every file'
+	@echo 'make lock         requirements.lock anew, after a change of pyproject.toml'
 	@echo 'make vm-test      the VM tests; KERNEL=6.1 for one kernel'
 	@echo 'make bench        the benchmarks; build/bench.json has the figures'
 	@echo 'make screenshots  pictures of the screen into screenshots/'
@@ -33,6 +34,11 @@ test: setup
 
 lint: setup
 	@tools/test lint
+
+# The versions and hashes that make setup installs.
+lock:
+	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate -q --upgrade -o requirements.lock
 
 vm-test: setup
 	@tools/test vm $(KERNEL)
