@@ -18,7 +18,7 @@ ELLIPSIS: Final = "…"
 
 
 def escape(text: str) -> str:
-    """Returns `text` with every character that `str.isprintable` rejects as an escape.
+    r"""Returns `text` with every character that `str.isprintable` rejects as an escape.
 
     These are control and format characters (bidirectional, zero width),
     surrogates, private use, unassigned code points, and every separator except

@@ -123,7 +123,7 @@ Layout = dict[str, Any]
 
 
 def layout() -> Layout:
-    """This version's record layout as plain data, for HELLO.
+    """Returns this version's record layout as plain data, for HELLO.
 
     ``{"version": 1, "kinds": {kind: {"size": bytes, "fields":
     [[name, dtype string, offset, length of the subarray or 1], …]}}}``

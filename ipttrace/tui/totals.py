@@ -219,9 +219,8 @@ def _plot(
     bins = _binned(values, width, is_cost)
     wide = np.repeat(bins, max(1, width // max(len(bins), 1)))[-width:]
     lines: list[Cells] = [[(spread(title, right, width)[:width], role)]]
-    for line in figures.plot(wide.tolist(), tall, float(bins.max(initial=0.0))):
-        lines.append([(line.rjust(width), role)])
-    return lines
+    plot = figures.plot(wide.tolist(), tall, float(bins.max(initial=0.0)))
+    return lines + [[(line.rjust(width), role)] for line in plot]
 
 
 def _axis(width: int, span: int) -> str:

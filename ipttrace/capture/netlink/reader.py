@@ -102,8 +102,11 @@ class Mailbox:
     """A netfilter netlink socket of the calling thread's namespace, and the datagrams read."""
 
     def __init__(self, room: int, width: int = 1024) -> None:
-        """`room`: bytes of the kernel's buffer, limited without CAP_NET_ADMIN on the host;
-        `width`: longer datagrams are cut, a multiple of four.  Raises OSError."""
+        """Opens the socket.  Raises OSError.
+
+        `room`: bytes of the kernel's buffer, limited without CAP_NET_ADMIN on the host;
+        `width`: longer datagrams are cut, a multiple of four.
+        """
         self.socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
         )

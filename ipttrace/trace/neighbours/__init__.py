@@ -91,8 +91,11 @@ class TableView:
 
     @property
     def level(self) -> str:
-        """``full``: new neighbours are rejected, now or in the last samples.  ``warn``:
-        old ones are evicted for new ones, now or soon.  Otherwise ``ok``."""
+        """Returns ``full``, ``warn`` or ``ok``.
+
+        ``full``: new neighbours are rejected, now or in the last samples; ``warn``: old
+        ones are evicted for new ones, now or soon.
+        """
         _, second, third = self.table.thresholds
         refused = any(self.history("table_fulls")[-RECENT:])
         if refused or self.entries >= third:

@@ -241,8 +241,11 @@ class Choice(Kind):
         also: dict[str, str] | None = None,
         known: HasValue | None = None,
     ) -> None:
-        """`codes`: the numbers of a part's rows; `texts`: name of each number, "" if it has
-        none; `listed`: names offered; `also`: synonyms; `known`: rows with a value."""
+        """A choice among `texts`.
+
+        `codes`: the numbers of a part's rows; `texts`: name of each number, "" if it has
+        none; `listed`: names offered; `also`: synonyms; `known`: rows with a value.
+        """
         self._codes = codes
         self._texts = tuple(texts)
         self._listed = tuple(listed)

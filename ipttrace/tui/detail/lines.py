@@ -297,8 +297,7 @@ def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
     room = max(width - cell_len(name), 8)
     first, *more = fold(hit.rule or "", room, most) or [""]
     made = [Line(cut([(name, "chain"), (first, "rule")], width))]
-    for text in more:
-        made.append(Line(cut([(" " * cell_len(name), "rule"), (text, "rule")], width)))
+    made += [Line(cut([(" " * cell_len(name), "rule"), (text, "rule")], width)) for text in more]
     return made
 
 

@@ -38,7 +38,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name on the screen: "agent", a path, …"""
+        """Its name on the screen: "agent", or a path."""
         ...
 
     @property
