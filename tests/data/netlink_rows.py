@@ -12,6 +12,7 @@ from typing import Any
 from ipttrace.stream import record
 from ipttrace.stream.frames import Decoder, Writer
 from ipttrace.trace.session import Trace
+from tests.data.messages import hello
 from tests.data.records import Array, entry, joined, leave, rule, udp, v4
 
 NETNS = 4026532456
@@ -68,7 +69,7 @@ class RecordedCalls:
     def trace(self, engine: str = "kernel+netlink") -> Trace:
         """The rows of a stream whose HELLO names `engine`."""
         sink = BytesIO()
-        Writer(sink).hello({"engine": engine, "host": "lab", "netns": {str(NETNS): "router"}})
+        Writer(sink).hello(hello(engine=engine, netns={str(NETNS): "router"}))
         trace = Trace()
         for frame in Decoder().feed(sink.getvalue() + self.data()):
             trace.feed(frame)
@@ -77,7 +78,7 @@ class RecordedCalls:
 
 
 def input_from_every_source() -> RecordedCalls:
-    """One packet in INPUT: from the kernel engine, legacy, iptables-nft, inet; the last drops it."""
+    """One packet in INPUT: of the kernel engine, legacy, iptables-nft, inet, which drops it."""
     calls = RecordedCalls()
     calls.call(b"filter", [(b"INPUT", 1, RULE)], first=True, pid=0, cpu=3, comm=b"swapper/3")
     calls.legacy(b"filter", [(b"INPUT", 1, RULE)], verdict=None)

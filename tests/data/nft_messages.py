@@ -26,6 +26,7 @@ from ipttrace.capture.netlink.reader import Batch
 from ipttrace.stream import frames, record
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
+from tests.data.messages import hello
 
 Array = npt.NDArray[Any]
 
@@ -108,17 +109,19 @@ def first_message(packet_id: int, chain: str = "in", packet: bytes | None = None
     return trace_message(packet_id, chain, 10, packet=udp() if packet is None else packet)
 
 
-def snapshot(genid: int = 1, table: int = 3, **chains: Any) -> Snapshot:
+def snapshot(
+    genid: int = 1, table: int = 3, /, **chains: tuple[int | None, list[int]]
+) -> Snapshot:
     """Table inet t with these chains, each as (hook or None, handles of its rules)."""
     infos = {
-        (INET, "t", name): ChainInfo(*_base(given[0]), list(given[1]))
-        for name, given in chains.items()
+        (INET, "t", name): ChainInfo(*_base(hook), list(handles))
+        for name, (hook, handles) in chains.items()
     }
     return Snapshot(genid, {(INET, "t"): TableInfo(table, 0, None)}, infos)
 
 
-def _base(hook: int | None) -> tuple[Any, ...]:
-    return (None,) * 2 + ("", None, None) if hook is None else (hook, 0, "filter", 1, None)
+def _base(hook: int | None) -> tuple[int | None, int | None, str, int | None, None]:
+    return (None, None, "", None, None) if hook is None else (hook, 0, "filter", 1, None)
 
 
 def batch(messages: list[bytes], time: int = SECOND, width: int = 512) -> Batch:
@@ -145,7 +148,7 @@ class Pipeline:
         self.trace = Trace()
         self._frames = frames.Decoder()
         self._writer = frames.Writer(self)
-        self._writer.hello({"engine": "netlink", "clock": {"mono": 0, "wall": 0}})
+        self._writer.hello(hello(engine="netlink", clock={"mono": 0, "wall": 0}))
         self.records = 0
 
     def _matches(self, packets: Array, caplens: Array) -> Array:
@@ -186,7 +189,10 @@ def captured() -> tuple[str, list[Snapshot], list[bytes]]:
     snapshots = [
         Snapshot(
             one["genid"],
-            {(family, name): TableInfo(*rest, None) for family, name, *rest in one["tables"]},
+            {
+                (family, name): TableInfo(handle, flags, None)
+                for family, name, handle, flags in one["tables"]
+            },
             {
                 (family, table, chain): ChainInfo(hook, priority, kind, policy, None, handles)
                 for family, table, chain, hook, priority, kind, policy, handles in one["chains"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Lab networks for tests: each under a name of its own."""
+"""Lab networks for tests, each with unique names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _numbers = itertools.count()
 
 
 def fresh_prefix() -> str:
+    """A prefix for names of namespaces that no other test uses."""
     return f"ipt{os.getpid()}-{next(_numbers)}"
 
 
 @contextmanager
 def lab_network() -> Iterator[Network]:
-    """A network of its own; skips where that cannot be."""
+    """A lab network; skips the test if it cannot be made here."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     with ExitStack() as stack:

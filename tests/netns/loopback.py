@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A namespace with a few nftables rules and datagrams to itself, to be traced over netlink.
+"""A namespace with a few nftables rules, which sends itself datagrams to be traced.
 
-What the engine will be told of is known: each datagram meets `out` and `in`, see RULES.
+The messages of a trace are known: each datagram traverses `out` and `in`, see RULES.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ table ip t {
   chain in { type filter hook input priority 0; policy accept; udp dport 9 counter accept; }
 }
 """
-# Per datagram: the rows; the messages of our table (twice), of `out`: its rule, its end,
-# its policy, and of the rule of `in`.
+# Per datagram: rows; messages of the flip table, at output and prerouting; messages in all:
+# besides, of `out` the rule, the end and the policy, and of `in` the rule.
 ROWS = 2
 FLIPS = 2
 MESSAGES = FLIPS + 3 + 1
 
 
 class LoopbackNamespace:
-    """A namespace with a loopback device, in which datagrams to port 9 are taken."""
+    """A namespace with a loopback device, and a socket that receives datagrams to port 9."""
 
     def __init__(self, *, user: bool = False) -> None:
-        """`user`: one of an ordinary user's, who is root in it alone."""
+        """`user`: the namespace of an ordinary user, who is root only in it."""
         self.name = fresh_prefix()
         self._user = user
         self._holder: subprocess.Popen[bytes] | None = None
@@ -67,7 +67,7 @@ class LoopbackNamespace:
             self.inode = os.stat(self.path).st_ino
             self.run("nft", "-f", "-", text=RULES)
             self._socket()
-            # What is not taken would be answered, but not always.
+            # Without a receiver, some of the datagrams would be answered by ICMP errors.
             self._sockets[0].bind(("127.0.0.1", 9))
         except BaseException:
             self.__exit__()
@@ -103,8 +103,10 @@ class LoopbackNamespace:
         return self._sockets[-1]
 
     def send(self, count: int, rate: int | None = None) -> int:
-        """Datagrams to port 9, at so many a second or as fast as it goes; returns their
-        source port, which no others have."""
+        """Sends datagrams to port 9, `rate` a second or as fast as possible.
+
+        Returns their source port, which no other datagrams have.
+        """
         sender = self._socket()
         begun = time.monotonic()
         for done in range(count):
@@ -115,8 +117,8 @@ class LoopbackNamespace:
                     time.sleep(early)
         return int(sender.getsockname()[1])
 
-    def when_read(self) -> None:
-        """Until whoever listens to the kernel here has read all that it said."""
+    def wait_read(self) -> None:
+        """Waits until all netlink sockets of the namespace have been read empty."""
         deadline = time.monotonic() + HANG
         while True:
             assert time.monotonic() < deadline
@@ -128,7 +130,7 @@ class LoopbackNamespace:
             time.sleep(0.02)
 
     def counted(self) -> int:
-        """Packets that the rule of `in` has seen."""
+        """Packets that the rule of `in` has counted."""
         found = re.search(r"packets (\d+)", self.run("nft", "list", "chain", "ip", "t", "in"))
         assert found
         return int(found[1])
@@ -142,7 +144,7 @@ class LoopbackNamespace:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that it has started, threads' too."""
+    """The processes that a process and its threads have started."""
     found = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -152,7 +154,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_gone(pid: int) -> None:
-    """Until the process has ended, whoever's child it is."""
+    """Waits until the process has ended, even if it is not a child."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -164,5 +166,5 @@ def wait_gone(pid: int) -> None:
 
 
 def summary(line: str) -> dict[str, str]:
-    """Of a run's last line."""
+    """The fields of a run's last line."""
     return dict(word.split("=", 1) for word in line.split())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`ipttrace print --engine netlink` in namespaces of a test's, and its rows.
+"""Runs `ipttrace print --engine netlink` in a test's namespaces, and reads its rows.
 
-Must not judge them: what is expected is the tests' own.
+Must not check rows, except for their number in the summary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HANG = 60.0
 
 
 class Tracer:
-    """A command that prints rows: `rows` are those that have been read."""
+    """A command that prints rows; `rows` are those read until now."""
 
     def __init__(self, command: Command) -> None:
         self.command = command
@@ -32,7 +32,7 @@ class Tracer:
         self._rest = b""
 
     def _read(self, patience: float = HANG) -> bool:
-        """Takes what has come, waits if nothing has; whether there may be more."""
+        """Reads what has arrived, waiting if nothing has; returns whether there may be more."""
         assert self.command.process.stdout
         fd = self.command.process.stdout.fileno()
         if not select.select([fd], [], [], patience)[0]:
@@ -43,24 +43,24 @@ class Tracer:
         return bool(data)
 
     def wait(self, count: int, patience: float = HANG) -> None:
-        """Until there are so many rows."""
+        """Waits until there are `count` rows."""
         self.wait_until(lambda rows: len(rows) >= count, patience)
 
-    def wait_until(self, so: Callable[[list[Row]], bool], patience: float = HANG) -> None:
-        """Until it is so of the rows; TimeoutError where nothing comes any more."""
-        while not so(self.rows):
+    def wait_until(self, reached: Callable[[list[Row]], bool], patience: float = HANG) -> None:
+        """Waits until `reached(rows)`.  Raises TimeoutError if no more rows come."""
+        while not reached(self.rows):
             assert self._read(patience), self.command.stderr()
 
     def finish(self) -> list[Row]:
-        """Ctrl-C; all rows.  Nothing was lost, and nothing was said but the summary."""
+        """Sends Ctrl-C; returns all rows.  Checks that nothing was lost, and no note printed."""
         self.command.interrupt()
         while self._read():
             pass
         assert self._rest == b""
         assert self.command.process.wait(HANG) == 130
-        (said,) = self.command.stderr()
-        assert said.startswith(f"rows={len(self.rows)} "), said
-        assert " lost=0 missed=0 engine=netlink" in said, said
+        (summary,) = self.command.stderr()
+        assert summary.startswith(f"rows={len(self.rows)} "), summary
+        assert " lost=0 missed=0 engine=netlink" in summary, summary
         return self.rows
 
 
@@ -68,7 +68,7 @@ class Tracer:
 def tracing(
     folder: Path, netns: str | None, *words: str, before: Iterable[str] = ()
 ) -> Iterator[Tracer]:
-    """Traces the namespace, or, where it is None, the one that `before` enters."""
+    """Traces the namespace, or with None the one that the command `before` enters."""
     folder.mkdir(parents=True, exist_ok=True)
     argv = [*before, PROGRAM, "print", "--engine", "netlink", "--format", "jsonl"]
     argv += ["--ready-file", str(folder / "ready")]
@@ -80,7 +80,7 @@ def tracing(
 
 @contextmanager
 def tracing_each(folder: Path, names: dict[str, str]) -> Iterator[dict[str, Tracer]]:
-    """Several namespaces, a command each."""
+    """Traces several namespaces, each by a command of its own."""
     with ExitStack() as stack:
         yield {
             role: stack.enter_context(tracing(folder / role, name)) for role, name in names.items()
@@ -91,8 +91,8 @@ def path(row: Row) -> tuple[Step, ...]:
     return tuple(Step(step["chain"], step["rulenum"], step["match"]) for step in row["path"])
 
 
-def told(row: Row) -> str:
-    """A row in short: "OUTPUT filter OUTPUT:1 A:2/return ACCEPT"."""
+def in_short(row: Row) -> str:
+    """A row as text: "OUTPUT filter OUTPUT:1 A:2/return ACCEPT"."""
     steps = (
         f"{one.chain}:{one.rulenum}" + ("" if one.match == "rule" else f"/{one.match}")
         for one in path(row)
@@ -101,11 +101,11 @@ def told(row: Row) -> str:
 
 
 def tally(rows: Iterable[Row]) -> Counter[str]:
-    return Counter(map(told, rows))
+    return Counter(map(in_short, rows))
 
 
-def through(rows: Iterable[Row]) -> Counter[tuple[str, str, int]]:
-    """(table, chain, rulenum) → packets that the rule has hit; 0 for a chain's policy."""
+def hits(rows: Iterable[Row]) -> Counter[tuple[str, str, int]]:
+    """Packets that hit each (table, chain, rulenum); a chain's policy is number 0."""
     found: Counter[tuple[str, str, int]] = Counter()
     for row in rows:
         for one in path(row):
@@ -114,7 +114,7 @@ def through(rows: Iterable[Row]) -> Counter[tuple[str, str, int]]:
     return found
 
 
-def unknown(rows: Iterable[Row]) -> bool:
-    """Whether what netlink does not tell is empty in all rows, not invented."""
+def unknown_is_empty(rows: Iterable[Row]) -> bool:
+    """Whether the fields that netlink does not report are empty in all rows."""
     names = ("skb", "cpu", "pid", "comm", "cost_ns")
     return all(row[name] is None for row in rows for name in names)

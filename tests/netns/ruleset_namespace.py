@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A network namespace whose rules are made with nft and iptables-nft, and read from within."""
+"""A network namespace whose rules are set with nft and iptables-nft, and read from inside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RulesetNamespace:
         self.inode = os.stat(self.path).st_ino
 
     def run(self, *argv: str, input: str | None = None, check: bool = True) -> str:
-        """What a command prints in the namespace."""
+        """Runs a command in the namespace; returns its output."""
         command = ["nsenter", f"--net={self.path}", *argv]
         done = subprocess.run(command, input=input, capture_output=True, text=True)
         assert not check or done.returncode == 0, (argv, done.stderr)
@@ -39,7 +39,7 @@ class RulesetNamespace:
         self.run("nft", "-f", "-", input=text)
 
     def json(self, text: str) -> None:
-        """Takes what nft's own language has no words for."""
+        """Loads JSON, which can express more than nft's language."""
         self.run("nft", "-j", "-f", "-", input=text)
 
     def iptables(self, *words: str, family: int = 4) -> None:
@@ -63,7 +63,7 @@ class RulesetNamespace:
 
 @contextlib.contextmanager
 def ruleset_namespace() -> Iterator[RulesetNamespace]:
-    """Skips where that cannot be."""
+    """A namespace of its own; skips the test if it cannot be made here."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if shutil.which("nft") is None or shutil.which("iptables-nft") is None:
@@ -71,13 +71,13 @@ def ruleset_namespace() -> Iterator[RulesetNamespace]:
     name = fresh_prefix()
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        space = RulesetNamespace(name)
-        space.run("ip", "link", "set", "lo", "up")
-        done = subprocess.run(["nsenter", f"--net={space.path}", "nft", "list", "ruleset"],
+        namespace = RulesetNamespace(name)
+        namespace.run("ip", "link", "set", "lo", "up")
+        done = subprocess.run(["nsenter", f"--net={namespace.path}", "nft", "list", "ruleset"],
                               capture_output=True, text=True)  # fmt: skip
         if done.returncode != 0:
             pytest.skip(f"no nftables here: {done.stderr.strip()}")
-        yield space
+        yield namespace
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
         assert not Path("/run/netns", name).exists()

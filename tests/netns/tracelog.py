@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the kernel's own trace says: an independent witness for the scenarios' numbers.
+"""The kernel's own trace, as an independent source of the rule hits of scenarios.
 
-An nft rule before every table marks packets, and the legacy tables then log each
-rule they hit through nfnetlink_log.  Must not use ipttrace.capture, whose
-results it is to be compared with.
+An nft rule before every table sets nf_trace, and the legacy tables then log each rule hit
+through nfnetlink_log.  Must not use ipttrace.capture, whose results are compared with it.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 class TraceLog:
-    """Logs all that passes the three namespaces of a network, while in a with statement."""
+    """Logs the rule hits in the three namespaces of a network, inside a with statement."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -70,10 +69,9 @@ class TraceLog:
             raise OSError(-error, "nfnetlink_log")
 
     def hits(self, expected: int = 0, timeout: float = 20.0) -> Counter[Hit]:
-        """All that was logged: waits for expected hits, at most timeout seconds, then for no more.
+        """All hits; waits until there are `expected`, at most `timeout` seconds.
 
-        What a packet does behind the sender's back (on another processor) may
-        come after the sender has returned.
+        Hits on another processor may come after the sender has returned.
         """
         found: Counter[Hit] = Counter()
         roles = {sock: role for role, sock in self._sockets.items()}

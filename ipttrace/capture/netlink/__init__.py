@@ -1,2 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The netlink engine: traces without a module, from nftables' trace and legacy' log messages."""
+"""The netlink engine: traces without a kernel module, from nftables' and legacy tables' messages.
+
+From the bottom up; no file imports one below it in this list:
+
+attributes    parses the netlink attributes of many messages at once
+reader        netlink sockets, and the thread that reads them
+wake          the descriptors for which the agent waits
+nft/          nf_tables: requests, snapshots, the flip table, trace messages
+events        dtypes of events, chains by number, unique numbers
+changes       changes of rules, for the watch that reads their texts
+legacy/       legacy tables: the logger setting, log messages, rules
+journeys      which packet an event is of
+calls         events to records of calls
+context       what all namespaces of a run share
+legacy_trace  the legacy tables of one namespace, from messages to calls
+namespace     one traced namespace: sockets, flip table, rulesets
+engine        namespaces that appear and disappear, and one stream of records
+"""

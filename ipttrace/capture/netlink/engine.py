@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from ipttrace.capture.netlink.events import EVENT
 from ipttrace.capture.netlink.legacy import logger
 from ipttrace.capture.netlink.namespace import TracedNamespace
 from ipttrace.capture.netlink.reader import MailboxReader
+from ipttrace.capture.netlink.wake import WakeSources
 from ipttrace.stream.messages import Books
 from ipttrace.stream.record import ENTRY, Records
 
@@ -61,38 +61,6 @@ class Options:
     buffer: int = DEFAULT_BUFFER
     legacy: bool = True
     first: int = 1
-
-
-class WakeSources:
-    """The descriptors for which the agent waits; the engine's `buffers`."""
-
-    def __init__(self, fd: int) -> None:
-        self.cpus = os.cpu_count() or 1
-        self._epoll = select.epoll()
-        self._fd = fd
-        self.watch(fd)
-
-    def watch(self, fd: int) -> None:
-        """Makes `wait` return when `fd` is readable, too."""
-        self._epoll.register(fd, select.EPOLLIN)
-
-    def unwatch(self, fd: int) -> None:
-        """Undoes `watch`."""
-        self._epoll.unregister(fd)
-
-    def wait(self, seconds: float) -> set[int]:
-        """Waits until many messages have come, a watched fd is readable, or time is up.
-
-        Returns the readable descriptors.
-        """
-        ready = {fd for fd, _ in self._epoll.poll(seconds)}
-        if self._fd in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._fd)
-        return ready
-
-    def close(self) -> None:
-        self._epoll.close()
 
 
 class NetlinkEngine:

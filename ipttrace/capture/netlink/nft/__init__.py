@@ -1,2 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""nftables as bytes: trace messages, rulesets, and the table that turns tracing on."""
+"""nf_tables over netlink: what is asked of it, and what it reports.
+
+wire         requests as bytes, and the socket that sends them
+dump         snapshots of a ruleset
+table        the flip table, which sets nf_trace on packets that match the filter
+decode       trace messages to events
+generations  the rule number, hook and priority of an event, in the ruleset of its time
+"""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""However a trace over netlink ends, its last line is right and nothing is left behind."""
+"""However a trace over netlink ends, its summary is right and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RULES = ["table ip t"]
 
 
 @pytest.fixture
-def space() -> Iterator[LoopbackNamespace]:
+def namespace() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     with LoopbackNamespace() as one:
@@ -38,22 +38,22 @@ def space() -> Iterator[LoopbackNamespace]:
 
 
 @pytest.fixture
-def legacy(space: LoopbackNamespace) -> LoopbackNamespace:
-    space.run("iptables-legacy-restore", text=LEGACY)
-    return space
+def legacy(namespace: LoopbackNamespace) -> LoopbackNamespace:
+    namespace.run("iptables-legacy-restore", text=LEGACY)
+    return namespace
 
 
 def tracing(
-    folder: Path, space: LoopbackNamespace, *more: str, verb: str = "print", **options: Any
+    folder: Path, namespace: LoopbackNamespace, *more: str, verb: str = "print", **options: Any
 ) -> Command:
     ready = ["--ready-file", str(folder / "ready")]
-    where = ["--engine", "netlink", "--netns", space.name]
+    where = ["--engine", "netlink", "--netns", namespace.name]
     how = ["--format", "jsonl"] if verb == "print" else []
     return Command(folder, [verb, *where, *how, *ready, *more], **options)
 
 
-def ours_gone(space: LoopbackNamespace) -> bool:
-    return space.tables() == RULES
+def flip_table_gone(namespace: LoopbackNamespace) -> bool:
+    return namespace.tables() == RULES
 
 
 def until(reached: Callable[[], bool], what: str) -> None:
@@ -80,28 +80,28 @@ def test_kill_9_leaves_no_table_and_the_log_setting_as_it_was(
         guards = children(agent)
         assert legacy.tables() != RULES
         assert legacy.loggers() == ["nfnetlink_log"] * 2
-        # WHEN it is killed
+        # WHEN one of its processes is killed
         os.kill(command.process.pid if which == "print" else agent, signal.SIGKILL)
-        # THEN its other half ends by itself
+        # THEN the other ends by itself
         wait_gone(agent)
         command.process.wait(HANG)
         for guard in guards:
             wait_gone(guard)
-        said = command.stderr()
-    # AND nothing of it is left
-    assert ours_gone(legacy)
+        printed = command.stderr()
+    # AND nothing is left behind
+    assert flip_table_gone(legacy)
     assert legacy.loggers() == before
     if which == "agent":
         assert command.process.returncode == 1
-        found, why = said
+        found, why = printed
         assert summary(found)["rows"] == "12"
         assert why == "ipttrace: the agent was killed"
 
 
-# -- ends that somebody asked for
+# -- requested ends
 
 
-def test_ctrl_c_ends_it_in_order(legacy: LoopbackNamespace, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_with_all_rows_printed(legacy: LoopbackNamespace, tmp_path: Path) -> None:
     before = legacy.loggers()
     with tracing(tmp_path, legacy) as command:
         command.wait_ready()
@@ -116,47 +116,49 @@ def test_ctrl_c_ends_it_in_order(legacy: LoopbackNamespace, tmp_path: Path) -> N
         *(str(2 * ROWS * 23), "0", "0"),
         "netlink",
     )
-    assert ours_gone(legacy)
+    assert flip_table_gone(legacy)
     assert legacy.loggers() == before
 
 
-def test_a_reader_that_goes_ends_it(space: LoopbackNamespace, tmp_path: Path) -> None:
-    # GIVEN print, of which somebody wants three lines
-    with tracing(tmp_path, space) as command:
+def test_it_ends_when_its_reader_closes_the_pipe(
+    namespace: LoopbackNamespace, tmp_path: Path
+) -> None:
+    # GIVEN print, and a reader of three lines
+    with tracing(tmp_path, namespace) as command:
         command.wait_ready()
-        space.send(23)
+        namespace.send(23)
         command.read_lines(3)
-        # WHEN he goes
+        # WHEN the reader closes the pipe
         assert command.process.stdout
         command.process.stdout.close()
-        # THEN it ends, though nothing comes any more
+        # THEN it ends, though no more packets come
         assert command.process.wait(HANG) == 0
         (line,) = command.stderr()
     assert line.startswith("rows=")
-    assert ours_gone(space)
+    assert flip_table_gone(namespace)
 
 
-def test_it_ends_after_its_time(space: LoopbackNamespace, tmp_path: Path) -> None:
-    with tracing(tmp_path, space, "--duration", "0.5") as command:
+def test_it_ends_after_its_duration(namespace: LoopbackNamespace, tmp_path: Path) -> None:
+    with tracing(tmp_path, namespace, "--duration", "0.5") as command:
         command.wait_ready()
-        space.send(23)
+        namespace.send(23)
         status, out = command.finish()
         (line,) = command.stderr()
     assert status == 0
     assert int(summary(line)["rows"]) == len(out.splitlines()) == ROWS * 23
-    assert ours_gone(space)
+    assert flip_table_gone(namespace)
 
 
 @pytest.mark.parametrize("how", ["--count", "--until", "--stop-after", "--max-rate"])
-def test_it_ends_with_as_many_rows_as_were_asked_for(
-    space: LoopbackNamespace, tmp_path: Path, how: str
+def test_it_ends_with_as_many_rows_as_its_options_request(
+    namespace: LoopbackNamespace, tmp_path: Path, how: str
 ) -> None:
     value = {"--count": "7", "--until": "hook=INPUT", "--stop-after": "7", "--max-rate": "10"}[how]
-    with tracing(tmp_path, space, how, value) as command:
+    with tracing(tmp_path, namespace, how, value) as command:
         command.wait_ready()
-        space.send(23)
+        namespace.send(23)
         status, out = command.finish()
-        *said, line = command.stderr()
+        *notes, line = command.stderr()
     rows = list(map(json.loads, out.splitlines()))
     assert status == 0
     assert int(summary(line)["rows"]) == len(rows)
@@ -166,11 +168,11 @@ def test_it_ends_with_as_many_rows_as_were_asked_for(
         assert [row["hook"] for row in rows].index("INPUT") == len(rows) - 1
     else:
         assert len(rows) >= int(value)
-        assert all(each.startswith("ipttrace: disarmed") for each in said)
-    assert ours_gone(space)
+        assert all(note.startswith("ipttrace: disarmed") for note in notes)
+    assert flip_table_gone(namespace)
 
 
-def test_what_was_recorded_gives_the_same_rows_again(
+def test_a_recording_gives_the_same_rows_at_every_replay(
     legacy: LoopbackNamespace, tmp_path: Path
 ) -> None:
     file = tmp_path / "one.iptr"
@@ -180,7 +182,7 @@ def test_what_was_recorded_gives_the_same_rows_again(
         until(lambda: file.stat().st_size > 23 * 1000, "records")
         command.interrupt()
         assert command.finish()[0] == 130
-        said = command.stderr()
+        printed = command.stderr()
 
     def replayed() -> tuple[str, str]:
         argv = [PROGRAM, "replay", str(file), "--format", "jsonl"]
@@ -189,23 +191,23 @@ def test_what_was_recorded_gives_the_same_rows_again(
 
     out, err = replayed()
     rows = list(map(json.loads, out.splitlines()))
-    assert len(rows) == int(summary(said[-1])["rows"]) == 2 * ROWS * 23
+    assert len(rows) == int(summary(printed[-1])["rows"]) == 2 * ROWS * 23
     assert {(row["table"], row["chain"], row["rulenum"]) for row in rows} == {
         *(("t", "out", 2), ("t", "in", 1), ("filter", "OUTPUT", 1), ("filter", "INPUT", 1)),
     }
     assert all(row["engine"] == "netlink" for row in rows)
-    assert summary(err.splitlines()[-1])["records"] == summary(said[-1])["records"]
+    assert summary(err.splitlines()[-1])["records"] == summary(printed[-1])["records"]
     assert replayed()[0] == out
 
 
 # -- the control line
 
 
-class Told:
-    """`ipttrace agent` with a control line, its stream read as the screen would."""
+class ControlledAgent:
+    """`ipttrace agent` with a control line, and the trace that its stream makes."""
 
-    def __init__(self, space: LoopbackNamespace, *more: str) -> None:
-        argv = [PROGRAM, "agent", "--control", "--engine", "netlink", "--netns", space.name]
+    def __init__(self, namespace: LoopbackNamespace, *more: str) -> None:
+        argv = [PROGRAM, "agent", "--control", "--engine", "netlink", "--netns", namespace.name]
         self.process = subprocess.Popen(
             [*argv, *more],
             stdin=subprocess.PIPE,
@@ -217,7 +219,7 @@ class Told:
         self.states: list[dict[str, Any]] = []
         self._decoder = Decoder()
 
-    def __enter__(self) -> Told:
+    def __enter__(self) -> ControlledAgent:
         self.wait(lambda: bool(self.states), "the first books")
         return self
 
@@ -242,20 +244,20 @@ class Told:
     def wait_rows(self, count: int) -> None:
         self.wait(lambda: self.trace.rows >= count, f"row {count}")
 
-    def say(self, line: dict[str, Any]) -> None:
+    def send(self, line: dict[str, Any]) -> None:
         assert self.process.stdin
         self.process.stdin.write(json.dumps(line).encode() + b"\n")
 
-    def tell(self, command: str, state: str, **more: Any) -> dict[str, Any]:
-        """Says it and waits until it is carried out; the books after it."""
+    def command(self, name: str, state: str, **more: Any) -> dict[str, Any]:
+        """Sends a command, waits until it is carried out; returns the books after it."""
         before = len(self.states)
-        self.say({"cmd": command, **more})
+        self.send({"cmd": name, **more})
         self.wait(
             lambda: any(
                 one["state"] == state and one["expr"] == more.get("expr", one["expr"])
                 for one in self.states[before:]
             ),
-            f"{command}: {state}",
+            f"{name}: {state}",
         )
         return self.states[-1]
 
@@ -265,7 +267,7 @@ class Told:
         return {port: [row.sport for row in rows].count(port) for port in {r.sport for r in rows}}
 
     def finish(self) -> dict[str, Any]:
-        self.say({"cmd": "stop"})
+        self.send({"cmd": "stop"})
         while self.read():
             pass
         assert self.process.wait(HANG) == 0
@@ -280,51 +282,51 @@ def balanced(books: dict[str, Any]) -> None:
     assert sum(books["due"]) == got, books
 
 
-def test_it_is_disarmed_and_armed_again_on_the_control_line(legacy: LoopbackNamespace) -> None:
+def test_the_control_line_disarms_and_arms_again(legacy: LoopbackNamespace) -> None:
     before = legacy.loggers()
-    with Told(legacy) as told:
+    with ControlledAgent(legacy) as agent:
         wanted = {}
         for turn in range(3):
             wanted[legacy.send(7)] = 2 * ROWS * 7
-            told.wait_rows(2 * ROWS * 7 * (turn + 1))
+            agent.wait_rows(2 * ROWS * 7 * (turn + 1))
             # WHEN it is disarmed THEN nothing is flipped
-            books = told.tell("disarm", "disarmed")
+            books = agent.command("disarm", "disarmed")
             balanced(books)
-            assert ours_gone(legacy)
+            assert flip_table_gone(legacy)
             assert (books["lost"], books["missed"]) == ([0, 0, 0], 0)
             flipped = books["flipped"]
             legacy.send(5)
-            # AND once it is armed it is as before
-            assert told.tell("arm", "armed")["flipped"] == flipped
-            assert not ours_gone(legacy)
-        end = told.finish()
+            # AND once it is armed again, packets are
+            assert agent.command("arm", "armed")["flipped"] == flipped
+            assert not flip_table_gone(legacy)
+        end = agent.finish()
     balanced(end)
-    assert told.ports() == wanted
-    assert ours_gone(legacy)
+    assert agent.ports() == wanted
+    assert flip_table_gone(legacy)
     assert legacy.loggers() == before
 
 
-def test_the_filter_is_changed_on_the_control_line_and_outlives_a_disarm(
-    space: LoopbackNamespace,
+def test_the_control_line_changes_the_filter_which_outlives_a_disarm(
+    namespace: LoopbackNamespace,
 ) -> None:
-    with Told(space) as told:
-        wanted = {space.send(7): ROWS * 7}
-        told.wait_rows(ROWS * 7)
-        told.tell("filter", "armed", expr="udp dst port 53")
-        space.send(11)
-        # one that is none changes nothing
-        told.say({"cmd": "filter", "expr": "udp prot 9"})
-        told.wait(lambda: any(level == "error" for level, _ in told.trace.notes), "an error")
-        space.send(11)
-        told.tell("disarm", "disarmed")
-        told.tell("arm", "armed")
-        space.send(11)
-        told.tell("disarm", "disarmed")
-        told.tell("filter", "disarmed", expr="udp dst port 9")
-        told.tell("arm", "armed")
-        wanted[space.send(13)] = ROWS * 13
-        told.wait_rows(ROWS * 20)
-        end = told.finish()
-    assert told.ports() == wanted
+    with ControlledAgent(namespace) as agent:
+        wanted = {namespace.send(7): ROWS * 7}
+        agent.wait_rows(ROWS * 7)
+        agent.command("filter", "armed", expr="udp dst port 53")
+        namespace.send(11)
+        # an invalid filter changes nothing
+        agent.send({"cmd": "filter", "expr": "udp prot 9"})
+        agent.wait(lambda: any(level == "error" for level, _ in agent.trace.notes), "an error")
+        namespace.send(11)
+        agent.command("disarm", "disarmed")
+        agent.command("arm", "armed")
+        namespace.send(11)
+        agent.command("disarm", "disarmed")
+        agent.command("filter", "disarmed", expr="udp dst port 9")
+        agent.command("arm", "armed")
+        wanted[namespace.send(13)] = ROWS * 13
+        agent.wait_rows(ROWS * 20)
+        end = agent.finish()
+    assert agent.ports() == wanted
     assert end["expr"] == "udp dst port 9"
     balanced(end)

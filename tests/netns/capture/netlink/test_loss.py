@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is lost over netlink is counted, to the message, and tracing goes on."""
+"""Messages lost over netlink are counted exactly, and tracing goes on."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ SEEN = [("OUTPUT", "out", 2, "policy"), ("INPUT", "in", 1, "rule")]
 
 
 @pytest.fixture
-def space() -> Iterator[LoopbackNamespace]:
+def namespace() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     with LoopbackNamespace() as one:
         yield one
 
 
-def printing(folder: Path, space: LoopbackNamespace, *more: str) -> Command:
+def printing(folder: Path, namespace: LoopbackNamespace, *more: str) -> Command:
     ready = ["--ready-file", str(folder / "ready")]
-    where = ["--engine", "netlink", "--netns", space.name, "--format", "jsonl"]
+    where = ["--engine", "netlink", "--netns", namespace.name, "--format", "jsonl"]
     return Command(folder, ["print", *where, *ready, *more])
 
 
 def read(command: Command) -> Iterator[dict[str, Any]]:
-    """Rows as they come."""
+    """The rows as they are printed."""
     assert command.process.stdout
     fd, rest = command.process.stdout.fileno(), b""
     while True:
@@ -55,7 +55,7 @@ def read(command: Command) -> Iterator[dict[str, Any]]:
 
 
 def wait_for(rows: Iterator[dict[str, Any]], got: list[dict[str, Any]], port: int) -> None:
-    """Until all rows of the 23 datagrams from `port` have come."""
+    """Reads into `got` until it has all rows of the 23 datagrams from `port`."""
     left = ROWS * 23 - sum(row["sport"] == port for row in got)
     while left:
         got.append(next(rows))
@@ -73,12 +73,14 @@ def finish(command: Command, rows: Iterator[dict[str, Any]]) -> list[dict[str, A
     return rest
 
 
-def test_of_10000_packets_a_second_none_is_lost(space: LoopbackNamespace, tmp_path: Path) -> None:
-    with printing(tmp_path, space, "--count", str(ROWS * PACKETS)) as command:
+def test_at_10000_packets_a_second_none_is_lost(
+    namespace: LoopbackNamespace, tmp_path: Path
+) -> None:
+    with printing(tmp_path, namespace, "--count", str(ROWS * PACKETS)) as command:
         command.wait_ready()
-        # WHEN 20,000 come at that rate
-        space.send(PACKETS, 10_000)
-        # THEN all are rows, each of them right
+        # WHEN 20,000 are sent at that rate
+        namespace.send(PACKETS, 10_000)
+        # THEN all have their rows, and these are right
         rows = list(read(command))
         assert command.process.wait(HANG) == 0
     assert kinds(rows) == dict.fromkeys(SEEN, PACKETS)
@@ -89,20 +91,20 @@ def test_of_10000_packets_a_second_none_is_lost(space: LoopbackNamespace, tmp_pa
     assert summary(line)["lost"] == summary(line)["missed"] == "0"
 
 
-def test_a_burst_is_told_whole_or_its_losses_are_and_tracing_goes_on(
-    space: LoopbackNamespace, tmp_path: Path
+def test_a_burst_is_complete_or_its_losses_are_counted_and_tracing_goes_on(
+    namespace: LoopbackNamespace, tmp_path: Path
 ) -> None:
-    with printing(tmp_path, space) as command:
+    with printing(tmp_path, namespace) as command:
         command.wait_ready()
-        # WHEN 20,000 packets come at once, and 23 once these are done with
-        space.send(PACKETS)
+        # WHEN 20,000 packets are sent at once, and 23 after these have been read
+        namespace.send(PACKETS)
         rows = read(command)
         got = [next(rows)]
-        space.when_read()
-        wait_for(rows, got, space.send(23))
-        assert space.counted() == PACKETS + 23
+        namespace.wait_read()
+        wait_for(rows, got, namespace.send(23))
+        assert namespace.counted() == PACKETS + 23
         got += finish(command, rows)
-    # THEN rows are right, and those that are not there are told as lost
+    # THEN the rows are right, and missing ones are counted as lost
     (line,) = command.stderr()
     found = summary(line)
     assert int(found["rows"]) == len(got)
@@ -112,25 +114,25 @@ def test_a_burst_is_told_whole_or_its_losses_are_and_tracing_goes_on(
 
 
 class Counting:
-    """An engine in this process, and how many messages of traces it was given."""
+    """An engine in this process, and the number of trace messages that it read."""
 
     def __init__(
-        self, space: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch, **options: Any
+        self, namespace: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch, **options: Any
     ) -> None:
         self.messages = 0
         put = Mailbox.put
 
-        def count(box: Mailbox, batch: Batch) -> None:
+        def count(mailbox: Mailbox, batch: Batch) -> None:
             kinds = batch.data[:, 4:6].copy().view("=u2")[:, 0]
             self.messages += int((kinds == (10 << 8 | 17)).sum())
-            put(box, batch)
+            put(mailbox, batch)
 
         monkeypatch.setattr(Mailbox, "put", count)
-        self.engine = NetlinkEngine(Options(netns=space.name, **options))
+        self.engine = NetlinkEngine(Options(netns=namespace.name, **options))
         self.ports: Counter[int] = Counter()  # source ports of all calls
 
     def take(self, until: Callable[[], bool]) -> None:
-        """Until it is so."""
+        """Takes records until `until()` is true."""
         deadline = time.monotonic() + HANG
         while not until() and time.monotonic() < deadline:
             self.engine.buffers.wait(0.05)
@@ -140,12 +142,12 @@ class Counting:
 
 @pytest.fixture
 def counting(
-    space: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch
+    namespace: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Counting]]:
     made: list[Counting] = []
 
     def make(**options: Any) -> Counting:
-        made.append(Counting(space, monkeypatch, **options))
+        made.append(Counting(namespace, monkeypatch, **options))
         return made[-1]
 
     yield make
@@ -153,23 +155,23 @@ def counting(
         one.engine.close()
 
 
-def test_messages_that_find_no_room_are_counted_to_the_last(
-    space: LoopbackNamespace, counting: Callable[..., Counting]
+def test_messages_without_room_are_counted_exactly(
+    namespace: LoopbackNamespace, counting: Callable[..., Counting]
 ) -> None:
-    # GIVEN an engine that has hardly any room, and does not read just now
+    # GIVEN an engine with a tiny buffer, which does not read at the moment
     one = counting(buffer=65536)
     engine: Any = one.engine
     with engine._reader._lock:
-        # WHEN more comes than there is room for
-        space.send(PACKETS)
+        # WHEN more messages come than fit
+        namespace.send(PACKETS)
     one.take(lambda: one.messages + engine.books()["lost"][1] >= MESSAGES * PACKETS)
-    # THEN each message came, or is lost
+    # THEN each message was read or is counted as lost
     lost = sum(engine.books()["lost"])
     assert lost > 0
     assert one.messages + lost == MESSAGES * PACKETS
-    # AND afterwards all comes again
-    space.when_read()
-    later = space.send(23)
+    # AND later messages all arrive
+    namespace.wait_read()
+    later = namespace.send(23)
     one.take(lambda: one.ports[later] == ROWS * 23)
     assert one.ports[later] == ROWS * 23
     assert sum(engine.books()["lost"]) == lost
@@ -181,32 +183,32 @@ def test_messages_that_find_no_room_are_counted_to_the_last(
     assert books["delivered"][0] == one.ports.total()
 
 
-def test_an_ordinary_users_small_buffer_loses_and_the_summary_says_how_much(
+def test_with_an_ordinary_users_small_buffer_the_summary_counts_the_losses(
     tmp_path: Path,
 ) -> None:
-    # GIVEN a namespace of an ordinary user's, who may not have a large buffer
+    # GIVEN a namespace of an ordinary user, whose buffers are limited
     if os.geteuid() != 0:
         pytest.skip("this test enters the namespace as root")
-    with LoopbackNamespace(user=True) as space:
+    with LoopbackNamespace(user=True) as namespace:
         ready = tmp_path / "ready"
         arguments = ["print", "--engine", "netlink", "--format", "jsonl"]
-        argv = [*space.enter, PROGRAM, *arguments, "--ready-file", str(ready)]
+        argv = [*namespace.enter, PROGRAM, *arguments, "--ready-file", str(ready)]
         with Command(tmp_path, [], argv=argv) as command:
             command.wait_ready()
             (agent,) = children(command.process.pid)
-            # WHEN the agent does not run for a while
+            # WHEN the agent is stopped for a while
             os.kill(agent, signal.SIGSTOP)
             try:
-                space.send(PACKETS)
+                namespace.send(PACKETS)
             finally:
                 os.kill(agent, signal.SIGCONT)
             rows = read(command)
             got = [next(rows)]
-            # AND datagrams come later
-            space.when_read()
-            wait_for(rows, got, space.send(23))
+            # AND datagrams are sent later
+            namespace.wait_read()
+            wait_for(rows, got, namespace.send(23))
             got += finish(command, rows)
-    # THEN the rows are right, fewer than there were packets, and what is missing is told of
+    # THEN the rows are right, some are missing, and the losses are counted
     found = summary(command.stderr()[-1])
     assert set(kinds(got)) == set(SEEN)
     assert int(found["rows"]) == len(got) < ROWS * (PACKETS + 23)
@@ -215,22 +217,20 @@ def test_an_ordinary_users_small_buffer_loses_and_the_summary_says_how_much(
     assert len(got) + lost >= ROWS * (PACKETS + 23)
 
 
-def test_a_reader_that_stands_still_for_a_while_makes_nothing_get_lost_uncounted(
-    space: LoopbackNamespace, tmp_path: Path
-) -> None:
-    with printing(tmp_path, space) as command:
+def test_a_reader_that_pauses_loses_nothing(namespace: LoopbackNamespace, tmp_path: Path) -> None:
+    with printing(tmp_path, namespace) as command:
         command.wait_ready()
-        # GIVEN that nobody reads what it prints
-        space.send(PACKETS // 2, 10_000)
+        # GIVEN a reader that does not read the output
+        namespace.send(PACKETS // 2, 10_000)
         assert command.process.stdout
         wait_for_full(command.process.stdout.fileno())
-        # WHEN more comes, and then all is read
-        later = space.send(23)
+        # WHEN more packets are sent, and then everything is read
+        later = namespace.send(23)
         rows = read(command)
         got: list[dict[str, Any]] = []
         wait_for(rows, got, later)
         got += finish(command, rows)
-    # THEN nothing is missing that was not told of
+    # THEN nothing is missing
     (line,) = command.stderr()
     assert set(kinds(got)) == set(SEEN)
     assert int(summary(line)["rows"]) == len(got)
@@ -239,7 +239,7 @@ def test_a_reader_that_stands_still_for_a_while_makes_nothing_get_lost_uncounted
 
 
 def wait_for_full(fd: int) -> None:
-    """Until a pipe is, as far as this end can know: nothing is added any more."""
+    """Waits until nothing more is written to a pipe."""
     size, before = 0, -1
     deadline = time.monotonic() + HANG
     while size != before or not size:
@@ -259,29 +259,29 @@ COMMIT
 """
 
 
-def test_lines_of_legacy_rules_that_find_no_room_are_counted_by_their_numbers(
-    space: LoopbackNamespace, counting: Callable[..., Counting]
+def test_log_messages_without_room_are_counted_by_their_sequence_numbers(
+    namespace: LoopbackNamespace, counting: Callable[..., Counting]
 ) -> None:
-    # GIVEN legacy rules, of which each datagram meets one and a policy
-    space.run("iptables-legacy-restore", text=LEGACY)
-    space.run("nft", "delete", "table", "ip", "t")
+    # GIVEN legacy tables, where each datagram hits a rule and a policy
+    namespace.run("iptables-legacy-restore", text=LEGACY)
+    namespace.run("nft", "delete", "table", "ip", "t")
     one = counting(buffer=65536)
     engine: Any = one.engine
     (traced,) = engine._namespaces.values()
     assert traced.legacy is not None
-    # WHEN more of their lines come than there is room for
+    # WHEN more log messages come than fit
     with engine._reader._lock:
-        space.send(PACKETS)
-    space.when_read()
-    later = space.send(23)
+        namespace.send(PACKETS)
+    namespace.wait_read()
+    later = namespace.send(23)
     one.take(lambda: one.ports[later] == ROWS * 23)
-    # THEN the engine knows from their numbers how many are missing, as the kernel does
+    # THEN the sequence numbers show how many are missing, as the kernel's counter does
     assert one.ports[later] == ROWS * 23
-    lines = traced.legacy
-    assert lines._gaps == lines.box.drops() > 0
-    assert lines._last + 1 == 2 * (PACKETS + 23)
+    legacy = traced.legacy
+    assert legacy._missing == legacy.mailbox.drops() > 0
+    assert legacy._last_seq + 1 == 2 * (PACKETS + 23)
     lost = sum(engine.books()["lost"])
-    assert lost == lines.box.drops() + traced.mailbox.drops()
+    assert lost == legacy.mailbox.drops() + traced.mailbox.drops()
     engine.disarm()
     engine.take()
     books = engine.books()

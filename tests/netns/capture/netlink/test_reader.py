@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the engine reads from netlink: the kernel's word, whole, and nobody else's."""
+"""The engine reads the kernel's messages completely, and no other sender's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.netns.loopback import HANG, ROWS, LoopbackNamespace
 
 
 @pytest.fixture
-def space() -> Iterator[LoopbackNamespace]:
+def namespace() -> Iterator[LoopbackNamespace]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     with LoopbackNamespace() as one:
@@ -26,14 +26,14 @@ def space() -> Iterator[LoopbackNamespace]:
 
 
 @pytest.fixture
-def engine(space: LoopbackNamespace) -> Iterator[NetlinkEngine]:
-    one = NetlinkEngine(Options(netns=space.name, buffer=1 << 20))
+def engine(namespace: LoopbackNamespace) -> Iterator[NetlinkEngine]:
+    one = NetlinkEngine(Options(netns=namespace.name, buffer=1 << 20))
     yield one
     one.close()
 
 
 def take(engine: NetlinkEngine, until: Callable[[list[Any]], bool]) -> list[Any]:
-    """The records, once it is so."""
+    """The records, once `until(records)` is true."""
     taken: list[list[Any]] = [[], [], []]
     deadline = time.monotonic() + HANG
     while not until(taken):
@@ -44,14 +44,14 @@ def take(engine: NetlinkEngine, until: Callable[[list[Any]], bool]) -> list[Any]
     return taken
 
 
-def test_messages_that_a_program_sends_are_not_taken_for_the_kernels(
-    space: LoopbackNamespace, engine: Any
+def test_messages_that_another_program_sends_are_ignored(
+    namespace: LoopbackNamespace, engine: Any
 ) -> None:
-    # GIVEN root of the namespace, who knows where messages are read
+    # GIVEN root of the namespace, who knows the address of the engine's socket
     (traced,) = engine._namespaces.values()
-    with space.inside():
+    with namespace.inside():
         forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
-    # WHEN he sends such as the kernel would, and such as nobody would
+    # WHEN they send trace messages as the kernel does, and malformed ones
     for packet_id in range(23):
         for one in (
             nft_messages.first_message(packet_id),
@@ -59,20 +59,20 @@ def test_messages_that_a_program_sends_are_not_taken_for_the_kernels(
             b"\0",
         ):
             forger.sendto(one, (traced.mailbox.portid, 0))
-    # AND datagrams come
-    space.send(5)
+    # AND datagrams are traced
+    namespace.send(5)
     taken = take(engine, lambda taken: len(taken[0]) >= ROWS * 5)
     forger.close()
-    # THEN only these are told of
+    # THEN there are records of the datagrams only
     assert len(taken[0]) == len(taken[2]) == ROWS * 5
     assert engine.books()["refused"] == 0
     assert traced._decoder.unread == 0
 
 
-def test_the_longest_names_there_can_be_do_not_cut_a_message(
-    space: LoopbackNamespace, engine: Any
+def test_names_of_the_greatest_length_do_not_cut_a_message(
+    namespace: LoopbackNamespace, engine: Any
 ) -> None:
-    # GIVEN a table and chains with names as long as nftables takes
+    # GIVEN a table and chains with the longest names that nftables allows
     table, first, second = (letter * 255 for letter in "xyz")
     rules = f"""
     add table ip {table}
@@ -81,12 +81,12 @@ def test_the_longest_names_there_can_be_do_not_cut_a_message(
     add chain ip {table} {first} {{ type filter hook output priority 5; }}
     add rule ip {table} {first} udp dport 9 jump {second}
     """
-    space.run("nft", "-f", "-", text=rules)
-    # WHEN a packet meets them
+    namespace.run("nft", "-f", "-", text=rules)
+    # WHEN a packet traverses them
     with pytest.raises(PermissionError):
-        space.send(1)
+        namespace.send(1)
     taken = take(engine, lambda taken: len(taken[0]) >= 2)
-    # THEN the whole way is told of
+    # THEN the complete path is reported
     (entry,) = [one for one in taken[0] if one["table"] == record_name(table.encode())]
     steps = [one["chain"] for one in taken[1] if one["call"] == entry["call"]]
     assert steps == [record_name(first.encode()), record_name(second.encode())]
@@ -96,9 +96,9 @@ def test_the_longest_names_there_can_be_do_not_cut_a_message(
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["read at once", "read late"])
 def test_rules_that_change_all_the_time_make_no_row_wrong(
-    space: LoopbackNamespace, engine: Any, at_once: bool
+    namespace: LoopbackNamespace, engine: Any, at_once: bool
 ) -> None:
-    # GIVEN a rule before which others are put, one by one
+    # GIVEN a rule before which others are inserted, one by one
     taken: list[list[Any]] = [[], [], []]
 
     def read(count: int) -> None:
@@ -106,18 +106,18 @@ def test_rules_that_change_all_the_time_make_no_row_wrong(
         for kind, records in enumerate(more):
             taken[kind] += records
 
-    # WHEN packets come all the while
+    # WHEN packets are sent meanwhile
     for turn in range(20):
-        space.send(5)
+        namespace.send(5)
         if at_once:
             read(ROWS * 5)
         if turn % 2:
-            space.run("nft", "insert", "rule", "ip", "t", "in", "udp", "dport", "10", "counter")
+            namespace.run("nft", "insert", "rule", "ip", "t", "in", "udp", "dport", "10", "counter")
         else:
-            space.run("nft", "add", "rule", "ip", "t", "in", "counter")
+            namespace.run("nft", "add", "rule", "ip", "t", "in", "counter")
     if not at_once:
         read(ROWS * 100)
-    # THEN the rule that took them has the number that it had, or none where nobody looked
+    # THEN the rule has its number of that time, or none if the ruleset was never read
     calls = [int(one["call"]) for one in taken[0] if one["hook"] == 1]
     numbers = {int(one["call"]): int(one["rulenum"]) for one in taken[1]}
     assert len(calls) == 100

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From nftables' messages to rows: right where all came, and never wrong where some did not."""
+"""From nftables' messages to rows: complete if all arrived, never wrong if some were lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.data.nft_messages import (
     udp,
 )
 
-# Table inet t: at input `in` (and `late` after it), at output `out`; `a` and `b` are a user's.
+# Table inet t: base chains `in` at input and `out` at output; `a` and `b` are jumped to.
 RULES = snapshot(
     **{"in": (1, [10, 11, 12]), "out": (3, [20]), "a": (None, [30, 31]), "b": (None, [40])}
 )
@@ -52,7 +52,7 @@ def pipeline_of(*messages: bytes) -> Pipeline:
 # -- attributes
 
 
-def test_attributes_that_lie_about_their_lengths_end_the_message() -> None:
+def test_an_attribute_with_a_wrong_length_ends_the_message() -> None:
     good = attribute(1, b"\0\0\0\1")
     cases = {
         good + attribute(2, b"\0\0\0\2"): {1, 2},
@@ -63,22 +63,22 @@ def test_attributes_that_lie_about_their_lengths_end_the_message() -> None:
         good + b"\x08\0": {1},
         good + struct.pack("=HH", 4, 2): {1, 2},
         struct.pack("=HH", 0xFFFC, 1) + good: set(),
-        # of a type that is not known, in network byte order or nested
+        # of an unknown type; with the flag for network byte order
         attribute(99, b"12345678") + attribute(0x4001, b"\0\0\0\1"): {1},
         b"": set(),
     }
     one = batch([message(body) for body in cases])
     of = attributes(one.data, one.lengths, NFGEN, 3)
-    for at, there in enumerate(cases.values()):
-        assert {kind for kind in (1, 2) if of.has(kind)[at]} == there, at
+    for at, expected in enumerate(cases.values()):
+        assert {kind for kind in (1, 2) if of.has(kind)[at]} == expected, at
     assert of.integer(1, ">u4").tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 1, 0]
     assert of.integer(2, ">u4").tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-    # an attribute that is too short for what it should hold has no value
+    # an attribute that is too short has no value
     assert not of.has(2, 4)[6]
     assert not of.bytes(2, 8)[6].any()
 
 
-def test_the_end_of_the_datagram_counts_not_what_the_message_says() -> None:
+def test_attributes_beyond_the_end_of_the_datagram_are_ignored() -> None:
     one = batch([message(attribute(1, b"\0\0\0\1") + attribute(2, b"\0\0\0\2"))])
     for length in range(NFGEN + 17):
         of = attributes(one.data, np.array([length], np.int32), NFGEN, 3)
@@ -86,10 +86,10 @@ def test_the_end_of_the_datagram_counts_not_what_the_message_says() -> None:
         assert bool(of.has(2)[0]) == (length >= NFGEN + 16)
 
 
-# -- runs
+# -- calls
 
 
-def test_what_was_really_told_becomes_the_rows_that_it_was() -> None:
+def test_captured_messages_become_the_rows_of_the_traffic() -> None:
     own, snapshots, messages = captured()
     one = Pipeline(snapshots[0], own)
     one.feed(messages)
@@ -97,7 +97,7 @@ def test_what_was_really_told_becomes_the_rows_that_it_was() -> None:
     assert change == (snapshots[1].genid, SECOND)
     rows = [row for row in one.rows() if row.dst == "127.0.0.1" and row.proto == "UDP"]
     shown = {(row.dport, row.hook, row.table): (path(row), row.verdict) for row in rows[:18]}
-    # every datagram leaves, and comes
+    # every datagram is sent and received
     assert len(rows) == 18 + 3
     assert shown[53, "INPUT", "filter"] == ("INPUT:1:rule", "ACCEPT")
     assert shown[53, "OUTPUT", "fw"] == ("out:1:rule out:2:policy", "ACCEPT")
@@ -133,9 +133,9 @@ def test_jumps_gotos_and_returns_are_steps_of_the_path() -> None:
     assert (row.verdict, row.chain, row.rulenum) == ("DROP", "in", 4)
 
 
-def test_packets_that_processors_tell_of_at_once_are_told_apart() -> None:
-    # GIVEN two packets in the same chains, their messages one by one in turns
-    ways = [
+def test_packets_whose_messages_alternate_are_kept_apart() -> None:
+    # GIVEN two packets in the same chains, traced on two processors at once
+    messages = [
         [
             flip(number, udp(port)),
             trace_message(number, "in", 10, JUMP, packet=udp(port)),
@@ -144,7 +144,7 @@ def test_packets_that_processors_tell_of_at_once_are_told_apart() -> None:
         ]
         for number, port, handle, verdict in ((1, 53, 30, ACCEPT), (2, 80, 31, DROP))
     ]
-    one = pipeline_of(*(each for pair in zip(*ways, strict=True) for each in pair))
+    one = pipeline_of(*(each for pair in zip(*messages, strict=True) for each in pair))
     rows = one.rows()
     assert [(row.dport, path(row), row.verdict) for row in rows] == [
         (53, "in:1:rule a:1:rule in:3:rule", "ACCEPT"),
@@ -152,7 +152,7 @@ def test_packets_that_processors_tell_of_at_once_are_told_apart() -> None:
     ]
 
 
-def test_messages_of_a_run_may_come_in_portions() -> None:
+def test_messages_of_a_call_may_come_in_several_batches() -> None:
     one = Pipeline(RULES)
     for each in (
         [flip(1), trace_message(1, "in", 10, JUMP, packet=udp())],
@@ -167,8 +167,8 @@ def test_messages_of_a_run_may_come_in_portions() -> None:
     ]
 
 
-def test_ids_that_are_used_again_are_of_another_packet() -> None:
-    """The kernel makes them of the packet's address, which the next packet has too."""
+def test_a_packet_with_the_id_of_an_earlier_one_begins_another_journey() -> None:
+    """The kernel derives ids from the packet's address, which the next packet may get."""
     one = Pipeline(RULES)
     for port in (53, 80, 443):
         one.feed([flip(7, udp(port)), trace_message(7, "in", 12, ACCEPT, packet=udp(port))])
@@ -184,13 +184,13 @@ def test_ids_that_are_used_again_are_of_another_packet() -> None:
     assert one.journeys.begun == 5
 
 
-def test_packets_that_others_trace_are_shown_only_where_they_were_asked_for() -> None:
-    # GIVEN packets that no table of ours flipped
+def test_packets_that_others_trace_are_shown_only_if_expr_matches() -> None:
+    # GIVEN packets that the flip table did not flip
     one = Pipeline(RULES)
     one.feed([first_message(1), trace_message(1, "in", policy=ACCEPT)])
     one.matching = False
     one.feed([first_message(2), trace_message(2, "in", policy=ACCEPT)])
-    # what began before we listened
+    # a call that began before the engine listened
     one.feed([trace_message(3, "in", 11), trace_message(3, "in", policy=ACCEPT)])
     (row,) = one.rows()
     assert row.verdict == "ACCEPT"
@@ -198,7 +198,7 @@ def test_packets_that_others_trace_are_shown_only_where_they_were_asked_for() ->
     assert one.journeys.begun == 0
 
 
-def test_names_longer_than_a_record_holds_stay_apart() -> None:
+def test_names_longer_than_a_record_holds_stay_different() -> None:
     names = [f"{'x' * 60}{last}" for last in "ab"]
     one = Pipeline(snapshot(**{names[0]: (1, [1]), names[1]: (3, [1, 2])}))
     for name, handle in zip(names, (1, 2), strict=True):
@@ -212,7 +212,7 @@ def test_names_longer_than_a_record_holds_stay_apart() -> None:
 # -- losses
 
 
-WHOLE = [
+COMPLETE = [
     flip(1),
     trace_message(1, "in", 10, JUMP, packet=udp()),
     trace_message(1, "a", 30, CONTINUE),
@@ -227,7 +227,7 @@ WHOLE = [
 
 
 def rows_without(*lost: int) -> tuple[list[Row], Pipeline]:
-    one = pipeline_of(*(each for at, each in enumerate(WHOLE) if at not in lost))
+    one = pipeline_of(*(each for at, each in enumerate(COMPLETE) if at not in lost))
     return one.rows(), one
 
 
@@ -240,32 +240,32 @@ def test_nothing_lost() -> None:
     assert one.calls.incomplete == 0
 
 
-def test_a_run_whose_first_message_was_lost_is_no_row() -> None:
+def test_a_call_whose_first_message_was_lost_is_no_row() -> None:
     rows, one = rows_without(1)
     assert [row.hook for row in rows] == ["OUTPUT"]
     assert one.calls.incomplete == 1
 
 
-def test_a_run_whose_last_messages_were_lost_is_no_row_and_counts_as_incomplete() -> None:
+def test_a_call_whose_last_messages_were_lost_is_no_row_and_counts_as_incomplete() -> None:
     for lost in ((6,), (5, 6), (2, 3, 4, 5, 6)):
         rows, one = rows_without(*lost)
         assert [row.hook for row in rows] == ["OUTPUT"]
         assert (one.calls.incomplete, one.trace.incomplete) == (1, 1)
 
 
-def test_the_end_of_one_run_is_never_taken_for_that_of_another() -> None:
-    # GIVEN that the end of one chain and the beginning of the next are lost
+def test_the_end_of_one_call_is_never_taken_for_that_of_another() -> None:
+    # GIVEN that the end of one call and the beginning of the next are lost
     for lost in ((6, 7), (2, 3, 4, 5, 6, 7), (6, 7, 8), (5, 6, 7, 8)):
         rows, one = rows_without(*lost)
-        # THEN the two are not sewn together
+        # THEN the two are not joined
         assert rows == [], lost
         assert one.trace.incomplete == 1
         assert one.calls.incomplete >= 1
 
 
-def test_another_tables_messages_end_a_run_too() -> None:
+def test_messages_of_another_table_end_a_call_too() -> None:
     one = pipeline_of(
-        *WHOLE[:2],
+        *COMPLETE[:2],
         trace_message(1, "x", 5, CONTINUE, table="other"),
         trace_message(1, "x", policy=ACCEPT, table="other"),
     )
@@ -273,21 +273,21 @@ def test_another_tables_messages_end_a_run_too() -> None:
     assert one.trace.incomplete == 1
 
 
-@pytest.mark.parametrize("lost", range(len(WHOLE)))
+@pytest.mark.parametrize("lost", range(len(COMPLETE)))
 def test_one_lost_message_makes_no_row_wrong(lost: int) -> None:
     rows, one = rows_without(lost)
-    whole = {row.hook: row for row in rows_without()[0]}
+    complete = {row.hook: row for row in rows_without()[0]}
     for row in rows:
-        full = whole[row.hook]
+        full = complete[row.hook]
         assert row.verdict == full.verdict
         assert (row.chain, row.rulenum, row.src) == (full.chain, full.rulenum, full.src)
-        # a step may be missing; none is put in
+        # a step may be missing; none is invented
         steps = iter(full.path)
         assert all(step in steps for step in row.path)
     assert len(rows) + one.trace.incomplete >= 1
 
 
-def test_a_run_that_waits_for_its_end_is_given_up_after_a_while() -> None:
+def test_a_call_whose_end_does_not_come_is_given_up() -> None:
     one = Pipeline(RULES)
     one.feed([flip(1), first_message(1)])
     assert one.trace.rows == 0
@@ -299,24 +299,24 @@ def test_a_run_that_waits_for_its_end_is_given_up_after_a_while() -> None:
 # -- generations
 
 
-def test_rules_made_anew_with_the_same_handles_are_not_confused() -> None:
+def test_rules_of_a_table_made_again_with_the_same_handles_are_not_confused() -> None:
     # GIVEN rules
     one = Pipeline(RULES)
     packet = [flip(1), trace_message(1, "in", 12, DROP, packet=udp())]
     one.feed(batch(packet, SECOND))
-    # WHEN they are replaced by others, whose table and handles begin again
+    # WHEN they are replaced by a new table, which uses the same handles
     one.feed(batch(change_messages(2), 2 * SECOND))
     newer = snapshot(2, 9, **{"in": (1, [12, 10, 11])})
     one.generations.change(*one.decoder.changes.pop(), 2, newer)
     one.feed(batch(packet, 3 * SECOND))
     rows = one.rows()
-    # THEN each row has the number of its own time
+    # THEN each row has the rule number of its own time
     assert [row.rulenum for row in rows] == [3, 1]
     assert one.generations.newest is newer
 
 
-def test_of_two_rules_that_could_be_meant_none_is_named() -> None:
-    # GIVEN a packet told of just before the new rules are
+def test_a_rule_stays_unknown_if_it_could_be_either_of_two() -> None:
+    # GIVEN a packet reported just before the new rules are announced
     one = Pipeline(RULES)
     packet = [flip(1), trace_message(1, "in", 12, DROP, packet=udp())]
     events = one.decoder.decode(batch([*packet, *change_messages(2), *packet]))
@@ -330,10 +330,8 @@ def test_of_two_rules_that_could_be_meant_none_is_named() -> None:
     assert second.rulenum == 1
 
 
-def test_a_generation_that_was_gone_before_it_was_read_names_only_what_both_sides_agree_on() -> (
-    None
-):
-    # GIVEN that between two known generations was one that nobody saw
+def test_in_a_generation_that_was_never_read_only_rules_of_both_neighbours_are_named() -> None:
+    # GIVEN an unread generation between two known ones
     one = Pipeline(RULES)
     one.feed(batch(change_messages(2), 2 * SECOND))
     one.generations.change(*one.decoder.changes.pop(), 2, None)
@@ -359,16 +357,15 @@ def test_old_generations_are_forgotten() -> None:
         one.feed(batch(change_messages(number), number * SECOND))
         one.generations.change(*one.decoder.changes.pop(), number, snapshot(number))
     generations = one.generations
-    assert (
-        len(generations._order) == len(generations._snapshots) == len(generations._announced) == 64
-    )
-    # AND a packet of one that is forgotten is still a row
+    kept = (generations._order, generations._snapshots, generations._announced)
+    assert [len(one) for one in kept] == [64] * 3
+    # AND a packet of a forgotten generation is still a row
     one.decoder.generation = 3
     one.feed([flip(1), trace_message(1, "in", 12, DROP, packet=udp())])
     assert [row.verdict for row in one.rows()] == ["DROP"]
 
 
-def test_a_mark_is_told_and_an_unknown_device_is_none() -> None:
+def test_a_row_has_the_mark_and_no_name_for_an_unknown_device() -> None:
     more = attribute(MARK, struct.pack(">I", 0xFFFFFFFF))
     one = pipeline_of(flip(1), trace_message(1, "in", 12, DROP, packet=udp(), more=more))
     (row,) = one.rows()

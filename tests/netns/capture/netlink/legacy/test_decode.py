@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Legacy rules that real packets hit are told of over netlink, one message for each."""
+"""Legacy rules that real packets hit are reported over netlink, one message each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Hit = tuple[int, str, str, str, int]  # hook, table, chain, match, rule
 
 
 class LogNamespace:
-    """A network namespace with nothing but loopback."""
+    """A network namespace with only a loopback device."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,16 +51,16 @@ class LogNamespace:
         self.run({4: "iptables-legacy", 6: "ip6tables-legacy"}[family], *line.split())
 
     def send(self, family: int, to: str, port: int, size: int = 20) -> int:
-        """One UDP datagram; the port that it was sent from."""
+        """Sends one UDP datagram; returns its source port."""
         with inside(self.path, self.inode), socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.sendto(bytes(size), (to, port))
             return int(sock.getsockname()[1])
 
 
 class Log:
-    """What is logged in a namespace, while in a with statement."""
+    """The log messages of a namespace in which all packets are flipped, until `close`."""
 
-    def __init__(self, space: LogNamespace, room: int = 8 << 20) -> None:
+    def __init__(self, namespace: LogNamespace, room: int = 8 << 20) -> None:
         self.decoder = nflog.NflogDecoder()
         self.events = np.zeros(0, nflog.LOG_MESSAGE)
         with ExitStack() as stack:
@@ -68,26 +68,26 @@ class Log:
             stack.callback(self.reader.close)
             setting = LogSetting()
             stack.callback(setting.restore)
-            with inside(space.path, space.inode):
-                self.box: Mailbox = nflog.new_mailbox(room)
-                stack.callback(self.box.close)
-                self.conntrack = nflog.bind(self.box)
-                setting.take(space.path, space.inode)
+            with inside(namespace.path, namespace.inode):
+                self.mailbox: Mailbox = nflog.new_mailbox(room)
+                stack.callback(self.mailbox.close)
+                self.conntrack = nflog.bind(self.mailbox)
+                setting.take(namespace.path, namespace.inode)
                 stack.callback(setting.restore)
-            self.reader.add(self.box)
-            stack.callback(self.reader.remove, self.box)
-            space.run("nft", "-f", "-", text=FLIP)
+            self.reader.add(self.mailbox)
+            stack.callback(self.reader.remove, self.mailbox)
+            namespace.run("nft", "-f", "-", text=FLIP)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         self._stack.close()
 
     def wait(self, count: int) -> np.ndarray:
-        """So many events at least, and what else is there."""
+        """Waits for `count` messages at least; returns all that have arrived."""
         deadline = time.monotonic() + 30
         while True:
             self.reader.flush()
-            new = self.decoder.decode(*self.box.take())
+            new = self.decoder.decode(*self.mailbox.take())
             self.events = np.concatenate([self.events, new])
             if len(self.events) >= count:
                 return self.events
@@ -99,22 +99,22 @@ class Log:
 def made(name: str) -> Iterator[LogNamespace]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        space = LogNamespace(name)
-        space.run("ip", "link", "set", "lo", "up")
-        yield space
+        namespace = LogNamespace(name)
+        namespace.run("ip", "link", "set", "lo", "up")
+        yield namespace
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.fixture
-def space(prefix: str) -> Iterator[LogNamespace]:
+def namespace(prefix: str) -> Iterator[LogNamespace]:
     with made(prefix) as one:
         yield one
 
 
 @contextmanager
-def logged(space: LogNamespace, room: int = 8 << 20) -> Iterator[Log]:
-    log = Log(space, room)
+def logged(namespace: LogNamespace, room: int = 8 << 20) -> Iterator[Log]:
+    log = Log(namespace, room)
     try:
         yield log
     finally:
@@ -153,15 +153,15 @@ COMMIT
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_pings_hit_each_rule_in_order(space: LogNamespace, family: int) -> None:
-    # GIVEN chains of a user's, one with a colon and one called like a line's end
+def test_pings_hit_each_rule_in_order(namespace: LogNamespace, family: int) -> None:
+    # GIVEN user-defined chains, one with a colon and one named like the end of a prefix
     rules = RULES.replace("PING", "icmp" if family == 4 else "ipv6-icmp")
     restore = "iptables-legacy-restore" if family == 4 else "ip6tables-legacy-restore"
-    space.run(restore, text=rules)
-    with logged(space) as log:
-        # WHEN pings go round
+    namespace.run(restore, text=rules)
+    with logged(namespace) as log:
+        # WHEN pings are answered
         address = "127.0.0.1" if family == 4 else "::1"
-        space.run("ping", "-c", str(PINGS), "-i", "0.01", "-s", "100", address)
+        namespace.run("ping", "-c", str(PINGS), "-i", "0.01", "-s", "100", address)
         each = [
             (OUT, "filter", "OUTPUT", "rule", 2),
             (OUT, "filter", "ser:vices", "rule", 2),
@@ -170,10 +170,10 @@ def test_pings_hit_each_rule_in_order(space: LogNamespace, family: int) -> None:
             (IN, "filter", "INPUT", "policy", 1),
         ]
         events = log.wait(len(each) * 2 * PINGS)
-    # THEN each request and each reply has its events, and nothing is missing
+    # THEN each request and each reply has its messages, and none is missing
     assert hits(events) == each * 2 * PINGS
     assert nflog.missing(-1, events) == 0
-    assert (log.box.drops(), log.decoder.unread) == (0, 0)
+    assert (log.mailbox.drops(), log.decoder.unread) == (0, 0)
     head = 20 if family == 4 else 40
     assert set(events["len"].tolist()) == {head + 108}
     assert set(events["caplen"].tolist()) == {128}
@@ -189,12 +189,14 @@ def test_pings_hit_each_rule_in_order(space: LogNamespace, family: int) -> None:
     assert types == ([8, 0] if family == 4 else [128, 129]) * PINGS
 
 
-def test_a_mark_and_a_length_that_does_not_fit_are_told(space: LogNamespace) -> None:
-    space.iptables("-t mangle -A OUTPUT -p udp -j MARK --set-mark 0xabcd")
-    with logged(space) as log:
-        port = space.send(socket.AF_INET, "127.0.0.1", 9, size=1000)
+def test_a_message_has_the_mark_and_the_length_of_a_packet_that_was_cut(
+    namespace: LogNamespace,
+) -> None:
+    namespace.iptables("-t mangle -A OUTPUT -p udp -j MARK --set-mark 0xabcd")
+    with logged(namespace) as log:
+        port = namespace.send(socket.AF_INET, "127.0.0.1", 9, size=1000)
         events = log.wait(4)
-        # What is logged of the answer: an ICMP error, that nobody listens there
+        # Without the answer, an ICMP error: the port has no receiver
         events = events[events["packet"][:, 9] == socket.IPPROTO_UDP]
     found = [(one["table"], MATCHES[one["match"]], int(one["mark"])) for one in events]
     assert found[:2] == [(b"mangle", "rule", 0), (b"mangle", "policy", 0xABCD)]
@@ -203,84 +205,86 @@ def test_a_mark_and_a_length_that_does_not_fit_are_told(space: LogNamespace) -> 
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_connections_are_told_before_and_after_nat(space: LogNamespace, family: int) -> None:
+def test_a_message_has_the_connection_before_and_after_nat(
+    namespace: LogNamespace, family: int
+) -> None:
     address, target, kind = {
         4: ("127.0.0.1", "127.0.0.2:5353", socket.AF_INET),
         6: ("::1", "[::1]:5353", socket.AF_INET6),
     }[family]
     dnat = f"-t nat -A OUTPUT -p udp --dport 53 -j DNAT --to-destination {target}"
-    space.iptables(dnat, family)
-    space.iptables("-A INPUT -p udp --dport 5353 -j DROP", family)
-    with logged(space) as log:
-        port = space.send(kind, address, 53)
-        told = [(OUT, b"nat", 0), (OUT, b"filter", 2), (IN, b"filter", 0)]
+    namespace.iptables(dnat, family)
+    namespace.iptables("-A INPUT -p udp --dport 5353 -j DROP", family)
+    with logged(namespace) as log:
+        port = namespace.send(kind, address, 53)
+        expected = [(OUT, b"nat", 0), (OUT, b"filter", 2), (IN, b"filter", 0)]
         log.wait(4)
         if not log.conntrack:
             pytest.skip("this kernel is built without CONFIG_NETFILTER_NETLINK_GLUE_CT")
     events = log.events
     found = [(int(one["hook"]), one["table"], int(one["match"])) for one in events]
-    assert [one for one in found if one in told] == told
+    assert [one for one in found if one in expected] == expected
     assert events["tracked"].all()
     assert set(events["ct_proto"].tolist()) == {17}
     assert len(set(events["ct"].tolist())) == 1
     assert events["ct"][0] != 0
     source = socket.inet_pton(kind, address).ljust(16, b"\0")
-    meant = socket.inet_pton(kind, target.rpartition(":")[0].strip("[]")).ljust(16, b"\0")
+    translated = socket.inet_pton(kind, target.rpartition(":")[0].strip("[]")).ljust(16, b"\0")
     assert {bytes(one) for one in events["ct_orig_src"]} == {source}
     assert {bytes(one) for one in events["ct_orig_dst"]} == {source}
     assert set(events["ct_orig_sport"].tolist()) == {port}
     assert set(events["ct_orig_dport"].tolist()) == {53}
-    # THEN the rule that rewrites sees it as it was, the ones after it as it is
+    # THEN the rule that translates shows the old destination, later ones the new one
     first, last = events[0], events[-1]
     assert bytes(first["ct_reply_src"]) == source
     assert (first["ct_reply_sport"], first["ct_reply_dport"]) == (53, port)
-    assert bytes(last["ct_reply_src"]) == meant
+    assert bytes(last["ct_reply_src"]) == translated
     assert (last["ct_reply_sport"], last["ct_reply_dport"]) == (5353, port)
     assert last["ct_status"] & 0x20  # IPS_DST_NAT
 
 
-def test_lines_of_other_rules_are_no_trace(space: LogNamespace) -> None:
-    # GIVEN a rule that logs to the same group, in packets of its own size
+def test_messages_of_nflog_rules_are_not_taken_for_a_trace(namespace: LogNamespace) -> None:
+    # GIVEN a rule that logs to the same group, with a threshold of its own
     own = "--nflog-group 0 --nflog-threshold 10 --nflog-prefix mine"
-    space.iptables(f"-A OUTPUT -p udp -j NFLOG {own}")
-    space.iptables("-A INPUT -p udp -j DROP")
-    with logged(space) as log:
+    namespace.iptables(f"-A OUTPUT -p udp -j NFLOG {own}")
+    namespace.iptables("-A INPUT -p udp -j DROP")
+    with logged(namespace) as log:
         for _ in range(3):
-            space.send(socket.AF_INET, "127.0.0.1", 9)
+            namespace.send(socket.AF_INET, "127.0.0.1", 9)
         events = log.wait(12)
-    # THEN they stand between the others in order, each a message of its own
+    # THEN its messages come in order among the others, each on its own
     foreign = events["match"] == nflog.NOT_TRACE
     assert foreign.tolist() == [False, True, False, False] * 3
     assert events["seq"].tolist() == list(range(12))
     assert log.decoder.unread == 0
 
 
-def test_what_did_not_fit_is_counted_exactly(space: LogNamespace) -> None:
-    space.iptables("-A OUTPUT -p udp -j DROP")
-    with logged(space, room=1 << 14) as log:
-        # GIVEN a reader that stands still
-        log.reader.remove(log.box)
+def test_messages_without_room_are_counted_exactly(namespace: LogNamespace) -> None:
+    namespace.iptables("-A OUTPUT -p udp -j DROP")
+    with logged(namespace, room=1 << 14) as log:
+        # GIVEN a reader that has stopped
+        log.reader.remove(log.mailbox)
         sent = 200
         with (
-            inside(space.path, space.inode),
+            inside(namespace.path, namespace.inode),
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
         ):
             for _ in range(sent):
-                with suppress(PermissionError):  # so a sender is told of DROP
+                with suppress(PermissionError):  # what send() raises after DROP
                     sock.sendto(b"x", ("127.0.0.1", 9))
-        log.reader.add(log.box)
+        log.reader.add(log.mailbox)
         log.wait(1)
-        dropped = log.box.drops()
+        dropped = log.mailbox.drops()
         assert dropped > 0
-        # WHEN it goes on THEN the next message tells how many are missing
+        # WHEN it goes on THEN the next sequence number shows how many are missing
         with suppress(PermissionError):
-            space.send(socket.AF_INET, "127.0.0.1", 9)
+            namespace.send(socket.AF_INET, "127.0.0.1", 9)
         events = log.wait(sent - dropped + 1)
     assert len(events) + dropped == sent + 1
     assert nflog.missing(-1, events) == dropped
 
 
-TAKE = """
+BIND = """
 import socket, struct, sys, time
 s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
 s.bind((0, 0))
@@ -291,43 +295,44 @@ sys.stdin.readline()
 """
 
 
-def test_another_program_on_the_group_is_named(space: LogNamespace) -> None:
+def test_another_program_on_the_group_is_named(namespace: LogNamespace) -> None:
     # GIVEN another program that reads group 0
     with subprocess.Popen(
-        ["ip", "netns", "exec", space.name, sys.executable, "-c", TAKE],
+        ["ip", "netns", "exec", namespace.name, sys.executable, "-c", BIND],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"ready\n"
-        with inside(space.path, space.inode):
-            box = nflog.new_mailbox(1 << 20)
-            # WHEN we want it THEN one line says who has it and what to do
+        with inside(namespace.path, namespace.inode):
+            mailbox = nflog.new_mailbox(1 << 20)
+            # WHEN it is to be bound THEN one line says who has it and what to do
             with pytest.raises(CaptureError) as caught:
-                nflog.bind(box)
-            box.close()
+                nflog.bind(mailbox)
+            mailbox.close()
         line = str(caught.value)
         assert f"another program (process {other.pid}, " in line
         assert "reads NFLOG group 0" in line
         assert "stop it" in line
         assert "\n" not in line
         other.communicate(b"\n")
-    # WHEN it has ended THEN the group is free
-    with inside(space.path, space.inode):
-        box = nflog.new_mailbox(1 << 20)
-        nflog.bind(box)
-        box.close()
+    # WHEN the program has ended THEN the group is free
+    with inside(namespace.path, namespace.inode):
+        mailbox = nflog.new_mailbox(1 << 20)
+        nflog.bind(mailbox)
+        mailbox.close()
 
 
-def test_without_the_right_to_it_one_line_says_so(space: LogNamespace) -> None:
+def test_without_cap_net_admin_one_line_says_so(namespace: LogNamespace) -> None:
     script = (
-        "from ipttrace.capture.netlink.legacy import decode as nflog; from ipttrace.capture.errors import CaptureError\n"
+        "from ipttrace.capture.errors import CaptureError\n"
+        "from ipttrace.capture.netlink.legacy import decode as nflog\n"
         "try: nflog.bind(nflog.new_mailbox(1 << 16))\n"
         "except CaptureError as error: print(error)\n"
     )
     drop = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
     done = subprocess.run(
-        ["ip", "netns", "exec", space.name, *drop, sys.executable, "-c", script],
+        ["ip", "netns", "exec", namespace.name, *drop, sys.executable, "-c", script],
         capture_output=True,
         text=True,
     )

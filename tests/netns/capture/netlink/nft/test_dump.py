@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What nftables has in a namespace is listed as it is, of one generation, and quickly."""
+"""Snapshots of nftables are complete, of one generation, and taken quickly."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ table netdev t { chain n { type filter hook ingress device lo priority 7; }; }
 
 
 @pytest.fixture
-def space() -> Iterator[RulesetNamespace]:
+def namespace() -> Iterator[RulesetNamespace]:
     with ruleset_namespace() as one:
         yield one
 
 
-def test_every_family_is_listed_with_its_hooks_and_policies(space: RulesetNamespace) -> None:
-    space.nft(FAMILIES)
-    found = space.snapshot()
+def test_every_family_is_listed_with_its_hooks_and_policies(namespace: RulesetNamespace) -> None:
+    namespace.nft(FAMILIES)
+    found = namespace.snapshot()
     assert set(found.tables) == {(family, "t") for family in (INET, IP, IP6, ARP, BRIDGE, NETDEV)}
     assert all(info.handle > 0 and info.owner is None for info in found.tables.values())
-    places = {
+    bases = {
         (family, chain): (info.hook, info.priority, info.type, info.policy, info.device)
         for (family, _, chain), info in found.chains.items()
     }
-    assert places == {
+    assert bases == {
         (INET, "other"): (None, None, "", None, None),
         (INET, "in"): (1, -150, "filter", 0, None),
         (IP, "out"): (3, -100, "nat", 1, None),
@@ -70,74 +70,76 @@ def test_every_family_is_listed_with_its_hooks_and_policies(space: RulesetNamesp
     assert len(found.chains[INET, "t", "in"].handles) == 2
 
 
-def test_handles_stand_in_the_order_of_the_rules(space: RulesetNamespace) -> None:
-    space.nft("table ip t { chain c { accept; drop; return; }; }")
-    handles = space.snapshot().chains[IP, "t", "c"].handles
-    # WHEN one is put first, one in the middle, and one is deleted
-    space.nft(f"insert rule ip t c continue\nadd rule ip t c position {handles[0]} counter\n"
+def test_handles_are_in_the_order_of_the_rules(namespace: RulesetNamespace) -> None:
+    namespace.nft("table ip t { chain c { accept; drop; return; }; }")
+    handles = namespace.snapshot().chains[IP, "t", "c"].handles
+    # WHEN one is inserted first, one in the middle, and one is deleted
+    namespace.nft(f"insert rule ip t c continue\nadd rule ip t c position {handles[0]} counter\n"
               f"delete rule ip t c handle {handles[1]}")  # fmt: skip
-    found = space.snapshot().chains[IP, "t", "c"].handles
+    found = namespace.snapshot().chains[IP, "t", "c"].handles
     assert [one for one in found if one in handles] == [handles[0], handles[2]]
     assert found.index(handles[0]) == 1
     assert found.index(handles[2]) == 3
-    listed = space.run("nft", "-a", "list", "chain", "ip", "t", "c")
+    listed = namespace.run("nft", "-a", "list", "chain", "ip", "t", "c")
     assert [f"# handle {one}" for one in found] == [
         line[line.index("# handle") :] for line in listed.splitlines() if line.startswith("\t\t")
     ]
 
 
-def test_a_table_made_anew_has_another_handle_and_each_change_a_generation(
-    space: RulesetNamespace,
+def test_a_table_made_again_has_another_handle_and_each_change_a_generation(
+    namespace: RulesetNamespace,
 ) -> None:
-    space.nft("table ip t { chain c { accept; }; }")
-    before = space.snapshot()
-    space.nft("delete table ip t\ntable ip t { chain c { accept; }; }")
-    after = space.snapshot()
+    namespace.nft("table ip t { chain c { accept; }; }")
+    before = namespace.snapshot()
+    namespace.nft("delete table ip t\ntable ip t { chain c { accept; }; }")
+    after = namespace.snapshot()
     assert before.chains == after.chains
     assert before.tables[IP, "t"].handle != after.tables[IP, "t"].handle
     assert after.genid == before.genid + 1
-    assert space.snapshot() == after
+    assert namespace.snapshot() == after
 
 
-def test_a_table_says_who_owns_it(space: RulesetNamespace) -> None:
-    with space.enter(), FlipTable() as table:
+def test_a_snapshot_has_the_owner_of_a_table(namespace: RulesetNamespace) -> None:
+    with namespace.enter(), FlipTable() as table:
         table.install(nft_filter.compile(pcapfilter.compile("")))
-        found = space.snapshot().tables[INET, table.name.decode()]
+        found = namespace.snapshot().tables[INET, table.name.decode()]
         if table.owned:
             assert found.owner == table.portid
-    assert space.snapshot().tables == {}
+    assert namespace.snapshot().tables == {}
 
 
-def test_a_namespace_without_rules_is_empty(space: RulesetNamespace) -> None:
-    found = space.snapshot()
+def test_a_namespace_without_rules_is_empty(namespace: RulesetNamespace) -> None:
+    found = namespace.snapshot()
     assert (found.tables, found.chains) == ({}, {})
 
 
-def test_what_is_listed_while_rules_change_is_of_one_generation(space: RulesetNamespace) -> None:
-    # GIVEN rules of which each generation has as many in both chains
+def test_a_snapshot_taken_while_rules_change_is_of_one_generation(
+    namespace: RulesetNamespace,
+) -> None:
+    # GIVEN rulesets that have as many rules in one chain as in the other
     def rules(number: int) -> str:
         some = "accept; " * number
         return f"flush ruleset\ntable ip t {{ chain a {{ {some} }}; chain b {{ {some} }}; }}\n"
 
-    space.nft(rules(1))
+    namespace.nft(rules(1))
     done = threading.Event()
 
     def change() -> None:
         for turn in range(50):
-            space.nft(rules(1 + turn % 7 * 20))
+            namespace.nft(rules(1 + turn % 7 * 20))
         done.set()
 
     thread = threading.Thread(target=change)
     thread.start()
     seen = set()
     try:
-        with space.enter(), contextlib.closing(Dump()) as dump:
+        with namespace.enter(), contextlib.closing(Dump()) as dump:
             while not done.is_set():
                 try:
                     found = dump.snapshot()
                 except CaptureError:
                     continue  # they change faster than they can be listed
-                # THEN what is listed never is of two
+                # THEN a snapshot is never of two generations
                 sizes = {len(chain.handles) for chain in found.chains.values()}
                 assert len(sizes) == 1, found
                 seen |= sizes
@@ -146,24 +148,24 @@ def test_what_is_listed_while_rules_change_is_of_one_generation(space: RulesetNa
     assert len(seen) > 1
 
 
-def test_ten_thousand_rules_are_listed(space: RulesetNamespace) -> None:
-    space.nft(
+def test_ten_thousand_rules_are_listed(namespace: RulesetNamespace) -> None:
+    namespace.nft(
         "table ip t {\n chain c {\n" + "  ip saddr 10.0.0.1 counter accept\n" * 10_000 + "}\n}\n"
     )
-    with space.enter(), contextlib.closing(Dump()) as dump:
+    with namespace.enter(), contextlib.closing(Dump()) as dump:
         found = dump.snapshot().chains[IP, "t", "c"].handles
         assert len(found) == len(set(found)) == 10_000
-        assert [rule.handle for rule in dump.made()] == found
+        assert [rule.handle for rule in dump.rules()] == found
 
 
-def test_without_the_capability_one_line_says_so(space: RulesetNamespace) -> None:
+def test_without_the_capability_one_line_says_so(namespace: RulesetNamespace) -> None:
     code = (
         "from ipttrace.capture.netlink.nft.dump import Dump\n"
         "from ipttrace.capture.errors import CaptureError\n"
         "try: Dump()\nexcept CaptureError as error: print(error)"
     )
-    said = space.run("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
+    printed = namespace.run("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
                      "env", f"PYTHONPATH={ROOT}", sys.executable, "-c", code)  # fmt: skip
-    assert said == (
+    assert printed == (
         "tracing with nf_tables needs CAP_NET_ADMIN in the network namespace: run with sudo\n"
     )

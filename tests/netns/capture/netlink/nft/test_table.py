@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The flipping table flips what the filter takes, counts it, and is never left behind."""
+"""The flip table flips packets that the filter matches, counts them, and is always removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.paths import PROJECT
 ROOT = PROJECT
 # Against a hang only.
 HANG = 60.0
-# Packets are sent in such portions: a device's backlog holds 1000.
+# Packets sent at once: a device's backlog holds 1000.
 PORTION = 150
 
 EXPRESSIONS = [
@@ -87,7 +87,7 @@ def upper(rng: random.Random, proto: int) -> bytes:
 
 
 def ipv4(rng: random.Random) -> bytes:
-    """A packet that ip_rcv lets in."""
+    """A packet that ip_rcv() accepts."""
     proto = rng.choice([1, 6, 6, 17, 17, 47, 132])
     words = rng.choice([5, 5, 5, 6, 15])
     payload = upper(rng, proto)
@@ -101,7 +101,7 @@ def ipv4(rng: random.Random) -> bytes:
 
 
 def ipv6(rng: random.Random) -> bytes:
-    """A packet that ipv6_rcv lets in."""
+    """A packet that ipv6_rcv() accepts."""
     proto = following = rng.choice([6, 17, 58, 132])
     payload = upper(rng, proto)
     if rng.random() < 0.2:
@@ -116,7 +116,7 @@ def ip(*arguments: str) -> None:
 
 
 class CableNamespaces:
-    """A namespace that drops all that comes, after counting it, and a cable into it."""
+    """A namespace that counts and drops every packet, and one with a veth pair into it."""
 
     def __init__(self, *, bridge: bool = False) -> None:
         prefix = fresh_prefix()
@@ -131,7 +131,7 @@ class CableNamespaces:
             ip("-n", self.far, "link", "add", "v1", "type", "veth",
                "peer", "v0", "netns", self.near)  # fmt: skip
             ip("-n", self.near, "link", "set", "lo", "up")
-            # Nobody says anything of his own accord.
+            # Neither side sends packets by itself.
             self.run(self.far, "sysctl", "-qw", "net.ipv6.conf.v1.disable_ipv6=1")
             devices = ["v0"]
             if self.bridge:
@@ -187,7 +187,7 @@ class CableNamespaces:
         return int(found[1])
 
     def send(self, packets: list[bytes], ethertype: int | None = None) -> None:
-        """Returns when all have passed the hook."""
+        """Sends packets; returns when all have traversed the hook."""
         for start in range(0, len(packets), PORTION):
             part = packets[start : start + PORTION]
             for one in part:
@@ -202,7 +202,7 @@ class CableNamespaces:
 
 
 @pytest.fixture
-def space() -> Iterator[CableNamespaces]:
+def namespace() -> Iterator[CableNamespaces]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     with CableNamespaces() as one:
@@ -215,33 +215,35 @@ def packets(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("inet", [True, False], ids=["inet", "ip and ip6"])
-def test_just_what_each_filter_takes_is_flipped_and_counted(
-    space: CableNamespaces, inet: bool
+def test_exactly_the_packets_that_a_filter_matches_are_flipped_and_counted(
+    namespace: CableNamespaces, inet: bool
 ) -> None:
     sending = packets(293)
-    with space.table(inet=inet) as table:
+    with namespace.table(inet=inet) as table:
         table.install(compiled(""))
         assert table.families == ((NFPROTO_INET,) if inet else (2, 10))
         counted, octets = 0, 0
         for expr in ["", *EXPRESSIONS]:
-            # GIVEN a filter WHEN all kinds of packets come
+            # GIVEN a filter WHEN all kinds of packets are sent
             rules = compiled(expr)
             table.replace(rules)
-            space.send(sending)
-            # THEN those are counted that libpcap takes, or, where nf_tables cannot say it, more
-            taken = [one for one in sending if pcapfilter.matches(rules.program, one)]
+            namespace.send(sending)
+            # THEN those that libpcap matches are counted, and more if nf_tables cannot express it
+            matching = [one for one in sending if pcapfilter.matches(rules.program, one)]
             flipped = [one for one in sending if rules.matches(one)]
-            assert taken == flipped if rules.exact else len(taken) < len(flipped)
-            assert expr == "" or 0 < len(flipped) < len(sending), "a test that tests nothing"
+            assert matching == flipped if rules.exact else len(matching) < len(flipped)
+            assert expr == "" or 0 < len(flipped) < len(sending), (
+                "the filter matches all packets, or none"
+            )
             counted += len(flipped)
             octets += sum(map(len, flipped))
             assert table.counted() == (counted, octets), expr
 
 
-def test_packets_that_the_host_sends_are_flipped_too(space: CableNamespaces) -> None:
-    ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
-    ip("-n", space.near, "neigh", "add", "10.9.0.1", "lladdr", "2:0:0:0:0:1", "dev", "v0")
-    with space.table() as table, space.inside():
+def test_packets_that_the_host_sends_are_flipped_too(namespace: CableNamespaces) -> None:
+    ip("-n", namespace.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
+    ip("-n", namespace.near, "neigh", "add", "10.9.0.1", "lladdr", "2:0:0:0:0:1", "dev", "v0")
+    with namespace.table() as table, namespace.inside():
         table.install(compiled("udp dst port 9"))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for port in (9, 10):
@@ -250,54 +252,54 @@ def test_packets_that_the_host_sends_are_flipped_too(space: CableNamespaces) -> 
         assert table.counted() == (23, 23 * 33)
 
 
-def test_a_bridge_is_traced_and_a_filter_takes_ip_only() -> None:
+def test_on_a_bridge_a_filter_matches_ip_only() -> None:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     sending = packets(101)
-    with CableNamespaces(bridge=True) as space, space.table() as table:
+    with CableNamespaces(bridge=True) as namespace, namespace.table() as table:
         table.install(compiled("not tcp"), [NFPROTO_BRIDGE])
-        space.send(sending)
-        # Something that is no IP, but whose bytes look so.
-        space.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
+        namespace.send(sending)
+        # Another protocol, with bytes that look like IP.
+        namespace.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
         program = pcapfilter.compile("not tcp")
-        taken = sum(pcapfilter.matches(program, one) for one in sending)
-        assert table.counted()[0] == taken
+        matching = sum(pcapfilter.matches(program, one) for one in sending)
+        assert table.counted()[0] == matching
         table.replace(compiled(""))
-        space.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
-        assert table.counted()[0] == taken + 7
+        namespace.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
+        assert table.counted()[0] == matching + 7
 
 
-def test_arp_is_flipped_where_there_is_no_filter(space: CableNamespaces) -> None:
-    with space.table() as table:
+def test_arp_is_flipped_only_without_a_filter(namespace: CableNamespaces) -> None:
+    with namespace.table() as table:
         table.install(compiled(""), [NFPROTO_ARP])
-        ip("-n", space.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
-        ask = ["ping", "-c1", "-W1", "-n", "10.9.0.1"]
+        ip("-n", namespace.near, "addr", "add", "10.9.0.9/24", "dev", "v0")
+        ping = ["ping", "-c1", "-W1", "-n", "10.9.0.1"]
 
-        def out() -> int:
+        def flips() -> int:
             before = table.counted()[0]
-            subprocess.run(["ip", "netns", "exec", space.near, *ask], capture_output=True)
-            ip("-n", space.near, "neigh", "flush", "all")
+            subprocess.run(["ip", "netns", "exec", namespace.near, *ping], capture_output=True)
+            ip("-n", namespace.near, "neigh", "flush", "all")
             return table.counted()[0] - before
 
-        assert out() > 0
+        assert flips() > 0
         table.replace(compiled("ip"))
-        assert out() == 0
+        assert flips() == 0
         table.replace(compiled(""))
-        assert out() > 0
+        assert flips() > 0
 
 
-def test_another_filter_under_traffic_loses_no_packet(space: CableNamespaces) -> None:
-    # GIVEN filters that all take the packet
+def test_replacing_the_filter_under_traffic_loses_no_packet(namespace: CableNamespaces) -> None:
+    # GIVEN filters that all match the packet
     wanted = pcapfilter.compile("udp port 53")
     one = next(each for each in packets(900) if pcapfilter.matches(wanted, each))
     filters = [
         compiled(expr) for expr in ("udp port 53", "", "not tcp", "udp or port 80", "len<99")
     ]
     assert all(rules.matches(one) for rules in filters)
-    sending = threading.Thread(target=space.send, args=([one] * 4007,))
-    with space.table() as table:
+    sending = threading.Thread(target=namespace.send, args=([one] * 4007,))
+    with namespace.table() as table:
         table.install(filters[0])
-        # WHEN they follow each other while packets come
+        # WHEN they are replaced while packets are sent
         sending.start()
         changes = 0
         while sending.is_alive():
@@ -307,33 +309,33 @@ def test_another_filter_under_traffic_loses_no_packet(space: CableNamespaces) ->
         sending.join()
         # THEN each packet is counted once
         assert changes > 1
-        assert table.counted()[0] == space.sent == 4007
-        # AND still when the table is gone, or made anew
+        assert table.counted()[0] == namespace.sent == 4007
+        # AND the count stays when the table is removed, or made again
         table.remove()
         assert table.counted()[0] == 4007
         table.install(filters[0])
-        space.send([one] * 23)
+        namespace.send([one] * 23)
         assert table.counted()[0] == 4007 + 23
 
 
-def test_other_programs_can_list_the_table_and_not_remove_it(space: CableNamespaces) -> None:
-    with space.table() as table:
+def test_other_programs_can_list_the_table_but_not_remove_it(namespace: CableNamespaces) -> None:
+    with namespace.table() as table:
         table.install(
             compiled("tcp port 80 or len > 1000"), [NFPROTO_INET, NFPROTO_BRIDGE, NFPROTO_ARP]
         )
         if not table.owned:
             pytest.skip("this kernel has no tables with owners")
-        listed = space.nft("list", "ruleset")
+        listed = namespace.nft("list", "ruleset")
         name = table.name.decode()
         assert listed.count(name) == 3
         assert "meta nftrace set 1" in listed
-        # WHEN somebody empties the ruleset THEN his tables are gone, ours are not
-        space.nft("flush", "ruleset")
-        assert space.nft("list", "tables").count("table") == 3
+        # WHEN another program flushes the ruleset THEN the flip table stays
+        namespace.nft("flush", "ruleset")
+        assert namespace.nft("list", "tables").count("table") == 3
         with pytest.raises(subprocess.CalledProcessError):
-            space.nft("delete", "table", "inet", name)
+            namespace.nft("delete", "table", "inet", name)
         table.replace(compiled("udp"))
-    assert space.nft("list", "tables") == ""
+    assert namespace.nft("list", "tables") == ""
 
 
 HOLD = """
@@ -350,10 +352,10 @@ HOLD = """
 
 @contextmanager
 def holder(
-    space: CableNamespaces, *words: str
+    namespace: CableNamespaces, *words: str
 ) -> Iterator[tuple[subprocess.Popen[str], str, bool]]:
-    """Another process that traces."""
-    with space.inside():
+    """Another process with a flip table; yields it, its table's name and whether it is owned."""
+    with namespace.inside():
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(HOLD), *words],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -367,67 +369,67 @@ def holder(
         process.communicate()
 
 
-def test_kill_9_leaves_no_table_behind(space: CableNamespaces) -> None:
-    with holder(space, "owner", "inet") as (process, name, owned):
+def test_kill_9_leaves_no_table_behind(namespace: CableNamespaces) -> None:
+    with holder(namespace, "owner", "inet") as (process, name, owned):
         if not owned:
             pytest.skip("this kernel has no tables with owners")
-        assert space.nft("list", "tables").count(name) == 3
+        assert namespace.nft("list", "tables").count(name) == 3
         process.kill()
         process.wait()
-        assert name not in space.nft("list", "tables")
+        assert name not in namespace.nft("list", "tables")
 
 
 @pytest.mark.parametrize("inet", ["inet", "ip and ip6"])
-def test_a_table_that_an_old_kernel_leaves_is_cleaned_at_the_next_start(
-    space: CableNamespaces, inet: str
+def test_a_table_that_an_old_kernel_keeps_is_removed_at_the_next_start(
+    namespace: CableNamespaces, inet: str
 ) -> None:
-    with holder(space, "nobody", inet) as (process, name, owned):
+    with holder(namespace, "nobody", inet) as (process, name, owned):
         assert not owned
         assert f"ipttrace-{process.pid}-" in name
-        tables = space.nft("list", "tables")
+        tables = namespace.nft("list", "tables")
         assert tables.count(name) == (3 if inet == "inet" else 4)
-        # GIVEN that it lives, and others' tables THEN nothing is cleaned
-        space.nft("add table ip ipttrace-1-x; add table ip other-99999999-1")
-        with space.inside():
+        # GIVEN a live process, and other programs' tables THEN nothing is removed
+        namespace.nft("add table ip ipttrace-1-x; add table ip other-99999999-1")
+        with namespace.inside():
             assert remove_stale() == []
-        # WHEN it is dead, though nobody has taken note of it THEN only its tables go
+        # WHEN it is a zombie THEN only its tables are removed
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert name in space.nft("list", "tables")
-        with space.inside():
+        assert name in namespace.nft("list", "tables")
+        with namespace.inside():
             assert remove_stale() == [name]
             assert remove_stale() == []
-        left = space.nft("list", "tables")
+        left = namespace.nft("list", "tables")
         assert name not in left
         assert "ipttrace-1-x" in left
         assert "other-99999999-1" in left
 
 
-def test_a_table_whose_socket_lives_is_not_cleaned(
-    space: CableNamespaces, monkeypatch: pytest.MonkeyPatch
+def test_a_table_whose_socket_is_open_is_not_removed(
+    namespace: CableNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with space.table() as table:
+    with namespace.table() as table:
         table.install(compiled(""))
         if not table.owned:
             pytest.skip("this kernel has no tables with owners")
-        # GIVEN a process that this one cannot see, in another pid namespace perhaps
+        # GIVEN a process that looks dead, as those of another pid namespace do
         monkeypatch.setattr(nft_table, "_alive", lambda *_: False)
-        with space.inside():
+        with namespace.inside():
             assert remove_stale() == []
         assert table.counted() == (0, 0)
 
 
-def test_closing_without_an_owner_removes_the_table_too(space: CableNamespaces) -> None:
-    table = space.table(owner=False)
+def test_closing_without_an_owner_removes_the_table_too(namespace: CableNamespaces) -> None:
+    table = namespace.table(owner=False)
     table.install(compiled("ip"))
     assert not table.owned
-    assert table.name.decode() in space.nft("list", "tables")
+    assert table.name.decode() in namespace.nft("list", "tables")
     table.close()
     table.close()
-    assert table.name.decode() not in space.nft("list", "tables")
+    assert table.name.decode() not in namespace.nft("list", "tables")
 
 
-def test_who_may_not_is_told_in_one_line_what_to_do(space: CableNamespaces) -> None:
+def test_without_cap_net_admin_one_line_says_what_to_do(namespace: CableNamespaces) -> None:
     script = """
         import os
         from ipttrace.capture.filter import nft as nft_filter
@@ -440,7 +442,7 @@ def test_who_may_not_is_told_in_one_line_what_to_do(space: CableNamespaces) -> N
             except CaptureError as error:
                 print(error)
     """
-    with space.inside():
+    with namespace.inside():
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(script)],
             cwd=ROOT, capture_output=True, text=True,
@@ -450,7 +452,7 @@ def test_who_may_not_is_told_in_one_line_what_to_do(space: CableNamespaces) -> N
 
 
 @pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EOPNOTSUPP])
-def test_a_kernel_without_nf_tables_is_told_in_one_line(
+def test_on_a_kernel_without_nf_tables_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object) -> None:
@@ -469,29 +471,31 @@ def test_a_kernel_without_nf_tables_is_told_in_one_line(
     assert remove_stale() == []
 
 
-def test_two_in_one_namespace_and_a_deleted_table_are_told_in_one_line(
-    space: CableNamespaces,
+def test_a_second_table_and_a_deleted_one_give_an_error_of_one_line(
+    namespace: CableNamespaces,
 ) -> None:
-    with space.table(owner=False) as table, space.table() as second:
+    with namespace.table(owner=False) as table, namespace.table() as second:
         table.install(compiled("ip"))
         with pytest.raises(CaptureError, match=r"^this process traces here already: [^\n]*$"):
             second.install(compiled("ip"))
         assert table.counted() == (0, 0)
-        space.nft("delete", "table", "inet", table.name.decode())
+        namespace.nft("delete", "table", "inet", table.name.decode())
         for act in (lambda: table.replace(compiled("udp")), table.counted):
-            with pytest.raises(CaptureError, match=r"^another program has deleted .*: trace anew$"):
+            with pytest.raises(CaptureError, match=r"^another program deleted .*: start .* again$"):
                 act()
         table.remove()
         table.install(compiled("ip"))
 
 
-def test_a_filter_with_very_many_rules_goes_in_and_out(space: CableNamespaces) -> None:
+def test_a_filter_with_very_many_rules_can_be_installed_and_replaced(
+    namespace: CableNamespaces,
+) -> None:
     huge = compiled(" and ".join(f"(ip[{n}] = 1 or ip[{n + 1}] = 2)" for n in range(5, 9)))
     ports = compiled(" or ".join(f"port {n}" for n in range(100, 105)))
-    with space.table() as table:
+    with namespace.table() as table:
         table.install(huge, [NFPROTO_INET, NFPROTO_BRIDGE, NFPROTO_ARP])
         for _ in range(5):
             table.replace(ports)
             table.replace(huge)
-        listed = space.nft("list", "table", "inet", table.name.decode())
+        listed = namespace.nft("list", "table", "inet", table.name.decode())
         assert listed.count("meta nftrace set 1") == 2 * len(huge.rules)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What legacy iptables logs of a traced packet is read as it was sent, and lies are survived."""
+"""Messages of nfnetlink_log are decoded as they were sent, and damaged ones do no harm."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def decode(*messages: bytes) -> np.ndarray:
     return nflog.NflogDecoder().decode(batch(messages))
 
 
-def test_all_that_a_message_says_is_read() -> None:
-    # GIVEN a message with everything
+def test_every_field_of_a_message_is_read() -> None:
+    # GIVEN a message with all attributes
     one = message(
         attribute(2, struct.pack("!I", 0xDEADBEEF)),
         attribute(4, struct.pack("!I", 3)),
@@ -97,7 +97,7 @@ def test_all_that_a_message_says_is_read() -> None:
     )
     # WHEN it is decoded among others
     event = decode(message(), one, message())[1]
-    # THEN each field has it
+    # THEN each field has its value
     assert (event["time"], event["seq"], event["family"], event["hook"]) == (5, 2**32 - 1, 2, 1)
     assert (event["table"], event["chain"]) == (b"filter", b"INPUT")
     assert (event["match"], event["rulenum"], event["protocol"]) == (0, 7, 0x0800)
@@ -123,7 +123,7 @@ def test_a_message_without_conntrack_beside_one_with_it_has_none() -> None:
     assert not without["ct_orig_src"].any()
 
 
-def test_icmpv6_identifier_and_type_stand_where_the_kernel_has_them() -> None:
+def test_icmpv6_identifier_and_type_are_in_the_ports_as_in_the_kernel() -> None:
     # GIVEN an echo request in a zone of one direction
     proto = [
         attribute(1, bytes([58])),
@@ -146,7 +146,7 @@ def test_icmpv6_identifier_and_type_stand_where_the_kernel_has_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "parts"),
+    ("prefix", "parts"),
     [
         (b"TRACE: raw:PREROUTING:policy:2 ", (b"raw", b"PREROUTING", 2, 2)),
         (b"TRACE: nat:a:b:rule:1 ", (b"nat", b"a:b", 0, 1)),
@@ -162,16 +162,16 @@ def test_icmpv6_identifier_and_type_stand_where_the_kernel_has_them() -> None:
         (b"", None),
     ],
 )
-def test_chains_may_be_called_anything_and_other_lines_are_told_apart(
-    line: bytes, parts: tuple[bytes, bytes, int, int] | None
+def test_any_chain_name_is_read_and_other_prefixes_are_not_taken_for_a_trace(
+    prefix: bytes, parts: tuple[bytes, bytes, int, int] | None
 ) -> None:
-    event = decode(message(prefix=line))[0]
+    event = decode(message(prefix=prefix))[0]
     found = (event["table"], event["chain"], event["match"], event["rulenum"])
     assert found == (parts or (b"", b"", nflog.NOT_TRACE, 0))
 
 
-def test_the_length_of_a_packet_that_was_cut_is_told_by_its_header() -> None:
-    # GIVEN packets cut at 128 bytes: IPv4, IPv6, a jumbogram, too large for a header to tell
+def test_the_length_of_a_packet_that_was_cut_is_read_from_its_header() -> None:
+    # GIVEN packets cut at 128 bytes: IPv4, IPv6, a jumbogram, one too large for its header
     four = struct.pack("!BBH", 0x45, 0, 1500).ljust(128, b"\1")
     six = struct.pack("!BBHHBB", 0x60, 0, 0, 1452, 17, 64).ljust(128, b"\1")
     jumbo = struct.pack("!BBHHBB", 0x60, 0, 0, 0, 0, 64).ljust(40, b"\1")
@@ -180,12 +180,12 @@ def test_the_length_of_a_packet_that_was_cut_is_told_by_its_header() -> None:
     small = struct.pack("!BBH", 0x45, 0, 9999).ljust(60, b"\1")
     other = bytes([0xF0]).ljust(128, b"\1")
     events = decode(*(message(packet=one) for one in (four, six, jumbo, large, small, other)))
-    # THEN the header says how long they are; one that is whole tells by itself
+    # THEN the header gives their length; a complete packet needs no header
     assert events["len"].tolist() == [1500, 1492, 70040, 0, 60, 0]
     assert events["caplen"].tolist() == [128] * 4 + [60, 128]
 
 
-def test_messages_of_others_are_left_out_and_counted() -> None:
+def test_messages_that_are_not_packets_of_group_0_are_only_counted() -> None:
     decoder = nflog.NflogDecoder()
     others = [message(kind=4 << 8 | 1), message(kind=2), message(group=3), b"", message()[:19]]
     events = decoder.decode(batch([message(seq=1), *others, message(seq=2)]))
@@ -195,7 +195,7 @@ def test_messages_of_others_are_left_out_and_counted() -> None:
     assert len(decoder.decode()) == 0
 
 
-def test_batches_at_once_are_read_as_one_after_the_other() -> None:
+def test_several_batches_in_one_call_give_the_same_as_one_by_one() -> None:
     parts = [
         batch([message(seq=0), message(CONNECTION, seq=1)], time=10),
         batch([message(seq=2, packet=b"\x45")], time=20),
@@ -219,37 +219,35 @@ def test_batches_at_once_are_read_as_one_after_the_other() -> None:
         (5, [], 0),
     ],
 )
-def test_each_message_that_is_missing_is_counted(
-    before: int, numbers: list[int], missing: int
-) -> None:
+def test_each_missing_message_is_counted(before: int, numbers: list[int], missing: int) -> None:
     events = np.zeros(len(numbers), nflog.LOG_MESSAGE)
     events["seq"] = numbers
     assert nflog.missing(before, events) == missing
 
 
-def test_as_many_prefixes_as_anybody_likes_are_told_apart() -> None:
+def test_thousands_of_different_prefixes_are_read() -> None:
     decoder = nflog.NflogDecoder()
     for begin in range(0, 3000, 500):
-        lines = [f"TRACE: filter:c{i}:rule:{i} ".encode() for i in range(begin, begin + 500)]
-        events = decoder.decode(batch([message(prefix=line) for line in lines]))
+        prefixes = [f"TRACE: filter:c{i}:rule:{i} ".encode() for i in range(begin, begin + 500)]
+        events = decoder.decode(batch([message(prefix=prefix) for prefix in prefixes]))
         assert events["rulenum"].tolist() == list(range(begin, begin + 500))
         assert events["chain"].tolist() == [f"c{i}".encode() for i in range(begin, begin + 500)]
 
 
-def test_the_cache_of_prefixes_ends_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_prefixes_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nflog, "_MOST_PREFIXES", 100)
     decoder = nflog.NflogDecoder()
     for i in range(300):
-        lines = [f"TRACE: filter:c:rule:{n} ".encode() for n in (i, 1000 + i, 0)]
-        events = decoder.decode(batch([message(prefix=line) for line in lines]))
+        prefixes = [f"TRACE: filter:c:rule:{n} ".encode() for n in (i, 1000 + i, 0)]
+        events = decoder.decode(batch([message(prefix=prefix) for prefix in prefixes]))
         assert events["rulenum"].tolist() == [i, 1000 + i, 0]
     assert len(decoder._numbers) <= 110
 
 
-def test_30000_messages_that_lie_are_survived() -> None:
-    # GIVEN messages that were changed at random: bytes, lengths, ends
+def test_30000_damaged_messages_do_no_harm() -> None:
+    # GIVEN messages damaged at random: bytes, lengths, ends
     chance = random.Random(4)
-    whole = message(
+    complete = message(
         attribute(2, bytes(4)),
         attribute(4, bytes(4)),
         attribute(16, bytes(14)),
@@ -260,18 +258,18 @@ def test_30000_messages_that_lie_are_survived() -> None:
     for _ in range(300):
         messages = []
         for _ in range(100):
-            one = bytearray(whole)
+            one = bytearray(complete)
             for _ in range(chance.randrange(1, 12)):
                 at = chance.randrange(20 if chance.random() < 0.9 else 0, len(one))
                 if chance.random() < 0.5:
                     one[at] = chance.choice((0, 1, 4, 0x7F, 0x80, 0xFF, chance.randrange(256)))
                 else:
-                    lie = struct.pack("=H", chance.choice((0, 1, 3, 4, 5, 8, 0x8000, 0xFFFF)))
-                    one[at & ~3 : (at & ~3) + 2] = lie
+                    length = struct.pack("=H", chance.choice((0, 1, 3, 4, 5, 8, 0x8000, 0xFFFF)))
+                    one[at & ~3 : (at & ~3) + 2] = length
             if chance.random() < 0.2:
                 del one[chance.randrange(len(one)) :]
             messages.append(bytes(one))
-        # WHEN they are decoded THEN nothing is raised, and what comes is sound
+        # WHEN they are decoded THEN nothing is raised, and the events are within bounds
         events = decoder.decode(batch(messages))
         assert len(events) <= len(messages)
         assert (events["caplen"] <= LEGACY_PACKET_LEN).all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whatever netlink says: no exception, no endless loop, and memory that stays within bounds."""
+"""Damaged netlink messages cause no exception, no endless loop and no growth of memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Rng = np.random.Generator
 Bytes = npt.NDArray[np.uint8]
 
 
-def heads_of(data: Bytes, lengths: npt.NDArray[np.int32]) -> list[list[int]]:
-    """Where each message's attributes begin, those inside of others too."""
+def attribute_offsets(data: Bytes, lengths: npt.NDArray[np.int32]) -> list[list[int]]:
+    """Where each message's attributes begin, nested ones too."""
     found = []
     for row, length in zip(data, lengths.tolist(), strict=True):
         heads, at, raw = [], NFGEN, row.tobytes()
@@ -37,37 +37,40 @@ def heads_of(data: Bytes, lengths: npt.NDArray[np.int32]) -> list[list[int]]:
 
 
 class Mutator:
-    """Makes messages that the kernel never sent of those that it did."""
+    """Damages captured messages."""
 
     def __init__(self, seed: int) -> None:
         self.rng: Rng = np.random.default_rng(seed)
         self.own, self.snapshots, messages = captured()
-        whole = batch(messages)
-        self.data, self.lengths = whole.data, whole.lengths
-        self.heads = heads_of(self.data, self.lengths)
+        complete = batch(messages)
+        self.data, self.lengths = complete.data, complete.lengths
+        self.heads = attribute_offsets(self.data, self.lengths)
 
     def batch(self, time: int) -> Batch:
-        """A part of the real ones in order, all but a few changed in one way or several."""
+        """A part of the captured messages in order, each damaged once or twice."""
         rng = self.rng
         first = int(rng.integers(len(self.lengths)))
         which = (first + np.arange(PORTION)) % len(self.lengths)
         if rng.random() < 0.2:
             rng.shuffle(which)
         data, lengths = self.data[which].copy(), self.lengths[which].copy()
-        ways = [self.flip_bits, self.lie, self.cut, self.number, self.name, self.junk, self.again]
-        # Mostly such as are still read in part.
-        chosen = rng.choice(len(ways), (PORTION, 2), p=[0.2, 0.3, 0.1, 0.2, 0.1, 0.02, 0.08])
+        damages = [
+            *(self.flip_bits, self.set_header, self.cut, self.set_value, self.set_name),
+            *(self.replace, self.repeat),
+        ]
+        # Mostly damages that leave parts readable.
+        chosen = rng.choice(len(damages), (PORTION, 2), p=[0.2, 0.3, 0.1, 0.2, 0.1, 0.02, 0.08])
         for at in range(PORTION):
-            for way in chosen[at, : 1 + int(rng.random() < 0.3)].tolist():
-                ways[way](data[at], lengths, at, self.heads[int(which[at])])
+            for which_damage in chosen[at, : 1 + int(rng.random() < 0.3)].tolist():
+                damages[which_damage](data[at], lengths, at, self.heads[int(which[at])])
         return Batch(time, data, lengths)
 
     def flip_bits(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
         where = self.rng.integers(0, int(lengths[at]) or 1, 3)
         row[where] ^= self.rng.integers(0, 256, 3).astype(np.uint8)
 
-    def lie(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
-        """A length or type of an attribute is another."""
+    def set_header(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
+        """Changes the length or type of an attribute."""
         head = heads[int(self.rng.integers(len(heads)))] + 2 * int(self.rng.random() < 0.5)
         value = self.rng.choice([0, 1, 3, 4, 5, 7, 8, 12, 255, 0x8005, 0xFFFC, 0xFFFF])
         row[head : head + 2] = np.frombuffer(int(value).to_bytes(2, "little"), np.uint8)
@@ -75,24 +78,24 @@ class Mutator:
     def cut(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
         lengths[at] = self.rng.integers(0, int(lengths[at]) + 1)
 
-    def number(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
-        """What an attribute says is the least, or the most there can be."""
+    def set_value(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
+        """Sets the bytes of a value to an extreme."""
         head = heads[int(self.rng.integers(len(heads)))]
         row[head + 4 : head + 12] = self.rng.choice([0, 0x7F, 0x80, 0xFF])
 
-    def name(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
-        """Bytes that no terminal shall have."""
+    def set_name(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
+        """Puts bytes into a name that must not reach a terminal."""
         head = heads[int(self.rng.integers(min(3, len(heads))))]
-        said = np.frombuffer(b"\x1b]0;x\x07\xe2\x80\xae\xff%s\n", np.uint8)
-        said = said[: max(0, len(row) - head - 4)]
-        row[head + 4 : head + 4 + len(said)] = said
+        name = np.frombuffer(b"\x1b]0;x\x07\xe2\x80\xae\xff%s\n", np.uint8)
+        name = name[: max(0, len(row) - head - 4)]
+        row[head + 4 : head + 4 + len(name)] = name
 
-    def junk(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
+    def replace(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
         row[:] = self.rng.integers(0, 256, len(row))
         lengths[at] = self.rng.integers(0, len(row) + 1)
 
-    def again(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
-        """The same attributes a second time, where there is room."""
+    def repeat(self, row: Bytes, lengths: Bytes, at: int, heads: list[int]) -> None:
+        """Appends the same attributes a second time, if there is room."""
         size = int(lengths[at])
         room = min(size - NFGEN, len(row) - size) & ~3
         if room > 0:
@@ -101,75 +104,75 @@ class Mutator:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_100000_damaged_messages_neither_stop_nor_swell_it(seed: int) -> None:
-    # GIVEN an engine's way from messages to rows
+def test_100000_damaged_messages_neither_stop_the_engine_nor_fill_its_memory(seed: int) -> None:
+    # GIVEN the engine's pipeline from messages to rows
     damaged = Mutator(seed)
-    said = Pipeline(damaged.snapshots[0], damaged.own)
+    pipeline = Pipeline(damaged.snapshots[0], damaged.own)
     time, number = SECOND, 1
     for turn in range(MESSAGES // 4 // PORTION):
-        # WHEN damaged messages come, and now and then another ruleset is told of
+        # WHEN damaged messages come, and now and then a new ruleset
         time += 50_000_000
-        calls = said.feed(damaged.batch(time))
-        changes, said.decoder.changes = said.decoder.changes, []
+        calls = pipeline.feed(damaged.batch(time))
+        changes, pipeline.decoder.changes = pipeline.decoder.changes, []
         for genid, begun in changes:
             number += 1
             newest = damaged.snapshots[turn % 2]
-            said.generations.change(genid, begun, number, newest)
-        # THEN what is made of them are records that fit together
+            pipeline.generations.change(genid, begun, number, newest)
+        # THEN the records made of them are consistent
         assert len(calls.exits) == len(calls.entries) == len(calls.priority)
         assert np.isin(calls.exits["call"], calls.entries["call"]).all()
-        told = np.concatenate([calls.entries["call"], calls.cut["call"]])
-        assert np.isin(calls.rules["call"], told).all()
+        begun = np.concatenate([calls.entries["call"], calls.cut["call"]])
+        assert np.isin(calls.rules["call"], begun).all()
         assert (calls.entries["caplen"] <= NFT_PACKET_LEN).all()
         assert (calls.entries["source"] == record.SOURCE_NFT).all()
-    # AND rows of them, with nothing in them that a terminal would obey
-    rows = said.rows()
+    # AND the rows contain no control characters
+    rows = pipeline.rows()
     assert len(rows) > 300
     for row in rows:
         shown = [row.table, *(step.chain for step in row.path)]
         assert all(name.isprintable() for name in shown), shown
-    # AND what is kept does not grow with what has come
-    assert len(said.generations._order) <= 64
-    assert len(said.generations._cache) <= 1 << 17
-    assert said.calls._pending is None
-    assert said.decoder.unread > 0
+    # AND memory does not grow with the number of messages
+    assert len(pipeline.generations._order) <= 64
+    assert len(pipeline.generations._cache) <= 1 << 17
+    assert pipeline.calls._pending is None
+    assert pipeline.decoder.unread > 0
 
 
-def test_an_engine_outlives_datagrams_that_are_no_messages() -> None:
-    said = Pipeline(nft_messages.snapshot(**{"in": (1, [10])}))
+def test_datagrams_that_are_not_messages_do_not_stop_the_engine() -> None:
+    pipeline = Pipeline(nft_messages.snapshot(**{"in": (1, [10])}))
     for junk in ([b""], [b"\0"], [b"\0" * 15], [b"\xff" * 19], [], [b"\xff" * 511, b""]):
-        assert not len(said.feed(batch(junk)).entries)
-    said.feed(
+        assert not len(pipeline.feed(batch(junk)).entries)
+    pipeline.feed(
         [
             nft_messages.flip(1),
             nft_messages.first_message(1),
             nft_messages.trace_message(1, "in", policy=1),
         ]
     )
-    assert [row.verdict for row in said.rows()] == ["ACCEPT"]
+    assert [row.verdict for row in pipeline.rows()] == ["ACCEPT"]
 
 
 def test_messages_of_nothing_but_empty_attributes_are_read_in_a_moment() -> None:
-    # GIVEN as many attributes as a message has room for, and some that never go on
+    # GIVEN as many attributes as a message can have, of length 4, and of length 0
     full = nft_messages.message(b"\4\0\1\0" * 16_000)
-    still = nft_messages.message(b"\0\0\1\0" * 16_000)
-    one = batch([full, still] * 64, width=1 << 16)
+    endless = nft_messages.message(b"\0\0\1\0" * 16_000)
+    one = batch([full, endless] * 64, width=1 << 16)
     of = attributes(one.data, one.lengths, NFGEN, 17)
-    # THEN they are left in time
+    # THEN parsing stops early
     assert of.size.max() == 0
     assert not of.has(1, 1).any()
 
 
 @pytest.mark.parametrize("width", [32, 64, 128])
-def test_what_a_mailbox_has_cut_off_is_not_made_up(width: int) -> None:
-    # GIVEN a mailbox narrower than what comes
+def test_the_part_of_a_message_that_was_cut_off_is_not_invented(width: int) -> None:
+    # GIVEN a mailbox narrower than the messages
     own, snapshots, messages = captured()
     decoder = Pipeline(snapshots[0], own).decoder
     read = 0
     for one in messages:
-        whole, cut = decoder.decode(batch([one])), decoder.decode(batch([one], width=width))
-        # THEN what is read is what stands in the whole, or not there
-        for event, full in zip(cut, whole, strict=False):
+        complete, cut = decoder.decode(batch([one])), decoder.decode(batch([one], width=width))
+        # THEN each field has the value of the complete message, or none
+        for event, full in zip(cut, complete, strict=False):
             read += 1
             for name in ("id", "handle", "kind"):
                 assert event[name] == full[name], name

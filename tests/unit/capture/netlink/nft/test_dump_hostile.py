@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whatever a kernel could answer when it is asked for its rules: no traceback, no endless loop."""
+"""Damaged answers of the kernel to a dump cause no traceback and no endless loop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ANSWERS = {
 
 
 class Kernel:
-    """A socket to a kernel that answers with ANSWERS, after `spoil`."""
+    """A socket to a kernel that answers with ANSWERS, changed by `spoil`."""
 
     def __init__(self, spoil: Callable[[bytes], bytes] = lambda data: data) -> None:
         self.spoil = spoil
@@ -54,19 +54,19 @@ class Kernel:
 
     def sendto(self, data: bytes, to: object) -> None:
         self.sent += 1
-        assert self.sent < 1000, "it asks on and on"
+        assert self.sent < 1000, "endless requests"
         kind, _, sequence = struct.unpack_from("=HHI", data, 4)
         if self.error:
             body = struct.pack("=i", -self.error) + data[:16]
             self._ready.append(struct.pack("=IHHII", 36, 2, 0, sequence, 0) + body)
             return
-        said = b""
+        answer = b""
         for body in ANSWERS[kind & 0xFF]:
-            whole = struct.pack(">BBH", INET, 0, 5) + body
-            head = struct.pack("=IHHII", 16 + len(whole), 0xA00, self.flags, sequence, 0)
-            said += head + whole
+            message = struct.pack(">BBH", INET, 0, 5) + body
+            head = struct.pack("=IHHII", 16 + len(message), 0xA00, self.flags, sequence, 0)
+            answer += head + message
         done = struct.pack("=IHHIIi", 20, 3, 2, sequence, 0, 0)
-        self._ready.append(self.spoil(said + (b"" if kind & 0xFF == GETGEN else done)))
+        self._ready.append(self.spoil(answer + (b"" if kind & 0xFF == GETGEN else done)))
 
     def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
         if not self._ready:
@@ -82,7 +82,7 @@ def dump_of(kernel: Kernel) -> Dump:
     return dump
 
 
-def test_what_the_kernel_lists_is_understood() -> None:
+def test_a_dump_has_all_that_the_kernel_lists() -> None:
     dump = dump_of(Kernel())
     snapshot = dump.snapshot()
     assert snapshot.genid == 5
@@ -98,21 +98,21 @@ def test_what_the_kernel_lists_is_understood() -> None:
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
-    """Bits flipped, lengths that lie, parts gone, rubbish."""
+    """Flips bits, sets wrong lengths, removes and inserts bytes."""
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
         if not changed:
             break
         at = rng.randrange(len(changed))
-        way = rng.randrange(5)
-        if way == 0:
+        damage = rng.randrange(5)
+        if damage == 0:
             changed[at] ^= 1 << rng.randrange(8)
-        elif way == 1:
+        elif damage == 1:
             at &= ~3
             changed[at : at + 2] = struct.pack("=H", rng.choice([0, 1, 3, 4, 5, 0xFFFF, 0x8000]))
-        elif way == 2:
+        elif damage == 2:
             del changed[at:]
-        elif way == 3:
+        elif damage == 3:
             del changed[at : at + rng.randrange(9)]
         else:
             changed[at:at] = rng.randbytes(rng.randrange(9))
@@ -124,27 +124,27 @@ def test_damaged_answers_give_a_snapshot_or_one_line(seed: int) -> None:
     rng = random.Random(seed)
     good = 0
     for _ in range(MUTATIONS // 4):
-        # GIVEN a kernel of which one answer in three is damaged
+        # GIVEN a kernel whose every third answer is damaged
         kernel = Kernel(lambda data: mutated(rng, data) if rng.random() < 0.3 else data)
         dump = dump_of(kernel)
-        # THEN what it lists is taken, or it is said in a line that it cannot be
-        said = "fine"
+        # THEN there is a snapshot, or an error of one line
+        message = "none"
         try:
             snapshot = dump.snapshot()
             for _, _, _, _, made in dump.rules():
                 nft_words.counter(made)
                 nft_words.iptables_prints_all(2, made)
         except CaptureError as error:
-            said = str(error)
+            message = str(error)
         else:
             good += 1
             for chain in snapshot.chains.values():
                 assert all(0 <= handle < 1 << 64 for handle in chain.handles)
-        assert len(said.splitlines()) == 1
+        assert len(message.splitlines()) == 1
     assert good > MUTATIONS // 20
 
 
-def test_expressions_of_any_bytes_are_looked_at_and_end() -> None:
+def test_expressions_of_random_bytes_are_parsed_without_an_error() -> None:
     rng = random.Random(5)
     for _ in range(MUTATIONS):
         data = mutated(rng, RULE[4:])
@@ -155,7 +155,7 @@ def test_expressions_of_any_bytes_are_looked_at_and_end() -> None:
     assert nft_words.counter(expression(b"counter", attribute(1, b"\1"))) is None
 
 
-def test_rules_that_never_stand_still_are_told_of_in_one_line() -> None:
+def test_rules_that_change_all_the_time_give_an_error_of_one_line() -> None:
     kernel = Kernel()
     kernel.flags = 0x12  # and NLM_F_DUMP_INTR
     with pytest.raises(CaptureError, match=r"^nftables' rules change faster than .*listed$"):
@@ -170,7 +170,7 @@ def test_rules_that_never_stand_still_are_told_of_in_one_line() -> None:
         (errno.EINVAL, "^nf_tables: Invalid argument$"),
     ],
 )
-def test_a_kernel_that_refuses_is_told_of_in_one_line(number: int, words: str) -> None:
+def test_a_kernel_that_refuses_gives_an_error_of_one_line(number: int, words: str) -> None:
     kernel = Kernel()
     kernel.error = number
     with pytest.raises(CaptureError, match=words):
