@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.vm.conftest import kprobes
 from tests.vm.forked import Agent, flooding, until
 from tests.vm.plain import Plain
 
+NAME = slice(64, 80)  # linux/bpf.h: bpf_prog_info.name
 CLEANED = "cleaned up after a run that was killed"
 RULES = """\
 *raw
@@ -50,8 +50,17 @@ def module_is_loaded() -> bool:
 
 def programs() -> int:
     """How many of our BPF programs are loaded, pinned or not."""
-    done = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, check=True)
-    return sum(one.get("name", "").startswith("ipttrace") for one in json.loads(done.stdout))
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    number, count = ctypes.c_uint32(0), 0
+    while lib.bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
+        fd = lib.bpf_prog_get_fd_by_id(number)
+        if fd < 0:
+            continue  # unloaded meanwhile
+        info, size = ctypes.create_string_buffer(256), ctypes.c_uint32(256)
+        assert lib.bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)) == 0
+        os.close(fd)
+        count += info.raw[NAME].startswith(b"ipttrace")
+    return count
 
 
 def test_a_killed_agent_leaves_nothing_armed_and_the_next_start_cleans_up(flood: str) -> None:
@@ -106,6 +115,7 @@ def test_two_hundred_rounds_of_arming_leave_nothing_behind(flood: str) -> None:
     calls = depth = 0
     before = (0, 0)
     with Bare() as bare:
+        assert programs() == 2
         # WHEN it is armed and disarmed under traffic, in all possible ways
         for turn in range(200):
             if turn == 20:
