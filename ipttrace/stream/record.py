@@ -33,6 +33,9 @@ SOURCE_NFT: Final = 1
 SOURCE_NFLOG: Final = 2
 
 MATCHES: Final = ("rule", "return", "policy")
+MATCH_RULE: Final = 0
+MATCH_RETURN: Final = 1
+MATCH_POLICY: Final = 2
 
 Records = npt.NDArray[np.void]
 

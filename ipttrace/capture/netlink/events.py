@@ -17,10 +17,10 @@ from ipttrace.stream import record
 
 TABLE_PREFIX: Final = b"ipttrace-"  # of nft tables that flip, made by any ipttrace process
 
-# Kinds of events: the first three are indices into record.MATCHES.
-RULE: Final = 0
-RETURN: Final = 1
-POLICY: Final = 2
+# Kinds of events: the first three are those of rule records.
+RULE: Final = record.MATCH_RULE
+RETURN: Final = record.MATCH_RETURN
+POLICY: Final = record.MATCH_POLICY
 CHAIN_END: Final = 3  # the end of a chain was reached, without a verdict
 
 # Verdicts besides NF_*.

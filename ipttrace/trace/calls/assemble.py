@@ -22,8 +22,6 @@ from ipttrace.trace.calls.waiting import Waiting
 # After this time, a missing exit is taken for lost.
 PATIENCE_NS: Final = 30_000_000_000
 
-_RULE: Final = record.MATCHES.index("rule")
-_RETURN: Final = record.MATCHES.index("return")
 
 _MOST_ENTRIES: Final = 1 << 17
 _MOST_RULES: Final = 1 << 19
@@ -186,7 +184,7 @@ def _decide(rules: Array, last: Array) -> None:
     and the return is taken for the rule.
     """
     match = rules["match"]
-    match[last[match[last] == _RETURN]] = _RULE
+    match[last[match[last] == record.MATCH_RETURN]] = record.MATCH_RULE
 
 
 def _newest(*kinds: Array) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Regular expressions, run by RE2 in time linear in the text.
 
-A pattern comes from a person, the texts from whoever chose a device's, a chain's or
-a process's name; with RE2 neither can keep the program busy.  Its syntax lacks
+Patterns are typed by the user, texts are names that anybody may have chosen for a
+device, a chain or a process; with RE2 neither can stall the program.  Its syntax lacks
 look-ahead, look-behind and back-references: https://github.com/google/re2/wiki/Syntax.
 This is the only file that imports re2, which it does with the first pattern.
 """
@@ -48,7 +48,7 @@ def compile_pattern(value: Value, source: str) -> Predicate:
     options.max_mem = MAX_MEMORY
     options.log_errors = False  # to stderr, which is the screen
     try:
-        # Lone surrogates, Python's stand-in for bytes that are not UTF-8, become an error.
+        # Lone surrogates, which stand for bytes that are not UTF-8, match nothing.
         search = re2.compile(value.text.encode("utf-8", "surrogatepass"), options).search
     except re2.error as error:
         raise _error(value, source, error.args[0].decode("utf-8", "replace")) from None

@@ -28,7 +28,6 @@ from ipttrace.trace.store import Part
 _ETHERNET: Final = 14
 _TRACE_ID: Final = re.compile("[0-9a-f]{1,8}")
 _RULENUM: Final = re.compile("0*[1-9][0-9]{0,8}")
-_POLICY: Final = record.MATCHES.index("policy")
 
 
 class Address(Kind):
@@ -277,7 +276,9 @@ class _RuleTable:
         if not context.rulesets:
             return found
         rows = np.flatnonzero(
-            (columns["ruleset"] != 0) & (columns["chain"] != 0) & (columns["match"] != _POLICY)
+            (columns["ruleset"] != 0)
+            & (columns["chain"] != 0)
+            & (columns["match"] != record.MATCH_POLICY)
         )
         if not rows.size:
             return found

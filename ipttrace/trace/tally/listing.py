@@ -30,7 +30,6 @@ RULE: Final = "rule"
 POLICY: Final = "policy"
 END: Final = "end"  # of a user-defined chain: back to the calling one
 
-_POLICY: Final = record.MATCHES.index("policy")
 _REMEMBERED: Final = 1000  # tables
 
 # A quoted text may look like anything, and may lack its closing quote.
@@ -261,7 +260,7 @@ def _is_listed(table: Table, generation: int, rulesets: Rulesets | None) -> bool
 
 
 def _kind(table: Table | None, chain: str, number: int, match: int) -> str:
-    if match == _POLICY:
+    if match == record.MATCH_POLICY:
         return POLICY
     rules = None if table is None else table.chains.get(chain)
     # Both an unconditional -j RETURN and the end of a chain are recorded as "return".
