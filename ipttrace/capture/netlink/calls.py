@@ -58,6 +58,7 @@ class Calls:
 
     @staticmethod
     def none() -> Calls:
+        """No calls."""
         entries = np.zeros(0, record.ENTRY_DTYPE)
         exits = np.zeros(0, record.EXIT_DTYPE)
         rules = np.zeros(0, record.RULE_DTYPE)
@@ -227,7 +228,7 @@ class CallMaker:
 
 
 def _mark_legacy_heads(events: Array, first: Array) -> None:
-    """Sets `head` where another table or hook begins: no legacy event says that it is the first."""
+    """Sets `head` where another table or hook begins: legacy events do not mark it."""
     events["head"] = first
     events["head"][1:] |= events["last"][:-1]
     for name in ("hook", "priority"):

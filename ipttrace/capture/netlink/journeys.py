@@ -142,9 +142,9 @@ class LegacyJourneys:
         """The events of packets that EXPR matches, with `journey`, packet by packet.
 
         `events`: shape (n,), in order, with time, journey, hook, priority, last, packet
-        and caplen; `keys`: theirs; `flips`: NftJourneys.flips since the last call;
-        `flip_keys`: theirs.  Packets that look the same are told apart by the order in
-        which a packet meets chains: an earlier chain begins another journey.
+        and caplen; `keys`: of the events; `flips`: NftJourneys.flips since the last call;
+        `flip_keys`: of the flips.  Packets that look the same are separated by the order
+        in which a packet meets chains: an earlier chain begins another journey.
         """
         self._remember(self._newest, flip_keys.full, flips["journey"])
         self._remember(self._newest_by_nat, flip_keys.invariant, flips["journey"])

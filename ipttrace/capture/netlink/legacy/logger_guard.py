@@ -76,8 +76,8 @@ class State:
 
     def same_namespace(self, other: State) -> bool:
         """Whether both are about the same namespace."""
-        mine, theirs = (self.boot, self.inode, self.cookie), (other.boot, other.inode, other.cookie)
-        return mine == theirs
+        key = (self.boot, self.inode, self.cookie)
+        return key == (other.boot, other.inode, other.cookie)
 
     @property
     def alive(self) -> bool:
