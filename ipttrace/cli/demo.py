@@ -15,7 +15,7 @@ from ipttrace.cli.outcome import Failed
 from ipttrace.cli.stdout import has_terminal, open_output, refuse_terminal
 
 if TYPE_CHECKING:
-    from ipttrace.lab.demo import Demo
+    from ipttrace.lab.demo.processes import Demo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,21 +38,21 @@ def run(argv: Sequence[str]) -> int:
         parsed.duration = 15.0
     options.check_expr(parsed)
     lines = parsed.text or not has_terminal()
-    from ipttrace.lab import demo
+    from ipttrace.lab.demo import processes
 
     expr, checked = " ".join(parsed.expr), bool(parsed.record)
     with contextlib.ExitStack() as stack:
         stderr = None if lines or checked else stack.enter_context(tempfile.TemporaryFile())
         # Started first: the network comes up during the imports here.
         try:
-            running = demo.running(expr, parsed.duration, checked=checked, said=stderr)
+            running = processes.running(expr, parsed.duration, checked=checked, stderr=stderr)
             here = stack.enter_context(running)
-        except demo.SpaceError as reason:
+        except processes.DemoError as reason:
             raise Failed(str(reason)) from None
         if stderr is None:
             status = _lines(here, parsed.record)
             return outcome.exit_status(status, here.close(), armed=True)
-        status = _screen(here, f"demo: {demo.PUZZLE}")
+        status = _screen(here, f"demo: {processes.PUZZLE}")
         agent = here.close()
         failed = outcome.print_kept(stderr)
         return failed or outcome.exit_status(status, agent, armed=True)

@@ -77,5 +77,5 @@ def _screen(machine: TracedMachine) -> int:
     from ipttrace.tui.feed.source import StreamSource
 
     source = StreamSource(machine.socket, machine.socket, name="lab", farewell=STOP)
-    machine.tell(source)
+    machine.show_progress_on(source)
     return show(source, f"lab VM, Linux {machine.release}")

@@ -1,45 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Both sides of a traced lab VM: the agent in the guest, its stream on the host.
+"""A traced VM: on the host the VM and its stream, in the guest the network and traffic.
 
-Must not import anything of the tui.
+``python -m ipttrace.lab.guest`` runs the network and its traffic in the guest.
+
+Must not import tui, view or textual.
 """
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Protocol
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.kernels.error import KernelError
-from ipttrace.lab.vm import Machine, MachineError
-from ipttrace.lab.vm.terminal import at_a_terminal
+from ipttrace.lab.vm.machine import Machine, MachineError
+from ipttrace.lab.vm.terminal import on_terminal
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def _say(text: str, share: float | None = None) -> None:
-    part = "" if share is None else f" {share:.0%}"
-    print(f"ipttrace: {text}{part}", file=sys.stderr, flush=True)
+class ShowsProgress(Protocol):
+    """A stream source on the screen; shows ``progress`` until the stream starts."""
+
+    progress: str
+
+
+def _print_progress(text: str, share: float | None = None) -> None:
+    percent = "" if share is None else f" {share:.0%}"
+    print(f"ipttrace: {text}{percent}", file=sys.stderr, flush=True)
 
 
 def _kernel(wanted: str) -> Kernel:
-    """The kernel, with the module for it in the cache: a guest compiles slowly."""
-    found = ensure(wanted, _say)
-    kmod.build(found.headers, found.release)
-    return found
+    """Returns the kernel once its module is in the cache: a guest compiles slowly."""
+    kernel = ensure(wanted, _print_progress)
+    kmod.build(kernel.headers, kernel.release)
+    return kernel
 
 
 def run(kernel: str, command: Sequence[str]) -> int:
-    """Runs `command` as root in a VM with the kernel; its exit status."""
+    """Runs ``command`` as root in a VM; returns its exit status, 1 if the VM fails."""
     try:
-        return Machine(_kernel(kernel), command, terminal=at_a_terminal()).run()
+        return Machine(_kernel(kernel), command, terminal=on_terminal()).run()
     except (CaptureError, KernelError, MachineError) as error:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
@@ -48,77 +57,81 @@ def run(kernel: str, command: Sequence[str]) -> int:
 
 
 class TracedMachine:
-    """A VM with the lab network, its traffic and an agent in it."""
+    """A VM with the lab network, its traffic and an agent.
 
-    def __init__(self, kernel: str, duration: float | None, said: IO[bytes]) -> None:
+    ``kernel`` is a series or release, ``duration`` the agent's in seconds;
+    ``stderr`` receives what the guest's command writes there.
+    """
+
+    def __init__(self, kernel: str, duration: float | None, stderr: IO[bytes]) -> None:
         found = _kernel(kernel)
         command = [sys.executable, "-m", "ipttrace", "agent", "--engine", "kernel"]
         command += ["--port", "--lab"]
         if duration is not None:
             command += ["--duration", str(duration)]
         self.release = found.release
-        self._source: Any = None
-        self._last = ""
+        self._source: ShowsProgress | None = None
+        self._last_progress = ""
         self._machine = Machine(
-            found, command, stream=True, cwd=PROJECT, stderr=said, progress=self._progress
+            found, command, stream=True, cwd=PROJECT, stderr=stderr, progress=self._progress
         )
 
     def start(self) -> None:
-        """Boots; returns at once."""
+        """Starts the boot and returns."""
         self._machine.start()
 
-    def tell(self, source: Any) -> None:
-        """Progress lines go to `source.progress` from now on, not to stderr."""
+    def show_progress_on(self, source: ShowsProgress) -> None:
+        """Sends progress lines to ``source.progress`` from now on, not to stderr."""
         self._source = source
-        source.progress = self._last
+        source.progress = self._last_progress
 
     def _progress(self, text: str) -> None:
-        self._last = text
+        self._last_progress = text
         if self._source is None:
-            _say(text)
+            _print_progress(text)
         else:
             self._source.progress = text
 
     @property
-    def socket(self) -> Any:
+    def socket(self) -> socket.socket:
         """The host's end of the stream and of the control line."""
         return self._machine.socket
 
     def ask_stop(self) -> None:
-        """Asks the agent for its last books."""
+        """Asks the agent to end its stream, with its final books."""
         with contextlib.suppress(OSError):
             self._machine.socket.sendall(b'{"cmd":"stop"}\n')
 
     def stop(self) -> None:
-        """Ends the VM, whatever it does."""
+        """Ends the VM at once."""
         self._machine.stop()
 
 
 @contextlib.contextmanager
 def traced(kernel: str, duration: float | None) -> Iterator[tuple[TracedMachine, IO[bytes]]]:
-    """A traced VM that boots, and the file that takes what the guest says.
+    """Yields a booting TracedMachine and the file with the guest's stderr.
 
-    Exits the program with one line when it cannot be started.
+    Prints one line and exits the program if the VM cannot be started.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as stderr:
         try:
-            machine = TracedMachine(kernel, duration, said)
+            machine = TracedMachine(kernel, duration, stderr)
             machine.start()
         except (CaptureError, KernelError, MachineError) as error:
             print(f"ipttrace: {error}", file=sys.stderr)
             sys.exit(1)
         try:
-            yield machine, said
+            yield machine, stderr
         finally:
             machine.stop()
 
 
 @contextlib.contextmanager
 def lab_traffic() -> Iterator[None]:
-    """In the guest: the lab network, and the traffic of people at work in it.
+    """In the guest: keeps the lab network and its traffic up.
 
-    In a process of its own, so that a slow guest sets the network up on one
-    CPU while it loads the engine on the other.
+    They run in a child process, so that a slow guest sets the network up on one
+    CPU while it imports the engine on the other.
     """
     for module in ("iptable_filter", "ip6table_filter"):
         subprocess.run(["modprobe", "-q", module], check=False)
@@ -126,21 +139,21 @@ def lab_traffic() -> Iterator[None]:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        import ipttrace.capture.kernel.engine  # noqa: F401  (this is what takes the time)
+        import ipttrace.capture.kernel.engine  # noqa: F401  (the slow import)
 
         if child.stdout.readline() != b"ready\n":
-            raise SystemExit("ipttrace: the lab network did not come up")
+            raise SystemExit("ipttrace: the lab network could not be set up; its error is above")
         yield
         child.stdin.close()
 
 
 def _traffic() -> int:
-    """The lab network and its traffic until stdin ends."""
+    """Runs the lab network and its traffic until end of file on stdin; returns 0."""
     from ipttrace.lab.network import Network
-    from ipttrace.lab.traffic import mix as traffic_mix
+    from ipttrace.lab.traffic import mix
 
     with Network() as network:
-        traffic_mix.run(network.prefix, 40.0, None, 0)
+        mix.run(network.prefix, 40.0, None, 0)
     return 0
 
 

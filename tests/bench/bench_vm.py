@@ -17,7 +17,7 @@ from typing import Any
 
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab.kernels import Kernel, ensure
-from ipttrace.lab.vm import Machine
+from ipttrace.lab.vm.machine import Machine
 from tests.bench.first_row import first_row
 from tests.paths import PROJECT
 

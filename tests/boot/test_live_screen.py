@@ -24,8 +24,8 @@ from time import monotonic
 import pytest
 
 from ipttrace.lab import kernels
-from ipttrace.lab.network import rules as at
-from tests.lab import way
+from ipttrace.lab.network import addresses as at
+from tests.lab import stages
 from tests.lab.scenarios import Traversal, scenarios
 from tests.paths import PROJECT
 
@@ -259,18 +259,18 @@ KNOWN = {scenario.name: scenario.expected for scenario in scenarios(4)}
 # Queries for packets of the lab's traffic, and the journeys of these packets.
 JOURNEYS = {
     f"dst={at.ROUTER4} and chain=PORTFORWARD and rulenum=1": [
-        *way.arrive(1, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"),
-        *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:1 WEB:1", 1, syn=True),
-        *way.leave(1, 1),
+        *stages.arrive(1, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"),
+        *stages.forward(f"{stages.VETTED} FORWARD:3 SERVICES:1 WEB:1", 1, syn=True),
+        *stages.leave(1, 1),
     ],
     "chain=BLOCKLIST and verdict=DROP": KNOWN["dropped by port in a chain below a chain"],
     f"src={at.GUEST4} and verdict=DROP": KNOWN["dropped by source in raw"],
     "dport=6667 and verdict=DROP": KNOWN["dropped by policy"],
     "dport=445 and verdict=DROP": KNOWN["logged and dropped"],
     f"dst={at.SERVER4} and chain=FORWARD and rulenum=4": [
-        *way.arrive(1, 1, mark="MARKING:1 MARKING:3/return"),
-        *way.forward(f"{way.VETTED_PING} FORWARD:3 SERVICES:11/return FORWARD:4", 1),
-        *way.leave(1, 1),
+        *stages.arrive(1, 1, mark="MARKING:1 MARKING:3/return"),
+        *stages.forward(f"{stages.VETTED_PING} FORWARD:3 SERVICES:11/return FORWARD:4", 1),
+        *stages.leave(1, 1),
     ],
 }
 

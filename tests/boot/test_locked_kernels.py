@@ -15,7 +15,7 @@ import pytest
 
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab import kernels
-from ipttrace.lab.vm import Machine
+from ipttrace.lab.vm.machine import Machine
 from tests.paths import PROJECT
 
 pytestmark = pytest.mark.skipif(

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Known traffic over the lab network, and every traversal that it must make.
+"""Known traffic over the lab network, and every traversal that it must cause.
 
-Built from the parts in tests/lab/way.py.
-
-Pure but for Scenario.run, which sends.  Must not import capture or a user
-interface.
+Built from tests/lab/stages.py.  Only Scenario.run sends.  Must not import capture,
+tui or view.
 """
 
 from __future__ import annotations
@@ -15,24 +13,25 @@ from typing import Final
 
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.network import rules as at
+from ipttrace.lab.network import addresses as at
 from ipttrace.lab.traffic.server import CLOSED, SINK, SYNPROXY, SYSLOG
-from tests.lab import way
-from tests.lab.way import Traversal, hits, path, tally
+from tests.lab import stages
+from tests.lab.stages import Traversal, hits, path, tally
 
 __all__ = ["COUNT", "Scenario", "Traversal", "hits", "path", "scenarios", "synproxy", "tally"]
 
-COUNT: Final = 23  # prime: no count is right by chance
+COUNT: Final = 23  # prime: no other product equals it by chance
 
 Sent = traffic.Counts | traffic.Connection
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """run sends the traffic (servers must be up in the server's namespace); expected: all it does.
+    """Traffic and all the traversals that it causes.
 
-    Each may run once on a network, and all of them on the same: an old connection
-    of its own would keep the nat table out.
+    run sends it, returning `sent`; the servers must be up.  All scenarios can run
+    on one network, each once: a second run would find its connections in
+    conntrack, and skip the nat table.
     """
 
     name: str
@@ -40,9 +39,6 @@ class Scenario:
     run: Callable[[Network], Sent]
     sent: Sent
     expected: tuple[Traversal, ...]
-
-
-# The scenarios
 
 
 def _ping(family: int, name: str = "ping", *, options: bool = False) -> Scenario:
@@ -54,13 +50,13 @@ def _ping(family: int, name: str = "ping", *, options: bool = False) -> Scenario
         lambda net: traffic.ping(net.client, server, n, destination_options=options),
         traffic.Counts(n, n),
         (
-            *way.client_sends(n),
-            *way.arrive(n, 1, mark="MARKING:1 MARKING:3/return"),
-            *way.forward(f"{way.VETTED_PING} FORWARD:3 SERVICES:11/return FORWARD:4", 1),
-            *way.forward(f"{way.VETTED_PING} FORWARD:2", n - 1),
-            *way.leave(n, 1),
-            *way.server_gets("INPUT:2", n),
-            *way.back("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
+            *stages.client_sends(n),
+            *stages.arrive(n, 1, mark="MARKING:1 MARKING:3/return"),
+            *stages.forward(f"{stages.VETTED_PING} FORWARD:3 SERVICES:11/return FORWARD:4", 1),
+            *stages.forward(f"{stages.VETTED_PING} FORWARD:2", n - 1),
+            *stages.leave(n, 1),
+            *stages.server_receives("INPUT:2", n),
+            *stages.reply("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
         ),
     )
 
@@ -75,13 +71,13 @@ def _ping_router(family: int) -> Scenario:
         lambda net: traffic.ping(net.client, router, n),
         traffic.Counts(n, n),
         (
-            *way.client_sends(n),
-            *way.arrive(n, 1, mark="MARKING:1 MARKING:3/return", nat=nat),
-            way.one("router", "INPUT", "mangle", "INPUT:1/policy", n),
-            way.one("router", "INPUT", "filter", "INPUT:3", 1),
-            way.one("router", "INPUT", "filter", "INPUT:2", n - 1),
-            way.one("router", "INPUT", "nat", "INPUT:1/policy", 1),
-            *way.router_says(n),
+            *stages.client_sends(n),
+            *stages.arrive(n, 1, mark="MARKING:1 MARKING:3/return", nat=nat),
+            stages.traversal("router", "INPUT", "mangle", "INPUT:1/policy", n),
+            stages.traversal("router", "INPUT", "filter", "INPUT:3", 1),
+            stages.traversal("router", "INPUT", "filter", "INPUT:2", n - 1),
+            stages.traversal("router", "INPUT", "nat", "INPUT:1/policy", 1),
+            *stages.router_sends(n),
         ),
     )
 
@@ -95,13 +91,13 @@ def _banned(family: int) -> Scenario:
         lambda net: traffic.ping(net.client, server, n, source=guest, wait=False),
         traffic.Counts(n),
         (
-            *way.client_sends(n),
-            way.one("router", "PREROUTING", "raw", "PREROUTING:1", n, "DROP"),
+            *stages.client_sends(n),
+            stages.traversal("router", "PREROUTING", "raw", "PREROUTING:1", n, "DROP"),
         ),
     )
 
 
-def _refused(
+def _dropped_by_router(
     name: str,
     family: int,
     send: Callable[[Network, str], traffic.Counts],
@@ -118,83 +114,87 @@ def _refused(
         lambda net: send(net, server),
         traffic.Counts(COUNT),
         (
-            *way.client_sends(COUNT),
-            *way.arrive(COUNT, COUNT),
-            *way.forward(steps, COUNT, "DROP", syn=syn),
+            *stages.client_sends(COUNT),
+            *stages.arrive(COUNT, COUNT),
+            *stages.forward(steps, COUNT, "DROP", syn=syn),
             *(answer or []),
         ),
     )
 
 
-def _all_refused(family: int) -> list[Scenario]:
+def _all_rejected_by_router(family: int) -> list[Scenario]:
     inside = "FORWARD filter"
     n = COUNT
     return [
-        _refused(
+        _dropped_by_router(
             "dropped by port in a chain below a chain",
             family,
             lambda net, dst: traffic.udp(net.client, dst, 4444, n),
             "FORWARD:1 SITE-RULES:1 BLOCKLIST:1",
             syn=False,
         ),
-        _refused(
+        _dropped_by_router(
             "dropped by policy",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 6667, n),
-            f"{way.VETTED} FORWARD:3 SERVICES:11/return FORWARD:5/policy",
+            f"{stages.VETTED} FORWARD:3 SERVICES:11/return FORWARD:5/policy",
             syn=True,
         ),
-        _refused(
+        _dropped_by_router(
             "logged and dropped",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 445, n),
-            f"{way.VETTED} FORWARD:3 SERVICES:5 LOGDROP:1 LOGDROP:2",
+            f"{stages.VETTED} FORWARD:3 SERVICES:5 LOGDROP:1 LOGDROP:2",
             syn=True,
         ),
-        _refused(
+        _dropped_by_router(
             "rejected with a reset",
             family,
             lambda net, dst: traffic.syn(net.client, dst, 25, n),
-            f"{way.VETTED} FORWARD:3 SERVICES:3",
+            f"{stages.VETTED} FORWARD:3 SERVICES:3",
             syn=True,
-            # The reset belongs to the connection that is refused, still a new one.
-            answer=way.router_says(n, nat=True, inside=inside),
+            # The reset belongs to the rejected connection, which is still new.
+            answer=stages.router_sends(n, nat=True, inside=inside),
         ),
-        _refused(
+        _dropped_by_router(
             "rejected with an ICMP error",
             family,
             lambda net, dst: traffic.udp(net.client, dst, 161, n),
-            f"{way.VETTED} FORWARD:3 SERVICES:4",
+            f"{stages.VETTED} FORWARD:3 SERVICES:4",
             syn=False,
-            # The error is about a connection that conntrack does not know yet.
-            answer=way.router_says(n, inside=inside),
+            # The error refers to a connection that conntrack does not have yet.
+            answer=stages.router_sends(n, inside=inside),
         ),
     ]
 
 
-def _rejected_at_home(family: int) -> list[Scenario]:
-    """The client's own OUTPUT rules refuse, in the context of who sends."""
+def _rejected_by_sender(family: int) -> list[Scenario]:
+    """The client's own OUTPUT rules reject, in the sender's context."""
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
 
     def expected(rule: int) -> tuple[Traversal, ...]:
         return (
-            way.one("client", "OUTPUT", "filter", f"OUTPUT:1 POLICY-OUT:{rule}", n, "DROP"),
-            # To itself, over lo.
-            way.one("client", "OUTPUT", "filter", "OUTPUT:2/policy", n, inside="OUTPUT filter"),
-            *way.client_gets(n),
+            stages.traversal(
+                "client", "OUTPUT", "filter", f"OUTPUT:1 POLICY-OUT:{rule}", n, "DROP"
+            ),
+            # The rejection, sent to itself over lo.
+            stages.traversal(
+                "client", "OUTPUT", "filter", "OUTPUT:2/policy", n, inside="OUTPUT filter"
+            ),
+            *stages.client_receives(n),
         )
 
     return [
         Scenario(
-            "rejected at home with a reset",
+            "rejected by the sender with a reset",
             family,
             lambda net: traffic.syn(net.client, server, 23, n),
             traffic.Counts(n, 0, n),
             expected(1),
         ),
         Scenario(
-            "rejected at home with an ICMP error",
+            "rejected by the sender with an ICMP error",
             family,
             lambda net: traffic.udp(net.client, server, 69, n),
             traffic.Counts(n, 0, n),
@@ -212,21 +212,23 @@ def _port_forward(family: int) -> Scenario:
         lambda net: traffic.tcp(net.client, router, 8080, abort=True),
         traffic.Connection("open"),
         (
-            *way.client_sends(3),
-            *way.arrive(3, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"),
-            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:1 WEB:1", 1, syn=True),
-            *way.forward(f"{way.VETTED} FORWARD:2", 2),
-            *way.leave(3, 1),
-            *way.server_gets("INPUT:1", 3),
-            *way.back("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True),
+            *stages.client_sends(3),
+            *stages.arrive(
+                3, 1, mark="MARKING:2 MARKING:3/return", nat="PREROUTING:1 PORTFORWARD:1"
+            ),
+            *stages.forward(f"{stages.VETTED} FORWARD:3 SERVICES:1 WEB:1", 1, syn=True),
+            *stages.forward(f"{stages.VETTED} FORWARD:2", 2),
+            *stages.leave(3, 1),
+            *stages.server_receives("INPUT:1", 3),
+            *stages.reply("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True),
         ),
     )
 
 
-def _one_way(
+def _unanswered(
     name: str, family: int, send: Callable[[Network, str], traffic.Counts], rule: int, new: int
 ) -> Scenario:
-    """Let through by a rule of SERVICES and never answered."""
+    """Accepted by a rule of SERVICES and never answered."""
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
     return Scenario(
@@ -235,41 +237,45 @@ def _one_way(
         lambda net: send(net, server),
         traffic.Counts(n),
         (
-            *way.client_sends(n),
-            *way.arrive(n, new),
-            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:{rule}", n),
-            *way.leave(n, new),
-            *way.server_gets("INPUT:3/policy", n),
+            *stages.client_sends(n),
+            *stages.arrive(n, new),
+            *stages.forward(f"{stages.VETTED} FORWARD:3 SERVICES:{rule}", n),
+            *stages.leave(n, new),
+            *stages.server_receives("INPUT:3/policy", n),
         ),
     )
 
 
-def _all_one_way(family: int) -> list[Scenario]:
+def _all_unanswered(family: int) -> list[Scenario]:
     n = COUNT
     return [
-        _one_way("GRE", family, lambda net, dst: traffic.gre(net.client, dst, n), 8, 1),
-        _one_way("ESP", family, lambda net, dst: traffic.esp(net.client, dst, n), 9, 1),
-        _one_way("SCTP", family, lambda net, dst: traffic.sctp(net.client, dst, 9, n), 10, n),
-        _one_way("UDP", family, lambda net, dst: traffic.udp(net.client, dst, SINK, n), 7, 1),
+        _unanswered("GRE", family, lambda net, dst: traffic.gre(net.client, dst, n), 8, 1),
+        _unanswered("ESP", family, lambda net, dst: traffic.esp(net.client, dst, n), 9, 1),
+        _unanswered("SCTP", family, lambda net, dst: traffic.sctp(net.client, dst, 9, n), 10, n),
+        _unanswered("UDP", family, lambda net, dst: traffic.udp(net.client, dst, SINK, n), 7, 1),
     ]
 
 
 def _fragments(family: int) -> Scenario:
-    """4,000 bytes: three fragments on the wire, put together in the router for conntrack."""
+    """4,000 bytes: three fragments on the wire, reassembled in the router by conntrack."""
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
     if family == 4:
-        # -f fits the second and third; INPUT sees the whole.
+        # -f matches the second and third; INPUT sees the reassembled packet.
         arrive = [
-            way.one("server", "PREROUTING", "raw", "PREROUTING:2/policy", n),
-            way.one("server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 2 * n),
-            way.one("server", "INPUT", "filter", "INPUT:3/policy", n),
+            stages.traversal("server", "PREROUTING", "raw", "PREROUTING:2/policy", n),
+            stages.traversal(
+                "server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 2 * n
+            ),
+            stages.traversal("server", "INPUT", "filter", "INPUT:3/policy", n),
         ]
     else:
-        # -m frag fits all three; IPv6 puts them together only after INPUT.
+        # -m frag matches all three; IPv6 reassembles after INPUT.
         arrive = [
-            way.one("server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 3 * n),
-            way.one("server", "INPUT", "filter", "INPUT:3/policy", 3 * n),
+            stages.traversal(
+                "server", "PREROUTING", "raw", "PREROUTING:1 PREROUTING:2/policy", 3 * n
+            ),
+            stages.traversal("server", "INPUT", "filter", "INPUT:3/policy", 3 * n),
         ]
     return Scenario(
         "fragments",
@@ -277,17 +283,17 @@ def _fragments(family: int) -> Scenario:
         lambda net: traffic.udp(net.client, server, SINK, n, payload=bytes(4000)),
         traffic.Counts(n),
         (
-            *way.client_sends(n),
-            *way.arrive(n, 1),
-            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:7", n),
-            *way.leave(n, 1),
+            *stages.client_sends(n),
+            *stages.arrive(n, 1),
+            *stages.forward(f"{stages.VETTED} FORWARD:3 SERVICES:7", n),
+            *stages.leave(n, 1),
             *arrive,
         ),
     )
 
 
 def _closed_port(family: int) -> Scenario:
-    """The server's ICMP errors come back through the router as RELATED."""
+    """The server's ICMP errors return through the router as RELATED."""
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
     return Scenario(
@@ -296,18 +302,18 @@ def _closed_port(family: int) -> Scenario:
         lambda net: traffic.udp(net.client, server, CLOSED, n),
         traffic.Counts(n),
         (
-            *way.client_sends(n),
-            *way.arrive(n, 1),
-            *way.forward(f"{way.VETTED} FORWARD:3 SERVICES:7", n),
-            *way.leave(n, 1),
-            *way.server_gets("INPUT:3/policy", n),
-            *way.back("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
+            *stages.client_sends(n),
+            *stages.arrive(n, 1),
+            *stages.forward(f"{stages.VETTED} FORWARD:3 SERVICES:7", n),
+            *stages.leave(n, 1),
+            *stages.server_receives("INPUT:3/policy", n),
+            *stages.reply("FORWARD:1 SITE-RULES:2 FORWARD:2", n),
         ),
     )
 
 
 def _expired(family: int) -> Scenario:
-    """The router says so before FORWARD."""
+    """The router sends the ICMP error before FORWARD."""
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
     return Scenario(
@@ -315,12 +321,12 @@ def _expired(family: int) -> Scenario:
         family,
         lambda net: traffic.udp(net.client, server, SINK, n, ttl=1),
         traffic.Counts(n),
-        (*way.client_sends(n), *way.arrive(n, n), *way.router_says(n)),
+        (*stages.client_sends(n), *stages.arrive(n, n), *stages.router_sends(n)),
     )
 
 
 def _untracked(family: int) -> Scenario:
-    """CT --notrack: no nat table, and the client's address stays."""
+    """CT --notrack: no nat table, so the client's address is not masqueraded."""
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
     return Scenario(
@@ -329,27 +335,27 @@ def _untracked(family: int) -> Scenario:
         lambda net: traffic.udp(net.client, server, SYSLOG, n),
         traffic.Counts(n),
         (
-            *way.client_sends(n),
-            *way.arrive(n, 0, raw="PREROUTING:2 PREROUTING:3/policy"),
-            *way.forward(f"{way.VETTED} FORWARD:2", n),
-            *way.leave(n, 0),
-            *way.server_gets("INPUT:3/policy", n),
+            *stages.client_sends(n),
+            *stages.arrive(n, 0, raw="PREROUTING:2 PREROUTING:3/policy"),
+            *stages.forward(f"{stages.VETTED} FORWARD:2", n),
+            *stages.leave(n, 0),
+            *stages.server_receives("INPUT:3/policy", n),
         ),
     )
 
 
 def scenarios(family: int | None = None) -> list[Scenario]:
-    """All of them, or those of family 4 or 6."""
+    """Returns all scenarios, or those of family 4 or 6."""
     found: list[Scenario] = []
     for each in (4, 6) if family is None else (family,):
         found += [
             _ping(each),
             _ping_router(each),
             _banned(each),
-            *_all_refused(each),
-            *_rejected_at_home(each),
+            *_all_rejected_by_router(each),
+            *_rejected_by_sender(each),
             _port_forward(each),
-            *_all_one_way(each),
+            *_all_unanswered(each),
             _fragments(each),
             _closed_port(each),
             _expired(each),
@@ -361,10 +367,10 @@ def scenarios(family: int | None = None) -> list[Scenario]:
 
 
 def synproxy(family: int) -> Scenario:
-    """For a network after add_synproxy(): SYNs that the target steals and answers itself.
+    """Returns SYNs that SYNPROXY steals and answers, on a network after add_synproxy().
 
-    Nobody is there for the SYN+ACK, so the client's kernel sends a reset, which
-    SYNPROXY does not want and the rule behind it drops.
+    The client has no socket for the SYN+ACK, so its kernel sends a reset, which
+    does not match SYNPROXY's rule and is dropped by the next one.
     """
     server = at.SERVER4 if family == 4 else at.SERVER6
     n = COUNT
@@ -374,11 +380,11 @@ def synproxy(family: int) -> Scenario:
         lambda net: traffic.syn(net.client, server, SYNPROXY, n),
         traffic.Counts(n),
         (
-            *way.client_sends(2 * n),
-            *way.arrive(n, 0, raw="PREROUTING:1 PREROUTING:4/policy"),
-            *way.forward("FORWARD:1", n, "STOLEN", syn=True),
-            *way.router_says(n, inside="FORWARD filter"),
-            *way.arrive(n, 0, raw="PREROUTING:4/policy"),
-            *way.forward("FORWARD:1 FORWARD:2", n, "DROP"),
+            *stages.client_sends(2 * n),
+            *stages.arrive(n, 0, raw="PREROUTING:1 PREROUTING:4/policy"),
+            *stages.forward("FORWARD:1", n, "STOLEN", syn=True),
+            *stages.router_sends(n, inside="FORWARD filter"),
+            *stages.arrive(n, 0, raw="PREROUTING:4/policy"),
+            *stages.forward("FORWARD:1 FORWARD:2", n, "DROP"),
         ),
     )

@@ -25,7 +25,7 @@ from ipttrace.lab.network import Network
 from ipttrace.lab.traffic.server import Server
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.session import Trace
-from tests.lab.conntrack import forget
+from tests.lab.conntrack import flush
 
 # (role, hook, table, path, verdict) → how many
 Tally = Counter[tuple[str, str, str, tuple[Step, ...], str | None]]
@@ -183,7 +183,7 @@ def network(_lab: tuple[Network, Server]) -> Network:
 
     Shared, because setting it up takes seconds: do not change its rules.
     """
-    forget(_lab[0])
+    flush(_lab[0])
     return _lab[0]
 
 
@@ -215,7 +215,7 @@ def undisturbed(network: Network, attempt: Callable[[], T]) -> T:
         result = attempt()
         if _resent(network) == before:
             return result
-        forget(network)
+        flush(network)
     pytest.fail("TCP retransmitted in each attempt: the guest stalls again and again")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.network import rules as at
+from ipttrace.lab.network import addresses as at
 from ipttrace.trace.row import FIELDS, Step
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario

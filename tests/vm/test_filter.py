@@ -14,9 +14,9 @@ import pytest
 
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network
-from ipttrace.lab.network import rules as at
+from ipttrace.lab.network import addresses as at
 from ipttrace.lab.network.ns import socket_in
-from tests.lab import scenarios, way
+from tests.lab import scenarios, stages
 from tests.lab.scenarios import COUNT
 from tests.vm.conftest import captured, dmesg, seen
 from tests.vm.plain import LOOPBACK, Plain
@@ -52,9 +52,9 @@ def test_only_packets_that_match_are_recorded_and_flipped(network: Network, fami
         assert traffic.udp(network.client, server, 5001, COUNT).sent == COUNT
         expected = scenarios.tally(
             [
-                *way.client_sends(COUNT),
-                *way.arrive(COUNT, COUNT),
-                *way.forward("FORWARD:1 SITE-RULES:1 BLOCKLIST:1", COUNT, "DROP"),
+                *stages.client_sends(COUNT),
+                *stages.arrive(COUNT, COUNT),
+                *stages.forward("FORWARD:1 SITE-RULES:1 BLOCKLIST:1", COUNT, "DROP"),
             ]
         )
         capture.wait_rows(expected.total())
@@ -127,10 +127,10 @@ def test_trace_rules_of_others_still_log_what_the_filter_does_not_match(
     assert capture.books["flipped"] == FEW
     found = Counter((row.hook, row.table, row.path) for row in capture.rows)
     assert found == {
-        ("OUTPUT", "raw", way.path("OUTPUT:1 OUTPUT:2/policy")): FEW,
-        ("OUTPUT", "filter", way.path("OUTPUT:1/policy")): FEW,
-        ("PREROUTING", "raw", way.path("PREROUTING:1/policy")): FEW,
-        ("INPUT", "filter", way.path("INPUT:2 INPUT:3/policy")): FEW,
+        ("OUTPUT", "raw", stages.path("OUTPUT:1 OUTPUT:2/policy")): FEW,
+        ("OUTPUT", "filter", stages.path("OUTPUT:1/policy")): FEW,
+        ("PREROUTING", "raw", stages.path("PREROUTING:1/policy")): FEW,
+        ("INPUT", "filter", stages.path("INPUT:2 INPUT:3/policy")): FEW,
     }
     # AND after the capture both are logged again
     assert send(traced, family) == alone

@@ -8,7 +8,7 @@ import pytest
 from ipttrace.capture.errors import CaptureError
 from ipttrace.lab import traffic
 from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.network import rules as at
+from ipttrace.lab.network import addresses as at
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT
 from tests.vm.conftest import captured, kprobes, seen

@@ -22,8 +22,8 @@ FORWARD, OUTPUT = ("FORWARD", "filter"), ("OUTPUT", "filter")
 REFUSED = [
     ("rejected with a reset", "tcp dst port 25", "tcp src port 25", FORWARD, True),
     ("rejected with an ICMP error", "udp dst port 161", ERRORS, FORWARD, True),
-    ("rejected at home with a reset", "tcp dst port 23", "tcp src port 23", OUTPUT, False),
-    ("rejected at home with an ICMP error", "udp dst port 69", ERRORS, OUTPUT, False),
+    ("rejected by the sender with a reset", "tcp dst port 23", "tcp src port 23", OUTPUT, False),
+    ("rejected by the sender with an ICMP error", "udp dst port 69", ERRORS, OUTPUT, False),
 ]
 CASES = pytest.mark.parametrize(
     ("name", "outer", "inner", "place", "softirq"), REFUSED, ids=[case[0] for case in REFUSED]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is in the demo: the lab network as hosts have it today, and its traffic.
+"""The demo's network and traffic: the lab network with rules of every kind.
 
-Router and client speak iptables-nft, the server legacy iptables where the host
-has that, router and server have native nftables tables besides.  One flow is
-dropped for whoever looks to find: see demo.py.  Must not import a user
-interface, nor load a module: it may run for an ordinary user.
+Router and client use iptables-nft; the server uses iptables-legacy if the host
+has it; router and server also have native nftables tables.  One flow is dropped
+as a puzzle for the user, see processes.PUZZLE.  Must not load modules, which an
+ordinary user cannot, nor import tui, view or textual.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from collections.abc import Callable
 from typing import Final
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network import ROLES, Network
-from ipttrace.lab.network import nft as network_nft
-from ipttrace.lab.network import rules as at
+from ipttrace.lab.network import ROLES, Network, nft
+from ipttrace.lab.network import addresses as at
+from ipttrace.lab.network import rules as lab_rules
 from ipttrace.lab.network.load import load, restore
 from ipttrace.lab.network.nft import HTTPS
 from ipttrace.lab.network.ns import NetworkError, enter
-from ipttrace.lab.traffic import mix as traffic_mix
+from ipttrace.lab.traffic import mix
 
 _PREFIX: Final = "ipt"
 ROUTER: Final = f"{_PREFIX}-router"
-_RATE: Final = 40.0  # packets/s, about: slow enough to be read
+_RATE: Final = 40.0  # packets/s, approximately: slow enough to read
 
 
 class DemoNetwork(Network):
     """The lab network with rules of all kinds, in /run/netns of this mount namespace.
 
-    `kinds` says of each role and family how its iptables rules are told to the kernel.
+    `backends` is the backend of the iptables rules for each (role, family).
     """
 
     def __init__(self) -> None:
         super().__init__(_PREFIX, strict=False, backend="nft")
-        self.kinds: dict[tuple[str, int], str] = {}
+        self.backends: dict[tuple[str, int], str] = {}
 
     def _preload(self) -> subprocess.Popen[bytes] | None:
-        return None  # the kernel loads what it may by itself
+        return None  # the kernel autoloads what an ordinary user may use
 
     def _load_rules(self) -> None:
         for role in ROLES:
             for family in self.families:
-                self.kinds[role, family] = self._load_either(role, family)
-            if text := network_nft.tables(role):
+                self.backends[role, family] = self._load_any(role, family)
+            if text := nft.tables(role):
                 self.run(role, ["nft", "-f", "-"], text=text)
 
-    def _load_either(self, role: str, family: int) -> str:
-        """The kind that it has become."""
+    def _load_any(self, role: str, family: int) -> str:
+        """Loads the rules; returns the backend that worked."""
         text = rules(role, family)
         if role == "server":
             try:
                 load(self.server, restore("legacy", family), text)
             except NetworkError:
-                # Not installed, not in this kernel, or a module that only root may load.
+                # Not installed, not in this kernel, or in a module that only root may load.
                 pass
             else:
                 return "legacy"
@@ -63,8 +63,8 @@ class DemoNetwork(Network):
 
 
 def rules(role: str, family: int) -> str:
-    """The lab's rules, and that router and server let HTTPS through."""
-    text = at.ruleset(role, family)
+    """Returns the lab's rules, with HTTPS accepted by router and server."""
+    text = lab_rules.ruleset(role, family)
     last, added = {
         "client": ("", ""),
         "router": ("-A SERVICES -p sctp -j ACCEPT\n", f"-A SERVICES {_https()}"),
@@ -77,21 +77,21 @@ def _https() -> str:
     return f'-p tcp -m tcp --dport {HTTPS} -m comment --comment "https" -j ACCEPT\n'
 
 
-def _steps(client: str) -> list[traffic_mix.Step]:
+def _steps(client: str) -> list[mix.Step]:
     def syn(dst: str) -> Callable[[], object]:
         return lambda: traffic.syn(client, dst, HTTPS, 1)
 
-    # Uploads are small: an ordinary user has little memory for what netlink tells.
-    usual = traffic_mix.steps(client, bulk=1 << 16)
-    return [*usual, (1, syn(at.SERVER4)), (2, syn(at.SERVER6))]
+    # Uploads are small: an ordinary user's netlink buffers are.
+    regular = mix.steps(client, bulk=1 << 16)
+    return [*regular, (1, syn(at.SERVER4)), (2, syn(at.SERVER6))]
 
 
 def run() -> None:
-    """Network and traffic, until this process is killed; "ready" on stdout once both are there.
+    """Runs network and traffic until killed; prints "ready" once both are up.
 
-    Raises NetworkError where they cannot be had.
+    Raises NetworkError if they cannot be set up.
     """
     with DemoNetwork() as network:
-        # The one that this process came in is to go: it is no part of the network.
+        # Leaves the initial network namespace, which then ends: it is not part of the demo.
         enter(ROUTER)
-        traffic_mix.run(network.prefix, _RATE, None, None, _steps(network.client))
+        mix.run(network.prefix, _RATE, None, None, _steps(network.client))

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lab's kernels: Debian's kernel packages, unpacked into the cache.
+"""The lab's kernels: Debian's kernel packages, unpacked into a cache.
 
-A kernel is never installed: its packages are downloaded with ``apt-get
-download`` and unpacked with ``dpkg -x`` into
-``<cache>/kernels/<release>/{boot,lib/modules,usr}``, headers and kbuild
-included, so that ``make -C kernel.headers M=...`` builds modules for it.  The
-cache is ``$IPTTRACE_CACHE``, else ``$XDG_CACHE_HOME/ipttrace``, else
-``~/.cache/ipttrace``.
+Packages are downloaded with ``apt-get download`` and unpacked with ``dpkg -x``
+into ``<cache>/kernels/<release>/{boot,lib/modules,usr}``, headers and kbuild
+included, so that ``make -C kernel.headers M=...`` builds modules.  The cache is
+``$IPTTRACE_CACHE``, else ``$XDG_CACHE_HOME/ipttrace``, else ``~/.cache/ipttrace``.
 
-Must not change what the host boots or has installed, and must not import
-anything of the tui.
+- here: the cache: finds a kernel in it, or adds it
+- ``apt``: finds and downloads Debian's packages
+- ``image``: unpacks a bzImage, for a faster boot
+- ``error``: KernelError
+
+Must not install anything, nor import tui, view or textual.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ SERIES: Final = ("6.1", "6.12")
 DEFAULT: Final = "6.1"
 
 Progress = Callable[[str, float | None], None]
-"""Called with a sentence and, where it can be known, the share done (0 to 1)."""
+"""Called with a line of text and the share done (0 to 1); None if that is unknown."""
 
 STAMP: Final = "complete.json"
 
@@ -66,27 +68,27 @@ class Kernel:
 
     @property
     def image(self) -> Path:
-        """What to boot: the unpacked ELF image where there is one, else the bzImage."""
+        """The file to boot: the unpacked ELF image if there is one, else the bzImage."""
         elf = self.root / "boot" / f"vmlinux-{self.release}"
         return elf if elf.exists() else self.root / "boot" / f"vmlinuz-{self.release}"
 
     @property
     def modules(self) -> Path:
-        """The folder that belongs at ``/lib/modules/<release>``."""
+        """The folder to mount at ``/lib/modules/<release>``."""
         return self.root / "lib" / "modules" / self.release
 
     @property
     def headers(self) -> Path:
-        """The folder for ``make -C``."""
+        """The folder for ``make -C``, which builds modules."""
         return self.root / "usr" / "src" / f"linux-headers-{self.release}"
 
-    def is_of(self, wanted: str) -> bool:
-        """Whether ``wanted`` names this release, or the series that it is of."""
+    def matches(self, wanted: str) -> bool:
+        """Returns whether ``wanted`` is this release or its series."""
         return self.release == wanted or self.release.startswith(wanted + ".")
 
 
 def cache_dir() -> Path:
-    """The cache folder; it need not exist."""
+    """Returns the cache folder, which need not exist."""
     if own := os.environ.get("IPTTRACE_CACHE"):
         return Path(own).absolute()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -99,7 +101,7 @@ def _version_key(release: str) -> tuple[int, ...]:
 
 
 def available() -> list[Kernel]:
-    """The kernels that are complete in the cache, oldest release first."""
+    """Returns the complete kernels in the cache, oldest release first."""
     folder = cache_dir() / "kernels"
     if not folder.is_dir():
         return []
@@ -108,20 +110,20 @@ def available() -> list[Kernel]:
 
 
 def find(wanted: str) -> Kernel | None:
-    """The newest cached kernel of a release or series ("6.1"); None where there is none."""
-    return next((kernel for kernel in reversed(available()) if kernel.is_of(wanted)), None)
+    """Returns the newest cached kernel of a release or series ("6.1"); None if there is none."""
+    return next((kernel for kernel in reversed(available()) if kernel.matches(wanted)), None)
 
 
 def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
-    """The cached kernel of a release or series, downloaded and unpacked when missing.
+    """Returns the cached kernel of a release or series; downloads and unpacks a missing one.
 
-    Raises KernelError, one line, when it cannot be had.
+    Raises KernelError, one line, if that fails.
     """
     if kernel := find(wanted):
         return kernel
     if not re.fullmatch(r"\d[\w.+~-]*", wanted):
         raise KernelError(
-            f"{wanted!r} is no kernel release: give a series such as 6.1, or a release in full"
+            f"not a kernel release: {wanted!r}; use a series such as 6.1 or a complete release"
         )
     report = progress or (lambda text, share: None)
     kernels = cache_dir() / "kernels"
@@ -132,7 +134,7 @@ def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
                 return kernel
             return _fetch(wanted, kernels, report)
     except OSError as error:
-        raise KernelError(f"cannot fill the cache {kernels}: {error}") from error
+        raise KernelError(f"cannot write to the cache {kernels}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -143,11 +145,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fetch(wanted: str, kernels: Path, report: Progress) -> Kernel:
-    report(f"looking for Linux {wanted} in Debian's package lists", None)
+    report(f"searching Debian's package lists for Linux {wanted}", None)
     release, packages = packages_of(wanted)
     _check_room(kernels, release, packages)
-    for left in kernels.glob(".new-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in kernels.glob(".new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=kernels) as temporary:
         debs, root = Path(temporary) / "debs", Path(temporary) / "root"
         debs.mkdir()
@@ -173,18 +175,18 @@ def _fetch(wanted: str, kernels: Path, report: Progress) -> Kernel:
 
 
 def _check_room(folder: Path, release: str, packages: Sequence[Package]) -> None:
-    # The ELF image comes on top of what the packages say.
+    # Plus the unpacked ELF image, which is in no package.
     need = sum(package.size + package.installed for package in packages) + 100_000_000
     free = shutil.disk_usage(folder).free
     if free < need:
         raise KernelError(
             f"Linux {release} needs {need / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free:"
-            " make room, or set IPTTRACE_CACHE to another folder"
+            " free some space, or set IPTTRACE_CACHE to another folder"
         )
 
 
 def _make_relocatable(root: Path, release: str) -> None:
-    """Turn the absolute paths of the headers package into paths inside ``root``."""
+    """Replaces the headers package's absolute paths by relative ones inside ``root``."""
     source = root / "usr" / "src"
     makefile = source / f"linux-headers-{release}" / "Makefile"
     if match := re.search(r"/usr/src/(linux-headers-[\w.+~-]+)/Makefile", makefile.read_text()):
@@ -198,7 +200,7 @@ def _make_relocatable(root: Path, release: str) -> None:
 
 
 def _tool(name: str) -> str:
-    """An administrator's tool: /sbin is not in everybody's PATH."""
+    """Returns the path of a system tool: an ordinary user's PATH lacks /sbin."""
     path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
     return shutil.which(name, path=path) or name
 
@@ -211,24 +213,24 @@ def _run(command: Sequence[str], what: str, limit: float = 600) -> None:
     except FileNotFoundError:
         raise KernelError(f"{what}: {command[0]} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise KernelError(f"{what}: not done within {limit:.0f} s") from None
+        raise KernelError(f"{what}: not finished after {limit:.0f} s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        why = lines[-1] if lines else f"exit status {done.returncode}"
-        raise KernelError(f"{what}: {why}")
+        reason = lines[-1] if lines else f"exit status {done.returncode}"
+        raise KernelError(f"{what}: {reason}")
 
 
 def show_progress(text: str, share: float | None) -> None:
-    """A Progress that writes to stderr: one changing line on a terminal, else each step once."""
+    """A Progress on stderr: one line, rewritten, on a terminal; else each step once."""
     if sys.stderr.isatty():
         bar = "" if share is None else f" {share:4.0%}"
         ending = "\n" if share == 1.0 else ""
         sys.stderr.write(f"\r\x1b[K{text}{bar}{ending}")
         sys.stderr.flush()
     else:
-        _say_once(text)
+        _print_once(text)
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _print_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Debian's kernel packages: which they are, and their download.
+"""Finds and downloads Debian's kernel packages.
 
-Asks apt-cache and ``apt-get download``, which needs no root and installs
-nothing.  Must not unpack or install anything.
+Runs ``apt-cache show`` and ``apt-get download``, which need no root, and
+``apt-get update`` where that needs no password.  Must not unpack or install
+anything.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Final
 from ipttrace.lab.kernels.error import KernelError
 
 STALL_LIMIT: Final = 120.0
-"""Seconds without a byte after which a download has failed."""
+"""Seconds without new bytes after which a download counts as failed."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One package as the package lists have it; sizes in bytes."""
+    """A package's entry in the package lists; sizes in bytes, of the file and once installed."""
 
     name: str
     version: str
@@ -35,9 +36,9 @@ class Package:
 
 
 def packages_of(wanted: str) -> tuple[str, list[Package]]:
-    """The release that ``wanted`` (a series or a release) stands for, and its packages.
+    """Returns the release for ``wanted`` (a series or a release), and its packages.
 
-    Raises KernelError where Debian's lists have no such kernel.
+    Raises KernelError if Debian's package lists have no such kernel.
     """
     release = _release_of(wanted)
     if release is None and refresh_lists():
@@ -45,13 +46,13 @@ def packages_of(wanted: str) -> tuple[str, list[Package]]:
     if release is None:
         raise KernelError(
             f"Debian's package lists have no kernel {wanted}: run `apt-get update` as root,"
-            " or name another one (6.1 and 6.12 come with Debian 12)"
+            " or use another one (Debian 12 has 6.1 and 6.12)"
         )
-    image = _needed(f"linux-image-{release}")
-    headers = _needed(f"linux-headers-{release}")
-    wanted_kinds = re.compile(r"linux-(headers-.*-common|kbuild-.*)$")
-    further = [name for name in headers.depends if wanted_kinds.match(name)]
-    return release, [image, headers, *(_needed(name) for name in further)]
+    image = _required(f"linux-image-{release}")
+    headers = _required(f"linux-headers-{release}")
+    build_packages = re.compile(r"linux-(headers-.*-common|kbuild-.*)$")
+    dependencies = [name for name in headers.depends if build_packages.match(name)]
+    return release, [image, headers, *(_required(name) for name in dependencies)]
 
 
 def _release_of(wanted: str) -> str | None:
@@ -66,15 +67,15 @@ def _release_of(wanted: str) -> str | None:
     return None
 
 
-def _needed(name: str) -> Package:
+def _required(name: str) -> Package:
     package = show(name)
     if package is None:
-        raise KernelError(f"Debian's package lists lack {name}: run `apt-get update` as root")
+        raise KernelError(f"Debian's package lists have no {name}: run `apt-get update` as root")
     return package
 
 
 def show(name: str) -> Package | None:
-    """What the package lists say of ``name``; None where they do not have it."""
+    """Returns the package ``name`` from the package lists; None if they do not have it."""
     try:
         text = subprocess.run(
             ["apt-cache", "show", "--no-all-versions", name],
@@ -84,16 +85,18 @@ def show(name: str) -> Package | None:
             timeout=120,
         ).stdout
     except FileNotFoundError:
-        raise KernelError("apt-cache is not there: the lab's kernels come from Debian") from None
+        raise KernelError(
+            "apt-cache is not installed: the lab's kernels need Debian's package lists"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise KernelError("apt-cache gives no answer") from None
-    # A name that the lists do not have is taken for a regular expression.
+        raise KernelError("apt-cache did not answer within 120 s") from None
+    # apt-cache treats an unknown name as a regular expression.
     package = parse(text)
     return package if package and package.name == name else None
 
 
 def parse(text: str) -> Package | None:
-    """The first stanza of what ``apt-cache show`` printed."""
+    """Returns the first stanza of ``apt-cache show``'s output; None if it is incomplete."""
     fields: dict[str, str] = {}
     for line in text.split("\n\n", 1)[0].splitlines():
         key, colon, value = line.partition(": ")
@@ -112,7 +115,7 @@ def parse(text: str) -> Package | None:
 
 
 def refresh_lists() -> bool:
-    """Fetch Debian's package lists anew, where that needs no password; whether it was done."""
+    """Runs ``apt-get update`` if that needs no password; returns whether it succeeded."""
     command = ["apt-get", "update", "-q"]
     if os.geteuid() != 0:
         if not shutil.which("sudo"):
@@ -130,11 +133,14 @@ def refresh_lists() -> bool:
 def download(
     packages: Sequence[Package], folder: Path, progress: Callable[[float], None]
 ) -> list[Path]:
-    """Download into ``folder``; the files in the order of ``packages``."""
+    """Downloads into ``folder``; returns the files in the order of ``packages``.
+
+    ``progress`` receives the share done (0 to 1).  Raises KernelError.
+    """
     error = _download(packages, folder, progress)
     if error and refresh_lists():
-        # The mirror drops a version as soon as a newer one is out.
-        fresh = [_needed(package.name) for package in packages]
+        # Mirrors delete a version as soon as there is a newer one.
+        fresh = [_required(package.name) for package in packages]
         error = _download(fresh, folder, progress)
     if error:
         raise KernelError(f"cannot download {packages[0].name}: {error}")
@@ -150,11 +156,11 @@ def download(
 def _download(
     packages: Sequence[Package], folder: Path, progress: Callable[[float], None]
 ) -> str | None:
-    """None when all is there, else apt's own words."""
+    """Returns None on success, else apt's error message."""
     total = sum(package.size for package in packages) or 1
     log = folder / "apt.log"
     with log.open("w") as output:
-        # The sandbox user cannot write to the cache; without it apt warns and does the same.
+        # As root: apt's sandbox user cannot write to the cache.
         process = subprocess.Popen(
             ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root"]
             + [f"{package.name}={package.version}" for package in packages],
@@ -164,18 +170,18 @@ def _download(
             stderr=subprocess.STDOUT,
         )
     try:
-        seen, since = 0, time.monotonic()
+        size, since = 0, time.monotonic()
         while True:
             try:
                 process.wait(0.5)
                 break
             except subprocess.TimeoutExpired:
-                have = sum(file.stat().st_size for file in folder.glob("*.deb"))
-                if have != seen:
-                    seen, since = have, time.monotonic()
-                    progress(min(have / total, 0.99))
+                current = sum(file.stat().st_size for file in folder.glob("*.deb"))
+                if current != size:
+                    size, since = current, time.monotonic()
+                    progress(min(size / total, 0.99))
                 elif time.monotonic() - since > STALL_LIMIT:
-                    return f"no byte came for {STALL_LIMIT:.0f} s"
+                    return f"no data for {STALL_LIMIT:.0f} s"
     finally:
         if process.poll() is None:
             process.kill()
@@ -184,4 +190,4 @@ def _download(
         progress(0.99)
         return None
     lines = [line for line in log.read_text(errors="replace").splitlines() if line[:2] == "E:"]
-    return lines[0][2:].strip() if lines else f"apt-get ended with status {process.returncode}"
+    return lines[0][2:].strip() if lines else f"apt-get exited with status {process.returncode}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The one error of the kernel cache: its text is one line for the user.
+"""The kernel cache's only error.
 
 Must not import anything.
 """
@@ -8,4 +8,4 @@ from __future__ import annotations
 
 
 class KernelError(Exception):
-    """A kernel or a module for it cannot be had; the text says what to do."""
+    """A kernel is not available; the text is one line for the user, with what to do."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ELF image inside a bzImage, for a boot without decompression.
+"""Extracts the ELF image from a bzImage, for a boot without decompression.
 
-Under emulation most of a boot is the guest unpacking its own kernel (xz), so
-that is done once, on the host.  QEMU starts an ELF image only by its PVH entry
-point (Documentation/arch/x86/boot.rst, header fields setup_sects 0x1f1,
-payload_offset 0x248, payload_length 0x24c; the Xen note type 18 is
-XEN_ELFNOTE_PHYS32_ENTRY).
+Under emulation a guest spends most of its boot unpacking its kernel (xz); here
+that is done once, on the host.  bzImage header fields:
+Documentation/arch/x86/boot.rst (setup_sects 0x1f1, payload_offset 0x248,
+payload_length 0x24c).  QEMU boots an ELF image only by its PVH entry point, Xen
+note 18, XEN_ELFNOTE_PHYS32_ENTRY.
 
-Must not run anything but the decompressor.
+Must not run anything except the decompressor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMIT: Final = 512 * 1024 * 1024
 
 
 def extract_vmlinux(bzimage: Path, output: Path) -> bool:
-    """Write the ELF image of ``bzimage``; False, and no file, where it could not be booted."""
+    """Writes the ELF image of ``bzimage``; returns False, without a file, if QEMU cannot."""
     try:
         image = _unpack(_payload(bzimage.read_bytes()))
     except (ValueError, struct.error, lzma.LZMAError, zlib.error, OSError):
@@ -39,15 +39,15 @@ def extract_vmlinux(bzimage: Path, output: Path) -> bool:
 def _payload(data: bytes) -> bytes:
     if data[0x202:0x206] != b"HdrS":
         (magic,) = struct.unpack_from("<4s", data, 0x202)
-        raise ValueError(f"no bzImage: {magic!r}")
+        raise ValueError(f"not a bzImage: {magic!r}")
     (version,) = struct.unpack_from("<H", data, 0x206)
     if version < 0x208:
-        raise ValueError("a boot protocol without payload_offset")
+        raise ValueError(f"boot protocol {version:#x} has no payload_offset")
     setup = data[0x1F1] or 4
     offset, length = struct.unpack_from("<II", data, 0x248)
     start = (setup + 1) * 512 + offset
     if start + length > len(data):
-        raise ValueError("the payload ends behind the file")
+        raise ValueError("the payload extends past the end of the file")
     return data[start : start + length]
 
 
@@ -57,14 +57,14 @@ def _unpack(payload: bytes) -> bytes:
     if payload.startswith(b"\x1f\x8b"):
         return zlib.decompressobj(wbits=31).decompress(payload, LIMIT)
     if payload.startswith(b"\x28\xb5\x2f\xfd"):
-        # The payload ends in four bytes of length, which zstd calls garbage: its status is 1.
+        # zstd exits with 1: it reports the four bytes of length after the payload as garbage.
         done = subprocess.run(["zstd", "-dcq"], input=payload, capture_output=True)
         return done.stdout
-    raise ValueError("a compression that is not known here")
+    raise ValueError(f"unknown compression: {payload[:4]!r}")
 
 
 def has_pvh_entry(image: bytes) -> bool:
-    """Whether an ELF-64 image carries the note by which QEMU can start it."""
+    """Returns whether an ELF-64 image has a PVH entry point."""
     if image[:6] != b"\x7fELF\x02\x01":
         return False
     try:

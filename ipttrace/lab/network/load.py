@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Loading rules into a namespace, and finding out what the kernel lacks.
+"""Loads rules into a namespace, and finds out what the kernel lacks.
 
-One iptables-restore per namespace and family.  Only if that fails is each match
-and target of the text tried on its own.  Must not know what the rules mean.
+One iptables-restore per namespace and family; only if that fails, each match and
+target is tried on its own.  Must not depend on the meaning of the rules.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 
 from ipttrace.lab.network.ns import NetworkError, run_in
 
-_USES = re.compile(r"-(j|m) (\S+)")
+_USE = re.compile(r"-(j|m) (\S+)")
 _STANDARD = {"ACCEPT", "DROP", "RETURN", "QUEUE"}
 
 
-# What lab/network/rules.py makes the kernel load, one modprobe after the other; a
-# name that a kernel does not know (or has built in) does no harm.
+# The modules that rules.py needs; names that a kernel lacks or has built in do no
+# harm.
 _MODULES: Final = (
     "veth ip_tables ip6_tables iptable_raw iptable_mangle iptable_nat iptable_filter "
     "ip6table_raw ip6table_mangle ip6table_nat ip6table_filter nf_conntrack nf_nat "
@@ -29,10 +29,10 @@ _MODULES: Final = (
 
 
 def preload() -> subprocess.Popen[bytes] | None:
-    """Start loading the modules that the rules need, all in one process: wait() for it.
+    """Starts one modprobe for all modules that the rules need; the caller waits for it.
 
-    The kernel would load each by itself, which in a slow guest takes three times
-    as long.  None where modules cannot be loaded.
+    The kernel would load them one by one, which in a slow guest takes three times
+    as long.  Returns None if modules cannot be loaded.
     """
     if not os.path.exists("/proc/modules"):
         return None
@@ -48,44 +48,45 @@ def preload() -> subprocess.Popen[bytes] | None:
 
 
 def restore(backend: str, family: int) -> str:
-    """The command for family 4 or 6 of backend "legacy" or "nft": `ip6tables-nft-restore` …"""
+    """Returns the restore command for family 4 or 6 and backend "legacy" or "nft"."""
     return f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-restore"
 
 
 def save(backend: str, family: int) -> str:
-    """The opposite of restore()."""
+    """Returns the save command; arguments as for restore()."""
     return f"{restore(backend, family).removesuffix('restore')}save"
 
 
 def load(ns: str, command: str, text: str, *, keep: bool = False, strict: bool = True) -> list[str]:
-    """Give text to iptables-restore in ns; what the kernel lacks, such as "SYNPROXY target".
+    """Loads the rules in text; returns what the kernel lacks, such as "SYNPROXY target".
 
-    keep adds to the rules that are there.  With strict, or if no lack explains
-    the failure, NetworkError; else the rules that cannot be had are left out.
+    command is an iptables-restore, run in the namespace ns.  keep adds to the
+    existing rules.  Rules that need something missing are left out; if strict, or
+    if nothing missing explains the failure, NetworkError is raised instead.
     """
     argv = [command, "-w", "20"] + (["--noflush"] if keep else [])
     done = run_in(ns, argv, text=text, check=False)
     if done.returncode == 0:
         return []
-    said = " / ".join(done.stderr.split("\n")).strip(" /")
-    absent = _absent(ns, command, text)
-    if not absent:
-        raise NetworkError(f"{command} in {ns} refused the rules: {said}")
-    names = [name for name, _ in absent]
+    reason = " / ".join(done.stderr.split("\n")).strip(" /")
+    missing = _missing(ns, command, text)
+    if not missing:
+        raise NetworkError(f"{command} in {ns} rejected the rules: {reason}")
+    names = [name for name, _ in missing]
     if strict:
         raise NetworkError(
             f"this kernel has no {', '.join(names)} for {command.removesuffix('-restore')}: "
-            "use the lab VM, or a network that is not strict"
+            "use the lab VM, or Network(strict=False)"
         )
-    lacking = [rule for _, rules in absent for rule in rules]
-    kept = [line for line in text.splitlines() if line not in lacking]
+    unusable = [rule for _, rules in missing for rule in rules]
+    kept = [line for line in text.splitlines() if line not in unusable]
     kept = _without_tables(kept, {name.split()[0] for name in names if name.endswith(" table")})
     run_in(ns, argv, text="\n".join(kept) + "\n")
     return names
 
 
-def _absent(ns: str, command: str, text: str) -> list[tuple[str, list[str]]]:
-    """(what is absent, the rules that need it), by trying each in a chain nothing jumps to."""
+def _missing(ns: str, command: str, text: str) -> list[tuple[str, list[str]]]:
+    """Returns (name, rules that need it) of what is missing; tries each in an unused chain."""
     table = ""
     chains = set(re.findall(r"^:(\S+)", text, re.MULTILINE))
     uses: dict[tuple[str, str, str], list[str]] = {}
@@ -95,16 +96,16 @@ def _absent(ns: str, command: str, text: str) -> list[tuple[str, list[str]]]:
             table = line[1:]
             tables.append(table)
         elif line.startswith(("-A", "-I")):
-            # What stands inside quotes is somebody's words, not an option.
-            for kind, name in _USES.findall(re.sub(r'"[^"]*"', '""', line)):
+            # Quoted text is a comment or prefix, not options.
+            for kind, name in _USE.findall(re.sub(r'"[^"]*"', '""', line)):
                 if name not in _STANDARD and name not in chains:
                     uses.setdefault((table, kind, name), []).append(line)
-    gone = [t for t in tables if not _loads(ns, command, f"*{t}\nCOMMIT\n")]
-    found = [(f"{t} table", [""]) for t in gone]
+    no_tables = [t for t in tables if not _loads(ns, command, f"*{t}\nCOMMIT\n")]
+    found = [(f"{t} table", [""]) for t in no_tables]
     for (table, kind, name), lines in uses.items():
-        if table in gone:
+        if table in no_tables:
             continue
-        # A rule may need two things: blame the one that fails in all of them.
+        # A rule may use several: one is missing if all rules that use it fail.
         if not any(_loads(ns, command, _trial(table, line, chains)) for line in lines):
             word = "target" if kind == "j" else "match"
             found.append((f"{name} {word} ({table} table)", lines))
@@ -112,7 +113,7 @@ def _absent(ns: str, command: str, text: str) -> list[tuple[str, list[str]]]:
 
 
 def _trial(table: str, line: str, chains: set[str]) -> str:
-    # "-A CHAIN REST" or "-I CHAIN 1 REST"; the chains it may jump to are not there.
+    # "-A CHAIN REST" or "-I CHAIN 1 REST"; the chains that it jumps to do not exist yet.
     rest = re.sub(r"^-[AI] \S+ (\d+ )?", "", line)
     for chain in chains:
         rest = rest.removesuffix(f" -j {chain}")
@@ -128,12 +129,12 @@ def _loads(ns: str, command: str, text: str) -> bool:
     return worked
 
 
-def _without_tables(lines: list[str], gone: set[str]) -> list[str]:
+def _without_tables(lines: list[str], tables: set[str]) -> list[str]:
     kept: list[str] = []
     skip = False
     for line in lines:
         if line.startswith("*"):
-            skip = line[1:] in gone
+            skip = line[1:] in tables
         if not skip:
             kept.append(line)
     return kept

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Native nftables tables for the lab network: a map, a set, verdict maps and jumps.
+"""Native nftables tables for the lab network: a map, a set, a verdict map and jumps.
 
-They stand beside what iptables says there, as on hosts where two people look
-after one firewall.  Must not import anything of ipttrace but network_rules.
+They exist beside the iptables rules, as on hosts where two people maintain one
+firewall.  Must not import anything of ipttrace except addresses.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from ipttrace.lab.network import rules
+from ipttrace.lab.network import addresses as at
 
 HTTPS: Final = 443
 
-# After iptables' own FORWARD: what that has dropped never comes here.
+# After iptables' FORWARD: packets dropped there do not get here.
 _ROUTER: Final = f"""\
 table inet guard {{
 	set banned {{
 		type ipv4_addr
 		flags interval
-		elements = {{ {rules.GUEST4}, 192.0.2.0/24 }}
+		elements = {{ {at.GUEST4}, 192.0.2.0/24 }}
 	}}
 	map class {{
 		type inet_service : mark
@@ -39,14 +39,14 @@ table inet guard {{
 		return
 	}}
 	chain tunnels {{
-		ip daddr {rules.SERVER4} counter accept
+		ip daddr {at.SERVER4} counter accept
 		reject with icmpx type admin-prohibited
 	}}
 }}
 """
 
-# The router and the server's own iptables let 443 through; the set here does not:
-# somebody banned a network, and it was the one that the router masquerades to.
+# The puzzle of the demo: the iptables rules of router and server accept port 443,
+# but this set bans the network that the router masquerades to.
 _SERVER: Final = f"""\
 table inet shield {{
 	set attackers {{
@@ -68,5 +68,5 @@ table inet shield {{
 
 
 def tables(role: str) -> str:
-    """What `nft -f` reads for client, router or server; empty where there is none."""
+    """Returns text for `nft -f` for client, router or server; empty if there is none."""
     return {"router": _ROUTER, "server": _SERVER}.get(role, "")

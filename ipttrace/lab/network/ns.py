@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Running things inside named network namespaces.
+"""Runs functions and commands in named network namespaces.
 
-A short-lived thread enters the namespace, so the caller's own never changes.
-What it makes there (sockets, child processes) stays there and may be used by
-any thread afterwards.  Must not import bcc, pyroute2 or a user interface.
+A short-lived thread enters the namespace; the caller's own does not change.
+Sockets and child processes created there stay there and can be used by any
+thread.  Must not import bcc or pyroute2.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _NAMED = "/run/netns"  # ip-netns(8)
 
 
 class NetworkError(Exception):
-    """The lab network cannot be made or used; the text is one clear line."""
+    """The lab network cannot be set up or used; the text is one line for the user."""
 
 
 def netns_path(ns: str) -> str:
-    """The file that stands for the named namespace."""
+    """Returns the path of the namespace's file, see ip-netns(8)."""
     return f"{_NAMED}/{ns}"
 
 
 def netns_inode(ns: str) -> int:
-    """The namespace's inode number, which is what a record's netns holds."""
+    """Returns the namespace's inode number, as in a record's netns.  Raises NetworkError."""
     try:
         return os.stat(netns_path(ns)).st_ino
     except OSError as error:
@@ -40,13 +40,13 @@ def netns_inode(ns: str) -> int:
 
 
 def enter(ns: str) -> None:
-    """Take the calling thread to the namespace, for good.  Raises NetworkError."""
+    """Moves the calling thread into the namespace, permanently.  Raises NetworkError."""
     try:
         fd = os.open(netns_path(ns), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NetworkError(f"no network namespace {ns}: {error.strerror}") from None
     try:
-        # os.setns() comes with Python 3.12.
+        # os.setns() needs Python 3.12.
         if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
             raise NetworkError(f"cannot enter network namespace {ns}: {reason} (run as root)")
@@ -55,21 +55,21 @@ def enter(ns: str) -> None:
 
 
 def call_in(ns: str, function: Callable[[], T]) -> T:
-    """Run function in the namespace; its result, or its exception, is the caller's.
+    """Calls function in the namespace; returns its result or raises its exception.
 
-    Raises NetworkError if the namespace is not there or must not be entered.
+    Raises NetworkError if the namespace does not exist or cannot be entered.
     """
     results: list[T] = []
     errors: list[BaseException] = []
 
-    def body() -> None:
+    def call() -> None:
         try:
             enter(ns)
             results.append(function())
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=body, name=f"in {ns}")
+    thread = threading.Thread(target=call, name=f"in {ns}")
     thread.start()
     thread.join()
     if errors:
@@ -78,17 +78,17 @@ def call_in(ns: str, function: Callable[[], T]) -> T:
 
 
 def socket_in(ns: str, family: int, kind: int, proto: int = 0) -> socket.socket:
-    """A socket that lives in the namespace."""
+    """Returns a new socket of the namespace."""
     return call_in(ns, lambda: socket.socket(family, kind, proto))
 
 
 def run_in(
     ns: str, argv: Sequence[str], *, text: str | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the namespace with text on its stdin.
+    """Runs a command in the namespace with text on its stdin.
 
-    Raises NetworkError with the command's own words if it cannot be started,
-    or fails and check is set.
+    Raises NetworkError, with the command's error message, if it cannot be
+    started, or if it fails and check is set.
     """
     return call_in(ns, lambda: run(argv, text=text, check=check))
 
@@ -96,7 +96,7 @@ def run_in(
 def run(
     argv: Sequence[str], *, text: str | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command here; otherwise as run_in()."""
+    """Runs a command in the calling thread's namespace; else as run_in()."""
     try:
         done = subprocess.run(
             argv,
@@ -110,6 +110,6 @@ def run(
     except OSError as error:
         raise NetworkError(f"cannot run {argv[0]}: {error.strerror}") from None
     if check and done.returncode != 0:
-        words = " / ".join((done.stderr or done.stdout).split("\n")).strip(" /")
-        raise NetworkError(f"{' '.join(argv)} failed ({done.returncode}): {words}")
+        output = " / ".join((done.stderr or done.stdout).split("\n")).strip(" /")
+        raise NetworkError(f"{' '.join(argv)} failed ({done.returncode}): {output}")
     return done

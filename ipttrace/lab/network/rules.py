@@ -1,28 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lab network's addresses and legacy rules, as iptables-restore reads them.
+"""The lab network's iptables rules, as iptables-restore reads them.
 
-This is what a new user sees in the demo, so it is laid out like a router that
-somebody looks after.  scenarios.py counts on the number of every rule: change
-both together.  Must not import anything of ipttrace.
+A new user sees these in the demo, so they look like the rules of a maintained
+router.  tests/lab/scenarios.py depends on every rule's number: change both
+together.  Must not import anything of ipttrace except addresses.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#   client ──────── lan0  router  wan0 ──────── server
-#   10.1.0.2     10.1.0.1      10.2.0.1     10.2.0.2
-#   fd00:1::2   fd00:1::1      fd00:2::1   fd00:2::2
-CLIENT4: Final = "10.1.0.2"
-CLIENT6: Final = "fd00:1::2"
-GUEST4: Final = "10.1.0.66"  # a second address of the client: the router drops it
-GUEST6: Final = "fd00:1::66"
-ROUTER4: Final = "10.1.0.1"
-ROUTER6: Final = "fd00:1::1"
-UPLINK4: Final = "10.2.0.1"
-UPLINK6: Final = "fd00:2::1"
-SERVER4: Final = "10.2.0.2"
-SERVER6: Final = "fd00:2::2"
+from ipttrace.lab.network import addresses as at
 
 _ROUTER: Final = """\
 *raw
@@ -93,7 +81,7 @@ COMMIT
 COMMIT
 """
 
-# Packets sent from inside a call, in the sender's own context.
+# Rejects packets in the sender's context: the answer is sent from inside a call.
 _CLIENT: Final = """\
 *filter
 :INPUT ACCEPT [0:0]
@@ -108,8 +96,8 @@ _CLIENT: Final = """\
 COMMIT
 """
 
-# Nothing here asks for connection tracking: it would put fragments together
-# before any table saw them, and this is where they can be seen.
+# No rule here needs conntrack, which would reassemble fragments before any table
+# sees them: this is the one place where fragments traverse tables.
 _SERVER: Final = """\
 *raw
 :PREROUTING ACCEPT [0:0]
@@ -125,24 +113,24 @@ COMMIT
 COMMIT
 """
 
-_WORDS: Final = {
+_VALUES: Final = {
     4: {
-        "guest": GUEST4,
+        "guest": at.GUEST4,
         "icmp": "icmp",
         "lan": "10.1.0.0/24",
-        "router": ROUTER4,
-        "server": SERVER4,
-        "web": f"{SERVER4}:80",
+        "router": at.ROUTER4,
+        "server": at.SERVER4,
+        "web": f"{at.SERVER4}:80",
         "unreach": "icmp-port-unreachable",
         "fragment": "-f",
     },
     6: {
-        "guest": GUEST6,
+        "guest": at.GUEST6,
         "icmp": "ipv6-icmp",
         "lan": "fd00:1::/64",
-        "router": ROUTER6,
-        "server": SERVER6,
-        "web": f"[{SERVER6}]:80",
+        "router": at.ROUTER6,
+        "server": at.SERVER6,
+        "web": f"[{at.SERVER6}]:80",
         "unreach": "icmp6-port-unreachable",
         "fragment": "-m frag",
     },
@@ -150,18 +138,18 @@ _WORDS: Final = {
 
 
 def ruleset(role: str, family: int) -> str:
-    """The rules of client, router or server for family 4 or 6."""
+    """Returns the rules of client, router or server for family 4 or 6."""
     text = {"client": _CLIENT, "router": _ROUTER, "server": _SERVER}[role]
-    return text.format(**_WORDS[family])
+    return text.format(**_VALUES[family])
 
 
 def synproxy(family: int) -> str:
-    """Rules that put SYNPROXY before the server's port 8888, as additions to the router's.
+    """Returns the router's additional rules that put SYNPROXY before the server's port 8888.
 
-    They go in front, so the numbers of FORWARD and raw PREROUTING move by two
-    and by one.
+    They are inserted at the top, so later rule numbers grow by two in FORWARD
+    and by one in raw PREROUTING.
     """
-    server = _WORDS[family]["server"]
+    server = _VALUES[family]["server"]
     return f"""\
 *raw
 -I PREROUTING 1 -d {server} -p tcp -m tcp --dport 8888 --syn -j CT --notrack

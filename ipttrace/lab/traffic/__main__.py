@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m ipttrace.lab.traffic`: the traffic generator from a shell."""
+"""`python -m ipttrace.lab.traffic`: sends lab traffic from a shell."""
 
 from __future__ import annotations
 

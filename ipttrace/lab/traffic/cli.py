@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The traffic generator from a shell: one line of JSON with the counts on stdout.
+"""Sends lab traffic from a shell; prints the counts as one line of JSON.
 
-For tests inside a guest.  Must not import a user interface.
+For tests in a guest.  Must not import tui, view or textual.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--duration", type=float, help="seconds, instead of a count")
         sub.add_argument("--ttl", type=int)
         sub.add_argument("--abort", action="store_true", help="close with a reset")
-        sub.add_argument("--no-wait", action="store_true", help="do not wait for answers")
-        sub.add_argument("--options", action="store_true", help="IPv6 destination options")
-    serve = commands.add_parser("serve", help="the servers, until stdin ends")
+        sub.add_argument("--no-wait", action="store_true", help="do not wait for replies")
+        sub.add_argument("--options", action="store_true", help="add IPv6 destination options")
+    serve = commands.add_parser("serve", help="run the servers until end of file on stdin")
     serve.add_argument("ns")
-    mix = commands.add_parser("mix", help="the demo's background traffic")
+    mix = commands.add_parser("mix", help="run the demo's background traffic")
     mix.add_argument("--prefix", default="ipt")
     mix.add_argument("--rate", type=float, default=40.0, help="packets/s, about")
     mix.add_argument("--duration", type=float, help="seconds")
-    mix.add_argument("--until-eof", action="store_true", help="end when stdin does")
+    mix.add_argument("--until-eof", action="store_true", help="end at end of file on stdin")
     return parser
 
 
@@ -79,12 +79,12 @@ def _serve(ns: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 it failed, 2 bad usage, 130 interrupted."""
+    """Returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     args = _parser().parse_args(argv)
     for name in ("rate", "count", "size"):
         value = getattr(args, name, None)
-        if value is not None and value < (1 if name == "rate" else 0):
-            print(f"--{name} {value} is too small", file=sys.stderr)
+        if value is not None and value < (least := 1 if name == "rate" else 0):
+            print(f"--{name} {value} is too small: at least {least}", file=sys.stderr)
             return 2
     try:
         if args.command == "mix":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The gentle background traffic of the demo: what a small office does, all day.
+"""The demo's background traffic: that of a small office, at a readable rate.
 
-It runs in a child process, which ends when its parent does.  Must not import a
-user interface.
+It runs in a child process, which ends with its parent.  Must not import tui, view
+or textual.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from types import TracebackType
 from typing import Final
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network import rules as at
+from ipttrace.lab.network import addresses as at
 from ipttrace.lab.network.ns import NetworkError
 from ipttrace.lab.traffic.server import CLOSED, DNS, SINK, WEB, Server
 
-# About how many packets, and what to do.
 Step = tuple[int, Callable[[], object]]
+"""The approximate number of packets, and the function that sends them."""
 
-_START_WAIT: Final = 120.0  # s; Python alone takes seconds to start in a slow guest
-_STOP_WAIT: Final = 10.0
-_ANSWER_WAIT: Final = 2.0
+_START_TIMEOUT: Final = 120.0  # s; in a slow guest Python alone needs seconds to start
+_STOP_TIMEOUT: Final = 10.0
+_REPLY_TIMEOUT: Final = 2.0
 
 
 def steps(client: str, bulk: int = 1 << 18) -> list[Step]:
-    """In the order in which they are done, round and round; bulk: bytes of an upload."""
+    """Returns the steps of a round, in order; bulk is the size of an upload in bytes."""
 
     def ping(dst: str, options: bool = False) -> Callable[[], object]:
         return lambda: traffic.ping(
-            client, dst, 1, timeout=_ANSWER_WAIT, destination_options=options
+            client, dst, 1, timeout=_REPLY_TIMEOUT, destination_options=options
         )
 
     def ask(dst: str) -> Callable[[], object]:
-        return lambda: traffic.ask(client, dst, DNS, timeout=_ANSWER_WAIT)
+        return lambda: traffic.ask(client, dst, DNS, timeout=_REPLY_TIMEOUT)
 
     def web(dst: str, port: int) -> Callable[[], object]:
         return lambda: traffic.web(client, dst, port)
@@ -52,7 +52,7 @@ def steps(client: str, bulk: int = 1 << 18) -> list[Step]:
         return lambda: traffic.udp(client, dst, port, 1, payload=bytes(size), ttl=ttl)
 
     def tcp(dst: str, port: int, send: bytes = b"") -> Callable[[], object]:
-        return lambda: traffic.tcp(client, dst, port, send=send, timeout=_ANSWER_WAIT)
+        return lambda: traffic.tcp(client, dst, port, send=send, timeout=_REPLY_TIMEOUT)
 
     return [
         (2, ask(at.SERVER4)),
@@ -89,40 +89,41 @@ def run(
     prefix: str,
     rate: float,
     duration: float | None,
-    watch: int | None,
-    each: Sequence[Step] = (),
+    until_eof: int | None,
+    round_steps: Sequence[Step] = (),
 ) -> int:
-    """Serve and send until duration (s) is over or the file descriptor watch ends; rounds done.
+    """Serves and sends for duration seconds, or until end of file on a descriptor.
 
-    rate is about packets a second as the client and the router see them; `each`
-    is a round, steps() if there is none.
+    rate is approximate, in packets/s at the client and the router.  until_eof is
+    the descriptor; None: none.  round_steps is a round, by default steps().
+    Prints "ready" once the servers are up; returns the number of complete rounds.
     """
     client = f"{prefix}-client"
     end = time.monotonic() + duration if duration is not None else float("inf")
-    watched = [] if watch is None else [watch]
+    watched = [] if until_eof is None else [until_eof]
     with Server(f"{prefix}-server"):
         print("ready", flush=True)
-        for turn in itertools.count():
-            for cost, step in each or steps(client):
+        for rounds in itertools.count():
+            for size, step in round_steps or steps(client):
                 start = time.monotonic()
-                # An answer that does not come is part of the picture, and so is
-                # a namespace in which the network is being changed.
+                # Missing replies are expected, as are errors while the network in the
+                # namespace is being changed.
                 with contextlib.suppress(OSError):
                     step()
-                pause = start + cost / rate - time.monotonic()
+                pause = start + size / rate - time.monotonic()
                 pause = max(0.0, min(pause, end - time.monotonic()))
                 if select.select(watched, [], [], pause)[0] and not os.read(watched[0], 1):
-                    return turn
+                    return rounds
                 if time.monotonic() >= end:
-                    return turn
+                    return rounds
     return 0
 
 
 class Mix:
-    """The background traffic over the network of this prefix, for a with statement.
+    """A context manager: background traffic over the network with this prefix.
 
-    rate: about this many packets a second.  Ends when told, and when its parent
-    is gone in whatever way: it holds the other end of a pipe.
+    rate is approximate, in packets/s.  The child ends with its parent, however
+    that dies: it reads from a pipe that the parent holds open.
     """
 
     def __init__(self, prefix: str = "ipt", rate: float = 40.0) -> None:
@@ -132,31 +133,31 @@ class Mix:
 
     @property
     def pid(self) -> int | None:
-        """Its process, None when it is not running."""
+        """The child's process id; None if it is not running."""
         return self._child.pid if self._child and self._child.poll() is None else None
 
     def start(self) -> None:
-        """Start it; returns when its servers are ready.  Raises NetworkError if it fails."""
+        """Starts the child; returns once its servers are ready.  Raises NetworkError."""
         argv = [sys.executable, "-m", "ipttrace.lab.traffic", "mix", "--until-eof"]
         argv += ["--prefix", self.prefix, "--rate", str(self.rate)]
         self._child = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert self._child.stdout is not None
-        ready, _, _ = select.select([self._child.stdout], [], [], _START_WAIT)
+        ready, _, _ = select.select([self._child.stdout], [], [], _START_TIMEOUT)
         if not ready or self._child.stdout.readline() != b"ready\n":
             self._child.kill()
-            _, words = self._child.communicate()
-            text = words.decode("utf-8", "replace").strip().split("\n")[-1]
-            raise NetworkError(f"the background traffic did not start: {text or 'no answer'}")
+            _, stderr = self._child.communicate()
+            text = stderr.decode("utf-8", "replace").strip().split("\n")[-1]
+            raise NetworkError(f"the background traffic did not start: {text or 'no reason given'}")
 
     def stop(self) -> None:
-        """Stop it and wait for its end."""
+        """Ends the child and waits for it."""
         child, self._child = self._child, None
         if child is None:
             return
         try:
-            child.communicate(timeout=_STOP_WAIT)
+            child.communicate(timeout=_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Bytes of the packets that no ordinary socket sends, with valid checksums.
+"""Bytes of packets that ordinary sockets do not send, with valid checksums.
 
-Pure: must not open sockets.  All functions give what follows the IP header;
-the kernel puts that on.
+All functions return what follows the IP header, which the kernel adds.  Must not
+open sockets.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ GRE: Final = 47
 ESP: Final = 50
 SCTP: Final = 132
 
-# RFC 8200, 4.6: next header and length (both filled in by the kernel), PadN of 4.
+# RFC 8200, 4.6: next header and length (the kernel fills both in), then PadN of 4.
 DESTINATION_OPTIONS: Final = b"\x00\x00\x01\x04\x00\x00\x00\x00"
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """Returns the Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\x00"
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -32,7 +32,7 @@ def checksum(data: bytes) -> int:
 
 
 def crc32c(data: bytes) -> int:
-    """The CRC that SCTP uses (RFC 9260, appendix A)."""
+    """Returns the CRC of SCTP (RFC 9260, appendix A)."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -42,7 +42,7 @@ def crc32c(data: bytes) -> int:
 
 
 def echo(family: int, ident: int, seq: int, payload: bytes) -> bytes:
-    """An echo request (RFC 792, RFC 4443); of ICMPv6 the kernel makes the checksum."""
+    """Returns an echo request (RFC 792, RFC 4443); the kernel fills in ICMPv6's checksum."""
     kind = ICMP_ECHO[family]
     body = struct.pack("!BBHHH", kind, 0, 0, ident, seq) + payload
     if family == 6:
@@ -51,7 +51,7 @@ def echo(family: int, ident: int, seq: int, payload: bytes) -> bytes:
 
 
 def tcp_syn(source: str, sport: int, dst: str, dport: int, seq: int) -> bytes:
-    """A SYN with an MSS option (RFC 9293)."""
+    """Returns a SYN with an MSS option (RFC 9293)."""
 
     def header(check: int) -> bytes:
         return struct.pack("!HHIIBBHHHBBH", sport, dport, seq, 0, 6 << 4, 2, 64240, check, 0, *mss)
@@ -59,17 +59,17 @@ def tcp_syn(source: str, sport: int, dst: str, dport: int, seq: int) -> bytes:
     mss = (2, 4, 1460)
     src, to = ipaddress.ip_address(source).packed, ipaddress.ip_address(dst).packed
     segment = header(0)
-    # The two pseudo headers, RFC 9293 3.1 and RFC 8200 8.1, sum to the same.
+    # Both pseudo headers, RFC 9293 3.1 and RFC 8200 8.1, have the same sum.
     return header(checksum(src + to + struct.pack("!HH", 6, len(segment)) + segment))
 
 
 def gre(inner: bytes, ethertype: int = 0x0800) -> bytes:
-    """GRE without options (RFC 2784) around a packet."""
+    """Returns GRE without options (RFC 2784) around a packet."""
     return struct.pack("!HH", 0, ethertype) + inner
 
 
 def inner_ipv4(payload: bytes = b"") -> bytes:
-    """A small UDP packet between two documentation addresses, for a tunnel to carry."""
+    """Returns an IPv4 UDP packet between documentation addresses, for use inside a tunnel."""
     udp = struct.pack("!HHHH", 1024, 1024, 8 + len(payload), 0) + payload
     addresses = bytes((192, 0, 2, 1, 192, 0, 2, 2))
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
@@ -78,27 +78,27 @@ def inner_ipv4(payload: bytes = b"") -> bytes:
 
 
 def esp(spi: int, seq: int) -> bytes:
-    """ESP (RFC 4303): SPI, sequence number, and what looks like a cipher text."""
+    """Returns ESP (RFC 4303): SPI, sequence number and 64 bytes in place of a ciphertext."""
     return struct.pack("!II", spi, seq) + bytes(range(64))
 
 
 def sctp_init(sport: int, dport: int, tag: int) -> bytes:
-    """An INIT chunk (RFC 9260, 3.3.2)."""
+    """Returns an INIT chunk (RFC 9260, 3.3.2)."""
     chunk = struct.pack("!BBHIIHHI", 1, 0, 20, tag, 65535, 10, 10, tag)
     head = struct.pack("!HHI", sport, dport, 0)
-    # The CRC goes on the wire with its low byte first.
+    # The CRC is sent with its low byte first.
     check = struct.pack("<I", crc32c(head + b"\0\0\0\0" + chunk))
     return head + check + chunk
 
 
 def dns_query(ident: int, name: str = "www.example.org") -> bytes:
-    """A question for an A record (RFC 1035)."""
+    """Returns a query for an A record (RFC 1035)."""
     labels = b"".join(bytes((len(part),)) + part.encode() for part in name.split("."))
     return struct.pack("!HHHHHH", ident, 0x0100, 1, 0, 0, 0) + labels + b"\0\0\x01\0\x01"
 
 
 def dns_answer(query: bytes) -> bytes:
-    """The answer to dns_query(): one A record."""
+    """Returns the answer to dns_query(), one A record; a query that is too short, unchanged."""
     if len(query) < 12:
         return query
     head = query[:2] + b"\x81\x80" + struct.pack("!HHHH", 1, 1, 0, 0)

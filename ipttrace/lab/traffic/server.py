@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lab's servers: web, DNS, and sinks, counting what arrives.
+"""The lab's servers: web, DNS and sinks, which count what arrives.
 
-One thread and one selector for them all.  Must not import a user interface.
+One thread and one selector serve all.  Must not import tui, view or textual.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DNS: Final = 53
 SINK: Final = 5001
 SYSLOG: Final = 514
 SYNPROXY: Final = 8888
-CLOSED: Final = 7  # UDP: the firewall lets it through and nobody listens
+CLOSED: Final = 7  # UDP: the firewall accepts it and no server listens
 TUNNELS: Final = (packets.GRE, packets.ESP, packets.SCTP)
 
 _PAGE: Final = b"<p>It works.</p>\n" * 64
@@ -33,11 +33,12 @@ _RESPONSE: Final = (
 
 
 class Server:
-    """Servers in one namespace, both families, for a with statement; ready once entered.
+    """A context manager: servers in one namespace, for both families, ready once entered.
 
-    received[(proto, port)] counts datagrams, and of TCP bytes; proto is "udp",
-    "tcp" or the number of an IP protocol (port 0).  Raw sockets take GRE, ESP
-    and SCTP, which the kernel would otherwise refuse with ICMP errors.
+    received[(proto, port)] counts datagrams, for TCP bytes; proto is "udp",
+    "tcp", or the number of an IP protocol (as text, with port 0).  Raw sockets
+    receive GRE, ESP and SCTP, which the kernel would otherwise answer with ICMP
+    errors.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Server:
     ) -> None:
         self.ns = ns
         self.received: Counter[tuple[str, int]] = Counter()
-        self._wanted = {"tcp": tcp, "udp": udp, "raw": raw}
+        self._ports = {"tcp": tcp, "udp": udp, "raw": raw}
         self._selector = selectors.DefaultSelector()
         self._changed = threading.Condition()
-        self._wake, self._woken = socket.socketpair()
+        self._wake_send, self._wake_receive = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name=f"servers in {ns}", daemon=True)
 
     def __enter__(self) -> Server:
-        self._selector.register(self._woken, selectors.EVENT_READ, ("wake", 0))
+        self._selector.register(self._wake_receive, selectors.EVENT_READ, ("wake", 0))
         try:
             call_in(self.ns, self._open)
         except BaseException:
@@ -72,12 +73,12 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._wake.send(b"x")
+        self._wake_send.send(b"x")
         self._thread.join()
         self._close()
 
     def wait_received(self, proto: str, port: int, count: int, timeout: float = 30.0) -> int:
-        """Wait until count has arrived, or timeout seconds; what has arrived."""
+        """Waits until count has arrived, at most timeout seconds; returns what has arrived."""
         with self._changed:
             self._changed.wait_for(lambda: self.received[proto, port] >= count, timeout)
             return self.received[proto, port]
@@ -86,17 +87,17 @@ class Server:
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             if family == socket.AF_INET6 and not os.path.exists("/proc/net/if_inet6"):
                 continue
-            for word, ports in self._wanted.items():
+            for kind, ports in self._ports.items():
                 for port in ports:
-                    self._listen(family, address, word, port)
+                    self._listen(family, address, kind, port)
 
-    def _listen(self, family: int, address: str, word: str, port: int) -> None:
-        kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "raw": socket.SOCK_RAW}
-        sock = socket.socket(family, kinds[word], port if word == "raw" else 0)
-        key = (str(port), 0) if word == "raw" else (word, port)
+    def _listen(self, family: int, address: str, kind: str, port: int) -> None:
+        types = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "raw": socket.SOCK_RAW}
+        sock = socket.socket(family, types[kind], port if kind == "raw" else 0)
+        key = (str(port), 0) if kind == "raw" else (kind, port)
         self._selector.register(sock, selectors.EVENT_READ, key)
         sock.setblocking(False)
-        if word == "raw":
+        if kind == "raw":
             return
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -104,8 +105,10 @@ class Server:
         try:
             sock.bind((address, port))
         except OSError as error:
-            raise NetworkError(f"{word} port {port} in {self.ns}: {error.strerror}") from None
-        if word == "tcp":
+            raise NetworkError(
+                f"cannot listen on {kind} port {port} in {self.ns}: {error.strerror}"
+            ) from None
+        if kind == "tcp":
             sock.listen(64)
             self._selector.modify(sock, selectors.EVENT_READ, ("listen", port))
 
@@ -114,25 +117,25 @@ class Server:
             for key, _ in self._selector.select():
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
-                word, port = key.data
-                if word == "wake":
+                kind, port = key.data
+                if kind == "wake":
                     return
-                # A client may reset or vanish at any step.
+                # A client may reset the connection at any point.
                 with contextlib.suppress(BlockingIOError, ConnectionError):
-                    if word == "listen":
+                    if kind == "listen":
                         client, _ = sock.accept()
                         self._selector.register(client, selectors.EVENT_READ, ("tcp", port))
-                    elif word == "tcp":
-                        self._stream(sock, port)
+                    elif kind == "tcp":
+                        self._receive_stream(sock, port)
                     else:
-                        self._datagram(sock, word, port)
+                        self._receive_datagram(sock, kind, port)
 
-    def _stream(self, sock: socket.socket, port: int) -> None:
+    def _receive_stream(self, sock: socket.socket, port: int) -> None:
         try:
             data = sock.recv(1 << 18)
             self._count("tcp", port, len(data))
             if data and port == WEB:
-                # The request fits one segment and the page fits the send buffer.
+                # The request fits in one segment, the page in the send buffer.
                 sock.sendall(_RESPONSE)
                 data = b""
         except BlockingIOError:
@@ -143,10 +146,10 @@ class Server:
             self._selector.unregister(sock)
             sock.close()
 
-    def _datagram(self, sock: socket.socket, word: str, port: int) -> None:
+    def _receive_datagram(self, sock: socket.socket, kind: str, port: int) -> None:
         data, peer = sock.recvfrom(1 << 16)
-        self._count(word, port, 1)
-        if word == "udp" and port == DNS:
+        self._count(kind, port, 1)
+        if kind == "udp" and port == DNS:
             with contextlib.suppress(OSError):
                 sock.sendto(packets.dns_answer(data), peer)
 
@@ -160,4 +163,4 @@ class Server:
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
         self._selector.close()
-        self._wake.close()
+        self._wake_send.close()

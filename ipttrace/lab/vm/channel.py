@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One direction of a virtio-serial port, with an end.
+"""The bytes of a virtio-serial port, with an end of file.
 
-A port has no end of file on the host: bytes may still wait in QEMU when the
-guest's writer is long gone, and the ports of a machine overtake one another.
-So the guest's init writes a random token behind the last byte of each port;
-it is cut off here.
+On the host a port has no end of file: bytes may still be queued in QEMU after
+the guest's writer has exited, and the ports of a VM have no common order.  The
+guest's init therefore writes a random token after the last byte of each port;
+it is removed here.
 
-Must not know what the bytes mean.
+Must not interpret the bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK: Final = 1 << 18
 
 
 class Tail:
-    """Takes bytes, gives them on, and notices the token that ends them."""
+    """Passes bytes through up to the token that ends them."""
 
     def __init__(self, token: bytes) -> None:
         self.token = token
@@ -30,7 +30,7 @@ class Tail:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """What of ``data`` is certainly in front of the token."""
+        """Returns the bytes that are known to precede the token; may hold back its start."""
         if self.ended:
             return b""
         data = self._held + data
@@ -39,17 +39,17 @@ class Tail:
             self.ended = True
             self._held = b""
             return data[:at]
-        keep = self._kept(data)
+        keep = self._length_held(data)
         self._held = data[len(data) - keep :]
         return data[: len(data) - keep] if keep else data
 
     def flush(self) -> bytes:
-        """What was held back, once it is certain that nothing follows."""
+        """Returns the bytes held back, once no more can follow."""
         held, self._held = self._held, b""
         return held
 
-    def _kept(self, data: bytes) -> int:
-        """Length of the longest end of ``data`` that the token starts with."""
+    def _length_held(self, data: bytes) -> int:
+        """Returns the length of the longest suffix of ``data`` that is a prefix of the token."""
         for length in range(min(len(self.token) - 1, len(data)), 0, -1):
             if data.endswith(self.token[:length]):
                 return length
@@ -57,11 +57,11 @@ class Tail:
 
 
 class Channel(threading.Thread):
-    """Carries a port's bytes to ``sink`` until the token, or the end of the machine.
+    """Delivers a port's bytes to ``sink`` until the token, or until the VM ends.
 
-    ``done`` is called once at the end, with whether the token was seen.  A
-    sink that raises OSError (a closed pipe) ends the delivery, not the
-    machine: the error is in ``error``, and what follows is dropped.
+    ``done`` is called at the end, with whether the token was seen.  If the sink
+    raises OSError (a closed pipe), the error is kept in ``error``, ``done(False)``
+    is called at once, and later bytes are dropped; the VM keeps running.
     """
 
     def __init__(
@@ -102,37 +102,32 @@ class Channel(threading.Thread):
 
 
 class Bridge:
-    """Gives the stream's port to the user as a socket that ends when the guest's command ends."""
+    """Connects the stream's port to a socket, ``user``, that ends with the guest's command."""
 
-    def __init__(self, port: socket.socket, token: bytes, done: Callable[[bool], object]) -> None:
+    def __init__(self, port: socket.socket, token: bytes) -> None:
         self.user, self._inner = socket.socketpair()
         for end in (self.user, self._inner):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._port = port
         self._to_user = Channel("stream", port, token, self._inner.sendall, self._finish)
-        self._to_guest = threading.Thread(target=self._carry, name="vm-control", daemon=True)
-        self._told = done
-        self._finished = False
+        self._to_guest = threading.Thread(target=self._forward, name="vm-control", daemon=True)
 
     def start(self) -> None:
+        """Starts a thread for each direction."""
         self._to_user.start()
         self._to_guest.start()
 
-    def _finish(self, whole: bool) -> None:
-        if self._finished:
-            return
-        self._finished = True
+    def _finish(self, complete: bool) -> None:
         with contextlib.suppress(OSError):
             self._inner.shutdown(socket.SHUT_WR)
-        self._told(whole)
 
-    def _carry(self) -> None:
+    def _forward(self) -> None:
         with contextlib.suppress(OSError):
             while data := self._inner.recv(CHUNK):
                 self._port.sendall(data)
 
     def close(self) -> None:
-        """End both directions; what the user's end holds already stays readable."""
+        """Ends both directions; what the user's end has already received stays readable."""
         for end in (self._inner, self._port):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -142,22 +137,22 @@ class Bridge:
         self._inner.close()
 
 
-class Lines:
-    """A sink that cuts bytes into lines."""
+class LineSink:
+    """A sink that calls ``receive`` with each line, without its end."""
 
-    def __init__(self, take: Callable[[str], object]) -> None:
-        self._take = take
+    def __init__(self, receive: Callable[[str], object]) -> None:
+        self._receive = receive
         self._rest = b""
 
     def __call__(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-65536:]
         for line in lines:
-            self._take(line.decode(errors="replace").rstrip("\r"))
+            self._receive(line.decode(errors="replace").rstrip("\r"))
 
 
-def sink(file: IO[bytes] | None, descriptor: int) -> Callable[[bytes], object]:
-    """Takes bytes to ``file``, at once; without one to ``descriptor``."""
+def byte_sink(file: IO[bytes] | None, descriptor: int) -> Callable[[bytes], object]:
+    """Returns a sink that writes to ``file`` and flushes; without a file, to ``descriptor``."""
 
     def to_file(data: bytes) -> None:
         assert file is not None

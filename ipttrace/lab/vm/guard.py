@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ends a virtual machine together with the process that started it.
+"""Kills the VM when the process that started it dies.
 
-Run as a script: ``lab/vm/guard.py FD COMMAND ...``.  Starts COMMAND and kills it
-as soon as the pipe FD reports that its other end is gone, which the kernel
-does for every death of the starter, SIGKILL included.  PR_SET_PDEATHSIG alone
-would not do: it follows the thread that forked, and a screen starts machines
-from threads that end.  Here it covers the guard's own death.
+A script: ``guard.py FD COMMAND ...`` starts COMMAND and kills it as soon as the
+other end of the pipe FD is closed, which the kernel does however the starter
+dies, by SIGKILL too.  PR_SET_PDEATHSIG alone is not enough: it fires when the
+forking thread ends, and the screen starts VMs from short-lived threads.  Here it
+covers the death of the guard itself.
 
 Must import nothing of ipttrace: it runs isolated (``python -I -S``).
 """
@@ -22,8 +22,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status of COMMAND; 128 + signal where one ended it."""
-    life = int(arguments[0])
+    """Returns COMMAND's exit status modulo 256; 256 - N if signal N killed it."""
+    life_pipe = int(arguments[0])
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     guard = os.getpid()
@@ -32,13 +32,13 @@ def main(arguments: list[str]) -> int:
         try:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() == guard:
-                os.close(life)
+                os.close(life_pipe)
                 os.execvp(arguments[1], arguments[1:])
         except OSError as error:
             print(f"{arguments[1]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(127)
     poll = select.poll()
-    poll.register(life, select.POLLIN)
+    poll.register(life_pipe, select.POLLIN)
     pidfd = os.pidfd_open(child)
     poll.register(pidfd, select.POLLIN)
     if all(fd != pidfd for fd, _ in poll.poll()):

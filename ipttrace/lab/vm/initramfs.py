@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the throwaway VM starts from: a small initramfs and the job that it shall do.
+"""What the throwaway VM boots into: a small initramfs, and the job to run there.
 
-The initramfs (a static busybox, seven or so modules, an init script) is made
-once per kernel and kept in the cache.  It mounts the host's root file system
-by 9p, read-only, with an overlay in memory on top, so the guest sees all that
-the host has and changes nothing of it; then the job, which a second archive
-brings, runs there.  No systemd, no udev, no network device.
+The initramfs (a static busybox, about seven modules, an init script) is built
+once per kernel and cached.  It mounts the host's root file system over 9p,
+read-only, with an overlay in memory on top: the guest sees everything on the
+host and can change none of it.  The job comes in a second archive and runs on
+that root.  No systemd, no udev, no network device.
 
-Must not start anything itself.
+Must not start a VM.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ $B mkfifo out err
 $B cat <out >$P.stdout & C1=$!
 $B cat <err >$P.stderr & C2=$!
 echo ready >$P.status
-# Not in the background: the shell would have it ignore SIGINT.
+# In the foreground: the shell makes background commands ignore SIGINT.
 if [ -n "$TERMINAL" ]; then
     SHELL=/bin/sh /usr/bin/script -qefc "stty $TERMINAL; exec sh ./command" /dev/null \\
         <$P.stdin >out 2>err
@@ -89,7 +89,7 @@ else
     $B setsid $B sh ./command </dev/null >out 2>err
 fi
 s=$?
-# What the command left behind would hold its output open for ever.
+# A process that the command left behind would keep its output open for ever.
 for p in /proc/[0-9]*; do
     case ${{p#/proc/}} in 1|$C1|$C2) ;; *) kill -9 ${{p#/proc/}} 2>/dev/null ;; esac
 done
@@ -105,13 +105,13 @@ while :; do $B sleep 1000; done
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def token_bytes(token: str) -> bytes:
-    """The bytes that the guest's init writes behind the last byte of a port."""
+def end_token(token: str) -> bytes:
+    """Returns the bytes that the guest's init writes after the last byte of a port."""
     return b"\x1e" + token.encode()
 
 
 def cpio(files: Mapping[str, bytes], folders: Sequence[str] = ()) -> bytes:
-    """A "newc" archive (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    """Returns a "newc" archive (Documentation/driver-api/early-userspace/buffer-format.rst)."""
     parts: list[bytes] = []
     entries = [(name, 0o40755, b"") for name in folders]
     entries += [(name, 0o100755, content) for name, content in files.items()]
@@ -125,10 +125,13 @@ def cpio(files: Mapping[str, bytes], folders: Sequence[str] = ()) -> bytes:
 
 
 def base_archive(kernel: Kernel) -> bytes:
-    """The part that is the same for every job of ``kernel``; from the cache where it fits."""
+    """Returns the archive that every job of ``kernel`` shares, from the cache if it is there.
+
+    Raises KernelError without busybox, or if the cache cannot be written.
+    """
     busybox = _busybox()
-    state = busybox.stat()
-    digest = hashlib.sha256(f"{INIT}|{BOOT_MODULES}|{state.st_size}|{state.st_mtime_ns}".encode())
+    status = busybox.stat()
+    digest = hashlib.sha256(f"{INIT}|{BOOT_MODULES}|{status.st_size}|{status.st_mtime_ns}".encode())
     cached = kernel.root / f"vm-{digest.hexdigest()[:16]}.cpio"
     try:
         return cached.read_bytes()
@@ -152,26 +155,26 @@ def base_archive(kernel: Kernel) -> bytes:
 
 
 def _busybox() -> Path:
-    for place in (shutil.which("busybox"), "/bin/busybox", "/usr/bin/busybox"):
-        if place and Path(place).exists():
-            return Path(place)
+    for path in (shutil.which("busybox"), "/bin/busybox", "/usr/bin/busybox"):
+        if path and Path(path).exists():
+            return Path(path)
     raise KernelError("the VM needs busybox: apt-get install busybox-static")
 
 
 def _boot_modules(kernel: Kernel) -> dict[str, bytes]:
-    """File name to content, in the order of loading; built-in ones are left out."""
+    """Returns file name → content in load order, without modules built into the kernel."""
     depends: dict[str, list[str]] = {}
     for line in (kernel.modules / "modules.dep").read_text().splitlines():
-        path, _, needs = line.partition(":")
-        depends[path] = needs.split()
-    by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in depends}
+        module, _, needs = line.partition(":")
+        depends[module] = needs.split()
+    by_name = {Path(file).name.split(".")[0].replace("-", "_"): file for file in depends}
     modules: dict[str, bytes] = {}
     for name in BOOT_MODULES:
-        own = by_name.get(name)
-        if own is None:
+        path = by_name.get(name)
+        if path is None:
             continue
-        # modules.dep names the nearest dependency first and is transitive.
-        for needed in [*reversed(depends[own]), own]:
+        # modules.dep lists all dependencies, the nearest first.
+        for needed in [*reversed(depends[path]), path]:
             short = Path(needed).name.split(".ko")[0] + ".ko"
             if short not in modules:
                 modules[short] = _read_module(kernel.modules / needed)
@@ -199,10 +202,10 @@ def job_archive(
     token: str,
     terminal: tuple[int, int] | None,
 ) -> bytes:
-    """The part that says what this machine shall do.
+    """Returns the archive of one VM's job: the command, its settings and start script.
 
-    ``terminal`` is the rows and columns of the terminal that the command gets;
-    without one its stdin is ``/dev/null``.
+    ``terminal`` is the size (rows, columns) of the command's terminal; without
+    one its stdin is ``/dev/null``.
     """
     settings = {
         "RELEASE": kernel.release,
@@ -214,7 +217,7 @@ def job_archive(
     variables = {"PATH": PATH, "HOME": "/run/ipttrace/home", "USER": "root", **environment}
     assignments = " ".join(shlex.quote(f"{key}={value}") for key, value in variables.items())
     run = f"cd {shlex.quote(str(cwd))} || exit 126\nulimit -n 65536\n"
-    # By its path: busybox's shell prefers its own applets to the programs of the same name.
+    # By path: busybox's shell prefers its own applets to programs of the same name.
     run += f"exec /usr/bin/env -i {assignments} {shlex.join(command)}\n"
     files = {
         "job/settings": "".join(f"{key}={shlex.quote(text)}\n" for key, text in settings.items()),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether KVM can be used: only where it has booted a guest.
+"""Decides whether the VM uses KVM: only if a trial guest has booted under it.
 
-``/dev/kvm`` can be there and still hang a guest for ever, so a boot under a
-time limit proves it; the answer holds until the host boots again.  Where the
-answer is no, QEMU emulates (TCG).
+``/dev/kvm`` can exist and still hang every guest, so a trial boot with a time
+limit decides.  The result is cached until the host reboots.  Without KVM, QEMU
+emulates (TCG).
 
-Must not start anything but that one guest.
+Must not start a VM itself: the caller passes the trial in.
 """
 
 from __future__ import annotations
@@ -20,58 +20,50 @@ from typing import Final
 from ipttrace.lab.kernels import Kernel, cache_dir
 
 DEVICE: Final = Path("/dev/kvm")
-PROOF_LIMIT: Final = 8.0
-"""Seconds in which a guest under KVM must run its command; a working one takes two."""
+TRIAL_LIMIT: Final = 8.0
+"""Seconds within which a guest under KVM must run its command; a working one needs two."""
 
 
-def accelerator(kernel: Kernel, progress: Callable[[str], object]) -> str:
-    """``kvm`` where it has proved itself, else ``tcg``; $IPTTRACE_ACCEL overrides."""
-    asked = os.environ.get("IPTTRACE_ACCEL", "")
-    if asked in ("kvm", "tcg"):
-        return asked
+def accelerator(
+    kernel: Kernel, progress: Callable[[str], object], boots: Callable[[Kernel], bool]
+) -> str:
+    """Returns ``kvm`` if ``boots(kernel)`` has succeeded, else ``tcg``.
+
+    $IPTTRACE_ACCEL overrides both the trial and its cached result.
+    """
+    override = os.environ.get("IPTTRACE_ACCEL", "")
+    if override in ("kvm", "tcg"):
+        return override
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return "tcg"
-    answer = remembered()
-    if answer is None:
-        progress("trying KVM (once per boot of this machine)")
-        answer = _proves_itself(kernel)
-        _remember(answer)
-    return "kvm" if answer else "tcg"
+    works = cached_result()
+    if works is None:
+        progress("trying KVM (once per boot of this host)")
+        works = boots(kernel)
+        _cache_result(works)
+    return "kvm" if works else "tcg"
 
 
-def _proves_itself(kernel: Kernel) -> bool:
-    from ipttrace.lab.vm import Machine, MachineError
-
-    try:
-        machine = Machine(
-            kernel,
-            ["true"],
-            accel="kvm",
-            boot_limit=PROOF_LIMIT,
-            cwd=Path("/"),
-            progress=lambda text: None,
-        )
-        with machine:
-            machine.start()
-            return machine.wait(PROOF_LIMIT * 2) == 0
-    except (MachineError, TimeoutError):
-        return False
+def needs_trial() -> bool:
+    """Returns whether there is a usable KVM that has not been tried since the host booted."""
+    usable = os.access(DEVICE, os.R_OK | os.W_OK)
+    return usable and cached_result() is None and "IPTTRACE_ACCEL" not in os.environ
 
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def remembered() -> bool | None:
-    """What was found since this machine booted; None where nothing was tried."""
+def cached_result() -> bool | None:
+    """Returns the result of the trial since the host booted; None without one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads((cache_dir() / "kvm.json").read_text())
-        if kept["boot_id"] == _boot_id() and isinstance(kept["works"], bool):
-            return bool(kept["works"])
+        cached = json.loads((cache_dir() / "kvm.json").read_text())
+        if cached["boot_id"] == _boot_id() and isinstance(cached["works"], bool):
+            return bool(cached["works"])
     return None
 
 
-def _remember(works: bool) -> None:
+def _cache_result(works: bool) -> None:
     with contextlib.suppress(OSError):
         file = cache_dir() / "kvm.json"
         fresh = file.with_suffix(f".{os.getpid()}")

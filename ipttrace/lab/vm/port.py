@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guest's end of the stream's channel: a virtio-serial port.
+"""The guest's end of the stream: a virtio-serial port.
 
-Runs inside the throwaway VM.  Must not import anything of ipttrace, so that a
-guest under emulation does not pay for it.
+Runs inside the throwaway VM.  Must not import anything of ipttrace, to keep its
+start cheap in an emulated guest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PORTS: Final = Path("/sys/class/virtio-ports")
 
 
 def port_path(name: str = STREAM) -> Path | None:
-    """The device of the port called ``name``; None where the machine has none."""
+    """Returns the device of the port ``name``; None if the VM has none."""
     link = Path("/dev/virtio-ports") / name
     if link.exists():
         return link
@@ -28,16 +28,16 @@ def port_path(name: str = STREAM) -> Path | None:
 
 
 def open_stream_port(name: str = STREAM) -> int:
-    """A file descriptor (read and write) of the port; the caller closes it.
+    """Opens the port for reading and writing; the caller closes the descriptor.
 
-    Writes block until the host takes them; the driver takes 32 KiB a write, so
-    a short count is normal.  Raises FileNotFoundError where there is no such
-    port, OSError (EBUSY) where it is open already.
+    Writes block until the host reads.  The driver accepts 32 KiB a write, so
+    short writes are normal.  Raises FileNotFoundError if there is no such port,
+    OSError (EBUSY) if it is already open.
     """
     path = port_path(name)
     if path is None:
         subprocess.run(["modprobe", "-q", "virtio_console"], check=False)
         path = port_path(name)
     if path is None:
-        raise FileNotFoundError(f"this machine has no virtio port named {name}")
+        raise FileNotFoundError(f"no virtio port {name}: not a throwaway VM with a stream")
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How QEMU is called for the throwaway VM.
+"""QEMU's arguments for the throwaway VM.
 
 Must not start anything.
 """
@@ -14,12 +14,12 @@ from ipttrace.lab.kernels import Kernel
 
 QEMU: Final = "qemu-system-x86_64"
 
-# tsc=reliable: the emulator's counters agree, but look as if they did not; without
-# it the kernel may read the time from an emulated HPET, at microseconds a read.
-# clearcpuid=112 (rep_good): the emulator is slow at string instructions; with the
-# kernel's other memcpy it traced a sixth more packets.
-# loglevel=4: errors and worse reach the console, a flood of TRACE lines does not;
-# dmesg has everything.  An oops ends the machine, else a test would wait for ever.
+# tsc=reliable: the emulated counters agree, but the kernel may judge that they do
+# not and read the time from an emulated HPET, which takes microseconds.
+# clearcpuid=112 (rep_good): the emulator is slow at string instructions; the
+# kernel's other memcpy traces a sixth more packets.
+# loglevel=4: errors reach the console, floods of TRACE lines do not; dmesg has
+# everything.  oops=panic: otherwise a test would wait for ever.
 KERNEL_ARGUMENTS: Final = (
     *("console=ttyS0", "loglevel=4", "panic=-1", "oops=panic", "log_buf_len=8M"),
     *("mitigations=off", "nowatchdog", "rcupdate.rcu_cpu_stall_timeout=120"),
@@ -28,7 +28,7 @@ KERNEL_ARGUMENTS: Final = (
 
 CPU: Final = {
     "kvm": "host",
-    # Five-level page tables make every page walk of the emulator longer.
+    # Five-level page tables lengthen every page walk of the emulator.
     "tcg": "max,la57=off,erms=off,fsrm=off",
 }
 
@@ -46,20 +46,21 @@ def qemu_arguments(
     one_thread: bool = False,
     counted: bool = False,
 ) -> list[str]:
-    """QEMU's arguments; ``initramfs`` and the values of ``ports`` are descriptors it inherits.
+    """Returns QEMU's arguments; ``initramfs`` and ``ports``' values are inherited descriptors.
 
-    A port becomes ``org.ipttrace.<name>`` in the guest, but ``console``, which
-    is the serial line.
+    A port appears as ``org.ipttrace.<name>`` in the guest, except ``console``,
+    which is the serial line.
 
-    ``one_thread``: emulate all CPUs in one thread.  With a thread for each, QEMU
-    before 8.1 misses writes to code that another CPU is just translating: a
-    guest that patches its code under load may run an int3 that is gone again.
+    ``one_thread``: emulates all CPUs in one thread.  With a thread per CPU, QEMU
+    before 8.1 misses writes to code that another CPU is translating: a guest
+    that patches its code under load may run an int3 already removed.
 
-    ``counted``: a nanosecond of the guest is one instruction, so that what is
-    measured there is the same however busy the host is; one emulated CPU only.
+    ``counted``: a nanosecond in the guest is one instruction, so that
+    measurements do not depend on the host's load.  Raises ValueError unless
+    there is one emulated CPU.
     """
     if counted and (accel != "tcg" or cpus != 1):
-        raise ValueError("instructions are counted with one emulated CPU only")
+        raise ValueError("counting instructions needs accel='tcg' and cpus=1")
     threads = "single" if one_thread or counted else "multi"
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
@@ -85,7 +86,7 @@ def qemu_arguments(
 
 
 def _file_system(tag: str, path: Path, options: str) -> list[str]:
-    # A comma in a QEMU option is written twice.
+    # QEMU's escape for a comma in an option is a second comma.
     quoted = str(path).replace(",", ",,")
     return [
         *("-fsdev", f"local,id={tag},path={quoted},security_model=none,{options}"),

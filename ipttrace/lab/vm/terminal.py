@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The user's terminal, lent to a command in the guest.
+"""The user's terminal, connected to a command in the guest.
 
-The guest's command has a terminal of its own (script(1)); this one is raw
-meanwhile, so that Ctrl-C and the arrows reach the guest.
+In the guest, script(1) gives the command a terminal.  The user's terminal is in
+raw mode meanwhile, so that Ctrl-C and arrow keys reach the guest.
 
-Must give the terminal back as it was, whatever happens.
+Must restore the terminal's settings in every case.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any, Final
 CHUNK: Final = 4096
 
 
-def at_a_terminal() -> bool:
-    """Whether a person sits at both ends of this process."""
+def on_terminal() -> bool:
+    """Returns whether both stdin and stdout are a terminal."""
     return os.isatty(0) and os.isatty(1)
 
 
-def size() -> tuple[int, int]:
-    """Rows and columns."""
+def terminal_size() -> tuple[int, int]:
+    """Returns rows and columns of the terminal on stdin; 24 × 80 if there is none."""
     with contextlib.suppress(OSError):
         columns, rows = os.get_terminal_size(0)
         if rows and columns:
@@ -37,42 +37,42 @@ def size() -> tuple[int, int]:
 
 
 class Terminal:
-    """Carries what is typed to ``port`` until closed."""
+    """Sends typed bytes to ``port`` until closed."""
 
     def __init__(self, port: socket.socket, descriptor: int = 0) -> None:
         self._port = port
         self._descriptor = descriptor
-        self._before: list[Any] | None = None
-        self._wake, self._waker = os.pipe()
-        self._thread = threading.Thread(target=self._carry, name="vm-keys", daemon=True)
+        self._saved: list[Any] | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        self._thread = threading.Thread(target=self._forward, name="vm-keys", daemon=True)
 
     def open(self) -> None:
-        """Make the terminal raw, and begin."""
-        self._before = termios.tcgetattr(self._descriptor)
+        """Switches the terminal to raw mode and starts forwarding."""
+        self._saved = termios.tcgetattr(self._descriptor)
         tty.setraw(self._descriptor)
         self._thread.start()
 
     def close(self) -> None:
-        """Give the terminal back; may be called often."""
-        if self._before is None:
+        """Stops forwarding and restores the terminal; may be called more than once."""
+        if self._saved is None:
             return
-        before, self._before = self._before, None
-        os.write(self._waker, b"x")
+        saved, self._saved = self._saved, None
+        os.write(self._wake_write, b"x")
         self._thread.join()
-        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, before)
-        os.close(self._wake)
-        os.close(self._waker)
+        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, saved)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
         sys.stderr.flush()
 
-    def _carry(self) -> None:
+    def _forward(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                ready, _, _ = select.select([self._descriptor, self._wake], [], [])
-                if self._wake in ready:
+                ready, _, _ = select.select([self._descriptor, self._wake_read], [], [])
+                if self._wake_read in ready:
                     return
                 keys = os.read(self._descriptor, CHUNK)
                 if not keys:
                     break
                 self._port.sendall(keys)
-            # Not closed: QEMU would drop what it has not yet read.
+            # Shut down, not closed: QEMU would drop what it has not yet read.
             self._port.shutdown(socket.SHUT_WR)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The demo comes up for root and for anybody, shows what it promises, and leaves nothing."""
+"""The demo works for root and ordinary users, shows all kinds of rules, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ import pytest
 
 from tests.paths import PROJECT
 
-HANG: Final = 60.0  # s; a limit for what hangs, not for what is slow
+HANG: Final = 60.0  # s; detects hangs, tolerates slowness
 NOBODY: Final = 65534
-# As an ordinary user has it: without the programs of root.
+# An ordinary user's: PATH has no sbin folders.
 ENVIRONMENT: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "TERM": "xterm-256color"}
 DEMO: Final = (sys.executable, "-m", "ipttrace", "demo")
 
 
 def _as(user: str) -> dict[str, Any]:
-    """What makes a command that user's."""
+    """Returns the options of Popen that run a command as this user."""
     if user == "root" or os.geteuid() != 0:
         return {}
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -40,13 +40,13 @@ def _as(user: str) -> dict[str, Any]:
 
 @pytest.fixture(params=["root", "ordinary user"])
 def user(request: pytest.FixtureRequest) -> str:
-    """Who starts the demo; skips where the host does not let them."""
+    """The user who starts the demo; skips if the host forbids it."""
     name = str(request.param)
     if name == "root" and os.geteuid() != 0:
         pytest.skip("needs root")
-    for needed in ("nft", "iptables-nft-restore", "unshare"):
-        if not shutil.which(needed, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
-            pytest.skip(f"{needed} is not installed")
+    for program in ("nft", "iptables-nft-restore", "unshare"):
+        if not shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
+            pytest.skip(f"{program} is not installed")
     kinds = "-nm" if name == "root" else "-Unm"
     probe = ["unshare", kinds, "-p", "-f", sys.executable, "-c", "import ipttrace.cli"]
     done = subprocess.run(
@@ -59,12 +59,12 @@ def user(request: pytest.FixtureRequest) -> str:
         **_as(name),
     )
     if done.returncode != 0:
-        pytest.skip(f"no namespaces for {name} here: {done.stderr.strip()}")
+        pytest.skip(f"{name} cannot create namespaces: {done.stderr.strip()}")
     return name
 
 
 class Running:
-    """A demo, and all processes that it is made of."""
+    """A demo and all its processes."""
 
     def __init__(self, user: str, arguments: Sequence[str], **options: Any) -> None:
         options = {"stdin": subprocess.DEVNULL, **options}
@@ -75,43 +75,45 @@ class Running:
         self.lines: list[str] = []
         self._rest = b""
         self._fds: dict[int, int] = {}
-        self.spaces: set[int] = set()
+        self.namespaces: set[int] = set()
 
     def read_until(self, *words: Sequence[str]) -> list[str]:
-        """Reads rows until for each of `words` one has come that has them all; these rows."""
-        wanted = {tuple(each): "" for each in words}
+        """Reads rows until each set of words is in one row; returns these rows."""
+        matches = {tuple(each): "" for each in words}
         assert self.process.stdout is not None
-        while not all(wanted.values()):
+        while not all(matches.values()):
             ready, _, _ = select.select([self.process.stdout], [], [], HANG)
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
-            assert data, self._story([each for each, found in wanted.items() if not found])
+            assert data, self._failure([each for each, found in matches.items() if not found])
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in (raw.decode() for raw in lines):
                 self.lines.append(line)
-                for each, found in wanted.items():
+                for each, found in matches.items():
                     if not found and set(each) <= set(line.split()):
-                        wanted[each] = line
-        return list(wanted.values())
+                        matches[each] = line
+        return list(matches.values())
 
-    def _story(self, wanted: object) -> str:
+    def _failure(self, missing: object) -> str:
+        """Kills the demo; returns what it printed and which words are missing."""
         self.process.kill()
         assert self.process.stderr is not None
-        said = self.process.stderr.read().decode()
-        return "\n".join([*self.lines[-40:], said, f"never came: {wanted}"])
+        stderr = self.process.stderr.read().decode()
+        return "\n".join([*self.lines[-40:], stderr, f"missing: {missing}"])
 
-    def look(self) -> None:
-        """Takes note of its processes and of the network namespaces that they are in."""
-        self.spaces.update(_spaces(_family(self.process.pid)))
-        for pid in _family(self.process.pid):
+    def note_processes(self) -> None:
+        """Remembers its processes and their network namespaces."""
+        self.namespaces.update(_namespaces(_descendants(self.process.pid)))
+        for pid in _descendants(self.process.pid):
             if pid not in self._fds:
                 self._fds[pid] = os.pidfd_open(pid)
-        assert len(self._fds) >= 4  # the command, the one between, the agent, the network
+        assert len(self._fds) >= 4  # the command, its child, the agent, the network
 
-    def wait_for_the_end_of_all(self) -> None:
+    def wait_for_all(self) -> None:
+        """Waits until the remembered processes have ended."""
         for pid, fd in self._fds.items():
             if pid == self.process.pid:
-                continue  # ours to wait for
-            assert select.select([fd], [], [], HANG)[0], f"process {pid} is still there"
+                continue  # this process's child: close() waits for it
+            assert select.select([fd], [], [], HANG)[0], f"process {pid} is still running"
 
     def close(self) -> None:
         self.process.kill()
@@ -123,24 +125,24 @@ class Running:
             os.close(fd)
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+def _descendants(pid: int) -> list[int]:
+    """Returns the process and all its descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The name may hold anything, a ")" too.
+            # The name may contain any character, even ")".
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
         children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
     found = [pid]
-    for one in found:
-        found += children.get(one, [])
+    for each in found:
+        found += children.get(each, [])
     return found
 
 
-def _spaces(pids: Sequence[int] | None = None) -> set[int]:
-    """The network namespaces of these processes, or of all, as far as they may be seen."""
+def _namespaces(pids: Sequence[int] | None = None) -> set[int]:
+    """Returns the readable network namespaces of these processes, by default of all."""
     found = set()
     for pid in pids if pids is not None else map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
@@ -151,7 +153,7 @@ def _spaces(pids: Sequence[int] | None = None) -> set[int]:
 
 
 def _named() -> set[str]:
-    """Namespaces by name, but for those of tests, which may run beside these."""
+    """Returns the named namespaces, except those of tests running at the same time."""
     names = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
     return {name for name in names if not re.fullmatch(r"ipt\d+-\d+", name)}
 
@@ -161,29 +163,29 @@ Start = Callable[..., Running]
 
 @pytest.fixture
 def start(user: str) -> Iterator[Start]:
-    """Starts demos; afterwards there is nothing of them."""
-    spaces, named = _spaces(), _named()
+    """Starts demos; checks afterwards that nothing is left of them."""
+    namespaces, named = _namespaces(), _named()
     with ExitStack() as stack:
 
         def begin(*arguments: str, **options: Any) -> Running:
             running = Running(user, arguments, **options)
             stack.callback(running.close)
-            begun.append(running)
+            started.append(running)
             return running
 
-        begun: list[Running] = []
+        started: list[Running] = []
         yield begin
-        for running in begun:
+        for running in started:
             assert running.process.poll() is not None
-            running.wait_for_the_end_of_all()
-            assert not (running.spaces - spaces) & _spaces()
+            running.wait_for_all()
+            assert not (running.namespaces - namespaces) & _namespaces()
     assert _named() == named
 
 
-def test_rows_of_every_kind_of_rules_come_and_the_puzzle_can_be_solved(start: Start) -> None:
+def test_rows_of_all_kinds_of_rules_appear_and_the_puzzle_can_be_solved(start: Start) -> None:
     demo = start("--text")
-    # THEN there are rows of iptables-nft, of nftables and of legacy iptables, of
-    # both families, with every verdict, and the one that drops HTTPS is among them
+    # THEN there are rows of iptables-nft, nftables and iptables-legacy, of both
+    # families, with every verdict, and among them the one that drops HTTPS
     demo.read_until(
         ("ipt-client", "filter", "POLICY-OUT"),
         ("ipt-router", "mangle", "PREROUTING"),
@@ -196,8 +198,8 @@ def test_rows_of_every_kind_of_rules_come_and_the_puzzle_can_be_solved(start: St
         ("ipt-server", "shield", "https", "DROP", "10.2.0.2:443"),
         ("ipt-server", "shield", "https", "ACCEPT", "[fd00:2::2]:443"),
     )
-    demo.look()
-    # and an interrupt ends it, with the summary
+    demo.note_processes()
+    # AND an interrupt ends it, with the summary
     demo.process.send_signal(signal.SIGINT)
     _, err = demo.process.communicate(timeout=HANG)
     assert demo.process.returncode == 130
@@ -206,20 +208,20 @@ def test_rows_of_every_kind_of_rules_come_and_the_puzzle_can_be_solved(start: St
     assert line.endswith("engine=netlink")
 
 
-def test_it_ends_by_itself_after_its_time(start: Start) -> None:
+def test_it_ends_after_its_duration(start: Start) -> None:
     demo = start("--duration", "1")
     out, err = demo.process.communicate(timeout=HANG)
     assert demo.process.returncode == 0, err.decode()
     rows = int(err.decode().split()[0].removeprefix("rows="))
     assert rows > 0
-    # one line of titles
+    # plus a line of titles
     assert len(out.splitlines()) == rows + 1
 
 
-def test_only_what_the_filter_takes_is_shown(start: Start) -> None:
+def test_only_packets_that_match_the_filter_are_shown(start: Start) -> None:
     demo = start("--text", "tcp", "port", "443")
     demo.read_until(("shield", "DROP"))
-    demo.look()
+    demo.note_processes()
     demo.process.send_signal(signal.SIGTERM)
     out, err = demo.process.communicate(timeout=HANG)
     assert err.decode().startswith("rows=")
@@ -227,7 +229,7 @@ def test_only_what_the_filter_takes_is_shown(start: Start) -> None:
         assert ":443" in line
 
 
-def test_a_recording_of_it_can_be_replayed(start: Start, tmp_path: Path) -> None:
+def test_its_recording_can_be_replayed(start: Start, tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o777)
     demo = start("--duration", "1", "--record", str(tmp_path / "demo.iptr"))
@@ -240,12 +242,12 @@ def test_a_recording_of_it_can_be_replayed(start: Start, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_of_one_that_is_killed(start: Start, number: signal.Signals) -> None:
+def test_nothing_is_left_of_a_killed_demo(start: Start, number: signal.Signals) -> None:
     demo = start("--text")
     demo.read_until(("ipt-router",))
-    demo.look()
+    demo.note_processes()
     demo.process.send_signal(number)
-    # Nobody reads on meanwhile; and then all of it is gone, see `start`.
+    # `start` checks that all of it is gone.
     demo.process.communicate(timeout=HANG)
 
 
@@ -253,11 +255,11 @@ def test_nothing_is_left_of_one_that_is_killed(start: Start, number: signal.Sign
 def test_nothing_is_left_when_one_of_its_processes_is_killed(start: Start, which: int) -> None:
     demo = start("--text")
     demo.read_until(("ipt-router",))
-    demo.look()
-    # The one between, the agent, and the network with its traffic.
-    os.kill(_family(demo.process.pid)[which], signal.SIGKILL)
+    demo.note_processes()
+    # The command's child, the agent, or the network with its traffic.
+    os.kill(_descendants(demo.process.pid)[which], signal.SIGKILL)
     if which == 3:
-        # Without traffic nothing comes any more; the agent is as it was.
+        # Only the traffic has stopped; the agent is still running.
         demo.process.send_signal(signal.SIGINT)
     _, err = demo.process.communicate(timeout=HANG)
     assert demo.process.returncode in ((130,) if which == 3 else (1,)), err.decode()
@@ -265,7 +267,7 @@ def test_nothing_is_left_when_one_of_its_processes_is_killed(start: Start, which
     assert any(line.startswith("rows=") for line in err.decode().splitlines())
 
 
-def test_a_bad_filter_is_pointed_at(start: Start) -> None:
+def test_the_error_in_a_filter_is_pointed_at(start: Start) -> None:
     demo = start("--text", "no such thing")
     out, err = demo.process.communicate(timeout=HANG)
     assert (demo.process.returncode, out) == (2, b"")
@@ -274,7 +276,7 @@ def test_a_bad_filter_is_pointed_at(start: Start) -> None:
     assert pointer == ["  no such thing", "  ^"]
 
 
-def test_the_screen_shows_it_and_leaving_ends_it(start: Start) -> None:
+def test_the_screen_shows_it_and_quitting_ends_it(start: Start) -> None:
     far, near = pty.openpty()
     fcntl.ioctl(near, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))
     demo = start(stdin=near, stdout=near, stderr=near, start_new_session=True)
@@ -283,7 +285,7 @@ def test_the_screen_shows_it_and_leaving_ends_it(start: Start) -> None:
 
     def read_until(*words: bytes) -> None:
         nonlocal drawn
-        # It draws all the time, so that silence is not what ends this.
+        # The screen redraws all the time: select() alone would never time out.
         end = time.monotonic() + HANG
         while not all(word in drawn for word in words):
             assert select.select([far], [], [], HANG)[0], drawn[-4000:]
@@ -291,16 +293,16 @@ def test_the_screen_shows_it_and_leaving_ends_it(start: Start) -> None:
             drawn += os.read(far, 65536)
 
     read_until(b"demo: why does 10.2.0.2", b"ipt-", b"POSTROUTING")
-    demo.look()
+    demo.note_processes()
     os.write(far, b"q")
     read_until(b"engine=netlink")
-    # A terminal that nobody reads holds up the last words.
+    # An unread terminal would block the last output.
     assert demo.process.wait(HANG) == 0
     os.close(far)
 
 
-def test_where_there_are_no_namespaces_it_is_said_in_one_line(user: str) -> None:
-    # GIVEN somebody who may make none: apart, so that the host's limit stays
+def test_forbidden_namespaces_are_a_one_line_error(user: str) -> None:
+    # GIVEN a user who may create none, in a user namespace, so that the host's limit stays
     number = "0" if user == "root" else "1000"
     script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     argv = ["unshare", "-U", f"--map-user={number}", f"--map-group={number}", "--keep-caps"]
@@ -316,7 +318,7 @@ def test_where_there_are_no_namespaces_it_is_said_in_one_line(user: str) -> None
         timeout=HANG,
         **_as(user),
     )
-    # THEN one line says so, and what can be done
+    # THEN one line has the reason and a remedy
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert "(user.max_user_namespaces is 0)" in line
@@ -324,9 +326,9 @@ def test_where_there_are_no_namespaces_it_is_said_in_one_line(user: str) -> None
     assert ("`sudo ipttrace demo`" in line) == (user != "root")
 
 
-def test_where_programs_are_missing_it_is_said_in_one_line(tmp_path: Path) -> None:
+def test_missing_programs_are_a_one_line_error(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom ipttrace.lab import demo\ndemo._SYSTEM = ()\n"
+        "import sys\nfrom ipttrace.lab.demo import processes\nprocesses._SYSTEM_PATH = ()\n"
         "from ipttrace.cli import main\nsys.exit(main(['demo', '--text']))\n"
     )
     done = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cache of kernels: found, never half there, and one clear line when it cannot be filled."""
+"""The kernel cache: finds kernels, holds only complete ones, and has one-line errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def put(cache: Path, release: str, complete: bool = True) -> None:
+def add_kernel(cache: Path, release: str, complete: bool = True) -> None:
     folder = cache / "kernels" / release
     folder.mkdir(parents=True)
     if complete:
@@ -49,13 +49,13 @@ def put(cache: Path, release: str, complete: bool = True) -> None:
 
 
 def test_the_newest_kernel_of_a_series_is_found(cache: Path) -> None:
-    # GIVEN kernels whose names sort otherwise than their versions, and one half unpacked
+    # GIVEN kernels whose names do not sort like their versions, and an incomplete one
     for release in ("6.1.0-9-amd64", "6.1.0-56-amd64", "6.12.117+deb12-amd64"):
-        put(cache, release)
-    put(cache, "6.1.0-99-amd64", complete=False)
-    # WHEN one is asked for by series or release
+        add_kernel(cache, release)
+    add_kernel(cache, "6.1.0-99-amd64", complete=False)
+    # WHEN they are looked up by series or release
     found = [kernels.find(name) for name in ("6.1", "6.12", "6.1.0-9-amd64", "5.10", "6")]
-    # THEN 6.1 is not 6.12, and what is half there is not there
+    # THEN 6.1 does not match 6.12, and the incomplete one is not found
     assert [kernel and kernel.release for kernel in found] == [
         "6.1.0-56-amd64",
         "6.12.117+deb12-amd64",
@@ -76,7 +76,7 @@ def test_the_cache_folder_follows_the_environment(
     assert kernels.cache_dir() == tmp_path / ".cache" / "ipttrace"
 
 
-def test_a_stanza_of_the_package_lists_is_read() -> None:
+def test_a_stanza_of_the_package_lists_is_parsed() -> None:
     package = kernels_apt.parse(STANZA)
     assert package is not None
     assert (package.name, package.size, package.installed) == (
@@ -89,8 +89,8 @@ def test_a_stanza_of_the_package_lists_is_read() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["", "../6.1", "6.1; rm", "-amd64", "six"])
-def test_what_is_no_kernel_is_refused_before_anything_is_asked(cache: Path, wanted: str) -> None:
-    with pytest.raises(KernelError, match="is no kernel release"):
+def test_an_invalid_release_is_rejected_before_any_command_runs(cache: Path, wanted: str) -> None:
+    with pytest.raises(KernelError, match="not a kernel release"):
         kernels.ensure(wanted)
     assert not cache.exists()
 
@@ -101,16 +101,18 @@ def fake_packages(monkeypatch: pytest.MonkeyPatch, size: int = 1) -> None:
     monkeypatch.setattr(kernels, "packages_of", lambda wanted: (RELEASE, found))
 
 
-def test_a_full_disk_is_told_before_the_download(
+def test_too_little_disk_space_is_reported_before_the_download(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_packages(monkeypatch, size=1 << 60)
-    with pytest.raises(KernelError, match=r"needs \d+ MB in .*, \d+ MB are free: make room"):
+    with pytest.raises(KernelError, match=r"needs \d+ MB in .*, \d+ MB are free: free some space"):
         kernels.ensure("6.1")
     assert kernels.available() == []
 
 
-def test_a_kernel_that_nobody_has_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_kernel_is_a_one_line_error(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels_apt, "show", lambda name: None)
     monkeypatch.setattr(kernels_apt, "refresh_lists", lambda: False)
     with pytest.raises(KernelError, match=r"have no kernel 9\.9: run `apt-get update`") as error:
@@ -158,7 +160,7 @@ CONTENT = [
 def test_headers_in_the_cache_need_nothing_in_usr_src(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # GIVEN Debian's packages, whose Makefile and link name /usr/src
+    # GIVEN Debian's packages, whose Makefile and link refer to /usr/src
     fake_packages(monkeypatch)
 
     def download(packages: Sequence[Package], folder: Path, progress: object) -> list[Path]:
@@ -166,12 +168,12 @@ def test_headers_in_the_cache_need_nothing_in_usr_src(
         return [make_deb(folder, package, files) for package, files in pairs]
 
     monkeypatch.setattr(kernels, "download", download)
-    # WHEN the kernel is fetched, and the cache then moved
+    # WHEN the kernel is downloaded, and the cache then moved
     kernel = kernels.ensure("6.1")
     moved = cache.rename(tmp_path / "elsewhere")
     headers = moved / kernel.headers.relative_to(cache)
     build = moved / kernel.modules.relative_to(cache) / "build"
-    # THEN make works in it, and the modules' link leads there
+    # THEN make works in it, and the modules' link points there
     assert build.resolve() == headers.resolve()
     done = subprocess.run(["make", "-s", "-C", headers], capture_output=True, text=True)
     assert done.stdout == "the common Makefile\n"
@@ -180,10 +182,10 @@ def test_headers_in_the_cache_need_nothing_in_usr_src(
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
-def test_a_broken_download_leaves_no_half_kernel(
+def test_a_broken_download_leaves_no_incomplete_kernel(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # GIVEN a package that is cut off
+    # GIVEN a truncated package
     fake_packages(monkeypatch)
 
     def download(packages: Sequence[Package], folder: Path, progress: object) -> list[Path]:
@@ -192,7 +194,7 @@ def test_a_broken_download_leaves_no_half_kernel(
         return [file]
 
     monkeypatch.setattr(kernels, "download", download)
-    # WHEN it is unpacked THEN one line says so, and nothing is left
+    # WHEN it is unpacked THEN the error is one line, and nothing is left
     with pytest.raises(KernelError, match="cannot unpack") as error:
         kernels.ensure("6.1")
     assert "\n" not in str(error.value)
@@ -219,7 +221,7 @@ def bzimage(payload: bytes) -> bytes:
     return bytes(setup) + bytes(16) + payload
 
 
-def test_the_elf_image_is_taken_out_of_a_bzimage(tmp_path: Path) -> None:
+def test_the_elf_image_is_extracted_from_a_bzimage(tmp_path: Path) -> None:
     image = elf(OTHER + PVH)
     (tmp_path / "bz").write_bytes(bzimage(gzip.compress(image)))
     assert extract_vmlinux(tmp_path / "bz", tmp_path / "elf")
@@ -236,15 +238,15 @@ def test_the_elf_image_is_taken_out_of_a_bzimage(tmp_path: Path) -> None:
         bzimage(gzip.compress(elf(OTHER))),
         bzimage(gzip.compress(elf(PVH)))[:-40],
     ],
-    ids=["empty", "text", "compression", "payload", "no entry", "cut off"],
+    ids=["empty", "text", "compression", "payload", "no entry", "truncated"],
 )
-def test_an_image_that_cannot_be_opened_is_booted_as_it_is(tmp_path: Path, image: bytes) -> None:
+def test_an_image_that_cannot_be_unpacked_is_left_as_it_is(tmp_path: Path, image: bytes) -> None:
     (tmp_path / "bz").write_bytes(image)
     assert not extract_vmlinux(tmp_path / "bz", tmp_path / "elf")
     assert not (tmp_path / "elf").exists()
 
 
-def test_an_elf_whose_lengths_lie_is_no_kernel() -> None:
+def test_an_elf_with_wrong_lengths_has_no_pvh_entry() -> None:
     image = elf(PVH)
     for at in range(len(image)):
         has_pvh_entry(image[:at])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The output of a guest's command arrives whole, at once, and has an end."""
+"""The output of a guest's command arrives complete, without delay, and ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipttrace.lab.vm.channel import Bridge, Channel, Tail
-from ipttrace.lab.vm.initramfs import token_bytes
+from ipttrace.lab.vm.initramfs import end_token
 
-TOKEN = token_bytes("0123456789abcdef0123456789abcdef")
+TOKEN = end_token("0123456789abcdef0123456789abcdef")
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+def cut(data: bytes, positions: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(position % (len(data) + 1) for position in positions)})
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
@@ -26,13 +26,13 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     st.lists(st.sampled_from([b"\x1e", b"\x1e0", TOKEN[:-1], b"text\n", b"\0\xff", b"0123"])),
     st.lists(st.integers(min_value=0, max_value=10_000)),
 )
-def test_output_is_whole_wherever_it_is_cut(parts: list[bytes], places: list[int]) -> None:
-    # GIVEN output that looks like the token again and again, and the token at its end
+def test_output_is_complete_wherever_it_is_cut(parts: list[bytes], positions: list[int]) -> None:
+    # GIVEN output with many prefixes of the token, and the token at its end
     output = b"".join(parts)
     tail = Tail(TOKEN)
-    # WHEN it comes in pieces
-    got = b"".join(tail.feed(piece) for piece in cut(output + TOKEN, places))
-    # THEN all of it came, nothing of the token, and the end was seen
+    # WHEN it arrives in pieces
+    got = b"".join(tail.feed(piece) for piece in cut(output + TOKEN, positions))
+    # THEN all of it is delivered, without the token, and the end is detected
     assert got == output
     assert tail.ended
     assert tail.flush() == b""
@@ -43,18 +43,18 @@ def test_a_prompt_without_a_newline_is_not_held_back() -> None:
     assert tail.feed(b"password: ") == b"password: "
 
 
-def test_output_of_a_guest_that_dies_is_kept_to_the_last_byte() -> None:
+def test_the_output_of_a_guest_that_dies_is_complete() -> None:
     tail = Tail(TOKEN)
     assert tail.feed(b"almost" + TOKEN[:5]) + tail.flush() == b"almost" + TOKEN[:5]
 
 
-def test_nothing_behind_the_end_is_shown() -> None:
+def test_bytes_after_the_end_are_dropped() -> None:
     tail = Tail(TOKEN)
     assert tail.feed(b"all" + TOKEN + b"late") == b"all"
     assert tail.feed(b"later") == b""
 
 
-def test_a_reader_that_went_away_does_not_stop_the_guest() -> None:
+def test_a_closed_reader_does_not_stop_the_guest() -> None:
     # GIVEN a sink that is closed
     ours, theirs = socket.socketpair()
     ends: list[bool] = []
@@ -64,11 +64,11 @@ def test_a_reader_that_went_away_does_not_stop_the_guest() -> None:
 
     channel = Channel("stdout", ours, TOKEN, closed, ends.append)
     channel.start()
-    # WHEN the guest goes on writing, and ends
+    # WHEN the guest continues to write, and ends
     theirs.sendall(b"x" * 100_000)
     theirs.sendall(b"more" + TOKEN)
     channel.join(30)
-    # THEN it was read to its end, and the error is known
+    # THEN its output is read to the end, and the error is kept
     assert not channel.is_alive()
     assert isinstance(channel.error, BrokenPipeError)
     assert ends[-1] is True
@@ -79,7 +79,7 @@ def test_a_reader_that_went_away_does_not_stop_the_guest() -> None:
 @pytest.fixture
 def bridge():  # type: ignore[no-untyped-def]
     port, guest = socket.socketpair()
-    made = Bridge(port, TOKEN, lambda whole: None)
+    made = Bridge(port, TOKEN)
     made.start()
     guest.settimeout(30)
     made.user.settimeout(30)
@@ -104,16 +104,16 @@ def test_the_control_line_reaches_the_guest(bridge) -> None:  # type: ignore[no-
     assert guest.recv(100) == b"stop\n"
 
 
-def test_closing_does_not_wait_for_a_reader_that_reads_nothing() -> None:
-    # GIVEN a guest that has written more than all buffers hold
+def test_closing_does_not_wait_for_a_stuck_reader() -> None:
+    # GIVEN a guest that has filled all buffers
     port, guest = socket.socketpair()
-    made = Bridge(port, TOKEN, lambda whole: None)
+    made = Bridge(port, TOKEN)
     made.start()
     guest.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while guest.send(b"x" * 65536):
             pass
-    # WHEN the machine is stopped THEN that returns
+    # WHEN the bridge is closed THEN close() returns
     made.close()
     for end in (port, guest, made.user):
         end.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the guest is given to do is what was asked for, whatever it is called."""
+"""The guest receives its command, settings and arguments unchanged, whatever their text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ipttrace.lab.vm.qemu import qemu_arguments
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
-    """The files of a newc archive."""
+    """Returns the files of a newc archive."""
     files, at = {}, 0
     while True:
         assert archive[at : at + 6] == b"070701"
@@ -44,23 +44,23 @@ def job(tmp_path: Path, command: list[str], cwd: Path | None = None) -> dict[str
     )
 
 
-def test_archives_that_follow_each_other_stay_aligned() -> None:
+def test_concatenated_archives_stay_aligned() -> None:
     archive = cpio({"a": b"1", "bb": b"22222", "empty": b""}, ["folder"])
     assert len(archive) % 4 == 0
     assert unpack(archive) == {"folder": b"", "a": b"1", "bb": b"22222", "empty": b""}
 
 
-def test_words_with_spaces_quotes_and_newlines_reach_the_command(tmp_path: Path) -> None:
-    # GIVEN a folder and words that a shell would take apart
+def test_arguments_with_spaces_quotes_and_newlines_reach_the_command(tmp_path: Path) -> None:
+    # GIVEN a folder and arguments that a shell would split or expand
     cwd = tmp_path / "it's here $HOME"
     cwd.mkdir()
     words = ["a b", "it's", "$HOME", "x\ny", "*", ""]
     script = tmp_path / "command"
-    # WHEN the command that the guest is given is run
+    # WHEN the guest's script is run
     command = ["sh", "-c", 'pwd; printf "<%s>" "$X" "$@"', "sh", *words]
     script.write_bytes(job(tmp_path, command, cwd)["job/command"])
     done = subprocess.run(["sh", str(script)], capture_output=True, text=True)
-    # THEN it sees them as they were
+    # THEN the command receives them unchanged
     assert done.stdout == f"{cwd}\n<a 'b' $c>" + "".join(f"<{word}>" for word in words)
     assert done.returncode == 0
 
@@ -77,12 +77,12 @@ def test_settings_survive_a_quote_in_the_cache_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", [INIT, START], ids=["init", "start"])
-def test_the_guests_scripts_are_sound(script: str) -> None:
+def test_the_guests_scripts_have_no_syntax_errors(script: str) -> None:
     done = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
     assert done.stderr == ""
 
 
-def test_a_comma_in_the_shared_folder_is_no_option(tmp_path: Path) -> None:
+def test_a_comma_in_the_shared_folder_is_not_a_qemu_option(tmp_path: Path) -> None:
     arguments = qemu_arguments(
         Kernel("6.1.0-1-amd64", tmp_path),
         accel="tcg",

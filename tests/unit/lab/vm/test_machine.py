@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A throwaway VM as its user sees it: real boots of a kernel from the cache."""
+"""The throwaway VM, with real boots of a kernel from the cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import pytest
 
 from ipttrace.lab import kernels
 from ipttrace.lab.kernels import Kernel
-from ipttrace.lab.vm import Machine, MachineError
-from ipttrace.lab.vm import kvm as vm_kvm
+from ipttrace.lab.vm import kvm
+from ipttrace.lab.vm.machine import Machine, MachineError
 from ipttrace.lab.vm.qemu import QEMU
 from tests.paths import PROJECT
 
@@ -36,8 +36,8 @@ def kernel() -> Kernel:
     return found
 
 
-def test_the_commands_status_output_and_files_come_back(kernel: Kernel, tmp_path: Path) -> None:
-    # GIVEN a folder to share, and a command that leaves a process behind
+def test_a_commands_status_output_and_files_reach_the_host(kernel: Kernel, tmp_path: Path) -> None:
+    # GIVEN a shared folder, and a command that leaves a process behind
     share = tmp_path / "a folder, shared"
     share.mkdir()
     (share / "in").write_text("from the host")
@@ -50,15 +50,15 @@ def test_the_commands_status_output_and_files_come_back(kernel: Kernel, tmp_path
     # WHEN it runs as root in the VM
     machine = Machine(kernel, ["sh", "-c", script], share=share, cwd=share, stdout=out, stderr=err)
     status = machine.run()
-    # THEN all comes back, byte for byte, and nothing of the kernel's between
+    # THEN all arrives, byte for byte, without kernel messages
     assert status == 7
     assert out.getvalue() == b"from the host\0\xff\x1e" + bytes(3_000_000)
     assert err.getvalue().decode() == kernel.release + "\n"
     assert (share / "who").read_text() == "root\n"
 
 
-def test_the_stream_comes_whole_and_ends(kernel: Kernel) -> None:
-    # GIVEN a guest that waits for a word and then writes to the stream's port
+def test_the_stream_is_complete_and_ends(kernel: Kernel) -> None:
+    # GIVEN a guest that waits for input and then writes to the stream's port
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from ipttrace.lab.vm.port import open_stream_port\n"
@@ -69,25 +69,25 @@ def test_the_stream_comes_whole_and_ends(kernel: Kernel) -> None:
     command = [sys.executable, "-c", script, str(PROJECT)]
     with Machine(kernel, command, stream=True) as machine:
         machine.start()
-        # WHEN the word is said and the stream is read to its end
+        # WHEN the input is sent and the stream is read to its end
         machine.socket.sendall(b"go")
         got = bytearray()
         while data := machine.socket.recv(1 << 20):
             got += data
-        # THEN it is all there
+        # THEN it is complete
         assert machine.wait() == 0
     assert bytes(got) == bytes(range(256)) * 40_000
 
 
-def test_a_guest_that_dies_says_why(kernel: Kernel) -> None:
+def test_the_error_of_a_guest_that_dies_has_the_reason(kernel: Kernel) -> None:
     script = "echo c > /proc/sysrq-trigger; sleep 1000"
     with pytest.raises(MachineError, match=r"the guest died.*(?s:.*)sysrq triggered crash"):
         Machine(kernel, ["sh", "-c", script]).run()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_qemu_ends_with_the_program(kernel: Kernel, how: signal.Signals) -> None:
-    # GIVEN a machine that runs
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_qemu_ends_with_the_program(kernel: Kernel, number: signal.Signals) -> None:
+    # GIVEN a running VM
     command = [sys.executable, "-m", "ipttrace.lab.vm", "--kernel", kernel.release, "--"]
     program = subprocess.Popen(
         [*command, "sh", "-c", "echo up; sleep 1000"],
@@ -99,8 +99,8 @@ def test_qemu_ends_with_the_program(kernel: Kernel, how: signal.Signals) -> None
     assert program.stdout.readline() == b"up\n"
     guard = _only_child(program.pid)
     qemu = os.pidfd_open(_only_child(guard))
-    # WHEN the program is ended
-    program.send_signal(how)
+    # WHEN the program receives the signal
+    program.send_signal(number)
     program.wait(60)
     program.stdout.close()
     # THEN QEMU ends too
@@ -135,19 +135,19 @@ def test_a_shell_in_the_guest_has_the_users_terminal(kernel: Kernel) -> None:
             assert select.select([user], [], [], 120)[0], seen
             seen += os.read(user, 65536)
 
-    # WHEN somebody types, and presses Ctrl-C
+    # WHEN the user types, and presses Ctrl-C
     wait_for(b"# ")
     os.write(user, b"stty size; cat\r")
     wait_for(b"30 100")
     os.write(user, b"miaow\r")
     wait_for(b"miaow\r\nmiaow\r\n")
     os.write(user, b"\x03")
-    # The shell throws away what is typed before it has its terminal back.
+    # The shell discards input typed before it controls its terminal again.
     wait_for(b"# ", after=b"^C")
     os.write(user, b"echo status=$?\r")
     wait_for(b"status=130")
     os.write(user, b"exit 9\r")
-    # THEN it is the guest that sees it, and the terminal comes back as it was
+    # THEN the guest receives it, and the terminal is restored
     wait_for(b"exit\r\n")
     assert shell.wait(60) == 9
     assert termios.tcgetattr(theirs) == before
@@ -155,7 +155,7 @@ def test_a_shell_in_the_guest_has_the_users_terminal(kernel: Kernel) -> None:
     os.close(theirs)
 
 
-def test_without_qemu_the_user_is_told_what_to_install(
+def test_without_qemu_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -164,23 +164,27 @@ def test_without_qemu_the_user_is_told_what_to_install(
         machine.start()
 
 
-def test_kvm_is_tried_once_a_boot_and_not_believed(
+def test_kvm_is_tried_once_per_boot_of_the_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # GIVEN a KVM device that hangs its guest
+    # GIVEN a KVM device whose guests hang
     monkeypatch.setenv("IPTTRACE_CACHE", str(tmp_path))
     monkeypatch.delenv("IPTTRACE_ACCEL", raising=False)
-    monkeypatch.setattr(vm_kvm, "DEVICE", tmp_path)
+    monkeypatch.setattr(kvm, "DEVICE", tmp_path)
     tried: list[Kernel] = []
-    monkeypatch.setattr(vm_kvm, "_proves_itself", lambda kernel: bool(tried.append(kernel)))
     kernel = Kernel("6.1.0-1-amd64", tmp_path)
-    # WHEN an accelerator is asked for twice
-    said: list[str] = []
-    answers = [vm_kvm.accelerator(kernel, said.append) for _ in range(2)]
-    # THEN it was tried once, and emulation is used
-    assert answers == ["tcg", "tcg"]
+
+    def boots(kernel: Kernel) -> bool:
+        tried.append(kernel)
+        return False
+
+    # WHEN the accelerator is determined twice
+    progress: list[str] = []
+    accels = [kvm.accelerator(kernel, progress.append, boots) for _ in range(2)]
+    # THEN KVM is tried once, and emulation used
+    assert accels == ["tcg", "tcg"]
     assert tried == [kernel]
-    # AND after the next boot of the host it is tried again
-    monkeypatch.setattr(vm_kvm, "_boot_id", lambda: "another")
-    vm_kvm.accelerator(kernel, said.append)
+    # AND it is tried again after the host's next boot
+    monkeypatch.setattr(kvm, "_boot_id", lambda: "another")
+    kvm.accelerator(kernel, progress.append, boots)
     assert len(tried) == 2
