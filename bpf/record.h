@@ -43,7 +43,7 @@ enum ipttrace_kind {
 /* ipttrace_exit.flags */
 #define IPTTRACE_F_ALIVE	0x01	/* skb not freed: mark, ct_ are valid */
 #define IPTTRACE_F_CHANGED	0x02	/* rules have changed since the entry */
-#define IPTTRACE_F_UNTOLD	0x04	/* verdict is unknown */
+#define IPTTRACE_F_NO_VERDICT 0x04	/* verdict is unknown */
 
 /*
  * ipttrace_entry.source: where the record comes from.  Only those of the module

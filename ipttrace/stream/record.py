@@ -26,7 +26,7 @@ F_SOFTIRQ: Final = 0x08
 
 EXIT_F_ALIVE: Final = 0x01
 EXIT_F_CHANGED: Final = 0x02
-EXIT_F_UNTOLD: Final = 0x04
+EXIT_F_NO_VERDICT: Final = 0x04
 
 SOURCE_KERNEL: Final = 0
 SOURCE_NFT: Final = 1

@@ -44,7 +44,7 @@ class RecordedCalls:
         self.entries.append(entry(call, 1000 * call, packet, **{**given, **of}))
         for at, (chain, number, match) in enumerate(hits):
             self.rules.append(rule(call, at, chain, number, match, 1000 * call))
-        unknown = {"flags": record.EXIT_F_UNTOLD} if verdict is None else {}
+        unknown = {"flags": record.EXIT_F_NO_VERDICT} if verdict is None else {}
         end = 255 if verdict is None else verdict
         self.exits.append(leave(call, len(hits), end, at=1000 * call, **unknown))
 

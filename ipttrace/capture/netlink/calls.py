@@ -205,7 +205,7 @@ class CallMaker:
             verdict[~over] = UNKNOWN_VERDICT
             over = np.ones(count, bool)
         exits["verdict"] = verdict.astype(np.uint32)
-        exits["flags"][verdict == UNKNOWN_VERDICT] = record.EXIT_F_UNTOLD
+        exits["flags"][verdict == UNKNOWN_VERDICT] = record.EXIT_F_NO_VERDICT
         exits["rules"] = per_call
         if over.all():
             return Calls(entries, exits, rules, heads["priority"], entries[:0])

@@ -97,7 +97,7 @@ def _numbered(part: Part) -> Array:
 
 
 def _has_verdict(part: Part) -> Array:
-    ended: Array = (part.columns["exit_flags"] & np.uint8(record.EXIT_F_UNTOLD)) == 0
+    ended: Array = (part.columns["exit_flags"] & np.uint8(record.EXIT_F_NO_VERDICT)) == 0
     return ended
 
 

@@ -169,7 +169,7 @@ def _row(
     ethernet = of["mac_len"] == _ETHERNET
     decided = of["chain"] != 0
     kernel = ENGINES[of["engine"]] != "netlink"
-    unknown_verdict = bool(of["exit_flags"] & record.EXIT_F_UNTOLD)
+    unknown_verdict = bool(of["exit_flags"] & record.EXIT_F_NO_VERDICT)
     return Row(
         index=seq,
         time=of["time"],
