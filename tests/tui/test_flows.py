@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a person sees of flows, and what the keys of the flows view do."""
+"""The flows view and its keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(count: int = 400) -> Tallied:
     return tallied
 
 
-async def test_the_busiest_flow_stands_first_with_its_ends_and_its_last_verdict() -> None:
+async def test_the_busiest_flow_is_first_with_its_endpoints_and_last_verdict() -> None:
     async with on_screen(FlowsView(), lab()) as (app, _):
         assert "Flows 47" in lines(app)[0]
         first = lines(app)[2]
@@ -33,7 +33,7 @@ async def test_the_busiest_flow_stands_first_with_its_ends_and_its_last_verdict(
         assert "✓ ACCEPT" in first
 
 
-async def test_a_dropped_flow_says_by_which_rule() -> None:
+async def test_a_dropped_flow_shows_the_rule_that_dropped_it() -> None:
     async with on_screen(FlowsView(), lab(), (120, 60)) as (app, _):
         line = line_with(app, "filter BLOCKLIST:1")
         assert "✗" in line
@@ -82,18 +82,18 @@ async def test_the_cursor_stays_on_its_flow_while_others_overtake_it() -> None:
             await pilot.press("down")
         before = picked(app)
         key, line = view.picked, view._line
-        # WHEN all others get more packets
+        # WHEN all other flows get more packets
         tallied.feed(streams.rows(4000, start=16))
         tallied.show(view)
         await pilot.pause()
-        # THEN the cursor is still on it, further down, and on the screen
+        # THEN the cursor is still on the flow, further down, and on the screen
         assert view.picked == key
         assert view._line > line
         assert picked(app) in lines(app)
         assert "10.1." in before
 
 
-async def test_who_has_not_moved_sees_the_top() -> None:
+async def test_a_cursor_that_was_not_moved_stays_at_the_top() -> None:
     tallied = made()
     view = FlowsView()
     async with on_screen(view, tallied, (80, 12)) as (app, pilot):
@@ -114,7 +114,7 @@ async def test_a_click_moves_the_cursor_and_a_second_one_filters() -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 79, 80, 100, 132, 200, 300])
-async def test_no_width_breaks_a_line(width: int) -> None:
+async def test_lines_fit_every_width(width: int) -> None:
     async with on_screen(FlowsView(), lab(), (width, 40)) as (app, _):
         assert all(cell_len(line) == width - 1 for line in lines(app))
         if width >= 80:
@@ -130,13 +130,13 @@ async def test_several_hosts_have_a_column() -> None:
         assert text.count("alpha") == text.count("beta") == 10
 
 
-async def test_more_flows_than_are_shown_are_counted_in_words() -> None:
+async def test_flows_that_are_not_listed_are_counted() -> None:
     async with on_screen(FlowsView(), made(8000), (80, 24)) as (app, pilot):
         await pilot.press("end")
         assert "more flows" in lines(app)[-1] or "more flows" in lines(app)[-2]
 
 
-async def test_an_empty_view_says_so() -> None:
+async def test_an_empty_view_shows_that_it_is_empty() -> None:
     async with on_screen(FlowsView(), Tallied()) as (app, pilot):
         assert "No packets yet" in lines(app)[2]
         for key in ("enter", "s", "down", "up", "end", "home"):

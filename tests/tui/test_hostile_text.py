@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names and texts from the kernel, the network and files may hold anything."""
+"""Hostile text from the kernel, the network and files cannot break the screen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _assert_harmless(lines: list[str], width: int) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("width", [80, 200])
-async def test_names_in_records_cannot_move_anything(text: str, width: int) -> None:
+async def test_hostile_names_in_records_do_not_break_the_layout(text: str, width: int) -> None:
     raw = text.encode("utf-8", "surrogatepass")
     kinds = streams.records(8)
     kinds[0]["comm"] = raw[:16]
@@ -45,13 +45,13 @@ async def test_names_in_records_cannot_move_anything(text: str, width: int) -> N
         _pilot,
     ):
         _assert_harmless(screen_text(app), width)
-        # THEN verdicts are still in their column
+        # THEN verdicts are still in one column
         column = {line.index("ACCEPT") for line in shown(app) if "ACCEPT" in line}
         assert column
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_texts_in_the_description_cannot_move_anything(text: str) -> None:
+async def test_hostile_text_in_the_hello_frame_does_not_break_the_layout(text: str) -> None:
     hello = streams.hello(host=text, kernel=text, expr=text * 9, netns={"4026532456": text})
     note = streams.note("error", text)
     async with live(hello, note, streams.rows(8), rows=8, size=(200, 30), title=text) as (
@@ -65,7 +65,7 @@ async def test_texts_in_the_description_cannot_move_anything(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_the_empty_screen_takes_any_text(text: str) -> None:
+async def test_hostile_text_does_not_break_the_empty_screen(text: str) -> None:
     hello = streams.hello(host=text, kernel=text, expr=text)
     async with live() as (agent, app, pilot):
         agent.source.progress = text
@@ -76,7 +76,7 @@ async def test_the_empty_screen_takes_any_text(text: str) -> None:
         _assert_harmless(screen_text(app), 80)
 
 
-async def test_markup_is_shown_and_not_obeyed() -> None:
+async def test_markup_is_shown_as_text() -> None:
     kinds = streams.records(4)
     kinds[1]["chain"] = b"[b]x[/b]"
     note = streams.note("warn", "[b]y[/b]")
@@ -89,7 +89,7 @@ async def test_markup_is_shown_and_not_obeyed() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 3, [], {"a": 1}, "", True])
-async def test_descriptions_of_the_wrong_kind_do_no_harm(value: object) -> None:
+async def test_hello_values_of_the_wrong_type_are_ignored(value: object) -> None:
     hello = streams.hello(host=value, kernel=value, expr=value, netns=value)
     async with live(hello, streams.books(state=value), streams.rows(8), rows=8) as (_, app, pilot):
         await until(pilot, lambda: "ARMED" in app.status_bar.text)

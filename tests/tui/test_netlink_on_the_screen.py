@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a person sees of rows that came over netlink, alone and beside the kernel engine's."""
+"""Rows of the netlink engine on the screen, alone and with those of the kernel engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NETLINK = streams.hello(engine="netlink")
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-async def test_the_list_says_whose_table_it_was_and_marks_what_was_not_told(width: int) -> None:
-    # GIVEN one packet in INPUT of legacy (by either engine), iptables-nft and inet tables
+async def test_the_list_shows_the_family_of_tables_and_marks_unknown_values(width: int) -> None:
+    # GIVEN one packet in INPUT of legacy (from each engine), iptables-nft and inet tables
     data = input_from_every_source().data()
     async with live(HELLO, data, rows=4, size=(width, 24)) as (_, app, _pilot):
         kernel, legacy, nft, inet = shown(app)[:4]
@@ -30,7 +30,7 @@ async def test_the_list_says_whose_table_it_was_and_marks_what_was_not_told(widt
         assert " 1   ? " in legacy
         assert "✓ ACCEPT" in kernel
         assert "✓ ACCEPT" in nft
-        # THEN tables of one name are told apart where there is room for it
+        # THEN tables of the same name show their family if there is room
         assert ("ip filt" in nft) == (width > 80)
         assert "ip filt" not in kernel + legacy
         for line in (legacy, nft, inet):
@@ -39,18 +39,18 @@ async def test_the_list_says_whose_table_it_was_and_marks_what_was_not_told(widt
         assert "engine kernel+netlink" in screen_text(app)[0]
 
 
-async def test_the_detail_says_once_what_is_not_known_over_netlink() -> None:
+async def test_the_detail_lists_once_what_netlink_does_not_report() -> None:
     store = input_from_every_source().trace().store
-    told = story(store, 3)
-    assert told is not None
-    made = detail_lines.lines(told, 100, detail_lines.KnownNames())
+    found = story(store, 3)
+    assert found is not None
+    made = detail_lines.lines(found, 100, detail_lines.KnownNames())
     texts = ["".join(text for text, _ in line.cells) for line in made]
     text = "\n".join(texts)
     assert text.count("cost, process and CPU unknown: traced over netlink") == 1
     assert "trace id 1f2e3d4c" in text
     for word in ("skb ", "sock ", "cpu ", "pid", "None", "INPUT 0", "jail 0"):
         assert word not in text
-    # THEN the tables of both engines stand under each other, each with its family
+    # THEN the tables of both engines are listed, each with its family
     journey = [line for line in texts if "INPUT" in line]
     names = ("INPUT filter", "INPUT filter", "INPUT ip filter", "INPUT inet t")
     for line, name in zip(journey, names, strict=True):
@@ -70,7 +70,7 @@ async def test_the_detail_of_netlink_alone_has_no_times() -> None:
     assert "Journey  1 table" in texts
     titles = texts[texts.index("Journey  1 table") + 1]
     assert titles.split() == ["hook", "table", "rule", "verdict", "in→out"]
-    # THEN a policy is that of the base chain, whose name may be any
+    # THEN a policy belongs to the base chain, which may have any name
     assert "inet t in policy" in " ".join(" ".join(texts).split())
 
 
@@ -93,7 +93,7 @@ def ruled() -> Tallied:
     return tallied
 
 
-async def test_rules_stand_under_the_names_that_their_own_tools_give_them() -> None:
+async def test_tables_and_chains_have_the_names_of_their_own_tools() -> None:
     async with on_screen(RulesView(), ruled(), (120, 40)) as (app, _):
         text = "\n".join(lines(app))
         assert "IPv4 filter" in text
@@ -104,7 +104,7 @@ async def test_rules_stand_under_the_names_that_their_own_tools_give_them() -> N
         assert "-A" not in text
         assert "Chain in (policy drop)" in text
         assert "Chain jail (1 reference)" in text
-        # THEN no cost is shown where nobody knows it
+        # THEN no cost is shown if it is unknown
         assert "nan" not in text.lower()
         assert "ns" not in line_with(app, "jump jail").split("jump")[0]
         assert "rule (number unknown)" in text
@@ -125,7 +125,7 @@ async def test_enter_shows_the_rows_that_hit_a_rule_of_nftables(rule: str, rows:
         assert tallied.matching(asked.query) == rows
 
 
-async def test_totals_keep_tables_apart_and_average_only_what_has_a_cost() -> None:
+async def test_totals_separate_tables_and_average_only_rows_with_a_cost() -> None:
     async with on_screen(TotalsView(), ruled(), (160, 50)) as (app, _):
         text = "\n".join(lines(app))
         assert line_with(app, "ip filter")
@@ -142,16 +142,16 @@ async def test_totals_keep_tables_apart_and_average_only_what_has_a_cost() -> No
         assert "mean" not in text
 
 
-async def test_the_bar_says_where_the_filter_runs() -> None:
+async def test_the_bar_shows_where_the_filter_runs() -> None:
     where = "partly in the kernel, the rest on the delivered headers"
     async with live(NETLINK, streams.rows(8), rows=8, size=(160, 24)) as (agent, app, pilot):
         agent.send(streams.books(engine="netlink", expr="", filter="every packet"))
         await until(pilot, lambda: "traced: all packets" in app.status_bar.text)
         assert "every packet" not in app.status_bar.text
-        # WHEN there is one
+        # WHEN there is a filter
         agent.send(streams.books(engine="netlink", expr="tcp port 80", filter=where))
         await until(pilot, lambda: "traced: tcp port 80" in app.status_bar.text)
-        # THEN its words are there, as far as there is room, before anything goes for them
+        # THEN it is shown if there is room, without displacing anything
         assert "partly in the kernel" in app.status_bar.text
         assert "lost 0" in app.status_bar.text
         assert "following" in app.status_bar.text
@@ -160,7 +160,7 @@ async def test_the_bar_says_where_the_filter_runs() -> None:
         assert "traced: tcp port 80" in app.status_bar.text
 
 
-async def test_the_empty_screen_does_not_say_that_nftables_is_not_seen_where_it_is() -> None:
+async def test_the_empty_screen_of_the_netlink_engine_does_not_warn_about_nftables() -> None:
     async with live(
         NETLINK, streams.books(engine="netlink", expr="icmp", filter="in the kernel")
     ) as (
@@ -175,7 +175,7 @@ async def test_the_empty_screen_does_not_say_that_nftables_is_not_seen_where_it_
         assert "icmp  in the kernel" in text
 
 
-async def test_keys_filter_by_legacy_where_there_is_nftables_beside_it() -> None:
+async def test_keys_filter_by_legacy_tables_if_there_are_nftables_tables_too() -> None:
     data = input_from_every_source().data()
     async with live(HELLO, data, rows=4, size=(120, 24)) as (_, app, pilot):
         for seq, tables, rows in ((0, "legacy", 2), (2, "ip", 1), (3, "inet", 1)):
@@ -185,7 +185,7 @@ async def test_keys_filter_by_legacy_where_there_is_nftables_beside_it() -> None
             assert f"tables={tables}" in app.filter_bar.text
             await pilot.press("backspace")
             await until(pilot, lambda: "all rows" in app.filter_bar.text)
-    # AND the kernel engine alone has no others
+    # AND the kernel engine alone has legacy tables only
     async with live(streams.hello(), streams.rows(8), rows=8) as (_, app, pilot):
         await pilot.press("c")
         await until(pilot, lambda: "chain=" in app.filter_bar.text)

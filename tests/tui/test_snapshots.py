@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Pictures of the screen that must not change unless somebody means it.
+"""Snapshots of the screen, which may change only on purpose.
 
-From recordings and made-up streams, with nothing in them of the clock, the
-environment or the machine.  After a change that is meant, look at what
-`pytest tests/tui/test_snapshots.py --snapshot-update` makes of
-tests/tui/__snapshots__, and keep it.  A run that fails leaves the old and the
-new side by side in build/snapshots.html.
+They are drawn from recordings and made-up streams, independently of the clock, the
+environment and the machine.  After an intended change, run
+`pytest tests/tui/test_snapshots.py --snapshot-update`, review the difference in
+tests/tui/__snapshots__ and commit it.  A failed run writes old and new side by side
+to build/snapshots.html.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import FileSource, Source
 from ipttrace.tui.neighbours.vendors import Vendors
-from tests.data import neighbours
+from tests.data import messages, neighbours
 from tests.tui import streams
 from tests.tui.harness import Agent, laid_out, until
 from tests.tui.replayed import DATA, SIZES, all_rows, settled, write
 
 RECORDING = DATA / "screens.iptr"  # has rules and neighbours
 MADE_WITH = Path(__file__).parent / "__snapshots__" / "made_with.json"
-# Whose colours and letters the pictures have.
+# Packages whose versions determine colours and text of the snapshots.
 DRAWN_BY = ("rich", "textual")
 
 Compare = Callable[..., bool]
@@ -45,19 +45,19 @@ Run = Callable[[Pilot[Any]], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
-def same_makings(request: pytest.FixtureRequest) -> None:
-    """Others than those that drew the pictures draw otherwise: not compared, nor updated."""
+def same_versions(request: pytest.FixtureRequest) -> None:
+    """Skip, and refuse to update, if other versions than the present ones drew the snapshots."""
     options = request.config.option
     options.snapshot_report = str(request.config.rootpath / "build" / "snapshots.html")
     now = {name: version(name) for name in DRAWN_BY}
     made = json.loads(MADE_WITH.read_text()) if MADE_WITH.exists() else {}
     if made and made != now:
-        said = " and ".join(f"{name} {made.get(name)} (here: {now[name]})" for name in now)
+        versions = " and ".join(f"{name} {made.get(name)} (here: {now[name]})" for name in now)
         if not options.update_snapshots:
-            pytest.skip(f"the pictures were drawn by {said}")
+            pytest.skip(f"the snapshots were drawn by {versions}")
         pytest.fail(
-            f"the pictures were drawn by {said}: install these,"
-            f" or remove {MADE_WITH.name} to make all pictures anew"
+            f"the snapshots were drawn by {versions}: install these,"
+            f" or remove {MADE_WITH.name} to draw all of them again"
         )
     if options.update_snapshots:
         MADE_WITH.parent.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def same_makings(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everywhere the same moment, timezone, colours, hashes and register of vendors."""
+    """The same time, time zone, colours, hashes and vendors everywhere."""
 
     def same_hash(self: Hash, words: int) -> None:
         draw = random.Random(words)
@@ -81,7 +81,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.delenv("NO_COLOR", raising=False)
         patch.setattr(constants, "COLOR_SYSTEM", "truecolor")
         patch.setattr(constants, "FILTERS", "")
-        # The wall clock; `monotonic` goes on, else no timer would come.
+        # Only the wall clock: without `monotonic`, no timer would expire.
         patch.setattr(time, "time", lambda: streams.WALL / 1e9)
         patch.setattr(time, "time_ns", lambda: streams.WALL)
         patch.setattr(Hash, "__init__", same_hash)
@@ -96,12 +96,12 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def screen(source: Source) -> TraceApp:
     app = TraceApp(source, title="lab")
-    app.theme = "textual-dark"  # whatever the environment asks for
+    app.theme = "textual-dark"  # independently of the environment
     return app
 
 
 async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
-    """Wait until nothing more comes onto the screen by itself."""
+    """Wait until the screen no longer changes by itself."""
     await settled(app, pilot)
     await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
     app.refresh_bars()
@@ -126,7 +126,7 @@ async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
 
 
 async def arrived(pilot: Pilot[Any]) -> TraceApp:
-    """The app, once all of its stream is known."""
+    """The app, once it has read its stream."""
     app = pilot.app
     assert isinstance(app, TraceApp)
     await until(pilot, lambda: app.over, "the end of the stream")
@@ -141,7 +141,7 @@ async def press(pilot: Pilot[Any], *keys: str) -> None:
 
 
 def on_a_drop(*keys: str, text: str = "") -> Run:
-    """At a packet that the lab's router drops: these keys, then `text` in the prompt."""
+    """Press `keys` on a packet that the lab's router drops, then enter `text` in the prompt."""
 
     async def run(pilot: Pilot[Any]) -> None:
         app = await arrived(pilot)
@@ -160,7 +160,7 @@ def on_a_drop(*keys: str, text: str = "") -> Run:
 
 
 async def neighbours_of_the_router(pilot: Pilot[Any]) -> None:
-    """The view of a router whose tables are in use for a minute."""
+    """The neighbour view of a router after a minute."""
     app = await arrived(pilot)
     await press(pilot, "5")
     await at_rest(app, pilot)
@@ -176,15 +176,15 @@ async def row_of_hostile_texts(pilot: Pilot[Any]) -> None:
     await at_rest(app, pilot)
 
 
-# Streams that no recording has.
+# Made-up streams.
 
 
 def neighbours_stream(writer: Writer) -> None:
-    """A packet, and a minute of a router with two namespaces."""
+    """One packet, and a minute of the tables of a router with two namespaces."""
     entry, rule, exit_ = streams.records(4)
     entry["netns"] = neighbours.ROUTER
     names = {str(neighbours.ROUTER): "router", str(neighbours.CLIENT): "client"}
-    writer.hello({**streams.HELLO, "netns": names})
+    writer.hello(messages.hello(netns=names))
     for kind, array in enumerate((entry, rule, exit_)):
         writer.records(kind, array)
     lookups, hits = 123_456, 100_000
@@ -193,9 +193,10 @@ def neighbours_stream(writer: Writer) -> None:
         hits += 39 + 28 * (second % 7)
         arp = neighbours.table(4, 12 + second // 10, lookups=lookups, hits=hits)
         ndp = neighbours.table(6, 600, forced_gc_runs=second // 20, lookups=5000 + second)
-        writer.message(Kind.NEIGHBOURS, neighbours.tables(second, arp, ndp))
+        writer.message(Kind.NEIGHBOURS, messages.message(neighbours.tables(second, arp, ndp)))
     for netns, name in ((neighbours.ROUTER, "router"), (neighbours.CLIENT, "client")):
-        writer.message(Kind.NEIGHBOURS, neighbours.namespace(netns, name, 59))
+        frame = neighbours.namespace(netns, name, 59)
+        writer.message(Kind.NEIGHBOURS, messages.message(frame))
 
 
 HOSTILE = (
@@ -211,12 +212,12 @@ HOSTILE = (
 
 
 def hostile_stream(writer: Writer) -> None:
-    """Texts of all kinds that try to be more than text, a comment of 4,000 letters among them."""
+    """Hostile text in every field, including a comment of 4,000 characters."""
     entry, rule, exit_ = streams.records(64)
     raw = [text.encode() for text in HOSTILE]
     for number in range(len(entry)):
         text = raw[number // 4 % len(raw)]
-        # Of a packet's four rows only the last met a rule, of which the text is known.
+        # Only the last of a packet's four rows hit a rule with a known text.
         entry["comm"][number] = entry["in"][number] = text[:15]
         if number % 4 == 3:
             entry["table"][number] = rule["table"][number] = b"filter"
@@ -224,13 +225,12 @@ def hostile_stream(writer: Writer) -> None:
             rule["chain"][number] = text[:29]
             rule["rulenum"][number] = 1
     entry["ruleset"] = 1
-    writer.hello(
-        {**streams.HELLO, "host": "".join(HOSTILE[:2]), "netns": {"4026532456": HOSTILE[4]}}
-    )
+    writer.hello(messages.hello(host="".join(HOSTILE[:2]), netns={"4026532456": HOSTILE[4]}))
     comment = f'-m comment --comment "{"".join(HOSTILE)}{"x" * 4000}" -j DROP'
     chains = {text: {"policy": None, "rules": [comment]} for text in HOSTILE}
     table = {"netns": 4026532456, "family": 4, "table": "filter", "backend": "legacy"}
-    writer.message(Kind.RULES, {**table, "since": 1, "mono": 1, "upto": 1, "chains": chains})
+    frame = {**table, "since": 1, "mono": 1, "upto": 1, "chains": chains}
+    writer.message(Kind.RULES, messages.message(frame))
     for kind, array in enumerate((entry, rule, exit_)):
         writer.records(kind, array)
     writer.note("warn", HOSTILE[1] + HOSTILE[0] + HOSTILE[3])
@@ -241,7 +241,7 @@ def hostile_stream(writer: Writer) -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is recorded, and what a person does then."""
+    """A stream, and what the user does."""
 
     run: Run
     stream: Callable[[Writer], None] | None = None  # None: the lab's recording
@@ -260,7 +260,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x50"])
 @pytest.mark.parametrize("name", PICTURES)
-def test_the_screen_looks_as_it_did(
+def test_the_screen_has_not_changed(
     name: str, size: tuple[int, int], snap_compare: Compare, tmp_path: Path
 ) -> None:
     picture, path = PICTURES[name], RECORDING
@@ -269,19 +269,19 @@ def test_the_screen_looks_as_it_did(
         with path.open("wb") as file:
             writer = Writer(file)
             picture.stream(writer)
-            writer.end({**streams.BOOKS, "state": "disarmed", "reason": "asked to"})
+            writer.end(messages.end("asked to"))
     app = screen(FileSource(path))
     assert snap_compare(app, terminal_size=size, run_before=picture.run)
 
 
-def test_a_slip_in_a_filter_of_a_flow_looks_as_it_did(snap_compare: Compare) -> None:
+def test_an_error_in_a_filter_has_not_changed(snap_compare: Compare) -> None:
     run = on_a_drop("f", "colon", text=" and sorce=10.1.0.2")
     app = screen(FileSource(RECORDING))
     assert snap_compare(app, terminal_size=(80, 24), run_before=run)
 
 
-def test_the_screen_without_rows_explains_itself_as_it_did(snap_compare: Compare) -> None:
-    # GIVEN an agent that is armed, and no packet
+def test_the_screen_without_rows_has_not_changed(snap_compare: Compare) -> None:
+    # GIVEN an armed agent, but no packet
     agent = Agent()
     with ExitStack() as stack:
         stack.callback(agent.near.close)

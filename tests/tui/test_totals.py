@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a person sees of totals."""
+"""The totals view: counters and plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lab() -> Tallied:
 
 
 def minutes(count: int, seconds: int) -> Tallied:
-    """So many rows, spread over so many seconds."""
+    """`count` rows, spread over `seconds`."""
     entry, rule, end = streams.records(count)
     entry["time"] = np.arange(count) * (seconds * 10**9 // count)
     end["time"] = entry["time"] + end["cost"]
@@ -37,7 +37,7 @@ def minutes(count: int, seconds: int) -> Tallied:
     return tallied
 
 
-async def test_totals_are_told_in_words() -> None:
+async def test_totals_are_listed_as_numbers() -> None:
     async with on_screen(TotalsView(), lab(), (160, 50)) as (app, _):
         text = "\n".join(lines(app))
         assert "985 rows of 359 packets" in text
@@ -62,24 +62,24 @@ async def test_verdicts_and_cost_are_plotted_over_time() -> None:
         assert "most 5.0/s" in drawn[order[1]]
 
 
-async def test_what_was_lost_cannot_be_overlooked() -> None:
+async def test_losses_have_a_line_and_a_plot() -> None:
     tallied = lab()
     tallied.feed(streams.books(lost=[3, 0, 4], missed=2))
     async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
         text = "\n".join(lines(app))
         assert "lost 7  missed 2" in text
         assert "complete" not in text
-        # AND it has plots of its own
+        # AND losses have their own plot
         assert any(line.lstrip().startswith("lost") and "/s" in line for line in lines(app))
 
 
-async def test_the_plots_go_back_as_far_as_there_is_something_up_to_ten_minutes() -> None:
+async def test_plots_cover_the_time_of_all_rows_up_to_ten_minutes() -> None:
     for seconds, said in ((20, "30 seconds"), (100, "2 minutes"), (900, "10 minutes")):
         async with on_screen(TotalsView(), minutes(6000, seconds), (80, 24)) as (app, _):
             assert f"last {said}" in lines(app)[0]
 
 
-async def test_z_looks_further_back_or_closer() -> None:
+async def test_z_changes_the_time_that_plots_cover() -> None:
     async with on_screen(TotalsView(), lab(), (80, 24)) as (app, pilot):
         seen = []
         for _ in range(6):
@@ -92,8 +92,8 @@ async def test_z_looks_further_back_or_closer() -> None:
         assert "15 seconds" in lines(app)[0]
 
 
-async def test_an_even_rate_is_an_even_plot() -> None:
-    # GIVEN 100 rows each second for ten minutes, on fewer cells than seconds
+async def test_a_constant_rate_is_a_flat_plot() -> None:
+    # GIVEN 100 rows per second for ten minutes, in fewer cells than seconds
     async with on_screen(TotalsView(), minutes(60_000, 600), (80, 24)) as (app, _):
         drawn = lines(app)
         at = next(at for at, line in enumerate(drawn) if "✓ ACCEPT" in line)
@@ -118,26 +118,26 @@ async def test_every_line_can_be_reached_on_a_small_screen() -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 119, 120, 121, 200, 300])
-async def test_no_width_breaks_a_line(width: int) -> None:
+async def test_lines_fit_every_width(width: int) -> None:
     async with on_screen(TotalsView(), lab(), (width, 50)) as (app, _):
         assert all(cell_len(line) == width - 1 for line in lines(app))
 
 
-async def test_rows_that_were_not_counted_are_told() -> None:
+async def test_the_number_of_rows_that_were_not_counted_is_shown() -> None:
     tallied = lab()
     tallied.tallies.skipped = 1234
     async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
         assert line_with(app, "1,234 rows were evicted before they were counted")
 
 
-async def test_an_empty_view_says_so() -> None:
+async def test_an_empty_view_shows_that_it_is_empty() -> None:
     async with on_screen(TotalsView(), Tallied()) as (app, pilot):
         assert any("No packets yet" in line for line in lines(app))
         for key in ("z", "down", "up", "end", "home"):
             await pilot.press(key)
 
 
-def test_numbers_stay_within_their_cells() -> None:
+def test_numbers_fit_their_cells() -> None:
     for number in (0, 7, 99_999, 99_999.6, 100_000, 999_949, 999_951, 10**7, 10**12, 10**20, 2**80):
         assert len(figures.count(number)) <= 6
         assert len(figures.rate(number)) <= 6
@@ -151,7 +151,7 @@ def test_numbers_stay_within_their_cells() -> None:
         assert len(figures.span(seconds)) <= 4
 
 
-def test_what_is_little_still_shows() -> None:
+def test_small_values_are_visible_in_plots_and_bars() -> None:
     assert figures.plot([0, 0.001, 1000], 2, 1000) == ["  █", " ▁█"]
     assert figures.plot([1, 2], 1, 0) == ["▁▁"]
     assert figures.bar(0, 3) == "   "

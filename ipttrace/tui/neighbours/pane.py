@@ -26,7 +26,8 @@ from ipttrace.tui.widgets.strips import NAMESPACE_KEYS, LineView
 PREFIX: Final = "neighbours--"
 _EMPTY: Final = (
     "No neighbour tables yet.",
-    "They arrive once a second; recordings by older versions have none.",
+    "They arrive once a second.",
+    "Recordings by older versions have none.",
 )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The detail of a row: its packet's journey, conntrack, headers and bytes."""
+"""The detail pane: a packet's journey, conntrack entry, headers and bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = KnownNames({4026532456: "router"}, {0: "web1"})
 
 
 class Alone(App[None]):
-    """The pane and nothing else."""
+    """An app with only the pane."""
 
     CSS = "Detail { width: 100%; height: 100%; }"
 
@@ -70,7 +70,7 @@ def lab() -> Store:
 
 
 def drawn(detail: Detail) -> list[str]:
-    """What of it is on the screen."""
+    """The lines on the screen."""
     return [detail.render_line(y).text.rstrip() for y in range(detail.size.height)]
 
 
@@ -80,7 +80,7 @@ async def test_every_table_of_the_packet_is_a_line_and_the_row_is_marked() -> No
         detail.show(store, 2, NAMES)
         await pilot.pause()
         shown = drawn(detail)
-        # THEN the four tables of the packet, in order, and the third is the row
+        # THEN there are the four tables of the packet, in order, and the third is the row
         tables = [line for line in shown if "ACCEPT" in line]
         assert [line.split()[-1] for line in tables[:3]] == ["eth0→"] * 3
         assert [name for line in tables for name in line.split() if name in TABLES] == list(TABLES)
@@ -92,7 +92,7 @@ async def test_every_table_of_the_packet_is_a_line_and_the_row_is_marked() -> No
 TABLES = ("raw", "mangle", "nat", "filter")
 
 
-async def test_what_changed_on_the_way_is_said(lab: Store) -> None:
+async def test_changes_of_the_packet_are_shown_below_their_table(lab: Store) -> None:
     row = next(
         row
         for row in lab.rows(range(lab.first, lab.end))
@@ -105,11 +105,11 @@ async def test_what_changed_on_the_way_is_said(lab: Store) -> None:
         assert "came with  dst 10.1.0.1:8080 → 10.2.0.2:80" in text
         assert "changed  mark 0x0 → 0x50" in text
         assert "changed  ct status +DNAT" in text
-        # THEN nothing is said of what stayed as it was
+        # THEN unchanged fields are not listed
         assert "src 10.1.0.2" not in text.split("Conntrack")[0].split("Journey")[1]
 
 
-async def test_an_answer_of_reject_stands_inside_of_the_call_that_sent_it(lab: Store) -> None:
+async def test_an_icmp_error_of_reject_is_indented_below_the_call_that_sent_it(lab: Store) -> None:
     row = next(row for row in lab.rows(range(lab.first, lab.end)) if row.parent and row.icmp)
     async with pane(100, 40) as (_, detail, pilot):
         detail.show(lab, row.index)
@@ -131,8 +131,8 @@ async def test_z_folds_the_bytes_and_shows_them_again() -> None:
         assert "  0000  45 00" in detail.text
 
 
-async def test_keys_scroll_and_another_row_is_brought_into_view(lab: Store) -> None:
-    # GIVEN a pane too low for the journey
+async def test_keys_scroll_and_another_row_scrolls_into_view(lab: Store) -> None:
+    # GIVEN a pane that is too low for the journey
     journey = next(
         seqs_with(lab, "journey", row.journey)
         for row in lab.rows(range(lab.first, lab.end))
@@ -143,11 +143,11 @@ async def test_keys_scroll_and_another_row_is_brought_into_view(lab: Store) -> N
         await until(pilot, lambda: any(line.startswith("▶") for line in drawn(detail)))
         await pilot.press("end")
         await until(pilot, lambda: detail.scroll_offset.y == detail.max_scroll_y > 0)
-        # WHEN the same row is shown again, THEN the place stays
+        # WHEN the same row is shown again, THEN the scroll position stays
         detail.show(lab, int(journey[0]))
         await pilot.pause()
         assert detail.scroll_offset.y == detail.max_scroll_y
-        # WHEN another one is, THEN its line is in view
+        # WHEN another row is shown, THEN its line is in view
         for seq in journey[1:].tolist():
             detail.show(lab, seq)
             await until(pilot, lambda: any(line.startswith("▶") for line in drawn(detail)))
@@ -171,7 +171,7 @@ async def test_a_journey_grows_while_it_is_shown() -> None:
         assert "4 tables" in detail.text
 
 
-async def test_nothing_is_drawn_anew_while_nothing_changes() -> None:
+async def test_an_unchanged_story_is_not_drawn_again() -> None:
     trace = store_of(streams.rows(4))
     async with pane() as (_, detail, _pilot):
         detail.show(trace.store, 1, NAMES)
@@ -179,12 +179,12 @@ async def test_nothing_is_drawn_anew_while_nothing_changes() -> None:
         feed(trace, streams.rows(40, 4))
         detail.show(trace.store, 1, NAMES)
         assert detail._lines is before
-        # WHEN a name comes, THEN it is shown
+        # WHEN a name arrives, THEN it is shown
         detail.show(trace.store, 1, KnownNames({4026532456: "other"}))
         assert "netns other" in detail.text
 
 
-async def test_rules_that_come_later_are_shown() -> None:
+async def test_rules_that_arrive_later_are_shown() -> None:
     class Rules(Rulesets):
         def text(self, *of: Any) -> str:
             return f"-p tcp -m comment --comment [b]{'x' * 5000}[/b] -j TEE"
@@ -203,7 +203,7 @@ async def test_rules_that_come_later_are_shown() -> None:
         assert all(cell_len(line) <= 79 for line in detail.text.splitlines())
 
 
-async def test_a_row_that_is_let_go_stays_until_another_is_shown() -> None:
+async def test_an_evicted_row_stays_until_another_is_shown() -> None:
     trace = store_of(streams.rows(16), capacity=16)
     async with pane() as (_, detail, pilot):
         detail.show(trace.store, 12, NAMES)
@@ -220,7 +220,7 @@ async def test_a_row_that_is_let_go_stays_until_another_is_shown() -> None:
         assert drawn(detail)[0] == "No row is selected."
 
 
-async def test_lines_are_made_for_the_new_width(lab: Store) -> None:
+async def test_a_resize_wraps_lines_for_the_new_width(lab: Store) -> None:
     async with pane(200, 30) as (_, detail, pilot):
         detail.show(lab, 110)
         assert max(map(len, detail.text.splitlines())) > 80
@@ -231,11 +231,11 @@ async def test_lines_are_made_for_the_new_width(lab: Store) -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 79, 80, 100, 141, 200])
-def test_no_line_is_longer_than_the_width(lab: Store, width: int) -> None:
+def test_lines_are_not_longer_than_the_width(lab: Store, width: int) -> None:
     for seq in range(lab.first, lab.end, 7):
-        told = story(lab, seq)
-        assert told is not None
-        for line in lines(told, width, NAMES):
+        found = story(lab, seq)
+        assert found is not None
+        for line in lines(found, width, NAMES):
             assert cell_len("".join(text for text, _ in line.cells)) <= width
 
 
@@ -244,7 +244,7 @@ def test_no_line_is_longer_than_the_width(lab: Store, width: int) -> None:
     ["\x1b[2J\x1b]0;t\x07", "[red]x[/red]", "漢字漢字漢字", "e" + "\u0301" * 9, "\u202ea\nb"],
 )
 @pytest.mark.parametrize("width", [40, 80, 200])
-async def test_names_cannot_move_anything(text: str, width: int) -> None:
+async def test_hostile_names_do_not_break_the_layout(text: str, width: int) -> None:
     raw = text.encode()
     kinds = streams.records(8)
     kinds[0]["comm"] = kinds[0]["in"] = kinds[0]["out"] = raw[:16]

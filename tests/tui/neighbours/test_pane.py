@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The neighbour pane: what it says at each width, its keys, and what it does not let through."""
+"""The neighbour pane: its text at each width, its keys, and hostile text."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def text(one: NeighbourPane) -> str:
     return "\n".join(one.render_line(y).text.rstrip() for y in range(one.size.height))
 
 
-def whole(one: NeighbourPane) -> str:
-    """All lines, on the screen or not."""
+def all_text(one: NeighbourPane) -> str:
+    """All lines, including those that are scrolled out of view."""
     count = one.virtual_size.height - 1
     return "\n".join("".join(part for part, _ in one._line(at)) for at in range(count))
 
@@ -67,16 +67,16 @@ async def test_every_line_fits_at_every_width(width: int, detail: bool) -> None:
             await pilot.press("t")
         for y in range(60):
             assert one.render_line(y).cell_length == width - 1
-        # AND nothing that matters was cut off
+        # AND no important text was cut off
         for at in range(one.virtual_size.height - 1):
             line = "".join(part for part, _ in one._line(at))
             assert cell_len(line) <= width - 1 or "not resolved" not in line
-        said = whole(one)
+        said = all_text(one)
         for word in ("FAILED", "INCOMPLETE", "REACHABLE", "STALE", "DELAY", "PROBE", "WARNING"):
             assert word in said
 
 
-async def test_a_narrow_pane_says_how_full_who_and_since_when() -> None:
+async def test_a_narrow_pane_shows_entries_states_and_ages() -> None:
     async with pane(made.router(), (36, 60)) as (one, _):
         said = text(one)
         assert " router" in said.split("\n")[0]
@@ -109,36 +109,36 @@ async def test_rates_sparklines_and_hit_ratio_are_shown() -> None:
         assert "95% now, 82% ever" in text(one)
 
 
-async def test_every_field_of_the_kernel_is_shown_on_demand() -> None:
+async def test_t_shows_every_field_of_the_kernel() -> None:
     fields = {*made.STATS, *made.CONFIG, *made.PARMS, "gc_interval", "gc_thresh"}
     fields = {field.removesuffix("_ms") for field in fields}
     for width in (36, 60, 120):
         async with pane(made.router(), (width, 60)) as (one, pilot):
-            assert "hash_rnd" not in whole(one)
+            assert "hash_rnd" not in all_text(one)
             await pilot.press("t")
-            said = whole(one)
+            said = all_text(one)
             assert {field for field in fields if field not in said} == set()
             for device in ("lo", "lan0", "wan0", "tun0"):
                 assert f"\n  {device}  " in said
             # AND back
             await pilot.press("enter")
-            assert "hash_rnd" not in whole(one)
+            assert "hash_rnd" not in all_text(one)
 
 
-async def test_keys_go_through_the_namespaces() -> None:
+async def test_brackets_cycle_through_the_namespaces() -> None:
     async with pane(made.router()) as (one, pilot):
         assert "router" in one.render_line(0).text
         assert "2/2" in one.render_line(0).text
         await pilot.press("right_square_bracket")
         assert one.netns == CLIENT
         assert "client" in one.render_line(0).text
-        assert "10.0.0.9 " not in whole(one)
+        assert "10.0.0.9 " not in all_text(one)
         await pilot.press("left_square_bracket")
         assert one.netns == ROUTER
-        assert "10.0.0.9 " in whole(one)
+        assert "10.0.0.9 " in all_text(one)
 
 
-async def test_a_name_of_the_screen_s_own_goes_before_the_stream_s() -> None:
+async def test_a_known_name_has_priority_over_the_name_in_the_stream() -> None:
     async with pane(made.router()) as (one, pilot):
         one.show(made.router(), {ROUTER: "gw-7"})
         await pilot.pause()
@@ -161,7 +161,7 @@ async def test_all_neighbours_can_be_scrolled_to_and_the_title_stays() -> None:
         assert "4,096" in text(one)
 
 
-async def test_more_than_were_told_is_said() -> None:
+async def test_the_total_is_shown_if_not_all_neighbours_were_reported() -> None:
     held = made.router()
     totals = {"neighbours": 12_345, "routes": 1, "devices": 4, "rules": 0}
     held.feed({"mono": held.mono + 1, "netns": ROUTER, "totals": totals})
@@ -169,7 +169,7 @@ async def test_more_than_were_told_is_said() -> None:
         assert "9 of 12,345" in line_with(one, "Neighbours")
 
 
-async def test_a_table_that_refuses_says_what_to_do() -> None:
+async def test_a_full_table_shows_what_to_do() -> None:
     held = made.router()
     held.feed(made.tables(61, table(4, 1024, table_fulls=23), table(6, 3)))
     async with pane(held, (60, 60)) as (one, _):
@@ -177,7 +177,7 @@ async def test_a_table_that_refuses_says_what_to_do() -> None:
         assert "raise gc_thresh3" in text(one)
 
 
-async def test_ages_go_on_and_what_changes_is_drawn() -> None:
+async def test_ages_increase_and_changed_neighbours_are_drawn() -> None:
     held = made.router()
     async with pane(held, (60, 60)) as (one, pilot):
         held.feed(made.tables(89, table(4), table(6)))
@@ -186,13 +186,13 @@ async def test_ages_go_on_and_what_changes_is_drawn() -> None:
         await pilot.pause()
         assert line_with(one, "10.0.0.3 ").split()[-1] == "13m"
         assert "FAILED" in line_with(one, "10.0.0.2 ")
-        # AND with nothing new, nothing is done
+        # AND without a change, nothing is drawn
         one._above = [[("untouched", "text")]]
         one.show(held, NAMES)
         assert one._above == [[("untouched", "text")]]
 
 
-async def test_a_namespace_that_goes_leaves_another() -> None:
+async def test_a_removed_namespace_is_replaced_by_another() -> None:
     held = made.router()
     async with pane(held) as (one, pilot):
         held.feed({"mono": held.mono + 1, "gone": [ROUTER]})
@@ -207,7 +207,7 @@ async def test_a_namespace_that_goes_leaves_another() -> None:
 
 
 @pytest.mark.parametrize("held", [None, Neighbours()])
-async def test_an_empty_pane_says_why(held: Neighbours | None) -> None:
+async def test_an_empty_pane_explains_itself(held: Neighbours | None) -> None:
     async with pane(held) as (one, pilot):
         if held is not None:
             one.show(held, {})
@@ -223,25 +223,25 @@ async def test_a_hidden_pane_is_filled_when_it_is_shown() -> None:
         await pilot.pause()
         held.feed(made.news(70, neighbours_changed=[neighbour("10.0.0.200", FAILED)]))
         one.show(held, NAMES)
-        assert "10.0.0.200" not in whole(one)
+        assert "10.0.0.200" not in all_text(one)
         one.display = True
-        await until(pilot, lambda: "10.0.0.200" in whole(one))
+        await until(pilot, lambda: "10.0.0.200" in all_text(one))
 
 
-async def test_a_resize_is_taken_in() -> None:
+async def test_a_resize_changes_the_layout() -> None:
     async with pane(made.router(), (36, 30)) as (one, pilot):
         await pilot.resize_terminal(150, 40)
         await until(pilot, lambda: "IPv6 ndisc_cache" in line_with(one, "IPv4 arp_cache"))
 
 
-async def test_vendors_come_when_they_are_known() -> None:
+async def test_vendors_appear_once_they_are_looked_up() -> None:
     async with pane(made.router(), (60, 60)) as (one, pilot):
         await until(pilot, lambda: "Intel" in text(one), "a vendor")
         assert "VMware" in text(one)
         assert "local" in line_with(one, "02:00:00:00:00:01")
 
 
-def test_only_what_is_registered_has_a_vendor() -> None:
+def test_only_registered_addresses_have_a_vendor() -> None:
     vendors = Vendors()
     assert vendors.name("00:1b:21:aa:bb:cc") is None
     asked = ["00:1b:21:aa:bb:cc", "ff", "", "xx:yy:zz:00:00:00", "00:00:00:00:00:00", "10.0.0.1"]
@@ -253,7 +253,7 @@ def test_only_what_is_registered_has_a_vendor() -> None:
     assert vendors.name("02:00:00:00:00:01") == "local"
 
 
-async def test_escapes_and_markup_are_shown_as_they_are() -> None:
+async def test_escapes_and_markup_are_shown_as_text() -> None:
     evil = "[red]x[/]\x1b[2J"
     held = made.router()
     one_neighbour = neighbour("10.0.0.2", REACHABLE, lladdr="[b]\x1b]0;x\x07")
@@ -262,15 +262,15 @@ async def test_escapes_and_markup_are_shown_as_they_are() -> None:
     async with pane(held, (120, 60)) as (one, pilot):
         one.show(held, {})
         await pilot.press("t")
-        said = text(one) + whole(one)
+        said = text(one) + all_text(one)
         assert "\x1b" not in said
         assert "\x07" not in said
         assert "[red]x[/]\\x1b[2J" in one.render_line(0).text
-        assert "[red]x[/]\\x1b[2J" in whole(one)
-        assert "[b]\\x1b]0;x\\x07" in whole(one)
+        assert "[red]x[/]\\x1b[2J" in all_text(one)
+        assert "[b]\\x1b]0;x\\x07" in all_text(one)
 
 
-async def test_states_are_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_states_are_distinguishable_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with pane(made.router(), (60, 60)) as (one, _):
         assert line_with(one, "10.0.0.9 ").startswith("✗ ")
@@ -288,7 +288,7 @@ async def test_states_are_told_apart_without_colour(monkeypatch: pytest.MonkeyPa
         ((1 << 64) - 1, 5, "18.4E"),
     ],
 )
-def test_numbers_are_as_short_as_their_room(value: int, width: int, shown: str) -> None:
+def test_numbers_fit_their_cells(value: int, width: int, shown: str) -> None:
     assert words.number(value, width) == shown
     assert len(shown) <= width
 
@@ -308,11 +308,11 @@ def test_numbers_are_as_short_as_their_room(value: int, width: int, shown: str) 
         (1 << 63, "106751991167d7h"),
     ],
 )
-def test_spans_of_time_are_short(ms: int, shown: str) -> None:
+def test_time_spans_have_two_units(ms: int, shown: str) -> None:
     assert words.duration(ms) == shown
 
 
-def test_a_sparkline_has_gaps_where_nothing_is_known() -> None:
+def test_a_sparkline_has_gaps_for_unknown_values() -> None:
     assert figures.sparkline([0, 1, None, 7], 6) == "  ▁▂ █"
     assert figures.sparkline([0.0] * 3, 2) == "▁▁"
     assert figures.sparkline([1.0], 0) == ""

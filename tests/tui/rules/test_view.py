@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a person sees of rules, and what the keys of the rules view do."""
+"""The rules view and its keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAINS = {
 
 
 def hit(count: int = 280, generation: int = 1, start: int = 0) -> bytes:
-    """Rows that met the rules of this generation."""
+    """Rows that hit the rules of this generation."""
     entry, rule, end = streams.records(count, start)
     entry["ruleset"] = generation
     return streams.frames(entry, rule, end)
@@ -37,7 +37,7 @@ def lab(rules: bool = True) -> Tallied:
     return tallied
 
 
-async def test_a_rule_stands_in_its_chain_with_its_hits_its_share_of_drops_and_its_text() -> None:
+async def test_a_rule_is_listed_in_its_chain_with_hits_share_of_drops_and_text() -> None:
     # GIVEN 70 packets in FORWARD, five rules hit in turn, each seventh packet dropped
     async with on_screen(RulesView(), lab(), (120, 40)) as (app, _):
         text = "\n".join(lines(app))
@@ -48,13 +48,13 @@ async def test_a_rule_stands_in_its_chain_with_its_hits_its_share_of_drops_and_i
         assert rule[0] == "2"
         assert "14" in rule
         assert "20%" in rule
-        # THEN what was never hit says so
+        # THEN a rule without hits shows 0
         assert line_with(app, "--dport 80").split()[:2] == ["1", "0"]
-        # AND the tables of which no rules came show hits by number
+        # AND tables whose rules are unknown show hits by number
         assert "IPv4 raw  rules unknown: hits by number" in text
 
 
-async def test_heat_is_told_by_a_bar_too() -> None:
+async def test_heat_is_also_shown_as_a_bar() -> None:
     async with on_screen(RulesView(), lab(), (120, 40)) as (app, _):
         assert "█" in line_with(app, "-p udp -j DROP")
         assert "█" not in line_with(app, "--dport 80")
@@ -85,8 +85,8 @@ async def test_enter_on_a_chain_shows_the_rows_that_passed_it() -> None:
         assert [tallied.matching(asked.query) for asked in app.asked] == [0, 0]
 
 
-async def test_every_line_of_the_lab_asks_for_as_many_rows_as_it_has_hits() -> None:
-    # GIVEN a recording without rules, in which no path hits a rule twice
+async def test_enter_selects_as_many_rows_as_each_line_has_hits() -> None:
+    # GIVEN a recording without rules, in which no packet hits a rule twice
     tallied = Tallied()
     tallied.replay(LAB)
     view = RulesView()
@@ -102,7 +102,7 @@ async def test_every_line_of_the_lab_asks_for_as_many_rows_as_it_has_hits() -> N
         assert len(app.asked) > 80
 
 
-async def test_brackets_go_through_the_namespaces_and_begin_at_the_busiest() -> None:
+async def test_brackets_cycle_through_the_namespaces_starting_at_the_busiest() -> None:
     tallied = Tallied()
     tallied.replay(LAB)
     async with on_screen(RulesView(), tallied) as (app, pilot):
@@ -116,7 +116,7 @@ async def test_brackets_go_through_the_namespaces_and_begin_at_the_busiest() -> 
         assert "ipt-client" in lines(app)[0]
 
 
-async def test_s_sorts_by_hits_drops_and_cost_and_goes_back() -> None:
+async def test_s_sorts_by_hits_drops_cost_and_number_again() -> None:
     async with on_screen(RulesView(), lab(), (120, 40)) as (app, pilot):
         before = lines(app)
         await pilot.press("s")
@@ -133,7 +133,7 @@ async def test_s_sorts_by_hits_drops_and_cost_and_goes_back() -> None:
         assert lines(app) == before
 
 
-async def test_0_hides_what_was_never_hit() -> None:
+async def test_0_hides_rules_without_hits() -> None:
     async with on_screen(RulesView(), lab(), (120, 40)) as (app, pilot):
         await pilot.press("0")
         text = "\n".join(lines(app))
@@ -152,18 +152,18 @@ async def test_the_cursor_stays_on_its_rule_while_others_move() -> None:
             await pilot.press("down")
         key, line = app.view.picked, app.view._line
         y = line - app.view.scroll_offset.y
-        # WHEN rules that were hit less are hit much more
+        # WHEN rules with fewer hits overtake it
         entry, rule, end = streams.records(4000, 1000)
         entry["ruleset"], rule["rulenum"] = 1, 5
         tallied.feed(streams.frames(entry, rule, end))
         tallied.show(app.view)
         await pilot.pause()
-        # THEN the cursor is on the same rule, at the same height, though its place is another
+        # THEN the cursor is on the same rule at the same height of the screen
         assert app.view.picked == key
         assert app.view._line - app.view.scroll_offset.y in (y, app.view._line)
 
 
-async def test_who_has_not_moved_sees_the_top() -> None:
+async def test_a_cursor_that_was_not_moved_stays_at_the_top() -> None:
     tallied = lab()
     async with on_screen(RulesView(), tallied, (120, 12)) as (app, pilot):
         await pilot.press("s")
@@ -174,7 +174,7 @@ async def test_who_has_not_moved_sees_the_top() -> None:
         assert app.view.scroll_offset.y == 0
 
 
-async def test_a_change_of_rules_shows_the_new_ones_with_their_own_hits() -> None:
+async def test_changed_rules_are_shown_with_their_own_hits() -> None:
     tallied = lab()
     async with on_screen(RulesView(), tallied, (120, 40)) as (app, pilot):
         chains = {"FORWARD": {"policy": "ACCEPT", "rules": ["-j NEW"]}}
@@ -189,7 +189,7 @@ async def test_a_change_of_rules_shows_the_new_ones_with_their_own_hits() -> Non
         assert "and 70 hits on earlier versions of the rules" in text
 
 
-async def test_rules_that_changed_and_could_not_be_read_are_said_to_be_old() -> None:
+async def test_rules_that_changed_but_could_not_be_read_are_marked_as_previous() -> None:
     tallied = lab()
     tallied.traces[0].rulesets.feed(
         {"netns": NETNS, "family": 4, "table": "filter", "since": 5, "upto": 5}
@@ -198,7 +198,7 @@ async def test_rules_that_changed_and_could_not_be_read_are_said_to_be_old() -> 
         assert "changed since; these are the previous rules" in "\n".join(lines(app))
 
 
-async def test_two_hosts_have_rules_of_their_own() -> None:
+async def test_each_host_has_its_own_rules() -> None:
     tallied = Tallied(("one", "two"))
     for host in (0, 1):
         tallied.rules(CHAINS, host=host)
@@ -228,7 +228,7 @@ async def test_hostile_rules_are_shown_as_text() -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 79, 80, 100, 132, 200, 300])
 @pytest.mark.parametrize("sort", [0, 1])
-async def test_no_width_breaks_a_line(width: int, sort: int) -> None:
+async def test_lines_fit_every_width(width: int, sort: int) -> None:
     async with on_screen(RulesView(), lab(), (width, 24)) as (app, pilot):
         for _ in range(sort):
             await pilot.press("s")
@@ -237,7 +237,7 @@ async def test_no_width_breaks_a_line(width: int, sort: int) -> None:
             assert "-p udp -j DROP" in "\n".join(lines(app)) or not sort
 
 
-async def test_resizing_chooses_other_columns_and_keeps_the_cursor_in_sight() -> None:
+async def test_a_resize_changes_the_columns_and_keeps_the_cursor_visible() -> None:
     async with on_screen(RulesView(), lab(), (200, 50)) as (app, pilot):
         assert "p50" in lines(app)[1]
         await pilot.press("end")
@@ -249,7 +249,7 @@ async def test_resizing_chooses_other_columns_and_keeps_the_cursor_in_sight() ->
         assert picked(app) in lines(app)
 
 
-async def test_an_empty_view_says_so() -> None:
+async def test_an_empty_view_shows_that_it_is_empty() -> None:
     async with on_screen(RulesView(), Tallied()) as (app, pilot):
         assert "No rules yet" in lines(app)[2]
         for key in ("enter", "s", "0", "down", "up", "end", "home", "right_square_bracket"):
@@ -258,7 +258,7 @@ async def test_an_empty_view_says_so() -> None:
         assert app.notices == ["no rule under the cursor"]
 
 
-async def test_what_came_while_the_view_was_hidden_is_there_when_it_comes_back() -> None:
+async def test_rows_that_arrived_while_the_view_was_hidden_are_counted_when_it_is_shown() -> None:
     tallied = lab()
     view: Ledger = RulesView()
     async with on_screen(view, tallied, (120, 40)) as (app, pilot):
