@@ -147,7 +147,7 @@ async def _run() -> dict[str, dict[str, Any]]:
         began = process_time()
         for chunk in chunks[5:]:
             await tick(chunk)
-        frame = (process_time() - began) / TICKS
+        drawing = (process_time() - began) / TICKS
         keys = [await _key(app, source, chunk) for chunk in late]
         flood = app.shown.filter_by("verdict=DROP and src in 10.0.0.0/8 and cost>2us")
         assert flood
@@ -163,7 +163,7 @@ async def _run() -> dict[str, dict[str, Any]]:
         held = len(trace.store)
         await app.action_quit()
     return {
-        "tui_frame": {"value": round(frame * 1e3, 2), "unit": "ms CPU", "goal": "<= 25"},
+        "tui_frame": {"value": round(drawing * 1e3, 2), "unit": "ms CPU", "goal": "<= 25"},
         "tui_key": {"value": round(median(keys) * 1e3, 1), "unit": "ms", "goal": "<= 100"},
         "tui_key_worst": {"value": round(max(keys) * 1e3, 1), "unit": "ms", "goal": "<= 100"},
         "tui_filter": {"value": round(filtered * 1e3, 1), "unit": "ms", "goal": "<= 100"},

@@ -11,9 +11,11 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from ipttrace.capture.control_line import ControlLine, parse
 from ipttrace.stream.frames import Kind, Writer, read_file
+from ipttrace.stream.messages import End, Hello
 
 
 class _Stdout:
@@ -25,11 +27,11 @@ class _Stdout:
 
 def main() -> None:
     writer = Writer(_Stdout())
-    books = {}
+    books: dict[str, Any] = {}
     for frame in read_file(Path(__file__).with_name("lab.iptr")):
         if frame.kind == Kind.HELLO:
             about = {"host": sys.argv[1], "pid": os.getpid(), "argv": sys.argv[2:]}
-            writer.hello({**frame.json, **about})
+            writer.hello(cast(Hello, {**frame.json, **about}))
         elif frame.kind == Kind.END:
             books = frame.json
         else:
@@ -42,7 +44,7 @@ def main() -> None:
             reason = "left alone"
         elif any(parse(line).name == "stop" for line in lines):
             reason = "stopped"
-    writer.end({**books, "reason": reason})
+    writer.end(cast(End, {**books, "reason": reason}))
 
 
 if __name__ == "__main__":

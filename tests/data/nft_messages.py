@@ -109,9 +109,7 @@ def first_message(packet_id: int, chain: str = "in", packet: bytes | None = None
     return trace_message(packet_id, chain, 10, packet=udp() if packet is None else packet)
 
 
-def snapshot(
-    genid: int = 1, table: int = 3, /, **chains: tuple[int | None, list[int]]
-) -> Snapshot:
+def snapshot(genid: int = 1, table: int = 3, /, **chains: tuple[int | None, list[int]]) -> Snapshot:
     """Table inet t with these chains, each as (hook or None, handles of its rules)."""
     infos = {
         (INET, "t", name): ChainInfo(*_base(hook), list(handles))

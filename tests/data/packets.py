@@ -89,10 +89,13 @@ class Stream:
 def store() -> Store:
     """Nine traversals of five journeys; rows 0 to 3 are one journey, rewritten by NAT."""
     stream = Stream(RuledStore(1000))
-    eth0, eth1 = {"in": b"eth0"}, {"in": b"eth0", "out": b"eth1"}
+    eth0: dict[str, Any] = {"in": b"eth0"}
+    eth1: dict[str, Any] = {**eth0, "out": b"eth1"}
+    lo: dict[str, Any] = {"in": b"lo"}
+    hostile: dict[str, Any] = {"in": b"a b\x1b[31m"}
     stream.call(0, PREROUTING, SENT, (b"PREROUTING", 3, 2), first=True, table=b"mangle", **eth0)
     stream.call(20, PREROUTING, SENT, (b"PREROUTING", 1, 0), table=b"nat", **eth0)
-    tracked = {
+    tracked: dict[str, Any] = {
         "flags": record.F_CONNTRACK,
         "ct_info": 2,
         "ct_proto": 6,
@@ -113,7 +116,7 @@ def store() -> Store:
     )
     # Longer than a record holds.
     stream.call(200, OUTPUT, LONG, (b"OUTPUT", 1, 2), first=True, skb=0x3000, out=b"lo")
-    stream.call(210, INPUT, LONG, (b"INPUT", 1, 2), skb=0x3000, **{"in": b"lo"})
+    stream.call(210, INPUT, LONG, (b"INPUT", 1, 2), skb=0x3000, **lo)
     stream.call(
         300,
         INPUT,
@@ -124,7 +127,7 @@ def store() -> Store:
         family=10,
         netns=ELSEWHERE,
         comm=b"=cmd\x1b[2J",
-        **{"in": b"a b\x1b[31m"},
+        **hostile,
     )
     # A record with a wrong captured length.
     stream.call(

@@ -15,36 +15,11 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import Writer
+from ipttrace.stream.messages import Level
 from ipttrace.stream.record import Records
+from tests.data import messages
 
-WALL = 1_700_000_000_000_000_000
-HELLO: dict[str, Any] = {
-    "kernel": "6.1.0-40-amd64",
-    "host": "lab",
-    "arch": "x86_64",
-    "engine": "kernel",
-    "version": "0.1.0",
-    "expr": "",
-    "netns": {"4026532456": "router"},
-    "cpus": 2,
-    "clock": {"mono": 0, "wall": WALL},
-    "argv": [],
-}
-BOOKS: dict[str, Any] = {
-    "engine": "kernel",
-    "calls": 0,
-    "refused": 0,
-    "matched": 0,
-    "followed": 0,
-    "flipped": 0,
-    "silenced": 0,
-    "due": [0, 0, 0],
-    "delivered": [0, 0, 0],
-    "lost": [0, 0, 0],
-    "missed": 0,
-    "depth": 1,
-    "state": "armed",
-}
+WALL = messages.WALL
 TABLES = (
     (b"raw", b"PREROUTING"),
     (b"mangle", b"PREROUTING"),
@@ -122,7 +97,7 @@ def records(rows: int, start: int = 0) -> tuple[Records, Records, Records]:
 def hello(**changes: Any) -> bytes:
     """The first frame."""
     sink = io.BytesIO()
-    Writer(sink).hello({**HELLO, **changes})
+    Writer(sink).hello(messages.hello(**changes))
     return sink.getvalue()
 
 
@@ -143,11 +118,11 @@ def rows(count: int, start: int = 0) -> bytes:
 def books(**changes: Any) -> bytes:
     """A frame of counters."""
     sink = io.BytesIO()
-    Writer(sink).books({**BOOKS, **changes})
+    Writer(sink).books(messages.books(**changes))
     return sink.getvalue()
 
 
-def note(level: str, text: str) -> bytes:
+def note(level: Level, text: str) -> bytes:
     """A frame with a note."""
     sink = io.BytesIO()
     Writer(sink).note(level, text)
@@ -157,7 +132,7 @@ def note(level: str, text: str) -> bytes:
 def end(reason: str = "asked to", **changes: Any) -> bytes:
     """The last frame."""
     sink = io.BytesIO()
-    Writer(sink).end({**BOOKS, "state": "disarmed", "reason": reason, **changes})
+    Writer(sink).end(messages.end(reason, **changes))
     return sink.getvalue()
 
 

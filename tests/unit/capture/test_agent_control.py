@@ -8,31 +8,56 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from types import SimpleNamespace
+from functools import partial
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ipttrace.capture import agent
+from ipttrace.capture.agent import Agent
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.output import Descriptor
+from ipttrace.capture.request import Request
 from ipttrace.capture.signals import Stop
 from ipttrace.stream.frames import Decoder, Frame, Kind, Writer
-from ipttrace.stream.record import DTYPES, ENTRY, EXIT
+from ipttrace.stream.messages import Books, Level
+from ipttrace.stream.record import DTYPES, ENTRY, EXIT, Records
+from tests.data import messages
+from tests.data.stop import StopFlag
 
 SIGNALS = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Buffers:
+    """Calls `arrive` at each wait, then returns the watched descriptors that are readable."""
+
+    cpus = 1
+
+    def __init__(self, arrive: Callable[[], None]) -> None:
+        self._arrive = arrive
+        self._fds: list[int] = []
+
+    def watch(self, fd: int, /) -> None:
+        self._fds.append(fd)
+
+    def unwatch(self, fd: int, /) -> None:
+        self._fds.remove(fd)
+
+    def wait(self, seconds: float, /) -> set[int]:
+        self._arrive()
+        return set(select.select(self._fds, [], [], 0)[0])
 
 
 class Engine:
     """Brings `rows` rows at each look while armed; each call in `script` happens at one look."""
 
     name = "kernel"
-    over = ""
 
     def __init__(self, rows: int = 0, fail: str = "") -> None:
-        self.notes: list[tuple[str, str]] = []
+        self.notes: list[tuple[Level, str]] = []
+        self.over = ""
         self.rows = rows
         self.fail = fail
         self.done: list[str] = []
@@ -41,23 +66,16 @@ class Engine:
         self.count = 0
         self.waiting = 0
         self.lost = 0
-        self.script: list[Callable[[], None]] = []
-        self.buffers = SimpleNamespace(
-            cpus=1, wait=self.wait, watch=lambda fd: self.fds.append(fd), unwatch=self.fds_remove
-        )
-        self.fds: list[int] = []
+        self.script: list[Callable[[], object]] = []
+        self.buffers = Buffers(self._look)
 
-    def fds_remove(self, fd: int) -> None:
-        self.fds.remove(fd)
-
-    def wait(self, seconds: float) -> set[int]:
+    def _look(self) -> None:
         if self.armed:
             self.waiting += self.rows
         if self.script:
             self.script.pop(0)()
-        return set(select.select(self.fds, [], [], 0)[0])
 
-    def take(self) -> list[Any]:
+    def take(self) -> list[Records]:
         count, self.waiting = self.waiting, 0
         self.count += count
         taken = [np.zeros(0, dtype) for dtype in DTYPES]
@@ -68,16 +86,14 @@ class Engine:
     def lost_exits(self) -> int:
         return self.lost
 
-    def books(self) -> dict[str, Any]:
+    def books(self) -> Books:
         due = self.count + self.waiting + self.lost
-        return {
-            "engine": "kernel",
-            "state": "armed" if self.armed else "disarmed",
-            "due": [due, 0, due],
-            "delivered": [self.count, 0, self.count],
-            "lost": [self.lost, 0, self.lost],
-            "missed": 0,
-        }
+        return messages.books(
+            state="armed" if self.armed else "disarmed",
+            due=[due, 0, due],
+            delivered=[self.count, 0, self.count],
+            lost=[self.lost, 0, self.lost],
+        )
 
     def arm(self) -> None:
         if self.fail:
@@ -91,9 +107,12 @@ class Engine:
         self.armed = False
         self.done.append("disarm")
 
-    def filter(self, program: bytes) -> None:
+    def filter(self, program: bytes, /) -> None:
         self.program = program
         self.done.append("filter")
+
+    def close(self) -> None:
+        self.done.append("close")
 
 
 class Run:
@@ -103,15 +122,15 @@ class Run:
         control, self.control = os.pipe()
         self.data = b""
         self.engine = engine
-        commands = [lambda line=line: os.write(self.control, line + b"\n") for line in lines]
-        engine.script += commands + [lambda: None] * looks + [lambda: os.close(self.control)]
-        stop = SimpleNamespace(reason="")
-        self.end = agent.Agent(agent.Request(**options), engine, Writer(self)).run(stop, control)
+        engine.script += [partial(os.write, self.control, line + b"\n") for line in lines]
+        engine.script += [lambda: None] * looks + [partial(os.close, self.control)]
+        stop = StopFlag()
+        self.end = Agent(Request(**options), engine, Writer(self)).run(stop, control)
         os.close(control)
         self.reason = stop.reason
         self.frames = Decoder().feed(self.data)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         self.data += bytes(data)
 
     def of(self, kind: Kind) -> list[dict[str, Any]]:
@@ -248,7 +267,7 @@ def test_stop_after_notes_how_many_rows_were_traced() -> None:
 def test_a_stalled_reader_does_not_extend_the_budget() -> None:
     # GIVEN an agent whose write is blocked
     engine = Engine(rows=10)
-    one = agent.Agent(agent.Request(stop_after=100), engine, Writer(SimpleNamespace()))
+    one = Agent(Request(stop_after=100), engine, Writer(BytesIO()))
     one._begin_budget()
     engine.waiting = 99
     one.spend_aside()
@@ -292,12 +311,10 @@ def test_a_call_while_blocked_is_not_nested_in_itself() -> None:
 def test_a_line_without_an_end_on_the_control_line_ends_the_agent() -> None:
     engine = Engine()
     # A pipe holds 64 KB: the agent reads as much at each look.
-    engine.script += [lambda: os.write(run_fd[0], b"x" * 65536) and None for _ in range(18)]
-    run_fd: list[int] = []
     control, lines = os.pipe()
-    run_fd.append(lines)
-    one = agent.Agent(agent.Request(), engine, Writer(SimpleNamespace(write=len)))
+    engine.script += [partial(os.write, lines, b"x" * 65536)] * 18
+    one = Agent(Request(), engine, Writer(BytesIO()))
     with pytest.raises(CaptureError, match="longer than 1,048,576 bytes"):
-        one.run(SimpleNamespace(reason=""), control)
+        one.run(StopFlag(), control)
     os.close(control)
     os.close(lines)

@@ -21,21 +21,21 @@ import pytest
 from ipttrace.cli import main
 from ipttrace.stream import record
 from ipttrace.stream.frames import Writer
+from tests import paths
 from tests.data import synth
-from tests.paths import LAB
+from tests.data.messages import end, hello
 
-LAB = str(LAB)
+LAB = str(paths.LAB)
 
 
 def table(written: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(written, newline="")))
 
 
-def stream(file: IO[bytes], about: dict[str, Any]) -> Writer:
+def stream(file: IO[bytes], **about: Any) -> Writer:
     """A short stream without an END frame."""
     writer = Writer(file)
-    clock = {"mono": synth.MONO, "wall": synth.WALL}
-    writer.hello({"engine": "kernel", "clock": clock, **about})
+    writer.hello(hello(clock={"mono": synth.MONO, "wall": synth.WALL}, **about))
     records = synth.make(23)
     writer.records(record.ENTRY, records.entries)
     writer.records(record.RULE, records.rules)
@@ -126,7 +126,7 @@ def test_packets_are_written_while_the_stream_is_idle(
     assert run.stdout is not None
     assert run.stderr is not None
     with open(fifo, "wb") as file:
-        stream(file, {})
+        stream(file)
         file.flush()
         # WHEN nothing follows THEN they are written nevertheless
         data = b""
@@ -140,7 +140,7 @@ def test_packets_are_written_while_the_stream_is_idle(
     assert run.returncode == 0
     complete = tmp_path / "x.iptr"
     with open(complete, "wb") as file:
-        stream(file, {}).end({"reason": "done"})
+        stream(file).end(end())
     assert main(["export", str(complete), "--format", "pcapng"]) == 0
     assert capfdbinary.readouterr().out == data
 
@@ -178,7 +178,7 @@ def test_invalid_names_of_namespaces_do_no_harm(
     for netns in (names, ["x"], "x", None):
         path = tmp_path / "x.iptr"
         with open(path, "wb") as file:
-            stream(file, {"netns": netns}).end({"reason": "done"})
+            stream(file, netns=netns).end(end())
         # WHEN it is shown THEN the rows appear, without control characters
         assert main(["export", str(path), "--format", "text"]) == 0
         shown = capfd.readouterr().out

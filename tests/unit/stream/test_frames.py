@@ -15,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import MAGIC, MAX_PAYLOAD, Decoder, Kind, StreamError, Writer, read
+from ipttrace.stream.frames import (
+    MAGIC,
+    MAX_PAYLOAD,
+    Decoder,
+    Frame,
+    Kind,
+    StreamError,
+    Writer,
+    read,
+)
+from tests.data.messages import end, hello
 
 
 def exits(count: int) -> record.Records:
@@ -28,10 +38,10 @@ def recorded(count: int = 5) -> bytes:
     """A whole stream: hello, exits, a note, the end."""
     file = io.BytesIO()
     writer = Writer(file)
-    writer.hello({"host": "here"})
+    writer.hello(hello(host="here"))
     writer.records(record.EXIT, exits(count))
     writer.note("info", "a note")
-    writer.end({"reason": "done"})
+    writer.end(end())
     return file.getvalue()
 
 
@@ -58,7 +68,7 @@ def test_the_frames_are_the_same_however_the_bytes_come(data: st.DataObject) -> 
 def test_many_records_are_cut_into_frames_that_a_reader_takes() -> None:
     file = io.BytesIO()
     writer = Writer(file)
-    writer.hello({})
+    writer.hello(hello())
     writer.records(record.EXIT, exits(100_000))
     file.seek(0)
     found = [one.records for one in read(file) if one.is_records]
@@ -70,16 +80,10 @@ def test_a_file_cut_off_gives_its_rows_and_then_says_so() -> None:
     # GIVEN a recording that ends in the middle of a frame
     file = io.BytesIO(recorded()[:-10])
     # WHEN it is read THEN the frames before the end come first
-    frames = []
+    frames: list[Frame] = []
     with pytest.raises(StreamError, match="cut off at byte"):
-        frames.extend(iter_into(frames, file))
+        frames.extend(read(file))
     assert [one.kind for one in frames] == [Kind.HELLO, Kind.EXIT, Kind.NOTE]
-
-
-def iter_into(frames: list, file: io.BytesIO) -> list:
-    for one in read(file):
-        frames.append(one)
-    return []
 
 
 @settings(max_examples=200, deadline=None)
@@ -161,7 +165,7 @@ def test_a_stream_without_checksums_reads_like_one_that_has_them() -> None:
     plain, checked = io.BytesIO(), io.BytesIO()
     for sink, check in ((plain, False), (checked, True)):
         writer = Writer(sink, checked=check)
-        writer.hello({"engine": "kernel"})
+        writer.hello(hello())
         writer.note("info", "hello")
     # THEN they say the same
     frames = Decoder().feed(plain.getvalue())
@@ -172,4 +176,4 @@ def test_a_stream_without_checksums_reads_like_one_that_has_them() -> None:
     damaged = bytearray(plain.getvalue())
     damaged[12] ^= 1
     with pytest.raises(StreamError, match="damaged at byte 0"):
-        Decoder().feed(damaged)
+        Decoder().feed(bytes(damaged))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,12 @@ HEADER = PROJECT / "bpf" / "record.h"
 STRUCTS = {"ipttrace_entry": record.ENTRY_DTYPE, "ipttrace_rule": record.RULE_DTYPE}
 STRUCTS["ipttrace_exit"] = record.EXIT_DTYPE
 STRUCTS["ipttrace_hit"] = whole.HIT_DTYPE
+
+
+def fields_of(dtype: np.dtype[np.void]) -> Mapping[str, Any]:
+    """Name → (dtype, offset) of a structured dtype."""
+    assert dtype.fields is not None
+    return dtype.fields
 
 
 def c_fields(struct: str) -> list[str]:
@@ -68,8 +76,7 @@ def test_every_field_lies_where_the_compiler_puts_it(
     size = expected.pop("")[1]
     # THEN names, offsets and sizes are the same, and nothing is left over
     mirror = {
-        name: (int(dtype.fields[name][1]), int(dtype.fields[name][0].itemsize))
-        for name in dtype.names
+        name: (int(about[1]), int(about[0].itemsize)) for name, about in fields_of(dtype).items()
     }
     unnamed = {name.rstrip("01"): place for name, place in mirror.items()}
     assert {name.rstrip("01"): place for name, place in expected.items()} == unnamed
@@ -124,7 +131,7 @@ def test_a_call_in_one_piece_lies_as_the_header_says() -> None:
     # THEN the mirror has them
     assert whole.CALL_DTYPE.itemsize == int(size[1])
     assert int(hits[1]) == whole.HITS
-    fields = whole.CALL_DTYPE.fields
+    fields = fields_of(whole.CALL_DTYPE)
     assert {name: fields[name][1] for name in offsets} == {
         name: int(at) for name, at in offsets.items()
     }

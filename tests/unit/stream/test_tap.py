@@ -10,6 +10,7 @@ import pytest
 from ipttrace.stream.frames import Decoder, Kind, Writer, read
 from ipttrace.stream.tap import Tap
 from ipttrace.trace.session import Trace
+from tests.data import messages
 from tests.tui import streams
 
 
@@ -26,7 +27,7 @@ def test_a_recording_begun_in_the_middle_reads_as_a_stream_with_the_clock_of_the
     tap.start(sink)
     for frame in decoder.feed(streams.rows(80, 400) + streams.books(calls=480)):
         tap.feed(frame)
-    tap.stop({**streams.BOOKS, "state": "armed"})
+    tap.stop(messages.books())
     for frame in decoder.feed(streams.rows(80, 480)):
         tap.feed(frame)
     # THEN the file has the rows of that time, with their wall clock, and an end

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ipttrace.trace.selection import AllRows, MatchingRows
 from ipttrace.trace.session import Trace
@@ -16,8 +17,9 @@ def fed(trace: Trace, count: int, start: int = 0) -> None:
     feed_stream(trace, streams.hello() + streams.rows(count, start))
 
 
-def drops(part: Part) -> np.ndarray:
-    return (part.columns["verdict"] & 0xFF) == 0
+def drops(part: Part) -> npt.NDArray[np.bool_]:
+    mask: npt.NDArray[np.bool_] = (part.columns["verdict"] & 0xFF) == 0
+    return mask
 
 
 def test_a_selection_has_exactly_the_matching_rows() -> None:

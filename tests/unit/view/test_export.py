@@ -134,9 +134,13 @@ def test_a_file_made_during_the_export_is_kept(
 
         monkeypatch.setattr(os, "link", link)
     path = tmp_path / "x.csv"
+
+    def made_by_another(done: int, total: int) -> None:
+        path.write_text("theirs")
+
     # GIVEN an export, WHEN another process makes a file of that name before it ends
     with pytest.raises(ExportExists):
-        Export(store, everything(store), "csv", path).run(lambda *step: path.write_text("theirs"))
+        Export(store, everything(store), "csv", path).run(made_by_another)
     # THEN that file stays
     assert path.read_text() == "theirs"
     assert nothing_else(tmp_path, "x.csv")

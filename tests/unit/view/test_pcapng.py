@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ipttrace.trace.store import Store
 from ipttrace.view import pcapng
 from ipttrace.view.pcapng import Pcapng
 from tests.data.packets import FORWARD, OUTPUT, POSTROUTING, PREROUTING, SENT, Stream
+from tests.data.records import Array
 from tests.data.rows import PLAIN
 
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
@@ -80,26 +82,24 @@ def stream() -> Stream:
     return Stream(Store(10_000))
 
 
-class OneRow:
+class OneRow(Store):
     """A store with one row, given by the test."""
 
     def __init__(self, row: Row) -> None:
-        one = stream()
-        one.call(0, OUTPUT, SENT, (b"OUTPUT", 1, 0), first=True, out=b"eth0")
-        self._row, self._store, self.end = row, one.trace.store, 1
+        super().__init__(10_000)
+        self._row = row
+        Stream(self).call(0, OUTPUT, SENT, (b"OUTPUT", 1, 0), first=True, out=b"eth0")
 
-    def rows(self, seqs: Any) -> list[Row]:
+    def rows(self, seqs: Sequence[int] | Array) -> list[Row]:
         return [self._row]
-
-    def parts(self, first: int, end: int) -> Any:
-        return self._store.parts(first, end)
 
 
 @given(st.text(st.characters(), max_size=40))
 def test_any_text_gives_valid_blocks_and_printable_comments(text: str) -> None:
     # GIVEN a row with any text in its names, including surrogates
     path = (Step(text, 1, text),)
-    names = {"comm": text, "in_": text, "out": text, "table": text, "rule": text, "verdict": text}
+    names: dict[str, Any]
+    names = dict.fromkeys(("comm", "in_", "out", "table", "rule", "verdict"), text)
     row = replace(PLAIN, hook=text, path=path, **names)
     # WHEN it is written with the same text in HELLO
     output = Pcapng({PLAIN.netns: text})
@@ -122,8 +122,9 @@ def test_a_rewritten_packet_appears_before_and_after() -> None:
     # GIVEN a journey whose packet changes between two tables of a hook
     one = stream()
     changed = SENT[:1] + b"\x10" + SENT[2:]
+    arriving: dict[str, Any] = {"in": b"eth0"}
     for at, packet in enumerate((SENT, SENT, changed)):
-        one.call(at, PREROUTING, packet, (b"PREROUTING", 1, 2), first=not at, **{"in": b"eth0"})
+        one.call(at, PREROUTING, packet, (b"PREROUTING", 1, 2), first=not at, **arriving)
     # WHEN it is written
     first, second = packets(written(one.trace.store))
     # THEN there is a packet per form, with the traversals of that form
@@ -139,7 +140,8 @@ def test_a_forwarded_packet_is_on_the_outgoing_device_only_if_accepted(
 ) -> None:
     one = stream()
     path = (b"FORWARD", 1, 0)
-    one.call(0, FORWARD, SENT, path, first=True, verdict=verdict, **{"in": b"eth0", "out": b"eth1"})
+    devices: dict[str, Any] = {"in": b"eth0", "out": b"eth1"}
+    one.call(0, FORWARD, SENT, path, first=True, verdict=verdict, **devices)
     found = written(one.trace.store)
     assert interfaces(found) == [device]
     (packet,) = packets(found)

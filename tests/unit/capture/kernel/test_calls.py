@@ -26,7 +26,9 @@ def finished(*rules: int, first: int = 1) -> np.ndarray:
 
 
 def rows(rules: np.ndarray) -> list[tuple[object, ...]]:
-    return rules[["call", "seq", "rulenum", "table", "chain"]].tolist()
+    found: list[tuple[object, ...]]
+    found = rules[["call", "seq", "rulenum", "table", "chain"]].tolist()
+    return found
 
 
 def expected(call: int, count: int) -> list[tuple[object, ...]]:

@@ -22,27 +22,33 @@ def message(kind: int, body: bytes, seq: int = 1) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, 2, seq, 0) + body
 
 
-U32, U64 = (lambda n: struct.pack("=I", n)), (lambda n: struct.pack("=Q", n))
+def u32(n: int) -> bytes:
+    return struct.pack("=I", n)
+
+
+def u64(n: int) -> bytes:
+    return struct.pack("=Q", n)
+
 
 # NDTPA_* of linux/neighbour.h; each gets a value of its own.
 PARMS = {
-    2: ("refcnt", U32),
-    3: ("reachable_time", U64),
-    4: ("base_reachable_time", U64),
-    5: ("retrans_time", U64),
-    6: ("gc_staletime", U64),
-    7: ("delay_probe_time", U64),
-    8: ("queue_len", U32),
-    9: ("app_probes", U32),
-    10: ("ucast_probes", U32),
-    11: ("mcast_probes", U32),
-    12: ("anycast_delay", U64),
-    13: ("proxy_delay", U64),
-    14: ("proxy_qlen", U32),
-    15: ("locktime", U64),
-    16: ("queue_lenbytes", U32),
-    17: ("mcast_reprobes", U32),
-    19: ("interval_probe_time_ms", U64),
+    2: ("refcnt", u32),
+    3: ("reachable_time", u64),
+    4: ("base_reachable_time", u64),
+    5: ("retrans_time", u64),
+    6: ("gc_staletime", u64),
+    7: ("delay_probe_time", u64),
+    8: ("queue_len", u32),
+    9: ("app_probes", u32),
+    10: ("ucast_probes", u32),
+    11: ("mcast_probes", u32),
+    12: ("anycast_delay", u64),
+    13: ("proxy_delay", u64),
+    14: ("proxy_qlen", u32),
+    15: ("locktime", u64),
+    16: ("queue_lenbytes", u32),
+    17: ("mcast_reprobes", u32),
+    19: ("interval_probe_time_ms", u64),
 }
 STATS = (
     "allocs",
@@ -72,8 +78,8 @@ def test_a_table_is_decoded_to_its_last_field() -> None:
         64,
         struct.pack("=B3x", 2)
         + attribute(1, b"arp_cache\0")
-        + attribute(8, U64(30_000))
-        + b"".join(attribute(1 + n, U32(128 << n)) for n in (1, 2, 3))
+        + attribute(8, u64(30_000))
+        + b"".join(attribute(1 + n, u32(128 << n)) for n in (1, 2, 3))
         + attribute(5, struct.pack("=HHIIIIIII", 4, 336, 12, 13, 14, 15, 16, 17, 18))
         + attribute(9, b"")
         + attribute(7, struct.pack("=11Q", *range(1 << 40, (1 << 40) + 11)))
@@ -91,7 +97,7 @@ def test_a_table_is_decoded_to_its_last_field() -> None:
 
 def test_a_devices_parameters_are_decoded_to_the_last() -> None:
     body = struct.pack("=B3x", 10) + attribute(1, b"ndisc_cache\0")
-    raw = message(64, body + parms(attribute(1, U32(7))))
+    raw = message(64, body + parms(attribute(1, u32(7))))
     assert messages.table(raw) == messages.DeviceParameters(7, 6, WANTED_PARMS)
 
 
@@ -102,12 +108,12 @@ def _neighbour(*attributes: bytes, family: int = 2, state: int = 2, flags: int =
 
 DST = attribute(1, bytes([10, 0, 0, 2]))
 LLADDR = attribute(2, bytes.fromhex("001b21aabbcc"))
-PROBES = attribute(4, U32(3))
+PROBES = attribute(4, u32(3))
 CACHE = attribute(3, struct.pack("=4I", 100, 200, 300, 4))
 
 
 def test_a_neighbour_is_decoded_with_all_its_flags() -> None:
-    extended = attribute(15, U32(1))
+    extended = attribute(15, u32(1))
     raw = _neighbour(DST, LLADDR, PROBES, CACHE, attribute(12, b"\x10"), extended, flags=0x80)
     assert messages.neighbour(raw) == {
         "family": 4,
@@ -148,7 +154,7 @@ def test_a_multipath_route_omits_dead_next_hops() -> None:
 
     hops = hop(0, 2, bytes([10, 0, 0, 2])) + hop(1, 3, bytes([10, 0, 0, 3])) + hop(0, 4, b"")
     head = struct.pack("=8BI", 2, 16, 0, 0, 254, 3, 0, 1, 0)
-    body = attribute(1, bytes([10, 7, 0, 0])) + attribute(15, U32(254)) + attribute(9, hops)
+    body = attribute(1, bytes([10, 7, 0, 0])) + attribute(15, u32(254)) + attribute(9, hops)
     assert messages.route(message(24, head + body)) == {
         "family": 4,
         "dst": "10.7.0.0/16",
@@ -162,7 +168,7 @@ def test_a_multipath_route_omits_dead_next_hops() -> None:
 def test_a_gateway_of_the_other_family_is_decoded() -> None:
     head = struct.pack("=8BI", 2, 0, 0, 0, 254, 3, 0, 1, 0)
     via = attribute(18, struct.pack("=H", 10) + bytes.fromhex("fe80" + "00" * 13 + "01"))
-    raw = message(24, head + attribute(15, U32(254)) + via + attribute(4, U32(2)))
+    raw = message(24, head + attribute(15, u32(254)) + via + attribute(4, u32(2)))
     found = messages.route(raw)
     assert found is not None
     assert found["hops"] == [(2, "fe80::1")]
@@ -171,7 +177,7 @@ def test_a_gateway_of_the_other_family_is_decoded() -> None:
 @pytest.mark.parametrize(("table", "flags"), [(100, 0), (254, 0x200)])
 def test_routes_of_other_tables_and_cached_routes_are_omitted(table: int, flags: int) -> None:
     head = struct.pack("=8BI", 2, 0, 0, 0, 0, 3, 0, 1, flags)
-    assert messages.route(message(24, head + attribute(15, U32(table)))) is None
+    assert messages.route(message(24, head + attribute(15, u32(table)))) is None
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ def test_link_layer_addresses_of_any_length_are_decoded(address: str, text: str 
 
 def test_a_devices_name_may_contain_any_byte() -> None:
     body = struct.pack("=BxHiII", 0, 1, 9, 0x1003, 0) + attribute(3, b"v\xff\x1b\0")
-    value = messages.link(message(16, body + attribute(4, U32(1500))))
+    value = messages.link(message(16, body + attribute(4, u32(1500))))
     assert value is not None
     assert value["name"].encode("utf-8", "surrogateescape") == b"v\xff\x1b"
     assert (value["index"], value["mtu"], value["flags"]) == (9, 1500, 0x1003)
@@ -219,7 +225,7 @@ def test_bytes_that_are_no_such_message_raise_nothing(body: bytes, kind: int) ->
 def test_a_wrong_length_ends_the_attributes_of_a_route(size: int) -> None:
     head = struct.pack("=8BI", 2, 16, 0, 0, 254, 3, 0, 1, 0)
     encap = struct.pack("=HH", size, 22) + bytes(8)  # RTA_ENCAP
-    found = messages.route(message(24, head + attribute(4, U32(2)) + encap))
+    found = messages.route(message(24, head + attribute(4, u32(2)) + encap))
     assert found is not None
     assert found["hops"] == [(2, None)]
 
@@ -254,7 +260,7 @@ def _dump(*parts: bytes, **more: Any) -> list[bytes]:
 
 def test_a_dump_is_read_to_its_end_in_portions_of_any_size() -> None:
     one, two = message(28, b"1234", 30), message(28, b"12345678", 30)
-    done = message(3, U32(0), 30)
+    done = message(3, u32(0), 30)
     assert _dump(one + two, one, done + two) == [one, two, one]
     # AND messages of another request are skipped
     assert _dump(message(28, b"", 29) + one + done) == [one]
@@ -273,4 +279,4 @@ def test_a_wrong_length_ends_a_dump(size: int) -> None:
 
 def test_messages_from_other_processes_are_skipped() -> None:
     with pytest.raises(TimeoutError):
-        _dump(message(28, b"1234", 30) + message(3, U32(0), 30), sender=4711)
+        _dump(message(28, b"1234", 30) + message(3, u32(0), 30), sender=4711)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from ipttrace.capture import iptables_save
+from ipttrace.capture import iptables_save, netns
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import Chain, CommandMissing, Unreadable
+from ipttrace.capture.kernel import module
 from ipttrace.capture.kernel.control import Change
 from ipttrace.capture.rules import frames, kernel_watch
 from ipttrace.stream.frames import Kind
@@ -119,9 +120,9 @@ class Reader:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
-    monkeypatch.setattr(kernel_watch.kmod, "loaded", lambda: True)
+    monkeypatch.setattr(module, "loaded", lambda: True)
     monkeypatch.setattr(kernel_watch, "Control", lambda: host)
-    monkeypatch.setattr(kernel_watch.namespaces, "paths", lambda only: {HOME: "/proc/self/ns/net"})
+    monkeypatch.setattr(netns, "paths", lambda only: {HOME: "/proc/self/ns/net"})
     monkeypatch.setattr(kernel_watch, "_MESSAGE_TAKES", 0.05)
     monkeypatch.setattr(kernel_watch, "_CHANGE_TAKES", 0.05)
     # No rests: what is due is done at the next look.
@@ -309,7 +310,7 @@ def test_tables_and_namespaces_that_disappear_are_reported(
     host.tables = ("filter",)
     reader.look(host)
     assert [one.table for one in reader.rulesets.tables(HOME)] == ["filter"]
-    monkeypatch.setattr(kernel_watch.namespaces, "paths", lambda only: {})
+    monkeypatch.setattr(netns, "paths", lambda only: {})
     host.change(netns=7)
     reader.look(host)
     assert reader.rulesets.tables(HOME) == []
@@ -319,7 +320,7 @@ def test_tables_and_namespaces_that_disappear_are_reported(
 def test_a_watch_that_fails_to_start_does_not_keep_the_agent_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernel_watch.kmod, "loaded", lambda: False)
+    monkeypatch.setattr(module, "loaded", lambda: False)
     rules = kernel_watch.KernelRules()
     with pytest.raises(CaptureError):
         rules.make()

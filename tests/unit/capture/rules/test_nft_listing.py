@@ -31,9 +31,12 @@ class Listed:
         for number, (table, chains) in enumerate(self.tables.items(), 1):
             snapshot.tables[1, table] = TableInfo(number, 0, None)
             for name, (base, comment, rules) in chains.items():
-                place = (1, 0, "filter", 1) if base else (None, None, "", None)
                 handles = [handle for handle, _ in rules]
-                snapshot.chains[1, table, name] = ChainInfo(*place, None, handles, comment)
+                if base:
+                    chain = ChainInfo(1, 0, "filter", 1, None, handles, comment)
+                else:
+                    chain = ChainInfo(None, None, "", None, None, handles, comment)
+                snapshot.chains[1, table, name] = chain
         return snapshot
 
     def text(self) -> str:

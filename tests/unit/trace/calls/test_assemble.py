@@ -235,7 +235,7 @@ def test_the_batch_size_does_not_change_the_calls(size: int) -> None:
                     got[call] = (path, int(calls.journeys[at]))
     assert len(got) == len(records.entries)
     assert (assembler.incomplete, assembler.waiting) == (0, 0)
-    wanted = {call: [] for call in got}
+    wanted: dict[int, list[tuple[bytes, int]]] = {call: [] for call in got}
     for each in np.sort(records.rules, order=["call", "seq"]):
         wanted[int(each["call"])].append((bytes(each["chain"]), int(each["rulenum"])))
     assert {call: path for call, (path, _) in got.items()} == wanted

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from ipttrace.stream import record
 from ipttrace.trace.calls.flow import Flows
@@ -25,7 +26,7 @@ def tracked(
 ) -> record.Records:
     src, sport, dst, dport = orig
     rsrc, rsport, rdst, rdport = reply or (dst, dport, src, sport)
-    given = {
+    given: dict[str, Any] = {
         "flags": record.F_CONNTRACK,
         "ct_proto": 17,
         "ct_orig_src": address(src),

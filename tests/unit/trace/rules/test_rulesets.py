@@ -13,6 +13,7 @@ from ipttrace.stream.frames import Frame, Kind, StreamError, Writer, read
 from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from tests.data import records, synth
+from tests.data.messages import message
 
 NETNS = 4026531840
 
@@ -283,7 +284,7 @@ def test_a_second_stream_has_its_own_generations() -> None:
     packet = records.v4(17, "10.0.0.1", "10.0.0.2", records.udp(1, 2))
     for words in ("first", "second"):
         writer.hello(synth.hello())
-        writer.message(Kind.RULES, frame(1, words))
+        writer.message(Kind.RULES, message(frame(1, words)))
         for call, ruleset in ((1, 1), (2, 2)):
             writer.records(0, records.entry(call, 0, packet, hook=1, netns=NETNS, ruleset=ruleset))
             writer.records(1, records.rule(call, 0, b"INPUT", 1))
@@ -317,7 +318,7 @@ def row_of(ruleset: int, flags: int) -> Any:
     sink = io.BytesIO()
     writer = Writer(sink)
     writer.hello(synth.hello())
-    writer.message(Kind.RULES, frame(7, "-i lo", "-p udp -j DROP"))
+    writer.message(Kind.RULES, message(frame(7, "-i lo", "-p udp -j DROP")))
     packet = records.v4(17, "10.0.0.1", "10.0.0.2", records.udp(1, 2))
     writer.records(0, records.entry(1, 0, packet, hook=1, netns=NETNS, ruleset=ruleset))
     writer.records(1, records.rule(1, 0, b"INPUT", 2))
@@ -344,6 +345,7 @@ def test_a_row_whose_rules_changed_during_the_call_has_no_text() -> None:
 
 def test_any_json_is_applied_or_rejected_with_one_line() -> None:
     trace = Trace()
-    for value in ({"table": "filter"}, {"since": []}, {"gone": True}):
+    values: list[dict[str, object]] = [{"table": "filter"}, {"since": []}, {"gone": True}]
+    for value in values:
         with pytest.raises(StreamError, match=r"^malformed rules in the stream\b.*$"):
             trace.feed(Frame(Kind.RULES, json.dumps(value).encode()))

@@ -67,7 +67,8 @@ def test_names_are_read_from_records_of_any_width_and_stride() -> None:
     )
 )
 def test_the_last_written_value_is_returned(batches: list[list[tuple[int, int]]]) -> None:
-    recent, truth = Recent(1000), {}
+    recent = Recent(1000)
+    truth: dict[int, int] = {}
     for batch in batches:
         keys, values = (
             np.array(side, np.uint64) for side in ([k for k, _ in batch], [v for _, v in batch])

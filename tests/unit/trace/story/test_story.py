@@ -154,7 +154,7 @@ def test_a_dropped_packet_has_no_changes() -> None:
 
 def rejected() -> Store:
     """A packet is dropped by REJECT, whose answer goes through two tables inside that call."""
-    answer = {"skb": 0x2000, "parent": 2}
+    answer: dict[str, Any] = {"skb": 0x2000, "parent": 2}
     return store_of(
         [
             entry(1, 0, table=b"mangle"),

@@ -79,6 +79,7 @@ def test_every_step_is_a_hit_and_the_last_one_has_the_verdict(trace: Trace, budg
 def test_the_costs_of_a_rule_are_those_of_the_calls_that_it_decided(trace: Trace) -> None:
     costs = defaultdict(list)
     for row in rows_of(trace.store):
+        assert row.cost_ns is not None
         rule = (row.family, row.table, row.chain, row.rulenum, row.match == "policy")
         costs[row.netns, *rule].append(row.cost_ns)
     tally = tallied(trace.store).rules

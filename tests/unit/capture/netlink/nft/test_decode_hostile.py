@@ -121,8 +121,8 @@ def test_100000_damaged_messages_neither_stop_the_engine_nor_fill_its_memory(see
         # THEN the records made of them are consistent
         assert len(calls.exits) == len(calls.entries) == len(calls.priority)
         assert np.isin(calls.exits["call"], calls.entries["call"]).all()
-        begun = np.concatenate([calls.entries["call"], calls.cut["call"]])
-        assert np.isin(calls.rules["call"], begun).all()
+        known = np.concatenate([calls.entries["call"], calls.cut["call"]])
+        assert np.isin(calls.rules["call"], known).all()
         assert (calls.entries["caplen"] <= NFT_PACKET_LEN).all()
         assert (calls.entries["source"] == record.SOURCE_NFT).all()
     # AND the rows contain no control characters
