@@ -98,7 +98,7 @@ class FlowsView(SortedLedger):
         """Show the tally; does nothing if nothing has changed.
 
         `names`: the store's; `netns`: names of namespaces by host and inode;
-        `hosts`: their names, if there are several; all safe for a terminal.  `now`:
+        `hosts`: names by number, if there are several; all safe for a terminal.  `now`:
         ns since the epoch by the stream's clock; None: the time of the newest row.
         """
         version = (tally.version, now, dict(netns), tuple(hosts))
@@ -111,7 +111,7 @@ class FlowsView(SortedLedger):
     def action_filter(self) -> None:
         flow = self._flows.get(self.picked)
         if flow is None:
-            self.post_message(Notice("No flow under the cursor", error=True))
+            self.post_message(Notice("no flow under the cursor", error=True))
         else:
             name = hex(flow.flow) if flow.flow else "none"
             self.post_message(FilterRequested(f"flow={name}", "flow", replace=True))

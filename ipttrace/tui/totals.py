@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The totals view: verdicts, cost and losses over time as plots, and all counters.
 
-Plots are drawn here from block characters: a plotting library takes several times
-as long.  Must not count: it shows a `TotalsTally`.
+Plots are drawn here from block characters: a plotting library takes about a
+hundred times as long.  Must not count: it shows a `TotalsTally`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class RulesView(SortedLedger):
         """Show the tally; does nothing if nothing has changed.
 
         `names` and `rulesets`: the store's; `netns`: names of namespaces by host and
-        inode; `hosts`: their names, if there are several; all safe for a terminal.
+        inode; `hosts`: names by number, if there are several; all safe for a terminal.
         `now`: ns since the epoch by the stream's clock, so that rates fall without
         new rows; None: the time of the newest row.
         """
@@ -138,7 +138,7 @@ class RulesView(SortedLedger):
     def action_filter(self) -> None:
         key, listing = self.picked, self._listing
         if listing is None or not isinstance(key, RuleKey | _ChainLine):
-            self.post_message(Notice("No rule under the cursor", error=True))
+            self.post_message(Notice("no rule under the cursor", error=True))
             return
         if isinstance(key, RuleKey):
             text = query.by_rule_on_path(
