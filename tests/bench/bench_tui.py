@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What one picture of the live screen costs, with a full store behind it.
+"""The cost of a frame of the live screen, with a full store.
 
-A million rows held, 2,000 new ones a tick of 50 ms, 200 by 50 cells.  CPU time
-of the whole process: reading, decoding, feeding, drawing, and making the bytes
-for the terminal (which the headless driver would leave out, so it is done
-here).  No terminal, no sleeping in the figures.
+A million rows, 2,000 new ones a tick of 50 ms, 200 by 50 cells.  CPU time of the
+complete process: reading, decoding, feeding, drawing, and encoding for the terminal
+(which the headless driver omits, so it is done here).  No terminal and no sleep is
+included.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BATCH: Final = 50_000
 SIZE: Final = (200, 50)
 
 
-class _Handed:
-    """A live source that gives what it is handed."""
+class _FakeSource:
+    """A live source that yields the chunks passed to give()."""
 
     live, name, progress = True, "bench", ""
 
@@ -61,8 +61,8 @@ class _Handed:
         self._ready.release()
 
 
-class _Drawn(TraceApp):
-    """The screen, with the terminal's bytes made although nobody reads them."""
+class _RenderedApp(TraceApp):
+    """The screen, which also encodes for a terminal."""
 
     def _display(self, screen: Any, renderable: Any) -> None:
         if hasattr(renderable, "render_segments"):
@@ -76,7 +76,7 @@ def _hello() -> bytes:
 
 
 def _frames(records: Any, calls: int, times: int) -> bytes:
-    """The records, moved on by so many calls and ns, as frames."""
+    """Returns the records as frames, shifted by `calls` and by `times` ns."""
     sink = io.BytesIO()
     writer = Writer(sink)
     for kind, some in enumerate((records.entries, records.rules, records.exits)):
@@ -89,8 +89,8 @@ def _frames(records: Any, calls: int, times: int) -> bytes:
     return sink.getvalue()
 
 
-async def _key(app: TraceApp, source: _Handed, chunk: bytes) -> float:
-    """s from a key, pressed while 2,000 rows come, to the picture that shows it."""
+async def _key(app: TraceApp, source: _FakeSource, chunk: bytes) -> float:
+    """Returns the s from a key press, while 2,000 rows arrive, to the frame that shows it."""
     drawn = asyncio.Event()
     source.give(chunk)
     await asyncio.sleep(0.01)
@@ -100,15 +100,15 @@ async def _key(app: TraceApp, source: _Handed, chunk: bytes) -> float:
         await asyncio.sleep(0.0005)
     app.rows.call_after_refresh(drawn.set)
     await drawn.wait()
-    took = perf_counter() - began
+    elapsed = perf_counter() - began
     app.rows.action_newest()
     await asyncio.sleep(0.05)
-    return took
+    return elapsed
 
 
 async def _run() -> dict[str, dict[str, Any]]:
-    source = _Handed()
-    app = _Drawn(source, title="bench", capacity=HELD)
+    source = _FakeSource()
+    app = _RenderedApp(source, title="bench", capacity=HELD)
     trace = app.feeds.trace
     decoder = Decoder()
     for frame in decoder.feed(_hello()):
@@ -116,7 +116,7 @@ async def _run() -> dict[str, dict[str, Any]]:
     batch = synth.make(BATCH)
     span = int(batch.exits["time"].max() - batch.entries["time"].min()) + 1_000_000
     done = 0
-    # The store evicts in chunks: one more than full, so that it is at its cap.
+    # Overfilled: the store evicts in chunks, so that it ends at its capacity.
     while trace.store.end < HELD * 1.1:
         for frame in decoder.feed(_frames(batch, done * len(batch.entries), done * span)):
             trace.feed(frame)
@@ -139,7 +139,7 @@ async def _run() -> dict[str, dict[str, Any]]:
             source.give(chunk)
             while app.rows.cursor + 1 < before + step[0] - 50:
                 await asyncio.sleep(0.002)
-            # The frame that the screen's own clock draws afterwards.
+            # For the frame that the screen's timer draws afterwards.
             await asyncio.sleep(0.05)
 
         for chunk in chunks[:5]:
@@ -173,7 +173,7 @@ async def _run() -> dict[str, dict[str, Any]]:
 
 
 def run() -> dict[str, dict[str, Any]]:
-    """The figures, by name: value, unit, goal."""
+    """Returns the figures by name: value, unit, goal."""
     return asyncio.run(_run())
 
 

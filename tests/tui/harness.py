@@ -116,7 +116,7 @@ async def live(
         try:
             yield agent, app, pilot
         finally:
-            app._leave()
+            app.exit_now()
             agent.hang_up()
 
 

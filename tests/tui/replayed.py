@@ -39,7 +39,7 @@ async def replayed(path: Path = LAB, size: tuple[int, int] = (80, 24)) -> AsyncI
         try:
             yield app, pilot
         finally:
-            app._leave()
+            app.exit_now()
 
 
 async def settled(app: TraceApp, pilot: Pilot[Any]) -> None:

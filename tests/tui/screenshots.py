@@ -60,7 +60,7 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
         drawn = app.export_screenshot(title="ipttrace")
         # Otherwise some renderers drop spaces at the ends of a text.
         svg.write_text(drawn.replace("<svg ", '<svg xml:space="preserve" ', 1))
-        app._leave()
+        app.exit_now()
     return svg
 
 

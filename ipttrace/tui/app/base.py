@@ -31,7 +31,6 @@ from ipttrace.text import clean
 from ipttrace.trace import query
 from ipttrace.trace.query import tree as query_tree
 from ipttrace.trace.query.until import Until
-from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
@@ -62,7 +61,6 @@ STATUS: Final = 0.25  # s between two updates of the bars
 TALLY: Final = 0.05  # s between two updates of the tallies
 GRACE: Final = 2.0  # s that a live source gets to send its last counts
 WIDE: Final = 160  # cells from which the neighbours are shown beside the rows
-UNREACHED: Final = ("FAILED", "INCOMPLETE")
 
 
 class BaseApp(OrderedKeysApp[Summary]):
@@ -105,7 +103,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         self._grace = grace
         self._until = None if until is None else Until(until)
         self._stopping = False
-        self._left = False
+        self._exiting = False
         self._stale = False  # fed since the last picture
         self._drawn = 0.0
         self._names: tuple[dict[tuple[int, int], str], list[str], str] = ({}, [], "")
@@ -119,7 +117,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         self.filter_bar = FilterBar(id="filter")
         self.prompt = Prompt(self.focus_view, id="prompt")
         self.switcher = ContentSwitcher(id="views", initial="trace")
-        self.view = TraceView(self.store, self.shown, self._where, id="trace")
+        self.view = TraceView(self.store, self.shown, self._known_names, id="trace")
         self.rules = RulesView(id="rules-view")
         self.flows = FlowsView(id="flows-view")
         self.totals = TotalsView(id="totals-view")
@@ -157,7 +155,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         if not self.is_headless:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, self._leave, 128 + number)
+                loop.add_signal_handler(number, self.exit_now, 128 + number)
             exit_on_hangup(sys.__stdin__.fileno() if sys.__stdin__ is not None else 0)
         self.set_interval(STATUS, self.refresh_bars)
         self.set_interval(TALLY, self._tally)
@@ -173,19 +171,20 @@ class BaseApp(OrderedKeysApp[Summary]):
         for feed in self.feeds:
             feed.intake.close()
 
-    def leave(self) -> None:
-        """Exits; live sources first get time to send their last counts.  Again: exits at once."""
+    def stop_and_exit(self) -> None:
+        """Exits once live sources have sent their last counts; a second call exits at once."""
         if self._stopping or self.over or not sum(feed.stop() for feed in self.feeds):
-            self._leave()
+            self.exit_now()
             return
         self._stopping = True
         self.refresh_bars()
-        self.set_timer(self._grace, self._leave)
+        self.set_timer(self._grace, self.exit_now)
 
-    def _leave(self, code: int = 0) -> None:
-        if self._left:
+    def exit_now(self, code: int = 0) -> None:
+        """Closes the feeds and exits with this status."""
+        if self._exiting:
             return
-        self._left = True
+        self._exiting = True
         for feed in self.feeds:
             feed.close()
         self.exit(self.feeds.summary(), return_code=code)
@@ -196,7 +195,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         self._feed()
 
     def _feed(self) -> None:
-        if self._left:
+        if self._exiting:
             return
         until = monotonic() + BUDGET
         fed = True
@@ -226,18 +225,18 @@ class BaseApp(OrderedKeysApp[Summary]):
         self.over = True
         self.refresh_bars()
         if self._stopping:
-            self._leave()
+            self.exit_now()
 
     def _tally(self) -> None:
         self.tallies.pull(self.store)
-        asked = self._until
-        if asked is not None and (seq := asked.feed(self.store, self.query_context())) is not None:
+        until = self._until
+        if until is not None and (seq := until.feed(self.store, self.query_context())) is not None:
             self._until = None
             self.feeds.send({"cmd": "disarm"})
             # The row may not be in the list yet.
             self.view.pull()
             self.rows.move_to(self.shown.selection.position(seq))
-            self.show_notice(f"disarmed: --until matched this row: {asked.query.text}")
+            self.show_notice(f"disarmed: --until matched this row: {until.query.text}")
 
     # Names.
 
@@ -257,7 +256,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         row = self.view.row if len(self.feeds) > 1 else None
         return self.feeds[row.host if row is not None else 0]
 
-    def _where(self) -> KnownNames:
+    def _known_names(self) -> KnownNames:
         host = self.view_feed.trace.host
         return KnownNames(self._netns_names(host), dict(enumerate(self.feeds.hosts())))
 
@@ -273,24 +272,10 @@ class BaseApp(OrderedKeysApp[Summary]):
         version = sum(feed.trace.neighbours.version for feed in self.feeds)
         if version != self._neighbours_version:
             self._neighbours_version = version
-            self.rows.show_lost(self._lost)
+            self.rows.show_lost(self.feeds.next_hop_lost)
         self.view.pull()
         if self.store.end == 0:
             self.refresh_bars()
-
-    def _lost(self, row: Row) -> bool:
-        """Whether the row was accepted but its next hop now has no link-layer address.
-
-        False where a later DNAT may change the destination.  A neighbour that is
-        merely absent may just have been forgotten by the kernel: False, too.
-        """
-        if row.verdict != "ACCEPT" or not row.out or not row.dst:
-            return False
-        leaves = row.hook == "POSTROUTING"
-        if not leaves and (row.table != "filter" or row.hook not in ("OUTPUT", "FORWARD")):
-            return False
-        reach = self.feeds[row.host].trace.neighbours.usable(row.netns, row.dst, row.out)
-        return reach.state in UNREACHED
 
     def apply_filter(self) -> None:
         """Applies a new filter to the rows already held, a portion between two keys."""
@@ -346,7 +331,7 @@ class BaseApp(OrderedKeysApp[Summary]):
 
     def refresh_bars(self) -> None:
         """Updates the bars, the notice, the panes and the empty screen."""
-        if self._left:
+        if self._exiting:
             return
         self._show_side(self.size.width)
         now, rows, shown = self.situation(), self.rows, self.shown

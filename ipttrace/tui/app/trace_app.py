@@ -91,7 +91,7 @@ class TraceApp(BaseApp):
             self.refresh_bars()
 
     async def action_quit(self) -> None:
-        self.leave()
+        self.stop_and_exit()
 
     # Time.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ipttrace.text import clean
+from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.tui import situation as at
 from ipttrace.tui.feed.feed import Feed
@@ -19,6 +20,8 @@ from ipttrace.tui.feed.source import StreamSource
 from ipttrace.tui.situation import Situation
 
 Summary = dict[str, Any]
+
+UNREACHED: Final = ("FAILED", "INCOMPLETE")
 
 
 class Feeds(tuple[Feed, ...]):
@@ -65,6 +68,20 @@ class Feeds(tuple[Feed, ...]):
     def notes(self) -> list[str]:
         """The agents' notes, one line each."""
         return [self.prefix(feed) + text for feed in self for _, text in feed.trace.notes]
+
+    def next_hop_lost(self, row: Row) -> bool:
+        """Whether the row was accepted but its next hop now has no link-layer address.
+
+        False where a later DNAT may change the destination.  A neighbour that is
+        merely absent may just have been forgotten by the kernel: False, too.
+        """
+        if row.verdict != "ACCEPT" or not row.out or not row.dst:
+            return False
+        leaves = row.hook == "POSTROUTING"
+        if not leaves and (row.table != "filter" or row.hook not in ("OUTPUT", "FORWARD")):
+            return False
+        reach = self[row.host].trace.neighbours.usable(row.netns, row.dst, row.out)
+        return reach.state in UNREACHED
 
     def hello(self) -> dict[str, object]:
         """The HELLO of a single host; of several, the keys that hold for all."""

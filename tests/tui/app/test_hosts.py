@@ -52,7 +52,7 @@ async def hosts(
         try:
             yield agents, app, pilot
         finally:
-            app._leave()
+            app.exit_now()
             for agent in agents:
                 agent.hang_up()
 
@@ -93,7 +93,7 @@ async def test_a_namespace_is_named_as_on_its_own_host() -> None:
         # and so is its detail
         for seq, name in ((3, "lan1"), (11, "lan2")):
             app.rows.move_to(seq)
-            assert app._where().netns == {int(NETNS): name}
+            assert app._known_names().netns == {int(NETNS): name}
         await pilot.pause()
 
 
@@ -105,8 +105,8 @@ async def test_two_hosts_with_one_name_are_shown_by_their_source_names() -> None
         for agent in agents:
             agent.send(streams.hello(host="localhost"))
         await until(pilot, lambda: all(feed.trace.hello for feed in app.feeds), "both")
-        assert app.hosts() == ["10.0.0.1", "10.0.0.2"]
-        app._leave()
+        assert app.feeds.hosts() == ["10.0.0.1", "10.0.0.2"]
+        app.exit_now()
 
 
 async def test_a_host_that_breaks_off_is_named_and_its_rows_stay() -> None:
@@ -219,7 +219,7 @@ async def test_the_summary_names_the_host_that_failed() -> None:
         agents[1].send(b"garbage, and more of it than a frame's head is long")
         await until(pilot, lambda: app.feeds[1].over, "its end")
         error = app.feeds[1].error
-        app._leave()
+        app.exit_now()
         # THEN the error in the summary begins with its name
         assert error
         assert app.return_value is not None

@@ -137,7 +137,7 @@ async def test_a_killed_agent_gives_a_one_line_notice() -> None:
     async with live(streams.hello(), streams.rows(400), rows=400) as (agent, app, pilot):
         agent.hang_up()
         await until(pilot, lambda: "ENDED" in app.status_bar.text)
-        assert any("without its last counts" in line for line in screen_text(app))
+        assert any("without sending its last counts" in line for line in screen_text(app))
         assert seqs(app)[1] == 399
 
 

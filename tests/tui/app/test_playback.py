@@ -248,7 +248,7 @@ async def test_time_keys_without_a_row_give_a_notice(tmp_path: Path) -> None:
         await pilot.pause()
         assert "no row" in app.notice_line.shown[0]
         assert app.is_running
-        app._leave()
+        app.exit_now()
 
 
 async def test_scrubbing_works_on_live_rows() -> None:

@@ -28,7 +28,7 @@ async def test_the_first_row_that_until_matches_disarms_and_gets_the_cursor() ->
         assert "disarmed" in app.notice_line.shown[0]
         # AND rows that arrive later are kept
         assert app.store.end == 280
-        app._leave()
+        app.exit_now()
         agent.hang_up()
 
 
@@ -41,5 +41,5 @@ async def test_the_screen_can_start_with_a_filter() -> None:
         assert "verdict=DROP" in app.filter_bar.text
         await pilot.press("backspace")
         await until(pilot, lambda: app.rows._end == 280, "all rows")
-        app._leave()
+        app.exit_now()
         agent.hang_up()
