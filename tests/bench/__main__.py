@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`make bench`: all benchmarks, a table on stdout, the same figures in build/bench.json."""
+"""`make bench`: runs all benchmarks; a table on stdout, the figures in build/bench.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RUN = "import json, tests.bench.bench_{0} as part; print('\\n' + json.dumps(par
 
 
 def main(parts: list[str]) -> int:
-    """Each part in a process of its own, so that none weighs on the next."""
+    """Runs each part in a process of its own, so that none affects the next."""
     figures: dict[str, dict[str, object]] = {}
     failed = 0
     for part in parts or PARTS:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The netlink engine beside nft and xtables-monitor: what each sees, tells and costs.
+"""The netlink engine compared with nft and xtables-monitor: packets seen and CPU time.
 
-One flow of UDP through two chains in a network namespace of its own, at 10,000
-packets/s and as fast as it goes; what each program prints goes to /dev/null, or is
-counted where its lines are the only way to know what it saw.
+One UDP flow through two chains in a network namespace of its own, at 10,000
+packets/s and unpaced.  Output goes to /dev/null; it is counted only for programs that
+have no counters of their own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tests.paths import PROJECT
 COUNT = 20_000
 RATE = 10_000
 PORT = 5353
-TURNS = 5  # of a demo
+DEMO_RUNS = 5
 
-# Both chains are met by each datagram: one in OUTPUT, one in INPUT.
+# Each datagram passes both chains: one in OUTPUT, one in INPUT.
 RULES = f"""
 table ip bench {{
     chain out {{
@@ -57,31 +57,31 @@ table ip tracing {{
     }}
 }}
 """
-# Of each datagram nft tells of four: our two rules, and the two that flip with their policies.
+# nft reports four chains for each datagram: the two above, and the two that flip.
 _PACKETS = re.compile(rb"^trace id \w+ ip bench in |^ ?TRACE: .*\bbench:in:", re.MULTILINE)
 
 Figures = dict[str, dict[str, Any]]
 
 
 def send(rate: int) -> None:
-    """COUNT datagrams to ourselves, `rate` a second; 0: as fast as it goes."""
+    """Sends COUNT datagrams over loopback, at `rate` packets/s; 0: unpaced."""
     begun = time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for number in range(COUNT):
-            # Dropped on its way in: the sender is not told.
+            # The drop in INPUT is not reported to the sender.
             sock.sendto(b"bench", ("127.0.0.1", PORT))
             if rate and number % 20 == 19:
-                rest = begun + number / rate - time.monotonic()
-                if rest > 0:
-                    time.sleep(rest)
+                pause = begun + number / rate - time.monotonic()
+                if pause > 0:
+                    time.sleep(pause)
 
 
 def nft(rules: str) -> None:
     subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
 
 
-def ended(process: subprocess.Popen[bytes], stop: int | None) -> float:
-    """CPU seconds of a process and its children, which is ended by `stop` or by itself."""
+def cpu_at_end(process: subprocess.Popen[bytes], stop: int | None) -> float:
+    """Waits for the process, after signal `stop` if given; returns CPU s including children."""
     if stop is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, stop)
@@ -90,8 +90,8 @@ def ended(process: subprocess.Popen[bytes], stop: int | None) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def ours(rate: int, folder: Path) -> tuple[int, int, float]:
-    """Packets seen, messages told to be lost, CPU seconds of `ipttrace print`."""
+def measure_ipttrace(rate: int, folder: Path) -> tuple[int, int, float]:
+    """Runs `ipttrace print`; returns packets seen, messages reported lost, CPU seconds."""
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "ipttrace", "print", "--engine", "netlink"]
@@ -105,17 +105,17 @@ def ours(rate: int, folder: Path) -> tuple[int, int, float]:
         time.sleep(0.01)
     before = _cpu(process.pid)
     send(rate)
-    _settle(process.pid)
-    spent = ended(process, signal.SIGINT) - before
-    said = process.stderr.read().decode()
-    summary = re.search(r"rows=(\d+) .*lost=(\d+)", said)
+    _wait_until_idle(process.pid)
+    spent = cpu_at_end(process, signal.SIGINT) - before
+    stderr = process.stderr.read().decode()
+    summary = re.search(r"rows=(\d+) .*lost=(\d+)", stderr)
     if summary is None:
-        raise RuntimeError(said)
+        raise RuntimeError(stderr)
     return int(summary[1]) // 2, int(summary[2]), spent
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of a process and its children until now."""
+    """Returns the CPU seconds so far of a process and its children."""
     total = 0
     for one in [pid, *_children(pid)]:
         with contextlib.suppress(OSError):
@@ -131,8 +131,8 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _settle(pid: int) -> None:
-    """Until it has done what there is to do: its clock stands, but for idling."""
+def _wait_until_idle(pid: int) -> None:
+    """Waits until the process has finished its work, by its CPU time."""
     while True:
         before = _cpu(pid)
         time.sleep(0.5)
@@ -141,7 +141,7 @@ def _settle(pid: int) -> None:
 
 
 def monitor(argv: list[str], rate: int, tracing: str) -> tuple[int, float]:
-    """Packets that it shows, and its CPU seconds: first to a file, then to /dev/null."""
+    """Runs a monitor twice; returns packets shown in a file, and CPU s with /dev/null."""
     seen = _monitored(argv, rate, tracing, keep=True)[0]
     return seen, _monitored(argv, rate, tracing, keep=False)[1]
 
@@ -151,18 +151,18 @@ def _monitored(argv: list[str], rate: int, tracing: str, keep: bool) -> tuple[in
         process = subprocess.Popen(
             argv, stdout=out if keep else subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        _listening(process.pid)
+        _wait_until_listening(process.pid)
         nft(tracing)
         send(rate)
-        _settle(process.pid)
+        _wait_until_idle(process.pid)
         nft("delete table ip tracing")
-        spent = ended(process, signal.SIGKILL)
+        spent = cpu_at_end(process, signal.SIGKILL)
         out.seek(0)
         return len(_PACKETS.findall(out.read())), spent
 
 
-def _listening(pid: int) -> None:
-    """Until a netfilter socket of its is in a group."""
+def _wait_until_listening(pid: int) -> None:
+    """Waits until the process has a netfilter socket in a multicast group."""
     while True:
         sockets = set()
         for fd in Path(f"/proc/{pid}/fd").iterdir():
@@ -176,7 +176,7 @@ def _listening(pid: int) -> None:
 
 
 def run() -> Figures:
-    """All figures, measured in a child in a namespace of its own."""
+    """Returns all figures, measured by a child in a network namespace of its own."""
     reader, writer = os.pipe()
     code = "import sys, tests.bench.bench_netlink as it; it.inside(int(sys.argv[1]))"
     process = subprocess.Popen(
@@ -193,7 +193,7 @@ def run() -> Figures:
         raise SystemExit(process.returncode)
     figures: Figures = json.loads(data)
     figures["netlink_demo_first_row"] = {
-        "value": round(statistics.median(first_row("demo") for _ in range(TURNS)), 2),
+        "value": round(statistics.median(first_row("demo") for _ in range(DEMO_RUNS)), 2),
         "unit": "s",
         "goal": "<= 2",
     }
@@ -201,17 +201,17 @@ def run() -> Figures:
 
 
 def inside(out: int) -> None:
-    """Measures, and writes the figures."""
+    """Measures, and writes the figures to descriptor `out`."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     nft(RULES)
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as name:
-        for how, rate in (("paced", RATE), ("burst", 0)):
-            seen, lost, spent = ours(rate, Path(name))
-            figures |= _told("ours", how, seen, spent, 1.0)
-            figures[f"netlink_ours_{how}_lost"] = {
+        for pace, rate in (("paced", RATE), ("burst", 0)):
+            seen, lost, spent = measure_ipttrace(rate, Path(name))
+            figures |= _figures("ours", pace, seen, spent, 1.0)
+            figures[f"netlink_ours_{pace}_lost"] = {
                 "value": lost,
-                "unit": "messages, told",
+                "unit": "messages",
                 "goal": 0 if rate else "",
             }
             for tool, argv in (
@@ -219,7 +219,7 @@ def inside(out: int) -> None:
                 ("xtables_monitor", ["xtables-monitor", "--trace"]),
             ):
                 if shutil.which(argv[0]) is not None:
-                    figures |= _told(tool, how, *monitor(argv, rate, TRACE))
+                    figures |= _figures(tool, pace, *monitor(argv, rate, TRACE))
         mine = figures["netlink_ours_paced_cpu"]["value"]
         nfts = figures["netlink_nft_paced_cpu"]["value"]
         figures["netlink_cpu_against_nft"] = {
@@ -230,14 +230,14 @@ def inside(out: int) -> None:
     os.write(out, json.dumps(figures).encode())
 
 
-def _told(tool: str, how: str, seen: int, spent: float, goal: float | None = None) -> Figures:
+def _figures(tool: str, pace: str, seen: int, spent: float, goal: float | None = None) -> Figures:
     return {
-        f"netlink_{tool}_{how}_seen": {
+        f"netlink_{tool}_{pace}_seen": {
             "value": round(seen / COUNT, 4),
             "unit": "of packets",
             "goal": "" if goal is None else goal,
         },
-        f"netlink_{tool}_{how}_cpu": {
+        f"netlink_{tool}_{pace}_cpu": {
             "value": round(spent / max(seen, 1) * 1e6, 1),
             "unit": "µs a packet",
             "goal": "",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How fast a query is understood, and how fast it is asked of a million rows.
+"""How fast a query compiles, and how fast it matches a million rows.
 
 Run it, or call `run`: ``{name: {"value": number, "unit": text, "goal": number}}``.
 Goals are for one core.  Needs no root and no kernel.
@@ -14,7 +14,7 @@ from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from tests.bench.bench_trace import ROWS, Results, _best, _million
 
-# What a person would ask; the first is the one that the goal speaks of.
+# Typical queries; the goal is defined for the first one.
 QUERIES = {
     "example": "verdict=DROP and src in 10.0.0.0/8 and chain~DOCKER and cost>50us",
     "all_parts": "verdict=ACCEPT and src in 10.0.0.0/8 and chain~o and cost>1us",
@@ -28,17 +28,17 @@ NEW = 2_000
 
 
 def _ms(
-    store: Store, context: query.Context, asked: query.Query, first: int | None = None
+    store: Store, context: query.Context, compiled: query.Query, first: int | None = None
 ) -> float:
-    def ask() -> None:
+    def match() -> None:
         for part in store.parts(first):
-            asked.mask(part, context)
+            compiled.mask(part, context)
 
-    return _best(ask, 10) * 1e3
+    return _best(match, 10) * 1e3
 
 
 def run() -> Results:
-    """All measurements; takes some 15 seconds."""
+    """Runs all measurements, in about 15 seconds."""
     results: Results = {}
     start = time.process_time()
     query.compile("dport=443")
@@ -60,15 +60,15 @@ def run() -> Results:
     context = query.context_of(store)
     flow = query.by_flow(store.row(store.end - 1))
     for name, text in QUERIES.items():
-        asked = query.compile(text or flow)
+        compiled = query.compile(text or flow)
         results[f"query.{name}_1m_rows"] = {
-            "value": round(_ms(store, context, asked) * ROWS / len(store), 1),
+            "value": round(_ms(store, context, compiled) * ROWS / len(store), 1),
             "unit": "ms",
             "goal": GOAL,
         }
         if name == "example":
             results["query.example_2000_new_rows"] = {
-                "value": round(_ms(store, context, asked, store.end - NEW), 3),
+                "value": round(_ms(store, context, compiled, store.end - NEW), 3),
                 "unit": "ms",
                 "goal": 1,
             }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What counting costs a frame: rules, flows and totals, and pictures made of them.
+"""What tallies cost each frame of the screen: rules, flows, totals, and their views.
 
 Run it, or call `run`: ``{name: {"value": number, "unit": text, "goal": number}}``.
 Goals are for one core.  Needs no root and no kernel.
@@ -39,20 +39,20 @@ def _store(journeys: int, flows: int) -> Store:
 
 
 def _frames(tallies: tally.Tallies, store: Store, budget: int) -> list[float]:
-    """ms of each pull."""
-    took = []
+    """Returns the ms of each complete pull."""
+    durations = []
     more = True
     while more:
         start = time.process_time()
         more = tallies.pull(store, budget)
-        took.append(1e3 * (time.process_time() - start))
-    return took[:-1]
+        durations.append(1e3 * (time.process_time() - start))
+    return durations[:-1]
 
 
-def _strewn(store: Store, rules: int, every_flow_new: bool) -> Store:
-    """The same rows with rule numbers all over a long chain, or with flows of their own."""
-    strewn = Store()
-    strewn.names = store.names
+def _spread(store: Store, rules: int, every_flow_new: bool) -> Store:
+    """Returns the same rows, with random numbers below `rules`, or each of a new flow."""
+    spread = Store()
+    spread.names = store.names
     for part in store.parts():
         first, last = int(part.begins[0]), int(part.ends[-1])
         columns = dict(part.columns)
@@ -61,8 +61,8 @@ def _strewn(store: Store, rules: int, every_flow_new: bool) -> Store:
             steps["rulenum"] = _RNG.integers(1, rules, last - first).astype(np.uint32)
         if every_flow_new:
             columns["flow"] = _RNG.integers(1, 1 << 63, len(part)).astype(np.uint64)
-        strewn.append(columns, part.ends - first, steps)
-    return strewn
+        spread.append(columns, part.ends - first, steps)
+    return spread
 
 
 def _best(work: Callable[[], object]) -> float:
@@ -75,7 +75,7 @@ def _best(work: Callable[[], object]) -> float:
 
 
 def run() -> Results:
-    """All measurements; takes some 10 seconds."""
+    """Runs all measurements, in about 10 seconds."""
     results: Results = {}
 
     def note(name: str, value: float, goal: float) -> None:
@@ -84,22 +84,22 @@ def run() -> Results:
     store = _store(60_000, 5_000)
     note("frame_of_2000_rows", median(_frames(tally.Tallies(), store, FRAME)), 1.5)
     note("frame_when_behind", median(_frames(tally.Tallies(), store, tally.PORTION)), 5)
-    flood = _strewn(store, 0, every_flow_new=True)
+    flood = _spread(store, 0, every_flow_new=True)
     tallies = tally.Tallies()
-    took: list[float] = []
+    durations: list[float] = []
     while tallies.flows.slots.evicted < LIMIT // 4:
-        # Another store with the same rows: its flows are drawn anew.
+        # Another store with the same rows, but new random flows.
         tallies._next = 0
-        took += _frames(tallies, flood, FRAME)
-        flood = _strewn(store, 0, every_flow_new=True)
-    note("frame_of_2000_new_flows", median(took[-100:]), 5)
-    note("frame_of_2000_new_flows_worst", max(took[-100:]), 10)
+        durations += _frames(tallies, flood, FRAME)
+        flood = _spread(store, 0, every_flow_new=True)
+    note("frame_of_2000_new_flows", median(durations[-100:]), 5)
+    note("frame_of_2000_new_flows_worst", max(durations[-100:]), 10)
     note("top_500_of_100000_flows", _best(lambda: tallies.flows.top("cost", 500, store.names)), 15)
-    long = _strewn(store, RULES, every_flow_new=False)
+    long = _spread(store, RULES, every_flow_new=False)
     tallies = tally.Tallies()
     note("frame_over_40000_rules", median(_frames(tallies, long, FRAME)[-20:]), 5)
     tallies = tally.Tallies()
-    _frames(tallies, _strewn(store, RULES // 25, every_flow_new=False), 6_000)
+    _frames(tallies, _spread(store, RULES // 25, every_flow_new=False), 6_000)
     listings = Listings(tallies.rules, store.names)
     host, netns = tallies.rules.namespaces()[0]
     hit = len(listings.of(host, netns).figures)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How fast records become rows, how fast rows are filtered, what they weigh.
+"""How fast records become rows and rows are read, and how much memory they need.
 
 Run it, or call `run`: ``{name: {"value": number, "unit": text, "goal": number}}``.
 Goals are for one core.  Needs no root and no kernel.
@@ -30,18 +30,20 @@ _FRAME_BYTES = 1 << 20
 
 
 def _frames(records: synth.Records, size: int) -> list[Frame]:
-    """As a Writer cuts them; checksums are left out."""
-    frames = []
+    """Returns frames as a Writer splits them, without checksums."""
+    frames: list[Frame] = []
     for batch in records.batches(size):
         for kind, some in zip((Kind.ENTRY, Kind.RULE, Kind.EXIT), batch, strict=True):
             most = _FRAME_BYTES // some.dtype.itemsize
-            for start in range(0, len(some), most):
-                frames.append(Frame(kind, some[start : start + most].tobytes()))
+            frames += [
+                Frame(kind, some[start : start + most].tobytes())
+                for start in range(0, len(some), most)
+            ]
     return frames
 
 
 def _best(work: Callable[[], object], times: int) -> float:
-    """Seconds of the fastest of several runs: others share this machine."""
+    """Returns the CPU seconds of the fastest run: other processes share this host."""
     best = float("inf")
     for _ in range(times):
         start = time.process_time()
@@ -71,7 +73,7 @@ def _rate(records: synth.Records, size: int) -> float:
 
 
 def _million() -> Iterator[Frame]:
-    """Frames of a million rows and more, without holding them all."""
+    """Yields frames of at least a million rows, without holding them all."""
     records = synth.make(4_000, flows=5_000)
     last = int(records.entries["call"].max())
     span = int(records.exits["time"].max()) - synth.MONO + 1
@@ -87,7 +89,7 @@ def _million() -> Iterator[Frame]:
 
 
 def run() -> Results:
-    """All measurements; takes some 20 seconds."""
+    """Runs all measurements, in about 20 seconds."""
     results: Results = {}
     records = synth.make(60_000)
     rates = {size: _rate(records, size) for size in BATCHES}
@@ -97,7 +99,7 @@ def run() -> Results:
             "unit": "records/s",
             "goal": 1_000_000,
         }
-    # In a process of its own: what was measured before leaves its marks.
+    # In a process of its own, as earlier measurements affect memory.
     child = [sys.executable, "-m", "tests.bench.bench_trace", "--rows"]
     found = subprocess.run(child, check=True, capture_output=True, text=True)
     results |= json.loads(found.stdout)
@@ -105,7 +107,7 @@ def run() -> Results:
 
 
 def _rows() -> Results:
-    """What a store of a million rows weighs, and how fast it is read."""
+    """Measures the memory of a store of a million rows, and how fast it is read."""
     results: Results = {}
     before = _rss()
     trace = Trace(ROWS)
@@ -115,7 +117,7 @@ def _rows() -> Results:
     gc.collect()
     store = trace.store
     results["trace.rows_held"] = {"value": len(store), "unit": "rows", "goal": 0.9 * ROWS}
-    # All that the process has when the rows are there, with some of what made them.
+    # The process's complete memory, including remains of what created the rows.
     per_row = (_rss() - before) / len(store)
     results["trace.memory_1m_rows"] = {
         "value": round((before + per_row * ROWS) / 1e6),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What tracing costs the traced, measured in the lab VM; and how soon a row is there.
+"""What tracing costs a guest, measured in the lab VM, and the time to the first row.
 
-Two virtual CPUs under an emulator: absolute rates mean nothing, the ratios of
-one run do.
+Two virtual CPUs under an emulator: only ratios within a run are meaningful, not
+absolute rates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Figures = dict[str, dict[str, Any]]
 
 
 def _bare(kernel: Kernel, folder: Path) -> Path:
-    """The yardstick module, built for the kernel into `folder`."""
+    """Builds the reference module for the kernel in `folder`; returns its path."""
     shutil.copytree(PROJECT / "tests" / "bench" / "kmod", folder, dirs_exist_ok=True)
     subprocess.run(
         ["make", "-s", "-C", str(kernel.headers), f"M={folder}", "modules"],
@@ -39,22 +39,22 @@ def _bare(kernel: Kernel, folder: Path) -> Path:
 
 
 def _in_guest(*options: str) -> Any:
-    """What tests.bench.guest says, run in the VM with these options."""
+    """Runs tests.bench.guest in the VM with these options; returns its result."""
     kernel = ensure(KERNEL)
     kmod.build(kernel.headers, kernel.release)
     with tempfile.TemporaryDirectory(prefix="ipttrace-bench-") as work:
         module = _bare(kernel, Path(work))
         command = [sys.executable, "-m", "tests.bench.guest", str(module), *options]
-        counted: dict[str, Any] = {}
+        machine: dict[str, Any] = {}
         if "--counted" in options:
-            counted = {"counted": True, "cpus": 1, "accel": "tcg"}
+            machine = {"counted": True, "cpus": 1, "accel": "tcg"}
         with tempfile.TemporaryFile() as out:
-            status = Machine(kernel, command, cwd=PROJECT, stdout=out, **counted).run()
+            status = Machine(kernel, command, cwd=PROJECT, stdout=out, **machine).run()
             out.seek(0)
-            said = out.read().decode()
+            output = out.read().decode()
     if status:
-        raise SystemExit(f"the benchmark in the guest failed ({status})")
-    return json.loads(said)
+        raise SystemExit(f"the benchmark in the guest failed with exit status {status}")
+    return json.loads(output)
 
 
 def _costs() -> Figures:
@@ -79,7 +79,7 @@ def _costs() -> Figures:
 
 
 def _counts() -> Figures:
-    """The same costs in instructions, which no other load on this machine changes."""
+    """Returns the same costs in instructions, which do not depend on the host's load."""
     result = _in_guest("--counted")
     costs, extra = result["costs"], result["extra"]
     base = costs["untraced"]
@@ -105,12 +105,12 @@ def _counts() -> Figures:
 
 
 def _first_row() -> Figures:
-    took = first_row("lab", "--kernel", KERNEL)
-    return {"vm: first row": {"value": round(took, 1), "unit": "s", "goal": "<= 40"}}
+    seconds = first_row("lab", "--kernel", KERNEL)
+    return {"vm: first row": {"value": round(seconds, 1), "unit": "s", "goal": "<= 40"}}
 
 
 def run() -> Figures:
-    """The figures, by name: value, unit, goal."""
+    """Returns the figures by name: value, unit, goal."""
     return {**_first_row(), **_counts(), **_costs()}
 
 

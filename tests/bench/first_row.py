@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How soon a command shows its first row."""
+"""The time until a command prints its first row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def first_row(*words: str) -> float:
-    """Seconds until `ipttrace WORDS` prints a row; it is ended then."""
+    """Returns the seconds until `ipttrace WORDS` prints a row, then ends it."""
     began = time.monotonic()
     argv: list[str] = [sys.executable, "-m", "ipttrace", *words, "--text", "--duration", "30"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
@@ -21,5 +21,5 @@ def first_row(*words: str) -> float:
         child.terminate()
         out.read()
     if not row:
-        raise SystemExit(f"no row came: ipttrace {' '.join(words)}")
+        raise SystemExit(f"no row: ipttrace {' '.join(words)}")
     return took

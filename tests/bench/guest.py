@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What tracing costs, measured inside the lab VM: UDP packets/s against no tracing.
+"""What tracing costs, measured inside the lab VM: UDP packets/s relative to no tracing.
 
-A flood over the loopback of a namespace of its own, through two legacy rules.
-Each variant and the untraced take turns, several times, all in one run: a variant is
-compared with the mean of the untraced before and after it; the medians count.
--j TRACE comes last, for it leaves a raw table behind that every packet then passes.
-Prints one JSON object.  ``python -m tests.bench.guest BARE.ko [--counted]``.
+A flood over loopback in a namespace of its own, through two legacy rules.  Each
+variant alternates with untraced runs, several times; it is compared with the mean of
+the untraced runs before and after it, and the median counts.  -j TRACE comes last: it
+leaves a raw table behind that every packet then traverses.  Prints one JSON object.
+``python -m tests.bench.guest BARE.ko [--counted]``.
 
-``--counted`` is for a guest in which a nanosecond is an instruction: what a packet
-costs the traced then, with the agent standing still, and a record the agent.
+``--counted`` is for a guest in which a nanosecond is an instruction: it measures the
+cost of a packet, with the agent stopped, and of a record in the agent.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ NETLINK_NETFILTER = 12
 NS = "ipt-bench"
 PORT = 9
 SECONDS = 1.0
-WARM_UP = 0.5  # after probes came or went, the emulator translates the code anew
+WARM_UP = 0.5  # the emulator retranslates the code after a change of probes
 ROUNDS = 8
-COUNTED = 2_000  # packets: their records fit in the buffers
+COUNTED = 2_000  # packets, whose records fit in the buffers
 RULES = """*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -59,7 +59,7 @@ Figures = dict[str, float]
 
 @dataclass
 class Variant:
-    """What runs while packets are sent: its figures at the end, and its reader's pid."""
+    """What runs while packets are sent: its figures at the end, and the agent's pid."""
 
     figures: Figures = field(default_factory=dict)
     pid: int | None = None
@@ -85,7 +85,7 @@ def bare(module: str) -> Iterator[Variant]:
 
 @contextlib.contextmanager
 def agent(expr: str) -> Iterator[Variant]:
-    """The real agent, its stream read from a pipe, and thrown away but for its end."""
+    """Runs the agent; reads its stream from a pipe and keeps only its end."""
     ready = Path("/tmp/bench.ready")
     ready.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "ipttrace", "agent", "--engine", "kernel"]
@@ -105,7 +105,7 @@ def agent(expr: str) -> Iterator[Variant]:
         child.stdin.close()
         child.wait()
         last, _ = reader.communicate()
-    # The END frame: a header of 16 bytes, then its books.
+    # The END frame: a header of 16 bytes, then the books.
     books = json.loads(last[last.rindex(MAGIC) + 16 :])
     due = sum(books["due"])
     variant.figures["delivered"] = sum(books["delivered"]) / due if due else 1.0
@@ -113,7 +113,7 @@ def agent(expr: str) -> Iterator[Variant]:
 
 @contextlib.contextmanager
 def trace_target() -> Iterator[Variant]:
-    """-j TRACE, and a reader of nfnetlink_log that does nothing with what it reads."""
+    """Runs -j TRACE with a reader of nfnetlink_log that discards what it reads."""
     run_in(NS, ["iptables-legacy-restore", "--noflush"], text=TRACE)
     _sh("modprobe", "nfnetlink_log")
 
@@ -135,14 +135,14 @@ def trace_target() -> Iterator[Variant]:
 
     sock = call_in(NS, open_log)
     stop = threading.Event()
-    got = [0]
+    received = [0]
 
     def drain() -> None:
         buffer = bytearray(1 << 20)
         while not stop.is_set():
             if select.select([sock], [], [], 0.1)[0]:
                 with contextlib.suppress(OSError):
-                    got[0] += sock.recv_into(buffer)
+                    received[0] += sock.recv_into(buffer)
 
     reader = threading.Thread(target=drain)
     reader.start()
@@ -153,11 +153,11 @@ def trace_target() -> Iterator[Variant]:
         reader.join()
         sock.close()
         run_in(NS, ["iptables-legacy", "-t", "raw", "-F"])
-        assert got[0], "no log line was read: nothing was measured"
+        assert received[0], "no log message was received: nothing was measured"
 
 
 def rate_of_sends(seconds: float) -> float:
-    """Packets/s of an ordinary sender: a system call for each."""
+    """Returns the packets/s of an ordinary sender, one system call each."""
     with socket_in(NS, socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect(("127.0.0.1", PORT))
         send, payload, now = sock.send, bytes(18), time.perf_counter
@@ -170,7 +170,7 @@ def rate_of_sends(seconds: float) -> float:
 
 
 def rate_of_flood(seconds: float) -> float:
-    """Packets/s of sendmmsg(2): little but the packets' own way through the stack."""
+    """Returns the packets/s of sendmmsg(2): mostly the packets' path through the stack."""
     began = time.perf_counter()
     sent = flood(NS, "127.0.0.1", PORT, duration=seconds).sent
     return sent / (time.perf_counter() - began)
@@ -180,7 +180,7 @@ SENDERS = {"sends": rate_of_sends, "flood": rate_of_flood}
 
 
 def _network() -> socket.socket:
-    """The namespace, its rules, and the socket that the packets end at."""
+    """Sets up the namespace and its rules; returns the socket that receives the packets."""
     _sh("modprobe", "iptable_filter")
     _sh("modprobe", "ip6table_filter")
     _sh("ip", "netns", "add", NS)
@@ -204,19 +204,19 @@ def _variants(
 
 
 def _cpu(pid: int) -> int:
-    """ns of CPU that the process has had."""
+    """Returns the CPU time of the process in ns."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 def _idle(pid: int) -> int:
-    """ns of CPU that the process takes in a second of doing nothing else."""
+    """Returns the CPU time in ns that the process uses in an idle second."""
     before = _cpu(pid)
     time.sleep(1)
     return _cpu(pid) - before
 
 
 def counted(module: str) -> None:
-    """Instructions a packet, and instructions of the agent a record."""
+    """Prints instructions per packet, and the agent's instructions per record."""
     sink = _network()
     costs: Figures = {}
     extra: Figures = {}
@@ -225,7 +225,7 @@ def counted(module: str) -> None:
             flood(NS, "127.0.0.1", PORT, count=COUNTED)
             if running.pid is not None:
                 time.sleep(1)
-                rest = _idle(running.pid)
+                idle = _idle(running.pid)
                 os.kill(running.pid, signal.SIGSTOP)
             best = float("inf")
             for _ in range(2):
@@ -237,8 +237,8 @@ def counted(module: str) -> None:
                 before = _cpu(running.pid)
                 os.kill(running.pid, signal.SIGCONT)
                 time.sleep(1)
-                # Two calls a packet, of an entry, a rule and an exit.
-                spent = _cpu(running.pid) - before - rest
+                # Two calls a packet, each with an entry, a rule and an exit record.
+                spent = _cpu(running.pid) - before - idle
                 if name.startswith("all"):
                     extra["agent, a record"] = spent / (2 * COUNTED * 6)
         extra |= {f"{name}: {key}": value for key, value in running.figures.items()}
@@ -247,7 +247,7 @@ def counted(module: str) -> None:
 
 
 def _rates(variant: Callable[[], contextlib.AbstractContextManager[Variant]]) -> Figures:
-    """Packets/s of each sender, and what else the variant tells."""
+    """Returns the packets/s of each sender, and the variant's own figures."""
     with variant() as running:
         rates = {}
         for kind, sender in SENDERS.items():
@@ -257,7 +257,7 @@ def _rates(variant: Callable[[], contextlib.AbstractContextManager[Variant]]) ->
 
 
 def main(module: str) -> None:
-    """An untraced run before and after each other: what it is compared with."""
+    """Prints each variant's rates relative to the untraced runs before and after it."""
     sink = _network()
     variants = _variants(module)
     del variants["untraced"]

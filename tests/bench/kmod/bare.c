@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The yardstick: a kretprobe on ipt_do_table() that refuses every call. */
+/* The reference: a kretprobe on ipt_do_table() that skips every return. */
 
 #include <linux/kprobes.h>
 #include <linux/module.h>
 
-static int refuse(struct kretprobe_instance *ri, struct pt_regs *regs)
+static int skip(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
 	return 1;
 }
-NOKPROBE_SYMBOL(refuse);
+NOKPROBE_SYMBOL(skip);
 
 static struct kretprobe probe = {
 	.kp.symbol_name = "ipt_do_table",
-	.entry_handler = refuse,
+	.entry_handler = skip,
 	.maxactive = 128,
 };
 
@@ -30,4 +30,4 @@ module_init(bare_init);
 module_exit(bare_exit);
 
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("A kretprobe on ipt_do_table that refuses every call");
+MODULE_DESCRIPTION("A kretprobe on ipt_do_table that skips every return");
