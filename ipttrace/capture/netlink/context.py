@@ -7,6 +7,7 @@ The engine makes one, and gives it to each namespace.  Must not know the engine.
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 
 from ipttrace.capture.netlink.changes import RuleChange
 from ipttrace.capture.netlink.events import UniqueNumbers
@@ -22,6 +23,8 @@ class RunContext:
         self.numbers = UniqueNumbers(first)
         self.legacy = legacy
         self.notes: list[tuple[Level, str]] = []
+        # Reads all messages that the kernel has sent until now; the engine sets it.
+        self.flush: Callable[[], None] = lambda: None
         self.changes: queue.Queue[RuleChange] = queue.Queue()
         self._generation = 0
         self._log_setting: LogSetting | None = None

@@ -97,6 +97,7 @@ class NetlinkEngine:
             stack.callback(self._worker.shutdown)
             self._reader = MailboxReader()
             stack.callback(self._reader.close)
+            context.flush = self._reader.flush
             self.buffers = WakeSources(self._reader.wake)
             stack.callback(self.buffers.close)
             stack.callback(context.close)

@@ -8,6 +8,7 @@ stream, and must not know the engine.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from typing import Final
 
@@ -90,6 +91,9 @@ class LegacyTrace:
         """Whether the rules changed since the last check, if one is due or `force`."""
         if not self.rules.check(force=force):
             return False
+        # Messages of the old rules may still be unread: they must not count as of the new.
+        self._context.flush()
+        self.rules.changed = time.monotonic_ns()
         self.generation = self._context.next_generation()
         self._outcomes.clear()
         return True

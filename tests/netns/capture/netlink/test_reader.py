@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +14,6 @@ from ipttrace.capture.netlink.engine import NetlinkEngine, Options
 from ipttrace.capture.netlink.events import record_name
 from tests.data import nft_messages
 from tests.netns.loopback import HANG, ROWS, LoopbackNamespace
-
-
-@pytest.fixture
-def namespace() -> Iterator[LoopbackNamespace]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with LoopbackNamespace() as one:
-        yield one
 
 
 @pytest.fixture
@@ -123,3 +114,32 @@ def test_rules_that_change_all_the_time_make_no_row_wrong(
     assert len(calls) == 100
     for at, call in enumerate(calls):
         assert numbers[call] == at // 10 + 1 or (not at_once and numbers[call] == 0), at
+
+
+def test_a_message_left_unread_while_legacy_rules_change_counts_as_of_neither(
+    namespace: LoopbackNamespace,
+) -> None:
+    # GIVEN a reader that does not keep up
+    def rules(comment: str) -> str:
+        rule = f"-A INPUT -p udp -m comment --comment {comment} -j ACCEPT"
+        return f"*filter\n:INPUT ACCEPT\n{rule}\nCOMMIT\n"
+
+    namespace.run("iptables-legacy-restore", text=rules("old"))
+    engine = NetlinkEngine(Options(netns=namespace.name, buffer=1 << 20))
+    try:
+        while not engine.changes.empty():
+            engine.changes.get()
+        engine._reader._stored = 1 << 40
+        # WHEN a datagram meets the old rules, and the new ones are seen before it is read
+        namespace.send(1)
+        namespace.run("iptables-legacy-restore", text=rules("new"))
+        deadline = time.monotonic() + HANG
+        while engine.changes.empty() and time.monotonic() < deadline:
+            engine.take()
+        engine._reader._stored = 0
+        records = take(engine, lambda taken: any(one["table"] == b"filter" for one in taken[0]))
+        # THEN nobody claims to know which rules it met
+        (entry,) = (one for one in records[0] if one["table"] == b"filter" and one["hook"] == 1)
+        assert entry["ruleset"] == 0
+    finally:
+        engine.close()

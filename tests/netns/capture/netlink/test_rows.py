@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_every_scenario_makes_exactly_the_rows_that_its_rules_imply(
         for role, some in rows.items()
         for row in some
     )
-    wanted: Counter = Counter()
+    wanted: stages.Tally = Counter()
     for (role, hook, table, steps, verdict), n in stages.tally(
         traversal for one in expected for traversal in one.expected
     ).items():
@@ -263,9 +264,10 @@ def test_only_packets_that_expr_matches_are_shown_though_others_trace_all(
             assert found == {(port, len(payload)): 23 for port, payload in wanted}
 
 
-def sized(rows: list[Row], one: RulesetNamespace) -> int:
-    """How many rows of a namespace are of datagrams with a hundred bytes."""
-    return sum((row["netns"], row["len"], row["proto"]) == (one.inode, 128, "UDP") for row in rows)
+def all_arrived(one: RulesetNamespace, rows: list[Row]) -> bool:
+    """Whether there are rows of all 23 datagrams with a hundred bytes in a namespace."""
+    wanted = (one.inode, 128, "UDP")
+    return sum((row["netns"], row["len"], row["proto"]) == wanted for row in rows) == 23
 
 
 def test_all_namespaces_are_traced_also_one_that_is_made_meanwhile(
@@ -289,7 +291,7 @@ def test_all_namespaces_are_traced_also_one_that_is_made_meanwhile(
         for one in namespaces:
             send(one, 9, 23, bytes(100))
         for one in namespaces:
-            tracer.wait_until(lambda rows, one=one: sized(rows, one) == 23)
+            tracer.wait_until(partial(all_arrived, one))
         for one in namespaces:
             # (without a receiver, they are answered by ICMP errors)
             rows = [row for row in tracer.rows if row["netns"] == one.inode]
@@ -325,8 +327,9 @@ def test_texts_are_right_or_empty_while_rules_are_replaced(
             for n in range(5):
                 send(namespace, 1000 + n, 23)
         last = 1000 + 3
-        wanted = {"table": "t", "dport": last, "rule": texts["t"].format(last)}
-        while not any(row.items() >= wanted.items() for row in tracer.rows[-50:]):
+        # (until the last rules' texts are known)
+        wanted = {(table, text.format(last)) for table, text in texts.items()}
+        while not wanted <= {(row["table"], row["rule"]) for row in tracer.rows[-50:]}:
             send(namespace, last, 1)
             tracer.wait(len(tracer.rows) + 1)
         rows = [row for row in tracer.finish() if row["hook"] == "INPUT"]
