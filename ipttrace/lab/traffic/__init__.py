@@ -8,7 +8,7 @@ only.
 - ``senders``: ping, UDP, DNS, SYN, GRE, ESP, SCTP
 - ``connections``: TCP connections and web pages
 - ``sendmmsg``: floods
-- ``sockets``: what these share
+- ``sockets``: code shared by these
 - ``packets``: bytes of packets that ordinary sockets do not send
 - ``server``: the servers
 - ``mix``: the background traffic of the demo

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One boot of the throwaway VM for one command, and what the command leaves behind.
+"""One boot of the throwaway VM, for one command.
 
 The command's stdout, stderr, exit status and stream each have a virtio-serial
 port, so kernel messages never mix with them.  QEMU ends with the process that
@@ -210,14 +210,14 @@ class Machine:
                 now = time.monotonic()
                 if not self.ready.is_set() and now > self._deadline:
                     raise MachineError(
-                        self._report(f"the guest did not boot within {self.boot_limit:.0f} s")
+                        self._with_console(f"the guest did not boot within {self.boot_limit:.0f} s")
                     )
                 if end is not None and now > end:
                     raise TimeoutError(f"the command in the guest did not end within {timeout} s")
                 self._changed.wait(0.5)
             self._raise_broken_pipe()
             if self._status is None:
-                raise MachineError(self._report("the guest died"))
+                raise MachineError(self._with_console("the guest died"))
             return self._status
 
     def stop(self) -> None:
@@ -326,8 +326,8 @@ class Machine:
             with self.log.open("a") as file:
                 file.write(line + "\n")
 
-    def _report(self, what: str) -> str:
-        """``what`` with lines of the console, safe for a terminal.
+    def _with_console(self, error: str) -> str:
+        """Returns the error with lines of the console, safe for a terminal.
 
         The lines are those of a crash from its start, else the last ones.
         """
@@ -335,7 +335,7 @@ class Machine:
         crash = next((at for at, line in enumerate(lines) if CRASH.search(line)), None)
         lines = lines[-20:] if crash is None else lines[crash : crash + 20]
         tail = "".join(f"\n  {_printable(line)}" for line in lines)
-        return f"{what}; its console:{tail}" if tail else f"{what}; its console is empty"
+        return f"{error}; its console:{tail}" if tail else f"{error}; its console is empty"
 
 
 def _printable(line: str) -> str:

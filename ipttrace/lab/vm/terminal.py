@@ -74,5 +74,5 @@ class Terminal:
                 if not keys:
                     break
                 self._port.sendall(keys)
-            # Shut down, not closed: QEMU would drop what it has not yet read.
+            # Shut down, not closed: QEMU would drop bytes that it has not read.
             self._port.shutdown(socket.SHUT_WR)

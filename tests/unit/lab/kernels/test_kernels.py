@@ -15,6 +15,7 @@ import pytest
 from ipttrace.lab import kernels
 from ipttrace.lab.kernels import KernelError
 from ipttrace.lab.kernels import apt as kernels_apt
+from ipttrace.lab.kernels import cache as cache_module
 from ipttrace.lab.kernels.apt import Package
 from ipttrace.lab.kernels.image import extract_vmlinux, has_pvh_entry
 
@@ -98,7 +99,7 @@ def test_an_invalid_release_is_rejected_before_any_command_runs(cache: Path, wan
 def fake_packages(monkeypatch: pytest.MonkeyPatch, size: int = 1) -> None:
     names = [f"linux-image-{RELEASE}", f"linux-headers-{RELEASE}", "linux-kbuild-6.1"]
     found = [Package(name, "1", size, size, ()) for name in names]
-    monkeypatch.setattr(kernels, "packages_of", lambda wanted: (RELEASE, found))
+    monkeypatch.setattr(cache_module, "packages_of", lambda wanted: (RELEASE, found))
 
 
 def test_too_little_disk_space_is_reported_before_the_download(
@@ -167,7 +168,7 @@ def test_headers_in_the_cache_need_nothing_in_usr_src(
         pairs = zip(packages, CONTENT, strict=True)
         return [make_deb(folder, package, files) for package, files in pairs]
 
-    monkeypatch.setattr(kernels, "download", download)
+    monkeypatch.setattr(cache_module, "download", download)
     # WHEN the kernel is downloaded, and the cache then moved
     kernel = kernels.ensure("6.1")
     moved = cache.rename(tmp_path / "elsewhere")
@@ -193,7 +194,7 @@ def test_a_broken_download_leaves_no_incomplete_kernel(
         file.write_bytes(file.read_bytes()[:200])
         return [file]
 
-    monkeypatch.setattr(kernels, "download", download)
+    monkeypatch.setattr(cache_module, "download", download)
     # WHEN it is unpacked THEN the error is one line, and nothing is left
     with pytest.raises(KernelError, match="cannot unpack") as error:
         kernels.ensure("6.1")
