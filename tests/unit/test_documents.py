@@ -163,3 +163,28 @@ def test_groff_has_no_warning_about_the_man_page() -> None:
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+DOCUMENTS = sorted(
+    path.relative_to(PROJECT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "docs/*/*.md")
+    for path in PROJECT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_a_document_names_exists(document: str) -> None:
+    text = (PROJECT / document).read_text()
+    paths = re.findall(r"`((?:ipttrace|kmod|bpf|docs|tests|tools)/[A-Za-z0-9_./-]+)`", text)
+    paths += [f"ipttrace/{path}" for path in re.findall(r"`(capture/[A-Za-z0-9_./-]+)`", text)]
+    assert [path for path in paths if not (PROJECT / path).exists()] == []
+
+
+@pytest.mark.parametrize("way", "abcde")
+def test_the_ways_through_the_tree_pass_no_file_twice(way: str) -> None:
+    text = (PROJECT / "docs" / "internals.md").read_text()
+    chosen = re.search(rf"^\*\*\({way}\).*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    assert chosen is not None
+    files = re.findall(r"`((?:ipttrace|kmod|bpf)/[^`]+)`", chosen.group())
+    assert len(files) > 10
+    assert len(files) == len(set(files))
