@@ -73,7 +73,7 @@ def _lines(demo: Demo, record: str | None) -> int:
 def _screen(demo: Demo, title: str) -> int:
     from ipttrace.cli.screen import show
     from ipttrace.link.base import STOP
-    from ipttrace.tui.feed.source import StreamSource
+    from ipttrace.tui.feed import StreamSource
 
     source = StreamSource(demo.stream, demo.control, name="demo", farewell=STOP)
     source.progress = "setting up a small network"

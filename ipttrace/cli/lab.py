@@ -74,7 +74,7 @@ def _lines(machine: TracedMachine, record: str | None) -> tuple[int, bool]:
 def _screen(machine: TracedMachine) -> int:
     from ipttrace.cli.screen import show
     from ipttrace.link.base import STOP
-    from ipttrace.tui.feed.source import StreamSource
+    from ipttrace.tui.feed import StreamSource
 
     source = StreamSource(machine.socket, machine.socket, name="lab", farewell=STOP)
     machine.show_progress_on(source)

@@ -23,7 +23,7 @@ import numpy as np
 from ipttrace.cli import outcome
 from ipttrace.stream.frames import Decoder, Kind, StreamError
 from ipttrace.text import clean
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.session import Trace
 from ipttrace.view.output import Output
 from ipttrace.view.writer import OutputError, Writer, summary

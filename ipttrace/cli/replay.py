@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         parser.error("--count needs rows as lines; add --format")
     options.compile_query(parsed, "query")
     from ipttrace.cli.screen import show
-    from ipttrace.tui.feed.source import FileSource
+    from ipttrace.tui.feed import FileSource
 
     try:
         return show(FileSource(parsed.file), parsed.file.name, shown=parsed.query)

@@ -19,7 +19,7 @@ from ipttrace.cli.stdout import has_terminal
 
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
-    from ipttrace.tui.feed.source import Source
+    from ipttrace.tui.feed import Source
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,7 +65,7 @@ def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None
 def _this_host(parsed: argparse.Namespace) -> int:
     from ipttrace.link.base import STOP
     from ipttrace.link.local import LocalLink
-    from ipttrace.tui.feed.source import StreamSource
+    from ipttrace.tui.feed import StreamSource
 
     with tempfile.TemporaryFile() as stderr:
         link = LocalLink(["--unchecked", *options.agent_arguments(parsed)], stderr=stderr)

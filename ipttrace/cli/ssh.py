@@ -18,7 +18,7 @@ from ipttrace.link.base import LinkError
 if TYPE_CHECKING:
     from ipttrace.link.base import Link
     from ipttrace.link.ssh.session import SshLink
-    from ipttrace.tui.feed.source import Source
+    from ipttrace.tui.feed import Source
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

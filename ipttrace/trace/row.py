@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ipttrace.trace.rules.families import NFT
+from ipttrace.trace.rules import NFT
 
 # In the order of CSV's columns.
 FIELDS: Final = (

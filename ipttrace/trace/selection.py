@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Part, Store
 

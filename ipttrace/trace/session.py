@@ -11,12 +11,10 @@ from typing import Any, Final, TypeGuard
 from ipttrace.stream import record
 from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.text import clean
-from ipttrace.trace.calls.assemble import Assembler, Calls
-from ipttrace.trace.calls.flow import Flows
+from ipttrace.trace.calls import Assembler, Calls, Flows
 from ipttrace.trace.neighbours import Neighbours
-from ipttrace.trace.rules.rulesets import Rulesets
-from ipttrace.trace.store import Store
-from ipttrace.trace.store.schema import ENGINES, fill
+from ipttrace.trace.rules import Rulesets
+from ipttrace.trace.store import ENGINES, Store, fill
 
 _KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
 _LEVELS: Final = ("info", "warn", "error")

@@ -10,7 +10,7 @@ import os
 import sys
 
 from ipttrace.tui.app import TraceApp
-from ipttrace.tui.feed.source import FileSource, Source, StreamSource
+from ipttrace.tui.feed import FileSource, Source, StreamSource
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 from textual.binding import Binding, BindingType
 
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store import Names
 from ipttrace.trace.tally.flows import Flow, FlowsTally
 from ipttrace.tui.cells import (
     VERDICT_MARKS,

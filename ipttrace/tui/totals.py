@@ -14,9 +14,9 @@ from typing import ClassVar, Final
 import numpy as np
 from textual.binding import Binding, BindingType
 
-from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.rules.families import table_name
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.arrays import Array
+from ipttrace.trace.rules import table_name
+from ipttrace.trace.store import Names
 from ipttrace.trace.tally.row_facts import OUTCOMES
 from ipttrace.trace.tally.totals import Seconds, TotalsTally
 from ipttrace.tui.cells import Cells, beside, column, spread, verdict_cell

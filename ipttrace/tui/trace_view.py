@@ -17,12 +17,10 @@ from textual.containers import Vertical
 from ipttrace.trace.query import from_row
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Store
-from ipttrace.tui.detail.lines import KnownNames
-from ipttrace.tui.detail.pane import Detail
+from ipttrace.tui.detail import Detail, KnownNames
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterRequested, Notice
+from ipttrace.tui.rows import Rows, ShownRows
 from ipttrace.tui.rows.empty import Empty
-from ipttrace.tui.rows.list import Rows
-from ipttrace.tui.rows.shown import ShownRows
 from ipttrace.tui.rows.titles import Titles
 
 DETAIL: Final = 0.2  # s between two updates of the detail while the list follows

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.text import escape
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.store import Store
 from ipttrace.view.formats import EXTENSIONS, output
 from ipttrace.view.labels import LabelSource

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from ipttrace.trace.row import Row
 
 if TYPE_CHECKING:
-    from ipttrace.trace.arrays.hashing import Array
+    from ipttrace.trace.arrays import Array
     from ipttrace.trace.store import Store
 
 

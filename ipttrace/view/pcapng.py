@@ -24,9 +24,9 @@ import numpy as np
 
 from ipttrace import __version__
 from ipttrace.text import clean
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.families import table_name
+from ipttrace.trace.rules import table_name
 from ipttrace.trace.store import Store
 from ipttrace.view.labels import LabelSource, labels_of
 from ipttrace.view.values import duration, path_text

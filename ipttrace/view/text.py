@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ipttrace.text import cut, escape, width
 from ipttrace.trace.row import Row
-from ipttrace.trace.rules.families import table_name
+from ipttrace.trace.rules import table_name
 from ipttrace.view.labels import LabelSource, labels_of
 from ipttrace.view.values import clock, duration, path_text
 

@@ -3,7 +3,8 @@
 
 A path is the set of conditions under which the filter accepts a packet, in terms that
 nf_tables can express.  If a path has a step that it cannot express, the path loses that
-condition and is no longer exact.  Must do no I/O.
+condition and is no longer exact.  Long, because values, steps and the walk that makes
+them are one algorithm.  Must do no I/O.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.arrays.picking import join, pick
+from ipttrace.trace.arrays import Array, join, pick
 from ipttrace.trace.calls.journey import Journeys
 from ipttrace.trace.calls.waiting import Waiting
 

@@ -17,8 +17,7 @@ import numpy as np
 
 from ipttrace.netfilter import NFPROTO_IPV6
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array, Hash
-from ipttrace.trace.arrays.recent import Recent
+from ipttrace.trace.arrays import Array, Hash, Recent
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 

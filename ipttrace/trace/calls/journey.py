@@ -14,8 +14,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.arrays.recent import Recent
+from ipttrace.trace.arrays import Array, Recent
 
 _OPEN: Final = 1 << 16
 

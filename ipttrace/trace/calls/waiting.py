@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.arrays.picking import pick
+from ipttrace.trace.arrays import Array, pick
 
 
 class Waiting:

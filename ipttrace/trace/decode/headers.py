@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.decode import protocol as ip
 
 # Bits of Headers.known: which fields are valid.

@@ -31,7 +31,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.query.complete import Completion, complete, values_of
 from ipttrace.trace.query.context import Context, RuleTexts, context_of
 from ipttrace.trace.query.error import QueryError, for_message, suggestion

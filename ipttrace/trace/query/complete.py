@@ -20,8 +20,7 @@ from ipttrace.trace.query.fields import ALIASES, fields
 from ipttrace.trace.query.kinds import SEARCH
 from ipttrace.trace.query.tree import MAX_TEXT, parser, quote
 from ipttrace.trace.query.words import WORDS, is_word
-from ipttrace.trace.store import Part
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store import Names, Part
 
 LIMIT: Final = 50
 

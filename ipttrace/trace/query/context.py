@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipttrace.trace.store import Store
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store import Names, Store
 
 
 class RuleTexts(Protocol):

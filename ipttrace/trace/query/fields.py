@@ -15,14 +15,13 @@ import numpy as np
 
 from ipttrace.netfilter import HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.query import kinds, special, values
 from ipttrace.trace.query.names import Name
-from ipttrace.trace.rules.families import FAMILIES, NFT
-from ipttrace.trace.store import Part
-from ipttrace.trace.store.schema import ENGINES, NETLINK
+from ipttrace.trace.rules import FAMILIES, NFT
+from ipttrace.trace.store import ENGINES, NETLINK, Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Final
 
 from ipttrace.trace.query.tree import Junction, Node, Not, parse, quote, to_text
 from ipttrace.trace.row import Row
-from ipttrace.trace.rules.families import NFT, family_name
+from ipttrace.trace.rules import NFT, family_name
 
 
 def _tests(**values: object) -> str:

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.error import QueryError, for_message, suggestion

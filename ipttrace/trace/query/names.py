@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.kinds import EQUAL, SEARCH, Kind, Matcher
 from ipttrace.trace.query.patterns import Predicate, compile_pattern

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ipttrace.stream import record
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row
-from ipttrace.trace.store.unfold import address
+from ipttrace.trace.store import address
 
 _Tuple = tuple[str, int | None, str, int | None]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ipttrace.netfilter import IP_VERSIONS
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array, Hash
+from ipttrace.trace.arrays import Array, Hash
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.query import values
 from ipttrace.trace.query.context import Context
@@ -22,7 +22,7 @@ from ipttrace.trace.query.kinds import EQUAL, SEARCH, HasValue, Kind, Matcher, N
 from ipttrace.trace.query.names import NameTable, predicate_of
 from ipttrace.trace.query.patterns import Predicate
 from ipttrace.trace.query.tree import Test, Value
-from ipttrace.trace.rules.families import NFT
+from ipttrace.trace.rules import NFT
 from ipttrace.trace.store import Part
 
 _ETHERNET: Final = 14

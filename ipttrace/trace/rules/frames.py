@@ -10,7 +10,7 @@ import numpy as np
 
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.rules.families import FAMILIES
 
 U32: Final = 1 << 32

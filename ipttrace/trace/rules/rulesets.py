@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.rules.counters import CounterPair
 from ipttrace.trace.rules.families import FAMILIES, NFT
 from ipttrace.trace.rules.frames import frame_key

@@ -18,7 +18,7 @@ import numpy as np
 from ipttrace.netfilter import table_order
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.rules.counters import CounterHistory, CounterPair
 from ipttrace.trace.rules.frames import U32, Chain, Key, frame_chains, frame_key, frame_number
 from ipttrace.trace.rules.texts import Texts

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.text import clean
-from ipttrace.trace.arrays.hashing import Array, Hash
+from ipttrace.trace.arrays import Array, Hash
 
 # A forged stream could have a new name in every record.
 LIMIT: Final = 1 << 18

@@ -8,11 +8,10 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.calls.assemble import Calls
-from ipttrace.trace.calls.flow import Flows, is_tracked
+from ipttrace.trace.arrays import Array
+from ipttrace.trace.calls import Calls, Flows, is_tracked
 from ipttrace.trace.decode.headers import decode
-from ipttrace.trace.rules.rulesets import Rulesets
+from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store.names import Names
 
 # Copied from the entry record.

@@ -12,12 +12,11 @@ import numpy as np
 
 from ipttrace.netfilter import HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.families import NFT
-from ipttrace.trace.rules.rulesets import Rulesets
+from ipttrace.trace.rules import NFT, Rulesets
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.schema import ENGINES, STEPS, Columns
 

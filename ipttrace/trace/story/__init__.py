@@ -22,7 +22,7 @@ from typing import Final
 
 from ipttrace.stream import record
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.rulesets import Rulesets
+from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store import Store
 from ipttrace.trace.story.changes import PacketChange, changes_between, changes_by_table
 from ipttrace.trace.story.observation import Observation, endpoint, status_names

@@ -13,7 +13,7 @@ from typing import Final
 from ipttrace.stream import record
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row
-from ipttrace.trace.store.schema import Columns
+from ipttrace.trace.store import Columns
 
 # enum ip_conntrack_status (linux/netfilter/nf_conntrack_common.h), by bit; NAT
 # has the names of the targets.

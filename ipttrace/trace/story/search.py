@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.netfilter import DROP, STOLEN
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Part, Store
 

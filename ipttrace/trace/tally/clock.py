@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 
 # A cell marked with an interval this many rings later is from before the clock was set back.
 _RINGS: Final = 4

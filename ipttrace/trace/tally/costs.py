@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 
 _PARTS: Final = 3  # 2**3 buckets per doubling
 _LOWEST: Final = 5  # 2**5 ns; lower costs go into the first bucket

@@ -14,13 +14,11 @@ import numpy as np
 
 from ipttrace.netfilter import DROP
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array, Hash
+from ipttrace.trace.arrays import Array, Hash
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Step
-from ipttrace.trace.store import Part
-from ipttrace.trace.store.names import Names
-from ipttrace.trace.store.unfold import address
+from ipttrace.trace.store import Names, Part, address
 from ipttrace.trace.tally.row_facts import OUTCOMES, begins_journey, capped_costs, outcomes
 from ipttrace.trace.tally.slots import OTHER, Slots
 

@@ -18,11 +18,10 @@ import numpy as np
 
 from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, table_order
 from ipttrace.stream import record
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
+from ipttrace.trace.rules import Rulesets, Table
 from ipttrace.trace.rules.frames import Counted
-from ipttrace.trace.rules.rulesets import Rulesets
-from ipttrace.trace.rules.timeline import Table
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store import Names
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.rules import RulesTally
 

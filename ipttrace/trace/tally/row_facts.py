@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from ipttrace.netfilter import VERDICTS
-from ipttrace.trace.arrays.hashing import Array
-from ipttrace.trace.store.schema import NETLINK
+from ipttrace.trace.arrays import Array
+from ipttrace.trace.store import NETLINK
 
 OUTCOMES: Final = (*VERDICTS, "other")
 

@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array, Hash
-from ipttrace.trace.rules.families import NFT
+from ipttrace.trace.arrays import Array, Hash
+from ipttrace.trace.rules import NFT
 from ipttrace.trace.store import Part
 from ipttrace.trace.tally import clock as tally_clock
 from ipttrace.trace.tally import costs as tally_costs

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 
 OTHER: Final = 0
 

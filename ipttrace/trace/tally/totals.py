@@ -14,10 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, UNKNOWN_HOOK
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.store import Part
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store import Names, Part
 from ipttrace.trace.tally import clock as tally_clock
 from ipttrace.trace.tally import costs as tally_costs
 from ipttrace.trace.tally.row_facts import (

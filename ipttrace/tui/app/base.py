@@ -37,16 +37,14 @@ from ipttrace.trace.tally import Tallies
 from ipttrace.tui.app.exit_on_hangup import exit_on_hangup
 from ipttrace.tui.app.key_order import OrderedKeysApp
 from ipttrace.tui.app.notice import NoticeLine
-from ipttrace.tui.detail.lines import KnownNames
-from ipttrace.tui.feed.feed import Feed
+from ipttrace.tui.detail import KnownNames
+from ipttrace.tui.feed import Feed, Source
 from ipttrace.tui.feed.feeds import Feeds, Summary
-from ipttrace.tui.feed.source import Source
 from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.messages import FramesArrived, Notice, ViewChanged
 from ipttrace.tui.neighbours.pane import NeighbourPane
+from ipttrace.tui.rows import Rows, ShownRows
 from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
-from ipttrace.tui.rows.list import Rows
-from ipttrace.tui.rows.shown import ShownRows
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
 from ipttrace.tui.totals import TotalsView

@@ -11,10 +11,10 @@ from typing import Final
 
 from textual.binding import Binding, BindingType
 
-from ipttrace.tui.detail.pane import Detail
+from ipttrace.tui.detail import Detail
 from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.neighbours.pane import NeighbourPane
-from ipttrace.tui.rows.list import Rows
+from ipttrace.tui.rows import Rows
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.trace_view import TraceView

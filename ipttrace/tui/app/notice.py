@@ -16,7 +16,7 @@ from textual.widgets import Static
 
 from ipttrace.text import clean
 from ipttrace.tui.feed.feeds import Feeds
-from ipttrace.tui.rows.list import Rows
+from ipttrace.tui.rows import Rows
 
 SHOWN_FOR: Final = 4.0  # s that a notice stays
 

@@ -25,7 +25,7 @@ from ipttrace.tui.app.help import Help
 from ipttrace.tui.app.keys import KEYS, bindings_of, key_names, key_sections
 from ipttrace.tui.app.playback import Playback
 from ipttrace.tui.app.recordings import Recordings
-from ipttrace.tui.feed.source import Source
+from ipttrace.tui.feed import Source
 from ipttrace.tui.messages import ExportEnded, ExportProgress, FilterRequested
 
 

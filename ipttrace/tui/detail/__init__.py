@@ -5,3 +5,10 @@
 - `lines`: all lines about a row
 - `pane`: the widget that draws and scrolls them
 """
+
+from __future__ import annotations
+
+from ipttrace.tui.detail.lines import KnownNames
+from ipttrace.tui.detail.pane import Detail
+
+__all__ = ["Detail", "KnownNames"]

@@ -13,7 +13,7 @@ from typing import Final
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.decode.dissect import dissect, hex_dump
 from ipttrace.trace.row import Row, Step
-from ipttrace.trace.rules.families import table_name
+from ipttrace.trace.rules import table_name
 from ipttrace.trace.story import Packet, PacketChange, RuleHit, Story, Traversal, endpoint
 from ipttrace.tui.cells import (
     Cell,

@@ -7,3 +7,10 @@
 - `feed`: one source with its intake and its trace
 - `feeds`: all feeds of a screen together: names, sums, state
 """
+
+from __future__ import annotations
+
+from ipttrace.tui.feed.feed import Feed
+from ipttrace.tui.feed.source import FileSource, Source, StreamSource
+
+__all__ = ["Feed", "FileSource", "Source", "StreamSource"]

@@ -11,3 +11,10 @@
 - `playback`: the clock of a recording that is played, and the rows up to its time
 - `empty`: what is shown while there is no row
 """
+
+from __future__ import annotations
+
+from ipttrace.tui.rows.list import Rows
+from ipttrace.tui.rows.shown import ShownRows
+
+__all__ = ["Rows", "ShownRows"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from time import localtime, monotonic_ns, strftime
 from typing import Final
 
-from ipttrace.trace.arrays.hashing import Array
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.selection import PORTION, Selection
 from ipttrace.trace.store import Store

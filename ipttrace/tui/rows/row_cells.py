@@ -17,7 +17,7 @@ from typing import Final
 
 from ipttrace.netfilter import TABLES
 from ipttrace.trace.row import Row
-from ipttrace.trace.rules.families import table_name
+from ipttrace.trace.rules import table_name
 from ipttrace.tui import cells
 from ipttrace.tui.cells import Cell, cell_len, duration, fit, fit_tail, verdict_cell
 

@@ -15,9 +15,8 @@ from typing import ClassVar, Final, NamedTuple
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace import query
-from ipttrace.trace.rules.families import NFT
-from ipttrace.trace.rules.rulesets import Rulesets
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.rules import NFT, Rulesets
+from ipttrace.trace.store import Names
 from ipttrace.trace.tally.listing import (
     POLICY,
     ChainListing,

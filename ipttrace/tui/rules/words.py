@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ipttrace.trace.rules.families import family_name
+from ipttrace.trace.rules import family_name
 from ipttrace.trace.tally.listing import (
     END,
     POLICY,
