@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A folder's inside is its own: what several other folders import is meant for that."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from tests.paths import PROJECT
+
+PACKAGE = PROJECT / "ipttrace"
+
+# Files made to be used by several folders, and what they are to them.
+SHARED = {
+    "stream/record.py": "the layout of records",
+    "stream/frames.py": "frames to bytes and back",
+    "stream/messages.py": "the other frames' objects",
+    "trace/row.py": "a row",
+    "trace/session.py": "a trace",
+    "trace/decode/headers.py": "columns of packet headers",
+    "trace/decode/protocol.py": "names of protocols' numbers",
+    "trace/query/until.py": "the row that ends a trace",
+    "trace/query/from_row.py": "queries made from rows",
+    "view/text.py": "rows as text",
+    "view/labels.py": "names of hosts and namespaces",
+    "view/formats.py": "the formats by name",
+    "tui/widgets/strips.py": "lists drawn line by line",
+    "tui/widgets/figures.py": "numbers in few cells",
+    "tui/widgets/ledger.py": "lists of figures",
+    "tui/widgets/bar.py": "a bar of pieces",
+    "capture/agent.py": "the agent",
+    "capture/request.py": "what an agent is asked for",
+    "capture/filter/pcap.py": "EXPR compiled",
+    "capture/filter/nft.py": "EXPR in nftables' terms",
+    "capture/kernel/module.py": "the module, found and built",
+    "capture/netlink/events.py": "names as records have them",
+    "capture/netlink/nft/dump.py": "a ruleset's snapshot",
+    "capture/netlink/nft/wire.py": "netlink attributes",
+    "capture/netlink/legacy/tables.py": "the legacy tables' priorities",
+    "lab/kernels/error.py": "the lab's error",
+    "lab/network/ns.py": "network namespaces",
+    "lab/network/addresses.py": "the lab's addresses",
+    "lab/traffic/mix.py": "the background traffic",
+}
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of the package that this one imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("ipttrace"):
+            continue
+        folder = PROJECT / str(node.module).replace(".", "/")
+        for name in node.names:
+            for one in (folder / f"{name.name}.py", folder.with_suffix(".py")):
+                if one.exists():
+                    found.add(one)
+                    break
+    return found
+
+
+def test_no_other_file_is_imported_by_more_than_one_other_folder() -> None:
+    importers: dict[str, set[Path]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        for one in imported(path):
+            if not path.is_relative_to(one.parent) and one.parent != PACKAGE:
+                importers[one.relative_to(PACKAGE).as_posix()].add(path.parent)
+    several = {name for name, folders in importers.items() if len(folders) > 1}
+    assert several == set(SHARED)
