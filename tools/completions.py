@@ -75,7 +75,7 @@ def made() -> dict[str, str]:
     """Returns the text of each file by its name."""
     texts = {}
     for name, shell in FILES.items():
-        text = shtab.complete(make_parser(), shell, preamble=PREAMBLE)
+        text = shtab.complete(make_parser(), shell, preamble=PREAMBLE.get(shell, ""))
         # zsh wants its #compdef on the first line.
         first, rest = text.split("\n", 1) if text.startswith("#compdef") else ("", text)
         texts[name] = (first + "\n" if first else "") + HEADER + rest.rstrip() + "\n"

@@ -17,7 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -116,8 +117,9 @@ class Terminal:
         self.rewrite(title, text)
 
     def rewrite(self, title: str, text: str) -> None:
-        """Replaces the content of a prompt step by step: in Textual's fields letters may
-        overtake other keys.
+        """Replaces the content of a prompt step by step.
+
+        In Textual's fields, letters may overtake other keys.
         """
 
         def empty(lines: Lines) -> bool:
@@ -235,7 +237,23 @@ def journey(lines: Lines) -> list[Seen]:
     return seen
 
 
-def on_the_router(expected: tuple[Traversal, ...] | list[Traversal]) -> list[Seen]:
+def any_line(pattern: re.Pattern[str], lines: Lines) -> bool:
+    """Whether the pattern is in a line."""
+    return any(pattern.search(line) for line in lines)
+
+
+def filtered(query: str, lines: Lines) -> bool:
+    """Whether the list shows a row that the query matches."""
+    begins = any(line.startswith(f" ▼  {query}") for line in lines)
+    return begins and any(re.search(r"(ACCEPT|DROP) ", line) for line in lines)
+
+
+def has_journey(wanted: list[Seen], lines: Lines) -> bool:
+    """Whether the open detail shows this journey."""
+    return journey(lines) == wanted
+
+
+def on_the_router(expected: Sequence[Traversal]) -> list[Seen]:
     """The router's traversals as the screen should show them."""
 
     def text(chain: str, number: int, match: str) -> str:
@@ -305,18 +323,12 @@ def test_a_user_finds_the_rule_that_drops_and_returns_to_the_shell(terminal: Ter
     for query, expected in JOURNEYS.items():
         terminal.enter(":", "filter", query)
         terminal.closed("filter")
-        terminal.until(
-            lambda lines, query=query: (
-                any(line.startswith(f" ▼  {query}") for line in lines)
-                and any(re.search(r"(ACCEPT|DROP) ", line) for line in lines)
-            ),
-            f"a row: {query}",
-        )
+        terminal.until(partial(filtered, query), f"a row: {query}")
         terminal.press("Home", "Enter")
         # THEN the detail shows the complete journey in order
         wanted = on_the_router(expected)
         terminal.until(
-            lambda lines, wanted=wanted: journey(lines) == wanted,
+            partial(has_journey, wanted),
             f"the journey of {query}\n" + "\n".join(map(str, wanted)),
         )
         terminal.press("Enter")
@@ -337,15 +349,12 @@ def test_a_user_finds_the_rule_that_drops_and_returns_to_the_shell(terminal: Ter
         (f"{at.ROUTER4}:8080 ", f"{at.CLIENT4}:"),
     ):
         between = re.compile(rf" {re.escape(source)}\d* ?→ ?{re.escape(target)}")
-        terminal.until(
-            lambda lines, between=between: any(between.search(line) for line in lines),
-            between.pattern,
-        )
+        terminal.until(partial(any_line, between), between.pattern)
 
     # WHEN the rules are shown THEN the rule that drops has its hits beside it
     terminal.press("2")
     blocks = re.compile(r"^ +1 [▏▎▍▌▋▊▉█ ]+ +([1-9]\d*) .* -p udp -m udp --dport 4444 -j DROP")
-    terminal.until(lambda lines: any(blocks.match(line) for line in lines), blocks.pattern)
+    terminal.until(partial(any_line, blocks), blocks.pattern)
     terminal.press("1")
     terminal.until_text("▼  flow=0x")
 

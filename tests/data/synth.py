@@ -151,9 +151,10 @@ class Records:
         for moment in [*times[size - 1 :: size], times[-1]]:
             upto = [int(np.searchsorted(kind["time"], moment, "right")) for kind in kinds]
             if upto != done:
-                yield tuple(  # type: ignore[misc]
+                entries, rules, exits = (
                     kind[a:b] for kind, a, b in zip(kinds, done, upto, strict=True)
                 )
+                yield entries, rules, exits
             done = upto
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ipttrace.stream.frames import Decoder, Frame, Kind, read_file
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
-from tests.data.records import joined
+from tests.data.records import entry, joined, leave, rule, udp, v4
 from tests.data.synth import Records
 
 Array = npt.NDArray[Any]
@@ -66,3 +66,15 @@ def seqs_with(
         for part in store.parts(first, end)
     ]
     return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+
+
+def one_row(name: bytes = b"x", table: bytes = b"filter", **fields: Any) -> Trace:
+    """A trace of one row whose names are `name`."""
+    trace = Trace(100)
+    data = v4(17, "10.0.0.1", "10.0.0.2", udp(53, 1000))
+    given: dict[str, Any]
+    given = {"packet": data, "comm": name[:15], "in": name[:15], "out": name[:15], "table": table}
+    feed_records(trace, entry(1, **(given | fields)), rule(1, 0, name, 7), leave(1, 1))
+    trace.finish()
+    assert len(trace.store) == 1
+    return trace

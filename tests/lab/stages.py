@@ -24,6 +24,12 @@ from typing import Final
 
 from ipttrace.trace.row import Step
 
+Tally = Counter[tuple[str, str, str, tuple[Step, ...], str | None]]
+"""How many rows there are of each (role, hook, table, path, verdict)."""
+
+Hits = Counter[tuple[str, str, str, str, int, str]]
+"""How many rule records there are of each (role, hook, table, chain, rulenum, match)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traversal:
@@ -51,17 +57,17 @@ def path(text: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def tally(expected: Iterable[Traversal]) -> Counter[tuple[str, str, str, tuple[Step, ...], str]]:
-    """Returns (role, hook, table, path, verdict) → count, to compare with rows."""
-    found: Counter[tuple[str, str, str, tuple[Step, ...], str]] = Counter()
+def tally(expected: Iterable[Traversal]) -> Tally:
+    """Returns how many rows there must be of each kind."""
+    found: Tally = Counter()
     for each in expected:
         found[each.role, each.hook, each.table, each.path, each.verdict] += each.count
     return found
 
 
-def hits(expected: Iterable[Traversal]) -> Counter[tuple[str, str, str, str, int, str]]:
-    """Returns (role, hook, table, chain, rulenum, match) → count, to compare with rule records."""
-    found: Counter[tuple[str, str, str, str, int, str]] = Counter()
+def hits(expected: Iterable[Traversal]) -> Hits:
+    """Returns how many rule records there must be of each kind."""
+    found: Hits = Counter()
     for each in expected:
         for step in each.path:
             key = (each.role, each.hook, each.table, step.chain, step.rulenum, step.match)

@@ -145,7 +145,7 @@ class LoopbackNamespace:
 
 def children(pid: int) -> list[int]:
     """The processes that a process and its threads have started."""
-    found = []
+    found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):

@@ -12,7 +12,6 @@ import socket
 import struct
 import time
 from collections import Counter
-from types import TracebackType
 from typing import Final
 
 from ipttrace.lab.network import ROLES, Network
@@ -89,12 +88,7 @@ class TraceLog:
                         found[hit] += 1
                     data = data[(size + 3) & ~3 :]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for role, sock in self._sockets.items():
             sock.close()
             self.network.run(role, ["nft", "delete", "table", "inet", "marker"], check=False)

@@ -16,19 +16,19 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import pytest
 
 from ipttrace.lab.network import Network
 from ipttrace.lab.traffic.server import Server
-from ipttrace.trace.row import Row, Step
+from ipttrace.stream.messages import Books
+from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
+from tests.data.stop import StopFlag
 from tests.lab.conntrack import flush
-
-# (role, hook, table, path, verdict) → how many
-Tally = Counter[tuple[str, str, str, tuple[Step, ...], str | None]]
+from tests.lab.stages import Tally
 
 T = TypeVar("T")
 
@@ -67,10 +67,10 @@ class Capture:
         from ipttrace.stream.frames import Decoder
 
         self.trace = Trace()
-        self.reason = ""
         self.error: BaseException | None = None
         self.paused = threading.Event()
         self.paused.set()
+        self._stop = StopFlag()
         self._decoder = Decoder()
         options.setdefault("engine", "kernel")
         self._request = Request(expr=expr, netns=netns, **options)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class Capture:
             engine = open_engine(self._request)
             try:
                 self._armed.set()
-                Agent(self._request, engine, Writer(self)).run(self, None)
+                Agent(self._request, engine, Writer(self)).run(self._stop, None)
             finally:
                 engine.close()
         except BaseException as error:
@@ -100,7 +100,7 @@ class Capture:
         finally:
             self._armed.set()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         """Where the agent writes its stream; blocks while `paused` is clear, like a full pipe."""
         self.paused.wait()
         for frame in self._decoder.feed(data):
@@ -126,7 +126,7 @@ class Capture:
         """Ends the agent and reads the rest."""
         if self._thread.is_alive():
             self.paused.set()
-            self.reason = "done"
+            self._stop.reason = "done"
             self._thread.join(120)
             assert not self._thread.is_alive(), "the agent does not end"
         if self.error is not None:
@@ -140,9 +140,9 @@ class Capture:
         return store.rows(range(store.first, store.end))
 
     @property
-    def books(self) -> dict[str, object]:
+    def books(self) -> Books:
         """The last books."""
-        return self.trace.books
+        return cast(Books, self.trace.books)
 
     def check_books(self) -> None:
         """due = delivered + lost + missed, and all that was delivered was read."""

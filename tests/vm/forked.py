@@ -20,6 +20,7 @@ from typing import Any
 
 import ipttrace.capture.kernel.engine
 from ipttrace.capture import agent
+from ipttrace.capture.request import Request
 from ipttrace.lab import traffic
 from ipttrace.stream.frames import Decoder, Frame, Kind
 
@@ -84,7 +85,7 @@ class Agent:
             os.close(self._control)
             os.dup2(self._stderr_file.fileno(), 2)
             sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-            return agent.main(agent.Request(**options), out, control)
+            return agent.main(Request(**options), out, control)
 
         self.pid = fork(run)
         os.close(out)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_every_miss_is_counted_on_all_cpus_at_once(plain: Plain) -> None:
 
     with captured(netns=plain.name, maxactive=1) as capture:
         # WHEN they compete for it
-        pids = [fork(lambda cpu=cpu: flood(cpu)) for cpu in os.sched_getaffinity(0)]
+        pids = [fork(partial(flood, cpu)) for cpu in os.sched_getaffinity(0)]
         assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
     # THEN there were misses, and the books balance (checked by `captured`)
     assert capture.books["missed"] > 0

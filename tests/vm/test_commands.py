@@ -18,8 +18,8 @@ from ipttrace.lab.network import addresses as at
 from ipttrace.trace.row import FIELDS, Step
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario
+from tests.lab.stages import Tally
 from tests.vm.commands import PROGRAM, Command
-from tests.vm.conftest import Tally
 
 SUMMARY = r"rows=(\d+) records=(\d+) lost=0 missed=0 engine=kernel(?:\+netlink)?"
 
@@ -34,16 +34,11 @@ def of_role(one: Scenario, role: str) -> Tally:
 
 def tally(rows: list[dict[str, Any]], role: str) -> Tally:
     """Rows of jsonl, counted as scenarios count them."""
-    return Counter(
-        (
-            role,
-            row["hook"],
-            row["table"],
-            tuple(Step(**step) for step in row["path"]),
-            row["verdict"],
-        )
-        for row in rows
-    )
+    found: Tally = Counter()
+    for row in rows:
+        path = tuple(Step(**step) for step in row["path"])
+        found[role, row["hook"], row["table"], path, row["verdict"]] += 1
+    return found
 
 
 def summary(lines: list[str]) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,42 +17,24 @@ import numpy as np
 import pytest
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network.ns import run_in, socket_in
+from ipttrace.lab.network.ns import run_in
 from ipttrace.stream.frames import Kind
 from tests.vm.commands import Command
 from tests.vm.conftest import kprobes
 from tests.vm.forked import until
 from tests.vm.live import balanced, live
-from tests.vm.plain import LOOPBACK, Plain
+from tests.vm.plain import LOOPBACK, Plain, listening, raw_and_filter
 
-RULES = """\
-*raw
-:PREROUTING ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
-COMMIT
-*filter
-:INPUT ACCEPT [0:0]
-:FORWARD ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A INPUT -p udp -m udp --dport {port} -m comment --comment "{name}" -j ACCEPT
-COMMIT
-"""
+RULES = raw_and_filter(
+    '-A INPUT -p udp -m udp --dport {port} -m comment --comment "{name}" -j ACCEPT'
+)
 HOOKS = (("raw", "OUTPUT"), ("filter", "OUTPUT"), ("raw", "PREROUTING"), ("filter", "INPUT"))
 CALLS = len(HOOKS)
 
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    """A namespace with listeners, so that no packet is answered."""
-    kind = (socket.AF_INET, socket.SOCK_DGRAM)
-    with (
-        Plain() as namespace,
-        socket_in(namespace.name, *kind) as sink,
-        socket_in(namespace.name, *kind) as other,
-    ):
-        sink.bind((LOOPBACK[4], 9))
-        other.bind((LOOPBACK[4], 53))
-        namespace.load(RULES.format(port=9, name="first"), 4)
+    with listening(RULES.format(port=9, name="first")) as namespace:
         yield namespace
 
 

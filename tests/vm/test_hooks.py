@@ -92,11 +92,11 @@ def test_each_rule_that_found_no_room_is_counted(plain: Plain) -> None:
         capture.paused.set()
     # THEN some calls and some rules were lost (`captured` checks that it adds up)
     books, counted = capture.books, plain.counters(4)
-    entries, rules, exits = books["lost"]  # type: ignore[misc]
+    entries, rules, exits = books["lost"]
     assert entries == exits > 0
     assert rules > entries * HITS
     # AND as much was due as iptables counted
-    assert books["due"][1] == sum(packets for packets, _ in counted.values())  # type: ignore[index]
+    assert books["due"][1] == sum(packets for packets, _ in counted.values())
 
 
 @pytest.mark.skipif(not SWITCH.exists(), reason="this kernel has no ftrace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -15,19 +16,27 @@ from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario, Traversal
 from tests.vm.conftest import Capture, captured, seen
 
-# Filters for the rejected packet and for the answer; the call that rejects, and whether it
-# runs in a softirq (forwarded packets) or in the context of the sender.
+
+class Case(NamedTuple):
+    """A scenario in which a rule of table filter rejects."""
+
+    name: str
+    outer: str  # the filter for the rejected packet
+    inner: str  # and for the answer
+    hook: str  # of the call that rejects
+    softirq: bool  # it runs in one (forwarded packets), or in the context of the sender
+
+
 ERRORS = "icmp or icmp6"
-FORWARD, OUTPUT = ("FORWARD", "filter"), ("OUTPUT", "filter")
-REFUSED = [
-    ("rejected with a reset", "tcp dst port 25", "tcp src port 25", FORWARD, True),
-    ("rejected with an ICMP error", "udp dst port 161", ERRORS, FORWARD, True),
-    ("rejected by the sender with a reset", "tcp dst port 23", "tcp src port 23", OUTPUT, False),
-    ("rejected by the sender with an ICMP error", "udp dst port 69", ERRORS, OUTPUT, False),
+REJECTED = [
+    Case("rejected with a reset", "tcp dst port 25", "tcp src port 25", "FORWARD", True),
+    Case("rejected with an ICMP error", "udp dst port 161", ERRORS, "FORWARD", True),
+    Case(
+        "rejected by the sender with a reset", "tcp dst port 23", "tcp src port 23", "OUTPUT", False
+    ),
+    Case("rejected by the sender with an ICMP error", "udp dst port 69", ERRORS, "OUTPUT", False),
 ]
-CASES = pytest.mark.parametrize(
-    ("name", "outer", "inner", "place", "softirq"), REFUSED, ids=[case[0] for case in REFUSED]
-)
+CASES = pytest.mark.parametrize("case", REJECTED, ids=[case.name for case in REJECTED])
 
 
 def both(name: str) -> list[Scenario]:
@@ -69,23 +78,18 @@ def in_softirq(capture: Capture) -> dict[int, bool]:
 
 @CASES
 def test_the_rejected_packet_and_the_answer_have_rows_of_their_own(
-    network: Network,
-    name: str,
-    outer: str,
-    inner: str,
-    place: tuple[str, str],
-    softirq: bool,
+    network: Network, case: Case
 ) -> None:
-    pair = both(name)
-    capture = traced(network, pair, f"{outer} or {inner}", lambda each: True)
+    pair = both(case.name)
+    capture = traced(network, pair, f"{case.outer} or {case.inner}", lambda each: True)
 
     # THEN the answer's calls are inside the call that rejects
     rows = {row.call: row for row in capture.rows}
-    inside: Counter = Counter()
+    inside: Counter[int] = Counter()
     for row in rows.values():
         if row.parent is not None:
             around = rows[row.parent]
-            assert (around.hook, around.table, around.verdict) == (*place, "DROP")
+            assert (around.hook, around.table, around.verdict) == (case.hook, "filter", "DROP")
             assert around.netns == row.netns
             assert around.skb != row.skb
             assert around.journey != row.journey
@@ -101,37 +105,27 @@ def test_the_rejected_packet_and_the_answer_have_rows_of_their_own(
     # AND they run in the context of the sender, or in a softirq
     assert capture.books["depth"] >= 2
     softly = in_softirq(capture)
-    assert {softly[call] for call in inside} == {softirq}
-    assert {softly[row.call] for row in rows.values() if row.parent is not None} == {softirq}
+    assert {softly[call] for call in inside} == {case.softirq}
+    assert {softly[row.call] for row in rows.values() if row.parent is not None} == {case.softirq}
 
 
 @CASES
 def test_a_filter_for_the_rejected_packet_leaves_out_its_answer(
-    network: Network,
-    name: str,
-    outer: str,
-    inner: str,
-    place: tuple[str, str],
-    softirq: bool,
+    network: Network, case: Case
 ) -> None:
-    capture = traced(network, both(name), outer, lambda each: not is_answer(each))
+    capture = traced(network, both(case.name), case.outer, lambda each: not is_answer(each))
     assert {row.parent for row in capture.rows} == {None}
     assert capture.books["depth"] == 1
     refused = [row for row in capture.rows if row.verdict == "DROP"]
-    assert {(row.hook, row.table) for row in refused} == {place}
+    assert {(row.hook, row.table) for row in refused} == {(case.hook, "filter")}
     assert len(refused) == 2 * COUNT
 
 
 @CASES
 def test_a_filter_for_the_answer_leaves_out_the_rejected_packet(
-    network: Network,
-    name: str,
-    outer: str,
-    inner: str,
-    place: tuple[str, str],
-    softirq: bool,
+    network: Network, case: Case
 ) -> None:
-    capture = traced(network, both(name), inner, is_answer)
+    capture = traced(network, both(case.name), case.inner, is_answer)
     # THEN the call around it is unknown, as it was not traced
     assert {row.parent for row in capture.rows} == {None}
     assert {row.verdict for row in capture.rows} == {"ACCEPT"}

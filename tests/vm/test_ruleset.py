@@ -145,6 +145,7 @@ def test_each_of_two_thousand_rules_has_its_own_text(tmp_path: Path) -> None:
         one.finish()
         udp = [row for row in one.rows(plain) if row.proto == "UDP"]
         found = Counter((row.chain, row.rulenum, row.match, row.rule) for row in udp)
+        expected: Counter[tuple[str | None, int | None, str | None, str | None]]
         expected = Counter({("INPUT", 2, "policy", None): COUNT})
         for port in ports:
             text = f'--comment "service \\"{port}\\"" -j ACCEPT'

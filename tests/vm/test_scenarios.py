@@ -8,7 +8,8 @@ import pytest
 from ipttrace.lab.network import Network
 from tests.lab import scenarios
 from tests.lab.scenarios import Scenario
-from tests.vm.conftest import Tally, captured, seen, undisturbed
+from tests.lab.stages import Tally
+from tests.vm.conftest import captured, seen, undisturbed
 
 
 @pytest.mark.parametrize("scenario", scenarios.scenarios(), ids=lambda s: f"{s.name} v{s.family}")

@@ -13,7 +13,7 @@ import pytest
 from ipttrace.lab import traffic
 from ipttrace.lab.network import ROLES, Counters, Network
 from ipttrace.lab.network.ns import socket_in
-from ipttrace.trace.row import Row
+from ipttrace.trace.row import Row, Step
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, path
 from tests.vm.conftest import captured
@@ -64,19 +64,21 @@ def grown(before: Counters, after: Counters) -> Counters:
     }
 
 
-def listed(network: Network, role: str, family: int, table: str) -> dict[tuple[str, int], list]:
-    """(chain, number) → [packets, target] of `iptables -L --line-numbers`; policy: 0."""
+def listed(
+    network: Network, role: str, family: int, table: str
+) -> dict[tuple[str, int], tuple[int, str]]:
+    """(chain, number) → (packets, target) of `iptables -L --line-numbers`; policy: 0."""
     command = {4: "iptables-legacy", 6: "ip6tables-legacy"}[family]
     text = network.run(role, [command, "-t", table, "-L", "-v", "-x", "-n", "--line-numbers"])
-    found: dict[tuple[str, int], list] = {}
+    found: dict[tuple[str, int], tuple[int, str]] = {}
     chain = ""
     for line in text.stdout.splitlines():
         if head := re.match(r"Chain (\S+) \((?:policy (\S+) (\d+) packets)?", line):
             chain = head[1]
             if head[2]:
-                found[chain, 0] = [int(head[3]), head[2]]
+                found[chain, 0] = int(head[3]), head[2]
         elif rule := re.match(r"(\d+)\s+(\d+)\s+\d+\s+(\S+)", line):
-            found[chain, int(rule[1])] = [int(rule[2]), rule[3]]
+            found[chain, int(rule[1])] = int(rule[2]), rule[3]
     return found
 
 
@@ -126,9 +128,11 @@ def test_every_counter_grows_by_the_rows_with_that_rule_in_their_path(
 
     # AND the row's verdict is that of the target there
     targets = {t: listed(network, "router", family, t) for t in tables}
-    verdicts: Counter = Counter()
+    verdicts: Counter[tuple[str, str | None]] = Counter()
     for row in rows:
         if row.netns == network.inodes()["router"] and row.family == family:
+            assert row.chain is not None
+            assert row.rulenum is not None
             number = 0 if row.match == "policy" else row.rulenum
             verdicts[targets[row.table][row.chain, number][1], row.verdict] += 1
     assert set(verdicts) <= {
@@ -203,7 +207,7 @@ def test_a_policy_a_return_and_an_unconditional_rule_are_distinguished(
             capture.wait_rows(3 * COUNT * 8)
     # THEN each hook has the path of its chain
     found = Counter((row.dport, row.hook, row.table, row.path, row.verdict) for row in capture.rows)
-    wanted: Counter = Counter()
+    wanted: Counter[tuple[int | None, str, str, tuple[Step, ...], str | None]] = Counter()
     for port in (7001, 7002, 7003):
         for hook, table, steps in (
             # -A OUTPUT -j RETURN ends at the policy

@@ -12,6 +12,7 @@ from ipttrace.lab.network import ROLES, Network, NetworkError
 from ipttrace.lab.traffic.server import Server
 from ipttrace.trace.row import Step
 from tests.lab.scenarios import Scenario, hits, path, scenarios, synproxy
+from tests.lab.stages import Hits
 from tests.netns.labs import lab_network
 from tests.netns.tracelog import TraceLog
 
@@ -21,8 +22,8 @@ ALL = [pytest.param(one, id=f"{one.name}, IPv{one.family}") for one in scenarios
 UNCONDITIONAL = {("filter", "LOGDROP", 2)}
 
 
-def _as_logged(expected: Counter[tuple[str, str, str, str, int, str]]) -> Counter:
-    found: Counter = Counter()
+def _as_logged(expected: Hits) -> Hits:
+    found: Hits = Counter()
     for (role, hook, table, chain, number, match), n in expected.items():
         logged = "return" if (table, chain, number) in UNCONDITIONAL else match
         found[role, hook, table, chain, number, logged] += n

@@ -49,11 +49,11 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tupl
     lines.append("int main(void) {")
     for struct in STRUCTS:
         lines.append(f'printf("{struct} - 0 %zu\\n", sizeof(struct {struct}));')
-        for field in c_fields(struct):
-            lines.append(
-                f'printf("{struct} {field} %zu %zu\\n", __builtin_offsetof(struct {struct},'
-                f" {field}), sizeof(((struct {struct} *)0)->{field}));"
-            )
+        lines += [
+            f'printf("{struct} {field} %zu %zu\\n", __builtin_offsetof(struct {struct},'
+            f" {field}), sizeof(((struct {struct} *)0)->{field}));"
+            for field in c_fields(struct)
+        ]
     lines.append("}")
     (folder / "layout.c").write_text("\n".join(lines))
     subprocess.run(["gcc", "-o", folder / "layout", folder / "layout.c"], check=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,41 +10,20 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import traffic
-from ipttrace.lab.network.ns import socket_in
 from tests.vm.commands import Command
 from tests.vm.conftest import kprobes
 from tests.vm.forked import Agent, flooding, until
 from tests.vm.live import Live, balanced, live
-from tests.vm.plain import LOOPBACK, Plain
+from tests.vm.plain import LOOPBACK, Plain, listening, raw_and_filter
 
-RULES = """\
-*raw
-:PREROUTING ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
-COMMIT
-*filter
-:INPUT ACCEPT [0:0]
-:FORWARD ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A INPUT -p udp -m udp --dport 9 -m comment --comment "budget" -j ACCEPT
-COMMIT
-"""
+RULES = raw_and_filter('-A INPUT -p udp -m udp --dport 9 -m comment --comment "budget" -j ACCEPT')
 # raw OUTPUT and PREROUTING, filter OUTPUT and INPUT
 CALLS = 4
 
 
 @pytest.fixture
 def plain() -> Iterator[Plain]:
-    """A namespace with listeners, so that no packet is answered."""
-    kind = (socket.AF_INET, socket.SOCK_DGRAM)
-    with (
-        Plain() as namespace,
-        socket_in(namespace.name, *kind) as sink,
-        socket_in(namespace.name, *kind) as other,
-    ):
-        sink.bind((LOOPBACK[4], 9))
-        other.bind((LOOPBACK[4], 53))
-        namespace.load(RULES, 4)
+    with listening(RULES) as namespace:
         yield namespace
 
 

@@ -17,22 +17,13 @@ from ipttrace.stream.frames import Kind
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import kprobes
 from tests.vm.forked import Agent, flooding, until
-from tests.vm.plain import Plain
+from tests.vm.plain import Plain, raw_and_filter
 
 NAME = slice(64, 80)  # linux/bpf.h: bpf_prog_info.name
 CLEANED = "cleaned up after a run that was killed"
-RULES = """\
-*raw
-:PREROUTING ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
-COMMIT
-*filter
-:INPUT ACCEPT [0:0]
-:FORWARD ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A OUTPUT -p udp -m udp --dport 9 -m statistic --mode nth --every 3 --packet 0 -j REJECT
-COMMIT
-"""
+RULES = raw_and_filter(
+    "-A OUTPUT -p udp -m udp --dport 9 -m statistic --mode nth --every 3 --packet 0 -j REJECT"
+)
 
 
 @pytest.fixture(scope="module")

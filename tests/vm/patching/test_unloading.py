@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,9 @@ def test_tables_loaded_while_armed_are_traced_and_can_be_unloaded() -> None:
         def targets() -> int:
             return bare.control.status().targets
 
+        def called(times: int) -> bool:
+            return bare.control.status().calls >= times
+
         assert targets() == ONLY_6
         for turn in range(5):
             # WHEN ip_tables is loaded, THEN its calls are traced
@@ -84,11 +88,11 @@ def test_tables_loaded_while_armed_are_traced_and_can_be_unloaded() -> None:
             before = bare.control.status().calls
             traffic.udp(plain.name, "127.0.0.1", 9, 23)
             # The receiving side may run later, in ksoftirqd.
-            assert until(lambda end=before + 46: bare.control.status().calls >= end)
+            assert until(partial(called, before + 46))
             # WHEN it is unloaded under traffic, THEN its probe is removed
             with flooding(plain.name):
                 if turn % 2:
-                    assert until(lambda end=before + 500: bare.control.status().calls > end)
+                    assert until(partial(called, before + 501))
                 unload("ip")
                 assert until(lambda: targets() == ONLY_6)
         assert len([line for line in kprobes() if " xt_re" not in line]) == 2

@@ -124,9 +124,12 @@ def test_a_neighbour_that_answers_is_reported_as_ip_shows_it(pair: Pair, address
     listed = ip("-n", pair.near, "-s", "neigh", "show", address)
     assert f"dev {known.device(found.dev)} lladdr {found.lladdr} " in listed
     assert listed.split()[-1] == found.state
-    used, confirmed, updated = map(int, re.search(r"used (\d+)/(\d+)/(\d+)", listed).groups())
+    ages = re.search(r"used (\d+)/(\d+)/(\d+)", listed)
+    assert ages is not None
+    used, confirmed, updated = map(int, ages.groups())
     now = time.monotonic()
     for since, ago in ((found.used, used), (found.confirmed, confirmed), (found.updated, updated)):
+        assert since is not None
         assert now - since - ago < HANG  # read from the same clock
         assert abs(now - since - ago) < 10
     assert f"probes {found.probes}" in listed

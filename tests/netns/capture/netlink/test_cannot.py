@@ -10,7 +10,6 @@ import socket
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ from ipttrace.capture.netlink.reader import Mailbox
 from tests.netns.capture.netlink.test_endings import LEGACY, RULES, until
 from tests.netns.loopback import HANG, ROWS, LoopbackNamespace, summary
 from tests.vm.commands import PROGRAM, Command
-
-
-@pytest.fixture
-def namespace() -> Iterator[LoopbackNamespace]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with LoopbackNamespace() as one:
-        yield one
 
 
 def printed(*words: str, before: tuple[str, ...] = (), **options: Any) -> tuple[int, list[str]]:

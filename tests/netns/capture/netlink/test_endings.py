@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ LEGACY = """*filter
 COMMIT
 """
 RULES = ["table ip t"]
-
-
-@pytest.fixture
-def namespace() -> Iterator[LoopbackNamespace]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with LoopbackNamespace() as one:
-        yield one
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ PACKETS = 20_000
 SEEN = [("OUTPUT", "out", 2, "policy"), ("INPUT", "in", 1, "rule")]
 
 
-@pytest.fixture
-def namespace() -> Iterator[LoopbackNamespace]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    with LoopbackNamespace() as one:
-        yield one
-
-
 def printing(folder: Path, namespace: LoopbackNamespace, *more: str) -> Command:
     ready = ["--ready-file", str(folder / "ready")]
     where = ["--engine", "netlink", "--netns", namespace.name, "--format", "jsonl"]

@@ -228,8 +228,8 @@ def test_comments_that_look_like_rules_never_cause_a_wrong_text(
     space: RulesetNamespace, comment: str
 ) -> None:
     # GIVEN a comment that only the JSON interface of nft accepts
-    rule = {"family": "ip", "table": "k", "chain": "c"}
-    add = [{"table": {"family": "ip", "name": "k"}}]
+    rule: dict[str, object] = {"family": "ip", "table": "k", "chain": "c"}
+    add: list[dict[str, dict[str, object]]] = [{"table": {"family": "ip", "name": "k"}}]
     add += [{"chain": {"family": "ip", "table": "k", "name": name}} for name in "cd"]
     add += [{"rule": {**rule, "expr": [{"accept": None}], "comment": comment}},
             {"rule": {**rule, "expr": [{"return": None}]}},

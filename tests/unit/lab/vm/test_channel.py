@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -77,7 +78,7 @@ def test_a_closed_reader_does_not_stop_the_guest() -> None:
 
 
 @pytest.fixture
-def bridge():  # type: ignore[no-untyped-def]
+def bridge() -> Iterator[tuple[Bridge, socket.socket]]:
     port, guest = socket.socketpair()
     made = Bridge(port, TOKEN)
     made.start()
@@ -89,7 +90,7 @@ def bridge():  # type: ignore[no-untyped-def]
         end.close()
 
 
-def test_the_stream_ends_when_the_command_ends(bridge) -> None:  # type: ignore[no-untyped-def]
+def test_the_stream_ends_when_the_command_ends(bridge: tuple[Bridge, socket.socket]) -> None:
     made, guest = bridge
     guest.sendall(b"frames" + TOKEN)
     got = b""
@@ -98,7 +99,7 @@ def test_the_stream_ends_when_the_command_ends(bridge) -> None:  # type: ignore[
     assert got == b"frames"
 
 
-def test_the_control_line_reaches_the_guest(bridge) -> None:  # type: ignore[no-untyped-def]
+def test_the_control_line_reaches_the_guest(bridge: tuple[Bridge, socket.socket]) -> None:
     made, guest = bridge
     made.user.sendall(b"stop\n")
     assert guest.recv(100) == b"stop\n"

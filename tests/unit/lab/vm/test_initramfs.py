@@ -15,7 +15,8 @@ from ipttrace.lab.vm.qemu import qemu_arguments
 
 def unpack(archive: bytes) -> dict[str, bytes]:
     """Returns the files of a newc archive."""
-    files, at = {}, 0
+    files: dict[str, bytes] = {}
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
         fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]

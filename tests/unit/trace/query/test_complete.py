@@ -7,7 +7,7 @@ import pytest
 
 from ipttrace.trace import query
 from ipttrace.trace.store.names import Names
-from tests.unit.trace.query.test_rows import one
+from tests.data.traces import one_row
 
 CONTEXT = query.Context(
     Names(),
@@ -89,7 +89,7 @@ def test_every_offered_value_compiles() -> None:
 
 
 def test_offered_names_are_those_of_the_rows() -> None:
-    trace = one(b"LOGDROP")
+    trace = one_row(b"LOGDROP")
     found = query.values_of(trace.store.parts(), trace.store.names)
     assert found["chain"] == ["LOGDROP"]
     assert found["table"] == ["filter"]

@@ -7,6 +7,7 @@ import pytest
 
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.trace.query.pcap import flow_expression
+from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from tests.data.netlink_rows import RecordedCalls
 from tests.data.traces import replay
@@ -22,7 +23,7 @@ def trace() -> Trace:
 
 def test_the_expression_of_every_flow_in_a_recording_compiles(trace: Trace) -> None:
     store = trace.store
-    flows = {}
+    flows: dict[tuple[int, str, str | None], Row] = {}
     for row in store.rows(range(store.first, store.end)):
         flows.setdefault((row.flow, row.proto, row.src), row)
     assert len(flows) > 10

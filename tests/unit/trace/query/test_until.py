@@ -19,11 +19,9 @@ from ipttrace.trace.query import context_of
 from ipttrace.trace.query.until import Until
 from ipttrace.trace.session import Trace
 from ipttrace.view import formats
-from tests.data import synth
+from tests.data import messages, synth
 from tests.data.traces import feed_records
 from tests.paths import LAB
-
-BOOKS = {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
 
 
 def first_of(trace: Trace, text: str) -> int | None:
@@ -80,16 +78,15 @@ class Agent:
     def _run(self) -> None:
         with os.fdopen(self._out, "wb", buffering=0) as file:
             writer = Writer(file)
-            clock = {"mono": synth.MONO, "wall": synth.WALL}
-            writer.hello({"engine": "kernel", "host": "there", "clock": clock})
+            writer.hello(synth.hello())
             for entries, rules, exits in synth.make(300, flows=40).batches(300):
                 writer.records(record.ENTRY, entries)
                 writer.records(record.RULE, rules)
                 writer.records(record.EXIT, exits)
             writer.note("warn", "disarmed: why")
-            writer.books({**BOOKS, "state": self._state})
+            writer.books(messages.books(state=self._state))
             assert self.asked.wait(60)
-            writer.end({**BOOKS, "reason": "stopped"})
+            writer.end(messages.end("stopped"))
 
     def close(self) -> None:
         self.asked.set()

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names as ids, and the bounded map of integers."""
+"""Names as ids."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipttrace.text import clean
 from ipttrace.trace.arrays.hashing import Hash
-from ipttrace.trace.arrays.recent import Recent
 from ipttrace.trace.store.names import TOO_MANY, Names
 
 
@@ -30,7 +30,9 @@ def test_a_name_has_one_id_in_fields_of_any_width_and_padding() -> None:
     assert narrow[0] == narrow[1] == wide[0] == names.find("eth0")
 
 
-def test_names_with_equal_hashes_keep_separate_ids(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_names_with_equal_hashes_keep_separate_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # GIVEN a hash that is equal for all names
     monkeypatch.setattr(Hash, "quick", lambda self, words: np.zeros(len(words[0]), np.uint64))
     names = Names()
@@ -59,31 +61,3 @@ def test_names_are_read_from_records_of_any_width_and_stride() -> None:
     ids = names.intern(records["name"][::-1])
     assert [names.text(number) for number in ids] == ["a", "b", "a"]
     assert len(names.intern(records["name"][:0])) == 0
-
-
-@given(
-    st.lists(
-        st.lists(st.tuples(st.integers(0, 20), st.integers(1, 1000)), max_size=20), max_size=10
-    )
-)
-def test_the_last_written_value_is_returned(batches: list[list[tuple[int, int]]]) -> None:
-    recent = Recent(1000)
-    truth: dict[int, int] = {}
-    for batch in batches:
-        keys, values = (
-            np.array(side, np.uint64) for side in ([k for k, _ in batch], [v for _, v in batch])
-        )
-        recent.put(keys, values)
-        truth.update(batch)
-        found, known = recent.get(np.arange(30, dtype=np.uint64))
-        assert {k: int(found[k]) for k in range(30) if known[k]} == truth
-
-
-def test_the_oldest_key_is_forgotten_first() -> None:
-    recent = Recent(100)
-    for start in range(0, 1000, 10):
-        keys = np.arange(start, start + 10, dtype=np.uint64)
-        recent.put(keys, keys)
-        assert len(recent) <= 100
-        assert recent.get(keys)[1].all()
-    assert not recent.get(np.arange(100, dtype=np.uint64))[1].any()

@@ -79,6 +79,13 @@ def forwarded(**mangled: Any) -> Store:
     return store_of(entries, rules, exits)
 
 
+def story_of(store: Store, seq: int) -> Story:
+    """The story of a row that the store holds."""
+    found = story(store, seq)
+    assert found is not None
+    return found
+
+
 def changes(found: Story, index: int) -> tuple[dict[str, str], dict[str, str]]:
     """Changes before the traversal at `index`, and those made by its table."""
     traversal = found.traversals[index]
@@ -98,7 +105,7 @@ def test_the_story_lists_every_table_of_the_packet_in_order() -> None:
         assert [t.gap for t in found.traversals] == [None, 500, 1500, 1500]
         assert found.row.index == seq
         assert (found.starts_earlier, found.ends_later) == (False, False)
-    steps = [hit.step for hit in story(store, 0).traversals[1].steps]  # type: ignore[union-attr]
+    steps = [hit.step for hit in story_of(store, 0).traversals[1].steps]
     assert [(step.chain, step.rulenum) for step in steps] == [("PREROUTING", 1), ("MARKING", 2)]
 
 
@@ -124,7 +131,7 @@ def test_other_changed_bytes_are_listed_by_offset() -> None:
     packet[1] = 0xB8
     packet[4:6] = b"\x55\x55"
     packet[34:36] = b"\x00\x01"
-    before, _ = changes(story(forwarded(packet=bytes(packet)), 3), 3)  # type: ignore[arg-type]
+    before, _ = changes(story_of(forwarded(packet=bytes(packet)), 3), 3)
     assert before["dscp"] == "0 → 46"
     assert "ttl" not in before
     assert before["packet"] == "bytes 4-5, 34-35"
@@ -132,8 +139,8 @@ def test_other_changed_bytes_are_listed_by_offset() -> None:
 
 def test_conntrack_is_shown_as_it_was_when_the_packet_entered_the_table() -> None:
     store = forwarded()
-    assert story(store, 0).conntrack is None  # type: ignore[union-attr]
-    conntrack = story(store, 3).conntrack  # type: ignore[union-attr]
+    assert story_of(store, 0).conntrack is None
+    conntrack = story_of(store, 3).conntrack
     assert conntrack is not None
     assert (conntrack.state, conntrack.status) == ("NEW", ("DNAT", "DNAT_DONE"))
     assert conntrack.orig == "10.1.0.2:40000 → 10.1.0.1:8080"
@@ -144,12 +151,12 @@ def test_notrack_is_shown_as_a_change() -> None:
     store = store_of(
         [entry(1, 0, table=b"raw")], [], [leave(1, 0, ct_info=7, flags=record.EXIT_F_ALIVE)]
     )
-    assert changes(story(store, 0), 0) == ({}, {"ct": "- → UNTRACKED"})  # type: ignore[arg-type]
+    assert changes(story_of(store, 0), 0) == ({}, {"ct": "- → UNTRACKED"})
 
 
 def test_a_dropped_packet_has_no_changes() -> None:
     store = store_of([entry(1, 0, mark=9)], [], [leave(1, 0, verdict=0)])
-    assert changes(story(store, 0), 0) == ({}, {})  # type: ignore[arg-type]
+    assert changes(story_of(store, 0), 0) == ({}, {})
 
 
 def rejected() -> Store:
@@ -245,13 +252,13 @@ def test_a_long_journey_is_cut_and_marked_as_cut() -> None:
     assert len(found.traversals) == 10
     assert any(traversal.row.index == 50 for traversal in found.traversals)
     assert (found.starts_earlier, found.ends_later) == (True, True)
-    assert story(store, 99).ends_later is False  # type: ignore[union-attr]
-    assert story(store, 2).starts_earlier is False  # type: ignore[union-attr]
+    assert story_of(store, 99).ends_later is False
+    assert story_of(store, 2).starts_earlier is False
 
 
 def test_a_journey_beyond_the_searched_rows_is_marked_as_incomplete() -> None:
     store = many(3, others=50)
-    assert len(story(store, 51).traversals) == 3  # type: ignore[union-attr]
+    assert len(story_of(store, 51).traversals) == 3
     found = story(store, 51, reach=20)
     assert found is not None
     assert len(found.traversals) == 1
@@ -303,7 +310,7 @@ def test_ipv6_addresses_stand_in_brackets_before_the_port() -> None:
         [],
         [leave(1, 0, at=10), leave(2, 0, at=110)],
     )
-    before, _ = changes(story(store, 1), 1)  # type: ignore[arg-type]
+    before, _ = changes(story_of(store, 1), 1)
     assert before == {"dst": "[::2]:80 → [::3]:81"}
 
 

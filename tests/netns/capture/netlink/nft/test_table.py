@@ -68,7 +68,7 @@ def compiled(expr: str) -> Compiled:
 
 
 def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total >> 16) + (total & 0xFFFF)
     return ~total & 0xFFFF
@@ -462,7 +462,7 @@ def test_on_a_kernel_without_nf_tables_one_line_says_so(
         raise nft_wire.Refused(number, None)
 
     if number == errno.EPROTONOSUPPORT:
-        monkeypatch.setattr(nft_wire.socket, "socket", refuse)
+        monkeypatch.setattr(socket, "socket", refuse)
     else:
         monkeypatch.setattr(nft_wire.NftSocket, "commit", refused)
         monkeypatch.setattr(nft_wire.NftSocket, "ask", refused)

@@ -18,7 +18,7 @@ from ipttrace.trace.query import QueryError
 from ipttrace.trace.query.patterns import compile_pattern
 from ipttrace.trace.query.tree import MAX_TEXT, Value
 from ipttrace.trace.session import Trace
-from tests.unit.trace.query.test_rows import one
+from tests.data.traces import one_row
 
 # Joined without spaces, they make further words.
 PIECES = r"""
@@ -138,7 +138,7 @@ def test_a_nasty_pattern_searches_a_long_text_at_once(text: str) -> None:
 
 def test_a_nasty_pattern_on_rule_texts_returns() -> None:
     # GIVEN a rule with a comment of 4,000 characters
-    trace = one(b"INPUT", ruleset=1)
+    trace = one_row(b"INPUT", ruleset=1)
     chains = {"INPUT": {"policy": None, "rules": ["-j ACCEPT"] * 6 + ["a" * 4000]}}
     rules = {"netns": 4026531840, "family": 4, "table": "filter", "since": 1, "upto": 1}
     trace.rulesets.feed({**rules, "netns": trace.store.row(0).netns, "chains": chains})
@@ -193,4 +193,4 @@ def test_common_patterns_match_in_upper_and_lower_case(text: str) -> None:
         assert search(name) == bool(re.search(text, name, re.I))
 
 
-_ROW = one(b"a")
+_ROW = one_row(b"a")
