@@ -6,7 +6,8 @@
 - `rows/`: the list of rows; `detail/`: one row in full
 - `widgets/`: parts that several views use
 - `feed/`: from a source's bytes to a trace
-- `cells`: text of an exact width; `situation`: the state of a trace; `messages`: between widgets
+- `cells`: text of an exact width; `situation`: the state of a trace; `messages`: between
+  widgets; `timers`: one-shot timers
 - `__main__`: the screen on a recording, for development
 
 Must not import `ipttrace.capture` or touch the kernel.

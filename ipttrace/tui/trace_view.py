@@ -22,6 +22,7 @@ from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterRequested, 
 from ipttrace.tui.rows import Rows, ShownRows
 from ipttrace.tui.rows.empty import Empty
 from ipttrace.tui.rows.titles import Titles
+from ipttrace.tui.timers import once
 
 DETAIL: Final = 0.2  # s between two updates of the detail while the list follows
 
@@ -150,7 +151,7 @@ class TraceView(Vertical):
         message.stop()
         if self.detailed and not self._due:
             self._due = True
-            self.set_timer(DETAIL if self.rows.follow else 0.001, self._show_detail)
+            once(self, DETAIL if self.rows.follow else 0.001, self._show_detail)
 
     def _show_detail(self) -> None:
         self._due = False

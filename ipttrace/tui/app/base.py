@@ -47,6 +47,7 @@ from ipttrace.tui.rows import Rows, ShownRows
 from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
+from ipttrace.tui.timers import once
 from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.trace_view import TraceView
 from ipttrace.tui.widgets.bar import Bar, about_pieces, status_pieces
@@ -176,7 +177,7 @@ class BaseApp(OrderedKeysApp[Summary]):
             return
         self._stopping = True
         self.refresh_bars()
-        self.set_timer(self._grace, self.exit_now)
+        once(self, self._grace, self.exit_now)
 
     def exit_now(self, code: int = 0) -> None:
         """Closes the feeds and exits with this status."""
@@ -211,11 +212,11 @@ class BaseApp(OrderedKeysApp[Summary]):
         if over:
             self._end()
         elif any(feed.intake.waiting for feed in self.feeds if not feed.done):
-            self.set_timer(BREATH, self._feed)
+            once(self, BREATH, self._feed)
         elif self._stale:
-            self.set_timer(max(due, BREATH), self._feed)
+            once(self, max(due, BREATH), self._feed)
         elif sum(feed.intake.arm() for feed in self.feeds if not feed.over):
-            self.set_timer(BREATH, self._feed)
+            once(self, BREATH, self._feed)
 
     def _end(self) -> None:
         if self.over:
@@ -280,7 +281,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         if self.shown.progress is None or self.shown.filter_portion():
             self.view.pull()
         else:
-            self.set_timer(BREATH, self.apply_filter)
+            once(self, BREATH, self.apply_filter)
         self.refresh_bars()
 
     def show_view(self, name: str) -> None:

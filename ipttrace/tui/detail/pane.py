@@ -21,6 +21,7 @@ from ipttrace.trace.story import Story, story
 from ipttrace.tui.cells import Cells
 from ipttrace.tui.detail.lines import ROLES, KnownNames, lines
 from ipttrace.tui.detail.wrap import Line
+from ipttrace.tui.timers import once
 from ipttrace.tui.widgets.strips import LineView
 
 PREFIX: Final = "detail--"
@@ -134,7 +135,7 @@ class Detail(LineView):
         if count > self.virtual_size.height or self.width != self.virtual_size.width:
             self.virtual_size = Size(self.width, count)
         elif count < self.virtual_size.height:
-            self._trim = self.set_timer(TRIM, self._shorten)
+            self._trim = once(self, TRIM, self._shorten)
 
     def _shorten(self) -> None:
         self._trim = None

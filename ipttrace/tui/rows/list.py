@@ -31,6 +31,7 @@ from ipttrace.trace.selection import Selection
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
 from ipttrace.tui.rows.layout import Placed
 from ipttrace.tui.rows.row_strips import PREFIX, ROLES, RowStrips
+from ipttrace.tui.timers import once
 
 BAR: Final = 0.25  # s between two moves of the scroll bar while following
 
@@ -168,7 +169,7 @@ class Rows(ScrollView, can_focus=True):
             self.evicted = 0
             self.cursor = self._end - 1
             if self._bar_timer is None:
-                self._bar_timer = self.set_timer(BAR, self._move_bar)
+                self._bar_timer = once(self, BAR, self._move_bar)
         else:
             if shift:
                 if self._top < shift and not self.paused:

@@ -18,6 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.timer import Timer
 
 from ipttrace.tui.cells import Cells
+from ipttrace.tui.timers import once
 from ipttrace.tui.widgets.strips import LineView
 
 EVERY: Final = 0.5  # s between two fills while rows come
@@ -107,7 +108,7 @@ class Ledger(LineView):
             self._filled = monotonic()
             self.fill()
         else:
-            self._timer = self.set_timer(wait, self._on_time)
+            self._timer = once(self, wait, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None
