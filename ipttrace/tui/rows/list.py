@@ -343,7 +343,7 @@ class Rows(ScrollView, can_focus=True):
         if self.size != self._fitted:
             # A list that was hidden and shown between two layouts got no Resize.
             self._fit()
-        # Not by Textual's way: without border and padding it has nothing to add to a
+        # Not Textual's own method: without border and padding it adds nothing to a
         # line, and `row_strips` remembers the lines.
         background, filters = self.background_colors[1], self.get_line_filters()
         first = self._base + self._top
