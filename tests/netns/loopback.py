@@ -12,7 +12,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +27,13 @@ table ip t {
   chain out { type filter hook output priority 0; policy accept; udp dport 9 counter; }
   chain in { type filter hook input priority 0; policy accept; udp dport 9 counter accept; }
 }
+"""
+TABLES = ["table ip t"]  # as LoopbackNamespace.tables() lists them
+LEGACY = """*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -p udp --dport 9 -j ACCEPT
+COMMIT
 """
 # Per datagram: rows; messages of the flip table, at output and prerouting; messages in all:
 # besides, of `out` the rule, the end and the policy, and of `in` the rule.
@@ -168,3 +175,11 @@ def wait_gone(pid: int) -> None:
 def summary(line: str) -> dict[str, str]:
     """The fields of a run's last line."""
     return dict(word.split("=", 1) for word in line.split())
+
+
+def until(reached: Callable[[], bool], what: str) -> None:
+    """Polls until `reached()`."""
+    deadline = time.monotonic() + HANG
+    while not reached():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.02)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ipttrace.trace.row import Step
-from tests.vm.commands import PROGRAM, Command
+from tests.program import PROGRAM, Command
 
 Row = dict[str, Any]
 # Against a hang only.

@@ -57,7 +57,8 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = 
     deadline = monotonic() + HANG
     while not condition():
         if monotonic() >= deadline:
-            faulthandler.dump_traceback(sys.__stderr__)  # who waits for what
+            if sys.__stderr__ is not None:
+                faulthandler.dump_traceback(sys.__stderr__)  # who waits for what
             died = pilot.app._exception
             raise AssertionError(f"never happened: {what or condition}") from died
         await pilot.pause(0.005)

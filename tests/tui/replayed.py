@@ -66,14 +66,16 @@ def seq_of(app: TraceApp, wanted: Callable[[Row], object]) -> int:
 def listed(app: TraceApp) -> list[int]:
     """The sequence numbers of the list's rows, on the screen or not."""
     selection = app.rows.selection
-    return selection.seqs(selection.first, selection.end).tolist()
+    seqs: list[int] = selection.seqs(selection.first, selection.end).tolist()
+    return seqs
 
 
 def matching(app: TraceApp, text: str) -> list[int]:
     """The sequence numbers of the rows that a query matches."""
     asked, context = query.compile(text), app.query_context()
     parts = [np.flatnonzero(asked.mask(part, context)) + part.first for part in app.store.parts()]
-    return np.concatenate(parts).tolist()
+    seqs: list[int] = np.concatenate(parts).tolist()
+    return seqs
 
 
 async def write(app: TraceApp, pilot: Pilot[Any], text: str) -> None:

@@ -25,7 +25,7 @@ from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.widgets import ledger
 from ipttrace.tui.widgets.ledger import Ledger
-from tests.tui import streams
+from tests.data import streams
 
 NETNS = 4026532456
 

@@ -7,8 +7,8 @@ import pytest
 from rich.cells import cell_len
 
 from ipttrace.tui.flows import FlowsView
+from tests.data import streams
 from tests.paths import LAB
-from tests.tui import streams
 from tests.tui.tallied import Tallied, line_with, lines, on_screen, picked
 
 

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from rich.cells import cell_len
 
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import live, screen_text, shown, until
 
 TEXTS = [

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from ipttrace.trace.story import story
 from ipttrace.tui.detail import lines as detail_lines
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.totals import TotalsView
+from tests.data import streams
 from tests.data.netlink_rows import INET, IP, POLICY, RULE, RecordedCalls, input_from_every_source
-from tests.tui import streams
 from tests.tui.harness import live, screen_text, shown, until
 from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked
 
@@ -178,10 +180,14 @@ async def test_the_empty_screen_of_the_netlink_engine_does_not_warn_about_nftabl
 async def test_keys_filter_by_legacy_tables_if_there_are_nftables_tables_too() -> None:
     data = input_from_every_source().data()
     async with live(HELLO, data, rows=4, size=(120, 24)) as (_, app, pilot):
+
+        def counted(words: str) -> bool:
+            return words in app.filter_bar.text
+
         for seq, tables, rows in ((0, "legacy", 2), (2, "ip", 1), (3, "inet", 1)):
             app.rows.move_to(seq)
             await pilot.press("c")
-            await until(pilot, lambda rows=rows: f"{rows} of 4" in app.filter_bar.text)
+            await until(pilot, partial(counted, f"{rows} of 4"))
             assert f"tables={tables}" in app.filter_bar.text
             await pilot.press("backspace")
             await until(pilot, lambda: "all rows" in app.filter_bar.text)

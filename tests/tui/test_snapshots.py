@@ -30,10 +30,10 @@ from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import FileSource, Source
 from ipttrace.tui.neighbours.vendors import Vendors
-from tests.data import messages, neighbours
-from tests.tui import streams
+from tests.data import messages, neighbours, streams
+from tests.paths import DATA
 from tests.tui.harness import Agent, laid_out, until
-from tests.tui.replayed import DATA, SIZES, all_rows, settled, write
+from tests.tui.replayed import SIZES, all_rows, settled, write
 
 RECORDING = DATA / "screens.iptr"  # has rules and neighbours
 MADE_WITH = Path(__file__).parent / "__snapshots__" / "made_with.json"
@@ -105,18 +105,18 @@ async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
     await settled(app, pilot)
     await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
     app.refresh_bars()
-    for pane in (app.side, app.neighbours):
-        await until(
-            pilot,
-            lambda pane=pane: not pane.display or not (pane._stale or pane._learning),
-            "neighbours",
-        )
-    for view in (app.rules, app.flows, app.totals):
-        await until(
-            pilot,
-            lambda view=view: not view.display or (not view._stale and view._timer is None),
-            "what is counted",
-        )
+    panes = app.side, app.neighbours
+    await until(
+        pilot,
+        lambda: not any(pane.display and (pane._stale or pane._learning) for pane in panes),
+        "neighbours",
+    )
+    counting = app.rules, app.flows, app.totals
+    await until(
+        pilot,
+        lambda: all(not one.display or (not one._stale and one._timer is None) for one in counting),
+        "what is counted",
+    )
     view = app.view
     if view.detailed:
         await until(pilot, lambda: not view._due and view.detail._trim is None, "the detail")

@@ -11,8 +11,8 @@ from rich.cells import cell_len
 
 from ipttrace.tui.totals import TotalsView
 from ipttrace.tui.widgets import figures
+from tests.data import streams
 from tests.paths import LAB
-from tests.tui import streams
 from tests.tui.tallied import Tallied, line_with, lines, on_screen
 
 BLOCKS = set("▁▂▃▄▅▆▇█")

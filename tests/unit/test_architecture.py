@@ -20,7 +20,7 @@ UNIT: Final = PROJECT / "tests" / "unit"
 MOST_LINES: Final = 400
 
 # Tests of the project as such, and folders that are mirrored from elsewhere than ipttrace/.
-ABOUT_THE_PROJECT: Final = {"test_architecture.py", "test_documents.py"}
+ABOUT_THE_PROJECT: Final = {"test_architecture.py", "test_documents.py", "test_shared_files.py"}
 ELSEWHERE: Final = {"kmod": PROJECT / "kmod"}
 
 PYTHON: Final = sorted(PACKAGE.rglob("*.py"))

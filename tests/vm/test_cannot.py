@@ -16,35 +16,12 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
 from ipttrace.capture.kernel.module import find_or_build
 from ipttrace.capture.request import Request
+from tests.program import NO_BTF, ipttrace
 from tests.vm.conftest import captured
 from tests.vm.forked import fork
 
 RELEASE = os.uname().release
 NEWNS = 0x00020000  # linux/sched.h: CLONE_NEWNS
-
-
-def ipttrace(
-    *arguments: str, hidden: str = "", env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs the command, with an empty file system mounted over `hidden` if given."""
-    argv = [sys.executable, "-m", "ipttrace", *arguments]
-    if hidden:
-        argv = [
-            "unshare",
-            "-m",
-            "sh",
-            "-c",
-            f'mount -t tmpfs none {hidden} && exec "$@"',
-            "sh",
-            *argv,
-        ]
-    return subprocess.run(
-        argv,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
 
 
 def cannot(done: subprocess.CompletedProcess[str], why: str) -> None:
@@ -88,9 +65,6 @@ def test_without_root_it_asks_for_sudo() -> None:
     assert "tracing with nf_tables needs CAP_NET_ADMIN" in done.stderr
     assert "not root, and without CAP_NET_ADMIN" in done.stderr
     assert "sudo" in done.stderr
-
-
-NO_BTF = f"kernel {RELEASE} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
 
 
 def test_without_btf_it_reports_that() -> None:

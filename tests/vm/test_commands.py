@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -19,9 +18,7 @@ from ipttrace.trace.row import FIELDS, Step
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario
 from tests.lab.stages import Tally
-from tests.vm.commands import PROGRAM, Command
-
-SUMMARY = r"rows=(\d+) records=(\d+) lost=0 missed=0 engine=kernel(?:\+netlink)?"
+from tests.program import PROGRAM, Command, summary
 
 
 def scenario(name: str, family: int = 4) -> Scenario:
@@ -39,14 +36,6 @@ def tally(rows: list[dict[str, Any]], role: str) -> Tally:
         path = tuple(Step(**step) for step in row["path"])
         found[role, row["hook"], row["table"], path, row["verdict"]] += 1
     return found
-
-
-def summary(lines: list[str]) -> tuple[int, int]:
-    """Rows and records, from the only line on stderr."""
-    assert len(lines) == 1, lines
-    found = re.fullmatch(SUMMARY, lines[0])
-    assert found, lines[0]
-    return int(found[1]), int(found[2])
 
 
 def test_print_as_csv_ends_after_count_rows(network: Network, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from ipttrace.lab import traffic
 from ipttrace.lab.network.ns import run_in
 from ipttrace.stream.frames import Kind
-from tests.vm.commands import Command
+from tests.program import Command
 from tests.vm.conftest import kprobes
 from tests.vm.forked import until
 from tests.vm.live import balanced, live

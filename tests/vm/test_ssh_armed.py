@@ -19,10 +19,9 @@ import pytest
 from ipttrace.lab import traffic
 from ipttrace.trace.row import FIELDS
 from tests.lab.scenarios import COUNT
-from tests.vm.commands import PROGRAM, Command
+from tests.program import PROGRAM, Command, summary
 from tests.vm.conftest import kprobes
 from tests.vm.plain import LOOPBACK, Plain
-from tests.vm.test_commands import summary
 
 SSHD = "/usr/sbin/sshd"
 RULES = """*filter

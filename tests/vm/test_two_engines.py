@@ -17,9 +17,9 @@ import pytest
 from ipttrace.lab import traffic
 from ipttrace.stream.frames import Kind, read_file
 from ipttrace.trace.row import Row
+from tests.program import NO_BTF, ipttrace
 from tests.vm.conftest import captured
 from tests.vm.plain import LOOPBACK, Plain
-from tests.vm.test_cannot import NO_BTF, ipttrace
 
 COUNT = 23
 

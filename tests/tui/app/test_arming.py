@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import Agent, live, more, until
 from tests.tui.replayed import all_rows, replayed, settled, write
 

@@ -18,7 +18,7 @@ from textual.widgets import Input, RadioSet, Static
 from ipttrace.tui.widgets.export_dialog import ExportDialog
 from ipttrace.view import export
 from ipttrace.view.export import Export
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.app.dialogs import dialog, notice_with
 from tests.tui.harness import live, more, screen_text, until
 from tests.tui.replayed import SIZES, listed, replayed, seq_of, settled

@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ipttrace.tui.rows.layout import choose
 from ipttrace.tui.rows.row_cells import BEGINS
 from ipttrace.tui.widgets.export_dialog import ExportRequest
 from ipttrace.view.export import format_of
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import Agent, laid_out, screen_text, shown, until
 
 NETNS = "4026532456"  # that of the rows, on both hosts
@@ -37,6 +38,10 @@ async def hosts(
     """A screen of these hosts, with `rows` rows of each."""
     agents = [Agent() for _ in names]
     app = TraceApp([agent.source for agent in agents], title="hosts")
+
+    def held(count: int) -> bool:
+        return app.store.end >= count
+
     async with app.run_test(size=size) as pilot:
         for agent, name in zip(agents, names, strict=True):
             hello = streams.hello(host=name, netns={NETNS: f"lan{name[-1]}"})
@@ -44,7 +49,7 @@ async def hosts(
             sender = threading.Thread(target=agent.send, args=parts)
             sender.start()
             wanted = rows * (agents.index(agent) + 1)
-            await until(pilot, lambda wanted=wanted: app.store.end >= wanted, f"{wanted} rows")
+            await until(pilot, partial(held, wanted), f"{wanted} rows")
             sender.join()
         wanted = rows * len(names)
         await until(pilot, lambda: app.rows._end >= wanted, f"{wanted} rows on the screen")
@@ -182,7 +187,7 @@ async def test_exported_rows_of_several_hosts_have_their_host(tmp_path: Path) ->
             # GIVEN rows of two hosts, WHEN they are exported
             path = tmp_path / f"rows.{ending}"
             app.exports.start(ExportRequest(ALL, str(path), format_of(path) or "", False))
-            await until(pilot, lambda path=path: path.exists(), "the file")
+            await until(pilot, path.exists, "the file")
             # THEN each row has its host, and the namespace is named as on that host
             said = path.read_bytes()
             if ending == "csv":

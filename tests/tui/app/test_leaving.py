@@ -19,8 +19,8 @@ import pytest
 
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import STOP, FileSource
+from tests.data import streams
 from tests.paths import PROJECT
-from tests.tui import streams
 from tests.tui.harness import HANG, Agent, live, more, screen_text, seqs, shown, until
 
 

@@ -12,7 +12,7 @@ import pytest
 from ipttrace.tui.app import TraceApp, playback
 from ipttrace.tui.feed.source import FileSource
 from ipttrace.tui.rows.playback import Clock
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import live, seqs, shown, until
 from tests.tui.replayed import replayed, settled, write
 

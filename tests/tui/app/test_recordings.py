@@ -12,7 +12,7 @@ import pytest
 from ipttrace.stream.frames import read_file
 from ipttrace.trace.session import Trace
 from ipttrace.tui.feed import feed
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.app.dialogs import dialog, notice_with
 from tests.tui.harness import live, more, until
 from tests.tui.replayed import SIZES, listed, replayed, write
@@ -106,7 +106,7 @@ async def test_a_disk_that_fills_during_a_recording_gives_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, buffering: int
 ) -> None:
     def full(path: str, mode: str) -> BinaryIO:
-        return open("/dev/full", "wb", buffering=buffering)  # type: ignore[return-value]
+        return open("/dev/full", "wb", buffering=buffering)
 
     monkeypatch.setattr(feed, "open", full, raising=False)
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):

@@ -7,7 +7,7 @@ import json
 
 from ipttrace.trace import query
 from ipttrace.tui.app import TraceApp
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import Agent, until
 
 

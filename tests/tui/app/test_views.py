@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+from typing import Any
 
 import pytest
 from textual.command import CommandPalette
+from textual.pilot import Pilot
 from textual.widgets import OptionList, Static
 
 from ipttrace.trace.tally.listing import POLICY, RuleKey
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.app.keys import key_names, key_sections
-from tests.paths import PROJECT
-from tests.tui import streams
+from tests.data import streams
+from tests.paths import DATA, PROJECT
 from tests.tui.harness import live, more, screen_text, shown, until
-from tests.tui.replayed import DATA, LAB, SIZES, all_rows, listed, replayed, seq_of, settled, write
+from tests.tui.replayed import LAB, SIZES, all_rows, listed, replayed, seq_of, settled, write
 
 SCREENS = DATA / "screens.iptr"  # has rules and neighbours
 VIEWS = {"1": "trace", "2": "rules-view", "3": "flows-view", "4": "totals-view", "5": "neighbours"}
@@ -36,12 +39,14 @@ def text(app: TraceApp) -> str:
 @pytest.mark.parametrize("size", SIZES)
 async def test_each_view_has_a_key_and_gets_the_focus(size: tuple[int, int]) -> None:
     async with replayed(SCREENS, size) as (app, pilot):
+
+        def shows(line: str) -> bool:
+            return line in text(app)
+
         for key in "2345123451":
             await pilot.press(key)
             assert app.switcher.current == VIEWS[key]
-            await until(
-                pilot, lambda key=key: LINES[key] in text(app), f"{VIEWS[key]}: {LINES[key]}"
-            )
+            await until(pilot, partial(shows, LINES[key]), f"{VIEWS[key]}: {LINES[key]}")
             focused = app.focused
             assert focused is not None
             assert focused is (app.rows if key == "1" else app.switcher.visible_content)
@@ -100,8 +105,9 @@ async def test_enter_on_a_rule_shows_the_rows_that_hit_it() -> None:
         def on_a_hit() -> bool:
             key, listing = rules.picked, rules._listing
             assert listing is not None
-            hit = isinstance(key, RuleKey) and key.kind != POLICY
-            return hit and listing.figures_of(key).hits > 0  # type: ignore[arg-type]
+            if not isinstance(key, RuleKey) or key.kind == POLICY:
+                return False
+            return listing.figures_of(key).hits > 0
 
         while not on_a_hit():
             await pilot.press("down")
@@ -297,10 +303,10 @@ async def test_help_has_every_key_of_every_view() -> None:
         assert app.is_running
 
 
-async def palette(app: TraceApp, pilot: object, words: str) -> None:
-    await pilot.press("ctrl+p")  # type: ignore[attr-defined]
-    await until(pilot, lambda: isinstance(app.screen, CommandPalette))  # type: ignore[arg-type]
-    await write(app, pilot, words)  # type: ignore[arg-type]
+async def palette(app: TraceApp, pilot: Pilot[Any], words: str) -> None:
+    await pilot.press("ctrl+p")
+    await until(pilot, lambda: isinstance(app.screen, CommandPalette))
+    await write(app, pilot, words)
 
     def found() -> bool:
         options = app.screen.query_one(OptionList)
@@ -309,11 +315,11 @@ async def palette(app: TraceApp, pilot: object, words: str) -> None:
             and words.lower() in str(options.get_option_at_index(0).prompt).lower()
         )
 
-    await until(pilot, found, words)  # type: ignore[arg-type]
-    await pilot.press("enter")  # type: ignore[attr-defined]
+    await until(pilot, found, words)
+    await pilot.press("enter")
     if isinstance(app.screen, CommandPalette):
-        await pilot.press("enter")  # type: ignore[attr-defined]
-    await until(pilot, lambda: not isinstance(app.screen, CommandPalette))  # type: ignore[arg-type]
+        await pilot.press("enter")
+    await until(pilot, lambda: not isinstance(app.screen, CommandPalette))
 
 
 async def test_the_palette_runs_the_commands_of_the_keys() -> None:

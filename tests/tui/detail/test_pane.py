@@ -20,9 +20,9 @@ from ipttrace.trace.store import Store
 from ipttrace.trace.story import story
 from ipttrace.tui.detail.lines import KnownNames, lines
 from ipttrace.tui.detail.pane import Detail
+from tests.data import streams
 from tests.data.traces import replay, seqs_with
 from tests.paths import LAB
-from tests.tui import streams
 from tests.tui.harness import until
 
 NAMES = KnownNames({4026532456: "router"}, {0: "web1"})

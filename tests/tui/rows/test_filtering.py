@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from ipttrace.trace.row import Row
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import live, more, screen_text, shown, until
 from tests.tui.replayed import (
     SIZES,

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 from rich.cells import cell_len
 from textual.screen import Screen
 
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import laid_out, live, more, screen_text, seqs, shown, until
 
 
@@ -54,7 +57,7 @@ async def test_resizing_keeps_the_tail_and_redraws_the_columns() -> None:
         for size in ((200, 50), (60, 12), (100, 30), (80, 24)):
             # WHEN the terminal changes its size
             await pilot.resize_terminal(*size)
-            await until(pilot, lambda size=size: laid_out(app, size[0]))
+            await until(pilot, partial(laid_out, app, size[0]))
             # THEN the newest row is still the last line, and titles fit the columns
             assert seqs(app)[1] == 399
             assert all(cell_len(line) == size[0] for line in screen_text(app))
@@ -87,9 +90,13 @@ async def test_lost_and_missed_stay_at_every_width_and_are_marked() -> None:
     books = streams.books(lost=[3, 4, 5], missed=7)
     async with live(streams.hello(), streams.rows(8), books, rows=8) as (_, app, pilot):
         await until(pilot, lambda: "lost 12" in app.status_bar.text, "lost in the bar")
+
+        def is_wide(width: int) -> bool:
+            return app.status_bar.size.width == width
+
         for width in (200, 100, 80, 60, 40):
             await pilot.resize_terminal(width, 24)
-            await until(pilot, lambda width=width: app.status_bar.size.width == width)
+            await until(pilot, partial(is_wide, width))
             assert "lost 12" in app.status_bar.text
             assert "missed 7" in app.status_bar.text
             assert "ARMED" in app.status_bar.text
@@ -174,9 +181,9 @@ async def test_new_rows_do_not_lay_out_the_screen(
         laid: list[object] = []
         refresh = Screen._refresh_layout
 
-        def counted(screen: Screen[object], *args: object, **named: object) -> None:
+        def counted(screen: Screen[object], *args: Any, **named: Any) -> None:
             laid.append(screen)
-            refresh(screen, *args, **named)  # type: ignore[arg-type]
+            refresh(screen, *args, **named)
 
         monkeypatch.setattr(Screen, "_refresh_layout", counted)
         # WHEN more rows come

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Static
 
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import laid_out, live, more, screen_text, seqs, shown, until
 
 

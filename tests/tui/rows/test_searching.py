@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tui import streams
+from tests.data import streams
 from tests.tui.harness import live, screen_text, seqs, shown, until
 from tests.tui.replayed import SIZES, all_rows, listed, matching, replayed, seq_of, settled, write
 

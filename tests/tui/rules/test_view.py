@@ -9,8 +9,8 @@ from textual.widgets import ContentSwitcher
 
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.widgets.ledger import Ledger
+from tests.data import streams
 from tests.paths import LAB
-from tests.tui import streams
 from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked
 
 CHAINS = {

@@ -10,8 +10,7 @@ import pytest
 from ipttrace.stream.frames import Decoder, Kind, Writer, read
 from ipttrace.stream.tap import Tap
 from ipttrace.trace.session import Trace
-from tests.data import messages
-from tests.tui import streams
+from tests.data import messages, streams
 
 
 def test_a_recording_begun_in_the_middle_reads_as_a_stream_with_the_clock_of_then() -> None:

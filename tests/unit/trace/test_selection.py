@@ -9,8 +9,8 @@ import numpy.typing as npt
 from ipttrace.trace.selection import AllRows, MatchingRows
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Part
+from tests.data import streams
 from tests.data.traces import feed_stream
-from tests.tui import streams
 
 
 def fed(trace: Trace, count: int, start: int = 0) -> None:

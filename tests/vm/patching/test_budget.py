@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import traffic
-from tests.vm.commands import Command
+from tests.program import Command
 from tests.vm.conftest import kprobes
 from tests.vm.forked import Agent, flooding, until
 from tests.vm.live import Live, balanced, live

@@ -21,9 +21,8 @@ from ipttrace.capture.netlink import namespace as namespace_module
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.reader import Mailbox
-from tests.netns.capture.netlink.test_endings import LEGACY, RULES, until
-from tests.netns.loopback import HANG, ROWS, LoopbackNamespace, summary
-from tests.vm.commands import PROGRAM, Command
+from tests.netns.loopback import HANG, LEGACY, ROWS, TABLES, LoopbackNamespace, summary, until
+from tests.program import PROGRAM, Command
 
 
 def printed(*words: str, before: tuple[str, ...] = (), **options: Any) -> tuple[int, list[str]]:
@@ -50,7 +49,7 @@ def test_without_cap_net_admin_tracing_is_refused(namespace: LoopbackNamespace) 
     status, lines = printed(before=(*namespace.enter, *drop))
     assert (status, len(lines)) == (1, 1)
     assert "needs CAP_NET_ADMIN" in lines[0]
-    assert namespace.tables() == RULES
+    assert namespace.tables() == TABLES
 
 
 def test_without_cap_sys_admin_no_other_namespace_is_entered(namespace: LoopbackNamespace) -> None:
@@ -58,7 +57,7 @@ def test_without_cap_sys_admin_no_other_namespace_is_entered(namespace: Loopback
     status, lines = printed("--netns", namespace.name, before=drop)
     assert (status, len(lines)) == (1, 1)
     assert "only root can enter" in lines[0]
-    assert namespace.tables() == RULES
+    assert namespace.tables() == TABLES
 
 
 @pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT])
@@ -106,7 +105,7 @@ def test_another_program_on_nflog_group_0_prevents_the_legacy_rows_only(
     assert "another program" in note
     assert f"process {os.getpid()}" in note or "netlink port" in note
     assert summary(line)["rows"] == str(ROWS * 23)
-    assert namespace.tables() == RULES
+    assert namespace.tables() == TABLES
 
 
 @pytest.mark.parametrize("every", [False, True], ids=["named", "all"])
@@ -155,7 +154,7 @@ def test_a_namespace_that_is_deleted_is_released_and_its_trace_ends(
         assert every or len(notes) == 1
         assert summary(line)["rows"] == str(len(rows()))
         assert every or summary(line)["lost"] == "0"
-        assert stays.tables() == RULES
+        assert stays.tables() == TABLES
 
 
 def sports(rows: list[dict[str, Any]]) -> Counter[int | None]:
@@ -232,7 +231,7 @@ def test_20_traces_in_one_process_leave_nothing_in_it(namespace: LoopbackNamespa
     assert not [name for name in names if name.startswith("ipttrace")]
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-    assert namespace.tables() == RULES
+    assert namespace.tables() == TABLES
     assert namespace.loggers() == loggers
 
 
@@ -253,4 +252,4 @@ def test_an_engine_that_cannot_start_leaves_nothing_behind(
     with pytest.raises(CaptureError, match="no"):
         NetlinkEngine(Options(netns=namespace.name))
     assert descriptors() == before
-    assert namespace.tables() == RULES
+    assert namespace.tables() == TABLES

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,18 @@ import pytest
 
 from ipttrace.stream.frames import Decoder, Kind
 from ipttrace.trace.session import Trace
-from tests.netns.loopback import HANG, ROWS, LoopbackNamespace, children, summary, wait_gone
-from tests.vm.commands import PROGRAM, Command
-
-LEGACY = """*filter
-:INPUT ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A INPUT -p udp --dport 9 -j ACCEPT
-COMMIT
-"""
-RULES = ["table ip t"]
+from tests.netns.loopback import (
+    HANG,
+    LEGACY,
+    ROWS,
+    TABLES,
+    LoopbackNamespace,
+    children,
+    summary,
+    until,
+    wait_gone,
+)
+from tests.program import PROGRAM, Command
 
 
 @pytest.fixture
@@ -45,14 +46,7 @@ def tracing(
 
 
 def flip_table_gone(namespace: LoopbackNamespace) -> bool:
-    return namespace.tables() == RULES
-
-
-def until(reached: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + HANG
-    while not reached():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.02)
+    return namespace.tables() == TABLES
 
 
 # -- kill -9
@@ -70,7 +64,7 @@ def test_kill_9_leaves_no_table_and_the_log_setting_as_it_was(
         assert len(command.read_lines(2 * ROWS * 3)) == 12
         (agent,) = children(command.process.pid)
         guards = children(agent)
-        assert legacy.tables() != RULES
+        assert legacy.tables() != TABLES
         assert legacy.loggers() == ["nfnetlink_log"] * 2
         # WHEN one of its processes is killed
         os.kill(command.process.pid if which == "print" else agent, signal.SIGKILL)

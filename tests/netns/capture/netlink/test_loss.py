@@ -21,7 +21,7 @@ import pytest
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
 from ipttrace.capture.netlink.reader import Batch, Mailbox
 from tests.netns.loopback import FLIPS, HANG, MESSAGES, ROWS, LoopbackNamespace, children, summary
-from tests.vm.commands import PROGRAM, Command
+from tests.program import PROGRAM, Command
 
 PACKETS = 20_000
 SEEN = [("OUTPUT", "out", 2, "policy"), ("INPUT", "in", 1, "rule")]

@@ -6,8 +6,8 @@ from __future__ import annotations
 from ipttrace.trace.selection import AllRows
 from ipttrace.trace.session import Trace
 from ipttrace.tui.rows.playback import Clock, PlayedRows
+from tests.data import streams
 from tests.data.traces import feed_stream
-from tests.tui import streams
 
 SECOND = 1_000_000_000
 

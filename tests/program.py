@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from typing import IO, Any
 PROGRAM = str(Path(sys.executable).with_name("ipttrace"))
 # Seconds.  Long, because the guest is slow: importing bcc alone takes ten.
 PATIENCE = 180.0
+NO_BTF = f"kernel {os.uname().release} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
+_SUMMARY = r"rows=(\d+) records=(\d+) lost=0 missed=0 engine=kernel(?:\+netlink)?"
 _IN_CLOSE_WRITE, _IN_MOVED_TO = 0x008, 0x080  # inotify(7)
 
 
@@ -109,3 +112,35 @@ def _watch(folder: Path) -> int:
     added = libc.inotify_add_watch(fd, os.fsencode(folder), _IN_CLOSE_WRITE | _IN_MOVED_TO)
     assert min(fd, added) >= 0, os.strerror(ctypes.get_errno())
     return fd
+
+
+def ipttrace(
+    *arguments: str, hidden: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the program to its end, with an empty file system mounted over `hidden` if given."""
+    argv = [sys.executable, "-m", "ipttrace", *arguments]
+    if hidden:
+        argv = [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            f'mount -t tmpfs none {hidden} && exec "$@"',
+            "sh",
+            *argv,
+        ]
+    return subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def summary(lines: list[str]) -> tuple[int, int]:
+    """Rows and records of a trace by the kernel engine, from the only line on stderr."""
+    assert len(lines) == 1, lines
+    found = re.fullmatch(_SUMMARY, lines[0])
+    assert found, lines[0]
+    return int(found[1]), int(found[2])
