@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the command line asks an agent for.  Must not import an engine."""
+"""The options that an agent is started with.  Must not import an engine."""
 
 from __future__ import annotations
 

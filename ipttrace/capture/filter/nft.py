@@ -2,10 +2,10 @@
 """A classic BPF filter as nf_tables rules, as far as these can express it.
 
 Each path of the program that ends in a match (`paths`) becomes a rule, which consists of
-what must hold on that path.  Each load of the path is a condition as well: one outside
-the packet rejects it in BPF, and ends the rule in nf_tables.  If nf_tables cannot express
-the program, the rules match more packets than it does, never fewer, and the delivered
-headers are checked afterwards (`headers`).  Must do no I/O.
+what must hold on that path.  Each load of the path is a condition as well: a load past
+the packet's end makes BPF reject the packet and makes nf_tables abandon the rule.  If
+nf_tables cannot express the program, the rules match more packets than the program,
+never fewer, and the delivered headers are checked afterwards (`headers`).  Must do no I/O.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The opcodes of classic BPF: linux/bpf_common.h and linux/filter.h.
 
-An opcode is a sum: a class, and depending on it a size and a mode (loads), an
-operation and a source (arithmetic, jumps).  Constants only; must import nothing.
+An opcode is a class plus, for loads, a size and a mode, or, for arithmetic and jumps,
+an operation and a source.  Constants only; must import nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Reads the perf rings: everything between tail and head at once, as arrays.
 
+The only file that imports bcc.
+
 Each CPU has two rings: one of finished calls, one of the rules that did not fit into a
 call.  bcc opens them and puts them into the maps that the BPF programs write to.  bcc's own
 reader calls back once a record; instead, the perf descriptor is mapped a second time, and

@@ -8,7 +8,7 @@ It is isolated: the host's network is not changed.
 - ``layout``: links, routes and sysctls
 - ``rules``: iptables rules
 - ``nft``: native nftables tables
-- ``load``: loads rules, and names what the kernel lacks
+- ``load``: loads rules, and reports missing kernel features
 - ``counters``: reads rule counters
 - ``links``: waits until links are up
 - ``lock``: one owner for each network

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Records that wait for the others of their call, in bounded memory.  Must not do I/O."""
+"""Records that wait for the rest of their call, in bounded memory.  Must not do I/O."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ From the network header on: IPv4 (RFC 791), IPv6 and its extension headers
 (RFC 8200), TCP (RFC 9293 and the NS bit of RFC 3540), UDP, UDP-Lite, SCTP,
 DCCP, ICMP (RFC 792), ICMPv6 (RFC 4443), GRE (RFC 2784, 2890), ESP, AH.
 
-Packets are untrusted: fields that are cut off or inconsistent stay unknown, bytes
-beyond the captured ones are never used, and nothing raises.  Must not do I/O.
+Packets are untrusted: fields that are cut off or inconsistent stay unknown, bytes past
+the capture length are never read, and nothing raises.  Must not do I/O.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ICMP (RFC 792, 1191) and ICMPv6 (RFC 4443, 4861), field by field.
 
-The packet that an error quotes follows as further layers.  Must not do I/O.
+The packet quoted in an error is decoded as additional layers.  Must not do I/O.
 """
 
 from __future__ import annotations

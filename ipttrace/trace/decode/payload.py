@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The first bytes of TCP and UDP payloads.
 
-DNS questions (RFC 1035), the type of a TLS record (RFC 8446) and, if the capture
-reaches that far, the server name (RFC 6066), and first lines of text protocols.  Must
+DNS questions (RFC 1035), the type of a TLS record (RFC 8446) and, if enough bytes were
+captured, the server name (RFC 6066), and first lines of text protocols.  Must
 not do I/O.
 """
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Can a packet reach its next hop?  The longest prefix gives the hop, then its neighbour.
+"""Can a packet reach its next hop?
 
-The answer is unknown unless it is certain: policy routing, routes beyond those in the
-frame, or the kind of device may decide otherwise.  Must not do I/O.
+The route with the longest prefix gives the next hop; the neighbour table says whether
+that is reachable.  The answer is unknown unless it is certain: policy routing, routes
+beyond those in the frame, or the kind of device may change the outcome.  Must not do I/O.
 """
 
 from __future__ import annotations

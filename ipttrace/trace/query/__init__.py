@@ -9,7 +9,7 @@ describes it.
 - words.py: words without an operator (drop, tcp, 10.1.2.3) as tests
 - fields.py: the fields and their kinds
 - kinds.py: tests of single columns as masks
-- special.py: tests of fields that are more than one column
+- special.py: tests of fields computed from several columns
 - names.py: tests of names, evaluated once for each name
 - patterns.py: regular expressions
 - values.py: numbers with units, times, addresses

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Query texts made from a row, for the keys that narrow the view.
 
-Whatever names a row holds, the text compiles and matches that row.
+The text always compiles and matches its row, whatever characters the row's names contain.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Kinds of fields: how a test of a field becomes a mask of rows.
 
-A kind determines which rows have a value, and which rows a test matches; for rows
-without a value, the caller ignores the latter.  Must not loop over rows in Python.
+A kind determines which rows have a value, and which rows a test matches; the caller
+ignores matches in rows that have no value.  Must not loop over rows in Python.
 """
 
 from __future__ import annotations

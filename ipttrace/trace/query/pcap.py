@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A row's flow as a pcap-filter expression, for the filter in the kernel.
 
-It matches both directions, before and after NAT, ICMP errors about the flow and, for
-IPv4, further fragments.  Must not do I/O.
+It matches both directions (before and after NAT), ICMP errors about the flow and, for
+IPv4, later fragments.  Must not do I/O.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """The grammar of queries: text to a syntax tree, and a tree to canonical text.
 
 The grammar is LALR(1).  lark parses it without recursion, so the depth of nesting is
-limited by a check here and not by Python's stack; it is imported with the first query.
+limited by a check here and not by Python's stack; lark is imported on the first query.
 Must not know fields or the meaning of words.
 """
 

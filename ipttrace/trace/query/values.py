@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Values of a query parsed: numbers with units, times, addresses.
+"""Parses the values in a query: numbers with units, times, addresses.
 
 Must not know fields or columns.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Rule texts, each stored once for all generations that have it.  Must not do I/O."""
+"""Rule texts, each stored once for all generations that share it.  Must not do I/O."""
 
 from __future__ import annotations
 

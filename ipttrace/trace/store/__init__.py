@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rows that are held: columns in chunks, of which the oldest are evicted.
+"""The rows that are held: columns in chunks; the oldest chunks are evicted.
 
 schema  the columns, and how calls become columns
 names   chain, table, device and process names as ids

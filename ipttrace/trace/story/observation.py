@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One packet as it entered one table: a row with its columns, and conntrack's words.
+"""One packet as it entered one table, and the names of conntrack's states and statuses.
 
 Must not do I/O.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Totals: verdicts by second, hooks and tables, protocols, costs, losses.
+"""Totals: verdicts per second, hooks and tables, protocols, costs, losses.
 
-Seconds are counted by the rows' own time and kept for ten minutes.  Must not do I/O,
+Per-second counts use the rows' timestamps and kept for ten minutes.  Must not do I/O,
 and must not loop over rows in Python.
 """
 
