@@ -33,9 +33,9 @@ from ipttrace.capture.rules.base import RuleTexts
 from ipttrace.capture.rules.kernel_watch import KernelRules
 from ipttrace.capture.signals import Stop
 from ipttrace.capture.watch import Watcher
-from ipttrace.stream.frames import Writer
 from ipttrace.stream.messages import Books, Clock, Hello
 from ipttrace.stream.record import EXIT, Records
+from ipttrace.stream.writer import Writer
 
 # How often buffers are read, s: short enough for eyes, long enough to cost an idle
 # host nothing and to take many records at once.  A flood wakes the agent sooner.

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from ipttrace.cli import outcome
-from ipttrace.stream.frames import Decoder, Kind, StreamError
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Kind, StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.session import Trace

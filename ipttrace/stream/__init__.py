@@ -3,6 +3,7 @@
 
 - record.py: the layout of records, a mirror of bpf/record.h
 - messages.py: the JSON objects of the other frames
-- frames.py: frames to bytes and back
+- frames.py: what a frame is, and its kinds
+- writer.py, decoder.py: frames to bytes and back
 - tap.py: a recording that starts in the middle of a stream
 """

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Final, cast
 
-from ipttrace.stream.frames import Frame, Kind, Sink, StreamError, Writer
+from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.stream.messages import End
+from ipttrace.stream.writer import Sink, Writer
 
 _MOST_CHANGES: Final = 1000
 

@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from textual import events
 
-from ipttrace.stream.frames import Decoder, Writer
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.writer import Writer
 from ipttrace.tui.app import TraceApp
 from tests.data import synth
 

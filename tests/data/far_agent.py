@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from ipttrace.capture.control_line import ControlLine, parse
-from ipttrace.stream.frames import Kind, Writer, read_file
+from ipttrace.stream.decoder import read_file
+from ipttrace.stream.frames import Kind
 from ipttrace.stream.messages import End, Hello
+from ipttrace.stream.writer import Writer
 
 
 class _Stdout:

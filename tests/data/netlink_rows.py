@@ -10,7 +10,8 @@ from io import BytesIO
 from typing import Any
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import Decoder, Writer
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.session import Trace
 from tests.data.messages import hello
 from tests.data.records import Array, entry, joined, leave, rule, udp, v4

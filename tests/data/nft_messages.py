@@ -23,7 +23,9 @@ from ipttrace.capture.netlink.nft.decode import NftTraceDecoder
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
 from ipttrace.capture.netlink.nft.generations import Generations
 from ipttrace.capture.netlink.reader import Batch
-from ipttrace.stream import frames, record
+from ipttrace.stream import record
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from tests.data.messages import hello
@@ -144,8 +146,8 @@ class Pipeline:
         self.journeys = NftJourneys(chains, own.encode(), numbers, self._matches)
         self.calls = CallMaker(chains, numbers, record.SOURCE_NFT)
         self.trace = Trace()
-        self._frames = frames.Decoder()
-        self._writer = frames.Writer(self)
+        self._frames = Decoder()
+        self._writer = Writer(self)
         self._writer.hello(hello(engine="netlink", clock={"mono": 0, "wall": 0}))
         self.records = 0
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import Writer
 from ipttrace.stream.messages import Level
 from ipttrace.stream.record import Records
+from ipttrace.stream.writer import Writer
 from tests.data import messages
 
 WALL = messages.WALL

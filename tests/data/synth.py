@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import Sink, Writer
 from ipttrace.stream.messages import Hello
+from ipttrace.stream.writer import Sink, Writer
 from ipttrace.trace.arrays.picking import join
 from tests.data import messages
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ipttrace.stream.frames import Decoder, Frame, Kind, read_file
+from ipttrace.stream.decoder import Decoder, read_file
+from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
 from tests.data.records import entry, joined, leave, rule, udp, v4

@@ -13,7 +13,7 @@ from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widgets import ContentSwitcher, Static
 
-from ipttrace.stream.frames import Decoder, read_file
+from ipttrace.stream.decoder import Decoder, read_file
 from ipttrace.trace import query
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store

@@ -25,7 +25,8 @@ import pytest
 from textual import constants
 from textual.pilot import Pilot
 
-from ipttrace.stream.frames import Kind, Writer
+from ipttrace.stream.frames import Kind
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import FileSource, Source

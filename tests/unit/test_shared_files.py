@@ -14,7 +14,8 @@ PACKAGE = PROJECT / "ipttrace"
 # Files made to be used by several folders, and what they are to them.
 SHARED = {
     "stream/record.py": "the layout of records",
-    "stream/frames.py": "frames to bytes and back",
+    "stream/frames.py": "what a frame is",
+    "stream/decoder.py": "bytes to frames",
     "stream/messages.py": "the other frames' objects",
     "trace/row.py": "a row",
     "trace/session.py": "a trace",

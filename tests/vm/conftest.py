@@ -64,7 +64,7 @@ class Capture:
 
     def __init__(self, expr: str = "", netns: str | None = None, **options: object) -> None:
         from ipttrace.capture.request import Request
-        from ipttrace.stream.frames import Decoder
+        from ipttrace.stream.decoder import Decoder
 
         self.trace = Trace()
         self.error: BaseException | None = None
@@ -85,7 +85,7 @@ class Capture:
     def _run(self) -> None:
         from ipttrace.capture.agent import Agent
         from ipttrace.capture.choice import open_engine
-        from ipttrace.stream.frames import Writer
+        from ipttrace.stream.writer import Writer
 
         # All in one thread: the socket that arms belongs to its thread.
         try:

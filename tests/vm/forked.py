@@ -22,7 +22,8 @@ import ipttrace.capture.kernel.engine
 from ipttrace.capture import agent
 from ipttrace.capture.request import Request
 from ipttrace.lab import traffic
-from ipttrace.stream.frames import Decoder, Frame, Kind
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Frame, Kind
 
 PATIENCE = 60.0
 """Seconds after which a test gives up; a slow guest needs a fraction of it."""

@@ -158,7 +158,7 @@ class Watched:
     """Whether the stream has brought so many rows: `feed` returns True once."""
 
     def __init__(self, rows: int) -> None:
-        from ipttrace.stream.frames import Decoder
+        from ipttrace.stream.decoder import Decoder
         from ipttrace.trace.session import Trace
 
         self._decoder = Decoder()

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import traffic
-from ipttrace.stream.frames import Kind, read_file
+from ipttrace.stream.decoder import read_file
+from ipttrace.stream.frames import Kind
 from ipttrace.trace.row import Row
 from tests.program import NO_BTF, ipttrace
 from tests.vm.conftest import captured

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Final
 
-from ipttrace.stream.frames import Decoder, Frame, StreamError
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Frame, StreamError
 from ipttrace.tui.feed.source import Source, SourceError
 
 LIMIT: Final = 16 << 20

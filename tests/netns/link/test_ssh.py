@@ -28,7 +28,8 @@ from typing import Any
 
 import pytest
 
-from ipttrace.stream.frames import Decoder, Frame
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Frame
 from tests.paths import DATA
 
 HANG = 60.0

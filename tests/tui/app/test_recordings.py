@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from ipttrace.stream.frames import read_file
+from ipttrace.stream.decoder import read_file
 from ipttrace.trace.session import Trace
 from ipttrace.tui.feed import feed
 from tests.data import streams

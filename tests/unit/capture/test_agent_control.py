@@ -21,9 +21,11 @@ from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.output import Descriptor
 from ipttrace.capture.request import Request
 from ipttrace.capture.signals import Stop
-from ipttrace.stream.frames import Decoder, Frame, Kind, Writer
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Frame, Kind
 from ipttrace.stream.messages import Books, Level
 from ipttrace.stream.record import DTYPES, ENTRY, EXIT, Records
+from ipttrace.stream.writer import Writer
 from tests.data import messages
 from tests.data.stop import StopFlag
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.stream.frames import Kind, read_file
+from ipttrace.stream.decoder import read_file
+from ipttrace.stream.frames import Kind
 
 pytestmark = [
     pytest.mark.skipif(Path("/proc/modules").exists(), reason="this kernel can load modules"),

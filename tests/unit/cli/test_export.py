@@ -20,7 +20,7 @@ import pytest
 
 from ipttrace.cli import main
 from ipttrace.stream import record
-from ipttrace.stream.frames import Writer
+from ipttrace.stream.writer import Writer
 from tests import paths
 from tests.data import synth
 from tests.data.messages import end, hello

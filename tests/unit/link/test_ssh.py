@@ -15,7 +15,7 @@ from ipttrace.link.base import LinkError
 from ipttrace.link.ssh import passwords
 from ipttrace.link.ssh.hosts import SshLinks
 from ipttrace.link.ssh.session import SshLink
-from ipttrace.stream.frames import Decoder
+from ipttrace.stream.decoder import Decoder
 from tests.paths import DATA
 
 FAR = DATA / "far_agent.py"

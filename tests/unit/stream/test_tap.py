@@ -7,8 +7,10 @@ import io
 
 import pytest
 
-from ipttrace.stream.frames import Decoder, Kind, Writer, read
+from ipttrace.stream.decoder import Decoder, read
+from ipttrace.stream.frames import Kind
 from ipttrace.stream.tap import Tap
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.session import Trace
 from tests.data import messages, streams
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipttrace.stream import frames, record
+from ipttrace.stream import record
+from ipttrace.stream.decoder import read
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.session import Trace
@@ -201,7 +202,7 @@ def test_a_complete_stream_gives_every_call_and_its_books() -> None:
     synth.write(stream, records, 300)
     stream.seek(0)
     trace = Trace()
-    new = sum(trace.feed(each) for each in frames.read(stream))
+    new = sum(trace.feed(each) for each in read(stream))
     assert new == len(records.entries) == len(trace.store)
     assert trace.ended is not None
     assert trace.hello["host"] == "router"

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ipttrace.stream.frames import Decoder, Kind
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Kind
 from ipttrace.trace.session import Trace
 from tests.netns.loopback import (
     HANG,

@@ -13,7 +13,9 @@ import pytest
 
 from ipttrace.cli.pump import Pump
 from ipttrace.stream import record
-from ipttrace.stream.frames import Kind, Writer, read_file
+from ipttrace.stream.decoder import read_file
+from ipttrace.stream.frames import Kind
+from ipttrace.stream.writer import Writer
 from ipttrace.trace import query
 from ipttrace.trace.query import context_of
 from ipttrace.trace.query.until import Until

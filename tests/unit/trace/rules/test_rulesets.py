@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from ipttrace.stream.frames import Frame, Kind, StreamError, Writer, read
+from ipttrace.stream.decoder import read
+from ipttrace.stream.frames import Frame, Kind, StreamError
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.session import Trace
 from tests.data import records, synth

@@ -15,16 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipttrace.stream import record
-from ipttrace.stream.frames import (
-    MAGIC,
-    MAX_PAYLOAD,
-    Decoder,
-    Frame,
-    Kind,
-    StreamError,
-    Writer,
-    read,
-)
+from ipttrace.stream.decoder import Decoder, read
+from ipttrace.stream.frames import MAGIC, MAX_PAYLOAD, Frame, Kind, StreamError
+from ipttrace.stream.writer import Writer
 from tests.data.messages import end, hello
 
 
