@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ipttrace.lab.network import ROLES, Network, NetworkError, read_counters
 from ipttrace.lab.traffic.server import Server
 from tests.lab import stages
 from tests.lab.scenarios import scenarios
+from tests.netns.loopback import HANG
 from tests.netns.netlink_lab import (
     Row,
     hits,
@@ -329,7 +331,9 @@ def test_texts_are_right_or_empty_while_rules_are_replaced(
         last = 1000 + 3
         # (until the last rules' texts are known)
         wanted = {(table, text.format(last)) for table, text in texts.items()}
+        deadline = time.monotonic() + HANG
         while not wanted <= {(row["table"], row["rule"]) for row in tracer.rows[-50:]}:
+            assert time.monotonic() < deadline
             send(namespace, last, 1)
             tracer.wait(len(tracer.rows) + 1)
         rows = [row for row in tracer.finish() if row["hook"] == "INPUT"]
