@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from ipttrace import __version__
-from ipttrace.capture import netns
+from ipttrace.capture import netns, slices
 from ipttrace.capture.budget import Budget
 from ipttrace.capture.choice import open_engine
 from ipttrace.capture.control_line import Command, ControlLine, parse
@@ -173,12 +173,11 @@ class Agent:
         return self._write(self._take())
 
     def _write(self, taken: list[Records]) -> int:
-        count = 0
-        for kind, records in enumerate(taken):
-            if len(records):
-                count += len(records)
-                self._writer.records(kind, records)
-        return count
+        for some in slices.whole_calls(taken):
+            for kind, records in enumerate(some):
+                if len(records):
+                    self._writer.records(kind, records)
+        return sum(map(len, taken))
 
     def _write_findings(self) -> None:
         if self._watcher is None:

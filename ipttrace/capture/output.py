@@ -13,7 +13,7 @@ from typing import Final
 from ipttrace.capture.errors import CaptureError
 
 # Checks in a row, a second apart, at which a stalled reader is given up.
-_MOST_STALLED: Final = 4
+_MOST_STALLED: Final = 10
 
 
 class Descriptor:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ipttrace.cli import outcome
 from ipttrace.stream.decoder import Decoder
-from ipttrace.stream.frames import Kind, StreamError
+from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.text import clean
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.session import Trace
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PORTION: Final = 1 << 20  # bytes read at a time
 # Rows formatted at a time: bounds memory, and the delay of the first line.
 _BATCH: Final = 5000
-# s, for an agent that was asked to stop to send its last books.
+# s without a byte after which an agent that was asked to stop is given up.
 _GRACE: Final = 10.0
 
 
@@ -117,11 +117,10 @@ class Pump:
         poll.register(fd, select.POLLIN)
         received = False
         while True:
-            ready = poll.poll(200)
-            if self._stopping and time.monotonic() > self._deadline:
-                self.errors.append("the agent does not respond: its last books are missing")
-                return
-            if not ready:
+            if not poll.poll(200):
+                if self._stopping and time.monotonic() > self._deadline:
+                    self.errors.append("the agent does not respond: its last books are missing")
+                    return
                 if not self._stopping and self._output is not None:
                     if self._writer.reader_gone():
                         self._finish()
@@ -134,13 +133,10 @@ class Pump:
             if self._copy is not None:
                 self._copy.write(data)
             for frame in self._decoder.feed(data):
-                self.trace.feed(frame)
-                if frame.kind == Kind.HELLO:
-                    self._on_hello()
-                elif frame.kind == Kind.BOOKS:
-                    self._on_books()
-                self._write_rows()
+                self._feed(frame)
             self._print_notes()
+            # Counted from here: a backlog may take long to arrive, and to be written.
+            self._deadline = time.monotonic() + _GRACE
         if self.trace.ended is None and self.trace.hello:
             self.trace.finish()
             self._write_rows()
@@ -148,6 +144,16 @@ class Pump:
             self._silent = True
         else:
             self._decoder.finish()
+
+    def _feed(self, frame: Frame) -> None:
+        for part in frame.portions(_BATCH):
+            self.trace.feed(part)
+            if frame.kind == Kind.HELLO:
+                self._on_hello()
+            elif frame.kind == Kind.BOOKS:
+                self._on_books()
+            # After each portion: the store must not evict a row that was not written.
+            self._write_rows()
 
     def _on_hello(self) -> None:
         named = self.trace.hello.get("netns")
@@ -225,7 +231,7 @@ class Pump:
         self._notes_printed = len(self.trace.notes)
 
     def _finish(self) -> None:
-        """Asks the agent to finish; its last books still come, until the deadline."""
+        """Asks the agent to finish; what it has still comes, as long as bytes do."""
         if self._stopping:
             return
         self._stopping = True

@@ -7,14 +7,19 @@ is.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, Final, cast
 
 from ipttrace.link.base import PATIENCE, Link, LinkError
+
+# s, for an agent whose stream has ended to remove what it has added to the host.
+_CLEANUP: Final = 30.0
 
 
 class LocalLink(Link):
@@ -37,13 +42,26 @@ class LocalLink(Link):
         self.stream = cast(BinaryIO, self._process.stdout)
 
     def close(self) -> int:
-        """Waits for the agent's end; returns its exit status, negative if a signal killed it."""
+        """Waits for the agent's end; returns its exit status, negative if a signal killed it.
+
+        An agent whose stream still moves is not killed.
+        """
+        self.stop()
+        self._drain()
         self.close_ends()
         try:
-            return self._process.wait(PATIENCE)
+            return self._process.wait(_CLEANUP)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+    def _drain(self) -> None:
+        """Reads the rest of the stream, until nothing has come for PATIENCE."""
+        with contextlib.suppress(OSError, ValueError):
+            poll = select.poll()
+            poll.register(self.stream.fileno(), select.POLLIN)
+            while poll.poll(1000 * PATIENCE) and os.read(self.stream.fileno(), 1 << 16):
+                pass
 
 
 def _as_root(argv: list[str]) -> list[str]:

@@ -89,6 +89,15 @@ class Frame:
         index = self.kind - Kind.ENTRY
         return record.convert(np.frombuffer(self.payload, self.dtypes[index]), record.DTYPES[index])
 
+    def portions(self, most: int) -> Iterator[Frame]:
+        """An EXIT frame, which completes calls, in frames of at most `most` records; else itself."""
+        size = most * self.dtypes[record.EXIT].itemsize
+        if self.kind != Kind.EXIT or len(self.payload) <= size:
+            yield self
+            return
+        for start in range(0, len(self.payload), size):
+            yield Frame(self.kind, self.payload[start : start + size], self.dtypes)
+
     @property
     def json(self) -> dict[str, Any]:
         """The JSON object of any other frame.  Raises StreamError if it is not one."""

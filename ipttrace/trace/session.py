@@ -87,16 +87,28 @@ class Trace:
     def summary(self) -> dict[str, Any]:
         """Returns the figures for the line that ends every command.
 
-        `lost` and `missed` are 0 until the first BOOKS frame.
+        `lost` and `missed` are None if the stream broke off: only END has the last books.
         """
+        known = self.ended is not None
         return {
             "rows": self.rows,
             "records": self.records,
-            "lost": sum(self.books.get("lost", ())),
-            "missed": self.books.get("missed", 0),
+            "lost": self.lost if known else None,
+            "missed": self.missed if known else None,
             "engine": self.engine,
             "incomplete": self.incomplete,
         }
+
+    @property
+    def lost(self) -> int:
+        """Records that no buffer had room for, as of the last books; 0 before the first."""
+        return sum(self.books.get("lost", ()))
+
+    @property
+    def missed(self) -> int:
+        """Calls that no probe saw, as of the last books; 0 before the first."""
+        missed: int = self.books.get("missed", 0)
+        return missed
 
     @property
     def engine(self) -> str:
@@ -105,7 +117,7 @@ class Trace:
 
     @property
     def incomplete(self) -> int:
-        """The number of calls without a row: their entry or exit never came."""
+        """The number of calls without a row: entry or exit never came, or too late to be joined."""
         return self._assembler.incomplete
 
     def _keep(self, calls: Calls | None) -> int:
@@ -131,6 +143,7 @@ class Trace:
         if self.hello:
             new = self.finish()
             self.rulesets.begin()
+            self.ended = None
         engine = hello.get("engine", "")
         if engine not in ENGINES:
             raise StreamError(f"unknown engine in the stream: {clean(str(engine), 80)}")

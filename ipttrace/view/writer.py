@@ -68,11 +68,14 @@ class Writer:
 def summary(figures: Mapping[str, object]) -> str:
     """Returns the line that ends every run: `rows=… records=… lost=… missed=… engine=…`.
 
-    A figure that is None, empty or absent is `unknown`, never 0.
+    A figure that is None, empty or absent is `unknown`, never 0.  ` incomplete=…` follows
+    if there are calls of which some records came, and no row could be made.
     """
     words = []
     for name in ("rows", "records", "lost", "missed", "engine"):
         value = figures.get(name)
         text = "unknown" if value is None or value == "" else escape(str(value))
         words.append(f"{name}={text.replace(' ', '_')}")
+    if figures.get("incomplete"):
+        words.append(f"incomplete={figures['incomplete']}")
     return " ".join(words)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Joins the entry, rule and exit records of each call.
 
-A batch is three arrays: entries, rules, exits.  Any record may be missing, and a call
-may be spread over batches.  Calls nest, so only the call id identifies the records of a
-call.  Must not do I/O or loop over records in Python.
+A batch is entries, then rules, then exits, as many frames of each as there are.  Any
+record may be missing, and a call may be spread over batches.  Calls nest, so only the
+call id identifies the records of a call.
+
+A call is given up if its other records have not come 30 s later (by the records' own
+times, in a later batch), if too many calls of earlier batches wait, or if one batch is
+larger than the memory for it.  Each is counted once: `incomplete`.  Must not do I/O or
+loop over records in Python.
 """
 
 from __future__ import annotations
@@ -14,17 +19,20 @@ from typing import Final
 import numpy as np
 
 from ipttrace.stream import record
-from ipttrace.trace.arrays import Array, join, pick
+from ipttrace.trace.arrays import Array, Recent, join, pick
 from ipttrace.trace.calls.journey import Journeys
 from ipttrace.trace.calls.waiting import Waiting
 
 # After this time, a missing exit is taken for lost.
 PATIENCE_NS: Final = 30_000_000_000
 
-
-_MOST_ENTRIES: Final = 1 << 17
-_MOST_RULES: Final = 1 << 19
-_MOST_EXITS: Final = 1 << 17
+# Bytes of a batch's records that wait for the exits: 900,000 calls, each with four rules.
+_ROOM: Final = {record.ENTRY: 384 << 20, record.RULE: 320 << 20, record.EXIT: 64 << 20}
+# Records of earlier batches that still wait for others of their call.
+_LEFT: Final = {record.ENTRY: 1 << 17, record.RULE: 1 << 19, record.EXIT: 1 << 17}
+_INBOX: Final = 32 << 20  # bytes that are joined at a time
+_REMEMBERED: Final = 1 << 20  # calls that were given up
+_NEVER: Final = (1 << 64) - 1  # ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +58,16 @@ class Assembler:
     def __init__(self, patience: int = PATIENCE_NS) -> None:
         self._patience = patience
         self._inbox: tuple[list[Array], list[Array], list[Array]] = ([], [], [])
-        self._inbox_count = 0
-        self._entries = Waiting(record.ENTRY_DTYPE, _MOST_ENTRIES)
-        self._rules = Waiting(record.RULE_DTYPE, _MOST_RULES)
-        self._exits = Waiting(record.EXIT_DTYPE, _MOST_EXITS)
+        self._inbox_size = 0  # bytes
+        self._entries, self._rules, self._exits = (
+            Waiting(dtype, _ROOM[kind] // dtype.itemsize)
+            for kind, dtype in enumerate(record.DTYPES)
+        )
         self._journeys = Journeys()
-        # Calls that will never be complete.
+        self._given_up = Recent(_REMEMBERED)  # calls; the values have no meaning
+        self._exits_came = False  # exits of the current batch
+        self._oldest = _NEVER  # time of a record of the current batch, ns
+        # Calls that will never be complete, each counted once.
         self.incomplete = 0
 
     def feed(self, kind: int, records: Array) -> Calls | None:
@@ -64,10 +76,14 @@ class Assembler:
         Exits end a batch: returns the calls finished by then, with those of their rule
         records that have come; otherwise None.
         """
+        if kind == record.EXIT:
+            self._exits_came = True
+        elif self._exits_came:
+            self._begin_batch()
         if len(records):
             self._inbox[kind].append(records)
-            self._inbox_count += len(records)
-        if kind == record.EXIT or self._inbox_count > _MOST_RULES:
+            self._inbox_size += records.nbytes
+        if kind == record.EXIT or self._inbox_size > _INBOX:
             return self.flush()
         return None
 
@@ -79,26 +95,33 @@ class Assembler:
     def finish(self) -> Calls | None:
         """Returns the last calls; counts those that still wait as incomplete."""
         calls = self.flush()
-        self.incomplete += self._entries.clear() + self._exits.clear()
+        self._give_up(self._entries.clear(), self._exits.clear())
         self._rules.clear()
+        self._begin_batch()
         return calls
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records that wait."""
+        return self._inbox_size + self._entries.size + self._rules.size + self._exits.size
 
     def flush(self) -> Calls | None:
         """Returns the calls finished by now; None if there are none."""
-        if not self._inbox_count:
+        if not self._inbox_size:
             return None
         entries, rules, exits = (
             join(parts, dtype) for parts, dtype in zip(self._inbox, record.DTYPES, strict=True)
         )
         self._inbox = ([], [], [])
-        self._inbox_count = 0
-        newest = _newest(entries, rules, exits)
+        self._inbox_size = 0
+        self._oldest = min(self._oldest, _oldest(entries, rules, exits))
         journeys = self._journeys.assign(entries, exits)
         entries, journeys, exits = self._match(entries, journeys, exits)
         rules, counts = self._paths(rules, exits)
-        if newest > self._patience:
-            before = newest - self._patience
-            self.incomplete += self._entries.expire(before) + self._exits.expire(before)
+        # Not the newest: within a batch, the exits of its oldest entries may come last.
+        if self._oldest > self._patience:
+            before = self._oldest - self._patience
+            self._give_up(self._entries.expire(before), self._exits.expire(before))
             self._rules.expire(before)
         if not len(entries):
             return None
@@ -139,12 +162,13 @@ class Assembler:
                 entries = join([entries, old], entries.dtype)
                 journeys = np.concatenate([journeys, beside])
             lost = missing if order is None else order[missing]
-            self.incomplete += self._exits.add(pick(exits, lost))
+            self._give_up(self._exits.add(self._wanted(pick(exits, lost))))
         source, taker = np.concatenate(sources), np.concatenate(takers)
         if len(source) < len(entries):
             alone = np.ones(len(entries), bool)
             alone[source] = False
-            self.incomplete += self._entries.add(pick(entries, alone), journeys[alone])
+            alone[alone] = ~self._is_given_up(entries["call"][alone])
+            self._give_up(self._entries.add(pick(entries, alone), journeys[alone]))
         by_time = np.argsort(entries["time"][source], kind="stable")
         source, taker = source[by_time], taker[by_time]
         if order is not None:
@@ -168,8 +192,31 @@ class Assembler:
         if total < len(rules):
             alone = np.ones(len(rules), bool)
             alone[at] = False
-            self._rules.add(pick(rules, alone))
+            self._rules.add(self._wanted(pick(rules, alone)))
         return pick(rules, at), counts
+
+    def _begin_batch(self) -> None:
+        self._exits_came = False
+        self._oldest = _NEVER
+        self._give_up(self._entries.trim(_LEFT[record.ENTRY]), self._exits.trim(_LEFT[record.EXIT]))
+        self._rules.trim(_LEFT[record.RULE])
+
+    def _give_up(self, *evicted: Array) -> None:
+        """Counts the calls of evicted entries and exits, and remembers them."""
+        for calls in evicted:
+            if len(calls):
+                self.incomplete += len(calls)
+                self._given_up.put(calls, calls)
+
+    def _is_given_up(self, calls: Array) -> Array:
+        """Returns bool (n,): was this call given up, so that its records are of no use?"""
+        return self._given_up.get(calls)[1]
+
+    def _wanted(self, records: Array) -> Array:
+        """Returns the records, shape (k,), of the calls that were not given up."""
+        if not len(self._given_up):
+            return records
+        return pick(records, ~self._is_given_up(records["call"]))
 
 
 def _decide(rules: Array, last: Array) -> None:
@@ -186,8 +233,8 @@ def _decide(rules: Array, last: Array) -> None:
     match[last[match[last] == record.MATCH_RETURN]] = record.MATCH_RULE
 
 
-def _newest(*kinds: Array) -> int:
-    return max(int(records["time"].max()) for records in kinds if len(records))
+def _oldest(*kinds: Array) -> int:
+    return min(int(records["time"].min()) for records in kinds if len(records))
 
 
 def _ascending(values: Array) -> Array | None:

@@ -101,10 +101,13 @@ class Feeds(tuple[Feed, ...]):
         )
 
     def summary(self) -> Summary:
-        """`Trace.summary()` with the figures added, all engines, and the first error or None."""
+        """`Trace.summary()` with the figures added, all engines, and the first error or None.
+
+        A figure that is unknown for one host is unknown: None.
+        """
         each = [feed.trace.summary() for feed in self]
         total: Summary = {
-            name: sum(one[name] for one in each)
+            name: _sum([one[name] for one in each])
             for name in ("rows", "records", "lost", "missed", "incomplete")
         }
         total["engine"] = self.engine
@@ -131,7 +134,13 @@ class Feeds(tuple[Feed, ...]):
             kernel=at.text_of(worst.trace.hello.get("kernel")) if len(self) == 1 else "",
             rows=counts["rows"],
             rate=rate,
-            lost=counts["lost"],
-            missed=counts["missed"],
+            lost=sum(feed.trace.lost for feed in self),
+            missed=sum(feed.trace.missed for feed in self),
             filtered=worst.filtered,
         )
+
+
+def _sum(figures: list[int | None]) -> int | None:
+    """Returns the sum; None if one is unknown."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if len(known) == len(figures) else None

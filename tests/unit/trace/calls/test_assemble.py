@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from ipttrace.stream.record import ENTRY, EXIT, MATCHES, RULE
 from ipttrace.trace.calls.assemble import PATIENCE_NS, Assembler, Calls
-from tests.data import synth
-from tests.data.records import Array, entry, joined, leave, rule
+from tests.data import streams, synth
+from tests.data.records import MONO, Array, entry, joined, leave, rule
 
 SECOND = 1_000_000_000
 
@@ -289,3 +291,59 @@ def test_random_bytes_in_every_field_raise_nothing() -> None:
             some["call"] %= 40 + turn
             assembler.feed(kind, some)
     assembler.finish()
+
+
+def backlog(calls: int) -> tuple[Array, Array, Array]:
+    """One batch of `calls` calls over two minutes, as an agent that could not write takes it."""
+    entries, rules, exits = streams.records(calls)
+    for records in (entries, rules, exits):
+        records["time"] = MONO + np.arange(calls, dtype=np.uint64) * (120 * SECOND // calls)
+    # The exits come CPU by CPU.
+    return entries, rules, np.concatenate([exits[::2], exits[1::2]])
+
+
+def in_frames(assembler: Assembler, kinds: Iterable[Array]) -> tuple[int, int]:
+    """Feeds frames of 1 MB; returns the number of finished calls and of rule records."""
+    rows = rules = 0
+    for kind, records in enumerate(kinds):
+        most = (1 << 20) // records.dtype.itemsize
+        for start in range(0, len(records), most):
+            calls = assembler.feed(kind, records[start : start + most])
+            if calls is not None:
+                rows += len(calls)
+                rules += len(calls.rules)
+    return rows, rules
+
+
+def test_a_backlog_of_300000_calls_in_one_batch_gives_300000_rows() -> None:
+    assembler = Assembler()
+    assert in_frames(assembler, backlog(300_000)) == (300_000, 300_000)
+    assembler.finish()
+    assert (assembler.incomplete, assembler.waiting, assembler.size) == (0, 0, 0)
+
+
+def test_a_call_that_was_open_when_a_long_batch_began_is_a_row() -> None:
+    # GIVEN a call that had not ended when a batch was taken, and its exit last in the next one
+    assembler = Assembler()
+    assert batch(assembler, [entry(1 << 50)], [], [leave(1 << 51, 0)]) == []
+    entries, rules, exits = backlog(30_000)
+    rows, _ = in_frames(assembler, (entries, rules, np.append(exits, leave(1 << 50, 0))))
+    assert rows == 30_001
+
+
+@pytest.mark.parametrize("first", [ENTRY, EXIT])
+def test_a_call_that_is_given_up_is_counted_once(first: int) -> None:
+    # GIVEN one record of a call, and too many others meanwhile
+    assembler = Assembler()
+    records = {ENTRY: entry(1), EXIT: leave(1, 0)}
+    assembler.feed(first, records.pop(first))
+    assembler.feed(EXIT, leave(2, 0))
+    late = PATIENCE_NS + SECOND
+    assert batch(assembler, [entry(3, late)], [], [leave(3, 0, at=late)]) == [3]
+    assert assembler.incomplete == 2
+    # WHEN its other record comes in the end
+    for kind, other in records.items():
+        assembler.feed(kind, other)
+    assembler.finish()
+    # THEN it is not counted again
+    assert assembler.incomplete == 2
