@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -90,7 +91,7 @@ class Frame:
         return record.convert(np.frombuffer(self.payload, self.dtypes[index]), record.DTYPES[index])
 
     def portions(self, most: int) -> Iterator[Frame]:
-        """An EXIT frame, which completes calls, in frames of at most `most` records; else itself."""
+        """An EXIT frame, which ends calls, as frames of at most `most` records; else itself."""
         size = most * self.dtypes[record.EXIT].itemsize
         if self.kind != Kind.EXIT or len(self.payload) <= size:
             yield self

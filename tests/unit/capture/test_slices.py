@@ -12,9 +12,10 @@ import numpy as np
 from ipttrace.capture import slices
 from ipttrace.capture.agent import Agent
 from ipttrace.capture.request import Request
-from ipttrace.stream import frames
+from ipttrace.stream.decoder import read
 from ipttrace.stream.frames import Kind
 from ipttrace.stream.record import ENTRY, EXIT, Records
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.arrays import join
 from ipttrace.trace.session import Trace
 from tests.data import messages, streams
@@ -84,12 +85,12 @@ def test_the_rows_of_a_backlog_come_before_its_last_records() -> None:
     out = io.BytesIO()
     engine: Any = _Engine()
     stop: Any = SimpleNamespace(reason="")
-    Agent(Request(), engine, frames.Writer(out)).run(stop, None)
+    Agent(Request(), engine, Writer(out)).run(stop, None)
     out.seek(0)
     trace = Trace()
     most = 0
     # WHEN its stream is read
-    for frame in frames.read(out):
+    for frame in read(out):
         trace.feed(frame)
         if frame.kind == Kind.ENTRY:
             most = max(most, trace.records // 3 - trace.rows)

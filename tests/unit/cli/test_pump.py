@@ -20,7 +20,8 @@ from ipttrace.cli import pump as module
 from ipttrace.cli.pump import Pump
 from ipttrace.link import local
 from ipttrace.link.local import LocalLink
-from ipttrace.stream.frames import Kind, Writer
+from ipttrace.stream.frames import Kind
+from ipttrace.stream.writer import Writer
 from ipttrace.view.output import Output
 from tests.data import streams
 
