@@ -38,6 +38,8 @@ _PORTION: Final = 1 << 20  # bytes read at a time
 _BATCH: Final = 5000
 # s without a byte after which an agent that was asked to stop is given up.
 _GRACE: Final = 10.0
+# Lines on stderr: a forged stream could have notes without end.
+_MOST_NOTES: Final = 1000
 
 
 class _Stream(Protocol):
@@ -87,6 +89,7 @@ class Pump:
         self._next = 0  # the first row not yet examined
         self._stopping = False
         self._deadline = 0.0
+        self._notes_seen = 0
         self._notes_printed = 0
         # The agent sent nothing: it has printed the reason on stderr.
         self._silent = False
@@ -225,10 +228,12 @@ class Pump:
             self._finish()
 
     def _print_notes(self) -> None:
-        for level, text in self.trace.notes[self._notes_printed :]:
-            if level != "info":
-                outcome.error(text)
-        self._notes_printed = len(self.trace.notes)
+        for level, text in self.trace.notes_after(self._notes_seen):
+            if level != "info" and self._notes_printed <= _MOST_NOTES:
+                self._notes_printed += 1
+                left_out = self._notes_printed > _MOST_NOTES
+                outcome.error("further notes are not printed" if left_out else text)
+        self._notes_seen = self.trace.note_count
 
     def _finish(self) -> None:
         """Asks the agent to finish; what it has still comes, as long as bytes do."""

@@ -5,5 +5,6 @@
 - messages.py: the JSON objects of the other frames
 - frames.py: what a frame is, and its kinds
 - writer.py, decoder.py: frames to bytes and back
+- budget.py: what a stream may cost its reader
 - tap.py: a recording that starts in the middle of a stream
 """

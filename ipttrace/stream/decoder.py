@@ -6,11 +6,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 
 from ipttrace.stream import record
+from ipttrace.stream.budget import check_size
 from ipttrace.stream.frames import (
     FORMAT,
     HEADER,
@@ -21,6 +22,9 @@ from ipttrace.stream.frames import (
     Kind,
     StreamError,
 )
+
+# Bytes of a frame's records in this version's layout: those of another may be smaller.
+_MOST_CONVERTED: Final = 2 * MAX_PAYLOAD
 
 
 class Decoder:
@@ -46,7 +50,7 @@ class Decoder:
         try:
             while len(self._buffer) - at >= HEADER.size:
                 magic, kind, flags, length, crc = HEADER.unpack_from(self._buffer, at)
-                self._check_head(magic, length, at)
+                self._check_head(magic, kind, length, at)
                 end = at + HEADER.size + length
                 if len(self._buffer) < end:
                     break
@@ -80,17 +84,14 @@ class Decoder:
         if self._dtypes is None:
             raise StreamError("the stream is empty")
 
-    def _check_head(self, magic: bytes, length: int, at: int) -> None:
+    def _check_head(self, magic: bytes, kind: int, length: int, at: int) -> None:
         if magic != MAGIC:
             if self._dtypes is None:
                 raise StreamError("not an ipttrace stream")
             raise StreamError(
                 f"the stream is damaged at byte {self._offset + at}: no frame starts there"
             )
-        if length > MAX_PAYLOAD:
-            raise StreamError(
-                f"the stream is damaged at byte {self._offset + at}: a frame of {length} bytes"
-            )
+        check_size(kind, length, self._offset + at)
 
     def _frame(self, kind: int, payload: bytes, offset: int) -> Frame:
         if self._dtypes is None:
@@ -106,8 +107,12 @@ class Decoder:
             except ValueError as error:
                 raise StreamError(f"the stream's record layout is not valid: {error}") from error
         frame = Frame(kind, payload, self._dtypes)
-        if frame.is_records and len(payload) % self._dtypes[kind - Kind.ENTRY].itemsize:
-            raise StreamError(f"the stream is damaged at byte {offset}: part of a record")
+        if frame.is_records:
+            count, rest = divmod(len(payload), self._dtypes[kind - Kind.ENTRY].itemsize)
+            if rest:
+                raise StreamError(f"the stream is damaged at byte {offset}: part of a record")
+            if count * record.DTYPES[kind - Kind.ENTRY].itemsize > _MOST_CONVERTED:
+                raise StreamError(f"the stream is damaged at byte {offset}: {count} records")
         return frame
 
 

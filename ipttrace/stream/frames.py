@@ -35,6 +35,7 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.stream.record import Records
+from ipttrace.text import clean
 
 MAGIC: Final = b"iptr"
 FORMAT: Final = 1
@@ -43,10 +44,17 @@ MAX_PAYLOAD: Final = 16 << 20
 
 HEADER: Final = struct.Struct("<4sBB2xII")
 UNCHECKED: Final = 1
+_LONGEST_ERROR: Final = 300  # characters
 
 
 class StreamError(ValueError):
-    """The stream is damaged, truncated or not an ipttrace stream; one line says where."""
+    """The stream is damaged, truncated or not an ipttrace stream; one line says where.
+
+    The line is clean, and short whatever values of the stream it names.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(clean(text, _LONGEST_ERROR))
 
 
 class Kind(IntEnum):

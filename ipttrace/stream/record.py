@@ -7,6 +7,7 @@ every field.  Must not do I/O or import anything of ipttrace.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -124,6 +125,12 @@ DTYPES: Final[tuple[np.dtype[np.void], ...]] = (ENTRY_DTYPE, RULE_DTYPE, EXIT_DT
 
 Layout = dict[str, Any]
 
+# Of another version's layout.
+_MOST_BYTES: Final = 4096  # of a record
+_MOST_FIELDS: Final = 256
+_MOST_NAME: Final = 64  # characters
+_BASE: Final = re.compile("[<>|]?(?:[ui][1248]|S[1-9][0-9]{0,3})")
+
 
 def layout() -> Layout:
     """Returns this version's record layout as plain data, for HELLO.
@@ -146,29 +153,58 @@ def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
     """The dtypes of a stream with this layout in its HELLO.
 
     Raises ValueError for anything that `layout` could not have written: unknown
-    types, fields outside the record, wrong sizes.
+    types, fields outside the record, wrong sizes, records without call and time.
     """
     found = []
-    for kind in KINDS:
+    for kind, own in zip(KINDS, DTYPES, strict=True):
         try:
             entry = described["kinds"][kind]
-            size = int(entry["size"])
-            names, formats, offsets = [], [], []
-            for name, base, offset, count in entry["fields"]:
-                scalar = np.dtype(str(base))
-                if scalar.kind not in "uiS" or scalar.itemsize == 0:
-                    raise ValueError(f"field {name!r} of {kind} has type {base!r}")
-                names.append(str(name))
-                formats.append((scalar, (int(count),)) if count != 1 else scalar)
-                offsets.append(int(offset))
-            if not 0 < size <= 65536 or min(offsets) < 0:
+            size, fields = entry["size"], entry["fields"]
+            if type(size) is not int or not 0 < size <= _MOST_BYTES:
                 raise ValueError(f"{kind} records of {size} bytes")
-            found.append(
-                np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+            if not isinstance(fields, list) or not 0 < len(fields) <= _MOST_FIELDS:
+                raise ValueError(f"the fields of {kind} records")
+            names, formats, offsets = [], [], []
+            for field in fields:
+                name, base, offset, count = field
+                _check_field(kind, name, base, (offset, count, size))
+                names.append(name)
+                formats.append((np.dtype(base), (count,)) if count != 1 else np.dtype(base))
+                offsets.append(offset)
+            dtype = np.dtype(
+                {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the layout of {kind} records is not valid: {error}") from error
+        _check_meaning(kind, dtype, own)
+        found.append(dtype)
     return tuple(found)
+
+
+def _check_field(kind: str, name: object, base: object, place: tuple[object, ...]) -> None:
+    """Raises ValueError unless this is a field of a record; `place`: offset, count, size."""
+    if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME:
+        raise ValueError(f"the name of a field of {kind}: {name!r}")
+    if not isinstance(base, str) or not _BASE.fullmatch(base):
+        raise ValueError(f"field {name!r} of {kind} has type {base!r}")
+    offset, count, size = place
+    if type(offset) is int and type(count) is int and type(size) is int:
+        inside = 0 <= offset <= size and 0 < count <= size
+        if inside and offset + count * np.dtype(base).itemsize <= size:
+            return
+    raise ValueError(f"field {name!r} of {kind} is not inside the record")
+
+
+def _check_meaning(kind: str, dtype: np.dtype[np.void], own: np.dtype[np.void]) -> None:
+    """Raises ValueError if fields of this version's records are missing or cannot be converted."""
+    for name in ("call", "time"):
+        if name not in (dtype.names or ()) or dtype[name] != own[name]:
+            raise ValueError(f"{kind} records without a field {name!r} of 8 bytes")
+    for name in dtype.names or ():
+        if name in (own.names or ()) and (dtype[name].base.kind == "S") != (
+            own[name].base.kind == "S"
+        ):
+            raise ValueError(f"field {name!r} of {kind} has type {dtype[name].base.str!r}")
 
 
 def convert(records: Records, dtype: np.dtype[np.void]) -> Records:

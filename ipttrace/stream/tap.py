@@ -16,6 +16,10 @@ from ipttrace.stream.messages import End
 from ipttrace.stream.writer import Sink, Writer
 
 _MOST_CHANGES: Final = 1000
+# Bytes of kept frames; beyond, the oldest are forgotten: rows then have no texts at first.
+_ROOM: Final = 256 << 20
+_NAME: Final = 128  # characters
+_FRAME: Final = 1000  # bytes besides the payload
 
 
 class Tap:
@@ -27,6 +31,7 @@ class Tap:
         # The newest frame of each subject: a table, or the neighbour tables.
         self._about: dict[tuple[object, ...], Frame] = {}
         self._changes: dict[str, list[Frame]] = {}  # by namespace
+        self._size = 0  # bytes of `_about` and `_changes`, estimated
         self._writer: Writer | None = None
 
     @property
@@ -40,6 +45,7 @@ class Tap:
             self._hello, self._clock = frame, None
             self._about.clear()
             self._changes.clear()
+            self._size = 0
         elif frame.kind == Kind.CLOCK:
             self._clock = frame
         elif frame.kind in (Kind.RULES, Kind.NEIGHBOURS):
@@ -79,7 +85,7 @@ class Tap:
         if frame.kind == Kind.NEIGHBOURS:
             self._keep_neighbours(frame, value)
             return
-        key = (frame.kind, *(str(value.get(name)) for name in ("netns", "family", "table")))
+        key = (frame.kind, *(str(value.get(name))[:_NAME] for name in ("netns", "family", "table")))
         self._put(key, frame)
 
     def _keep_neighbours(self, frame: Frame, value: dict[str, Any]) -> None:
@@ -87,17 +93,36 @@ class Tap:
         if "tables" in value:
             self._put((frame.kind, "tables"), frame)
         for netns in value["gone"] if isinstance(value.get("gone"), list) else ():
-            self._changes.pop(str(netns), None)
+            self._forget_changes(str(netns)[:_NAME])
         if "netns" not in value:
             return
-        name = str(value["netns"])
+        name = str(value["netns"])[:_NAME]
         if "neighbours" in value:
+            self._forget_changes(name)
             self._changes[name] = []
         kept = self._changes.get(name)
         # After so many changes, the next complete frame is near.
         if kept is not None and len(kept) < _MOST_CHANGES:
             kept.append(frame)
+            self._size += _size(frame)
+            self._shrink()
 
     def _put(self, key: tuple[object, ...], frame: Frame) -> None:
-        self._about.pop(key, None)
+        if (old := self._about.pop(key, None)) is not None:
+            self._size -= _size(old)
         self._about[key] = frame
+        self._size += _size(frame)
+        self._shrink()
+
+    def _forget_changes(self, name: str) -> None:
+        self._size -= sum(map(_size, self._changes.pop(name, ())))
+
+    def _shrink(self) -> None:
+        while self._size > _ROOM and self._changes:
+            self._forget_changes(next(iter(self._changes)))
+        while self._size > _ROOM:
+            self._size -= _size(self._about.pop(next(iter(self._about))))
+
+
+def _size(frame: Frame) -> int:
+    return len(frame.payload) + _FRAME

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeGuard
 
 from ipttrace.stream import record
+from ipttrace.stream.budget import Budget
 from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.text import clean
 from ipttrace.trace.calls import Assembler, Calls, Flows
@@ -42,15 +43,29 @@ class Trace:
         self.ended: dict[str, Any] | None = None  # the END frame
         self.clock: tuple[int, int] | None = None  # CLOCK_MONOTONIC and CLOCK_REALTIME, ns
         self.records = 0
+        self.note_count = 0  # of all notes, also those that are not kept any more
         self._engine = 0
         self._assembler = Assembler()
         self._flows = Flows()
+        self._budget = Budget()
 
     def feed(self, frame: Frame) -> int:
         """Processes a frame; returns the number of rows that it finished.
 
-        Raises StreamError, one line, if the frame is malformed.
+        Raises StreamError, one line, if the frame is malformed, or if more would have to
+        be kept than a stream may need.
         """
+        new = self._feed(frame)
+        self._budget.check(
+            {
+                "records whose calls have not ended": self._assembler.size,
+                "rules": self.rulesets.size,
+                "neighbours": self.neighbours.size,
+            }
+        )
+        return new
+
+    def _feed(self, frame: Frame) -> int:
         kind = _KINDS.get(frame.kind)  # type: ignore[call-overload]
         if kind is not None:
             records = frame.records
@@ -98,6 +113,10 @@ class Trace:
             "engine": self.engine,
             "incomplete": self.incomplete,
         }
+
+    def notes_after(self, number: int) -> list[tuple[str, str]]:
+        """Returns the notes after the first `number` ones of the stream that are still kept."""
+        return self.notes[max(len(self.notes) - max(self.note_count - number, 0), 0) :]
 
     @property
     def lost(self) -> int:
@@ -159,6 +178,7 @@ class Trace:
             raise StreamError("a note in the stream has no text")
         if len(self.notes) >= _MOST_NOTES:
             del self.notes[: _MOST_NOTES // 10]
+        self.note_count += 1
         self.notes.append((level if level in _LEVELS else "info", clean(text)))
 
 

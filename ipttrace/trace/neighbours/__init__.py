@@ -54,6 +54,9 @@ SAMPLES: Final = 120
 RECENT: Final = 10  # samples for which a table counts as full once it was
 _MOST_TABLES: Final = 16
 _MOST_NAMESPACES: Final = 1024
+# What Python needs for an item, and for each of its numbers or next hops, in bytes.
+_ITEM: Final = 700
+_PART: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ class Namespace:
     neighbours: dict[Key, Neighbour] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     totals: dict[str, int] = field(default_factory=dict)
+    size: int = 0  # bytes, estimated
     _resolver: Resolver | None = None
 
     def device(self, index: int) -> str:
@@ -194,6 +198,9 @@ class Namespace:
             neighbours.pop(key, None)
         self.mono, self.devices, self.neighbours = mono, devices, neighbours
         self.routes, self.totals, self._resolver = routes, totals, None
+        parts = sum(len(some) for one in devices.values() for some in one.parms.values())
+        parts += sum(len(one.hops) for one in routes)
+        self.size = _ITEM * (1 + len(devices) + len(neighbours) + len(routes)) + _PART * parts
 
 
 def _some(news: dict[str, Any], what: str) -> list[dict[str, Any]]:
@@ -214,6 +221,7 @@ class Neighbours:
     def __init__(self) -> None:
         self.version = 0  # increases with each frame
         self.mono = 0  # of the newest frame, ns
+        self.size = 0  # bytes of the namespaces, estimated
         self._tables: dict[tuple[int, str], TableView] = {}
         self._namespaces: dict[int, Namespace] = {}
 
@@ -227,15 +235,18 @@ class Neighbours:
         if "netns" in tables:
             netns = frame.natural(tables["netns"], "the namespace")
             known = self._namespaces.get(netns) or Namespace(netns)
+            before = known.size
             known.feed(tables, mono)
             if netns not in self._namespaces and len(self._namespaces) >= _MOST_NAMESPACES:
                 frame.bad("too many namespaces")
             self._namespaces[netns] = known
+            self.size += known.size - before
         gone = tables.get("gone", [])
         if not isinstance(gone, list):
             frame.bad("namespaces that are gone")
         for netns in gone:
-            self._namespaces.pop(frame.natural(netns, "a namespace that is gone"), None)
+            old = self._namespaces.pop(frame.natural(netns, "a namespace that is gone"), None)
+            self.size -= 0 if old is None else old.size
         self.mono = mono
         self.version += 1
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ipttrace.stream.frames import StreamError
-from ipttrace.text import clean
 from ipttrace.trace.rules.frames import (
     U32,
     U64,
@@ -15,11 +14,16 @@ from ipttrace.trace.rules.frames import (
     Key,
     frame_counted,
     frame_key,
+    frame_name,
     frame_number,
 )
+from ipttrace.trace.rules.texts import size_of
 
-_MOST_PAIRS: Final = 4 << 20  # of packets and bytes, in all tables
-_CHAIN: Final = 8  # what a chain takes besides its rules, in pairs
+_ROOM: Final = 64 << 20  # bytes, of all tables
+_PAIR: Final = 16  # bytes of packets and bytes
+# What Python needs for a table, and for a chain besides its name and its rules, in bytes.
+_TABLE: Final = 400
+_CHAIN: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class CounterHistory:
 
     def __init__(self) -> None:
         self._tables: dict[Key, CounterPair] = {}
-        self._size = 0  # in pairs of packets and bytes
+        self.size = 0  # bytes, estimated
 
     def feed(self, counters: dict[str, Any], base: int) -> None:
         """Adds a COUNTERS frame whose generations begin at `base`.
@@ -57,16 +61,18 @@ class CounterHistory:
         new = Counters(
             mono=frame_number(counters, "mono", U64, "counters"),
             since=base + frame_number(counters, "since", U32, "counters"),
-            chains={clean(name): frame_counted(chain) for name, chain in chains.items()},
+            chains={
+                frame_name(name, "counters"): frame_counted(chain) for name, chain in chains.items()
+            },
         )
         old = self._tables.pop(key, None)
         if old is not None:
-            self._size -= _size(old)
+            self.size -= _size(old)
         # The dict is in order of arrival: its first entry is the oldest.
         self._tables[key] = (new, None if old is None else old[0])
-        self._size += _size(self._tables[key])
-        while len(self._tables) > 1 and self._size > _MOST_PAIRS:
-            self._size -= _size(self._tables.pop(next(iter(self._tables))))
+        self.size += _size(self._tables[key])
+        while self.size > _ROOM:
+            self.size -= _size(self._tables.pop(next(iter(self._tables))))
 
     def of(self, key: Key) -> CounterPair | None:
         """Returns the newest counters, and those before if they belong to the same rules."""
@@ -77,9 +83,9 @@ class CounterHistory:
 
 
 def _size(pair: CounterPair) -> int:
-    return sum(
-        len(chain.rules) + _CHAIN
+    return _TABLE + sum(
+        len(chain.rules) * _PAIR + _CHAIN + size_of(name)
         for counters in pair
         if counters is not None
-        for chain in counters.chains.values()
+        for name, chain in counters.chains.items()
     )

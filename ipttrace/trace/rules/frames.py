@@ -56,14 +56,21 @@ def frame_key(frame: dict[str, Any], what: str) -> Key:
     return netns, FAMILIES[family], clean(table)
 
 
+def frame_name(name: str, what: str) -> str:
+    """Returns a chain's name, clean."""
+    if len(name) > _NAME_LIMIT:
+        raise StreamError(f"malformed {what} in the stream: chains")
+    return clean(name)
+
+
 def frame_chains(value: object) -> dict[str, Chain]:
     """Returns the chains of a RULES frame by clean name; rules are not cleaned."""
     if not isinstance(value, dict):
         raise StreamError("malformed rules in the stream: chains")
     found: dict[str, Chain] = {}
     for name, chain in value.items():
-        shown = clean(name)
-        if not isinstance(chain, dict) or len(name) > _NAME_LIMIT:
+        shown = frame_name(name, "rules")
+        if not isinstance(chain, dict):
             raise StreamError("malformed rules in the stream: chains")
         policy, rules = chain.get("policy"), chain.get("rules")
         if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):

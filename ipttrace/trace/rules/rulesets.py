@@ -60,6 +60,11 @@ class Rulesets:
         """Increases with each COUNTERS frame."""
         return self._legacy.counted + self._nft.counted
 
+    @property
+    def size(self) -> int:
+        """Bytes that are held, estimated."""
+        return self._legacy.size + self._nft.size
+
     def _of(self, family: int) -> Timeline:
         return self._nft if family > NFT else self._legacy
 

@@ -38,13 +38,18 @@ class Texts:
                 self._uses[text] -= 1
                 if not self._uses[text]:
                     del self._uses[text], self._same[text]
-                    self.size -= len(text) + _TEXT
+                    self.size -= size_of(text)
 
     def _one(self, text: str) -> str:
         self.size += _ELEMENT
         same = self._same.setdefault(text, text)
         uses = self._uses.get(text, 0)
         if not uses:
-            self.size += len(text) + _TEXT
+            self.size += size_of(text)
         self._uses[text] = uses + 1
         return same
+
+
+def size_of(text: str) -> int:
+    """Returns the bytes that a stored text takes."""
+    return _TEXT + (len(text) if text.isascii() else 4 * len(text))

@@ -79,6 +79,11 @@ class Timeline:
         self._arrived: deque[tuple[Key, _Version]] = deque()
         self._counters = CounterHistory()
 
+    @property
+    def size(self) -> int:
+        """Bytes of all versions, texts and counters, estimated."""
+        return self._used + self._texts.size + self._counters.size
+
     def begin(self) -> None:
         """Begins another stream, which counts generations anew; none of its rules is known yet."""
         # The rules of the previous stream's last rows may have changed unreported.

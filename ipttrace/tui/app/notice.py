@@ -40,7 +40,7 @@ class NoticeLine(Static):
         self._put = ("", False, 0.0)
         for feed in feeds:
             feed.recording_error = ""
-            self._read[feed.trace.host] = len(feed.trace.notes)
+            self._read[feed.trace.host] = feed.trace.note_count
 
     def refresh_from(self, feeds: Feeds, rows: Rows) -> None:
         """Shows the notice with the highest priority."""
@@ -70,7 +70,7 @@ class NoticeLine(Static):
             return "The rows you were reading are no longer held; Space freezes the picture", False
         notice = ("", False)
         for feed in feeds:
-            for level, note in feed.trace.notes[self._read.get(feed.trace.host, 0) :]:
+            for level, note in feed.trace.notes_after(self._read.get(feed.trace.host, 0)):
                 if level in ("warn", "error"):
                     notice = feeds.prefix(feed) + note, level == "error"
         return notice

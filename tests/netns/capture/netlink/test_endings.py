@@ -82,6 +82,8 @@ def test_kill_9_leaves_no_table_and_the_log_setting_as_it_was(
         assert command.process.returncode == 1
         found, why = printed
         assert summary(found)["rows"] == "12"
+        # AND its last books are not taken for those that never came
+        assert (summary(found)["lost"], summary(found)["missed"]) == ("unknown", "unknown")
         assert why == "ipttrace: the agent was killed"
 
 
