@@ -55,10 +55,10 @@ enum ipttrace_source {
 	IPTTRACE_SOURCE_NFLOG,	/* nfnetlink_log */
 };
 
-/* ipttrace_rule.match, and what nf_log_trace() calls its "comment" */
+/* ipttrace_rule.match: like nf_log_trace()'s "comment", but of rules always RULE */
 enum ipttrace_match {
 	IPTTRACE_MATCH_RULE,
-	IPTTRACE_MATCH_RETURN,
+	IPTTRACE_MATCH_RETURN,	/* off the end of a user-defined chain */
 	IPTTRACE_MATCH_POLICY,
 };
 

@@ -324,7 +324,7 @@ static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
 	hit->time = ktime_get_mono_fast_ns();
 	hit->rulenum = rulenum;
 	hit->seq = call->rules++;
-	hit->match = ipttrace_match_of(call, comment, rulenum);
+	hit->match = ipttrace_match_of(call, chain, comment, rulenum);
 	hit->reserved = 0;
 	strscpy_pad(hit->chain, chain, sizeof(hit->chain));
 	if (hit == &later)

@@ -229,6 +229,7 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 void ipttrace_entry_names(struct ipttrace_entry *entry,
 			  const struct nf_hook_state *state);
 enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
-				      const char *comment, u32 rulenum);
+				      const char *chain, const char *comment,
+				      u32 rulenum);
 
 #endif

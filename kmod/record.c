@@ -163,15 +163,66 @@ static bool policy_reached(const struct ipttrace_call *call, u32 rulenum)
 }
 NOKPROBE_SYMBOL(policy_reached);
 
+/* Chains' heads and the end of a table have this target. */
+static bool is_error(const void *entry, u8 family)
+{
+	const struct xt_entry_target *target;
+
+	if (family == NFPROTO_IPV6)
+		target = entry + ((const struct ip6t_entry *)entry)->target_offset;
+	else
+		target = entry + ((const struct ipt_entry *)entry)->target_offset;
+	return !strcmp(target->u.kernel.target->name, XT_ERROR_TARGET);
+}
+NOKPROBE_SYMBOL(is_error);
+
+/*
+ * The kernel calls every unconditional verdict in a user-defined chain
+ * "return", `-A LOGDROP -j DROP` and `-A SITE -j RETURN` too.  The end of the
+ * chain is its last entry; the next one is another chain's head, or the end of
+ * the table.
+ *
+ * chain is the name in the chain's head (get_chainname_rulenum()).  If the rules
+ * were replaced during the call, it is not in this table: then the kernel's word holds.
+ */
+static bool chain_end(const struct ipttrace_call *call, const char *chain,
+		      u32 rulenum)
+{
+	const struct xt_table_info *private =
+		(__force void *)READ_ONCE(call->table->private);
+	size_t name = offsetof(struct xt_error_target, errorname);
+	unsigned long start = (unsigned long)private->entries;
+	unsigned long at = (unsigned long)chain - start;
+	u32 n;
+
+	name += call->family == NFPROTO_IPV6 ? sizeof(struct ip6t_entry) :
+					       sizeof(struct ipt_entry);
+	if ((unsigned long)chain < start + name || at >= private->size)
+		return true;
+	at -= name;
+	for (n = 0; n <= rulenum; n++) {
+		unsigned int next =
+			next_offset(private->entries + at, call->family);
+
+		if (!next || next >= private->size - at)
+			return true;
+		at += next;
+	}
+	return is_error(private->entries + at, call->family);
+}
+NOKPROBE_SYMBOL(chain_end);
+
 enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
-				      const char *comment, u32 rulenum)
+				      const char *chain, const char *comment,
+				      u32 rulenum)
 {
 	/* "rule", "return" or "policy" */
 	if (comment[0] == 'p')
 		return policy_reached(call, rulenum) ? IPTTRACE_MATCH_POLICY :
 						       IPTTRACE_MATCH_RULE;
 	if (comment[0] == 'r' && comment[1] == 'e')
-		return IPTTRACE_MATCH_RETURN;
+		return chain_end(call, chain, rulenum) ? IPTTRACE_MATCH_RETURN :
+							 IPTTRACE_MATCH_RULE;
 	return IPTTRACE_MATCH_RULE;
 }
 NOKPROBE_SYMBOL(ipttrace_match_of);

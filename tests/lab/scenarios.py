@@ -220,7 +220,7 @@ def _port_forward(family: int) -> Scenario:
             *stages.forward(f"{stages.VETTED} FORWARD:2", 2),
             *stages.leave(3, 1),
             *stages.server_receives("INPUT:1", 3),
-            *stages.reply("FORWARD:1 SITE-RULES:3/return FORWARD:2", 1, syn=True),
+            *stages.reply("FORWARD:1 SITE-RULES:3 FORWARD:2", 1, syn=True),
         ),
     )
 

@@ -6,9 +6,8 @@ Derived by hand from ipttrace/lab/network/rules.py; rule numbers as in
 
 A step's match is "rule" for a rule that hit, whether it jumps, decides or has no
 target.  The end of a chain is a step with the number after the last rule's:
-"return" in a user chain, "policy" in a built-in one.  `-j RETURN` is "return"
-without a condition (a comment counts as one), else "rule".  The kernel's own
-trace also reports other unconditional verdicts, such as `-A LOGDROP -j DROP`, as
+"return" in a user chain, "policy" in a built-in one.  The kernel's own trace
+reports unconditional verdicts, such as `-A LOGDROP -j DROP` and `-j RETURN`, as
 "return" or "policy"; here and in rows they are "rule".  The nat table is called
 for a connection's first packet only.
 
@@ -78,7 +77,7 @@ def hits(expected: Iterable[Traversal]) -> Hits:
 # The stages.  n is the number of packets; new, how many of them are the first of
 # their connection; syn, whether they are SYNs.
 
-VETTED: Final = "FORWARD:1 SITE-RULES:1 BLOCKLIST:3/return SITE-RULES:3/return"
+VETTED: Final = "FORWARD:1 SITE-RULES:1 BLOCKLIST:3/return SITE-RULES:3"
 VETTED_PING: Final = "FORWARD:1 SITE-RULES:1 BLOCKLIST:3/return SITE-RULES:2"
 
 

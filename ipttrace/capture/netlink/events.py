@@ -17,7 +17,7 @@ from ipttrace.stream import record
 
 TABLE_PREFIX: Final = b"ipttrace-"  # of nft tables that flip, made by any ipttrace process
 
-# Kinds of events: the first three are those of rule records.
+# Kinds of events: the first three are those of rule records; nftables has no RETURN.
 RULE: Final = record.MATCH_RULE
 RETURN: Final = record.MATCH_RETURN
 POLICY: Final = record.MATCH_POLICY

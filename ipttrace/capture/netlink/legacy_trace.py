@@ -204,6 +204,8 @@ class LegacyTrace:
             now = outcome(self.rules.tables, family, table, name, match, number)
             if unsure:
                 then = outcome(self.rules.earlier, family, table, name, match, number)
-                now = now if now == then else Outcome(match, UNKNOWN_VERDICT)
+                if now != then:
+                    same = now.match == then.match
+                    now = Outcome(now.match if same else match, UNKNOWN_VERDICT)
             self._outcomes[key] = now
         return self._outcomes[key]

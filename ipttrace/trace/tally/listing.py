@@ -262,7 +262,7 @@ def _kind(table: Table | None, chain: str, number: int, match: int) -> str:
     if match == record.MATCH_POLICY:
         return POLICY
     rules = None if table is None else table.chains.get(chain)
-    # Both an unconditional -j RETURN and the end of a chain are recorded as "return".
+    # Recordings of earlier versions have "return" for an unconditional -j RETURN, too.
     return END if rules is not None and number == len(rules.rules) + 1 else RULE
 
 

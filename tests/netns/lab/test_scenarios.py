@@ -19,7 +19,7 @@ from tests.netns.tracelog import TraceLog
 ALL = [pytest.param(one, id=f"{one.name}, IPv{one.family}") for one in scenarios()]
 
 # The kernel's trace reports any unconditional verdict in a user chain as "return".
-UNCONDITIONAL = {("filter", "LOGDROP", 2)}
+UNCONDITIONAL = {("filter", "LOGDROP", 2), ("filter", "SITE-RULES", 3)}
 
 
 def _as_logged(expected: Hits) -> Hits:

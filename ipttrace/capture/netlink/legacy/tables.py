@@ -238,7 +238,8 @@ def outcome(
     """What a logged event means by the rules in `tables`.
 
     `family`: NFPROTO_*; `match`: as logged.  The kernel logs every unconditional verdict
-    as a policy or a return: an event with the number of a rule is a hit of that rule.
+    as a policy or a return, `-j RETURN` too: an event with the number of a rule is a hit
+    of that rule.
     """
     rules = tables.get((IP_VERSIONS.get(family, 0), table), {}).get(chain)
     is_rule = rules is not None and 0 < number <= len(rules.rules)
@@ -252,8 +253,6 @@ def outcome(
     if found is None:
         return Outcome(RULE, VERDICT_CONTINUE)
     option, target = found.groups()
-    if target == "RETURN":
-        return Outcome(match if match == RETURN else RULE, VERDICT_CONTINUE)
-    if option == "g" or target in tables[IP_VERSIONS[family], table]:
+    if option == "g" or target == "RETURN" or target in tables[IP_VERSIONS[family], table]:
         return Outcome(RULE, VERDICT_CONTINUE)
     return Outcome(RULE, _VERDICTS.get(target, UNKNOWN_VERDICT))

@@ -19,7 +19,6 @@ from ipttrace.capture.netlink.events import (
     EVENT,
     NFT_PACKET_LEN,
     POLICY,
-    RETURN,
     RULE,
     ChainRegistry,
 )
@@ -41,8 +40,6 @@ _VERDICT_CODE: Final = 1  # NFTA_VERDICT_CODE
 
 # enum nft_trace_types
 _OF_POLICY: Final = 1
-
-_NFT_RETURN: Final = -5  # enum nft_verdicts
 
 _NET_LEN: Final = 40  # NFT_TRACETYPE_NETWORK_HSIZE
 _TRANSPORT_LEN: Final = NFT_PACKET_LEN - _NET_LEN  # NFT_TRACETYPE_TRANSPORT_HSIZE
@@ -152,12 +149,9 @@ def _fill_kinds(events: Array, of: Attributes, verdicts: Attributes) -> None:
     """Fills in `kind`, `verdict` and `last`."""
     code = verdicts.integer(_VERDICT_CODE, ">i4")
     policy = of.integer(_TYPE, ">u4") == _OF_POLICY
-    ruled = of.has(_HANDLE, 8)
     events["verdict"] = np.where(policy, of.integer(_POLICY, ">u4").astype(np.int32), code)
     events["last"] = policy | (code >= 0)
-    events["kind"] = np.select(
-        [policy, ruled & (code == _NFT_RETURN), ruled], [POLICY, RETURN, RULE], CHAIN_END
-    )
+    events["kind"] = np.select([policy, of.has(_HANDLE, 8)], [POLICY, RULE], CHAIN_END)
 
 
 def _fill_headers(events: Array, of: Attributes) -> None:

@@ -102,7 +102,7 @@ def test_captured_messages_become_the_rows_of_the_traffic() -> None:
     assert shown[53, "INPUT", "filter"] == ("INPUT:1:rule", "ACCEPT")
     assert shown[53, "OUTPUT", "fw"] == ("out:1:rule out:2:policy", "ACCEPT")
     assert shown[9, "INPUT", "fw"] == (
-        "in:1:rule mid:1:rule leaf:1:rule leaf:2:return mid:2:rule mid:3:return in:5:rule "
+        "in:1:rule mid:1:rule leaf:1:rule leaf:2:rule mid:2:rule mid:3:return in:5:rule "
         "in:6:policy",
         "ACCEPT",
     )
@@ -128,7 +128,7 @@ def test_jumps_gotos_and_returns_are_steps_of_the_path() -> None:
     )
     (row,) = one.rows()
     assert path(row) == (
-        "in:1:rule a:1:rule b:1:return in:2:rule a:2:rule a:3:return in:3:rule in:4:policy"
+        "in:1:rule a:1:rule b:1:rule in:2:rule a:2:rule a:3:return in:3:rule in:4:policy"
     )
     assert (row.verdict, row.chain, row.rulenum) == ("DROP", "in", 4)
 
