@@ -39,6 +39,7 @@ enum ipttrace_kind {
 #define IPTTRACE_F_FOLLOWED	0x02	/* matched at an earlier hook */
 #define IPTTRACE_F_CONNTRACK	0x04	/* the ct_ fields are valid */
 #define IPTTRACE_F_SOFTIRQ	0x08	/* pid, comm: the interrupted process */
+#define IPTTRACE_F_NO_MARK	0x10	/* mark is unknown */
 
 /* ipttrace_exit.flags */
 #define IPTTRACE_F_ALIVE	0x01	/* skb not freed: mark, ct_ are valid */

@@ -166,12 +166,12 @@ NOKPROBE_SYMBOL(policy_reached);
 /* Chains' heads and the end of a table have this target. */
 static bool is_error(const void *entry, u8 family)
 {
+	const struct ip6t_entry *six = entry;
+	const struct ipt_entry *four = entry;
 	const struct xt_entry_target *target;
 
-	if (family == NFPROTO_IPV6)
-		target = entry + ((const struct ip6t_entry *)entry)->target_offset;
-	else
-		target = entry + ((const struct ipt_entry *)entry)->target_offset;
+	target = entry + (family == NFPROTO_IPV6 ? six->target_offset :
+						   four->target_offset);
 	return !strcmp(target->u.kernel.target->name, XT_ERROR_TARGET);
 }
 NOKPROBE_SYMBOL(is_error);

@@ -24,6 +24,7 @@ F_FIRST: Final = 0x01
 F_FOLLOWED: Final = 0x02
 F_CONNTRACK: Final = 0x04
 F_SOFTIRQ: Final = 0x08
+F_NO_MARK: Final = 0x10
 
 EXIT_F_ALIVE: Final = 0x01
 EXIT_F_CHANGED: Final = 0x02

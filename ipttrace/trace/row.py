@@ -99,7 +99,7 @@ class Row:
     flags: str | None  # TCP: "SYN,ACK"; None: another protocol
     icmp: str | None  # "type/code"
     frag: str | None  # "id:offset+" (in bytes; +: more follow); None: not a fragment
-    mark: int
+    mark: int | None
     mac_src: str | None
     mac_dst: str | None
     ct_state: str | None  # NEW, ESTABLISHED, RELATED, UNTRACKED, …

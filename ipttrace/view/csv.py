@@ -90,7 +90,7 @@ def _values(row: Row) -> tuple[object, ...]:
         cell(row.flags),
         cell(row.icmp),
         cell(row.frag),
-        f"{row.mark:#x}",
+        None if row.mark is None else f"{row.mark:#x}",
         cell(row.mac_src),
         cell(row.mac_dst),
         cell(row.ct_state),

@@ -96,7 +96,7 @@ def _values(row: Row) -> tuple[object, ...]:
         row.flags,
         row.icmp,
         row.frag,
-        f"{row.mark:#x}",
+        None if row.mark is None else f"{row.mark:#x}",
         row.mac_src,
         row.mac_dst,
         row.ct_state,

@@ -170,7 +170,8 @@ class CallMaker:
         # Netlink reports no address of the skb: the journey's number takes its place, by
         # which trace.calls.journey joins calls as it does those of the kernel engine.
         entries["skb"] = heads["journey"]
-        entries["mark"] = heads["mark"]
+        known = heads["mark_known"]
+        entries["mark"] = np.where(known, heads["mark_before"], 0)
         entries["in_ifindex"] = heads["iif"]
         entries["out_ifindex"] = heads["oif"]
         entries["family"] = heads["family"]
@@ -192,6 +193,7 @@ class CallMaker:
         if self._legacy:
             for name in LEGACY_FIELDS:
                 entries[name] = heads[name]
+        entries["flags"] |= np.where(known, 0, record.F_NO_MARK).astype(np.uint8)
         for family, ethertype in _ETHERTYPES.items():
             entries["protocol"][heads["family"] == family] = ethertype
 

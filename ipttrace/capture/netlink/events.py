@@ -40,7 +40,9 @@ EVENT: Final = np.dtype(
         ("generation", "u4"),  # of the ruleset, the kernel's number
         ("rulenum", "u4"),  # 0: unknown
         ("ruleset", "u4"),  # the stream's number of the generation; 0: unknown
-        ("mark", "u4"),
+        ("mark", "u4"),  # after the rule; of legacy tables before it
+        ("mark_before", "u4"),  # before the rule, if mark_known
+        ("mark_known", "?"),
         ("iif", "u4"),
         ("oif", "u4"),
         ("priority", "i4"),  # of the chain at its hook

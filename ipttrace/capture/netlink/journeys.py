@@ -58,7 +58,8 @@ class NftJourneys:
         self._own = own
         self._numbers = numbers
         self._matches = matches
-        self._open: dict[int, int] = {}  # packet id → journey, 0 if EXPR does not match
+        # Packet id → journey, 0 if EXPR does not match, and the mark after its last event.
+        self._open: dict[int, tuple[int, int]] = {}
         # Of each chain: is it of this process's flip table, of any process's?
         self._is_own = self._is_flip = np.zeros(0, bool)
 
@@ -72,6 +73,9 @@ class NftJourneys:
 
     def assign(self, events: Array) -> Array:
         """The events of packets that EXPR matches, with `journey`, one journey after the other.
+
+        Also with `mark_before`: the kernel reports the mark after each rule, so that of the
+        packet's event before is the one with which it came.
 
         `events`: EVENT, shape (n,).  Events of flip tables are left out.
         """
@@ -92,10 +96,14 @@ class NftJourneys:
             flips = np.flatnonzero(begins)
             begins[flips] = self._matches(events["packet"][flips], events["caplen"][flips])
         carried = np.zeros(count, np.uint64)
+        events["mark_before"][1:] = events["mark"][:-1]
+        events["mark_known"] = ~first
         unknown = np.flatnonzero(first & ~own)
         if len(unknown):
-            held = [self._open.get(one, -1) for one in ids[unknown].tolist()]
-            known = np.array(held, np.int64)
+            held = [self._open.get(one, (-1, 0)) for one in ids[unknown].tolist()]
+            known = np.array([journey for journey, _ in held], np.int64)
+            events["mark_before"][unknown] = [mark for _, mark in held]
+            events["mark_known"][unknown] = known >= 0
             new = known < 0
             if new.any():
                 foreign = unknown[new]
@@ -111,7 +119,8 @@ class NftJourneys:
         at = np.maximum.accumulate(np.where(starts, np.arange(count), 0))
         events["journey"] = carried[at]
         last = np.append(first[1:], True)
-        self._open.update(zip(ids[last].tolist(), events["journey"][last].tolist(), strict=True))
+        after = zip(events["journey"][last].tolist(), events["mark"][last].tolist(), strict=True)
+        self._open.update(zip(ids[last].tolist(), after, strict=True))
         if len(self._open) > _MOST_PACKETS:
             self._open = dict(list(self._open.items())[_MOST_PACKETS // 2 :])
         traced = events["journey"] != 0

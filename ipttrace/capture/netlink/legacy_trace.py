@@ -33,7 +33,13 @@ from ipttrace.capture.netlink.journeys import (
 )
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.legacy.logger import LogSetting
-from ipttrace.capture.netlink.legacy.tables import LegacyRules, Outcome, outcome, priorities
+from ipttrace.capture.netlink.legacy.tables import (
+    LegacyRules,
+    Outcome,
+    may_set_marks,
+    outcome,
+    priorities,
+)
 from ipttrace.capture.netlink.reader import Mailbox
 from ipttrace.stream import record
 
@@ -76,12 +82,16 @@ class LegacyTrace:
             nflog.bind(self.mailbox)
             self.rules = stack.enter_context(contextlib.closing(LegacyRules()))
             self.rules.check(force=True)
+            self.sets_marks = self._may_set_marks()  # may a rule, now or earlier?
             self.generation = context.next_generation()
             stack.callback(setting.restore, inode)
             setting.take(path, inode)
             self.journeys = LegacyJourneys(context.numbers, matches)
             self._calls = CallMaker(self._chains, context.numbers, record.SOURCE_NFLOG)
             self._stack = stack.pop_all()
+
+    def _may_set_marks(self) -> bool:
+        return bool(self.rules.failed) or may_set_marks(self.rules.tables)
 
     def close(self) -> None:
         """Restores the logger and closes the sockets, which hold the namespace."""
@@ -96,6 +106,7 @@ class LegacyTrace:
         self.rules.changed = time.monotonic_ns()
         self.generation = self._context.next_generation()
         self._outcomes.clear()
+        self.sets_marks |= self._may_set_marks()
         return True
 
     @property
@@ -131,6 +142,8 @@ class LegacyTrace:
         events["kind"] = messages["match"]
         events["hook"] = np.minimum(messages["hook"], 0xFF)
         events["iif"], events["oif"] = messages["in_ifindex"], messages["out_ifindex"]
+        # The kernel logs a rule before its target changes anything.
+        events["mark_before"], events["mark_known"] = messages["mark"], True
         for name in ("family", "mark", "rulenum", "packet", "caplen", "mac", "mac_len"):
             events[name] = messages[name]
         names = [np.ascontiguousarray(messages[name]) for name in ("table", "chain")]

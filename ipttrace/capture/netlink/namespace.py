@@ -59,6 +59,7 @@ class TracedNamespace:
         self.legacy: LegacyTrace | None = None  # if there are legacy tables to trace
         self._context = context
         self._want_legacy = context.legacy
+        self._untraced_legacy = False  # there are legacy tables, which this engine does not trace
         self._armed = False
         self._flip_families: set[int] = set()  # NFPROTO_* in which the flip table is installed
         self._room = room
@@ -137,11 +138,12 @@ class TracedNamespace:
         Raises OSError if the namespace cannot be entered, CaptureError if tables of the
         initial namespace cannot be traced.
         """
-        if not self._want_legacy or self.legacy is not None:
+        if self.legacy is not None:
             return False
         with self._inside():
-            if not LegacyRules.existing():
-                return False
+            self._untraced_legacy = bool(LegacyRules.existing())
+        if not self._want_legacy or not self._untraced_legacy:
+            return False
         try:
             # Not inside: its guard process starts in the calling thread's namespace.
             setting = self._context.log_setting()
@@ -286,6 +288,9 @@ class TracedNamespace:
             ready.append(self._held.popleft())
         events = np.concatenate(ready) if ready else np.zeros(0, EVENT)
         matching = self.journeys.assign(events)
+        if self._untraced_legacy if self.legacy is None else self.legacy.sets_marks:
+            # Whether the chain's rule or a legacy table before it changed the mark is unknown.
+            matching["mark_known"] &= matching["mark"] == matching["mark_before"]
         self._generations.locate(matching, self._decoder.chains)
         now = time.monotonic_ns()
         found = [self._calls.feed(matching, now)]

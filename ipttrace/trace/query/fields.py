@@ -90,6 +90,11 @@ def _not_netlink(part: Part) -> Array:
     return here
 
 
+def _has_mark(part: Part) -> Array:
+    known: Array = (part.columns["flags"] & np.uint8(record.F_NO_MARK)) == 0
+    return known
+
+
 def _numbered(part: Part) -> Array:
     numbered: Array = _decided(part) & (part.columns["rulenum"] != 0)
     return numbered
@@ -219,7 +224,7 @@ def fields() -> dict[str, Field]:
         ("flags", (flags,), "TCP flags that are set: SYN, SYN,ACK"),
         ("icmp", (kinds.Icmp("icmp_type", _knows(packet.ICMP)),), "ICMP type or type/code"),
         ("frag", (special.Fragment(),), "fragment: id, id:offset"),
-        ("mark", (number("mark"),), "packet mark: 0x1, mark&0xff=0x10"),
+        ("mark", (number("mark", _has_mark),), "packet mark: 0x1, mark&0xff=0x10"),
         ("mac_src", (special.Mac(6),), "source hardware address, or a prefix of it"),
         ("mac_dst", (special.Mac(0),), "destination hardware address, or a prefix of it"),
         ("ct_state", (ct_state,), "conntrack state"),

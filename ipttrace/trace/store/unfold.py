@@ -199,7 +199,7 @@ def _row(
         flags=ip.tcp_flag_names(of["tcp_flags"]) if known & packet.TCP_FLAGS else None,
         icmp=f"{of['icmp_type']}/{of['icmp_code']}" if known & packet.ICMP else None,
         frag=_frag(known, of["frag_id"], of["frag_off"]),
-        mark=of["mark"],
+        mark=None if of["flags"] & record.F_NO_MARK else of["mark"],
         mac_dst=_mac(of["mac"][:6]) if ethernet else None,
         mac_src=_mac(of["mac"][6:12]) if ethernet else None,
         ct_state=_ct_state(tracked, of["ct_info"]),

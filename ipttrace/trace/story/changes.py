@@ -107,8 +107,8 @@ def _conntrack(changes: _Changes, before: Observation, after: Observation) -> No
     changes.note("zone", before.number("ct_zone"), after.number("ct_zone"))
 
 
-def _hex(number: int) -> str:
-    return f"0x{number:x}"
+def _hex(number: int | None) -> str | None:
+    return None if number is None else f"0x{number:x}"
 
 
 def _version(packet: bytes) -> int:

@@ -87,7 +87,7 @@ def _about(story: Story, names: KnownNames) -> list[Cells]:
     items.append(_named("netns", _netns(row, names)))
     if host := names.hosts.get(row.host):
         items.append(_named("host", host))
-    items.append(_named("mark", f"0x{row.mark:x}"))
+    items.append(_named("mark", "-" if row.mark is None else f"0x{row.mark:x}"))
     items.append(_named("len", str(row.len)))
     if row.ruleset:
         items.append(_named("rules", f"#{row.ruleset}"))

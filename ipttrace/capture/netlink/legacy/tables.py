@@ -73,6 +73,8 @@ _VERDICTS |= dict.fromkeys(
     ),
     VERDICT_CONTINUE,
 )
+# Targets that leave a packet's mark alone.
+_KEEP_MARK: Final = _VERDICTS.keys() - {"CONNMARK", "HMARK", "MARK", "SET", "TPROXY"} | {"RETURN"}
 # A quoted string may look like a target.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
 _TARGET: Final = re.compile(r"(?:^|\s)-([jg])\s+(\S+)")
@@ -232,6 +234,22 @@ class Outcome(NamedTuple):
     verdict: int
 
 
+def _target(rule: str) -> tuple[str, str] | None:
+    """The option, j or g, and the target of a rule; None if it has none."""
+    found = _TARGET.search(_QUOTED.sub('""', rule))
+    return None if found is None else (found[1], found[2])
+
+
+def may_set_marks(tables: dict[_Key, Table]) -> bool:
+    """Whether a rule in `tables` may change a packet's mark."""
+    return any(
+        found is not None and found[1] not in _KEEP_MARK and found[1] not in table
+        for table in tables.values()
+        for chain in table.values()
+        for found in map(_target, chain.rules)
+    )
+
+
 def outcome(
     tables: dict[_Key, Table], family: int, table: str, chain: str, match: int, number: int
 ) -> Outcome:
@@ -249,10 +267,10 @@ def outcome(
         if match == POLICY and rules is not None and rules.policy is not None:
             return Outcome(match, _VERDICTS.get(rules.policy, UNKNOWN_VERDICT))
         return Outcome(match, UNKNOWN_VERDICT)
-    found = _TARGET.search(_QUOTED.sub('""', rules.rules[number - 1]))
+    found = _target(rules.rules[number - 1])
     if found is None:
         return Outcome(RULE, VERDICT_CONTINUE)
-    option, target = found.groups()
+    option, target = found
     if option == "g" or target == "RETURN" or target in tables[IP_VERSIONS[family], table]:
         return Outcome(RULE, VERDICT_CONTINUE)
     return Outcome(RULE, _VERDICTS.get(target, UNKNOWN_VERDICT))

@@ -367,6 +367,55 @@ def test_old_generations_are_forgotten() -> None:
 
 def test_a_row_has_the_mark_and_no_name_for_an_unknown_device() -> None:
     more = attribute(MARK, struct.pack(">I", 0xFFFFFFFF))
-    one = pipeline_of(flip(1), trace_message(1, "in", 12, DROP, packet=udp(), more=more))
+    flipped = trace_message(
+        1, "prerouting", 4, ACCEPT, table="ipttrace-7-7", packet=udp(), more=more
+    )
+    one = pipeline_of(flipped, trace_message(1, "in", 12, DROP, packet=udp(), more=more))
     (row,) = one.rows()
     assert (row.mark, row.out) == (0xFFFFFFFF, None)
+
+
+# -- marks
+
+
+def marked(value: int) -> bytes:
+    return attribute(MARK, struct.pack(">I", value))
+
+
+def test_the_mark_is_that_with_which_the_packet_came_not_that_which_the_first_rule_set() -> None:
+    one = Pipeline(RULES)
+    # GIVEN a packet with mark 7, to which the first rule of `in` gives mark 21
+    one.feed(
+        [
+            trace_message(
+                1, "prerouting", 4, ACCEPT, table="ipttrace-7-7", packet=udp(), more=marked(7)
+            ),
+            trace_message(1, "in", 10, packet=udp(), more=marked(0x15)),
+            trace_message(1, "in", policy=ACCEPT, more=marked(0x15)),
+        ]
+    )
+    # AND in a later batch of messages, another chain's rule that removes it
+    one.feed(
+        [
+            trace_message(1, "out", 20, packet=udp()),
+            trace_message(1, "out", policy=ACCEPT),
+        ]
+    )
+    assert [(row.table, row.hook, row.mark) for row in one.rows()] == [
+        ("t", "INPUT", 7),
+        ("t", "OUTPUT", 0x15),
+    ]
+
+
+def test_the_mark_of_a_packet_is_empty_if_nothing_tells_what_it_was_before_the_rule() -> None:
+    # GIVEN a packet that another program traces
+    one = Pipeline(RULES)
+    one.feed(
+        [
+            trace_message(1, "in", 10, packet=udp(), more=marked(0x15)),
+            trace_message(1, "in", policy=ACCEPT, more=marked(0x15)),
+            trace_message(1, "out", 20, packet=udp(), more=marked(0x16)),
+            trace_message(1, "out", policy=ACCEPT, more=marked(0x16)),
+        ]
+    )
+    assert [row.mark for row in one.rows()] == [None, 0x15]
