@@ -173,6 +173,9 @@ class Agent:
         return self._write(self._take())
 
     def _write(self, taken: list[Records]) -> int:
+        if self._engine.names:
+            self._writer.names(self._engine.names)
+            self._engine.names.clear()
         for some in slices.whole_calls(taken):
             for kind, records in enumerate(some):
                 if len(records):

@@ -61,6 +61,7 @@ class BothEngines:
         self.kernel = kernel
         self.netlink = netlink
         self.notes: list[tuple[Level, str]] = []
+        self.names = netlink.names
         self.over = ""
         self.buffers = kernel.buffers
         self.buffers.watch(netlink.wake)

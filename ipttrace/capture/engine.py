@@ -38,6 +38,7 @@ class Engine(Protocol):
     """A source of records.  Methods that change the host raise CaptureError."""
 
     notes: list[tuple[Level, str]]  # for the user; the agent takes them from the front
+    names: dict[str, str]  # full names by those in records; the agent empties it
     over: str  # why there is nothing left to trace; "" while there is
 
     @property

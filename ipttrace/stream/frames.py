@@ -71,6 +71,7 @@ class Kind(IntEnum):
     RULES = 9  # json: a table's rules, or that they changed
     COUNTERS = 10  # json: a table's counters
     NEIGHBOURS = 11  # json: a namespace's neighbour tables
+    NAMES = 12  # json: full names by those in the records that follow
 
 
 RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)

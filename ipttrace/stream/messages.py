@@ -70,6 +70,12 @@ class Note(TypedDict):
     text: str
 
 
+class Names(TypedDict):
+    """NAMES: full names of tables and chains by those in records; see trace/store/names.py."""
+
+    names: dict[str, str]
+
+
 class ChainRules(TypedDict):
     """A chain's policy (None for a user-defined chain) and its rules' texts, in order."""
 

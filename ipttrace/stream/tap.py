@@ -20,6 +20,7 @@ _MOST_CHANGES: Final = 1000
 _ROOM: Final = 256 << 20
 _NAME: Final = 128  # characters
 _FRAME: Final = 1000  # bytes besides the payload
+_MOST_NAMES: Final = 32 << 20  # bytes of NAMES frames; the records' own names do without
 
 
 class Tap:
@@ -32,6 +33,8 @@ class Tap:
         self._about: dict[tuple[object, ...], Frame] = {}
         self._changes: dict[str, list[Frame]] = {}  # by namespace
         self._size = 0  # bytes of `_about` and `_changes`, estimated
+        self._names: list[Frame] = []
+        self._names_size = 0  # bytes
         self._writer: Writer | None = None
 
     @property
@@ -46,8 +49,13 @@ class Tap:
             self._about.clear()
             self._changes.clear()
             self._size = 0
+            self._names, self._names_size = [], 0
         elif frame.kind == Kind.CLOCK:
             self._clock = frame
+        elif frame.kind == Kind.NAMES:
+            self._names_size += len(frame.payload)
+            if self._names_size <= _MOST_NAMES:
+                self._names.append(frame)
         elif frame.kind in (Kind.RULES, Kind.NEIGHBOURS):
             self._keep(frame)
         if self._writer is not None and frame.kind != Kind.END:
@@ -59,7 +67,8 @@ class Tap:
             raise ValueError("the stream has not started")
         self._writer = Writer(sink)
         changes = chain.from_iterable(self._changes.values())
-        for frame in (self._hello, self._clock, *self._about.values(), *changes):
+        about = (*self._names, *self._about.values(), *changes)
+        for frame in (self._hello, self._clock, *about):
             if frame is not None:
                 self._write(frame)
 

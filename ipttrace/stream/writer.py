@@ -7,14 +7,17 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import FORMAT, MAGIC, RECORD_KINDS, UNCHECKED, Frame, Kind
-from ipttrace.stream.messages import Books, Clock, End, Hello, Level, Message, Note
+from ipttrace.stream.messages import Books, Clock, End, Hello, Level, Message, Names, Note
 from ipttrace.stream.record import Records
+
+
+_NAMES_AT_ONCE: Final = 1000
 
 
 class Sink(Protocol):
@@ -74,6 +77,13 @@ class Writer:
         """NOTE: a line for a person."""
         note: Note = {"level": level, "text": text}
         self._json(Kind.NOTE, note)
+
+    def names(self, names: Mapping[str, str]) -> None:
+        """NAMES: full names by those in records; several frames when there are many."""
+        pairs = list(names.items())
+        for start in range(0, len(pairs), _NAMES_AT_ONCE):
+            some: Names = {"names": dict(pairs[start : start + _NAMES_AT_ONCE])}
+            self._json(Kind.NAMES, some)
 
     def message(self, kind: Kind, message: Message) -> None:
         """RULES, COUNTERS, NEIGHBOURS or NOTE: what a watch found."""

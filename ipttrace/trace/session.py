@@ -15,7 +15,7 @@ from ipttrace.text import clean
 from ipttrace.trace.calls import Assembler, Calls, Flows
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rules import Rulesets
-from ipttrace.trace.store import ENGINES, Store, fill
+from ipttrace.trace.store import ENGINES, FullNames, Store, fill
 
 _KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
 _LEVELS: Final = ("info", "warn", "error")
@@ -48,6 +48,7 @@ class Trace:
         self._assembler = Assembler()
         self._flows = Flows()
         self._budget = Budget()
+        self._names = FullNames(self.store.names)
 
     def feed(self, frame: Frame) -> int:
         """Processes a frame; returns the number of rows that it finished.
@@ -86,6 +87,8 @@ class Trace:
             self.rulesets.feed(frame.json)
         elif frame.kind == Kind.COUNTERS:
             self.rulesets.feed_counters(frame.json)
+        elif frame.kind == Kind.NAMES:
+            self._names.learn(frame.json)
         elif frame.kind == Kind.NEIGHBOURS:
             self.neighbours.feed(frame.json)
         elif frame.kind == Kind.END:
@@ -146,7 +149,7 @@ class Trace:
         new = self.store.append(
             *fill(
                 calls,
-                self.store.names,
+                self._names,
                 self._flows,
                 self.rulesets,
                 self._engine,
@@ -163,6 +166,7 @@ class Trace:
             new = self.finish()
             self.rulesets.begin()
             self.ended = None
+            self._names = FullNames(self.store.names)
         engine = hello.get("engine", "")
         if engine not in ENGINES:
             raise StreamError(f"unknown engine in the stream: {clean(str(engine), 80)}")

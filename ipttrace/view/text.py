@@ -24,6 +24,7 @@ _REMEMBERED: Final = 16384
 # Below this many cells the path is omitted.
 _PATH_ROOM: Final = 12
 _PATH_CAP: Final = 400
+_NAME_CAP: Final = 1024
 # A terminal of at least this many cells shows the rule's text at the end of the line.
 _TEXT_FROM: Final = 160
 _TEXT_ROOM: Final = 20
@@ -190,6 +191,8 @@ class TextView:
 
     def _all(self) -> list[_Column]:
         colour = self._colour
+        # Lines that no terminal wraps have names whole.
+        most = 32 if self._terminal is not None else _NAME_CAP
         columns = [
             _Column("NETNS", 10, 20, lambda row: (row.host, row.netns), self._netns_text),
             _Column("IN→OUT", 9, 33, lambda row: (row.in_, row.out), _devices),
@@ -203,8 +206,8 @@ class TextView:
             _Column("SOURCE", 19, 48, lambda row: (row.src, row.sport), _endpoint),
             _Column("", 1, 1, lambda row: None, lambda key: "→"),
             _Column("DESTINATION", 19, 48, lambda row: (row.dst, row.dport), _endpoint),
-            _Column("TABLE", 6, 32, lambda row: (row.tables, row.table), _table),
-            _Column("CHAIN", 11, 32, lambda row: row.chain, _plain),
+            _Column("TABLE", 6, most, lambda row: (row.tables, row.table), _table),
+            _Column("CHAIN", 11, most, lambda row: row.chain, _plain),
             _Column("RULE", 4, 10, _number, _plain, right=True),
             _Column("MATCH", 6, 8, lambda row: row.match, _plain),
             _Column(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ipttrace.capture.netlink.calls import CallMaker, Calls, in_order
 from ipttrace.capture.netlink.events import EVENT, UniqueNumbers
 from ipttrace.capture.netlink.journeys import NftJourneys
+from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.capture.netlink.nft.decode import NftTraceDecoder
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
 from ipttrace.capture.netlink.nft.generations import Generations
@@ -144,7 +145,8 @@ class Pipeline:
         numbers = UniqueNumbers()
         chains = self.decoder.chains
         self.journeys = NftJourneys(chains, own.encode(), numbers, self._matches)
-        self.calls = CallMaker(chains, numbers, record.SOURCE_NFT)
+        self.names = RecordNames()
+        self.calls = CallMaker(chains, numbers, self.names, record.SOURCE_NFT)
         self.trace = Trace()
         self._frames = Decoder()
         self._writer = Writer(self)
@@ -170,6 +172,8 @@ class Pipeline:
         self.generations.locate(matching, self.decoder.chains)
         calls = self.calls.feed(matching, now)
         if len(calls.entries) or len(calls.cut):
+            self._writer.names(self.names.new)
+            self.names.new.clear()
             for kind, records in enumerate(in_order([calls])[0]):
                 self.records += len(records)
                 self._writer.records(kind, records)

@@ -35,7 +35,6 @@ SHARED = {
     "capture/filter/pcap.py": "EXPR compiled",
     "capture/filter/nft.py": "EXPR in nftables' terms",
     "capture/kernel/module.py": "the module, found and built",
-    "capture/netlink/events.py": "names as records have them",
     "capture/netlink/nft/dump.py": "a ruleset's snapshot",
     "capture/netlink/nft/wire.py": "netlink attributes",
     "capture/netlink/legacy/tables.py": "the legacy tables' priorities",

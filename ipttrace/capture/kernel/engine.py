@@ -102,6 +102,7 @@ class KernelEngine:
         self._early: list[list[Records]] = []  # records of earlier armings, not yet taken
         self._delivered = [0, 0, 0]
         self.notes: list[tuple[Level, str]] = []
+        self.names: dict[str, str] = {}  # legacy names always fit in a record
         with contextlib.ExitStack() as stack:
             if os.geteuid() != 0:
                 raise CaptureError("tracing needs root: run with sudo")

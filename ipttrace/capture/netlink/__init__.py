@@ -7,6 +7,7 @@ attributes    parses the netlink attributes of many messages at once
 reader        netlink sockets, and the thread that reads them
 wake          the descriptors for which the agent waits
 nft/          nf_tables: requests, snapshots, the flip table, trace messages
+names         long names of tables and chains in records
 events        dtypes of events, chains by number, unique numbers
 changes       changes of rules, for the watch that reads their texts
 legacy/       legacy tables: the logger setting, log messages, rules

@@ -24,8 +24,8 @@ from ipttrace.capture.netlink.events import (
     ChainRegistry,
     UniqueNumbers,
     packet_length,
-    record_name,
 )
+from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.netfilter import UNKNOWN_HOOK
 from ipttrace.stream import record
 
@@ -68,11 +68,14 @@ class Calls:
 class CallMaker:
     """Makes calls from the events of one namespace and source, which are fed in order."""
 
-    def __init__(self, chains: ChainRegistry, numbers: UniqueNumbers, source: int) -> None:
+    def __init__(
+        self, chains: ChainRegistry, numbers: UniqueNumbers, names: RecordNames, source: int
+    ) -> None:
         """`source`: record.SOURCE_NFT or SOURCE_NFLOG."""
         self.incomplete = 0  # calls whose first or last event was lost
         self._registry = chains
         self._numbers = numbers
+        self._names = names
         self._source = source
         # Legacy tables mark no first event, and do not always report the end.
         self._legacy = source == record.SOURCE_NFLOG
@@ -220,8 +223,8 @@ class CallMaker:
         if not new:
             return
         added = np.zeros(len(new), _CHAIN)
-        added["table"] = [record_name(chain.table) for chain in new]
-        added["chain"] = [record_name(chain.chain) for chain in new]
+        added["table"] = [self._names.short(chain.table) for chain in new]
+        added["chain"] = [self._names.short(chain.chain) for chain in new]
         added["family"] = [chain.family for chain in new]
         added["table_number"] = [
             self._tables.setdefault((chain.family, chain.table), len(self._tables)) for chain in new

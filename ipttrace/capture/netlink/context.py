@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ipttrace.capture.netlink.changes import RuleChange
 from ipttrace.capture.netlink.events import UniqueNumbers
 from ipttrace.capture.netlink.legacy.logger import LogSetting
+from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.stream.messages import Level
 
 
@@ -21,6 +22,7 @@ class RunContext:
     def __init__(self, first: int, *, legacy: bool) -> None:
         """`first`: the first number of calls and journeys; `legacy`: trace legacy tables."""
         self.numbers = UniqueNumbers(first)
+        self.names = RecordNames()
         self.legacy = legacy
         self.notes: list[tuple[Level, str]] = []
         # Reads all messages that the kernel has sent until now; the engine sets it.

@@ -74,6 +74,7 @@ class NetlinkEngine:
     def __init__(self, options: Options) -> None:
         context = self._context = RunContext(options.first, legacy=options.legacy)
         self.notes = context.notes
+        self.names = context.names.new
         self.changes = context.changes  # of rules, for the watch that reads their texts
         self.over = ""  # why there is nothing left to trace
         self._options = options

@@ -149,17 +149,6 @@ class ChainRegistry:
         return numbers[inverse] if count else np.zeros(0, np.uint32)
 
 
-def record_name(name: bytes) -> bytes:
-    """The name in the 31 bytes of a record: longer ones are cut and end in ~ and a checksum."""
-    if len(name) <= record.NAME_LEN - 1:
-        return name
-    checksum = 0
-    for byte in name:
-        checksum = (checksum * 31 + byte) & 0xFFFF
-    # Not in the middle of a character.
-    return name[: record.NAME_LEN - 6].decode("utf-8", "ignore").encode() + b"~%04x" % checksum
-
-
 def packet_length(packets: Array, caplen: Array) -> Array:
     """The packets' lengths by their IP headers, at least `caplen`: uint32, shape (n,).
 

@@ -87,7 +87,9 @@ class LegacyTrace:
             stack.callback(setting.restore, inode)
             setting.take(path, inode)
             self.journeys = LegacyJourneys(context.numbers, matches)
-            self._calls = CallMaker(self._chains, context.numbers, record.SOURCE_NFLOG)
+            self._calls = CallMaker(
+                self._chains, context.numbers, context.names, record.SOURCE_NFLOG
+            )
             self._stack = stack.pop_all()
 
     def _may_set_marks(self) -> bool:

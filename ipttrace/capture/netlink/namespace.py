@@ -87,7 +87,7 @@ class TracedNamespace:
             self.journeys = NftJourneys(
                 chains, self._flip_table.name, context.numbers, self._matches
             )
-            self._calls = CallMaker(chains, context.numbers, record.SOURCE_NFT)
+            self._calls = CallMaker(chains, context.numbers, context.names, record.SOURCE_NFT)
             self._stack = stack.pop_all()
         context.changes.put(NftChange(path, inode, snapshot, first))
 

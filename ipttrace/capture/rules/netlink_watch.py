@@ -19,7 +19,7 @@ from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import Table
 from ipttrace.capture.netlink.changes import LegacyChange, NftChange, RuleChange
-from ipttrace.capture.netlink.events import record_name
+from ipttrace.capture.netlink.names import shown_name
 from ipttrace.capture.netlink.nft.dump import Snapshot
 from ipttrace.capture.netns import inside, title
 from ipttrace.capture.rules import frames, nft_texts
@@ -278,7 +278,7 @@ class NetlinkRuleWatch(RuleWatch):
 
 def _shown(name: str) -> str:
     """Returns a table's or chain's name as rows show it."""
-    return record_name(name.encode("utf-8", "surrogateescape")).decode("utf-8", "backslashreplace")
+    return shown_name(name.encode("utf-8", "surrogateescape"))
 
 
 def _same_rules(known: Table | None, table: Table) -> bool:

@@ -15,7 +15,7 @@ from ipttrace.trace.rules.families import FAMILIES
 
 U32: Final = 1 << 32
 U64: Final = 1 << 64
-_NAME_LIMIT: Final = 128
+_NAME_LIMIT: Final = 1024  # 255 bytes, escaped
 
 Key = tuple[int, int, str]
 """Inode of the namespace, family (see `families`), table."""

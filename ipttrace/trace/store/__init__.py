@@ -22,11 +22,21 @@ import numpy as np
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import Rulesets
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store.names import FullNames, Names
 from ipttrace.trace.store.schema import ENGINES, NETLINK, SCHEMA, STEPS, Columns, fill
 from ipttrace.trace.store.unfold import address, unfold
 
-__all__ = ["ENGINES", "NETLINK", "Columns", "Names", "Part", "Store", "address", "fill"]
+__all__ = [
+    "ENGINES",
+    "NETLINK",
+    "Columns",
+    "FullNames",
+    "Names",
+    "Part",
+    "Store",
+    "address",
+    "fill",
+]
 
 _CHUNK_ROWS: Final = 1 << 16
 _ALIGN: Final = 64

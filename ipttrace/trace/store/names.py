@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names as ids: each name from the kernel is cleaned and stored once.  Must not do I/O."""
+"""Names as ids: each name from the kernel is cleaned and stored once.
+
+A record has 32 bytes for a name: longer ones are there in a short form, and a NAMES frame
+before has the full ones.  Must not do I/O.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.stream.frames import StreamError
+from ipttrace.text import LIMIT as LONGEST
 from ipttrace.text import clean
 from ipttrace.trace.arrays import Array, Hash
 
 # A forged stream could have a new name in every record.
 LIMIT: Final = 1 << 18
+_FULL_NAMES_SIZE: Final = 32 << 20
+"""Bytes that full names of one stream may take, about."""
 TOO_MANY: Final = "(too many names)"
 
 
@@ -19,12 +28,10 @@ class Names:
     """Fixed-size byte strings ↔ ids.  Id 0 is the empty name."""
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self._limit = limit
+        self.limit = limit
         self._texts: list[str] = [""]
         self._ids: dict[str, int] = {"": 0}
         self._overflow: int | None = None
-        # By width in bytes.
-        self._seen: dict[int, _Seen] = {}
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -45,7 +52,7 @@ class Names:
         """Returns the id of `text`, which must be clean."""
         number = self._ids.get(text)
         if number is None:
-            if len(self._texts) >= self._limit and text != TOO_MANY:
+            if len(self._texts) >= self.limit and text != TOO_MANY:
                 if self._overflow is None:
                     self._overflow = self.add(TOO_MANY)
                 return self._overflow
@@ -53,6 +60,34 @@ class Names:
             self._texts.append(text)
             self._ids[text] = number
         return number
+
+
+class FullNames:
+    """The names in one stream's records, by which Names has them: full ones."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._full: dict[str, str] = {}  # by the short form, both clean
+        self._size = 0
+        # By width in bytes.
+        self._seen: dict[int, _Seen] = {}
+
+    def learn(self, frame: Mapping[str, Any]) -> None:
+        """Adds a NAMES frame, for the records that follow.  Raises StreamError.
+
+        Full names beyond what is kept are ignored: rows have the short ones then.
+        """
+        found = frame.get("names")
+        if not isinstance(found, dict):
+            raise StreamError("malformed names in the stream")
+        for short, full in found.items():
+            if not isinstance(full, str) or max(len(short), len(full)) > LONGEST:
+                raise StreamError("malformed names in the stream")
+            self._size += 4 * (len(short) + len(full)) + 200
+            if self._size <= _FULL_NAMES_SIZE:
+                self._full[clean(short)] = clean(full)
+        # A name seen before may be the short form of one that is known only now.
+        self._seen.clear()
 
     def intern(self, raw: Array) -> Array:
         """Returns the ids, uint32 (n,), of `raw` (n,), whose dtype is S with 4·k bytes.
@@ -68,8 +103,9 @@ class Names:
         if missed.size:
             fresh = {}
             for value in set(raw[missed].tolist()):
-                fresh[value] = self.add(clean(value.split(b"\0", 1)[0]))
-            seen.learn(fresh, self._limit)
+                name = clean(value.split(b"\0", 1)[0])
+                fresh[value] = self._names.add(self._full.get(name, name))
+            seen.learn(fresh, self._names.limit)
             ids[missed] = [fresh[value] for value in raw[missed].tolist()]
         return ids
 

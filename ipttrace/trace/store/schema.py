@@ -12,7 +12,7 @@ from ipttrace.trace.arrays import Array
 from ipttrace.trace.calls import Calls, Flows, is_tracked
 from ipttrace.trace.decode.headers import decode
 from ipttrace.trace.rules import Rulesets
-from ipttrace.trace.store.names import Names
+from ipttrace.trace.store.names import FullNames
 
 # Copied from the entry record.
 _ENTRY: Final = (
@@ -179,7 +179,7 @@ _LATEST: Final = np.iinfo(np.int64).max
 
 def fill(
     calls: Calls,
-    names: Names,
+    names: FullNames,
     flows: Flows,
     rulesets: Rulesets,
     engine: int,

@@ -59,6 +59,7 @@ class Engine:
 
     def __init__(self, rows: int = 0, fail: str = "") -> None:
         self.notes: list[tuple[Level, str]] = []
+        self.names: dict[str, str] = {}
         self.over = ""
         self.rows = rows
         self.fail = fail

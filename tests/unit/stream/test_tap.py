@@ -71,6 +71,23 @@ class Full:
         raise OSError(28, "No space left on device")
 
 
+def test_a_recording_begun_in_the_middle_has_the_full_names_told_before() -> None:
+    tap, stream = Tap(), io.BytesIO()
+    writer = Writer(stream)
+    writer.hello(messages.hello())
+    names = {f"a~{number:04x}": "long" * number for number in range(1001)}
+    writer.names(names)
+    for frame in Decoder().feed(stream.getvalue()):
+        tap.feed(frame)
+    sink = io.BytesIO()
+    tap.start(sink)
+    sink.seek(0)
+    first, *others = read(sink)
+    assert first.kind == Kind.HELLO
+    assert [frame.kind for frame in others] == [Kind.NAMES, Kind.NAMES]
+    assert {short: full for one in others for short, full in one.json["names"].items()} == names
+
+
 def test_a_full_disk_ends_the_recording_and_not_the_stream() -> None:
     tap, decoder = Tap(), Decoder()
     for frame in decoder.feed(streams.hello()):

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
-from ipttrace.capture.netlink.events import record_name
 from tests.data import nft_messages
 from tests.netns.loopback import HANG, ROWS, LoopbackNamespace
 
@@ -78,9 +77,10 @@ def test_names_of_the_greatest_length_do_not_cut_a_message(
         namespace.send(1)
     taken = take(engine, lambda taken: len(taken[0]) >= 2)
     # THEN the complete path is reported
-    (entry,) = [one for one in taken[0] if one["table"] == record_name(table.encode())]
+    names = {short.encode(): full for short, full in engine.names.items()}
+    (entry,) = [one for one in taken[0] if names.get(one["table"]) == table]
     steps = [one["chain"] for one in taken[1] if one["call"] == entry["call"]]
-    assert steps == [record_name(first.encode()), record_name(second.encode())]
+    assert [names[step] for step in steps] == [first, second]
     assert [one["verdict"] for one in taken[2] if one["call"] == entry["call"]] == [0]
     assert engine.books()["missed"] == 0
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import time
@@ -30,6 +31,7 @@ from tests.netns.netlink_lab import (
     unknown_is_empty,
 )
 from tests.netns.ruleset_namespace import RulesetNamespace, ruleset_namespace
+from tests.program import Command, ipttrace
 
 
 @pytest.fixture(params=["legacy", "nft"])
@@ -209,6 +211,40 @@ def test_a_packet_that_one_backend_accepts_and_the_other_drops_has_both_rows_in_
     assert [row["rule"] for row in rows[:2]] == [
         f"-p udp -m udp --dport 9 -j {target}" for target in ("ACCEPT", "DROP")
     ]
+
+
+LONG_NAMES = ("endpoint-ZWRBQNPI-kube-system/kube-dns/udp/dns__10.244.0.4/53", "x" * 128, "b" * 120)
+
+
+def test_long_names_of_nftables_are_whole_in_rows_queries_and_recordings(
+    namespace: RulesetNamespace, tmp_path: Path
+) -> None:
+    table, chain, base = LONG_NAMES
+    other = f"{chain[:-1]}y"  # the same in the bytes that a record has
+    namespace.nft(f"""
+    table inet {table} {{
+      chain {other} {{ counter; }}
+      chain {chain} {{ jump {other}; udp dport 9 counter drop; }}
+      chain {base} {{ type filter hook input priority 3; jump {chain}; }}
+    }}""")
+    recording = tmp_path / "long.iptr"
+    argv = ["record", str(recording), "--engine", "netlink", "--netns", name(namespace)]
+    argv += ["--ready-file", str(tmp_path / "ready"), "udp port 9"]
+    with Command(tmp_path, argv) as command:
+        command.wait_ready()
+        send(namespace, 9, 3)
+        command.interrupt()
+        command.finish()
+    for words in ([], ["--query", f'chain="{chain}" and table="{table}"']):
+        done = ipttrace("replay", str(recording), "--format", "jsonl", *words)
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        rows = [row for row in rows if row["hook"] == "INPUT"]
+        steps = f"{base}:1 {chain}:1 {other}:1 {other}:2/return {chain}:2"
+        assert tally(rows) == {f"INPUT {table} {steps} DROP": 3}
+        assert {row["rule"] for row in rows} == {"udp dport 9 counter drop"}
+        assert {row["chain"] for row in rows} == {chain}
+    text = ipttrace("replay", str(recording)).stdout.splitlines()
+    assert sum(f" {table} " in line and f" {chain} " in line for line in text) == 3
 
 
 def send(namespace: RulesetNamespace, port: int, count: int, payload: bytes = b"hello") -> None:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import struct
+from itertools import product
 
 import numpy as np
 import pytest
 
 from ipttrace.capture.netlink.attributes import NFGEN, attributes
-from ipttrace.capture.netlink.events import record_name
+from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.trace.row import Row
 from tests.data.nft_messages import (
     ACCEPT,
@@ -198,15 +199,31 @@ def test_packets_that_others_trace_are_shown_only_if_expr_matches() -> None:
     assert one.journeys.begun == 0
 
 
-def test_names_longer_than_a_record_holds_stay_different() -> None:
+def test_names_longer_than_a_record_holds_are_whole_in_rows() -> None:
     names = [f"{'x' * 60}{last}" for last in "ab"]
     one = Pipeline(snapshot(**{names[0]: (1, [1]), names[1]: (3, [1, 2])}))
     for name, handle in zip(names, (1, 2), strict=True):
         one.feed([flip(1), trace_message(1, name, handle, DROP, packet=udp())])
     rows = one.rows()
-    assert [row.chain for row in rows] == [record_name(name.encode()).decode() for name in names]
+    assert [row.chain for row in rows] == names
     assert [(row.hook, row.rulenum) for row in rows] == [("INPUT", 1), ("OUTPUT", 2)]
-    assert rows[0].chain != rows[1].chain
+
+
+def test_no_two_names_of_a_run_have_one_short_form() -> None:
+    names = RecordNames()
+    long = [b"x" * 40 + bytes(pair) for pair in product(range(65, 125), repeat=2)]
+    # one that looks like a short form, and one that fits
+    given = [*long, names.short(long[0]), b"INPUT", "ä".encode() * 127, b"\xff" * 255]
+    short = [names.short(name) for name in given]
+    assert len(set(short)) == len(given)
+    assert max(map(len, short)) <= 31
+    full = {name: names.new.get(name.decode()) for name in short}
+    assert [full[one] for one in short[:-4]] == [name.decode() for name in long]
+    assert full[short[-4]] == given[-4].decode()
+    assert (short[-3], full[b"INPUT"]) == (b"INPUT", None)
+    assert full[short[-1]] == "\\xff" * 255
+    # AND a name keeps its form
+    assert [names.short(name) for name in given] == short
 
 
 # -- losses
