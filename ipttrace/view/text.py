@@ -49,7 +49,7 @@ def colour_wanted(fd: int, environ: Mapping[str, str]) -> bool:
 class _Column:
     """A column: a cell's key in a row, its text, and a cache of padded cells by key.
 
-    `start`: initial width in cells; `cap`: the greatest.
+    `start`: initial width in cells; `cap`: the greatest; `whole`: longer texts are not cut.
     """
 
     def __init__(
@@ -62,12 +62,14 @@ class _Column:
         *,
         right: bool = False,
         colour: Callable[[Any], str] | None = None,
+        whole: bool = False,
     ) -> None:
         self.title = title
         self.width = max(start, len(title))
         self.key = key
         self.cache: dict[Any, str] = {}
         self._cap = cap
+        self._whole = whole
         self._text = text
         self._right = right
         self._colour = colour
@@ -77,14 +79,14 @@ class _Column:
 
     def make(self, key: Any) -> str:
         """Returns the padded cell of `key`; a text wider than all before widens the column."""
-        text = cut(escape(self._text(key)), self._cap)
-        wide = width(text)
+        text = cut(escape(self._text(key)), _NAME_CAP if self._whole else self._cap)
+        wide = min(width(text), self._cap)
         if wide > self.width:
             self.width = wide
             self.cache.clear()
         elif len(self.cache) >= _REMEMBERED:
             self.cache.clear()
-        fill = " " * (self.width - wide)
+        fill = " " * (self.width - width(text))
         colour = self._colour(key) if self._colour else ""
         if colour:
             text = f"{colour}{text}{_RESET}"
@@ -191,8 +193,8 @@ class TextView:
 
     def _all(self) -> list[_Column]:
         colour = self._colour
-        # Lines that no terminal wraps have names whole.
-        most = 32 if self._terminal is not None else _NAME_CAP
+        # Lines that no terminal wraps have names whole: a long one moves what follows.
+        whole = self._terminal is None
         columns = [
             _Column("NETNS", 10, 20, lambda row: (row.host, row.netns), self._netns_text),
             _Column("IN→OUT", 9, 33, lambda row: (row.in_, row.out), _devices),
@@ -206,8 +208,8 @@ class TextView:
             _Column("SOURCE", 19, 48, lambda row: (row.src, row.sport), _endpoint),
             _Column("", 1, 1, lambda row: None, lambda key: "→"),
             _Column("DESTINATION", 19, 48, lambda row: (row.dst, row.dport), _endpoint),
-            _Column("TABLE", 6, most, lambda row: (row.tables, row.table), _table),
-            _Column("CHAIN", 11, most, lambda row: row.chain, _plain),
+            _Column("TABLE", 6, 32, lambda row: (row.tables, row.table), _table, whole=whole),
+            _Column("CHAIN", 11, 32, lambda row: row.chain, _plain, whole=whole),
             _Column("RULE", 4, 10, _number, _plain, right=True),
             _Column("MATCH", 6, 8, lambda row: row.match, _plain),
             _Column(

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from functools import partial
+from io import BytesIO
 
 import pytest
 
+from ipttrace.stream.frames import Decoder, Writer
+from ipttrace.trace.session import Trace
 from ipttrace.trace.story import story
 from ipttrace.tui.detail import lines as detail_lines
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.totals import TotalsView
 from tests.data import streams
+from tests.data.messages import hello
 from tests.data.netlink_rows import INET, IP, POLICY, RULE, RecordedCalls, input_from_every_source
 from tests.tui.harness import live, screen_text, shown, until
 from tests.tui.tallied import NETNS, Tallied, line_with, lines, on_screen, picked
@@ -196,3 +200,26 @@ async def test_keys_filter_by_legacy_tables_if_there_are_nftables_tables_too() -
         await pilot.press("c")
         await until(pilot, lambda: "chain=" in app.filter_bar.text)
         assert "tables" not in app.filter_bar.text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_detail_has_long_names_whole(width: int) -> None:
+    chain, table = "endpoint-ZWRBQNPI-kube-system/kube-dns/udp/dns__10.244.0.4/53", "t" * 128
+    told = RecordedCalls()
+    told.nft(b"t~0001", INET, [(b"endpoint~0002", 3, RULE)], first=True)
+    sink = BytesIO()
+    writer = Writer(sink)
+    writer.hello(hello(engine="netlink"))
+    writer.names({"t~0001": table, "endpoint~0002": chain})
+    trace = Trace()
+    for frame in Decoder().feed(sink.getvalue() + told.data()):
+        trace.feed(frame)
+    trace.finish()
+    found = story(trace.store, 0)
+    assert found is not None
+    made = detail_lines.lines(found, width, detail_lines.KnownNames())
+    texts = ["".join(text for text, _ in line.cells) for line in made]
+    assert max(map(len, texts)) <= width
+    joined = "".join(text.strip() for text in texts)
+    assert chain in joined
+    assert table in joined

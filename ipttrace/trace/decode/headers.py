@@ -174,11 +174,12 @@ def _ipv6(raw: _Bytes, rows: Array, out: Headers, start: Array, bound: Array) ->
 
 
 def _extensions(raw: _Bytes, rows: Array, out: Headers, start: Array, bound: Array) -> None:
-    """Skips extension headers; sets proto to the last header that was reached."""
+    """Skips extension headers; sets proto to what follows them, -1 if that was cut off."""
     for _ in range(_MAX_EXTENSIONS):
-        # Eight bytes must be readable; otherwise this header is the last known.
+        # Eight bytes must be readable; otherwise what follows is unknown.
         readable = start[rows] + 8 <= bound[rows]
         start[rows[~readable]] = 0
+        out.proto[rows[~readable]] = -1
         rows = rows[readable]
         if not rows.size:
             return

@@ -36,6 +36,8 @@ SHOWN: Final = "▶"  # the traversal that is the row itself
 
 _NARROW: Final = 100  # cells; below, namespaces are shown only where they change
 _NARROWEST: Final = 40  # cells; below, lines are cut
+_LONG_TABLE: Final = 12  # cells
+_LONG_CHAIN: Final = 30
 _WIDE_DUMP: Final = 140  # cells; from this width on, 32 bytes per line
 
 
@@ -93,6 +95,11 @@ def _about(story: Story, names: KnownNames) -> list[Cells]:
         items.append(_named("rules", f"#{row.ruleset}"))
     if row.engine:
         items.append(_named("engine", row.engine))
+    # The journey below cuts them.
+    if cell_len(row.table) > _LONG_TABLE:
+        items.append(_named("table", row.table))
+    if row.chain and cell_len(row.chain) > _LONG_CHAIN:
+        items.append(_named("chain", row.chain))
     if _over_netlink(row):
         items.append([("cost, process and CPU unknown: traced over netlink", "dim")])
     return items

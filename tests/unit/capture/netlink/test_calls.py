@@ -19,8 +19,10 @@ from tests.data.nft_messages import (
     GOTO,
     JUMP,
     MARK,
+    NET,
     RETURN,
     SECOND,
+    TRANSPORT,
     Pipeline,
     attribute,
     batch,
@@ -436,3 +438,31 @@ def test_the_mark_of_a_packet_is_empty_if_nothing_tells_what_it_was_before_the_r
         ]
     )
     assert [row.mark for row in one.rows()] == [None, 0x15]
+
+
+# -- IPv6
+
+SIX = struct.pack(">IHBB", 6 << 28, 100, 0, 64) + bytes(15) + b"\1" + bytes(15) + b"\2"
+
+
+@pytest.mark.parametrize("following", [0, 43, 44, 60])
+def test_the_protocol_behind_extension_headers_is_empty_not_the_name_of_the_first(
+    following: int,
+) -> None:
+    # GIVEN a message with 40 bytes of the network header, and the start of a UDP header
+    six = SIX[:6] + bytes([following]) + SIX[7:]
+    headers = attribute(NET, six) + attribute(TRANSPORT, struct.pack(">HHHH", 1, 53, 60, 0))
+    first = trace_message(1, "in", 12, DROP, more=headers)
+    (row,) = pipeline_of(flip(1), first).rows()
+    # THEN nothing says what follows the extension header: ports are not of an unknown protocol
+    assert (row.proto, row.sport, row.dport, row.icmp) == ("", None, None, None)
+    assert (row.src, row.dst, row.len) == ("::1", "::2", 140)
+
+
+def test_a_later_fragment_of_ipv6_has_neither_protocol_nor_addresses() -> None:
+    # GIVEN a message without a network header: the kernel has the packet's start for transport
+    headers = attribute(TRANSPORT, (SIX[:6] + bytes([44]) + SIX[7:])[:20])
+    first = trace_message(1, "in", 12, DROP, more=headers)
+    (row,) = pipeline_of(flip(1), first).rows()
+    assert (row.proto, row.src, row.dst, row.dport) == ("", "", "", None)
+    assert (row.table, row.verdict) == ("t", "DROP")

@@ -80,7 +80,7 @@ def ipv6(data: bytes, length: int, out: dict[str, Any]) -> tuple[int, int]:
         if kind not in EXTENSIONS:
             break
         if at + 8 > bound:
-            at = 0
+            kind, at = -1, 0
             break
         size = {51: (data[at + 1] + 2) * 4, 44: 8}.get(kind, (data[at + 1] + 1) * 8)
         if kind == 44:
