@@ -16,7 +16,6 @@ from ipttrace.stream.frames import FORMAT, MAGIC, RECORD_KINDS, UNCHECKED, Frame
 from ipttrace.stream.messages import Books, Clock, End, Hello, Level, Message, Names, Note
 from ipttrace.stream.record import Records
 
-
 _NAMES_AT_ONCE: Final = 1000
 
 

@@ -8,7 +8,8 @@ from io import BytesIO
 
 import pytest
 
-from ipttrace.stream.frames import Decoder, Writer
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.writer import Writer
 from ipttrace.trace.session import Trace
 from ipttrace.trace.story import story
 from ipttrace.tui.detail import lines as detail_lines
