@@ -23,6 +23,7 @@ _SIZES: Final = {
     Kind.RULES: _TABLES,
     Kind.COUNTERS: _TABLES,
     Kind.NEIGHBOURS: _TABLES,
+    Kind.NAMES: _TABLES,
     Kind.HELLO: _OTHERS,
     Kind.CLOCK: _OTHERS,
     Kind.BOOKS: _OTHERS,

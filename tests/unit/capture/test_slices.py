@@ -62,6 +62,7 @@ class _Engine:
 
     def __init__(self) -> None:
         self.notes: list[Any] = []
+        self.names: dict[str, str] = {}
         self._takes = [taken(50_000)]
         self.buffers = SimpleNamespace(
             cpus=2, wait=lambda _: set(), watch=lambda _: None, unwatch=lambda _: None
