@@ -14,7 +14,8 @@ second list:
 - capture/, view/
 - trace/
 - stream/
-- text.py, netfilter.py: foreign text made safe; netfilter's numbers and names
+- text.py, netfilter.py, start.py: foreign text made safe; netfilter's numbers and names;
+  how another Python of this package is started
 
 docs/internals.md draws the whole; import-linter's contracts in pyproject.toml hold it.
 """

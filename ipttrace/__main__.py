@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import sys
 
-from ipttrace.cli import main
+from ipttrace.start import forget_current_folder
 
 if __name__ == "__main__":
+    forget_current_folder()
+    from ipttrace.cli import main
+
     sys.exit(main())

@@ -23,6 +23,7 @@ from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.kernels.error import KernelError
 from ipttrace.lab.vm.machine import Machine, MachineError
 from ipttrace.lab.vm.terminal import on_terminal
+from ipttrace.start import python
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +66,7 @@ class TracedMachine:
 
     def __init__(self, kernel: str, duration: float | None, stderr: IO[bytes]) -> None:
         found = _kernel(kernel)
-        command = [sys.executable, "-m", "ipttrace", "agent", "--engine", "kernel"]
+        command = [*python("ipttrace"), "agent", "--engine", "kernel"]
         command += ["--port", "--lab"]
         if duration is not None:
             command += ["--duration", str(duration)]
@@ -135,7 +136,7 @@ def lab_traffic() -> Iterator[None]:
     """
     for module in ("iptable_filter", "ip6table_filter"):
         subprocess.run(["modprobe", "-q", module], check=False)
-    argv = [sys.executable, "-m", "ipttrace.lab.guest"]
+    argv = python("ipttrace.lab.guest")
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None

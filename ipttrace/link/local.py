@@ -12,11 +12,11 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import IO, BinaryIO, Final, cast
 
 from ipttrace.link.base import PATIENCE, Link, LinkError
+from ipttrace.start import python
 
 # s, for an agent whose stream has ended to remove what it has added to the host.
 _CLEANUP: Final = 30.0
@@ -31,7 +31,7 @@ class LocalLink(Link):
         `arguments`: those of ``ipttrace agent``; `stderr`: where its stderr goes.
         """
         # This program, whatever the PATH is.
-        argv = _as_root([sys.executable, "-m", "ipttrace", "agent", "--control", *arguments])
+        argv = _as_root([*python("ipttrace"), "agent", "--control", *arguments])
         try:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, bufsize=0

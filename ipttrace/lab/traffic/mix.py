@@ -22,6 +22,7 @@ from ipttrace.lab import traffic
 from ipttrace.lab.network import addresses as at
 from ipttrace.lab.network.ns import NetworkError
 from ipttrace.lab.traffic.server import CLOSED, DNS, SINK, WEB, Server
+from ipttrace.start import python
 
 Step = tuple[int, Callable[[], object]]
 """The approximate number of packets, and the function that sends them."""
@@ -138,7 +139,7 @@ class Mix:
 
     def start(self) -> None:
         """Starts the child; returns once its servers are ready.  Raises NetworkError."""
-        argv = [sys.executable, "-m", "ipttrace.lab.traffic", "mix", "--until-eof"]
+        argv = [*python("ipttrace.lab.traffic"), "mix", "--until-eof"]
         argv += ["--prefix", self.prefix, "--rate", str(self.rate)]
         self._child = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
