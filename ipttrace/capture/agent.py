@@ -16,9 +16,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from ipttrace import __version__
+from ipttrace import __version__, files
 from ipttrace.capture import netns, slices
 from ipttrace.capture.budget import Budget
 from ipttrace.capture.choice import open_engine
@@ -118,7 +119,7 @@ class Agent:
         writer.books(self._books())
         self._read_rules_first(stop)
         if self._request.ready_file is not None:
-            self._request.ready_file.write_text(f"{os.getpid()}\n")
+            _write_ready(self._request.ready_file)
 
         began = time.monotonic()
         books_due = began
@@ -310,6 +311,13 @@ def _rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:
         assert isinstance(engine, ReportsChanges)
         found.append(NetlinkRules(engine.changes))
     return found
+
+
+def _write_ready(path: Path) -> None:
+    try:
+        files.write(path, b"%d\n" % os.getpid())
+    except OSError as error:
+        raise CaptureError(f"{path}: {error.strerror}") from error
 
 
 def _only_netns(request: Request, engine: Engine) -> str | None:

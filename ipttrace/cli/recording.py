@@ -7,6 +7,7 @@ import contextlib
 import os
 
 from ipttrace.cli.outcome import Failed
+from ipttrace.files import create
 
 
 class Recording:
@@ -20,9 +21,8 @@ class Recording:
         self._path = path
         self._begun = path == "-"
         self._new = not self._begun and not os.path.lexists(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         try:
-            self._fd = os.dup(1) if self._begun else os.open(path, flags, 0o666)
+            self._fd = os.dup(1) if self._begun else create(path)
         except OSError as reason:
             raise Failed(f"{path}: {reason.strerror}") from None
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ipttrace import files
 from ipttrace.link.base import LinkError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def remote_agents(
         # A stream begins once its agent is armed.
         if options.ready_file is not None:
             try:
-                options.ready_file.write_text(f"{os.getpid()}\n")
+                files.write(options.ready_file, b"%d\n" % os.getpid())
             except OSError as error:
                 raise LinkError(f"{options.ready_file}: {error.strerror}") from error
         yield started

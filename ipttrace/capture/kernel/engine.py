@@ -106,9 +106,7 @@ class KernelEngine:
         with contextlib.ExitStack() as stack:
             if os.geteuid() != 0:
                 raise CaptureError("tracing needs root: run with sudo")
-            module = kmod.built_path(os.uname().release)
-            if not kmod.loaded() and not module.exists():
-                module = kmod.find_or_build()
+            module = None if kmod.loaded() else kmod.find_or_build()
             pins = Pins()
             stack.callback(pins.remove)
             self._insert(pins.stale, module, stack)
@@ -128,7 +126,7 @@ class KernelEngine:
             self.arm()
             self._stack = stack.pop_all()
 
-    def _insert(self, stale: bool, module: Path, stack: contextlib.ExitStack) -> None:
+    def _insert(self, stale: bool, module: Path | None, stack: contextlib.ExitStack) -> None:
         """Inserts the module, to be removed by `close`, unless one is loaded already.
 
         A module that was left by a killed run, beside stale pins, is replaced.
@@ -140,9 +138,7 @@ class KernelEngine:
                 self.notes.append(("info", "using the ipttrace module that is already loaded"))
                 return
             kmod.remove()
-            if not module.exists():
-                module = kmod.find_or_build()
-        kmod.insert(module)
+        kmod.insert(module or kmod.find_or_build())
         stack.callback(self._remove_module)
 
     def _remove_module(self) -> None:

@@ -3,6 +3,11 @@
 
 A built module is kept in the cache under the kernel's release and a hash of its sources,
 so that it is never used with another kernel or another version of ipttrace.
+
+What root inserts only root can have made: file and folders are root's and nobody else can
+write there.  Where the environment names another user's cache (sudo that keeps HOME),
+root builds in /var/cache/ipttrace instead.  Not so in the throwaway VM, which is its
+user's, like the cache: that user's build is inserted there.
 """
 
 from __future__ import annotations
@@ -20,9 +25,11 @@ from pathlib import Path
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.files import create, is_roots_file, is_roots_folder, make_private_folder
 
 NAME: Final = "ipttrace"
 LOADED: Final = Path("/sys/module") / NAME
+ROOTS_CACHE: Final = Path("/var/cache/ipttrace")
 
 _SYSCALLS: Final = {  # finit_module(2), delete_module(2)
     "x86_64": (313, 176),
@@ -51,28 +58,28 @@ def _source_files(folder: Path) -> list[Path]:
     return [*sorted(found), folder / "bpf" / "record.h"]
 
 
-def built_path(release: str, folder: Path | None = None) -> Path:
+def built_path(release: str, folder: Path | None = None, cache: Path | None = None) -> Path:
     """The path in the cache of the module for the kernel `release`, built or not."""
     folder = folder or sources()
     digest = hashlib.sha256()
     for path in _source_files(folder):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return cache_folder() / "modules" / release / digest.hexdigest()[:16] / f"{NAME}.ko"
+    return (cache or cache_folder()) / "modules" / release / digest.hexdigest()[:16] / f"{NAME}.ko"
 
 
-def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
+def build(kdir: Path, release: str, folder: Path | None = None, cache: Path | None = None) -> Path:
     """Builds the module with the headers in `kdir`, unless it is in the cache.
 
     Returns its path.  Raises CaptureError with the first error of the build.
     """
     folder = folder or sources()
-    target = built_path(release, folder)
-    if target.exists():
+    target = built_path(release, folder, cache)
+    if _usable(target):
         return target
     for tool in ("make", "gcc"):
         if not shutil.which(tool):
             raise CaptureError(f"{tool} is needed to build the module: apt-get install {tool}")
-    with tempfile.TemporaryDirectory(prefix="ipttrace-kmod-") as work:
+    with tempfile.TemporaryDirectory(prefix="ipttrace-kmod-", dir=_workplace()) as work:
         for path in _source_files(folder):
             copy = Path(work) / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +93,40 @@ def build(kdir: Path, release: str, folder: Path | None = None) -> Path:
             lines = (done.stderr or done.stdout).strip().splitlines()
             reason = next((line for line in lines if "error" in line.lower()), "make failed")
             raise CaptureError(f"the module does not build for {release}: {reason}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy = target.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(built, copy)
-        copy.rename(target)
+        try:
+            make_private_folder(target.parent)
+            copy = target.with_suffix(f".{os.getpid()}")
+            copy.unlink(missing_ok=True)
+            with built.open("rb") as file, os.fdopen(create(copy, exclusive=True), "wb") as into:
+                shutil.copyfileobj(file, into)
+            copy.rename(target)
+        except OSError as error:
+            raise CaptureError(f"cannot keep the module as {target}: {error.strerror}") from error
     return target
+
+
+def _usable(path: Path) -> bool:
+    """Whether a module is at `path`; for root: one that root may insert."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return not _is_particular() or is_roots_file(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_particular() -> bool:
+    """Whether it matters whose the module is: to root, but not in the throwaway VM."""
+    return os.geteuid() == 0 and os.environ.get("IPTTRACE_GUEST") != "1"
+
+
+def _workplace() -> str | None:
+    """A folder to build below, where nobody else can replace it; None for Python's own choice."""
+    if not _is_particular() or is_roots_folder(Path(tempfile.gettempdir())):
+        return None
+    return "/tmp"
 
 
 def _compiler(kdir: Path) -> list[str]:
@@ -122,8 +158,12 @@ def find_or_build() -> Path:
     Raises CaptureError with what to do if none of these is possible.
     """
     release = platform.release()
-    path = built_path(release)
-    if path.exists():
+    cache = cache_folder()
+    path = built_path(release, cache=cache)
+    if _is_particular() and not is_roots_folder(path.parent):
+        cache = ROOTS_CACHE
+        path = built_path(release, cache=cache)
+    if _usable(path):
         return path
     if (package := installed(release)) is not None:
         return package
@@ -133,7 +173,7 @@ def find_or_build() -> Path:
             f"no module is built for {release}, and its headers are missing:"
             f" apt install linux-headers-{release}"
         )
-    return build(kdir, release)
+    return build(kdir, release, cache=cache)
 
 
 def loaded() -> bool:
@@ -154,7 +194,7 @@ def _syscall(which: int, *arguments: object) -> int:
 
 
 def insert(path: Path) -> None:
-    """Inserts the module.  Raises CaptureError with what to do."""
+    """Inserts the module, for root only one of root's.  Raises CaptureError with what to do."""
     if path.suffix != ".ko":
         # Compressed, as in distributions: modprobe can read it.
         done = subprocess.run(["modprobe", NAME], capture_output=True, text=True, errors="replace")
@@ -163,6 +203,11 @@ def insert(path: Path) -> None:
             raise CaptureError(f"cannot insert {path}: {errors[-1]}")
         return
     with open(path, "rb") as file:
+        if _is_particular() and not is_roots_file(file.fileno()):
+            raise CaptureError(
+                f"{path} or a folder above it belongs to another user, or others can write there:"
+                " remove it and start again"
+            )
         code = _syscall(0, ctypes.c_int(file.fileno()), b"", ctypes.c_int(0))
     if code in (0, errno.EEXIST):
         return

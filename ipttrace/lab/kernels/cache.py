@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ipttrace.files import create, make_private_folder
 from ipttrace.lab.kernels.apt import Package, download, packages_of
 from ipttrace.lab.kernels.error import KernelError
 from ipttrace.lab.kernels.image import extract_vmlinux
@@ -108,7 +109,7 @@ def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
     report = progress or (lambda text, share: None)
     kernels = cache_dir() / "kernels"
     try:
-        kernels.mkdir(parents=True, exist_ok=True)
+        make_private_folder(kernels)
         with _locked(kernels / ".lock"):
             if kernel := find(wanted):
                 return kernel
@@ -119,7 +120,7 @@ def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
+    with os.fdopen(create(path), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

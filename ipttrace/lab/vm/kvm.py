@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ipttrace.files import write
 from ipttrace.lab.kernels import Kernel, cache_dir
 
 DEVICE: Final = Path("/dev/kvm")
@@ -67,5 +68,5 @@ def _cache_result(works: bool) -> None:
     with contextlib.suppress(OSError):
         file = cache_dir() / "kvm.json"
         fresh = file.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps({"boot_id": _boot_id(), "works": works}) + "\n")
+        write(fresh, json.dumps({"boot_id": _boot_id(), "works": works}).encode() + b"\n")
         fresh.rename(file)

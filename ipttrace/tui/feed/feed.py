@@ -8,10 +8,12 @@ on the app's thread, except the intake's reader.  Must not touch widgets.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, BinaryIO
 
+from ipttrace.files import create
 from ipttrace.stream.frames import StreamError
 from ipttrace.stream.tap import Tap
 from ipttrace.text import clean
@@ -91,7 +93,8 @@ class Feed:
 
     def record(self, path: str) -> None:
         """Also writes the stream to `path` from now on.  Raises OSError."""
-        file = open(path, "xb")  # noqa: SIM115  closed when the recording ends
+        # Closed when the recording ends.
+        file = os.fdopen(create(path, exclusive=True), "wb")
         try:
             self.tap.start(file)
         except OSError:

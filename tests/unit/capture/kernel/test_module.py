@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -44,3 +47,65 @@ def test_a_failed_build_is_reported_in_one_line(
     assert "\n" not in str(error.value)
     assert "does not build for 6.1.0" in str(error.value)
     assert not list(tmp_path.glob("cache/**/*.ko"))
+
+
+class _Inserted(Exception):
+    """finit_module(2) was called."""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host whose cache, below the folder, has a module of root's; nothing is inserted."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    monkeypatch.setenv("IPTTRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("IPTTRACE_GUEST", raising=False)
+    monkeypatch.setattr(kmod, "ROOTS_CACHE", tmp_path / "roots")
+    monkeypatch.setattr(kmod, "installed", lambda release: None)
+
+    def syscall(*_: object) -> int:
+        raise _Inserted
+
+    monkeypatch.setattr(kmod, "_syscall", syscall)
+    module = kmod.built_path(platform.release())
+    module.parent.mkdir(parents=True, mode=0o755)
+    module.write_bytes(b"")
+    return tmp_path
+
+
+def test_a_module_that_root_built_is_inserted_by_root(host: Path) -> None:
+    assert kmod.find_or_build() == kmod.built_path(platform.release())
+    with pytest.raises(_Inserted):
+        kmod.insert(kmod.find_or_build())
+
+
+@pytest.mark.parametrize("theirs", ["cache", "cache/modules", "file"])
+def test_a_module_of_another_user_in_the_cache_is_not_inserted_by_root(
+    host: Path, theirs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a module that another user made, or could exchange
+    module = kmod.built_path(platform.release())
+    os.chown(module if theirs == "file" else host / theirs, 65534, 65534)
+    # THEN root does not insert it
+    with pytest.raises(CaptureError, match=r"ipttrace\.ko .* belongs to another user"):
+        kmod.insert(module)
+    # AND does not choose it: root builds, in a cache of root's own
+    caches = []
+
+    def build(kdir: Path, release: str, *, cache: Path) -> Path:
+        caches.append(cache)
+        return cache
+
+    monkeypatch.setattr(kmod, "build", build)
+    with contextlib.suppress(CaptureError):  # no headers
+        kmod.find_or_build()
+    assert caches in ([], [host / ("cache" if theirs == "file" else "roots")])
+
+
+def test_the_throwaway_vm_inserts_what_its_user_built(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(host / "cache", 65534, 65534)
+    monkeypatch.setenv("IPTTRACE_GUEST", "1")
+    with pytest.raises(_Inserted):
+        kmod.insert(kmod.find_or_build())
