@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import socket
 import sys
 import time
@@ -327,8 +328,16 @@ def _only_netns(request: Request, engine: Engine) -> str | None:
     return None if request.netns == netns.ALL else request.netns
 
 
+def _raise_descriptor_limit() -> None:
+    """Allows as many descriptors as this process may have: each namespace takes several."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main(request: Request, out: int, control: int | None) -> int:
     """Runs an agent with its stream on the descriptor `out`.  Returns the exit status."""
+    _raise_descriptor_limit()
     sink = Descriptor(out)
     stop = Stop(sink)
     try:
@@ -343,7 +352,12 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
     except CaptureError as error:
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
-    watcher = Watcher()
+    try:
+        watcher = Watcher()
+    except OSError as error:
+        engine.close()
+        print(f"ipttrace: {error.strerror}", file=sys.stderr)
+        return 1
     rules = _rule_texts(request, engine)
     for one in rules:
         watcher.add(one.make, "rules")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import select
 import shutil
 import socket
 import struct
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.ready import readable
 
 COMMANDS: Final = {4: "iptables-legacy-save", 6: "ip6tables-legacy-save"}
 _NAMES: Final = {4: "ip_tables_names", 6: "ip6_tables_names"}
@@ -182,7 +182,7 @@ def _drain(process: subprocess.Popen[bytes]) -> bytes:
     deadline = time.monotonic() + _PATIENCE
     data = bytearray()
     while True:
-        if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not readable(fd, timeout=max(0.0, deadline - time.monotonic())):
             raise CaptureError(f"{_title(process)} did not end within {_PATIENCE:.0f} s")
         portion = os.read(fd, 1 << 18)
         if not portion:

@@ -13,6 +13,7 @@ import os
 import select
 from collections.abc import Mapping
 
+from ipttrace.ready import writable
 from ipttrace.text import escape
 
 
@@ -47,7 +48,7 @@ class Writer:
                 left = left[os.write(self._fd, left) :]
             except BlockingIOError:
                 # Another process sharing this pipe made it non-blocking.
-                select.select([], [self._fd], [])
+                writable(self._fd)
             except OSError as error:
                 if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                     raise OutputError(f"cannot write the rows: {error.strerror}") from error

@@ -14,7 +14,6 @@ that did not exist, or keep a namespace alive.
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -31,6 +30,7 @@ from ipttrace.capture.rules import frames
 from ipttrace.capture.rules.base import RuleTexts, RuleWatch, cpu_seconds
 from ipttrace.capture.rules.frames import Key
 from ipttrace.capture.watch import Finding
+from ipttrace.ready import readable
 from ipttrace.stream.messages import ChainCounters
 
 FAMILIES: Final = (4, 6)
@@ -136,7 +136,7 @@ class KernelRuleWatch(RuleWatch):
         generation = self._stable_generation()
         if generation is None:
             # Disarmed, perhaps for good: asking once a second costs next to nothing.
-            select.select([self._ended], [], [], 1.0)
+            readable(self._ended, timeout=1.0)
             return
         self._upto = generation
         yield frames.reported(generation)
@@ -147,7 +147,7 @@ class KernelRuleWatch(RuleWatch):
             yield from self._read(group)
 
     def _is_ending(self) -> bool:
-        return bool(select.select([self._ended], [], [], 0)[0])
+        return bool(readable(self._ended, timeout=0))
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -156,8 +156,7 @@ class KernelRuleWatch(RuleWatch):
             due.append(self._read_rest)
         if self._counted:
             due.append(max(min(self._counted.values()) + _COUNT_EVERY, self._count_rest))
-        fds = [self._changes.fileno(), self._ended]
-        select.select(fds, [], [], max(0.0, min(due) - now))
+        readable(self._changes, self._ended, timeout=max(0.0, min(due) - now))
 
     def _next_counted(self) -> _Group | None:
         """Returns the group whose counters are due, the longest unread first."""
@@ -202,7 +201,7 @@ class KernelRuleWatch(RuleWatch):
             if left <= 0:
                 yield self._forget(until)
                 return
-            select.select([self._changes.fileno()], [], [], left)
+            readable(self._changes, timeout=left)
 
     def _report(self, changes: list[Change]) -> Iterator[Finding]:
         first: dict[Key, int] = {}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import shutil
 import signal
 import sys
@@ -27,6 +26,7 @@ from ipttrace.lab.demo import namespaces
 from ipttrace.lab.demo.namespaces import DemoError
 from ipttrace.lab.network.addresses import SERVER4
 from ipttrace.lab.network.nft import HTTPS
+from ipttrace.ready import readable
 
 __all__ = ["PUZZLE", "Demo", "DemoError", "running"]
 
@@ -74,7 +74,7 @@ class Demo:
                 pipe.close()
         if self._status is None:
             pidfd = os.pidfd_open(self._child)
-            if not select.select([pidfd], [], [], timeout)[0]:
+            if not readable(pidfd, timeout=timeout):
                 os.kill(self._child, signal.SIGKILL)
             os.close(pidfd)
             self._status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])

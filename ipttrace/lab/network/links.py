@@ -7,13 +7,13 @@ pyroute2.
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import time
 from typing import Final
 
 from ipttrace.lab.network.ns import NetworkError, socket_in
+from ipttrace.ready import readable
 
 LINK_WAIT: Final = 60.0  # s; milliseconds suffice, even in a slow guest
 
@@ -35,7 +35,7 @@ def wait_running(events: socket.socket, ns: str, count: int, deadline: float) ->
     running: set[int] = set()
     while len(running) < count:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([events], [], [], left)[0]:
+        if left <= 0 or not readable(events, timeout=left):
             raise NetworkError(f"the links of {ns} were not up within {LINK_WAIT:.0f} s")
         data = events.recv(65536)
         while len(data) >= 32:

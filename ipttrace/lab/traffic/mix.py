@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -22,6 +20,7 @@ from ipttrace.lab import traffic
 from ipttrace.lab.network import addresses as at
 from ipttrace.lab.network.ns import NetworkError
 from ipttrace.lab.traffic.server import CLOSED, DNS, SINK, WEB, Server
+from ipttrace.ready import readable
 from ipttrace.start import python
 
 Step = tuple[int, Callable[[], object]]
@@ -113,7 +112,7 @@ def run(
                     step()
                 pause = start + size / rate - time.monotonic()
                 pause = max(0.0, min(pause, end - time.monotonic()))
-                if select.select(watched, [], [], pause)[0] and not os.read(watched[0], 1):
+                if readable(*watched, timeout=pause) and not os.read(watched[0], 1):
                     return rounds
                 if time.monotonic() >= end:
                     return rounds
@@ -145,7 +144,7 @@ class Mix:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert self._child.stdout is not None
-        ready, _, _ = select.select([self._child.stdout], [], [], _START_TIMEOUT)
+        ready = readable(self._child.stdout, timeout=_START_TIMEOUT)
         if not ready or self._child.stdout.readline() != b"ready\n":
             self._child.kill()
             _, stderr = self._child.communicate()

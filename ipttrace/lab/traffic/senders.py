@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import socket
 import struct
 import time
@@ -24,6 +23,7 @@ from ipttrace.lab.traffic.sockets import (
     send_all,
     set_ttl,
 )
+from ipttrace.ready import readable
 
 _IPV6_CHECKSUM: Final = 7  # include/uapi/linux/in6.h
 _idents = itertools.count(os.getpid() & 0x3FFF)
@@ -70,7 +70,7 @@ def _await_reply(
     sock: socket.socket, family: int, dst: str, ident: int, seq: int, timeout: float
 ) -> bool:
     deadline = time.monotonic() + timeout
-    while select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    while readable(sock, timeout=max(0.0, deadline - time.monotonic())):
         data, peer = sock.recvfrom(65536)
         at = (data[0] & 15) * 4 if family == 4 else 0
         if peer[0] != dst or len(data) < at + 8:

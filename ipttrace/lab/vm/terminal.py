@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import sys
 import termios
 import threading
 import tty
 from typing import Any, Final
+
+from ipttrace.ready import readable
 
 CHUNK: Final = 4096
 
@@ -67,7 +68,7 @@ class Terminal:
     def _forward(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                ready, _, _ = select.select([self._descriptor, self._wake_read], [], [])
+                ready = readable(self._descriptor, self._wake_read)
                 if self._wake_read in ready:
                     return
                 keys = os.read(self._descriptor, CHUNK)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink.legacy import logger_guard as guard
 from ipttrace.capture.netlink.legacy.logger_guard import NFNETLINK_LOG, NONE, State
 from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
+from ipttrace.ready import readable
 
 FAMILIES: Final = (NFPROTO_IPV4, NFPROTO_IPV6)
 _PATIENCE: Final = 20.0  # s, for the guard to start, or to end
@@ -149,7 +149,7 @@ class LogSetting:
     def _wait_for_guard(self) -> None:
         pipe = self._guard.stdout
         if not self._ready and pipe is not None:
-            if select.select([pipe], [], [], _PATIENCE)[0]:
+            if readable(pipe, timeout=_PATIENCE):
                 self._ready = pipe.read(1) == b"\n"
             pipe.close()
             self._guard.stdout = None
