@@ -297,6 +297,7 @@ def all_arrived(one: RulesetNamespace, rows: list[Row]) -> bool:
     return sum((row["netns"], row["len"], row["proto"]) == wanted for row in rows) == 23
 
 
+@pytest.mark.alone
 def test_all_namespaces_are_traced_also_one_that_is_made_meanwhile(
     namespace: RulesetNamespace, tmp_path: Path
 ) -> None:
