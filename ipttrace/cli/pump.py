@@ -107,8 +107,11 @@ class Pump:
                 self._write_rows()
             if self._output is not None and self._begun:
                 self._write(self._output.end())
-        except (OutputError, OSError) as error:
+        except (OutputError, outcome.Failed) as error:
             self.errors.append(str(error))
+            self._finish()
+        except OSError as error:
+            self.errors.append(f"cannot read the stream: {error.strerror}")
             self._finish()
         finally:
             signal.signal(signal.SIGINT, before)

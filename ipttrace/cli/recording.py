@@ -26,8 +26,18 @@ class Recording:
         except OSError as reason:
             raise Failed(f"{path}: {reason.strerror}") from None
 
+    def _failed(self, reason: OSError) -> Failed:
+        name = "stdout" if self._path == "-" else self._path
+        return Failed(f"cannot write {name}: {reason.strerror}")
+
     def write(self, data: bytes, /) -> None:
-        """Writes all of `data`.  Raises OSError."""
+        """Writes all of `data`.  Raises Failed, which names the file."""
+        try:
+            self._write(data)
+        except OSError as reason:
+            raise self._failed(reason) from None
+
+    def _write(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
             with contextlib.suppress(OSError):  # a pipe or a device
@@ -37,7 +47,10 @@ class Recording:
             rest = rest[os.write(self._fd, rest) :]
 
     def close(self) -> None:
-        """Closes the file; removes it if it is new and nothing was written."""
-        os.close(self._fd)
+        """Closes the file; removes it if it is new and nothing was written.  Raises Failed."""
+        try:
+            os.close(self._fd)
+        except OSError as reason:  # network file systems report a full disk only here
+            raise self._failed(reason) from None
         if self._new and not self._begun:
             os.unlink(self._path)

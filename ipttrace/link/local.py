@@ -44,7 +44,8 @@ class LocalLink(Link):
     def close(self) -> int:
         """Waits for the agent's end; returns its exit status, negative if a signal killed it.
 
-        An agent whose stream still moves is not killed.
+        An agent whose stream still moves is not killed.  Raises LinkError if it neither ends
+        nor can be killed, as an agent of sudo's.
         """
         self.stop()
         self._drain()
@@ -52,8 +53,14 @@ class LocalLink(Link):
         try:
             return self._process.wait(_CLEANUP)
         except subprocess.TimeoutExpired:
+            pass
+        try:
             self._process.kill()
-            return self._process.wait()
+            return self._process.wait(PATIENCE)
+        except (PermissionError, subprocess.TimeoutExpired):
+            raise LinkError(
+                f"the agent does not end: end it with sudo kill {self._process.pid}"
+            ) from None
 
     def _drain(self) -> None:
         """Reads the rest of the stream, until nothing has come for PATIENCE."""

@@ -32,6 +32,8 @@ _OPTIONS: Final = (
     *("-o", "ControlMaster=no"),
     *("-o", "ClearAllForwardings=yes"),
     *("-o", "RemoteCommand=none"),
+    # A host that does not answer is given up, also one that accepts and says nothing.
+    *("-o", "ConnectTimeout=30"),
     # A connection that dies silently is noticed within half a minute.
     *("-o", "ServerAliveInterval=10"),
     *("-o", "ServerAliveCountMax=3"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import math
 import os
 import select
 import shlex
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, cast
@@ -30,6 +32,8 @@ from ipttrace.link.ssh.command import (
 )
 from ipttrace.text import clean
 
+# s, until the shell there runs the script.  sshd itself gives as long to type a password.
+LOGIN_PATIENCE: Final = 120.0
 _MAX_BYTES: Final = 1 << 16  # kept of output whose line has not ended
 _MAX_LINES: Final = 200  # of stderr that are printed or kept
 
@@ -69,8 +73,9 @@ class SshLink(Link):
         """
         # The output of a login script precedes the tag, possibly on the same line.
         output = b""
+        deadline = time.monotonic() + LOGIN_PATIENCE
         while (at := output.find(TAG)) < 0 or b"\n" not in output[at:]:
-            if not self._wait(self._readable):
+            if not self._wait(self._readable, deadline):
                 raise self._end_error("ssh ended")
             output = output[-_MAX_BYTES:] + os.read(self.stream.fileno(), 4096)
         state = output[at + len(TAG) :].split(b"\n")[0].strip().decode("ascii", "replace")
@@ -119,13 +124,20 @@ class SshLink(Link):
         fcntl.ioctl(self.stream.fileno(), termios.FIONREAD, size)
         return size[0] > 0
 
-    def _wait(self, condition: Callable[[], bool]) -> bool:
-        """Reads stderr until `condition` holds; returns False if stdout ended before."""
+    def _wait(self, condition: Callable[[], bool], deadline: float | None = None) -> bool:
+        """Reads stderr until `condition` holds; returns False if stdout ended before.
+
+        Raises LinkError after the deadline, as time.monotonic().
+        """
         poll = select.poll()
         poll.register(self.stream, select.POLLIN)
         poll.register(self._stderr, select.POLLIN)
         while not condition():
-            events = dict(poll.poll())
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            events = dict(poll.poll(None if left is None else math.ceil(1000 * left)))
+            if left == 0:
+                self.abort()
+                raise LinkError(f"{self.host}: no login within {LOGIN_PATIENCE:.0f} s")
             if self._stderr.fileno() in events and not self._read_stderr():
                 poll.unregister(self._stderr)
             elif events.get(self.stream.fileno()) and not self._readable():
@@ -229,7 +241,11 @@ class SshLink(Link):
             status = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.abort()
-            status = self._process.wait()
+            try:
+                status = self._process.wait(PATIENCE / 5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                status = self._process.wait()
         if self._reader is not None:
             self._reader.join(PATIENCE / 5)
         if status == 255 or status < 0:

@@ -12,7 +12,8 @@ import pytest
 
 from ipttrace.cli import main
 from ipttrace.link.base import LinkError
-from ipttrace.link.ssh import passwords
+from ipttrace.link.ssh import passwords, session
+from ipttrace.link.ssh.command import ssh_command
 from ipttrace.link.ssh.hosts import SshLinks
 from ipttrace.link.ssh.session import SshLink
 from ipttrace.stream.decoder import Decoder
@@ -241,3 +242,17 @@ def test_bad_usage_is_one_line_before_anything_starts(
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert not (far / "started").exists()
+
+
+def test_a_login_without_end_is_given_up_in_one_line(
+    far: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a host that accepts the connection, greets, and never runs the script
+    (far / "ssh").write_text("#!/bin/sh\necho hello\nexec sleep 600\n")
+    monkeypatch.setattr(session, "LOGIN_PATIENCE", 0.5)
+    assert main(["print", "--ssh", "web1", "--remote-command", " ".join(AGENT)]) == 1
+    assert capsys.readouterr().err == "ipttrace: web1: no login within 0 s\n"
+
+
+def test_ssh_is_told_to_give_up_a_host_that_does_not_answer() -> None:
+    assert "ConnectTimeout=30" in ssh_command("web1", ["ipttrace"], [])
