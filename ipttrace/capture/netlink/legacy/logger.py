@@ -93,7 +93,7 @@ class LogSetting:
                     f"{_NOT_TRACED}/proc/sys/net/netfilter/nf_log is missing (CONFIG_NETFILTER)"
                 ) from None
         state = State(path, inode, guard.cookie(), old)
-        for other in guard.states(self._folder):
+        for other in guard.states(self._folder, inode):
             # Another run, or this one, has set nfnetlink_log already: its old logger counts.
             if other.same_namespace(state):
                 for family, name in other.old.items():

@@ -197,11 +197,15 @@ def locked(folder: str, patience: float = _PATIENCE) -> Iterator[None]:
         os.close(fd)
 
 
-def states(folder: str) -> list[State]:
-    """Reads all files; removes those that are malformed.  Needs the lock.  Raises OSError."""
+def states(folder: str, inode: int | None = None) -> list[State]:
+    """Reads all files, or those of one namespace; removes those that are malformed.
+
+    Needs the lock.  Raises OSError.
+    """
     found = []
+    prefix = _PREFIX if inode is None else f"{_PREFIX}{inode}-"
     for name in sorted(os.listdir(folder)):
-        if not name.startswith(_PREFIX):
+        if not name.startswith(prefix):
             continue
         path = os.path.join(folder, name)
         try:
@@ -395,7 +399,8 @@ def settle(folder: str, state: State) -> list[int]:
     the file stays.
     """
     done = []
-    others = [one for one in states(folder) if one.name != state.name and one.alive]
+    found = states(folder, state.inode)
+    others = [one for one in found if one.name != state.name and one.alive]
     if not any(one.same_namespace(state) for one in others):
         with contextlib.suppress(Gone):
             done = restore(state)
