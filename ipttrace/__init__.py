@@ -14,9 +14,9 @@ second list:
 - capture/, view/
 - trace/
 - stream/
-- text.py, netfilter.py, files.py, ready.py, start.py: foreign text made safe; netfilter's
-  numbers and names; files where others can write too; waiting for descriptors; how another
-  Python of this package is started
+- text.py, netfilter.py, rule_words.py, files.py, ready.py, start.py: foreign text made
+  safe; netfilter's numbers and names; the words of a rule; files where others can write
+  too; waiting for descriptors; how another Python of this package is started
 
 docs/internals.md draws the whole; import-linter's contracts in pyproject.toml hold it.
 """

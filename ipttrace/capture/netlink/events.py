@@ -26,6 +26,8 @@ CHAIN_END: Final = 3  # the end of a chain was reached, without a verdict
 # Verdicts besides NF_*.
 VERDICT_CONTINUE: Final = -1  # the table goes on with the next rule
 UNKNOWN_VERDICT: Final = 0xFF
+# The table ends with ACCEPT or DROP: if the packet meets a later chain, it was ACCEPT.
+ACCEPT_OR_DROP: Final = 0xFE
 
 NFT_PACKET_LEN: Final = 60  # bytes of the packet in nftables' trace messages
 LEGACY_PACKET_LEN: Final = 128  # bytes of the packet in nfnetlink_log's messages

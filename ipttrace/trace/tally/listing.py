@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from ipttrace import rule_words
 from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, table_order
 from ipttrace.stream import record
 from ipttrace.trace.arrays import Array
@@ -33,7 +34,6 @@ _REMEMBERED: Final = 1000  # tables
 
 # A quoted text may look like anything, and may lack its closing quote.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
-_TARGET: Final = re.compile(r"(?:^|\s)(?:-[jg]|--jump|--goto)\s+(\S+)")
 # In nft's syntax.  A verdict map may have several targets; those of a named map are unknown.
 _NFT_TARGET: Final = re.compile(r"(?:^|[\s{:,])(?:jump|goto)\s+([^\s,;}]+)")
 _NAMED_MAP: Final = re.compile(r"\bvmap\s+@")
@@ -272,9 +272,14 @@ def _layout_of(table: Table) -> _Layout:
     native, unknown = table.backend == "nft", False
     for chain in table.chains.values():
         for rule in chain.rules:
-            bare = _QUOTED.sub('""', rule)
-            unknown |= native and _NAMED_MAP.search(bare) is not None
-            for target in set(_NFT_TARGET.findall(bare)) if native else _TARGET.findall(bare)[:1]:
+            targets: set[str] = set()
+            if native:
+                bare = _QUOTED.sub('""', rule)
+                unknown |= _NAMED_MAP.search(bare) is not None
+                targets.update(_NFT_TARGET.findall(bare))
+            elif (found := rule_words.target(rule)) is not None:
+                targets.add(found.name)
+            for target in targets:
                 calls[target] = calls.get(target, 0) + 1
     at = (table.family, table.table)
     # Base chains come first, as iptables prints them.

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import socket
 import struct
 import time
@@ -21,11 +20,19 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from ipttrace import rule_words
 from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import CommandMissing, Table, Unreadable
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.events import POLICY, RETURN, RULE, UNKNOWN_VERDICT, VERDICT_CONTINUE
+from ipttrace.capture.netlink.events import (
+    ACCEPT_OR_DROP,
+    POLICY,
+    RETURN,
+    RULE,
+    UNKNOWN_VERDICT,
+    VERDICT_CONTINUE,
+)
 from ipttrace.netfilter import ACCEPT, DROP, IP_VERSIONS, QUEUE
 
 VERSIONS: Final = (4, 6)  # of IP
@@ -51,6 +58,11 @@ _REST: Final = 4
 _RETRY: Final = 10.0  # s, after rules could not be read
 _TRIES: Final = 3
 
+# What targets return (net/netfilter, net/ipv4/netfilter, net/ipv6/netfilter).  A target
+# that continues may drop a packet as well: no event follows then, and the verdict is
+# unknown (ECN, TCPMSS, TCPOPTSTRIP, of malformed packets; SNPT, DNPT, of addresses that
+# cannot be mapped; DSCP, TOS, TTL, HL, without memory; SYNPROXY also steals packets).
+# SNAT, DNAT and NETMAP find a tuple always, and drop only without memory for a helper.
 _VERDICTS = {
     "ACCEPT": ACCEPT,
     "DROP": DROP,
@@ -59,25 +71,23 @@ _VERDICTS = {
     "NFQUEUE": QUEUE,
     "DNAT": ACCEPT,
     "SNAT": ACCEPT,
-    "MASQUERADE": ACCEPT,
-    "REDIRECT": ACCEPT,
     "NETMAP": ACCEPT,
-    "TPROXY": ACCEPT,
+    "MASQUERADE": ACCEPT_OR_DROP,  # without an address for the device
+    "REDIRECT": ACCEPT_OR_DROP,  # likewise
+    "TPROXY": ACCEPT_OR_DROP,  # without a listener
 }
-"""Targets to verdicts: NF_* or VERDICT_CONTINUE; iptables-extensions(8)."""
+"""Targets to verdicts: NF_*, VERDICT_CONTINUE or ACCEPT_OR_DROP."""
 _VERDICTS |= dict.fromkeys(
     (
-        *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL"),
-        *("HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST", "SECMARK"),
-        *("SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG"),
+        *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DNPT", "DSCP", "ECN"),
+        *("HL", "HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST"),
+        *("SECMARK", "SET", "SNPT", "SYNPROXY", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE"),
+        *("TTL", "ULOG"),
     ),
     VERDICT_CONTINUE,
 )
 # Targets that leave a packet's mark alone.
 _KEEP_MARK: Final = _VERDICTS.keys() - {"CONNMARK", "HMARK", "MARK", "SET", "TPROXY"} | {"RETURN"}
-# A quoted string may look like a target.
-_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)')
-_TARGET: Final = re.compile(r"(?:^|\s)-([jg])\s+(\S+)")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -228,16 +238,13 @@ def _priority(table: bytes, hook: int) -> int:
 
 
 class Outcome(NamedTuple):
-    """`match`: index into record.MATCHES; `verdict`: NF_*, VERDICT_CONTINUE, UNKNOWN_VERDICT."""
+    """`match`: index into record.MATCHES.
+
+    `verdict`: NF_*, VERDICT_CONTINUE, ACCEPT_OR_DROP, UNKNOWN_VERDICT.
+    """
 
     match: int
     verdict: int
-
-
-def _target(rule: str) -> tuple[str, str] | None:
-    """The option, j or g, and the target of a rule; None if it has none."""
-    found = _TARGET.search(_QUOTED.sub('""', rule))
-    return None if found is None else (found[1], found[2])
 
 
 def may_set_marks(tables: dict[_Key, Table]) -> bool:
@@ -246,7 +253,7 @@ def may_set_marks(tables: dict[_Key, Table]) -> bool:
         found is not None and found[1] not in _KEEP_MARK and found[1] not in table
         for table in tables.values()
         for chain in table.values()
-        for found in map(_target, chain.rules)
+        for found in map(rule_words.target, chain.rules)
     )
 
 
@@ -267,7 +274,7 @@ def outcome(
         if match == POLICY and rules is not None and rules.policy is not None:
             return Outcome(match, _VERDICTS.get(rules.policy, UNKNOWN_VERDICT))
         return Outcome(match, UNKNOWN_VERDICT)
-    found = _target(rules.rules[number - 1])
+    found = rule_words.target(rules.rules[number - 1])
     if found is None:
         return Outcome(RULE, VERDICT_CONTINUE)
     option, target = found
