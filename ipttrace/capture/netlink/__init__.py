@@ -12,6 +12,7 @@ events        dtypes of events, chains by number, unique numbers
 changes       changes of rules, for the watch that reads their texts
 legacy/       legacy tables: the logger setting, log messages, rules
 journeys      which packet an event is of
+reached       the later chains that packets met
 calls         events to records of calls
 context       what all namespaces of a run share
 legacy_trace  the legacy tables of one namespace, from messages to calls

@@ -9,6 +9,7 @@ journeys and make no call.  Must not do I/O, and must not loop over events in Py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.events import (
+    ACCEPT_OR_DROP,
     CHAIN_END,
     LEGACY_FIELDS,
     POLICY,
@@ -26,7 +28,7 @@ from ipttrace.capture.netlink.events import (
     packet_length,
 )
 from ipttrace.capture.netlink.names import RecordNames
-from ipttrace.netfilter import UNKNOWN_HOOK
+from ipttrace.netfilter import ACCEPT, UNKNOWN_HOOK
 from ipttrace.stream import record
 
 # A call whose next event has not come after so long, ns, lost its end.
@@ -69,9 +71,19 @@ class CallMaker:
     """Makes calls from the events of one namespace and source, which are fed in order."""
 
     def __init__(
-        self, chains: ChainRegistry, numbers: UniqueNumbers, names: RecordNames, source: int
+        self,
+        chains: ChainRegistry,
+        numbers: UniqueNumbers,
+        names: RecordNames,
+        source: int,
+        went_on: Callable[[Array], Array] | None = None,
     ) -> None:
-        """`source`: record.SOURCE_NFT or SOURCE_NFLOG."""
+        """`source`: record.SOURCE_NFT or SOURCE_NFLOG.
+
+        `went_on`: the first events of calls, shape (n,), to bool, shape (n,): did the packet
+        meet a chain behind this one?
+        """
+        self._went_on = went_on
         self.incomplete = 0  # calls whose first or last event was lost
         self._registry = chains
         self._numbers = numbers
@@ -84,8 +96,10 @@ class CallMaker:
         self._chains = np.zeros(0, _CHAIN)
         self._tables: dict[tuple[int, bytes], int] = {}
 
-    def feed(self, events: Array, now: int) -> Calls:
+    def feed(self, events: Array, now: int, *, more: bool = True) -> Calls:
         """The calls that are finished at `now`, CLOCK_MONOTONIC ns.
+
+        `more`: events may follow that show whether a packet was accepted.
 
         `events`: EVENT or LEGACY_EVENT, shape (n,), with `journey`, and located: with
         `rulenum` if they have a handle or end a chain, first events also with `hook`
@@ -113,6 +127,8 @@ class CallMaker:
         passed = np.append(~first[starts[1:]], False) if len(starts) > 1 else np.zeros(1, bool)
         late = events["time"][ends].astype(np.int64) < now - self._patience
         wait = headed & ~over & ~passed & ~late
+        if self._legacy:
+            wait |= headed & self._undecided(events, starts, ends) & ~late & more
         lengths = ends - starts + 1
         if wait.any():
             self._pending = events[np.repeat(wait, lengths)]
@@ -123,6 +139,18 @@ class CallMaker:
         events, lengths, over = events[keep], lengths[take], over[take]
         starts = np.cumsum(lengths) - lengths
         return self._records(events, starts, lengths, over)
+
+    def _undecided(self, events: Array, starts: Array, ends: Array) -> Array:
+        """The calls that ended with ACCEPT or DROP, not known which: bool, shape (n,).
+
+        If the packet met a later chain, sets the verdict to ACCEPT.
+        """
+        undecided: Array = events["verdict"][ends] == ACCEPT_OR_DROP
+        if self._went_on is not None and undecided.any():
+            accepted = undecided & self._went_on(events[starts])
+            events["verdict"][ends[accepted]] = ACCEPT
+            undecided &= ~accepted
+        return undecided
 
     def _starts(self, events: Array, first: Array) -> Array:
         """Where calls begin; if first events were lost, as far as the others show it."""
@@ -207,7 +235,7 @@ class CallMaker:
         exits["mark"] = heads["mark"]
         verdict = lasts["verdict"].copy()
         if self._legacy:
-            verdict[~over] = UNKNOWN_VERDICT
+            verdict[~over | (verdict == ACCEPT_OR_DROP)] = UNKNOWN_VERDICT
             over = np.ones(count, bool)
         exits["verdict"] = verdict.astype(np.uint32)
         exits["flags"][verdict == UNKNOWN_VERDICT] = record.EXIT_F_NO_VERDICT

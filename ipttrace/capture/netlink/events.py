@@ -16,6 +16,8 @@ from ipttrace.capture.netlink.attributes import Array
 from ipttrace.stream import record
 
 TABLE_PREFIX: Final = b"ipttrace-"  # of nft tables that flip, made by any ipttrace process
+PASSED: Final = b"passed"
+"""The chain of such a table that packets reach which no other chain dropped."""
 
 # Kinds of events: the first three are those of rule records; nftables has no RETURN.
 RULE: Final = record.MATCH_RULE
@@ -30,6 +32,9 @@ UNKNOWN_VERDICT: Final = 0xFF
 ACCEPT_OR_DROP: Final = 0xFE
 
 NFT_PACKET_LEN: Final = 60  # bytes of the packet in nftables' trace messages
+NFT_NET_LEN: Final = 40  # of them, from the network header: NFT_TRACETYPE_NETWORK_HSIZE
+# IPv6 extension headers, by IPPROTO_*: the transport header does not follow the first 40 bytes.
+IPV6_EXTENSIONS: Final = np.isin(np.arange(256), [0, 43, 44, 51, 60, 135, 139, 140])
 LEGACY_PACKET_LEN: Final = 128  # bytes of the packet in nfnetlink_log's messages
 
 EVENT: Final = np.dtype(

@@ -18,6 +18,9 @@ import numpy as np
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.events import (
     EVENT,
+    IPV6_EXTENSIONS,
+    NFT_NET_LEN,
+    PASSED,
     RULE,
     TABLE_PREFIX,
     ChainRegistry,
@@ -50,7 +53,8 @@ class NftJourneys:
         self, chains: ChainRegistry, own: bytes, numbers: UniqueNumbers, matches: PacketFilter
     ) -> None:
         """`own`: name of this process's flip table; `matches`: for packets it did not flip."""
-        self.flips = np.zeros(0, EVENT)  # of the last `assign`: where journeys began
+        # Of the last `assign`: where journeys began, and at the chain PASSED.
+        self.flips = self.passed = np.zeros(0, EVENT)
         self.begun = 0  # events of this process's flip table
         self.refused = 0  # calls of packets that others trace and EXPR does not match
         self.exact = True  # the flip table matches exactly what EXPR does
@@ -60,16 +64,19 @@ class NftJourneys:
         self._matches = matches
         # Packet id → journey, 0 if EXPR does not match, and the mark after its last event.
         self._open: dict[int, tuple[int, int]] = {}
-        # Of each chain: is it of this process's flip table, of any process's?
-        self._is_own = self._is_flip = np.zeros(0, bool)
+        # Of each chain: does it flip for this process, is it of any process's flip table,
+        # is it this process's PASSED?
+        self._is_own = self._is_flip = self._is_passed = np.zeros(0, bool)
 
     def _add_chains(self) -> None:
         new = self._registry.chains[len(self._is_own) :]
         if new:
-            own = [chain.table == self._own for chain in new]
+            own = np.array([chain.table == self._own for chain in new])
             flip = [chain.table.startswith(TABLE_PREFIX) for chain in new]
-            self._is_own = np.append(self._is_own, np.array(own))
+            passed = own & np.array([chain.chain == PASSED for chain in new])
+            self._is_own = np.append(self._is_own, own & ~passed)
             self._is_flip = np.append(self._is_flip, np.array(flip))
+            self._is_passed = np.append(self._is_passed, passed)
 
     def assign(self, events: Array) -> Array:
         """The events of packets that EXPR matches, with `journey`, one journey after the other.
@@ -84,7 +91,7 @@ class NftJourneys:
         ids = events["id"]
         count = len(ids)
         if not count:
-            self.flips = events
+            self.flips = self.passed = events
             return events
         first = np.append(True, ids[1:] != ids[:-1])
         self._add_chains()
@@ -107,6 +114,7 @@ class NftJourneys:
             new = known < 0
             if new.any():
                 foreign = unknown[new]
+                foreign = foreign[~self._is_passed[events["chain"][foreign]]]
                 matched = self._matches(events["packet"][foreign], events["caplen"][foreign]) & (
                     events["caplen"][foreign] > 0
                 )
@@ -127,6 +135,7 @@ class NftJourneys:
         flips = events[flipped & traced]
         self.flips = flips[np.argsort(flips["time"], kind="stable")]
         self.begun += int(flipped.sum())
+        self.passed = events[self._is_passed[events["chain"]]]
         matching: Array = events[~self._is_flip[events["chain"]] & traced]
         return matching
 
@@ -163,6 +172,7 @@ class LegacyJourneys:
             return events
         order = np.argsort(keys.full, kind="stable")
         events, full, invariant = events[order], keys.full[order], keys.invariant[order]
+        coarse = keys.coarse[order]
         count = len(events)
         chain = chain_order(events["hook"], events["priority"])
         first = np.append(True, full[1:] != full[:-1])
@@ -187,17 +197,27 @@ class LegacyJourneys:
         )
         found = np.zeros(count, np.uint64)
         for at in np.flatnonzero(first | begins).tolist():
-            found[at] = self._find(events, at, int(full[at]), int(invariant[at]), bool(begins[at]))
+            of = (int(full[at]), int(invariant[at]), int(coarse[at]))
+            found[at] = self._find(events, at, *of, begins=bool(begins[at]))
         starts = np.maximum.accumulate(np.where(first | begins, np.arange(count), 0))
         events["journey"] = found[starts]
         matching: Array = events[events["journey"] != 0]
         self._move_to_flips(matching)
         return matching
 
-    def _find(self, events: Array, at: int, key: int, invariant: int, begins: bool) -> int:
+    def flipped(self, journeys: Array) -> Array:
+        """Whether they began with a flip: bool, shape (n,)."""
+        return np.array([one in self._begun for one in journeys.tolist()], bool)
+
+    def _find(
+        self, events: Array, at: int, key: int, invariant: int, coarse: int, *, begins: bool
+    ) -> int:
         """The journey that begins or continues with event `at`, 0 if EXPR does not match."""
         journey = 0 if begins else self._current.get(key, 0)
-        journey = journey or self._next_flip(key, int(events["hook"][at]), int(events["time"][at]))
+        for one in dict.fromkeys((key, coarse)):
+            journey = journey or self._next_flip(
+                one, int(events["hook"][at]), int(events["time"][at])
+            )
         journey = journey or self._newest.get(key) or self._newest_by_nat.get(invariant) or 0
         part = slice(at, at + 1)
         if not journey and self._matches(events["packet"][part], events["caplen"][part])[0]:
@@ -270,11 +290,13 @@ class Keys(NamedTuple):
     """Hashes of packets, uint64, shape (n,): equal for the same packet.
 
     `full`: of addresses and ports before NAT, and of `invariant`; `invariant`: of the
-    fields that NAT leaves alone.
+    fields that NAT leaves alone; `coarse`: as `full`, of the network header alone if
+    nftables reports no more of the packet.
     """
 
     full: Array
     invariant: Array
+    coarse: Array
 
 
 # By IP protocol: ports in the first four bytes (TCP, UDP, DCCP, SCTP, UDP-Lite); an
@@ -294,7 +316,7 @@ def packet_keys(
     """
     count, width = packets.shape
     if not count:
-        return Keys(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+        return Keys(*(np.zeros(0, np.uint64) for _ in Keys._fields))
     six = packets[:, 0] >> 4 == 6
     proto = np.where(six, packets[:, 6], packets[:, 9]).astype(np.intp)
     l4 = np.where(six, 40, (packets[:, 0] & 15).astype(np.intp) * 4)
@@ -324,6 +346,7 @@ def packet_keys(
     rest[~six, 4] &= 0x3F  # without DF
     rest[six, :2] = packets[six, 4:6]
     invariant = _mix_bytes(np.concatenate([fixed, rest], axis=1))
+    opaque = np.where(six, IPV6_EXTENSIONS[proto], l4 > NFT_NET_LEN)
     addresses = np.zeros((count, 40), np.uint8)
     addresses[~six, :4] = packets[~six, 12:16]
     addresses[~six, 16:20] = packets[~six, 16:20]
@@ -331,7 +354,14 @@ def packet_keys(
     addresses[:, 32:36] = ports
     if tuples is not None and valid is not None:
         addresses[valid, :36] = tuples[valid]
-    return Keys(_mix_bytes(addresses) ^ invariant, invariant)
+    full = coarse = _mix_bytes(addresses) ^ invariant
+    if opaque.any():
+        fixed[opaque, :_L4_LEN] = 0
+        addresses[opaque, 32:36] = 0
+        without = np.concatenate([fixed[opaque], rest[opaque]], axis=1)
+        coarse = full.copy()
+        coarse[opaque] = _mix_bytes(addresses[opaque]) ^ _mix_bytes(without)
+    return Keys(full, invariant, coarse)
 
 
 def tuples_before_nat(records: Array) -> tuple[Array, Array]:

@@ -28,6 +28,7 @@ from ipttrace.capture.netlink.events import (
 from ipttrace.capture.netlink.journeys import (
     LegacyJourneys,
     PacketFilter,
+    chain_order,
     packet_keys,
     tuples_before_nat,
 )
@@ -40,7 +41,9 @@ from ipttrace.capture.netlink.legacy.tables import (
     outcome,
     priorities,
 )
+from ipttrace.capture.netlink.reached import AFTER_ALL_CHAINS, Reached
 from ipttrace.capture.netlink.reader import Mailbox
+from ipttrace.netfilter import UNKNOWN_HOOK
 from ipttrace.stream import record
 
 _GAP: Final = 500_000  # events further apart, ns, may be taken at different times
@@ -76,6 +79,8 @@ class LegacyTrace:
         self._missing = 0
         self.held: deque[Array] = deque()  # events, LEGACY_EVENT, not yet taken
         self._outcomes: dict[tuple[ChainKey, int, int, int, bool], Outcome] = {}
+        self._reached = Reached()
+        self._passed = Reached()  # with Keys.invariant in place of journeys
         self.foreign = 0  # messages that no trace caused: of other log rules
         with contextlib.ExitStack() as stack:
             self.mailbox: Mailbox = stack.enter_context(contextlib.closing(nflog.new_mailbox(room)))
@@ -88,7 +93,11 @@ class LegacyTrace:
             setting.take(path, inode)
             self.journeys = LegacyJourneys(context.numbers, matches)
             self._calls = CallMaker(
-                self._chains, context.numbers, context.names, record.SOURCE_NFLOG
+                self._chains,
+                context.numbers,
+                context.names,
+                record.SOURCE_NFLOG,
+                self._went_on,
             )
             self._stack = stack.pop_all()
 
@@ -155,10 +164,39 @@ class LegacyTrace:
         )
         return events
 
-    def take(self, before: int, flips: Array, now: int) -> Calls:
+    def add_reached(self, events: Array, passed: Array) -> None:
+        """What nftables reported of packets, before `take` returns their calls.
+
+        `events`: EVENT, located; `passed`: of the chain PASSED, EVENT.
+        """
+        heads = events[events["head"] & (events["hook"] != UNKNOWN_HOOK)]
+        chains = chain_order(heads["hook"], heads["priority"])
+        self._reached.add(heads["journey"], chains, heads["time"])
+        self._reached.add(passed["journey"], AFTER_ALL_CHAINS, passed["time"])
+        passed = passed[passed["head"]]
+        keys = packet_keys(passed["packet"], passed["caplen"])
+        self._passed.add(keys.invariant, AFTER_ALL_CHAINS, passed["time"])
+
+    def _went_on(self, heads: Array) -> Array:
+        """The calls whose packets met a later chain: bool, shape (n,).
+
+        `heads`: their first events, LEGACY_EVENT, shape (n,).
+        """
+        chains = chain_order(heads["hook"], heads["priority"])
+        self._reached.add(heads["journey"], chains, heads["time"])
+        found = self._reached.later(heads["journey"], chains)
+        # Fragments are flipped, and the packet that they make has no flip.
+        alone = np.flatnonzero(~found & ~self.journeys.flipped(heads["journey"]))
+        packets = heads["packet"][alone, :_KEY_BYTES]
+        keys = packet_keys(packets, heads["caplen"][alone])
+        found[alone] = self._passed.later(keys.invariant, chains[alone])
+        return found
+
+    def take(self, before: int, flips: Array, now: int, *, more: bool) -> Calls:
         """The calls finished at `now`, by events read before `before` (CLOCK_MONOTONIC, ns).
 
-        `before`: at most `rules.checked`; `flips`: NftJourneys.flips since the last call.
+        `before`: at most `rules.checked`; `flips`: NftJourneys.flips since the last call;
+        `more`: packets may still be reported.
         """
         ready = []
         while self.held and int(self.held[0]["time"][0]) < before:
@@ -169,7 +207,7 @@ class LegacyTrace:
         keys = packet_keys(packets, events["caplen"], *tuples_before_nat(events))
         flip_keys = packet_keys(flips["packet"], flips["caplen"])
         matching = self.journeys.assign(events, keys, flips, flip_keys)
-        return self._calls.feed(matching, now)
+        return self._calls.feed(matching, now, more=more)
 
     def _locate(self, events: Array) -> None:
         """Fills in `kind`, `verdict`, `last`, `ruleset` and `priority`."""

@@ -105,7 +105,11 @@ class TracedNamespace:
         self._install()
 
     def _install(self) -> None:
-        """Installs the flip table in the families that have rules to trace."""
+        """Installs the flip table in the families that have rules to trace.
+
+        Where a legacy table may drop a packet in the last of its chains, also the flip
+        table's chain behind it, which shows the packets that were not dropped.
+        """
         families = self._families()
         if families != self._flip_families and self._filter is not None:
             if self._flip_families:
@@ -114,6 +118,8 @@ class TracedNamespace:
             if families:
                 self._flip_table.install(self._filter, sorted(families))
             self._flip_families = families
+        if self._flip_families and self.legacy is not None and self.legacy.rules.may_drop_last:
+            self._flip_table.report_passed()
 
     def _families(self) -> set[int]:
         snapshot = self._generations.newest
@@ -200,13 +206,15 @@ class TracedNamespace:
 
         Raises FileNotFoundError, ProcessLookupError if `path` no longer leads here.
         """
-        if self._update_nft() and self._armed:
-            self._install()
+        changed = self._update_nft()
         if self.legacy is not None:
             with self._inside():
-                changed = self.legacy.update_rules(force=force)
-            if changed:
+                legacy_changed = self.legacy.update_rules(force=force)
+            if legacy_changed:
                 self._report_legacy_change(self.legacy)
+                changed = True
+        if changed and self._armed:
+            self._install()
 
     def _update_nft(self) -> bool:
         changes, self._decoder.changes = self._decoder.changes, []
@@ -295,7 +303,8 @@ class TracedNamespace:
         now = time.monotonic_ns()
         found = [self._calls.feed(matching, now)]
         if self.legacy is not None:
-            found.append(self.legacy.take(before, self.journeys.flips, now))
+            self.legacy.add_reached(matching, self.journeys.passed)
+            found.append(self.legacy.take(before, self.journeys.flips, now, more=self._armed))
         return found
 
     def _matches(self, packets: Array, caplens: Array) -> Array:

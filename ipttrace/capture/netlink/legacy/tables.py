@@ -104,6 +104,8 @@ class LegacyRules:
         self.changed = 0  # when the newest change was seen, CLOCK_MONOTONIC ns
         self.checked = 0  # when the kernel's tables were last compared
         self.failed = ""  # why the rules are unknown, for a message
+        # Does a rule in the last chain that packets meet end with ACCEPT or DROP?
+        self.may_drop_last = False
         self._blobs: dict[_Key, bytes] = {}  # entries at the last check
         self._due = 0.0
         self._retry_at = dict.fromkeys(VERSIONS, 0.0)  # after a failure
@@ -175,6 +177,9 @@ class LegacyRules:
             del self._blobs[key]
         self._blobs.update(now)
         self.earlier = self.tables
+        self.may_drop_last |= any(
+            "MASQUERADE" in rule for chain in tables.get("nat", {}).values() for rule in chain.rules
+        )
         self.tables = {key: table for key, table in self.tables.items() if key[0] != family} | {
             (family, name): table for name, table in tables.items()
         }

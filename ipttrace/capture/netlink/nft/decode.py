@@ -17,6 +17,8 @@ from ipttrace.capture.netlink.attributes import NFGEN, NLMSG_HEADER, Array, Attr
 from ipttrace.capture.netlink.events import (
     CHAIN_END,
     EVENT,
+    IPV6_EXTENSIONS,
+    NFT_NET_LEN,
     NFT_PACKET_LEN,
     POLICY,
     RULE,
@@ -41,13 +43,9 @@ _VERDICT_CODE: Final = 1  # NFTA_VERDICT_CODE
 # enum nft_trace_types
 _OF_POLICY: Final = 1
 
-_NET_LEN: Final = 40  # NFT_TRACETYPE_NETWORK_HSIZE
-_TRANSPORT_LEN: Final = NFT_PACKET_LEN - _NET_LEN  # NFT_TRACETYPE_TRANSPORT_HSIZE
+_TRANSPORT_LEN: Final = NFT_PACKET_LEN - NFT_NET_LEN  # NFT_TRACETYPE_TRANSPORT_HSIZE
 # Between events that were read at once, ns: legacy events of the packet fit in between.
 _SPACING: Final = np.uint64(64)
-
-# IPv6 extension headers (IPPROTO_*): the transport header does not follow the first 40 bytes.
-_EXTENSIONS: Final = np.array([0, 43, 44, 51, 60, 135, 139, 140])
 
 
 class NftTraceDecoder:
@@ -162,15 +160,15 @@ def _fill_headers(events: Array, of: Attributes) -> None:
     if not len(which):
         return
     some = Attributes(of.data[which], of.at[:, which], of.size[:, which])
-    net_len = np.minimum(some.size[_NET], _NET_LEN)
+    net_len = np.minimum(some.size[_NET], NFT_NET_LEN)
     transport_len = np.minimum(some.size[_TRANSPORT], _TRANSPORT_LEN)
     packet = np.zeros((len(which), NFT_PACKET_LEN), np.uint8)
-    packet[:, :_NET_LEN] = some.bytes(_NET, _NET_LEN)
+    packet[:, :NFT_NET_LEN] = some.bytes(_NET, NFT_NET_LEN)
     # If extension headers or IPv4 options did not fit, the transport header's offset is
     # not known: it is dropped.
     six = packet[:, 0] >> 4 == 6
-    transport_len[six & np.isin(packet[:, 6], _EXTENSIONS)] = 0
-    transport_len[~six & ((packet[:, 0] & 15) * 4 > _NET_LEN)] = 0
+    transport_len[six & IPV6_EXTENSIONS[packet[:, 6]]] = 0
+    transport_len[~six & ((packet[:, 0] & 15) * 4 > NFT_NET_LEN)] = 0
     transport = some.bytes(_TRANSPORT, _TRANSPORT_LEN)
     for length in np.unique(net_len).tolist():
         rows = net_len == length

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The flip table: the nft table that sets nf_trace on packets that match the filter.
 
-One for each traced namespace.  Its chains precede all others.  It is owned by the socket
+One for each traced namespace.  Its chains that flip precede all others.  It is owned by the socket
 that made it, so that the kernel removes it however ipttrace ends.  Kernels before 5.12
 have no owned tables: there its name holds the process id, and `remove_stale` removes the
 tables of dead processes.  Must not read trace messages.
@@ -9,6 +9,7 @@ tables of dead processes.  Must not read trace messages.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import struct
@@ -18,13 +19,15 @@ from typing import Final
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter.nft import LENGTH, TRANSPORT, Check, Compiled
-from ipttrace.capture.netlink.events import TABLE_PREFIX
+from ipttrace.capture.netlink.events import PASSED, TABLE_PREFIX
 from ipttrace.capture.netlink.nft import wire
 from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, capture_error
 from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
 _COUNTER: Final = b"flipped"
 _FIRST_PRIORITY: Final = -(1 << 31)  # before all other chains, and before defragmentation
+_LAST_PRIORITY: Final = (1 << 31) - 1
+_POSTROUTING: Final = 4
 _OWNER: Final = 0x2  # NFT_TABLE_F_OWNER
 # Chain and hook: NF_INET_* and NF_BR_* have the same numbers, NF_ARP_* others.
 _CHAINS: Final = ((b"prerouting", 0), (b"output", 3))
@@ -46,6 +49,7 @@ class FlipTable:
         self.name: Final = _own_name()
         self.owned = False  # by the socket
         self.families: tuple[int, ...] = ()  # NFPROTO_* in which the table exists
+        self._reporting: set[int] = set()  # the families with the chain PASSED
         self._removed_counts = (0, 0)  # packets and bytes, of tables removed since
         self._socket = NftSocket()
 
@@ -90,6 +94,20 @@ class FlipTable:
         if requests:
             self._commit(requests)
 
+    def report_passed(self) -> None:
+        """Adds the chain PASSED behind all others at POSTROUTING, if it is not there.
+
+        The kernel reports flipped packets that reach it, as of every chain.  A kernel that
+        refuses it reports none.
+        """
+        for family in self.families:
+            if family in self._reporting or family in (NFPROTO_ARP, NFPROTO_BRIDGE):
+                continue
+            self._reporting.add(family)
+            chain = self._new_chain(family, PASSED, _POSTROUTING, _LAST_PRIORITY)
+            with contextlib.suppress(Refused):
+                self._socket.commit([chain])
+
     def counted(self) -> tuple[int, int]:
         """Packets and bytes flipped since the table was first installed.  Raises CaptureError."""
         packets, octets = self._removed_counts
@@ -109,6 +127,7 @@ class FlipTable:
         for family in self.families:
             self._remove(family)
         self.families = ()
+        self._reporting.clear()
 
     def close(self) -> None:
         """Removes the table and closes the socket, which holds the namespace."""
@@ -171,11 +190,14 @@ class FlipTable:
         counter += wire.number(3, wire.COUNTER) + wire.nested(4)
         requests.append(Request(wire.NEWOBJ, family, counter, new))
         for chain, hook in _chains(family):
-            position = wire.number(1, hook) + wire.number(2, _FIRST_PRIORITY & 0xFFFFFFFF)
-            base = wire.text(1, self.name) + wire.text(3, chain) + wire.nested(4, position)
-            base += wire.number(5, 1) + wire.text(7, b"filter")
-            requests.append(Request(wire.NEWCHAIN, family, base, new))
+            requests.append(self._new_chain(family, chain, hook, _FIRST_PRIORITY))
         return requests + self._rules(compiled, family)
+
+    def _new_chain(self, family: int, chain: bytes, hook: int, priority: int) -> Request:
+        position = wire.number(1, hook) + wire.number(2, priority & 0xFFFFFFFF)
+        base = wire.text(1, self.name) + wire.text(3, chain) + wire.nested(4, position)
+        base += wire.number(5, 1) + wire.text(7, b"filter")
+        return Request(wire.NEWCHAIN, family, base, wire.CREATE | wire.EXCL)
 
     def _flush_chain(self, family: int, chain: bytes) -> Request:
         return Request(wire.DELRULE, family, wire.text(1, self.name) + wire.text(2, chain))
