@@ -21,13 +21,8 @@ from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import stream_layout
 from ipttrace.capture.netlink.engine import NetlinkEngine
 from ipttrace.capture.netlink.events import UniqueNumbers
-from ipttrace.capture.netlink.journeys import (
-    Keys,
-    LegacyJourneys,
-    chain_order,
-    packet_keys,
-    tuples_before_nat,
-)
+from ipttrace.capture.netlink.journeys import LegacyJourneys, chain_order
+from ipttrace.capture.netlink.keys import Keys, packet_keys, tuples_before_nat
 from ipttrace.capture.netlink.legacy import tables
 from ipttrace.stream import record
 from ipttrace.stream.messages import Books, Level

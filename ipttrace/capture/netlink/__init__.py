@@ -11,6 +11,7 @@ names         long names of tables and chains in records
 events        dtypes of events, chains by number, unique numbers
 changes       changes of rules, for the watch that reads their texts
 legacy/       legacy tables: the logger setting, log messages, rules
+keys          by which a packet is recognised, though rules change it
 journeys      which packet an event is of
 reached       the later chains that packets met
 calls         events to records of calls

@@ -11,36 +11,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.events import (
     EVENT,
-    IPV6_EXTENSIONS,
-    NFT_NET_LEN,
     PASSED,
     RULE,
     TABLE_PREFIX,
     ChainRegistry,
     UniqueNumbers,
 )
+from ipttrace.capture.netlink.keys import Keys
 from ipttrace.netfilter import HOOKS
-from ipttrace.stream import record
 
 # Packets whose journey is remembered.
 _MOST_PACKETS: Final = 1 << 17
+# Packets with other addresses than before, which SNPT and DNPT gave them.
+_MOST_MOVED: Final = 1 << 12
 # The longest time from a flip to a legacy event of the packet, which may be queued, ns.
 _MOST_DELAY: Final = 50_000_000
 # How long a flip waits for a legacy event of its packet, ns.
 _FLIP_EXPIRES: Final = 1_000_000_000
 _OUTPUT: Final = HOOKS.index("OUTPUT")
 _POSTROUTING: Final = HOOKS.index("POSTROUTING")
-# enum ip_conntrack_info
-_CT_RELATED: Final = 1
-_CT_REPLY: Final = 3
-_CT_RELATED_REPLY: Final = 4
 
 PacketFilter = Callable[[Array, Array], Array]
 """Packets, uint8 (n, k), and their captured lengths (n,) to bool (n,): does EXPR match?"""
@@ -155,13 +151,24 @@ class LegacyJourneys:
         self._waiting: dict[int, deque[tuple[int, int, bool]]] = {}  # Keys.full → see _wait
         # Keys.full → chain_order of the last event, and did that event end its call?
         self._last_chain: dict[int, tuple[int, bool]] = {}
+        self._moved: dict[int, int] = {}  # Keys.full after a move → that before it
+        # Keys.invariant → Keys.full and chain_order of an event that moves, if it was the last
+        self._moving: dict[int, tuple[int, int]] = {}
 
-    def assign(self, events: Array, keys: Keys, flips: Array, flip_keys: Keys) -> Array:
+    def assign(
+        self,
+        events: Array,
+        keys: Keys,
+        flips: Array,
+        flip_keys: Keys,
+        moves: Array | None = None,
+    ) -> Array:
         """The events of packets that EXPR matches, with `journey`, packet by packet.
 
         `events`: shape (n,), in order, with time, journey, hook, priority, last, packet
         and caplen; `keys`: of the events; `flips`: NftJourneys.flips since the last call;
-        `flip_keys`: of the flips.  Packets that look the same are separated by the order
+        `flip_keys`: of the flips; `moves`: bool, shape (n,), events of rules that give the
+        packet other addresses and continue.  Packets that look the same are separated by the order
         in which a packet meets chains: an earlier chain begins another journey.
         """
         self._remember(self._newest, flip_keys.full, flips["journey"])
@@ -170,11 +177,12 @@ class LegacyJourneys:
         self._wait(flip_keys.full, flips)
         if not len(events):
             return events
-        order = np.argsort(keys.full, kind="stable")
-        events, full, invariant = events[order], keys.full[order], keys.invariant[order]
-        coarse = keys.coarse[order]
-        count = len(events)
         chain = chain_order(events["hook"], events["priority"])
+        full = keys.full if moves is None else self._before_moves(keys, chain, moves)
+        order = np.argsort(full, kind="stable")
+        events, full, chain = events[order], full[order], chain[order]
+        invariant, coarse = keys.invariant[order], keys.coarse[order]
+        count = len(events)
         first = np.append(True, full[1:] != full[:-1])
         begins = np.append(
             True, (chain[1:] < chain[:-1]) | ((chain[1:] == chain[:-1]) & events["last"][:-1])
@@ -204,6 +212,37 @@ class LegacyJourneys:
         matching: Array = events[events["journey"] != 0]
         self._move_to_flips(matching)
         return matching
+
+    def _before_moves(self, keys: Keys, chain: Array, moves: Array) -> Array:
+        """Keys.full of the events, of moved packets that before the move: uint64, shape (n,)."""
+        full = keys.full.copy()
+        if self._moved:
+            after = np.sort(np.fromiter(self._moved, np.uint64, len(self._moved)))
+            at = np.minimum(np.searchsorted(after, full), len(after) - 1)
+            for one in np.flatnonzero(after[at] == full).tolist():
+                full[one] = self._moved[int(full[one])]
+        if not moves.any() and not self._moving:
+            return full
+        # The next event of the run has the same invariant fields.
+        order = np.argsort(keys.invariant, kind="stable")
+        invariant = keys.invariant[order]
+        first = np.append(True, invariant[1:] != invariant[:-1])
+        begins = order[first].tolist()
+        of = [self._moving.pop(one, None) for one in invariant[first].tolist()]
+        steps = [(at, *one) for at, one in zip(begins, of, strict=True) if one is not None]
+        behind = np.flatnonzero(~first & np.append(False, moves[order[:-1]]))
+        steps += [(int(order[at]), -1, int(order[at - 1])) for at in behind.tolist()]
+        for at, known, other in steps:
+            before, its_chain = (known, other) if known >= 0 else (int(full[other]), chain[other])
+            if chain[at] == its_chain and int(full[at]) != before:
+                raw = full[at]
+                self._remember(self._moved, keys.full[at : at + 1], [before], _MOST_MOVED)
+                full[full == raw] = before
+        tails = order[np.append(first[1:], True)]
+        tails = tails[moves[tails]]
+        ends = zip(full[tails].tolist(), chain[tails].tolist(), strict=True)
+        self._remember(self._moving, keys.invariant[tails], ends)
+        return full
 
     def flipped(self, journeys: Array) -> Array:
         """Whether they began with a flip: bool, shape (n,)."""
@@ -269,14 +308,16 @@ class LegacyJourneys:
         near = (begun != 0) & (delay < _MOST_DELAY)
         events["time"][near] = begun[near] + np.uint64(1)
 
-    def _remember(self, held: dict[int, Any], keys: Array, values: Any) -> None:
-        """Sets held[key] = value; drops the older half when there are too many."""
+    def _remember(
+        self, held: dict[int, Any], keys: Array, values: Any, most: int = _MOST_PACKETS
+    ) -> None:
+        """Sets held[key] = value; drops the older half when there are more than `most`."""
         values = values.tolist() if isinstance(values, np.ndarray) else values
         for key, value in zip(keys.tolist(), values, strict=True):
             held.pop(key, None)
             held[key] = value
-        if len(held) > _MOST_PACKETS:
-            for key in list(held)[: _MOST_PACKETS // 2]:
+        if len(held) > most:
+            for key in list(held)[: most // 2]:
                 del held[key]
 
 
@@ -284,122 +325,3 @@ def chain_order(hooks: Array, priorities: Array) -> Array:
     """Sorting keys, int64 below 2**40, shape (n,): in the order in which a packet meets chains."""
     order: Array = hooks.astype(np.int64) << 32 | (priorities.astype(np.int64) + 2**31)
     return order
-
-
-class Keys(NamedTuple):
-    """Hashes of packets, uint64, shape (n,): equal for the same packet.
-
-    `full`: of addresses and ports before NAT, and of `invariant`; `invariant`: of the
-    fields that NAT leaves alone; `coarse`: as `full`, of the network header alone if
-    nftables reports no more of the packet.
-    """
-
-    full: Array
-    invariant: Array
-    coarse: Array
-
-
-# By IP protocol: ports in the first four bytes (TCP, UDP, DCCP, SCTP, UDP-Lite); an
-# identifier, which NAT translates (ICMP, ICMPv6).
-_HAS_PORTS: Final = np.isin(np.arange(256), [6, 17, 33, 132, 136])
-_HAS_IDENTIFIER: Final = np.isin(np.arange(256), [1, 58])
-_L4_LEN: Final = 20  # bytes of the transport header that are hashed
-
-
-def packet_keys(
-    packets: Array, caplens: Array, tuples: Array | None = None, valid: Array | None = None
-) -> Keys:
-    """The keys of packets, uint8, shape (n, k), from the network header on.
-
-    `caplens`: shape (n,), captured lengths; `tuples`: see tuples_before_nat, used instead
-    of the packet's own addresses and ports if `valid`, bool, shape (n,).
-    """
-    count, width = packets.shape
-    if not count:
-        return Keys(*(np.zeros(0, np.uint64) for _ in Keys._fields))
-    six = packets[:, 0] >> 4 == 6
-    proto = np.where(six, packets[:, 6], packets[:, 9]).astype(np.intp)
-    l4 = np.where(six, 40, (packets[:, 0] & 15).astype(np.intp) * 4)
-    column = np.arange(_L4_LEN)
-    at = l4[:, None] + column
-    captured = at < np.minimum(caplens, width)[:, None]
-    header = np.where(captured, packets[np.arange(count)[:, None], np.minimum(at, width - 1)], 0)
-    header = header.astype(np.uint8)
-    has_ports, has_identifier = _HAS_PORTS[proto], _HAS_IDENTIFIER[proto]
-    ports = header[:, :4].copy()
-    ports[has_identifier, :2] = 0
-    ports[has_identifier, 2:] = header[has_identifier, 4:6]
-    ports[~has_ports & ~has_identifier] = 0
-    # NAT changes ports, identifiers and checksums.
-    header[has_ports, :4] = 0
-    header[proto == 6, 16:18] = 0
-    header[(proto == 17) | (proto == 136), 6:8] = 0
-    header[proto == 132, 8:12] = 0
-    header[has_identifier, 2:6] = 0
-    header[has_identifier, 18:20] = 0  # the checksum of the packet inside an ICMP error
-    fixed = np.zeros((count, 24), np.uint8)
-    fixed[:, :_L4_LEN] = header
-    fixed[:, 20] = proto
-    fixed[:, 21] = six
-    rest = np.zeros((count, 8), np.uint8)
-    rest[~six, :6] = packets[~six, 2:8]  # length, identification, fragment
-    rest[~six, 4] &= 0x3F  # without DF
-    rest[six, :2] = packets[six, 4:6]
-    invariant = _mix_bytes(np.concatenate([fixed, rest], axis=1))
-    opaque = np.where(six, IPV6_EXTENSIONS[proto], l4 > NFT_NET_LEN)
-    addresses = np.zeros((count, 40), np.uint8)
-    addresses[~six, :4] = packets[~six, 12:16]
-    addresses[~six, 16:20] = packets[~six, 16:20]
-    addresses[six, :32] = packets[six, 8:40]
-    addresses[:, 32:36] = ports
-    if tuples is not None and valid is not None:
-        addresses[valid, :36] = tuples[valid]
-    full = coarse = _mix_bytes(addresses) ^ invariant
-    if opaque.any():
-        fixed[opaque, :_L4_LEN] = 0
-        addresses[opaque, 32:36] = 0
-        without = np.concatenate([fixed[opaque], rest[opaque]], axis=1)
-        coarse = full.copy()
-        coarse[opaque] = _mix_bytes(addresses[opaque]) ^ _mix_bytes(without)
-    return Keys(full, invariant, coarse)
-
-
-def tuples_before_nat(records: Array) -> tuple[Array, Array]:
-    """Conntrack's addresses and ports of packets before NAT: uint8, shape (n, 36).
-
-    `records`: shape (n,), with an entry's ct_* fields and `flags`.  Source, destination,
-    ports; of ICMP the identifier at its place in a packet.  Second, bool, shape (n,): is
-    there a tuple, and is it of the packet itself rather than of one that it relates to?
-    """
-    info = records["ct_info"]
-    valid = (records["flags"] & record.F_CONNTRACK != 0) & (info != _CT_RELATED)
-    valid &= info != _CT_RELATED_REPLY
-    tuples = np.zeros((len(records), 36), np.uint8)
-    reply = info >= _CT_REPLY
-    for direction, rows in (("orig", ~reply), ("reply", reply)):
-        tuples[rows, :16] = records[f"ct_{direction}_src"][rows]
-        tuples[rows, 16:32] = records[f"ct_{direction}_dst"][rows]
-        for at, end in ((32, "sport"), (34, "dport")):
-            ports = records[f"ct_{direction}_{end}"][rows].astype(">u2")
-            tuples[rows, at : at + 2] = ports.view(np.uint8).reshape(-1, 2)
-    icmp = (records["ct_proto"] == 1) | (records["ct_proto"] == 58)
-    # conntrack has the identifier as source port, type and code as destination port.
-    tuples[icmp, 34:36] = tuples[icmp, 32:34]
-    tuples[icmp, 32:34] = 0
-    return tuples, valid
-
-
-def _mix_bytes(data: Array) -> Array:
-    words = np.ascontiguousarray(data).view(np.uint64)
-    found = np.zeros(len(data), np.uint64)
-    for column in range(words.shape[1]):
-        found = _mix(found, words[:, column])
-    return found
-
-
-def _mix(a: Array, b: Array) -> Array:
-    with np.errstate(over="ignore"):
-        mixed = (a ^ b.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-        mixed = mixed * np.uint64(0xBF58476D1CE4E5B9) + a
-        return mixed ^ mixed >> np.uint64(32)

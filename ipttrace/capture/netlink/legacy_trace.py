@@ -25,13 +25,8 @@ from ipttrace.capture.netlink.events import (
     ChainKey,
     ChainRegistry,
 )
-from ipttrace.capture.netlink.journeys import (
-    LegacyJourneys,
-    PacketFilter,
-    chain_order,
-    packet_keys,
-    tuples_before_nat,
-)
+from ipttrace.capture.netlink.journeys import LegacyJourneys, PacketFilter, chain_order
+from ipttrace.capture.netlink.keys import packet_keys, tuples_before_nat
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.legacy.logger import LogSetting
 from ipttrace.capture.netlink.legacy.tables import (
@@ -202,17 +197,20 @@ class LegacyTrace:
         while self.held and int(self.held[0]["time"][0]) < before:
             ready.append(self.held.popleft())
         events = np.concatenate(ready) if ready else np.zeros(0, LEGACY_EVENT)
-        self._locate(events)
+        moves = self._locate(events)
         packets = events["packet"][:, :_KEY_BYTES]
         keys = packet_keys(packets, events["caplen"], *tuples_before_nat(events))
         flip_keys = packet_keys(flips["packet"], flips["caplen"])
-        matching = self.journeys.assign(events, keys, flips, flip_keys)
+        matching = self.journeys.assign(events, keys, flips, flip_keys, moves)
         return self._calls.feed(matching, now, more=more)
 
-    def _locate(self, events: Array) -> None:
-        """Fills in `kind`, `verdict`, `last`, `ruleset` and `priority`."""
+    def _locate(self, events: Array) -> Array:
+        """Fills in `kind`, `verdict`, `last`, `ruleset` and `priority`.
+
+        Returns Outcome.moves of each event, bool, shape (n,).
+        """
         if not len(events):
-            return
+            return np.zeros(0, bool)
         # A change is seen some time after it took effect: until then, the event may be of
         # the rules before or after it.
         unsure = events["time"] < self.rules.changed
@@ -238,13 +236,15 @@ class LegacyTrace:
                 for at, event in zip(first.tolist(), events[first], strict=True)
             ],
             np.int64,
-        ).reshape(-1, 2)[inverse]
+        ).reshape(-1, 3)[inverse]
         events["kind"], events["verdict"] = found[:, 0], found[:, 1]
         events["last"] = (found[:, 1] >= 0) & (found[:, 1] != UNKNOWN_VERDICT)
         events["last"] |= events["kind"] == POLICY
         events["ruleset"] = np.where(unsure, 0, self.generation)
         tables = [chain.table for chain in self._chains.chains]
         events["priority"] = priorities(tables, events["chain"], events["hook"])
+        moves: Array = found[:, 2] != 0
+        return moves
 
     def _outcome(
         self, chain: ChainKey, match: int, number: int, family: int, unsure: bool

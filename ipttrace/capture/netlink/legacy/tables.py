@@ -89,6 +89,8 @@ _VERDICTS |= dict.fromkeys(
 # Targets that leave a packet's mark alone.
 _KEEP_MARK: Final = _VERDICTS.keys() - {"CONNMARK", "HMARK", "MARK", "SET", "TPROXY"} | {"RETURN"}
 
+_MOVING: Final = frozenset({"DNPT", "SNPT"})
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _Key = tuple[int, str]  # IP version, table
@@ -245,11 +247,13 @@ def _priority(table: bytes, hook: int) -> int:
 class Outcome(NamedTuple):
     """`match`: index into record.MATCHES.
 
-    `verdict`: NF_*, VERDICT_CONTINUE, ACCEPT_OR_DROP, UNKNOWN_VERDICT.
+    `verdict`: NF_*, VERDICT_CONTINUE, ACCEPT_OR_DROP, UNKNOWN_VERDICT; `moves`: the target
+    gives the packet other addresses and continues.
     """
 
     match: int
     verdict: int
+    moves: bool = False
 
 
 def may_set_marks(tables: dict[_Key, Table]) -> bool:
@@ -285,4 +289,4 @@ def outcome(
     option, target = found
     if option == "g" or target == "RETURN" or target in tables[IP_VERSIONS[family], table]:
         return Outcome(RULE, VERDICT_CONTINUE)
-    return Outcome(RULE, _VERDICTS.get(target, UNKNOWN_VERDICT))
+    return Outcome(RULE, _VERDICTS.get(target, UNKNOWN_VERDICT), target in _MOVING)

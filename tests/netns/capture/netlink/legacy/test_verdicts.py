@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.netns.netlink_lab import Row, Tracer, in_short, tracing
-from tests.netns.ruleset_namespace import RulesetNamespace, ruleset_namespace
+from tests.netns.ruleset_namespace import RulesetNamespace
+from tests.netns.wired_namespace import ipv4, send, udp, wired_namespace
 
 RULES = """*mangle
 :PREROUTING ACCEPT [0:0]
@@ -30,33 +30,8 @@ IP_TRANSPARENT = 19
 
 @pytest.fixture
 def namespace() -> Iterator[RulesetNamespace]:
-    """Frames that are sent on `far` are received on `near`; no device has an address."""
-    with ruleset_namespace() as one:
-        one.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1")
-        pair = "ip link add near address 02:00:00:00:00:01 type veth peer name far"
-        for command in (
-            *("ip addr flush dev lo", pair, "ip link add out type veth peer name sink"),
-            *(f"ip link set {name} up" for name in ("near", "far", "out", "sink")),
-            "ip route add local 10.9.0.0/16 dev lo",
-            "ip route add 10.7.0.0/16 dev out",
-            "ip route add 10.5.0.0/16 dev near",
-        ):
-            one.run(*command.split())
-        one.run("sysctl", "-qw", *(f"net.ipv4.conf.{name}.rp_filter=0" for name in ("all", "near")))
+    with wired_namespace() as one:
         yield one
-
-
-def send(namespace: RulesetNamespace, destination: str, port: int) -> None:
-    """Sends a datagram from outside."""
-    udp = struct.pack("!HHHH", 4000, port, 12, 0) + b"data"
-    ends = socket.inet_aton("10.5.0.5") + socket.inet_aton(destination)
-    head = struct.pack("!BBHHHBBH8s", 0x45, 0, 20 + len(udp), port, 0, 64, 17, 0, ends)
-    total = sum(struct.unpack("!10H", head))
-    checksum = ~(total + (total >> 16)) & 0xFFFF
-    frame = bytes.fromhex("020000000001 020000000002 0800") + head[:10]
-    with namespace.enter(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
-        sender.bind(("far", 0))
-        sender.send(frame + struct.pack("!H", checksum) + head[12:] + udp)
 
 
 def row(tracer: Tracer, port: int, table: str, hook: str) -> Row:
@@ -82,7 +57,7 @@ def test_a_target_that_dropped_the_packet_has_no_verdict_and_accept_if_it_did_no
     with tracing(tmp_path, Path(namespace.path).name, "udp") as tracer:
         # GIVEN neither a listener nor an address WHEN packets come THEN they are dropped
         for port, (destination, *_) in of.items():
-            send(namespace, destination, port)
+            send(namespace, ipv4(17, destination, udp(port)))
         rows = {port: row(tracer, port, *where) for port, (_, *where) in of.items()}
         assert {port: one["verdict"] for port, one in rows.items()} == dict.fromkeys(of)
         # GIVEN a listener and addresses THEN they are accepted
@@ -92,7 +67,7 @@ def test_a_target_that_dropped_the_packet_has_no_verdict_and_accept_if_it_did_no
             listener.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
             listener.bind(("", LISTENER))
             for port, (destination, *_) in of.items():
-                send(namespace, destination, port + 1)
+                send(namespace, ipv4(17, destination, udp(port + 1)))
             later = {port: row(tracer, port + 1, *where) for port, (_, *where) in of.items()}
         tracer.finish()
     assert {port: one["verdict"] for port, one in later.items()} == dict.fromkeys(of, "ACCEPT")
@@ -106,7 +81,7 @@ def test_a_comment_that_looks_like_a_target_is_none(
     rule = ["-A", "PREROUTING", "-p", "udp", "--dport", "41", "-m", "comment", "--comment", "-j"]
     namespace.run("iptables-legacy", "-t", "mangle", *rule, "-j", "DROP")
     with tracing(tmp_path, Path(namespace.path).name, "udp") as tracer:
-        send(namespace, "10.9.0.1", 41)
+        send(namespace, ipv4(17, "10.9.0.1", udp(41)))
         tracer.wait(1)
         tracer.finish()
     assert [in_short(one) for one in tracer.rows] == ["PREROUTING mangle PREROUTING:1 DROP"]
