@@ -18,7 +18,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.calls import stream_layout
+from ipttrace.capture.netlink.calls import dropped, stream_layout
 from ipttrace.capture.netlink.engine import NetlinkEngine
 from ipttrace.capture.netlink.events import UniqueNumbers
 from ipttrace.capture.netlink.journeys import LegacyJourneys, chain_order
@@ -229,6 +229,10 @@ class JourneyJoiner:
         journeys = self._assign(entries, flips)
         chain = chain_order(entries["hook"], priorities(entries))
         self._begin(entries, journeys, chain)
+        # Chains of one priority may be met in either order, except that nothing follows a drop:
+        # netlink's calls are put behind the kernel engine's, and before one that dropped.
+        drops = np.isin(entries["call"], kernel[EXIT]["call"][dropped(kernel[EXIT])])
+        chain = chain * 4 + np.where(drops, 3, 1)
         known = np.flatnonzero(journeys)
         if not len(known) or not len(others):
             return joined
@@ -244,9 +248,9 @@ class JourneyJoiner:
             return joined
         joined[hit] = True
         at = at[hit]
-        other_chain = chain_order(others["hook"][hit], priority[hit])
+        other_chain = chain_order(others["hook"][hit], priority[hit]) * 4 + 2
         # Of each netlink call: the kernel engine's first call after it.
-        scale = np.int64(1) << 40
+        scale = np.int64(1) << 42
         after = np.searchsorted(which * scale + chain[known], at * scale + other_chain, "right")
         skb = entries["skb"][known[starts[at]]]
         bounded = after < ends[at]

@@ -28,7 +28,7 @@ from ipttrace.capture.netlink.events import (
     packet_length,
 )
 from ipttrace.capture.netlink.names import RecordNames
-from ipttrace.netfilter import ACCEPT, UNKNOWN_HOOK
+from ipttrace.netfilter import ACCEPT, DROP, UNKNOWN_HOOK
 from ipttrace.stream import record
 
 # A call whose next event has not come after so long, ns, lost its end.
@@ -283,7 +283,8 @@ def in_order(calls: list[Calls]) -> tuple[list[Array], Array]:
     rules = np.concatenate([one.rules for one in calls])
     priority = np.concatenate([one.priority for one in calls])
     cut = np.concatenate([one.cut for one in calls])
-    by_chain = np.lexsort((priority, entries["hook"], entries["skb"]))
+    # Chains of one priority may be met in either order, except that nothing follows a drop.
+    by_chain = np.lexsort((dropped(exits), priority, entries["hook"], entries["skb"]))
     entries, exits, priority = entries[by_chain], exits[by_chain], priority[by_chain]
     if len(entries):
         journeys = entries["skb"]
@@ -299,6 +300,13 @@ def in_order(calls: list[Calls]) -> tuple[list[Array], Array]:
         entries = np.concatenate([entries, cut])
         priority = np.concatenate([priority, np.zeros(len(cut), np.int32)])
     return [stream_layout(entries), stream_layout(rules), stream_layout(exits)], priority
+
+
+def dropped(exits: Array) -> Array:
+    """Which calls are known to have dropped the packet: bool, shape (n,).  `exits`: EXIT."""
+    known = exits["flags"] & record.EXIT_F_NO_VERDICT == 0
+    found: Array = known & ((exits["verdict"] & 0xFF) == DROP)
+    return found
 
 
 def stream_layout(records: Array) -> Array:

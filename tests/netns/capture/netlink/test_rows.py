@@ -247,6 +247,23 @@ def test_long_names_of_nftables_are_whole_in_rows_queries_and_recordings(
     assert sum(f" {table} " in line and f" {chain} " in line for line in text) == 3
 
 
+@pytest.mark.parametrize("drops", ["legacy", "nft"])
+def test_nothing_follows_a_drop_if_both_backends_have_a_chain_of_one_priority(
+    namespace: RulesetNamespace, tmp_path: Path, drops: str
+) -> None:
+    # GIVEN a table of each backend at priority 0: the one made last is met first, and accepts
+    first = "nft" if drops == "legacy" else "legacy"
+    for kind, target in ((drops, "DROP"), (first, "ACCEPT")):
+        rule = ["-A", "INPUT", "-p", "udp", "--dport", "9", "-j", target]
+        namespace.run(f"iptables-{kind}", *rule)
+    with tracing(tmp_path, name(namespace), "udp port 9") as tracer:
+        send(namespace, 9, 23)
+        tracer.wait_until(lambda rows: sum(row["hook"] == "INPUT" for row in rows) >= 46)
+        tracer.finish()
+    found = [in_short(row) for row in tracer.rows if row["hook"] == "INPUT"]
+    assert found == ["INPUT filter INPUT:1 ACCEPT", "INPUT filter INPUT:1 DROP"] * 23
+
+
 def send(namespace: RulesetNamespace, port: int, count: int, payload: bytes = b"hello") -> None:
     with namespace.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(count):
