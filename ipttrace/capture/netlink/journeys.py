@@ -151,6 +151,10 @@ class LegacyJourneys:
         self._waiting: dict[int, deque[tuple[int, int, bool]]] = {}  # Keys.full → see _wait
         # Keys.full → chain_order of the last event, and did that event end its call?
         self._last_chain: dict[int, tuple[int, bool]] = {}
+        # Keys.invariant → time of the newest flip; and of the newest that has others' invariant
+        self._flip_time: dict[int, int] = {}
+        self._alike: dict[int, int] = {}
+        self._doubtful: dict[int, bool] = {}  # journeys with events that may be others'
         self._moved: dict[int, int] = {}  # Keys.full after a move → that before it
         # Keys.invariant → Keys.full and chain_order of an event that moves, if it was the last
         self._moving: dict[int, tuple[int, int]] = {}
@@ -172,6 +176,7 @@ class LegacyJourneys:
         in which a packet meets chains: an earlier chain begins another journey.
         """
         self._remember(self._newest, flip_keys.full, flips["journey"])
+        self._note_alike(flip_keys.invariant, flips["time"])
         self._remember(self._newest_by_nat, flip_keys.invariant, flips["journey"])
         self._remember(self._begun, flips["journey"], flips["time"])
         self._wait(flip_keys.full, flips)
@@ -244,6 +249,21 @@ class LegacyJourneys:
         self._remember(self._moving, keys.invariant[tails], ends)
         return full
 
+    def _note_alike(self, invariants: Array, times: Array) -> None:
+        for key, time in zip(invariants.tolist(), times.tolist(), strict=True):
+            before = self._flip_time.get(key)
+            if before is not None and time - before <= _FLIP_EXPIRES:
+                self._remember(self._alike, np.array([key], np.uint64), [time])
+        self._remember(self._flip_time, invariants, times)
+
+    def doubtful(self, journeys: Array) -> Array:
+        """Whether some of their events may be of other packets: bool, shape (n,).
+
+        After NAT, and without conntrack's tuple, packets that differ only in what NAT
+        changes cannot be told apart.
+        """
+        return np.array([one in self._doubtful for one in journeys.tolist()], bool)
+
     def flipped(self, journeys: Array) -> Array:
         """Whether they began with a flip: bool, shape (n,)."""
         return np.array([one in self._begun for one in journeys.tolist()], bool)
@@ -257,7 +277,11 @@ class LegacyJourneys:
             journey = journey or self._next_flip(
                 one, int(events["hook"][at]), int(events["time"][at])
             )
-        journey = journey or self._newest.get(key) or self._newest_by_nat.get(invariant) or 0
+        journey = journey or self._newest.get(key) or 0
+        if not journey and (journey := self._newest_by_nat.get(invariant, 0)):
+            alike = self._alike.get(invariant)
+            if alike is not None and int(events["time"][at]) - alike <= _FLIP_EXPIRES:
+                self._remember(self._doubtful, np.array([journey]), [True])
         part = slice(at, at + 1)
         if not journey and self._matches(events["packet"][part], events["caplen"][part])[0]:
             journey = int(self._numbers.take(1)[0])

@@ -38,11 +38,12 @@ from ipttrace.capture.netlink.legacy.tables import (
 )
 from ipttrace.capture.netlink.reached import AFTER_ALL_CHAINS, Reached
 from ipttrace.capture.netlink.reader import Mailbox
-from ipttrace.netfilter import UNKNOWN_HOOK
+from ipttrace.netfilter import HOOKS, UNKNOWN_HOOK
 from ipttrace.stream import record
 
 _GAP: Final = 500_000  # events further apart, ns, may be taken at different times
 _MOST_CACHED: Final = 1 << 14
+_OUTPUT: Final = HOOKS.index("OUTPUT")
 _KEY_BYTES: Final = 128  # of a packet, for its keys
 
 
@@ -74,8 +75,9 @@ class LegacyTrace:
         self._missing = 0
         self.held: deque[Array] = deque()  # events, LEGACY_EVENT, not yet taken
         self._outcomes: dict[tuple[ChainKey, int, int, int, bool], Outcome] = {}
-        self._reached = Reached()
-        self._passed = Reached()  # with Keys.invariant in place of journeys
+        self._reached = Reached()  # by nftables' messages
+        self._reached_legacy = Reached()  # by log messages
+        self._passed = Reached()  # with _destined() in place of journeys
         self.foreign = 0  # messages that no trace caused: of other log rules
         with contextlib.ExitStack() as stack:
             self.mailbox: Mailbox = stack.enter_context(contextlib.closing(nflog.new_mailbox(room)))
@@ -169,8 +171,7 @@ class LegacyTrace:
         self._reached.add(heads["journey"], chains, heads["time"])
         self._reached.add(passed["journey"], AFTER_ALL_CHAINS, passed["time"])
         passed = passed[passed["head"]]
-        keys = packet_keys(passed["packet"], passed["caplen"])
-        self._passed.add(keys.invariant, AFTER_ALL_CHAINS, passed["time"])
+        self._passed.add(_destined(passed), AFTER_ALL_CHAINS, passed["time"])
 
     def _went_on(self, heads: Array) -> Array:
         """The calls whose packets met a later chain: bool, shape (n,).
@@ -178,13 +179,15 @@ class LegacyTrace:
         `heads`: their first events, LEGACY_EVENT, shape (n,).
         """
         chains = chain_order(heads["hook"], heads["priority"])
-        self._reached.add(heads["journey"], chains, heads["time"])
-        found = self._reached.later(heads["journey"], chains)
+        journeys = heads["journey"]
+        self._reached_legacy.add(journeys, chains, heads["time"])
+        found = self._reached_legacy.later(journeys, chains) & ~self.journeys.doubtful(journeys)
+        found |= self._reached.later(journeys, chains)
+        # There REDIRECT gives the loopback address, and never drops; the others cannot be.
+        found |= heads["hook"] == _OUTPUT
         # Fragments are flipped, and the packet that they make has no flip.
-        alone = np.flatnonzero(~found & ~self.journeys.flipped(heads["journey"]))
-        packets = heads["packet"][alone, :_KEY_BYTES]
-        keys = packet_keys(packets, heads["caplen"][alone])
-        found[alone] = self._passed.later(keys.invariant, chains[alone])
+        alone = np.flatnonzero(~found & ~self.journeys.flipped(journeys))
+        found[alone] = self._passed.later(_destined(heads[alone]), chains[alone])
         return found
 
     def take(self, before: int, flips: Array, now: int, *, more: bool) -> Calls:
@@ -262,3 +265,16 @@ class LegacyTrace:
                     now = Outcome(now.match if same else match, UNKNOWN_VERDICT)
             self._outcomes[key] = now
         return self._outcomes[key]
+
+
+def _destined(events: Array) -> Array:
+    """Hashes of Keys.invariant, destination and device: uint64, shape (n,).
+
+    MASQUERADE drops all packets with the same ones, or none.  `events`: EVENT or LEGACY_EVENT.
+    """
+    keys = packet_keys(events["packet"][:, :_KEY_BYTES], events["caplen"])
+    words = np.ascontiguousarray(events["packet"][:, :40]).view("<u8")
+    six = events["packet"][:, 0] >> 4 == 6
+    destination = np.where(six, words[:, 3] ^ words[:, 4], words[:, 2] & np.uint64(0xFFFFFFFF))
+    found: Array = keys.invariant ^ destination * np.uint64(31) + events["oif"]
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.loopback import until
 from tests.netns.netlink_lab import Row, Tracer, in_short, tracing
 from tests.netns.ruleset_namespace import RulesetNamespace
 from tests.netns.wired_namespace import ipv4, send, udp, wired_namespace
@@ -57,7 +58,7 @@ def test_a_target_that_dropped_the_packet_has_no_verdict_and_accept_if_it_did_no
     with tracing(tmp_path, Path(namespace.path).name, "udp") as tracer:
         # GIVEN neither a listener nor an address WHEN packets come THEN they are dropped
         for port, (destination, *_) in of.items():
-            send(namespace, ipv4(17, destination, udp(port)))
+            send(namespace, ipv4(17, destination, udp(port), number=port))
         rows = {port: row(tracer, port, *where) for port, (_, *where) in of.items()}
         assert {port: one["verdict"] for port, one in rows.items()} == dict.fromkeys(of)
         # GIVEN a listener and addresses THEN they are accepted
@@ -67,12 +68,27 @@ def test_a_target_that_dropped_the_packet_has_no_verdict_and_accept_if_it_did_no
             listener.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
             listener.bind(("", LISTENER))
             for port, (destination, *_) in of.items():
-                send(namespace, ipv4(17, destination, udp(port + 1)))
+                send(namespace, ipv4(17, destination, udp(port + 1), number=port + 1))
             later = {port: row(tracer, port + 1, *where) for port, (_, *where) in of.items()}
         tracer.finish()
     assert {port: one["verdict"] for port, one in later.items()} == dict.fromkeys(of, "ACCEPT")
     dropped = {(one["hook"], one["dport"]) for one in tracer.rows if one["dport"] in of}
     assert not dropped & {("INPUT", 11), ("INPUT", 21), ("FORWARD", 11), ("FORWARD", 21)}
+
+
+def test_a_rule_that_masquerades_and_was_added_meanwhile_has_its_verdict(
+    namespace: RulesetNamespace, tmp_path: Path
+) -> None:
+    namespace.run("iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-p", "tcp")
+    namespace.run("ip", "addr", "add", "10.5.0.1/32", "dev", "out")
+    with tracing(tmp_path, Path(namespace.path).name, "udp") as tracer:
+        masquerade = ["-A", "POSTROUTING", "-p", "udp", "-j", "MASQUERADE"]
+        namespace.run("iptables-legacy", "-t", "nat", *masquerade)
+        until(lambda: "chain passed" in namespace.run("nft", "list", "ruleset"), "the chain")
+        send(namespace, ipv4(17, "10.7.0.1", udp(51)))
+        found = row(tracer, 51, "nat", "POSTROUTING")
+        tracer.finish()
+    assert in_short(found) == "POSTROUTING nat POSTROUTING:1 ACCEPT"
 
 
 def test_a_comment_that_looks_like_a_target_is_none(
