@@ -41,4 +41,5 @@ def test_a_rule_that_was_hit_is_a_rule_whatever_its_target(
     chain: str, logged: int, number: int, meant: tuple[int, int]
 ) -> None:
     tables = {(4, name): table for name, table in parse(RULES).items()}
-    assert outcome(tables, NFPROTO_IPV4, "filter", chain, logged, number) == meant
+    found = outcome(tables, NFPROTO_IPV4, "filter", chain, logged, number)
+    assert (found.match, found.verdict) == meant
