@@ -199,6 +199,7 @@ class NetlinkEngine:
             with contextlib.suppress(OSError):
                 if self._armed and self._in_worker(namespace.find_legacy):
                     self._read_legacy(namespace)
+            self._in_worker(namespace.update_flips)
         if self._options.netns == netns.ALL:
             # An inode that is gone may come back as another namespace.
             self._untraceable &= found.keys()

@@ -43,6 +43,10 @@ _GAP: Final = 500_000
 # How much longer events may be held so that those of a packet are taken together, ns.
 _SLACK: Final = 10_000_000
 _FILTER_BYTES: Final = 128  # of a packet, as `matches` takes them
+# How long packets of a family without rules are flipped, s: rules that are removed and
+# loaded again find the flip table installed.
+_KEEP: Final = 10.0
+_MOST_WARNINGS: Final = 64  # of one namespace
 
 
 class TracedNamespace:
@@ -61,7 +65,8 @@ class TracedNamespace:
         self._want_legacy = context.legacy
         self._untraced_legacy = False  # there are legacy tables, which this engine does not trace
         self._armed = False
-        self._flip_families: set[int] = set()  # NFPROTO_* in which the flip table is installed
+        self._warned: set[str] = set()
+        self._unneeded: dict[int, float] = {}  # NFPROTO_* flipped without need → since when, s
         self._room = room
         self._legacy_failure = ""  # the newest reason in a note why legacy rules are unknown
         self._filter: Compiled | None = None
@@ -78,7 +83,7 @@ class TracedNamespace:
                 self.mailbox.join(NFNLGRP_NFTABLES)
             except OSError as error:
                 raise CaptureError(f"cannot listen to netfilter's netlink: {error}") from error
-            snapshot = self._dump.snapshot()
+            snapshot = self._known = self._dump.snapshot()  # the newest that could be read
             self._flip_table = stack.enter_context(contextlib.closing(FlipTable()))
             first = context.next_generation()
             self._decoder = NftTraceDecoder(snapshot.genid)
@@ -99,38 +104,51 @@ class TracedNamespace:
     def arm(self, compiled: Compiled) -> None:
         """Flips packets that match `compiled` from now on.  Raises CaptureError, OSError."""
         self._set_filter(compiled)
-        self._armed = True
         # Before any flip: legacy rules would write flipped packets to the kernel's log.
         self.find_legacy()
-        self._install()
+        self._armed = True
+        self.update_flips()
 
-    def _install(self) -> None:
-        """Installs the flip table in the families that have rules to trace.
+    def update_flips(self) -> None:
+        """Flips packets of the families that have rules to trace, as far as they are known.
 
-        Where a legacy table may drop a packet in the last of its chains, also the flip
-        table's chain behind it, which shows the packets that were not dropped.
+        Touches only families that differ; one without rules is flipped a little longer.
+        If a legacy table may drop a packet in the last of its chains, the flip table's chain
+        behind it shows the packets that were not dropped.  Does nothing if disarmed.
+        Raises CaptureError.
         """
-        families = self._families()
-        if families != self._flip_families and self._filter is not None:
-            if self._flip_families:
-                self._flip_table.remove()
-            self._flip_families = set()
-            if families:
-                self._flip_table.install(self._filter, sorted(families))
-            self._flip_families = families
-        if self._flip_families and self.legacy is not None and self.legacy.rules.may_drop_last:
+        if not self._armed or self._filter is None:
+            return
+        wanted, installed = self._families(), self._flip_table.installed
+        if missing := wanted - installed:
+            self._flip_table.install(self._filter, sorted(missing))
+        now = time.monotonic()
+        self._unneeded = {one: self._unneeded.get(one, now) for one in installed - wanted}
+        over = [one for one, since in self._unneeded.items() if now > since + _KEEP]
+        self._flip_table.remove(over)
+        if self.legacy is not None and self.legacy.rules.may_drop_last:
             self._flip_table.report_passed()
 
+    def _restore_flips(self, snapshot: Snapshot) -> None:
+        """Lets `update_flips` make a flip table that another program deleted; of `snapshot`."""
+        name = self._flip_table.name.decode()
+        if self._flip_table.forget_deleted(snapshot.tables):
+            self._warn_once(f"another program deleted the nft table {name}: it is made again")
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned and len(self._warned) < _MOST_WARNINGS:
+            self._warned.add(text)
+            self._context.warn(text)
+
     def _families(self) -> set[int]:
-        snapshot = self._generations.newest
-        ruled = set()
-        if snapshot is not None:
-            prefix = TABLE_PREFIX.decode()
-            ruled = {
-                family
-                for (family, table, _), chain in snapshot.chains.items()
-                if chain.hook is not None and not table.startswith(prefix)
-            }
+        # A ruleset that could not be read in one piece adds families, and removes none.
+        prefix = TABLE_PREFIX.decode()
+        ruled = {
+            family
+            for snapshot in (self._known, self._dump.seen or self._known)
+            for (family, table, _), chain in snapshot.chains.items()
+            if chain.hook is not None and not table.startswith(prefix)
+        }
         found = ruled & {NFPROTO_ARP, NFPROTO_BRIDGE}
         ip_families = {NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6}
         # Legacy tables need flips even if nftables has no chain for IP.
@@ -179,8 +197,7 @@ class TracedNamespace:
 
     def filter(self, compiled: Compiled) -> None:
         """Replaces the filter.  Raises CaptureError."""
-        if self._flip_families:
-            self._flip_table.replace(compiled)
+        self._flip_table.replace(compiled)
         self._set_filter(compiled)
 
     def _set_filter(self, compiled: Compiled) -> None:
@@ -191,7 +208,6 @@ class TracedNamespace:
         """No packet is flipped after this.  Raises CaptureError."""
         self._armed = False
         self._flip_table.remove()
-        self._flip_families = set()
 
     def close(self) -> None:
         """Removes the flip table, restores the logger, and releases the namespace."""
@@ -213,18 +229,22 @@ class TracedNamespace:
             if legacy_changed:
                 self._report_legacy_change(self.legacy)
                 changed = True
-        if changed and self._armed:
-            self._install()
+        if changed:
+            self.update_flips()
 
     def _update_nft(self) -> bool:
         changes, self._decoder.changes = self._decoder.changes, []
         if not changes:
             return False
+        snapshot: Snapshot | None
         try:
-            snapshot: Snapshot | None = self._dump.snapshot()
+            snapshot = self._dump.snapshot()
         except CaptureError as error:
-            self._context.warn(f"rules of {self.title}: {error}")
+            self._warn_once(f"rules of {self.title}: {error}")
             snapshot = None
+        else:
+            self._known = snapshot
+            self._restore_flips(snapshot)
         number = 0
         for genid, announced in changes:
             number = self._context.next_generation()

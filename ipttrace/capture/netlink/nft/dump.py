@@ -80,6 +80,9 @@ class Dump:
 
     def __init__(self) -> None:
         """Raises CaptureError if the kernel has no nf_tables or refuses to list it."""
+        # The newest attempt of `snapshot`, even if the ruleset changed during it: what it
+        # has existed, but not all at the same time.
+        self.seen: Snapshot | None = None
         self._socket = NftSocket()
         try:
             self.genid()
@@ -104,7 +107,7 @@ class Dump:
         """
         for _ in range(_TRIES):
             before = self.genid()
-            snapshot = Snapshot(before, self._tables(), self._chains())
+            snapshot = self.seen = Snapshot(before, self._tables(), self._chains())
             self._add_handles(snapshot)
             if self.genid() == before:
                 return snapshot

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +48,9 @@ class FlipTable:
         self._want_inet = inet
         self.name: Final = _own_name()
         self.owned = False  # by the socket
-        self.families: tuple[int, ...] = ()  # NFPROTO_* in which the table exists
+        # NFPROTO_* that `install` was called for → those in which the table exists: without
+        # family inet, ip and ip6 take its place.
+        self._installed: dict[int, tuple[int, ...]] = {}
         self._reporting: set[int] = set()  # the families with the chain PASSED
         self._removed_counts = (0, 0)  # packets and bytes, of tables removed since
         self._socket = NftSocket()
@@ -64,19 +66,31 @@ class FlipTable:
         """The netlink address of the socket that owns the table."""
         return self._socket.portid
 
+    @property
+    def installed(self) -> set[int]:
+        """The families, NFPROTO_*, that `install` was called for."""
+        return set(self._installed)
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The families, NFPROTO_*, in which the table exists."""
+        return tuple(family for tables in self._installed.values() for family in tables)
+
     def install(self, compiled: Compiled, families: Iterable[int] = (NFPROTO_INET,)) -> None:
         """Makes the table, which flips packets that match `compiled` from now on.
 
         `families`: any of NFPROTO_INET, _BRIDGE, _ARP; ARP packets are flipped only if
-        there is no filter.  Raises CaptureError, with nothing installed.
+        there is no filter.  Tables of other families stay as they are.  Raises
+        CaptureError, with none of these families installed.
         """
-        if self.families:
+        wanted = list(families)
+        if self.installed & set(wanted):
             raise CaptureError(f"the nft table {self.name.decode()} is installed already")
         try:
-            for family in families:
+            for family in wanted:
                 self._install(compiled, family)
         except BaseException as error:
-            self.remove()
+            self.remove(wanted)
             if isinstance(error, Refused):
                 raise self._capture_error(error) from error
             raise
@@ -119,15 +133,30 @@ class FlipTable:
             raise self._capture_error(error) from error
         return packets, octets
 
-    def remove(self) -> None:
+    def remove(self, families: Iterable[int] | None = None) -> None:
         """Removes the table: no packet is flipped after this.  `counted` stays valid.
 
+        `families`: only of these that `install` was called for.  Raises CaptureError.
+        """
+        for family in list(self._installed if families is None else families):
+            for one in self._installed.get(family, ()):
+                self._remove(one)
+            self._installed.pop(family, None)
+
+    def forget_deleted(self, tables: Container[tuple[int, str]]) -> bool:
+        """Notes where the table was deleted, so that it can be installed again.
+
+        `tables`: those that exist, by family and name.  Returns whether one is gone.
         Raises CaptureError.
         """
-        for family in self.families:
-            self._remove(family)
-        self.families = ()
-        self._reporting.clear()
+        name = self.name.decode()
+        gone = [
+            wanted
+            for wanted, families in self._installed.items()
+            if any((family, name) not in tables for family in families)
+        ]
+        self.remove(gone)
+        return bool(gone)
 
     def close(self) -> None:
         """Removes the table and closes the socket, which holds the namespace."""
@@ -142,7 +171,7 @@ class FlipTable:
         if family == NFPROTO_INET and not self._want_inet:
             return self._install_both(compiled)
         try:
-            self._create(compiled, family)
+            self._create(compiled, family, family)
         except Refused as refused:
             # ENOENT: the kernel was built without chains of this family.
             if family == NFPROTO_INET and (refused.errno, refused.kind) in (
@@ -154,9 +183,9 @@ class FlipTable:
         return None
 
     def _install_both(self, compiled: Compiled) -> None:
-        self._create(compiled, NFPROTO_IPV4)
+        self._create(compiled, NFPROTO_IPV4, NFPROTO_INET)
         try:
-            self._create(compiled, NFPROTO_IPV6)
+            self._create(compiled, NFPROTO_IPV6, NFPROTO_INET)
         except Refused as refused:
             if refused.kind not in (wire.NEWCHAIN, wire.NEWTABLE) or refused.errno not in (
                 errno.ENOENT,
@@ -164,7 +193,7 @@ class FlipTable:
             ):
                 raise
 
-    def _create(self, compiled: Compiled, family: int) -> None:
+    def _create(self, compiled: Compiled, family: int, wanted: int) -> None:
         # Owned tables are tried until the kernel has refused one.
         for owned in (True, False):
             if owned and not self._want_owner:
@@ -178,7 +207,7 @@ class FlipTable:
                     continue
                 raise
             self.owned = owned
-            self.families = (*self.families, family)
+            self._installed[wanted] = (*self._installed.get(wanted, ()), family)
             return
 
     def _new_table(self, compiled: Compiled, family: int, *, owned: bool) -> list[Request]:
@@ -230,6 +259,7 @@ class FlipTable:
 
     def _remove(self, family: int) -> None:
         """Removes the family's table; a table that is gone already is no error."""
+        self._reporting.discard(family)
         chains = [self._flush_chain(family, chain) for chain, _ in _chains(family)]
         try:
             # Without rules the counter no longer changes: the last value is exact.
