@@ -33,8 +33,16 @@ from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.netlink.nft.generations import Generations
 from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
 from ipttrace.capture.netlink.reader import Mailbox
-from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+from ipttrace.netfilter import (
+    NFPROTO_ARP,
+    NFPROTO_BRIDGE,
+    NFPROTO_INET,
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    NFT_FAMILIES,
+)
 from ipttrace.stream import record
+from ipttrace.text import clean
 
 # Batches that are decoded at once.
 _AT_ONCE: Final = 64
@@ -94,6 +102,7 @@ class TracedNamespace:
             )
             self._calls = CallMaker(chains, context.numbers, context.names, record.SOURCE_NFT)
             self._stack = stack.pop_all()
+        self._report_blinding()
         context.changes.put(NftChange(path, inode, snapshot, first))
 
     def _inside(self) -> contextlib.AbstractContextManager[None]:
@@ -245,6 +254,7 @@ class TracedNamespace:
         else:
             self._known = snapshot
             self._restore_flips(snapshot)
+        self._report_blinding()
         number = 0
         for genid, announced in changes:
             number = self._context.next_generation()
@@ -252,6 +262,15 @@ class TracedNamespace:
         if snapshot is not None and snapshot.genid == changes[-1][0]:
             self._context.changes.put(NftChange(self.path, self.inode, snapshot, number))
         return True
+
+    def _report_blinding(self) -> None:
+        """Warns about rules, of any attempt to read them, that end the tracing of packets."""
+        for family, table, chain in sorted((self._dump.seen or self._known).blinding):
+            where = f"{NFT_FAMILIES.get(family, str(family))} {clean(table, 64)}"
+            self._warn_once(
+                f"table {where}, chain {clean(chain, 64)} of {self.title} has a rule with meta "
+                "nftrace set: packets for which it sets 0 are not traced from there on"
+            )
 
     def look_up(self, indices: set[int]) -> None:
         """Looks up the names of devices; one that is gone is called if<index>."""

@@ -2,6 +2,7 @@
 """nf_tables over netlink: what is asked of it, and what it reports.
 
 wire         requests as bytes, and the socket that sends them
+nftrace      which rules end the tracing of a packet
 dump         snapshots of a ruleset
 table        the flip table, which sets nf_trace on packets that match the filter
 decode       trace messages to events

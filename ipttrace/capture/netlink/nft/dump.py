@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.netlink.nft.nftrace import may_clear
 from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, attributes, capture_error
 
 _GETTABLE: Final = 1
@@ -30,6 +31,7 @@ _HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _GEN_ID: Final = 1
 
+_DORMANT: Final = 1  # NFT_TABLE_F_DORMANT
 _TRIES: Final = 10
 _UNSTABLE: Final = "nftables' rules change faster than they can be listed"
 
@@ -58,11 +60,15 @@ class ChainInfo:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A ruleset: tables by family (NFPROTO_*) and name, chains by family, table and name."""
+    """A ruleset: tables by family (NFPROTO_*) and name, chains by family, table and name.
+
+    `blinding`: chains with rules that may set nf_trace to 0; not of dormant tables.
+    """
 
     genid: int  # the kernel's number of the generation
     tables: dict[tuple[int, str], TableInfo]
     chains: dict[tuple[int, str, str], ChainInfo]
+    blinding: set[tuple[int, str, str]] = field(default_factory=set)
 
 
 class RuleExpressions(NamedTuple):
@@ -166,12 +172,15 @@ class Dump:
 
     def _add_handles(self, snapshot: Snapshot) -> None:
         for family, found in self._ask(_GETRULE):
-            chain = snapshot.chains.get(
-                (family, _text(found, _RULE_TABLE), _text(found, _RULE_CHAIN))
-            )
+            key = (family, _text(found, _RULE_TABLE), _text(found, _RULE_CHAIN))
+            chain = snapshot.chains.get(key)
             handle = _number(found, _RULE_HANDLE)
             if chain is not None and handle is not None:
                 chain.handles.append(handle)
+            if may_clear(found.get(_RULE_EXPRESSIONS, b"")):
+                table = snapshot.tables.get(key[:2])
+                if table is not None and not table.flags & _DORMANT:
+                    snapshot.blinding.add(key)
 
 
 def _number(values: dict[int, bytes], kind: int) -> int | None:
