@@ -96,8 +96,8 @@ class BothEngines:
         """The records that have arrived and settled, those of one packet together."""
         self.netlink.drain_wake()
         begun = time.monotonic_ns()
-        self.netlink.flush()
-        self._flushes.append((begun, time.monotonic_ns()))
+        if self.netlink.flush():
+            self._flushes.append((begun, time.monotonic_ns()))
         self._kernel_records.add(self.kernel.take())
         self._netlink_records.add(self.netlink.take(), self.netlink.priorities)
         for engine in (self.kernel, self.netlink):

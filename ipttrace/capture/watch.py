@@ -24,6 +24,7 @@ Finding = tuple[Kind, Message]
 
 # When the reader has stopped, watches wait instead of piling up findings.
 _MOST_PENDING: Final = 1000
+_MOST_BYTES: Final = 32 << 20  # of pending findings, estimated; one alone may be larger
 _RETRY: Final = 5.0  # s after a watch could not be made
 _JOIN: Final = 1.0  # s that `close` waits for each thread
 
@@ -48,7 +49,9 @@ class Watcher:
     def __init__(self) -> None:
         """`fd` is readable while there are findings to take."""
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._findings: queue.Queue[Finding] = queue.Queue(_MOST_PENDING)
+        self._findings: queue.Queue[tuple[int, Finding]] = queue.Queue(_MOST_PENDING)
+        self._pending = 0  # bytes
+        self._room = threading.Condition()  # for `_pending`
         self._ended = threading.Event()
         self._wakes: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
@@ -75,7 +78,11 @@ class Watcher:
         taken = []
         with contextlib.suppress(queue.Empty):
             while True:
-                taken.append(self._findings.get_nowait())
+                size, finding = self._findings.get_nowait()
+                taken.append(finding)
+                with self._room:
+                    self._pending -= size
+                    self._room.notify_all()
         return taken
 
     def close(self) -> None:
@@ -89,9 +96,16 @@ class Watcher:
             os.close(self.fd)
 
     def _put(self, finding: Finding) -> None:
+        size = _size(finding[1])
+        with self._room:
+            while self._pending and self._pending + size > _MOST_BYTES:
+                if self._ended.is_set():
+                    return
+                self._room.wait(0.2)
+            self._pending += size
         while not self._ended.is_set():
             try:
-                self._findings.put(finding, timeout=0.2)
+                self._findings.put((size, finding), timeout=0.2)
             except queue.Full:
                 continue
             os.eventfd_write(self.fd, 1)
@@ -116,3 +130,14 @@ class Watcher:
         finally:
             if watch is not None:
                 watch.close()
+
+
+def _size(value: object) -> int:
+    """About how many bytes of memory a JSON value takes."""
+    if isinstance(value, str):
+        return 50 + len(value)
+    if isinstance(value, dict):
+        return 64 + sum(_size(one) + _size(other) for one, other in value.items())
+    if isinstance(value, list | tuple):
+        return 64 + sum(map(_size, value))
+    return 32

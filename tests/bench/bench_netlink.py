@@ -2,8 +2,8 @@
 """The netlink engine compared with nft and xtables-monitor: packets seen and CPU time.
 
 One UDP flow through two chains in a network namespace of its own, at 10,000
-packets/s and unpaced.  Output goes to /dev/null; it is counted only for programs that
-have no counters of their own.
+packets/s and unpaced; and the agent's memory in a longer flood.  Output goes to /dev/null;
+it is counted only for programs that have no counters of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from tests.paths import PROJECT
 
 COUNT = 20_000
 RATE = 10_000
+# For the agent's memory.
+FLOOD = 100_000
+FLOOD_RATE = 20_000
 PORT = 5353
 DEMO_RUNS = 5
 
@@ -63,11 +66,11 @@ _PACKETS = re.compile(rb"^trace id \w+ ip bench in |^ ?TRACE: .*\bbench:in:", re
 Figures = dict[str, dict[str, Any]]
 
 
-def send(rate: int) -> None:
-    """Sends COUNT datagrams over loopback, at `rate` packets/s; 0: unpaced."""
+def send(rate: int, count: int = COUNT) -> None:
+    """Sends `count` datagrams over loopback, at `rate` packets/s; 0: unpaced."""
     begun = time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for number in range(COUNT):
+        for number in range(count):
             # The drop in INPUT is not reported to the sender.
             sock.sendto(b"bench", ("127.0.0.1", PORT))
             if rate and number % 20 == 19:
@@ -90,8 +93,8 @@ def cpu_at_end(process: subprocess.Popen[bytes], stop: int | None) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure_ipttrace(rate: int, folder: Path) -> tuple[int, int, float]:
-    """Runs `ipttrace print`; returns packets seen, messages reported lost, CPU seconds."""
+def start_ipttrace(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts `ipttrace print`, which is armed when this returns."""
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "ipttrace", "print", "--engine", "netlink"]
@@ -103,6 +106,31 @@ def measure_ipttrace(rate: int, folder: Path) -> tuple[int, int, float]:
         if process.poll() is not None:
             raise RuntimeError(process.stderr.read().decode())
         time.sleep(0.01)
+    return process
+
+
+def measure_memory(folder: Path) -> float:
+    """The agent's largest resident memory in a flood, MB."""
+    process = start_ipttrace(folder)
+    send(FLOOD_RATE, FLOOD)
+    _wait_until_idle(process.pid)
+    peak = max(map(_peak, _children(process.pid)), default=0.0)
+    cpu_at_end(process, signal.SIGINT)
+    return peak
+
+
+def _peak(pid: int) -> float:
+    """The largest resident memory that a process has had, MB; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) / 1000 if found else 0.0
+    return 0.0
+
+
+def measure_ipttrace(rate: int, folder: Path) -> tuple[int, int, float]:
+    """Runs `ipttrace print`; returns packets seen, messages reported lost, CPU seconds."""
+    process = start_ipttrace(folder)
+    assert process.stderr is not None
     before = _cpu(process.pid)
     send(rate)
     _wait_until_idle(process.pid)
@@ -220,6 +248,11 @@ def inside(out: int) -> None:
             ):
                 if shutil.which(argv[0]) is not None:
                     figures |= _figures(tool, pace, *monitor(argv, rate, TRACE))
+        figures["netlink_agent_peak_memory"] = {
+            "value": round(measure_memory(Path(name))),
+            "unit": "MB",
+            "goal": "<= 400",
+        }
         mine = figures["netlink_ours_paced_cpu"]["value"]
         nfts = figures["netlink_nft_paced_cpu"]["value"]
         figures["netlink_cpu_against_nft"] = {

@@ -17,6 +17,8 @@ reached       the later chains that packets met
 calls         events to records of calls
 context       what all namespaces of a run share
 legacy_trace  the legacy tables of one namespace, from messages to calls
+quiet         where held events are cut, so that those of a packet are taken together
 namespace     one traced namespace: sockets, flip table, rulesets
+counters      sums of several namespaces' counters
 engine        namespaces that appear and disappear, and one stream of records
 """

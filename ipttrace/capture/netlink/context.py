@@ -26,7 +26,7 @@ class RunContext:
         self.legacy = legacy
         self.notes: list[tuple[Level, str]] = []
         # Reads all messages that the kernel has sent until now; the engine sets it.
-        self.flush: Callable[[], None] = lambda: None
+        self.flush: Callable[[], object] = lambda: None
         self.changes: queue.Queue[RuleChange] = queue.Queue()
         self._generation = 0
         self._log_setting: LogSetting | None = None

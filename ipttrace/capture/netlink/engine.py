@@ -27,10 +27,11 @@ from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import Calls, in_order
 from ipttrace.capture.netlink.changes import NftChange
 from ipttrace.capture.netlink.context import RunContext
+from ipttrace.capture.netlink.counters import Counters
 from ipttrace.capture.netlink.events import EVENT
 from ipttrace.capture.netlink.legacy import logger
 from ipttrace.capture.netlink.namespace import TracedNamespace
-from ipttrace.capture.netlink.reader import MailboxReader
+from ipttrace.capture.netlink.reader import MOST_STORED, MailboxReader
 from ipttrace.capture.netlink.wake import WakeSources
 from ipttrace.stream.messages import Books
 from ipttrace.stream.record import ENTRY, Records
@@ -41,6 +42,10 @@ _LEAST_BUFFER: Final = 4 << 20  # of one namespace
 # How long messages wait, ns: those of one packet come from several sockets, and a new
 # ruleset is announced after it took effect.
 _HOLD: Final = 20_000_000
+# Bytes of messages that are decoded at once, and of events that are held, of all namespaces
+# together: what is beyond stays undecoded, then in the kernel's buffers.
+_PORTION: Final = 4 << 20
+_MOST_HELD: Final = 16 << 20
 _SCAN_EVERY: Final = 2.0  # s, for new namespaces, namespaces that are gone, new legacy tables
 
 _T = TypeVar("_T")
@@ -86,7 +91,7 @@ class NetlinkEngine:
         self.priorities = np.zeros(0, np.int32)
         self.before = 0  # it returned what had been read before, CLOCK_MONOTONIC ns
         # Of namespaces that were removed: counters; calls and flips for the next `take`.
-        self._removed = _Counters()
+        self._removed = Counters()
         self._removed_calls: list[Calls] = []
         self._removed_flips: list[Array] = []
         self._namespaces: dict[int, TracedNamespace] = {}  # by inode
@@ -169,11 +174,16 @@ class NetlinkEngine:
         self._reader.remove(namespace.mailbox)
         if namespace.legacy is not None:
             self._reader.remove(namespace.legacy.mailbox)
-        self._reader.taken(namespace.receive())
-        if self._armed:
-            namespace.freeze_rules()
-            self._removed_calls += self._calls(namespace, 1 << 63)
-            self._removed_flips.append(namespace.journeys.flips)
+        namespace.freeze_rules()
+        while True:
+            self._reader.taken(namespace.receive(_PORTION, _MOST_HELD))
+            oldest = namespace.oldest
+            calls = self._calls(namespace, 1 << 63 if oldest is None else oldest)
+            if self._armed:
+                self._removed_calls += calls
+                self._removed_flips.append(namespace.journeys.flips)
+            if oldest is None:
+                break
         self._removed.add(namespace, self._flipped(namespace))
         with contextlib.suppress(CaptureError, OSError):
             self._in_worker(namespace.close)
@@ -262,29 +272,43 @@ class NetlinkEngine:
         self._armed = False
 
     def take(self) -> list[Records]:
-        """The records of calls that have finished: entries, rules, exits."""
+        """The records of calls that have finished: entries, rules, exits.
+
+        Of many messages a portion; if disarmed, none at all only if none will follow.
+        """
         if not self._armed:
             self._reader.flush()
         elif time.monotonic() >= self._scan_due:
             self._scan()
-        before = self.before = time.monotonic_ns() - (_HOLD if self._armed else -1)
+        before = time.monotonic_ns() - (_HOLD if self._armed else -1)
         found, self._removed_calls = self._removed_calls, []
         flips, self._removed_flips = self._removed_flips, []
+        while True:
+            self._receive()
+            waiting = [one.oldest for one in self._namespaces.values()]
+            self.before = min([before, *(one for one in waiting if one is not None)])
+            for namespace in self._namespaces.values():
+                found += self._calls(namespace, self.before)
+                flips.append(namespace.journeys.flips)
+            if self._armed or found or self.before == before:
+                break
+        self.flips = np.concatenate(flips) if flips else np.zeros(0, EVENT)
+        records, self.priorities = in_order(found or [Calls.none()])
+        for kind, part in enumerate(records):
+            self._delivered[kind] += len(part)
+        return records
+
+    def _receive(self) -> None:
+        """Decodes a portion of the messages, and reads the rules that they say have changed."""
+        count = max(1, len(self._namespaces))
         for namespace in self._namespaces.values():
-            self._reader.taken(namespace.receive())
+            self._reader.taken(namespace.receive(_PORTION // count, _MOST_HELD // count))
             try:
                 self._in_worker(partial(namespace.update_rules, force=not self._armed))
             except (FileNotFoundError, ProcessLookupError):
                 self._scan_due = 0.0  # it is gone, or another path leads to it now
                 if not self._armed:
                     namespace.freeze_rules()
-            found += self._calls(namespace, before)
-            flips.append(namespace.journeys.flips)
-        self.flips = np.concatenate(flips) if flips else np.zeros(0, EVENT)
-        records, self.priorities = in_order(found or [Calls.none()])
-        for kind, part in enumerate(records):
-            self._delivered[kind] += len(part)
-        return records
 
     def _calls(self, namespace: TracedNamespace, before: int) -> list[Calls]:
         found = []
@@ -300,9 +324,12 @@ class NetlinkEngine:
         """A descriptor that is readable when many messages have come."""
         return self._reader.wake
 
-    def flush(self) -> None:
-        """Reads all messages that the kernel has sent until now."""
-        self._reader.flush()
+    def flush(self) -> bool:
+        """Reads all messages that the kernel has sent until now, as far as there is memory.
+
+        Returns whether it has read all.
+        """
+        return self._reader.flush(MOST_STORED)
 
     def drain_wake(self) -> None:
         """Makes `wake` not readable, until many messages have come again."""
@@ -328,7 +355,7 @@ class NetlinkEngine:
         missed: packets whose captured headers do not decide whether EXPR matches; once
         disarmed also flips without a message, and calls with messages missing.
         """
-        sums = _Counters()
+        sums = Counters()
         for namespace in self._namespaces.values():
             sums.add(namespace, self._flipped(namespace))
         sums.join(self._removed)
@@ -362,27 +389,3 @@ class NetlinkEngine:
         with contextlib.suppress(CaptureError):
             return self._in_worker(namespace.flipped)
         return 0
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Sums of the counters of several namespaces."""
-
-    lost: int = 0
-    flipped: int = 0
-    begun: int = 0
-    refused: int = 0
-    undecided: int = 0
-    broken: int = 0
-
-    def add(self, namespace: TracedNamespace, flipped: int) -> None:
-        self.lost += namespace.lost
-        self.flipped += flipped
-        self.begun += namespace.journeys.begun
-        self.refused += namespace.refused
-        self.undecided += namespace.undecided
-        self.broken += namespace.broken
-
-    def join(self, other: _Counters) -> None:
-        for name in _Counters.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))

@@ -122,9 +122,11 @@ class LegacyTrace:
         """Messages lost, by their sequence numbers or by the kernel's count."""
         return max(self._missing, self.mailbox.drops())
 
-    def receive(self) -> int:
-        """Decodes the messages that were read; returns their bytes."""
-        batches = self.mailbox.take()
+    def receive(self, most: int, most_held: int) -> int:
+        """Decodes messages that were read; see TracedNamespace.receive."""
+        if sum(part.nbytes for part in self.held) > most_held:
+            return 0
+        batches = self.mailbox.take(most)
         size = sum(batch.data.nbytes for batch in batches)
         if batches:
             messages = self._decoder.decode(*batches)

@@ -32,6 +32,7 @@ from ipttrace.capture.netlink.nft.decode import NFNLGRP_NFTABLES, NFNLGRP_NFTRAC
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.netlink.nft.generations import Generations
 from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
+from ipttrace.capture.netlink.quiet import quietest, span
 from ipttrace.capture.netlink.reader import Mailbox
 from ipttrace.netfilter import (
     NFPROTO_ARP,
@@ -48,8 +49,6 @@ from ipttrace.text import clean
 _AT_ONCE: Final = 64
 # Events further apart, ns, may be taken at different times.
 _GAP: Final = 500_000
-# How much longer events may be held so that those of a packet are taken together, ns.
-_SLACK: Final = 10_000_000
 _FILTER_BYTES: Final = 128  # of a packet, as `matches` takes them
 # How long packets of a family without rules are flipped, s: rules that are removed and
 # loaded again find the flip table installed.
@@ -287,10 +286,15 @@ class TracedNamespace:
 
     # -- for the engine's thread
 
-    def receive(self) -> int:
-        """Decodes the messages that were read; returns their bytes."""
+    def receive(self, most: int, most_held: int) -> int:
+        """Decodes messages that were read; returns their bytes.
+
+        Of each socket about `most` bytes, and none as long as the events that are not yet
+        taken have more than `most_held` bytes.
+        """
         size = 0
-        batches = self.mailbox.take()
+        held = sum(part.nbytes for part in self._held)
+        batches = self.mailbox.take(most) if held <= most_held else []
         for at in range(0, len(batches), _AT_ONCE):
             some = batches[at : at + _AT_ONCE]
             size += sum(batch.data.nbytes for batch in some)
@@ -298,8 +302,17 @@ class TracedNamespace:
             gaps = np.flatnonzero(np.diff(events["time"].astype(np.int64)) > _GAP) + 1
             self._held.extend(part for part in np.split(events, gaps) if len(part))
         if self.legacy is not None:
-            size += self.legacy.receive()
+            size += self.legacy.receive(most, most_held)
         return size
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest message not yet decoded was read, CLOCK_MONOTONIC ns, or None.
+
+        Events read later must not be taken before it.
+        """
+        mailboxes = [self.mailbox] if self.legacy is None else [self.mailbox, self.legacy.mailbox]
+        return min((one.oldest for one in mailboxes if one.oldest is not None), default=None)
 
     def freeze_rules(self) -> None:
         """Takes the rules known now for the last: the namespace cannot be entered any more."""
@@ -328,7 +341,7 @@ class TracedNamespace:
         if self.legacy is not None:
             before = min(before, self.legacy.rules.checked)
             if self._armed:
-                spans = [*map(_span, self._held), *map(_span, self.legacy.held)]
+                spans = [*map(span, self._held), *map(span, self.legacy.held)]
                 before = quietest(spans, before)
         ready = []
         while self._held and int(self._held[0]["time"][0]) < before:
@@ -339,7 +352,8 @@ class TracedNamespace:
             # Whether the chain's rule or a legacy table before it changed the mark is unknown.
             matching["mark_known"] &= matching["mark"] == matching["mark_before"]
         self._generations.locate(matching, self._decoder.chains)
-        now = time.monotonic_ns()
+        # Later events may still be undecoded: they are not late.
+        now = min(time.monotonic_ns(), before)
         found = [self._calls.feed(matching, now)]
         if self.legacy is not None:
             self.legacy.add_reached(matching, self.journeys.passed)
@@ -369,28 +383,6 @@ class TracedNamespace:
             for index in np.unique(indices).tolist():
                 if index:
                     entries[side][indices == index] = self._devices.get(index, b"")
-
-
-def _span(events: Array) -> tuple[int, int]:
-    return int(events["time"][0]), int(events["time"][-1])
-
-
-def quietest(spans: list[tuple[int, int]], before: int) -> int:
-    """The time at most _SLACK before `before` that is furthest from other events, ns.
-
-    `spans`: first and last time of events that are taken together, ns.  Events of one
-    packet, from nftables and legacy tables, are put in order only if they are taken at
-    once: a cut at the widest gap separates the fewest.
-    """
-    cut, widest, end = before, -1, before - 2 * _SLACK
-    for start, last in sorted(spans):
-        if start > before - _SLACK:
-            if start - end > widest:
-                cut, widest = min(start, before), start - end
-            if start >= before:
-                return cut
-        end = max(end, last)
-    return before
 
 
 def _initial_inode() -> int:

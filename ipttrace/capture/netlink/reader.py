@@ -45,7 +45,7 @@ _GATHER: Final = 0.002
 _FLOOD: Final = 64  # datagrams at one call
 _LARGE_BUFFER: Final = 4 << 20
 # Bytes that all mailboxes may store; beyond it the kernel's buffers fill, and count.
-_MOST_STORED: Final = 256 << 20
+MOST_STORED: Final = 96 << 20
 _WAKE: Final = 4096  # datagrams stored, before `wake` becomes readable
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -146,13 +146,23 @@ class Mailbox:
                     self._drops = struct.unpack(f"={_MEMINFO_WORDS}I", info)[_MEMINFO_DROPS]
         return self._drops
 
-    def take(self) -> list[Batch]:
-        """The batches read since the last call."""
-        taken = []
+    def take(self, most: int) -> list[Batch]:
+        """The oldest batches not yet taken: all, or `most` bytes and as little more as possible."""
+        taken: list[Batch] = []
+        size = 0
         with contextlib.suppress(IndexError):
-            while True:
+            while size < most:
                 taken.append(self._batches.popleft())
+                size += taken[-1].data.nbytes
         return taken
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest batch not yet taken was read, CLOCK_MONOTONIC ns; None if there is none.
+
+        For the thread that takes.
+        """
+        return self._batches[0].time if self._batches else None
 
     def put(self, batch: Batch) -> None:
         """Stores a batch.  For the thread that reads the mailbox."""
@@ -198,12 +208,20 @@ class MailboxReader:
             while self._read(mailbox) == _AT_ONCE:
                 pass
 
-    def flush(self) -> None:
-        """Reads all that the kernel has written until now, in the calling thread."""
+    def flush(self, most: int | None = None) -> bool:
+        """Reads all that the kernel has written until now, in the calling thread.
+
+        `most`: bytes stored beyond which the rest stays in the kernel.  Returns whether
+        nothing stayed there.
+        """
         with self._lock:
             for mailbox in self._mailboxes.values():
-                while self._read(mailbox) == _AT_ONCE:
-                    pass
+                while True:
+                    if most is not None and self._stored > most:
+                        return False
+                    if self._read(mailbox) != _AT_ONCE:
+                        break
+        return True
 
     def taken(self, size: int) -> None:
         """Notes that `size` stored bytes have been taken."""
@@ -230,11 +248,11 @@ class MailboxReader:
                     mailbox = self._mailboxes.get(fd)
                     if mailbox is None:
                         continue
-                    full = self._stored > _MOST_STORED
+                    full = self._stored > MOST_STORED
                     count = 0 if full else self._read(mailbox)
                 most = max(most, count)
                 large = large and mailbox.room >= _LARGE_BUFFER
-            if self._stored > _MOST_STORED:
+            if self._stored > MOST_STORED:
                 time.sleep(0.01)
             elif _FLOOD <= most < _AT_ONCE and large:
                 # More will follow, and a call for few datagrams costs as much as for many.

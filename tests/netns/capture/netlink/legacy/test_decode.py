@@ -87,7 +87,7 @@ class Log:
         deadline = time.monotonic() + 30
         while True:
             self.reader.flush()
-            new = self.decoder.decode(*self.mailbox.take())
+            new = self.decoder.decode(*self.mailbox.take(1 << 62))
             self.events = np.concatenate([self.events, new])
             if len(self.events) >= count:
                 return self.events
