@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from ipttrace.capture import agent
 
 class Engine:
-    name, notes, over = "kernel", [], ""
+    name, notes, names, over = "kernel", [], {}, ""
     books = lambda self: {"due": [0, 0, 0], "delivered": [0, 0, 0], "lost": [0, 0, 0], "missed": 0}
     take = lambda self: []
     disarm = close = lambda self: None
