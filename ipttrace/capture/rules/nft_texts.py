@@ -48,6 +48,9 @@ _NO_ELEMENTS: Final = re.compile(rb"\{ *\}")
 _Key = tuple[int, str]
 """NFPROTO_* and name of a table."""
 
+_Chain = tuple[int, str, str]
+"""NFPROTO_*, name of a table, name of a chain."""
+
 
 class Changed(Exception):
     """The ruleset differs from the snapshot by now."""
@@ -70,8 +73,8 @@ class ChainText:
 class TableText:
     """A table as the tool that made it prints it.
 
-    `backend`: NFT or IPTABLES.  In a table of IPTABLES, rules that iptables does not
-    print completely have the text that nft prints.
+    `backend`: NFT or IPTABLES.  In a table of IPTABLES, chains that iptables did not make
+    and rules that it does not print completely have the text that nft prints.
     """
 
     backend: Backend
@@ -115,18 +118,21 @@ def _read(
     note: Callable[[str], None] | None,
 ) -> dict[_Key, TableText]:
     saved = {
-        key: table
+        key: _agreeing(key[1], by_table[key], table)
         for key, table in _saved(set(by_table)).items()
-        if key in by_table and _agrees(key[1], by_table[key], table)
+        if key in by_table
     }
-    counters: dict[tuple[int, str, str], list[tuple[int, int] | None]] = {}
-    incomplete: set[tuple[int, str, int]] = set()  # rules that iptables prints in part
+    counters: dict[_Chain, list[tuple[int, int] | None]] = {}
+    native: dict[_Chain, set[int]] = {}  # handles of the rules that only nft prints completely
     for family, table, chain, handle, expressions in dump.rules():
-        counters.setdefault((family, table, chain), []).append(counter(expressions))
-        if (family, table) in saved and not iptables_prints_all(family, expressions):
-            incomplete.add((family, table, handle))
+        place = (family, table, chain)
+        counters.setdefault(place, []).append(counter(expressions))
+        if chain not in saved.get((family, table), ()) or not iptables_prints_all(
+            family, expressions
+        ):
+            native.setdefault(place, set()).add(handle)
     listed: nft_listing.Texts = {}
-    if incomplete or len(saved) < len(by_table):
+    if any(place[:2] in by_table for place in native):
         path = _command("nft")
         if path is not None:
             listed = nft_listing.parse(_listing(path), snapshot)
@@ -136,16 +142,17 @@ def _read(
             note(_MISSING)
     found = {}
     for key, chains in by_table.items():
-        own = saved.get(key)
+        own = saved.get(key, {})
         texts = {}
         for name, info in chains.items():
             rules = listed.get((*key, name)) or [None] * len(info.handles)
             policy = None if info.hook is None else _POLICIES.get(info.policy or 0, "accept")
-            if own is not None:
+            if name in own:
                 policy = own[name].policy
+                only_nft = native.get((*key, name), set())
                 rules = [
-                    native if (*key, handle) in incomplete else _escaped(printed)
-                    for handle, native, printed in zip(
+                    listed_text if handle in only_nft else _escaped(printed)
+                    for handle, listed_text, printed in zip(
                         info.handles, rules, own[name].rules, strict=True
                     )
                 ]
@@ -153,21 +160,27 @@ def _read(
             if len(counts) != len(rules):
                 raise CaptureError("nftables' rules changed while they were read")
             texts[name] = ChainText(policy, rules, counts)
-        found[key] = TableText(NFT if own is None else IPTABLES, texts)
+        found[key] = TableText(IPTABLES if own else NFT, texts)
     return found
 
 
-def _agrees(table: str, chains: dict[str, ChainInfo], saved: iptables_save.Table) -> bool:
-    """Returns whether iptables made the table, and printed as many rules as the kernel has."""
+def _agreeing(
+    table: str, chains: dict[str, ChainInfo], saved: iptables_save.Table
+) -> iptables_save.Table:
+    """Returns the chains that iptables made and printed with as many rules as the kernel has."""
     built_in = _BUILT_IN.get(table, {})
+    found: iptables_save.Table = {}
     for name, info in chains.items():
         chain = saved.get(name)
-        if chain is None or len(chain.rules) != len(info.handles):
-            return False
         hook = None if info.hook is None else (info.hook, info.priority)
-        if built_in.get(name) != hook or (hook is None) != (chain.policy is None):
-            return False
-    return all(name in chains or not chain.rules for name, chain in saved.items())
+        if (
+            chain is not None
+            and len(chain.rules) == len(info.handles)
+            and built_in.get(name) == hook
+            and (hook is None) == (chain.policy is None)
+        ):
+            found[name] = chain
+    return found
 
 
 def _saved(wanted: set[_Key]) -> dict[_Key, iptables_save.Table]:

@@ -166,33 +166,6 @@ def test_native_rules_and_those_of_iptables_side_by_side_have_their_own_texts(
 
 
 @pytest.mark.parametrize(
-    ("native", "forged"),
-    [
-        ("ip saddr { 1.1.1.1, 2.2.2.2 } counter accept", "-j ACCEPT"),
-        ("ip saddr 1.1.1.1 ip saddr != 2.2.2.2 accept", "! -s 2.2.2.2/32 -j ACCEPT"),
-        ("ip saddr > 1.2.3.4 accept", "-s 1.2.3.4/32 -j ACCEPT"),
-        ("tcp sequence 5 accept", "-p tcp -j ACCEPT"),
-        ("udp length 8 accept", "-p udp -j ACCEPT"),
-        ("meta l4proto { 6, 17 } accept", "-j ACCEPT"),
-    ],
-)
-def test_a_rule_that_iptables_misprints_has_the_text_of_nft(
-    space: RulesetNamespace, native: str, forged: str
-) -> None:
-    # GIVEN a table of iptables with a rule added by nft, which iptables-nft-save misprints
-    space.iptables("-A", "INPUT", "-s", "10.0.0.1", "-j", "DROP")
-    space.nft(f"add rule ip filter INPUT {native}")
-    space.iptables("-A", "INPUT", "-j", "RETURN")
-    assert f"-A INPUT {forged}\n" in space.run("iptables-nft-save")
-    table = space.read()[IP, "filter"]
-    assert table.backend == "iptables-nft"
-    first, middle, last = table.chains["INPUT"].rules
-    assert (first, last) == ("-s 10.0.0.1/32 -j DROP", "-j RETURN")
-    listed = space.run("nft", "-s", "list", "chain", "ip", "filter", "INPUT").splitlines()
-    assert middle == listed[4].strip()
-
-
-@pytest.mark.parametrize(
     "table",
     [
         "table ip filter { chain input { type filter hook input priority 0; RULE }; }",
