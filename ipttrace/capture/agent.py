@@ -12,6 +12,7 @@ import contextlib
 import os
 import platform
 import resource
+import select
 import socket
 import sys
 import time
@@ -44,8 +45,10 @@ from ipttrace.stream.writer import Writer
 _BUSY_WAIT: Final = 0.05
 _IDLE_WAIT: Final = 0.2  # once nothing has arrived for a second
 _BOOKS_EVERY: Final = 1.0
-# How long the rules may take to be read before the agent reports that it is ready.
-_RULES_AT_START: Final = 1.0
+# How long the agent waits for the rules to be read before it reports that it is ready, s: no
+# reading takes so long, unless a command hangs.
+_RULES_AT_START: Final = 30.0
+_MOST_HELD: Final = 64 << 20  # bytes of records that wait for that
 _RULES_AT_END: Final = 1.0
 _CLOCK_STEP: Final = 1_000_000  # ns by which the wall clock must step to be reported
 
@@ -118,7 +121,7 @@ class Agent:
         writer.hello(hello)
         self._write_notes()
         writer.books(self._books())
-        self._read_rules_first(stop)
+        self._read_rules_first(stop, line)
         if self._request.ready_file is not None:
             _write_ready(self._request.ready_file)
 
@@ -131,7 +134,6 @@ class Agent:
             if line is not None and line.fd in ready and not self._obey(line):
                 stop.reason = "stopped"
             now = time.monotonic()
-            self._write_findings()
             if self._pump():
                 last_records = now
             if self._spent:
@@ -152,16 +154,39 @@ class Agent:
         while self._engine.notes:
             self._writer.note(*self._engine.notes.pop(0))
 
-    def _read_rules_first(self, stop: Stop) -> None:
-        """Waits briefly for the rules; records that arrive meanwhile are written after them."""
-        taken: list[list[Records]] = []
-        deadline = time.monotonic() + _RULES_AT_START
-        for one in self._rules:
-            while not stop.reason and time.monotonic() < deadline and not one.first.wait(0.02):
-                taken.append(self._take())
+    def _read_rules_first(self, stop: Stop, line: ControlLine | None) -> None:
+        """Waits until the rules are read; records that arrive meanwhile are written after them.
+
+        A command, too many records or a spent budget end the wait.
+        """
+        held: list[list[Records]] = []
+        size = 0
+        began = books_due = time.monotonic()
         self._write_findings()
-        for records in taken:
+        while not (stop.reason or self._spent or size > _MOST_HELD):
+            if all(one.first.is_set() for one in self._rules):
+                break
+            if time.monotonic() - began > _RULES_AT_START:
+                break
+            if line is not None and select.select([line.fd], [], [], 0)[0]:
+                break
+            self._rules_wait()
+            if time.monotonic() >= books_due + _BOOKS_EVERY:
+                books_due = time.monotonic()
+                self._tick()
+            taken = self._take()
+            size += sum(part.nbytes for part in taken)
+            held.append(taken)
+            self._write_findings()
+        for records in held:
             self._write(records)
+
+    def _rules_wait(self) -> None:
+        """Waits briefly for a watch of rules that has not read them yet."""
+        for one in self._rules:
+            if not one.first.is_set():
+                one.first.wait(0.02)
+                return
 
     def _take(self) -> list[Records]:
         taken = self._engine.take()
@@ -172,7 +197,10 @@ class Agent:
 
     def _pump(self) -> int:
         """Moves the records that have arrived; returns how many."""
-        return self._write(self._take())
+        taken = self._take()
+        # What these records depend on comes before them.
+        self._write_findings()
+        return self._write(taken)
 
     def _write(self, taken: list[Records]) -> int:
         if self._engine.names:
@@ -185,9 +213,10 @@ class Agent:
         return sum(map(len, taken))
 
     def _write_findings(self) -> None:
-        if self._watcher is None:
-            return
-        for kind, message in self._watcher.take():
+        found = [] if self._watcher is None else self._watcher.take()
+        for one in self._rules:
+            found += one.report()
+        for kind, message in found:
             self._writer.message(kind, message)
 
     def _tick(self) -> None:

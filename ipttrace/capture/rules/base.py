@@ -34,6 +34,10 @@ class RuleTexts(ABC):
     def make(self) -> RuleWatch:
         """Returns the watch; to be called from its thread.  Raises CaptureError."""
 
+    def report(self) -> list[Finding]:
+        """Returns what rows that are about to be written depend on; for the agent's thread."""
+        return []
+
     def settled(self, timeout: float) -> bool:
         """Returns whether all changes known by now are read; waits for it up to `timeout` s."""
         return True

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Watches the rules of nftables and of legacy tables for the netlink engine.
 
-The engine knows each generation's rules by their handles, from the kernel; their
-texts are read here, by commands, in a thread of its own.  A change is reported before
-the new rules are read, so that a reader never takes old rules for new ones.  Must not
-call the engine, or keep a namespace alive.
+The engine knows each generation's rules by their handles, from the kernel.  The agent's
+thread reports each change (`NetlinkRules`), before the rows that depend on it, with the texts
+that are known by handle; the others are read here, by commands, in a thread of its own
+(`NetlinkRuleWatch`).  Must not call the engine, or keep a namespace alive.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -25,6 +26,7 @@ from ipttrace.capture.netns import inside, title
 from ipttrace.capture.rules import frames, nft_texts
 from ipttrace.capture.rules.base import RuleTexts, RuleWatch, cpu_seconds
 from ipttrace.capture.rules.frames import Backend, Key
+from ipttrace.capture.rules.nft_known import KnownTexts
 from ipttrace.capture.rules.nft_texts import TableText
 from ipttrace.capture.watch import Finding
 from ipttrace.netfilter import NFT_FAMILIES
@@ -47,109 +49,89 @@ class ReportsChanges(Protocol):
     changes: queue.Queue[RuleChange]
 
 
+class _Shared:
+    """What the agent's thread and the watch's share; `lock` guards all of it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.ended = False
+        self.newest: dict[int, NftChange] = {}  # by namespace
+        self.legacy: dict[int, LegacyChange] = {}
+        self.known: dict[int, KnownTexts] = {}
+        self.since: dict[Key, int] = {}  # generation of the newest rules
+        self.due: dict[int, None] = {}  # namespaces to read, in this order
+        self.tried: set[int] = set()  # namespaces that have been read, perhaps in vain
+        self.reading = False
+        self.read_at: dict[int, int] = {}  # namespaces whose new texts are not reported: when, ns
+
+
 class NetlinkRules(RuleTexts):
-    """The agent's handle on a NetlinkRuleWatch."""
+    """The agent's handle on a NetlinkRuleWatch; reports the changes and the texts."""
 
     def __init__(self, changes: queue.Queue[RuleChange]) -> None:
         """`changes`: into which the engine puts each change."""
         super().__init__()
         self._changes = changes
+        self._shared = _Shared()
+        self._sent: dict[Key, tuple[int, Backend, dict[str, ChainRules]]] = {}
+        self._too_large: set[Key] = set()
 
     def make(self) -> NetlinkRuleWatch:
-        return NetlinkRuleWatch(self._changes, self.first)
+        return NetlinkRuleWatch(self._shared, self.first)
 
     def settled(self, timeout: float) -> bool:
-        with self._changes.all_tasks_done:
-            return self._changes.all_tasks_done.wait_for(
-                lambda: not self._changes.unfinished_tasks, timeout
-            )
+        def done() -> bool:
+            shared = self._shared
+            return not (shared.due or shared.reading or shared.read_at or self._changes.qsize())
+
+        with self._shared.lock:
+            return self._shared.lock.wait_for(done, timeout)
 
     def end(self) -> None:
-        """Does nothing: no look takes long enough to be woken from."""
+        with self._shared.lock:
+            self._shared.ended = True
+            self._shared.lock.notify_all()
 
-
-class NetlinkRuleWatch(RuleWatch):
-    """Reads a namespace's rules whenever the engine reports a change of them."""
-
-    def __init__(self, changes: queue.Queue[RuleChange], first: threading.Event) -> None:
-        super().__init__(first)
-        self._changes = changes
-        self._unfinished = 0  # changes taken from the queue whose rules are still to be read
-        self._newest: dict[int, NftChange] = {}
-        self._legacy: dict[int, LegacyChange] = {}
-        self._since: dict[Key, int] = {}  # generation of the newest rules
-        self._due: dict[int, None] = {}  # namespaces to read, in this order
-        self._countable: set[int] = set()  # namespaces that have counters
-        self._legacy_countable: set[int] = set()
-        self._count_at = 0.0
-        self._sent_rules: dict[Key, tuple[int, Backend, dict[str, ChainRules]]] = {}
-        self._sent_counters: dict[Key, tuple[int, dict[str, ChainCounters]]] = {}
-
-    def close(self) -> None:
-        """Does nothing: nothing is held."""
-
-    def look(self) -> Iterator[Finding]:
-        if self._due and self._changes.empty():
-            yield from self._read(next(iter(self._due)))
-            self._settle()
-            return
-        try:
-            change = self._changes.get(timeout=_WAIT)
-        except queue.Empty:
-            pass
-        else:
-            self._unfinished += 1
-            if isinstance(change, LegacyChange):
-                yield from self._legacy_changed(change)
-            else:
-                yield from self._nft_changed(change)
-            self._settle()
-            return
-        if self._countable and time.monotonic() >= self._count_at:
-            begun = cpu_seconds()
-            for inode in list(self._countable):
-                yield from self._read(inode)
-                yield from self._count_legacy(inode)
-            rest = max(_COUNT_EVERY, _COUNT_SHARE * (cpu_seconds() - begun))
-            self._count_at = time.monotonic() + rest
-
-    def _settle(self) -> None:
-        """Marks the changes as done once nothing is left to be read."""
-        if self._due:
-            return
-        self._first.set()
-        for _ in range(self._unfinished):
-            self._changes.task_done()
-        self._unfinished = 0
+    def report(self) -> list[Finding]:
+        """Returns the changes that the engine has put, and the texts that were read since."""
+        found: list[Finding] = []
+        with self._shared.lock:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    change = self._changes.get_nowait()
+                    if isinstance(change, LegacyChange):
+                        found += self._legacy_changed(change)
+                    else:
+                        found += self._nft_changed(change)
+            for inode, mono in self._shared.read_at.items():
+                found += self._texts(inode, mono)
+            self._shared.read_at.clear()
+            if not (self._shared.due.keys() - self._shared.tried or self._shared.reading):
+                self.first.set()
+            self._shared.lock.notify_all()
+        return found
 
     def _gone(self, key: Key) -> Finding:
-        self._since.pop(key, None)
+        self._shared.since.pop(key, None)
+        self._sent.pop(key, None)
         return frames.gone(key)
-
-    def _count(self, key: Key, mono: int, chains: dict[str, ChainCounters]) -> Iterator[Finding]:
-        since = self._since[key]
-        if self._sent_counters.get(key) == (since, chains) or not frames.fits(chains):
-            return
-        self._sent_counters[key] = (since, chains)
-        yield frames.counters(key, since, mono, chains)
 
     # -- nftables
 
     def _nft_changed(self, change: NftChange) -> Iterator[Finding]:
-        """Reports which tables have changed; their texts are read later."""
-        inode = change.inode
+        """Reports which tables have changed; unknown texts are read later."""
+        shared, inode = self._shared, change.inode
         key: Key
-        before = self._newest.get(inode)
+        before = shared.newest.get(inode)
         if change.snapshot is None:
-            for key in [key for key in self._since if key[0] == inode]:
+            for key in [key for key in shared.since if key[0] == inode]:
                 yield self._gone(key)
-            self._newest.pop(inode, None)
-            self._due.pop(inode, None)
-            self._countable.discard(inode)
-            self._legacy.pop(inode, None)
-            self._legacy_countable.discard(inode)
+            for each in (shared.newest, shared.due, shared.legacy, shared.known, shared.read_at):
+                each.pop(inode, None)
             return
-        self._newest[inode] = change
+        shared.newest[inode] = change
+        known = shared.known.setdefault(inode, KnownTexts())
+        known.change(change.snapshot)
         old = {} if before is None or before.snapshot is None else _contents(before.snapshot)
         new = _contents(change.snapshot)
         for family, table in old.keys() - new.keys():
@@ -157,26 +139,135 @@ class NetlinkRuleWatch(RuleWatch):
         for (family, table), content in new.items():
             if old.get((family, table)) != content:
                 key = (inode, NFT_FAMILIES[family], table)
-                self._since[key] = change.number
+                shared.since[key] = change.number
                 yield frames.changed(key, change.number, "nft", change.number)
+        if before is not None:
+            yield from self._texts(inode, time.monotonic_ns())
         yield frames.reported_nft(change.number)
-        self._due[inode] = None
+        shared.due[inode] = None
+
+    def _texts(self, inode: int, mono: int) -> Iterator[Finding]:
+        """Reports the namespace's newest rules, as far as they are known at `mono` ns."""
+        shared = self._shared
+        change = shared.newest.get(inode)
+        if change is None or change.snapshot is None:
+            return
+        tables: dict[tuple[int, str], dict[str, ChainRules]] = {
+            key: {} for key in change.snapshot.tables
+        }
+        known = shared.known[inode]
+        for (family, table, name), info in change.snapshot.chains.items():
+            if (family, table) in tables:
+                tables[family, table][_shown(name)] = known.chain((family, table), info)
+        for (family, table), chains in tables.items():
+            key = (inode, NFT_FAMILIES.get(family, ""), _shown(table))
+            since = shared.since.get(key)
+            version = (since or 0, known.backend((family, table)), chains)
+            if since is None or not known.has((family, table)) or self._sent.get(key) == version:
+                continue
+            self._sent[key] = version
+            if frames.fits(chains):
+                yield frames.rules(key, since, version[1], mono, chains)
+            elif key not in self._too_large:
+                self._too_large.add(key)
+                yield frames.warning(
+                    f"table {key[2]} has more than {frames.MOST >> 20} MB of rules:"
+                    " rows have no rule texts for it"
+                )
+
+    # -- legacy tables
+
+    def _legacy_changed(self, change: LegacyChange) -> Iterator[Finding]:
+        """Reports the legacy tables that have changed, and their rules."""
+        inode = change.inode
+        key: Key
+        before = self._shared.legacy.get(inode)
+        old_tables = {} if before is None else before.tables
+        self._shared.legacy[inode] = change
+        for family, name in old_tables.keys() - change.tables.keys():
+            yield self._gone((inode, family, name))
+        for (family, name), table in change.tables.items():
+            old = old_tables.get((family, name))
+            chains = frames.legacy_rules(table)
+            if old is not None and frames.legacy_rules(old) == chains:
+                continue
+            key = (inode, family, name)
+            self._shared.since[key] = change.number
+            if frames.fits(chains):
+                mono = time.monotonic_ns()
+                yield frames.rules(key, change.number, "legacy", mono, chains, change.number)
+            else:
+                yield frames.changed(key, change.number, "legacy", change.number)
+        yield frames.reported(change.number)
+
+
+class NetlinkRuleWatch(RuleWatch):
+    """Reads a namespace's texts whenever they are due, and counters now and then."""
+
+    def __init__(self, shared: _Shared, first: threading.Event) -> None:
+        super().__init__(first)
+        self._shared = shared
+        self._countable: set[int] = set()  # namespaces that have counters
+        self._count_at = 0.0
+        self._sent_counters: dict[Key, tuple[int, dict[str, ChainCounters]]] = {}
+
+    def close(self) -> None:
+        """Does nothing: nothing is held."""
+
+    def look(self) -> Iterator[Finding]:
+        shared = self._shared
+        with shared.lock:
+            shared.lock.wait_for(lambda: shared.due or shared.ended, _WAIT)
+            inode = next(iter(shared.due), None)
+            if inode is not None:
+                del shared.due[inode]
+            shared.reading = inode is not None
+        if shared.ended:
+            return
+        if inode is not None:
+            try:
+                yield from self._read(inode)
+            finally:
+                with shared.lock:
+                    shared.tried.add(inode)
+                    shared.reading = False
+                    shared.lock.notify_all()
+        elif time.monotonic() >= self._count_at:
+            begun = cpu_seconds()
+            with shared.lock:
+                gone = self._countable - shared.newest.keys()
+                legacy = [one for one in shared.legacy.values() if one.tables]
+            self._countable -= gone
+            for each in list(self._countable):
+                yield from self._read(each)
+            for change in legacy:
+                yield from self._count_legacy(change)
+            rest = max(_COUNT_EVERY, _COUNT_SHARE * (cpu_seconds() - begun))
+            self._count_at = time.monotonic() + rest
+
+    def _count(self, key: Key, mono: int, chains: dict[str, ChainCounters]) -> Iterator[Finding]:
+        with self._shared.lock:
+            since = self._shared.since.get(key)
+        if since is None or self._sent_counters.get(key) == (since, chains):
+            return
+        if frames.fits(chains):
+            self._sent_counters[key] = (since, chains)
+            yield frames.counters(key, since, mono, chains)
 
     def _read(self, inode: int) -> Iterator[Finding]:
         """Reads the texts and counters of a namespace's newest rules."""
-        change = self._newest.get(inode)
-        self._due.pop(inode, None)
+        shared = self._shared
+        with shared.lock:
+            change = shared.newest.get(inode)
         if change is None or change.snapshot is None:
             return
         notes: list[str] = []
+        mono = time.monotonic_ns()
         try:
-            mono = time.monotonic_ns()
             with inside(change.path, inode):
-                tables = nft_texts.read(change.snapshot, notes.append)
+                tables, same = nft_texts.read_unchanged(change.snapshot, notes.append)
         except nft_texts.Changed:
-            # The engine is about to report it; the change that is being read stays unfinished.
-            self._due[inode] = None
-            return
+            tables, same = {}, False
         except (FileNotFoundError, ProcessLookupError):
             self._countable.discard(inode)
             return
@@ -186,36 +277,29 @@ class NetlinkRuleWatch(RuleWatch):
             return
         for text in notes:
             yield from self._note(text)
+        with shared.lock:
+            newest = shared.newest.get(inode)
+            if newest is None:
+                return
+            shared.known[inode].learn(change.snapshot, tables)
+            shared.read_at[inode] = mono
+            if not same:
+                # The engine reports the change, or has done so.
+                shared.due[inode] = None
+                return
+            if newest is not change:
+                return
         has_counters = False
         for (family, name), table in tables.items():
             key = (inode, NFT_FAMILIES.get(family, ""), _shown(name))
-            if family not in NFT_FAMILIES or key not in self._since:
-                continue
-            yield from self._table(key, table, mono)
+            yield from self._count_table(key, table, mono)
             has_counters = has_counters or any(
                 any(chain.counters) for chain in table.chains.values()
             )
         if has_counters:
             self._countable.add(inode)
 
-    def _table(self, key: Key, table: TableText, mono: int) -> Iterator[Finding]:
-        chains: dict[str, ChainRules] = {
-            _shown(name): {
-                "policy": chain.policy,
-                "rules": [text or "" for text in chain.rules],
-            }
-            for name, chain in table.chains.items()
-        }
-        since = self._since[key]
-        if self._sent_rules.get(key) != (since, table.backend, chains):
-            self._sent_rules[key] = (since, table.backend, chains)
-            if not frames.fits(chains):
-                yield from self._note(
-                    f"table {key[2]} has more than {frames.MOST >> 20} MB of rules:"
-                    " rows have no rule texts for it"
-                )
-                return
-            yield frames.rules(key, since, table.backend, mono, chains)
+    def _count_table(self, key: Key, table: TableText, mono: int) -> Iterator[Finding]:
         counted: dict[str, ChainCounters] = {}
         for name, chain in table.chains.items():
             pairs = [pair for pair in chain.counters if pair is not None]
@@ -227,52 +311,20 @@ class NetlinkRuleWatch(RuleWatch):
             }
         yield from self._count(key, mono, counted)
 
-    # -- legacy tables
-
-    def _legacy_changed(self, change: LegacyChange) -> Iterator[Finding]:
-        """Reports the legacy tables that have changed, and their rules."""
-        inode = change.inode
-        key: Key
-        before = self._legacy.get(inode)
-        old_tables = {} if before is None else before.tables
-        self._legacy[inode] = change
-        for family, name in old_tables.keys() - change.tables.keys():
-            yield self._gone((inode, family, name))
-        for (family, name), table in change.tables.items():
-            old = old_tables.get((family, name))
-            chains = frames.legacy_rules(table)
-            if old is not None and frames.legacy_rules(old) == chains:
-                continue
-            key = (inode, family, name)
-            self._since[key] = change.number
-            if frames.fits(chains):
-                mono = time.monotonic_ns()
-                yield frames.rules(key, change.number, "legacy", mono, chains, change.number)
-            else:
-                yield frames.changed(key, change.number, "legacy", change.number)
-        yield frames.reported(change.number)
-        if change.tables:
-            self._countable.add(inode)
-            self._legacy_countable.add(inode)
-
-    def _count_legacy(self, inode: int) -> Iterator[Finding]:
-        if inode not in self._legacy_countable:
-            return
-        known = self._legacy[inode]
+    def _count_legacy(self, known: LegacyChange) -> Iterator[Finding]:
         try:
             mono = time.monotonic_ns()
-            with inside(known.path, inode):
+            with inside(known.path, known.inode):
                 tables = {
                     (family, name): table
                     for family in {family for family, _ in known.tables}
                     for name, table in iptables_save.read(family).items()
                 }
         except (OSError, CaptureError, iptables_save.Unreadable):
-            self._legacy_countable.discard(inode)
             return
         for (family, name), table in tables.items():
-            key = (inode, family, name)
-            if key in self._since and _same_rules(known.tables.get((family, name)), table):
+            if _same_rules(known.tables.get((family, name)), table):
+                key = (known.inode, family, name)
                 yield from self._count(key, mono, frames.legacy_counters(table))
 
 

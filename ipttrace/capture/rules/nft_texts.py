@@ -13,6 +13,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,7 @@ _BUILT_IN: Final = {
     "filter": {name: (hook, 0) for name, hook in _FILTER.items()},
     "security": {name: (hook, 50) for name, hook in _FILTER.items()},
 }  # fmt: skip
-_POLICIES: Final = {0: "drop", 1: "accept"}
+POLICIES: Final = {0: "drop", 1: "accept"}
 _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _OWN: Final = "ipttrace-"  # names of the tables that flip, of any ipttrace process
 _MISSING: Final = "nft is missing (apt install nftables): nftables' rules have no texts"
@@ -88,11 +89,30 @@ def read(snapshot: Snapshot, note: Callable[[str], None] | None = None) -> dict[
     `note` that is an error.  Raises Changed; CaptureError if a command fails or is missing;
     OSError.
     """
+    found, same = _read_with(snapshot, note)
+    if not same:
+        raise Changed
+    return found
+
+
+def read_unchanged(
+    snapshot: Snapshot, note: Callable[[str], None] | None = None
+) -> tuple[dict[_Key, TableText], bool]:
+    """Returns, as `read`, the chains that have not changed since the snapshot.
+
+    Also returns whether nothing has changed.  Raises Changed if commands fail meanwhile.
+    """
+    return _read_with(snapshot, note)
+
+
+def _read_with(
+    snapshot: Snapshot, note: Callable[[str], None] | None
+) -> tuple[dict[_Key, TableText], bool]:
     by_table: dict[_Key, dict[str, ChainInfo]] = {
         key: {} for key in snapshot.tables if not key[1].startswith(_OWN)
     }
     if not by_table:
-        return {}
+        return {}, True
     for (family, table, chain), info in snapshot.chains.items():
         if (family, table) in by_table:
             by_table[family, table][chain] = info
@@ -106,9 +126,21 @@ def read(snapshot: Snapshot, note: Callable[[str], None] | None = None) -> dict[
             if isinstance(error, iptables_save.Unreadable):
                 raise CaptureError(str(error)) from error
             raise
-        if dump.genid() != snapshot.genid:
-            raise Changed
-    return found
+        if dump.genid() == snapshot.genid:
+            return found, True
+        # A handle is used once: a chain that has the same rules before and after had them
+        # all the time.
+        after = dump.now()
+    unchanged: dict[_Key, TableText] = {}
+    for key, text in found.items():
+        if after.tables.get(key) == snapshot.tables[key]:
+            chains = {
+                name: chain
+                for name, chain in text.chains.items()
+                if after.chains.get((*key, name)) == snapshot.chains[(*key, name)]
+            }
+            unchanged[key] = TableText(text.backend, chains)
+    return unchanged, False
 
 
 def _read(
@@ -117,19 +149,34 @@ def _read(
     by_table: dict[_Key, dict[str, ChainInfo]],
     note: Callable[[str], None] | None,
 ) -> dict[_Key, TableText]:
+    """Returns the tables' chains whose rules are those of the snapshot, as far as can be told."""
+    with ThreadPoolExecutor(1, "ipttrace-rules") as beside:
+        # The kernel's list, while the commands run.
+        listing = beside.submit(dump.rules, interrupted=True)
+        printed, failed = _saved(set(by_table))
+        kernel = listing.result()
+    changed = dump.genid() != snapshot.genid
+    if changed and failed:
+        raise Changed
     saved = {
         key: _agreeing(key[1], by_table[key], table)
-        for key, table in _saved(set(by_table)).items()
+        for key, table in printed.items()
         if key in by_table
     }
     counters: dict[_Chain, list[tuple[int, int] | None]] = {}
+    handles: dict[_Chain, list[int]] = {}
     native: dict[_Chain, set[int]] = {}  # handles of the rules that only nft prints completely
-    for family, table, chain, handle, expressions in dump.rules():
+    for family, table, chain, handle, expressions in kernel:
         place = (family, table, chain)
+        handles.setdefault(place, []).append(handle)
         counters.setdefault(place, []).append(counter(expressions))
-        if chain not in saved.get((family, table), ()) or not iptables_prints_all(
-            family, expressions
-        ):
+        own = saved.get((family, table))
+        if own is not None and chain in own:
+            only_nft = not iptables_prints_all(family, expressions)
+        else:
+            # A chain of iptables that has changed meanwhile is read again soon.
+            only_nft = own is None or not changed
+        if only_nft:
             native.setdefault(place, set()).add(handle)
     listed: nft_listing.Texts = {}
     if any(place[:2] in by_table for place in native):
@@ -142,24 +189,23 @@ def _read(
             note(_MISSING)
     found = {}
     for key, chains in by_table.items():
-        own = saved.get(key, {})
+        own = saved.get(key)
         texts = {}
         for name, info in chains.items():
+            if handles.get((*key, name), []) != info.handles:
+                continue  # it has changed
             rules = listed.get((*key, name)) or [None] * len(info.handles)
-            policy = None if info.hook is None else _POLICIES.get(info.policy or 0, "accept")
-            if name in own:
+            policy = None if info.hook is None else POLICIES.get(info.policy or 0, "accept")
+            if own is not None and name in own:
                 policy = own[name].policy
-                only_nft = native.get((*key, name), set())
+                by_nft = native.get((*key, name), set())
                 rules = [
-                    listed_text if handle in only_nft else _escaped(printed)
+                    listed_text if handle in by_nft else _escaped(printed)
                     for handle, listed_text, printed in zip(
                         info.handles, rules, own[name].rules, strict=True
                     )
                 ]
-            counts = counters.get((*key, name), [])
-            if len(counts) != len(rules):
-                raise CaptureError("nftables' rules changed while they were read")
-            texts[name] = ChainText(policy, rules, counts)
+            texts[name] = ChainText(policy, rules, counters.get((*key, name), []))
         found[key] = TableText(IPTABLES if own else NFT, texts)
     return found
 
@@ -183,9 +229,13 @@ def _agreeing(
     return found
 
 
-def _saved(wanted: set[_Key]) -> dict[_Key, iptables_save.Table]:
-    """Returns the tables that iptables-nft and ip6tables-nft consider their own."""
+def _saved(wanted: set[_Key]) -> tuple[dict[_Key, iptables_save.Table], bool]:
+    """Returns the tables that iptables-nft and ip6tables-nft consider their own.
+
+    Also returns whether a command failed: nft prints its rules too.
+    """
     found: dict[_Key, iptables_save.Table] = {}
+    failed = False
     for family, name in _SAVE.items():
         if not any((family, table) in wanted for table in _BUILT_IN):
             continue
@@ -196,9 +246,10 @@ def _saved(wanted: set[_Key]) -> dict[_Key, iptables_save.Table]:
             printed = iptables_save.run([path, "-c"]).decode("utf-8", "surrogateescape")
             tables = iptables_save.parse(printed)
         except (CaptureError, iptables_save.Unreadable):
-            continue  # nft prints these rules too
+            failed = True
+            continue
         found.update({(family, table): chains for table, chains in tables.items()})
-    return found
+    return found, failed
 
 
 def _listing(path: str) -> str:

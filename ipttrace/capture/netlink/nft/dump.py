@@ -25,7 +25,7 @@ _DUMP: Final = 0x300  # NLM_F_DUMP
 # Attributes: enum nft_table_attributes, nft_chain_attributes, nft_hook_attributes,
 # nft_rule_attributes, nft_gen_attributes.
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _TABLE_OWNER = 1, 2, 4, 7
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 2, 3, 4, 5, 7
 _CHAIN_USERDATA = 12
 _HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
@@ -56,6 +56,7 @@ class ChainInfo:
     device: str | None
     handles: list[int] = field(default_factory=list)  # of the rules, in order
     comment: str | None = None
+    handle: int = 0  # of the chain, which keeps it when it is renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,21 @@ class Dump:
                 return snapshot
         raise CaptureError(_UNSTABLE)
 
-    def rules(self) -> list[RuleExpressions]:
+    def now(self) -> Snapshot:
+        """The ruleset, of several generations perhaps: each rule existed at some time.
+
+        Raises CaptureError.
+        """
+        snapshot = Snapshot(
+            self.genid(), self._tables(interrupted=True), self._chains(interrupted=True)
+        )
+        self._add_handles(snapshot, interrupted=True)
+        return snapshot
+
+    def rules(self, *, interrupted: bool = False) -> list[RuleExpressions]:
         """All rules in order; of one generation if `genid()` is the same before and after.
 
+        `interrupted`: also if rules change meanwhile, when some may be missing or twice.
         Raises CaptureError.
         """
         return [
@@ -132,30 +145,32 @@ class Dump:
                 _number(found, _RULE_HANDLE) or 0,
                 found.get(_RULE_EXPRESSIONS, b""),
             )
-            for family, found in self._ask(_GETRULE)
+            for family, found in self._ask(_GETRULE, interrupted=interrupted)
         ]
 
-    def _ask(self, kind: int, flags: int = _DUMP) -> list[tuple[int, dict[int, bytes]]]:
+    def _ask(
+        self, kind: int, flags: int = _DUMP, *, interrupted: bool = False
+    ) -> list[tuple[int, dict[int, bytes]]]:
         try:
-            return self._socket.ask(Request(kind, 0, b"", flags))
+            return self._socket.ask(Request(kind, 0, b"", flags), interrupted=interrupted)
         except Refused as refused:
             if refused.errno == errno.EINTR:
                 raise CaptureError(_UNSTABLE) from refused
             raise capture_error(refused.errno) from refused
 
-    def _tables(self) -> dict[tuple[int, str], TableInfo]:
+    def _tables(self, *, interrupted: bool = False) -> dict[tuple[int, str], TableInfo]:
         return {
             (family, _text(found, _TABLE_NAME)): TableInfo(
                 _number(found, _TABLE_HANDLE) or 0,
                 _number(found, _TABLE_FLAGS) or 0,
                 _number(found, _TABLE_OWNER),
             )
-            for family, found in self._ask(_GETTABLE)
+            for family, found in self._ask(_GETTABLE, interrupted=interrupted)
         }
 
-    def _chains(self) -> dict[tuple[int, str, str], ChainInfo]:
+    def _chains(self, *, interrupted: bool = False) -> dict[tuple[int, str, str], ChainInfo]:
         chains = {}
-        for family, found in self._ask(_GETCHAIN):
+        for family, found in self._ask(_GETCHAIN, interrupted=interrupted):
             hook = attributes(found.get(_CHAIN_HOOK, b""))
             priority = _number(hook, _HOOK_PRIORITY)
             if priority is not None and priority >= 1 << 31:
@@ -167,11 +182,12 @@ class Dump:
                 _number(found, _CHAIN_POLICY),
                 _text(hook, _HOOK_DEV) or None,
                 comment=_comment(found.get(_CHAIN_USERDATA, b"")),
+                handle=_number(found, _CHAIN_HANDLE) or 0,
             )
         return chains
 
-    def _add_handles(self, snapshot: Snapshot) -> None:
-        for family, found in self._ask(_GETRULE):
+    def _add_handles(self, snapshot: Snapshot, *, interrupted: bool = False) -> None:
+        for family, found in self._ask(_GETRULE, interrupted=interrupted):
             key = (family, _text(found, _RULE_TABLE), _text(found, _RULE_CHAIN))
             chain = snapshot.chains.get(key)
             handle = _number(found, _RULE_HANDLE)

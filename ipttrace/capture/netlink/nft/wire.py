@@ -268,8 +268,14 @@ class NftSocket:
         if not done:
             raise Refused(errno.EIO, None)
 
-    def ask(self, request: Request) -> list[tuple[int, dict[int, bytes]]]:
-        """The answers: family (NFPROTO_*) and attributes of each.  Raises Refused."""
+    def ask(
+        self, request: Request, *, interrupted: bool = False
+    ) -> list[tuple[int, dict[int, bytes]]]:
+        """The answers: family (NFPROTO_*) and attributes of each.  Raises Refused.
+
+        `interrupted`: also those of a dump during which something changed, so that some
+        may be missing or twice.
+        """
         for _ in range(_TRIES):
             sequence = self._next_sequence(1)
             self._send(request.message(sequence, 0))
@@ -279,7 +285,7 @@ class NftSocket:
             for kind, flags, number, body in self._answers():
                 if number != sequence:
                     continue
-                complete = complete and not flags & _DUMP_INTR
+                complete = complete and (interrupted or not flags & _DUMP_INTR)
                 ended = ended or kind == _DONE
                 if kind == _ERROR and len(body) >= 4:
                     if failed := -struct.unpack_from("=i", body)[0]:
