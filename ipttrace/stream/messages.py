@@ -96,6 +96,7 @@ class Rules(TypedDict, total=False):
     chains: dict[str, ChainRules]
     gone: bool
     of: Literal["nft"]
+    unknown: dict[str, list[int]]  # numbers of rules without a known text, by chain
 
 
 class ChainCounters(TypedDict):

@@ -39,11 +39,17 @@ def rules(
     mono: int,
     chains: dict[str, ChainRules],
     upto: int | None = None,
+    unknown: dict[str, list[int]] | None = None,
 ) -> RulesFrame:
-    """The table's rules from generation `since` on, read at `mono` ns."""
+    """The table's rules from generation `since` on, read at `mono` ns.
+
+    `unknown`: by chain, the numbers of the rules whose texts are not known.
+    """
     frame: Rules = {**_about(key, since, backend, mono), "chains": chains}
     if upto is not None:
         frame["upto"] = upto
+    if unknown:
+        frame["unknown"] = unknown
     return Kind.RULES, frame
 
 

@@ -41,6 +41,9 @@ _OWN: Final = "ipttrace-"  # names of the tables that flip, of any ipttrace proc
 _Content = tuple[int, dict[str, tuple[int | None, int | None, int | None, tuple[int, ...]]]]
 """A table's handle; of each chain the hook, priority, policy and the rules' handles."""
 
+_Version = tuple[int, Backend, dict[str, ChainRules], dict[str, list[int]]]
+"""A table's generation, backend and chains, and the numbers of rules without a known text."""
+
 
 @runtime_checkable
 class ReportsChanges(Protocol):
@@ -73,7 +76,7 @@ class NetlinkRules(RuleTexts):
         super().__init__()
         self._changes = changes
         self._shared = _Shared()
-        self._sent: dict[Key, tuple[int, Backend, dict[str, ChainRules]]] = {}
+        self._sent: dict[Key, _Version] = {}
         self._too_large: set[Key] = set()
 
     def make(self) -> NetlinkRuleWatch:
@@ -155,19 +158,24 @@ class NetlinkRules(RuleTexts):
         tables: dict[tuple[int, str], dict[str, ChainRules]] = {
             key: {} for key in change.snapshot.tables
         }
+        without: dict[tuple[int, str], dict[str, list[int]]] = {key: {} for key in tables}
         known = shared.known[inode]
         for (family, table, name), info in change.snapshot.chains.items():
             if (family, table) in tables:
-                tables[family, table][_shown(name)] = known.chain((family, table), info)
+                chain, numbers = known.chain((family, table), info)
+                tables[family, table][_shown(name)] = chain
+                if numbers:
+                    without[family, table][_shown(name)] = numbers
         for (family, table), chains in tables.items():
+            unknown = without[family, table]
             key = (inode, NFT_FAMILIES.get(family, ""), _shown(table))
             since = shared.since.get(key)
-            version = (since or 0, known.backend((family, table)), chains)
+            version = (since or 0, known.backend((family, table)), chains, unknown)
             if since is None or not known.has((family, table)) or self._sent.get(key) == version:
                 continue
             self._sent[key] = version
             if frames.fits(chains):
-                yield frames.rules(key, since, version[1], mono, chains)
+                yield frames.rules(key, since, version[1], mono, chains, unknown=unknown)
             elif key not in self._too_large:
                 self._too_large.add(key)
                 yield frames.warning(
@@ -185,7 +193,10 @@ class NetlinkRules(RuleTexts):
         old_tables = {} if before is None else before.tables
         self._shared.legacy[inode] = change
         for family, name in old_tables.keys() - change.tables.keys():
-            yield self._gone((inode, family, name))
+            # It may exist, with rules that could not be read: those of before must not hold.
+            key = (inode, family, name)
+            yield frames.changed(key, change.number, "legacy", change.number)
+            yield self._gone(key)
         for (family, name), table in change.tables.items():
             old = old_tables.get((family, name))
             chains = frames.legacy_rules(table)

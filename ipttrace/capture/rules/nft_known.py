@@ -83,14 +83,16 @@ class KnownTexts:
         known = self._tables.get(key)
         return NFT if known is None else known.backend
 
-    def chain(self, key: _Key, info: ChainInfo) -> ChainRules:
-        """Returns a chain of the table `key`; a rule's unknown text is empty."""
+    def chain(self, key: _Key, info: ChainInfo) -> tuple[ChainRules, list[int]]:
+        """Returns a chain of the table `key`, and the numbers of the rules without a text."""
         known = self._tables.get(key)
         texts = {} if known is None else known.texts
         policy = None if info.hook is None else POLICIES.get(info.policy or 0, "accept")
         if policy is not None and self.backend(key) == IPTABLES:
             policy = policy.upper()
-        return {"policy": policy, "rules": [texts.get(handle, "") for handle in info.handles]}
+        rules = [texts.get(handle, "") for handle in info.handles]
+        unknown = [at for at, handle in enumerate(info.handles, 1) if handle not in texts]
+        return {"policy": policy, "rules": rules}, unknown
 
 
 def _handles(snapshot: Snapshot) -> dict[_Key, set[int]]:

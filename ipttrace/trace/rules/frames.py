@@ -23,10 +23,14 @@ Key = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain: its policy, None unless it is a base chain, and its rules in order."""
+    """A chain: its policy, None unless it is a base chain, and its rules in order.
+
+    `unknown`: numbers of the rules whose texts are not known; they are empty in `rules`.
+    """
 
     policy: str | None
     rules: tuple[str, ...]
+    unknown: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,15 @@ def frame_name(name: str, what: str) -> str:
     return clean(name)
 
 
-def frame_chains(value: object) -> dict[str, Chain]:
-    """Returns the chains of a RULES frame by clean name; rules are not cleaned."""
+def frame_chains(value: object, unknown: object = None) -> dict[str, Chain]:
+    """Returns the chains of a RULES frame by clean name; rules are not cleaned.
+
+    `unknown`: as in the frame, None if it has none.
+    """
     if not isinstance(value, dict):
         raise StreamError("malformed rules in the stream: chains")
+    if not isinstance(unknown, dict | None):
+        raise StreamError("malformed rules in the stream: unknown")
     found: dict[str, Chain] = {}
     for name, chain in value.items():
         shown = frame_name(name, "rules")
@@ -77,10 +86,15 @@ def frame_chains(value: object) -> dict[str, Chain]:
             raise StreamError("malformed rules in the stream: rules of a chain")
         if policy is not None and not isinstance(policy, str):
             raise StreamError("malformed rules in the stream: policy")
+        numbers = [] if unknown is None else unknown.get(name, [])
+        if not isinstance(numbers, list) or not all(type(one) is int for one in numbers):
+            raise StreamError("malformed rules in the stream: unknown")
         # Two names that look the same once cleaned: a packet could have been in either.
         ambiguous = shown in found
         policy = None if policy is None else clean(policy, 32)
-        found[shown] = Chain(None if ambiguous else policy, () if ambiguous else tuple(rules))
+        found[shown] = (
+            Chain(None, ()) if ambiguous else Chain(policy, tuple(rules), frozenset(numbers))
+        )
     return found
 
 

@@ -4,10 +4,12 @@
 A generation is a number that increases with every change of any table of a host; each
 row has that of its packet.  A RULES frame is one of
 
-``{"netns", "family", "table", "backend", "since", "mono", "chains", "upto"}``
+``{"netns", "family", "table", "backend", "since", "mono", "chains", "upto", "unknown"}``
     the rules of a table from generation `since` on, until its next change; `family` is
     4 or 6, or for an nftables table "ip", "ip6", "inet", "arp", "bridge" or "netdev";
-    `chains` is ``{"INPUT": {"policy": "DROP" or null, "rules": ["-p tcp -j ACCEPT", …]}}``
+    `chains` is ``{"INPUT": {"policy": "DROP" or null, "rules": ["-p tcp -j ACCEPT", …]}}``;
+    `unknown`, if there is any, has the numbers of the rules whose texts are not known:
+    ``{"INPUT": [2, 3]}``
 the same without ``chains``
     the table changed at `since`; its rules are unknown, or follow later
 ``{"netns", "family", "table", "gone": true}``

@@ -11,6 +11,7 @@ from ipttrace.trace.rules.frames import Chain
 _TEXT: Final = 64
 _ELEMENT: Final = 8
 _CHAIN: Final = 300
+_UNKNOWN: Final = 64  # for a number in `Chain.unknown`
 
 
 class Texts:
@@ -23,15 +24,15 @@ class Texts:
 
     def keep(self, chains: dict[str, Chain]) -> dict[str, Chain]:
         """Returns equal chains made of the stored texts."""
-        self.size += _CHAIN * len(chains)
+        self.size += _size(chains)
         return {
-            self._one(name): Chain(chain.policy, tuple(map(self._one, chain.rules)))
+            self._one(name): Chain(chain.policy, tuple(map(self._one, chain.rules)), chain.unknown)
             for name, chain in chains.items()
         }
 
     def drop(self, chains: dict[str, Chain]) -> None:
         """Reverts `keep`; texts without another use go."""
-        self.size -= _CHAIN * len(chains)
+        self.size -= _size(chains)
         for name, chain in chains.items():
             for text in (name, *chain.rules):
                 self.size -= _ELEMENT
@@ -53,3 +54,7 @@ class Texts:
 def size_of(text: str) -> int:
     """Returns the bytes that a stored text takes."""
     return _TEXT + (len(text) if text.isascii() else 4 * len(text))
+
+
+def _size(chains: dict[str, Chain]) -> int:
+    return sum(_CHAIN + _UNKNOWN * len(chain.unknown) for chain in chains.values())

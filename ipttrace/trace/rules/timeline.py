@@ -107,7 +107,9 @@ class Timeline:
                 self._gone |= {key}
         elif "table" in rules:
             key, since = frame_key(rules, "rules"), self._generation(rules, "since")
-            chains = frame_chains(rules["chains"]) if "chains" in rules else None
+            chains = None
+            if "chains" in rules:
+                chains = frame_chains(rules["chains"], rules.get("unknown"))
             self._add(key, since, chains, str(rules.get("backend")))
             upto = since
         elif "since" in rules:
@@ -132,7 +134,7 @@ class Timeline:
         if found is None or found.chains is None:
             return None
         rules = found.chains.get(chain)
-        if rules is None or not 0 < rulenum <= len(rules.rules):
+        if rules is None or not 0 < rulenum <= len(rules.rules) or rulenum in rules.unknown:
             return None
         return clean(rules.rules[rulenum - 1], TEXT_LIMIT)
 
@@ -243,6 +245,8 @@ def _order(item: tuple[Key, _Versions]) -> tuple[int, int, int, str]:
 
 def _cleaned(chains: dict[str, Chain]) -> dict[str, Chain]:
     return {
-        name: Chain(chain.policy, tuple(clean(rule, TEXT_LIMIT) for rule in chain.rules))
+        name: Chain(
+            chain.policy, tuple(clean(rule, TEXT_LIMIT) for rule in chain.rules), chain.unknown
+        )
         for name, chain in chains.items()
     }

@@ -53,8 +53,9 @@ _COUNTERS: Final = {4: 96, 6: 152}
 _COUNTERS_SIZE: Final = 16
 _LEVELS: Final = {4: (socket.AF_INET, socket.SOL_IP), 6: (socket.AF_INET6, 41)}
 _LARGEST: Final = 64 << 20
-# Looking for changes takes a fifth of a processor at most.
+# Looking for changes takes a fifth of a processor, unless that made rows wait too long.
 _REST: Final = 4
+_LONGEST_REST: Final = 0.1  # s
 _RETRY: Final = 10.0  # s, after rules could not be read
 _TRIES: Final = 3
 
@@ -96,6 +97,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _Key = tuple[int, str]  # IP version, table
 
 
+class _Blob:
+    """A table's entries, uint8 (n,), counters zeroed, and where each begins, int64 (m,)."""
+
+    __slots__ = ("data", "starts")
+
+    def __init__(self, data: Array, starts: Array) -> None:
+        self.data = data
+        self.starts = starts
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Blob) and np.array_equal(self.data, other.data))
+
+
+_NONE: Final = _Blob(np.zeros(0, np.uint8), np.zeros(0, np.int64))
+
+
 class LegacyRules:
     """The legacy tables of one namespace; methods are for the thread inside the namespace."""
 
@@ -108,7 +125,8 @@ class LegacyRules:
         self.failed = ""  # why the rules are unknown, for a message
         # Does a rule in the last chain that packets meet end with ACCEPT or DROP?
         self.may_drop_last = False
-        self._blobs: dict[_Key, bytes] = {}  # entries at the last check
+        self._blobs: dict[_Key, _Blob] = {}  # entries at the last check
+        self._spent = 0.0  # s that the current check has spent on commands
         self._due = 0.0
         self._retry_at = dict.fromkeys(VERSIONS, 0.0)  # after a failure
         self._unread: set[int] = set()  # IP versions that changed before _retry_at
@@ -140,6 +158,7 @@ class LegacyRules:
         if not force and begun < self._due:
             return None
         moment = time.monotonic_ns()
+        self._spent = 0.0
         changed: set[int] = set()
         for family in self._sockets:
             if self._update(family):
@@ -147,7 +166,8 @@ class LegacyRules:
         if changed:
             self.changed = time.monotonic_ns()
         self.checked = moment
-        self._due = max(self._due, time.monotonic() + _REST * (time.monotonic() - begun))
+        looked = time.monotonic() - begun - self._spent
+        self._due = time.monotonic() + min(_REST * looked, _LONGEST_REST)
         return changed
 
     def _update(self, family: int) -> bool:
@@ -161,6 +181,7 @@ class LegacyRules:
         if not due:
             self._unread.add(family)
         for _ in range(_TRIES):
+            reading = time.monotonic()
             try:
                 tables = iptables_save.read(family) if due else {}
                 self.failed = "" if due else self.failed
@@ -169,6 +190,7 @@ class LegacyRules:
                 # Rows wait for each check: a failing command must not delay every one.
                 self._retry_at[family] = time.monotonic() + _RETRY
                 tables = {}
+            self._spent += time.monotonic() - reading
             after = self._read_blobs(family)
             if after == now:
                 break
@@ -187,27 +209,28 @@ class LegacyRules:
         }
         return True
 
-    def _read_blobs(self, family: int) -> dict[_Key, bytes]:
+    def _read_blobs(self, family: int) -> dict[_Key, _Blob]:
         names = iptables_save.names(family)
         return {(family, name): self._read_blob(family, name) for name in names}
 
-    def _read_blob(self, family: int, table: str) -> bytes:
-        """The table's entries in the kernel, counters zeroed; empty if they cannot be read."""
+    def _read_blob(self, family: int, table: str) -> _Blob:
+        """The table's entries in the kernel; none if they cannot be read."""
         level = _LEVELS[family][1]
         fd = self._sockets[family].fileno()
         name = table.encode()[: _NAME - 1]
         for _ in range(_TRIES):
             info = ctypes.create_string_buffer(_INFO.pack(name, *[0] * 13), _INFO.size)
             if not _get(fd, level, _GET_INFO, info, _INFO.size):
-                return b""
+                return _NONE
             size = _INFO.unpack(info.raw)[-1]
             if size > _LARGEST:
-                return b""
+                return _NONE
             head = struct.pack("=32sI4x", name, size)
             room = ctypes.create_string_buffer(head, _ENTRIES_HEAD + size)
             if _get(fd, level, _GET_ENTRIES, room, _ENTRIES_HEAD + size):
-                return _without_counters(room.raw[_ENTRIES_HEAD:], family)
-        return b""
+                data = np.frombuffer(memoryview(room), np.uint8)[_ENTRIES_HEAD:]
+                return _blob(data, family, self._blobs.get((family, table), _NONE))
+        return _NONE
 
 
 def _get(fd: int, level: int, option: int, buffer: Any, size: int) -> bool:
@@ -216,17 +239,34 @@ def _get(fd: int, level: int, option: int, buffer: Any, size: int) -> bool:
     return bool(_libc.getsockopt(fd, level, option, buffer, ctypes.byref(length)) == 0)
 
 
-def _without_counters(blob: bytes, family: int) -> bytes:
-    data = bytearray(blob)
-    at, counters = 0, _COUNTERS[family]
-    zeros = bytes(_COUNTERS_SIZE)
-    while at + counters + _COUNTERS_SIZE <= len(data):
-        data[at + counters : at + counters + _COUNTERS_SIZE] = zeros
-        (after,) = struct.unpack_from("=H", data, at + _NEXT[family])
-        if after < counters:
+def _blob(data: Array, family: int, before: _Blob) -> _Blob:
+    """The entries in `data`, uint8 (n,), whose counters are set to 0.
+
+    `before`: the newest known; it is returned if nothing but counters differs.
+    """
+    if len(data) == len(before.data):
+        # Counters are where they were if the rest, which has the entries' lengths, is the same.
+        same = data.copy()
+        same[_counters(before.starts, family)] = 0
+        if np.array_equal(same, before.data):
+            return before
+    starts = []
+    at, end = 0, _COUNTERS[family] + _COUNTERS_SIZE
+    lengths = data.tobytes()
+    while at + end <= len(data):
+        starts.append(at)
+        (after,) = struct.unpack_from("=H", lengths, at + _NEXT[family])
+        if after < _COUNTERS[family]:
             break
         at += after
-    return bytes(data)
+    found = _Blob(data, np.array(starts, np.int64))
+    data[_counters(found.starts, family)] = 0
+    return found
+
+
+def _counters(starts: Array, family: int) -> Array:
+    """The indices of the counters of entries at `starts`, int64 (n, 16)."""
+    return starts[:, None] + np.arange(_COUNTERS[family], _COUNTERS[family] + _COUNTERS_SIZE)
 
 
 def priorities(tables: Sequence[bytes], index: Array, hooks: Array) -> Array:

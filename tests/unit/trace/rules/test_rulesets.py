@@ -351,3 +351,16 @@ def test_any_json_is_applied_or_rejected_with_one_line() -> None:
     for value in values:
         with pytest.raises(StreamError, match=r"^malformed rules in the stream\b.*$"):
             trace.feed(Frame(Kind.RULES, json.dumps(value).encode()))
+
+
+def test_rules_without_a_known_text_have_none_and_the_others_theirs() -> None:
+    rulesets = fed(frame(3, "-j DROP", "", "", unknown={"INPUT": [2]}))
+    assert [text(rulesets, 3, number) for number in (1, 2, 3)] == ["-j DROP", None, ""]
+    # AND recordings from before, which do not name them, stay readable
+    assert text(fed(frame(3, "-j DROP", "")), 3, 2) == ""
+
+
+@pytest.mark.parametrize("unknown", [5, {"INPUT": 5}, {"INPUT": ["2"]}])
+def test_malformed_numbers_of_unknown_rules_are_refused(unknown: object) -> None:
+    with pytest.raises(StreamError, match=r"^malformed rules in the stream: unknown$"):
+        fed(frame(3, "-j DROP", unknown=unknown))
