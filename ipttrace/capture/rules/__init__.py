@@ -6,6 +6,7 @@
 - base: what both share: start and end, notes, CPU time
 - frames: the RULES and COUNTERS frames that both yield
 - nft_texts: the texts of nftables' rules, by the commands of nft and iptables-nft
+- nft_known: texts that were read, by the rules' handles, for the generations that follow
 - nft_listing: the text of each rule in what nft lists
 - nft_expressions: a rule's counter, and whether iptables prints all of the rule
 
