@@ -78,6 +78,7 @@ class TracedNamespace:
         self._legacy_failure = ""  # the newest reason in a note why legacy rules are unknown
         self._filter: Compiled | None = None
         self._devices: dict[int, bytes] = {}  # index → name
+        self._early: Snapshot | None = None  # of a generation that is not announced yet
         self._held: deque[Array] = deque()  # events, EVENT, not yet taken
         self._stack = contextlib.ExitStack()
         with self._inside(), contextlib.ExitStack() as stack:
@@ -254,12 +255,18 @@ class TracedNamespace:
             self._known = snapshot
             self._restore_flips(snapshot)
         self._report_blinding()
-        number = 0
+        numbers = {}
         for genid, announced in changes:
-            number = self._context.next_generation()
-            self._generations.change(genid, announced, number, snapshot)
-        if snapshot is not None and snapshot.genid == changes[-1][0]:
-            self._context.changes.put(NftChange(self.path, self.inode, snapshot, number))
+            numbers[genid] = self._context.next_generation()
+            self._generations.change(genid, announced, numbers[genid], snapshot)
+        # Rules that change fast have changed again before the snapshot: it is reported once its
+        # generation is announced.
+        for one in (self._early, snapshot):
+            if one is not None and one.genid in numbers:
+                change = NftChange(self.path, self.inode, one, numbers[one.genid])
+                self._context.changes.put(change)
+        early = snapshot is not None and snapshot.genid not in numbers
+        self._early = snapshot if early else None
         return True
 
     def _report_blinding(self) -> None:

@@ -45,6 +45,7 @@ class Generations:
         self._snapshots: dict[int, Snapshot] = {first.genid: first}
         self._numbers: dict[int, int] = {first.genid: number}
         self._announced: dict[int, int] = {}  # CLOCK_MONOTONIC, ns
+        self._early = 0  # generation of a snapshot that is not announced yet
         self._rulenums: dict[tuple[int, ChainKey], dict[int, int]] = {}
         self._cache: dict[tuple[int, int, int, int], Location] = {}
 
@@ -62,8 +63,11 @@ class Generations:
             self._order.append(genid)
             self._numbers[genid] = number
             self._announced[genid] = announced
-        if snapshot is not None and snapshot.genid in self._numbers:
+        if snapshot is not None and snapshot.genid != self._early:
+            if self._early not in self._numbers:
+                self._snapshots.pop(self._early, None)
             self._snapshots[snapshot.genid] = snapshot
+            self._early = snapshot.genid
         for old in self._order[:-_MOST_GENERATIONS]:
             self._numbers.pop(old, None)
             self._snapshots.pop(old, None)
@@ -126,6 +130,8 @@ class Generations:
         at = self._order.index(generation) if generation in self._order else len(self._order)
         before = [one for one in reversed(self._order[:at]) if one in self._snapshots][:1]
         later = [one for one in self._order[at + 1 :] if one in self._snapshots][:1]
+        if not later and self._early in self._snapshots and self._early not in self._numbers:
+            later = [self._early]
         if known and not after:
             # The call began under earlier rules, or the new ones were announced late.
             for one in before + later:
@@ -176,7 +182,7 @@ class Generations:
         hook = UNKNOWN_HOOK if info.hook is None else info.hook
         if chain.family == NFPROTO_ARP:
             hook = ARP_HOOKS.get(hook, UNKNOWN_HOOK)
-        return Location(rulenum, hook, info.priority or 0, self._numbers[generation])
+        return Location(rulenum, hook, info.priority or 0, self._numbers.get(generation, 0))
 
     def _rulenums_of(self, generation: int, chain: ChainKey, info: ChainInfo) -> dict[int, int]:
         """Rule number by handle."""

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Rows keep their rule numbers while rules change faster than they can be listed."""
+
+from __future__ import annotations
+
+from ipttrace.capture.netlink.events import ChainKey
+from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
+from ipttrace.capture.netlink.nft.generations import Generations
+
+KEY = ChainKey(2, b"t", b"c")
+
+
+def snapshot(genid: int, *handles: int, table: int = 1) -> Snapshot:
+    chain = ChainInfo(None, None, "", None, None, list(handles))
+    return Snapshot(genid, {(2, "t"): TableInfo(table, 0, None)}, {(2, "t", "c"): chain})
+
+
+def test_a_snapshot_of_a_generation_that_is_not_announced_yet_is_used() -> None:
+    # GIVEN rules that change from generation 10 to 11, and to 12 before they are listed
+    found = Generations(snapshot(10, 1, 2), 1)
+    found.change(11, 5, 2, snapshot(12, 1, 3))
+    # THEN a rule that was there before and after has its number, as in generation 10
+    location = found._search(11, 0, KEY, 1)
+    assert (location.rulenum, location.ruleset) == (1, 1)
+    # AND neither one that went meanwhile nor one that came has a generation
+    assert found._search(11, 0, KEY, 2).ruleset == 0
+    assert found._search(11, 0, KEY, 3).ruleset == 0
+    # AND once generation 12 is announced, its rules are known
+    found.change(12, 6, 3, None)
+    location = found._search(12, 0, KEY, 3)
+    assert (location.rulenum, location.ruleset) == (2, 3)
+
+
+def test_a_table_that_was_made_again_in_between_gives_no_generation() -> None:
+    found = Generations(snapshot(10, 1), 1)
+    found.change(11, 5, 2, snapshot(12, 1, table=2))
+    assert found._search(11, 0, KEY, 1).ruleset == 0
