@@ -21,7 +21,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import Table
 from ipttrace.capture.netlink.changes import LegacyChange, NftChange, RuleChange
 from ipttrace.capture.netlink.names import shown_name
-from ipttrace.capture.netlink.nft.dump import Snapshot
+from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
 from ipttrace.capture.netns import inside, title
 from ipttrace.capture.rules import frames, nft_texts
 from ipttrace.capture.rules.base import RuleTexts, RuleWatch, cpu_seconds
@@ -38,8 +38,8 @@ _COUNT_SHARE: Final = 49
 _WAIT: Final = 0.25
 _OWN: Final = "ipttrace-"  # names of the tables that flip, of any ipttrace process
 
-_Content = tuple[int, dict[str, tuple[int | None, int | None, int | None, tuple[int, ...]]]]
-"""A table's handle; of each chain the hook, priority, policy and the rules' handles."""
+_Content = tuple[int, dict[str, ChainInfo]]
+"""A table's handle, and its chains."""
 
 _Version = tuple[int, Backend, dict[str, ChainRules], dict[str, list[int]]]
 """A table's generation, backend and chains, and the numbers of rules without a known text."""
@@ -361,5 +361,5 @@ def _contents(snapshot: Snapshot) -> dict[tuple[int, str], _Content]:
     for (family, table, chain), info in snapshot.chains.items():
         key = (family, _shown(table))
         if key in found:
-            found[key][1][chain] = (info.hook, info.priority, info.policy, tuple(info.handles))
+            found[key][1][chain] = info
     return found

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Texts of a namespace's nftables rules that were read, by the rules' handles.
+"""Texts of a namespace's nftables rules that were read, by the rules' handles and contents.
 
-A rule cannot change, and its table never uses its handle again: a text that was read once
-holds in every ruleset that has the rule, however often the other rules are replaced.  Only
-a chain's new name changes the texts of rules that jump to it.  Must not do I/O.
+A text that was read once holds in every ruleset that has the same rule, however often the
+others are replaced.  `iptables -R` puts another rule in the place of one and keeps the
+handle, so that contents are compared too; a chain's new name changes the texts of rules
+that jump to it.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from ipttrace.stream.messages import ChainRules
 _Key = tuple[int, str]
 """NFPROTO_* and name of a table."""
 
+_Rule = tuple[int, int]
+"""Handle and contents of a rule."""
+
 
 @dataclass(slots=True)
 class _Known:
     """What is known of one table."""
 
     backend: Backend = NFT
-    texts: dict[int, str] = field(default_factory=dict)  # by a rule's handle
+    texts: dict[_Rule, str] = field(default_factory=dict)
 
 
 class KnownTexts:
@@ -39,23 +43,23 @@ class KnownTexts:
         for key in self._changed(self._newest, snapshot) & self._tables.keys():
             del self._tables[key]
         self._newest = snapshot
-        handles = _handles(snapshot)
+        rules = _all_rules(snapshot)
         for key, known in self._tables.items():
-            for handle in known.texts.keys() - handles.get(key, set()):
-                del known.texts[handle]
+            for rule in known.texts.keys() - rules.get(key, set()):
+                del known.texts[rule]
 
     def learn(self, snapshot: Snapshot, read: dict[_Key, TableText]) -> None:
         """Adds the texts in `read`, whose chains are as in `snapshot`, maybe an older one."""
         changed = self._changed(snapshot, self._newest)
-        here = _handles(self._newest)
+        here = _all_rules(self._newest)
         for key, table in read.items():
             if key in changed:
                 continue
             known = self._tables.setdefault(key, _Known())
             known.backend = table.backend
             for name, chain in table.chains.items():
-                handles = snapshot.chains[(*key, name)].handles
-                for rule, text in zip(handles, chain.rules, strict=True):
+                rules = _rules(snapshot.chains[(*key, name)])
+                for rule, text in zip(rules, chain.rules, strict=True):
                     if text is not None and rule in here[key]:
                         known.texts[rule] = text
 
@@ -90,14 +94,19 @@ class KnownTexts:
         policy = None if info.hook is None else POLICIES.get(info.policy or 0, "accept")
         if policy is not None and self.backend(key) == IPTABLES:
             policy = policy.upper()
-        rules = [texts.get(handle, "") for handle in info.handles]
-        unknown = [at for at, handle in enumerate(info.handles, 1) if handle not in texts]
+        here = _rules(info)
+        rules = [texts.get(rule, "") for rule in here]
+        unknown = [at for at, rule in enumerate(here, 1) if rule not in texts]
         return {"policy": policy, "rules": rules}, unknown
 
 
-def _handles(snapshot: Snapshot) -> dict[_Key, set[int]]:
-    """Returns the rules' handles of each table."""
-    found: dict[_Key, set[int]] = {key: set() for key in snapshot.tables}
+def _rules(info: ChainInfo) -> list[_Rule]:
+    return list(zip(info.handles, info.contents, strict=True))
+
+
+def _all_rules(snapshot: Snapshot) -> dict[_Key, set[_Rule]]:
+    """Returns the rules of each table."""
+    found: dict[_Key, set[_Rule]] = {key: set() for key in snapshot.tables}
     for key, info in snapshot.chains.items():
-        found.setdefault(key[:2], set()).update(info.handles)
+        found.setdefault(key[:2], set()).update(_rules(info))
     return found

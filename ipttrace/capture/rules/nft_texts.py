@@ -128,8 +128,8 @@ def _read_with(
             raise
         if dump.genid() == snapshot.genid:
             return found, True
-        # A handle is used once: a chain that has the same rules before and after had them
-        # all the time.
+        # Handles are not used twice, and contents are compared: a chain that has the same
+        # rules before and after had them all the time.
         after = dump.now()
     unchanged: dict[_Key, TableText] = {}
     for key, text in found.items():

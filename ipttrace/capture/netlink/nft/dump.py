@@ -29,7 +29,10 @@ _CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYP
 _CHAIN_USERDATA = 12
 _HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
+_RULE_USERDATA: Final = 7
 _GEN_ID: Final = 1
+# The attribute with a counter's name; its value follows.
+_COUNTER: Final = struct.pack("=HH", 12, 1) + b"counter\0"
 
 _DORMANT: Final = 1  # NFT_TABLE_F_DORMANT
 _TRIES: Final = 10
@@ -57,6 +60,8 @@ class ChainInfo:
     handles: list[int] = field(default_factory=list)  # of the rules, in order
     comment: str | None = None
     handle: int = 0  # of the chain, which keeps it when it is renamed
+    # Of each rule all that its text depends on, hashed: `iptables -R` keeps a rule's handle.
+    contents: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +198,21 @@ class Dump:
             handle = _number(found, _RULE_HANDLE)
             if chain is not None and handle is not None:
                 chain.handles.append(handle)
+                rule = without_counter(found.get(_RULE_EXPRESSIONS, b""))
+                chain.contents.append(hash((rule, found.get(_RULE_USERDATA, b""))))
             if may_clear(found.get(_RULE_EXPRESSIONS, b"")):
                 table = snapshot.tables.get(key[:2])
                 if table is not None and not table.flags & _DORMANT:
                     snapshot.blinding.add(key)
+
+
+def without_counter(expressions: bytes) -> bytes:
+    """NFTA_RULE_EXPRESSIONS without the first counter, whose value changes with each packet."""
+    at = expressions.find(_COUNTER)
+    if at < 4:
+        return expressions
+    (length,) = struct.unpack_from("=H", expressions, at - 4)
+    return expressions[: at - 4] + b"counter" + expressions[at - 4 + length :]
 
 
 def _number(values: dict[int, bytes], kind: int) -> int | None:

