@@ -162,13 +162,16 @@ class Agent:
         held: list[list[Records]] = []
         size = 0
         began = books_due = time.monotonic()
+        commands = select.poll()
+        if line is not None:
+            commands.register(line.fd, select.POLLIN)
         self._write_findings()
         while not (stop.reason or self._spent or size > _MOST_HELD):
             if all(one.first.is_set() for one in self._rules):
                 break
             if time.monotonic() - began > _RULES_AT_START:
                 break
-            if line is not None and select.select([line.fd], [], [], 0)[0]:
+            if commands.poll(0):
                 break
             self._rules_wait()
             if time.monotonic() >= books_due + _BOOKS_EVERY:
