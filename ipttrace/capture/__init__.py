@@ -13,6 +13,7 @@ From top to bottom; a file imports only what is below it:
 - filter/: EXPR, as libpcap compiles it and as nftables can express it
 - engine.py, watch.py: what an engine and a watch are to the agent
 - request.py, control_line.py, budget.py: what the user asked for, and how much
+- hello.py: what a stream starts with
 - slices.py: what an engine returned at once, in slices of complete calls
 - output.py, signals.py: writing to a reader that may be slow, and being told to stop
 - iptables_save.py, netns.py: legacy tables and network namespaces

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import resource
 import select
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ipttrace import __version__, files
-from ipttrace.capture import netns, slices
+from ipttrace import files
+from ipttrace.capture import hello, netns, slices
 from ipttrace.capture.budget import Budget
 from ipttrace.capture.choice import open_engine
 from ipttrace.capture.control_line import Command, ControlLine, parse
@@ -36,7 +34,7 @@ from ipttrace.capture.rules.base import RuleTexts
 from ipttrace.capture.rules.kernel_watch import KernelRules
 from ipttrace.capture.signals import Stop
 from ipttrace.capture.watch import Watcher
-from ipttrace.stream.messages import Books, Clock, Hello
+from ipttrace.stream.messages import Books
 from ipttrace.stream.record import EXIT, Records
 from ipttrace.stream.writer import Writer
 
@@ -51,34 +49,6 @@ _RULES_AT_START: Final = 30.0
 _MOST_HELD: Final = 64 << 20  # bytes of records that wait for that
 _RULES_AT_END: Final = 1.0
 _CLOCK_STEP: Final = 1_000_000  # ns by which the wall clock must step to be reported
-
-
-def _clock() -> Clock:
-    """Both clocks at one moment: the closest of five readings."""
-    best: tuple[int, Clock] | None = None
-    for _ in range(5):
-        before = time.monotonic_ns()
-        wall = time.time_ns()
-        took = time.monotonic_ns() - before
-        if best is None or took < best[0]:
-            best = (took, {"mono": before + took // 2, "wall": wall})
-    assert best is not None
-    return best[1]
-
-
-def _hello(request: Request, engine: Engine) -> Hello:
-    return {
-        "engine": engine.name,
-        "version": __version__,
-        "kernel": platform.release(),
-        "arch": platform.machine(),
-        "host": socket.gethostname(),
-        "cpus": engine.buffers.cpus,
-        "expr": request.expr,
-        "netns": {str(inode): name for inode, name in netns.names().items()},
-        "only_netns": request.netns,
-        "clock": _clock(),
-    }
 
 
 class Agent:
@@ -116,9 +86,9 @@ class Agent:
         for fd in watched:
             engine.buffers.watch(fd)
         self._begin_budget()
-        hello = _hello(self._request, engine)
-        self._offset = hello["clock"]["wall"] - hello["clock"]["mono"]
-        writer.hello(hello)
+        about = hello.hello(self._request, engine)
+        self._offset = about["clock"]["wall"] - about["clock"]["mono"]
+        writer.hello(about)
         self._write_notes()
         writer.books(self._books())
         self._read_rules_first(stop, line)
@@ -223,7 +193,7 @@ class Agent:
             self._writer.message(kind, message)
 
     def _tick(self) -> None:
-        clock = _clock()
+        clock = hello.clock()
         if abs(clock["wall"] - clock["mono"] - self._offset) > _CLOCK_STEP:
             self._offset = clock["wall"] - clock["mono"]
             self._writer.clock(clock["mono"], clock["wall"])

@@ -223,7 +223,7 @@ def test_chains_whose_clean_names_are_equal_have_no_texts() -> None:
         {"family": True},
         {"family": [4]},
         {"table": 7},
-        {"table": "x" * 1000},
+        {"table": "x" * 1025},
         {"since": None},
         {"since": -1},
         {"since": 1.5},
@@ -235,7 +235,7 @@ def test_chains_whose_clean_names_are_equal_have_no_texts() -> None:
         {"chains": {"INPUT": {"policy": 1, "rules": []}}},
         {"chains": {"INPUT": {"policy": None, "rules": [1]}}},
         {"chains": {"INPUT": {"policy": None, "rules": "-j DROP"}}},
-        {"chains": {"I" * 1000: {"policy": None, "rules": []}}},
+        {"chains": {"I" * 1025: {"policy": None, "rules": []}}},
     ],
 )
 def test_malformed_rules_are_rejected_with_one_line(lie: dict[str, Any]) -> None:
