@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
@@ -101,14 +102,24 @@ async def test_a_recording_that_cannot_start_gives_a_one_line_error(path: str, w
         assert app.is_running
 
 
+def fill_disk(monkeypatch: pytest.MonkeyPatch, buffering: int) -> None:
+    """Recordings go to a full disk, through a buffer of that many bytes."""
+
+    def create(path: object, **_: object) -> int:
+        return os.open("/dev/full", os.O_WRONLY)
+
+    def fdopen(fd: int, mode: str) -> IO[bytes]:
+        return open(fd, "wb", buffering=buffering)
+
+    monkeypatch.setattr(feed, "create", create)
+    monkeypatch.setattr(feed, "os", SimpleNamespace(fdopen=fdopen))
+
+
 @pytest.mark.parametrize("buffering", [0, -1])
 async def test_a_disk_that_fills_during_a_recording_gives_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, buffering: int
 ) -> None:
-    def full(path: str, mode: str) -> BinaryIO:
-        return open("/dev/full", "wb", buffering=buffering)
-
-    monkeypatch.setattr(feed, "open", full, raising=False)
+    fill_disk(monkeypatch, buffering)
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, "full.iptr")
@@ -131,10 +142,7 @@ async def test_a_disk_that_fills_during_a_recording_gives_a_one_line_error(
 async def test_a_disk_that_fills_when_the_recording_ends_gives_an_error_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(path: str, mode: str) -> BinaryIO:
-        return open("/dev/full", "wb", buffering=1 << 24)
-
-    monkeypatch.setattr(feed, "open", full, raising=False)
+    fill_disk(monkeypatch, 1 << 24)
     async with live(streams.hello(), streams.rows(40), rows=40) as (_, app, pilot):
         await pilot.press("R", "ctrl+u")
         await write(app, pilot, "full.iptr")
