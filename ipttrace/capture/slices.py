@@ -15,7 +15,8 @@ import numpy as np
 
 from ipttrace.stream.record import ENTRY, EXIT, RULE, Records
 
-MOST: Final = 4096  # entries of a slice
+# Entries of a slice: more than arrive between two looks, since cutting copies records.
+MOST: Final = 1 << 15
 
 
 def whole_calls(taken: list[Records], most: int = MOST) -> Iterator[list[Records]]:
