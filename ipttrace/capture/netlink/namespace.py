@@ -188,7 +188,7 @@ class TracedNamespace:
             self._want_legacy = False
             if self.inode == _initial_inode():
                 # Its flipped packets would go to the kernel's log, a line for each rule.
-                raise CaptureError(str(error)) from error
+                raise CaptureError(f"legacy rules are not traced: {error}") from error
             self._context.warn(f"legacy rules of {self.title} are not traced: {error}")
             return False
         self._stack.enter_context(contextlib.closing(self.legacy))

@@ -169,20 +169,14 @@ def _refusal(number: int) -> str:
     holder = _holder()
     if number in (errno.EPERM, errno.EBUSY) and holder is not None:
         return (
-            f"{holder} reads NFLOG group 0 of this network namespace, so legacy rules are not "
-            "traced: stop it, or have it read another group"
+            f"{holder} reads NFLOG group 0 of this network namespace: stop it, or have it read "
+            "another group"
         )
     if number == errno.EPERM:
-        return (
-            "legacy rules are not traced: reading NFLOG group 0 needs CAP_NET_ADMIN in this "
-            "network namespace (sudo ipttrace)"
-        )
+        return "reading NFLOG group 0 needs CAP_NET_ADMIN in this network namespace (sudo ipttrace)"
     if number in (errno.EINVAL, errno.ENOENT):
-        return (
-            "this kernel has no nfnetlink_log, so legacy rules are not traced "
-            "(modprobe nfnetlink_log)"
-        )
-    return f"legacy rules are not traced: NFLOG group 0 cannot be read: {os.strerror(number)}"
+        return "this kernel has no nfnetlink_log (modprobe nfnetlink_log)"
+    return f"NFLOG group 0 cannot be read: {os.strerror(number)}"
 
 
 def _holder() -> str | None:

@@ -25,7 +25,6 @@ from ipttrace.ready import readable
 
 FAMILIES: Final = (NFPROTO_IPV4, NFPROTO_IPV6)
 _PATIENCE: Final = 20.0  # s, for the guard to start, or to end
-_NOT_TRACED: Final = "legacy rules are not traced: "
 
 
 class LogSetting:
@@ -39,7 +38,7 @@ class LogSetting:
         folder = guard.folder()
         if folder is None:
             raise CaptureError(
-                f"{_NOT_TRACED}no folder for notes of the loggers to restore: "
+                f"no folder for notes of the loggers to restore: "
                 f"one of {', '.join(guard.folders())} must be writable"
             )
         self._folder = folder
@@ -57,7 +56,7 @@ class LogSetting:
                 start_new_session=True,
             )
         except OSError as error:
-            raise CaptureError(f"{_NOT_TRACED}cannot start {command[0]}: {error}") from error
+            raise CaptureError(f"cannot start {command[0]}: {error}") from error
 
     @property
     def guard(self) -> int:
@@ -77,11 +76,9 @@ class LogSetting:
                 with guard.locked(self._folder):
                     self._take(path, inode, families)
             except BlockingIOError as error:
-                raise CaptureError(
-                    f"{_NOT_TRACED}another process holds {self._folder}/nf_log.lock"
-                ) from error
+                raise CaptureError(f"another process holds {self._folder}/nf_log.lock") from error
             except OSError as error:
-                raise CaptureError(f"{_NOT_TRACED}{error}") from error
+                raise CaptureError(str(error)) from error
 
     def _take(self, path: str, inode: int, families: Iterable[int]) -> None:
         old = {}
@@ -90,7 +87,7 @@ class LogSetting:
                 old[family] = guard.logger(family)
             except FileNotFoundError:
                 raise CaptureError(
-                    f"{_NOT_TRACED}/proc/sys/net/netfilter/nf_log is missing (CONFIG_NETFILTER)"
+                    "/proc/sys/net/netfilter/nf_log is missing (CONFIG_NETFILTER)"
                 ) from None
         state = State(path, inode, guard.cookie(), old)
         for other in guard.states(self._folder, inode):
@@ -104,7 +101,7 @@ class LogSetting:
             return
         if any(old[family] != NONE for family in changing) and not guard.writable():
             raise CaptureError(
-                f"{_NOT_TRACED}/proc/sys is read-only, so that the current logger could not be "
+                "/proc/sys is read-only, so that the current logger could not be "
                 "restored: make it writable"
             )
         guard.write(self._folder, state)
@@ -118,7 +115,7 @@ class LogSetting:
                 del self._states[inode]
             if error.errno == errno.ENOENT:
                 raise CaptureError(
-                    f"{_NOT_TRACED}this kernel has no nfnetlink_log (modprobe nfnetlink_log)"
+                    "this kernel has no nfnetlink_log (modprobe nfnetlink_log)"
                 ) from error
             raise
 
@@ -154,9 +151,7 @@ class LogSetting:
             pipe.close()
             self._guard.stdout = None
         if not self._ready or self._guard.poll() is not None:
-            raise CaptureError(
-                f"{_NOT_TRACED}the process that would restore the loggers after a crash has ended"
-            )
+            raise CaptureError("the process that would restore the loggers after a crash has ended")
 
     def _end_guard(self) -> None:
         for pipe in (self._guard.stdin, self._guard.stdout):

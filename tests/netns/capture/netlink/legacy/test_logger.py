@@ -368,7 +368,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
 
 def test_without_a_folder_for_notes_no_logger_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "folders", lambda: ["/proc/nowhere"])
-    with pytest.raises(CaptureError, match=r"^legacy rules are not traced: no folder for notes"):
+    with pytest.raises(CaptureError, match=r"^no folder for notes"):
         LogSetting()
 
 
