@@ -18,7 +18,7 @@
 #ifndef IPTTRACE_RECORD_H
 #define IPTTRACE_RECORD_H
 
-#define IPTTRACE_RECORD_VERSION	4
+#define IPTTRACE_RECORD_VERSION	6
 
 #define IPTTRACE_PACKET_LEN	128
 #define IPTTRACE_NAME_LEN	32	/* XT_TABLE_MAXNAMELEN */
@@ -35,11 +35,17 @@ enum ipttrace_kind {
 };
 
 /* ipttrace_entry.flags */
-#define IPTTRACE_F_FIRST	0x01	/* nf_trace was clear: journey begins */
+#define IPTTRACE_F_FIRST	0x01	/* nf_trace was clear, or is a copy's */
 #define IPTTRACE_F_FOLLOWED	0x02	/* matched at an earlier hook */
 #define IPTTRACE_F_CONNTRACK	0x04	/* the ct_ fields are valid */
 #define IPTTRACE_F_SOFTIRQ	0x08	/* pid, comm: the interrupted process */
 #define IPTTRACE_F_NO_MARK	0x10	/* mark is unknown */
+#define IPTTRACE_F_NO_LEN	0x20	/* len is unknown */
+
+/* ipttrace_entry.ct_flags */
+#define IPTTRACE_CT_INVALID	0x01	/* conntrack has seen it: no entry */
+#define IPTTRACE_CT_STATE	0x02	/* only ct_info, ct_status are valid */
+#define IPTTRACE_CT_NO_MARK	0x04	/* ct_mark is unknown */
 
 /* ipttrace_exit.flags */
 #define IPTTRACE_F_ALIVE	0x01	/* skb not freed: mark, ct_ are valid */
@@ -47,13 +53,14 @@ enum ipttrace_kind {
 #define IPTTRACE_F_NO_VERDICT 0x04	/* verdict is unknown */
 
 /*
- * ipttrace_entry.source: where the record comes from.  Only those of the module
- * contain addresses, pids and CPUs; in others skb is a number for each packet.
+ * ipttrace_entry.source: where the record comes from.  Only those of the module and
+ * of BPF contain addresses, pids and CPUs; in others skb is a number for each packet.
  */
 enum ipttrace_source {
 	IPTTRACE_SOURCE_KERNEL,
 	IPTTRACE_SOURCE_NFT,	/* NFT_MSG_TRACE */
 	IPTTRACE_SOURCE_NFLOG,	/* nfnetlink_log */
+	IPTTRACE_SOURCE_BPF,	/* bpf/nft.bpf.c, bpf/legacy.bpf.c */
 };
 
 /* ipttrace_rule.match: like nf_log_trace()'s "comment", but of rules always RULE */
@@ -104,7 +111,7 @@ struct ipttrace_entry_head {
 	__u8	mac_len;	/* valid bytes of mac[] */
 	__u8	source;		/* enum ipttrace_source */
 	__u8	tables;		/* nftables: NFPROTO_* of the table, else 0 */
-	__u8	reserved1;
+	__u8	ct_flags;	/* IPTTRACE_CT_* */
 	__u32	trace_id;	/* nftables, 0: none */
 };
 
@@ -114,6 +121,14 @@ struct ipttrace_entry {
 	char	in[IPTTRACE_IF_LEN];
 	char	out[IPTTRACE_IF_LEN];
 	__u8	packet[IPTTRACE_PACKET_LEN];	/* from the network header */
+	char	physin[IPTTRACE_IF_LEN];	/* of a bridged packet: the ports */
+	char	physout[IPTTRACE_IF_LEN];
+	__u32	physin_ifindex;
+	__u32	physout_ifindex;
+	/* Base chains of nftables at this hook, of the table's priority. */
+	__u8	nft_before;	/* called before the table */
+	__u8	nft_behind;	/* called after it */
+	__u8	reserved[6];
 };
 
 struct ipttrace_rule {
@@ -168,11 +183,11 @@ struct ipttrace_call_record {
 		       #type "." #field " has moved")
 
 _Static_assert(sizeof(struct ipttrace_entry_head) == 232, "entry_head size");
-_Static_assert(sizeof(struct ipttrace_entry) == 408, "entry size");
+_Static_assert(sizeof(struct ipttrace_entry) == 456, "entry size");
 _Static_assert(sizeof(struct ipttrace_rule) == 88, "rule size");
 _Static_assert(sizeof(struct ipttrace_exit) == 48, "exit size");
 _Static_assert(sizeof(struct ipttrace_hit) == 48, "hit size");
-_Static_assert(sizeof(struct ipttrace_call_record) == 648, "call_record size");
+_Static_assert(sizeof(struct ipttrace_call_record) == 696, "call_record size");
 IPTTRACE_AT(ipttrace_entry_head, netns, 48);
 IPTTRACE_AT(ipttrace_entry_head, ct_zone, 76);
 IPTTRACE_AT(ipttrace_entry_head, family, 86);
@@ -182,11 +197,13 @@ IPTTRACE_AT(ipttrace_entry_head, ruleset, 188);
 IPTTRACE_AT(ipttrace_entry_head, pid, 192);
 IPTTRACE_AT(ipttrace_entry_head, trace_id, 228);
 IPTTRACE_AT(ipttrace_entry, packet, 280);
+IPTTRACE_AT(ipttrace_entry, physin, 408);
+IPTTRACE_AT(ipttrace_entry, nft_before, 448);
 IPTTRACE_AT(ipttrace_rule, rulenum, 16);
 IPTTRACE_AT(ipttrace_rule, chain, 56);
 IPTTRACE_AT(ipttrace_exit, verdict, 32);
 IPTTRACE_AT(ipttrace_hit, chain, 16);
-IPTTRACE_AT(ipttrace_call_record, exit, 408);
-IPTTRACE_AT(ipttrace_call_record, hits, 456);
+IPTTRACE_AT(ipttrace_call_record, exit, 456);
+IPTTRACE_AT(ipttrace_call_record, hits, 504);
 
 #endif

@@ -13,6 +13,7 @@
 
 #include <linux/hash.h>
 #include <linux/kprobes.h>
+#include <linux/netfilter/x_tables.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 
@@ -39,6 +40,7 @@ void ipttrace_call_link(struct ipttrace_call *call)
 	struct ipttrace_call *other;
 
 	call->parent = NULL;
+	call->inner = NULL;
 	arch_spin_lock(&bucket->lock);
 	hlist_for_each_entry(other, &bucket->calls, node) {
 		/* A softirq that interrupted a call was not caused by it. */
@@ -53,6 +55,30 @@ void ipttrace_call_link(struct ipttrace_call *call)
 	call->depth = call->parent ? call->parent->depth + 1 : 1;
 }
 NOKPROBE_SYMBOL(ipttrace_call_link);
+
+/*
+ * Whether the call is the first of a packet that a target sends inside the call
+ * around it.  nf_trace does not show that: a copy (TEE) has its original's, and
+ * perhaps the address of an earlier copy, which was further on its way.
+ */
+bool ipttrace_call_copied(struct ipttrace_call *call)
+{
+	struct ipttrace_call *parent = call->parent;
+	bool first;
+
+	if (!parent || parent->skb == call->skb)
+		return false;
+	first = parent->inner != call->skb || call->hook < parent->inner_hook ||
+		(call->hook == parent->inner_hook &&
+		 (call->table == parent->inner_table ||
+		  call->table->priority < parent->inner_priority));
+	parent->inner = call->skb;
+	parent->inner_table = call->table;
+	parent->inner_priority = call->table->priority;
+	parent->inner_hook = call->hook;
+	return first;
+}
+NOKPROBE_SYMBOL(ipttrace_call_copied);
 
 void ipttrace_call_unlink(struct ipttrace_call *call)
 {

@@ -8,9 +8,25 @@
 #ifndef IPTTRACE_COMPAT_H
 #define IPTTRACE_COMPAT_H
 
+/* What would build, or fail with a hundred errors, and could not trace. */
+#if !IS_ENABLED(CONFIG_IP_NF_IPTABLES) && \
+	!IS_ENABLED(CONFIG_IP_NF_IPTABLES_LEGACY)
+#error "this kernel has no legacy iptables (CONFIG_IP_NF_IPTABLES)"
+#endif
+#if !IS_ENABLED(CONFIG_NETFILTER_XT_TARGET_TRACE)
+#error "this kernel cannot report rule hits (CONFIG_NETFILTER_XT_TARGET_TRACE)"
+#endif
+#ifndef CONFIG_KRETPROBES
+#error "this kernel has no kretprobes (CONFIG_KRETPROBES)"
+#endif
+#ifndef CONFIG_BPF_SYSCALL
+#error "this kernel runs no BPF programs (CONFIG_BPF_SYSCALL)"
+#endif
+
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/kprobes.h>
+#include <linux/netfilter_bridge.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
 #include <linux/version.h>
 #include <net/genetlink.h>
@@ -34,6 +50,36 @@
 #endif
 #endif
 
+/*
+ * Whether a hook is a base chain of nftables.  Before hooks had a type, in 5.14,
+ * only those of nftables had priv set at the priorities of legacy tables.
+ */
+#ifdef IPTTRACE_HOOK_OPS_TYPE
+#define ipttrace_op_is_nft(op) ((op)->hook_ops_type == NF_HOOK_OP_NF_TABLES)
+#else
+#define ipttrace_op_is_nft(op) (!!(op)->priv)
+#endif
+
+/*
+ * What helpers take from the task that runs a program, since 5.15: kprobes set
+ * it around each run, as the kernel does in bpf_prog_run_array().
+ */
+#ifdef IPTTRACE_RUN_CTX
+#define ipttrace_run_ctx_set(ctx)   bpf_set_run_ctx(&(ctx)->run_ctx)
+#define ipttrace_run_ctx_reset(old) bpf_reset_run_ctx(old)
+#else
+struct bpf_trace_run_ctx {};
+#define ipttrace_run_ctx_set(ctx)   ((void)(ctx), NULL)
+#define ipttrace_run_ctx_reset(old) ((void)(old))
+#endif
+
+/* Whether the program may sleep: a flag that moved from aux in 6.9. */
+#ifdef IPTTRACE_PROG_SLEEPABLE
+#define ipttrace_prog_sleepable(prog) ((prog)->sleepable)
+#else
+#define ipttrace_prog_sleepable(prog) ((prog)->aux->sleepable)
+#endif
+
 /* The value of a program's per-CPU array of values of that size, or NULL. */
 static inline void __percpu *ipttrace_prog_value(struct bpf_prog *prog,
 						 u32 size)
@@ -55,20 +101,38 @@ static inline void __percpu *ipttrace_prog_value(struct bpf_prog *prog,
 	return value;
 }
 
-/* genlmsg_multicast_allns() lost its flags in 6.13 and in backports of that. */
-static inline int ipttrace_multicast(const struct genl_family *family,
-				     struct sk_buff *msg, unsigned int group)
+/*
+ * nf_bridge_get_physindev() needs the namespace since the kernel keeps an index
+ * instead of a pointer: 6.8, and the stable kernels that were given the same.
+ */
+static inline const struct net_device *
+ipttrace_physin(const struct sk_buff *skb, struct net *net)
 {
-	typedef int (*without)(const struct genl_family *, struct sk_buff *,
-			       u32, unsigned int);
-	typedef int (*with)(const struct genl_family *, struct sk_buff *, u32,
-			    unsigned int, gfp_t);
-	void *multicast = genlmsg_multicast_allns;
+#if IS_ENABLED(CONFIG_BRIDGE_NETFILTER)
+	typedef struct net_device *(*by_pointer)(const struct sk_buff *);
+	typedef struct net_device *(*by_index)(const struct sk_buff *,
+					       struct net *);
+	void *get = nf_bridge_get_physindev;
 
-	if (__builtin_types_compatible_p(typeof(&genlmsg_multicast_allns),
-					 without))
-		return ((without)multicast)(family, msg, 0, group);
-	return ((with)multicast)(family, msg, 0, group, GFP_KERNEL);
+	if (!nf_bridge_info_exists(skb))
+		return NULL;
+	if (__builtin_types_compatible_p(typeof(&nf_bridge_get_physindev),
+					 by_pointer))
+		return ((by_pointer)get)(skb);
+	return ((by_index)get)(skb, net);
+#else
+	return NULL;
+#endif
+}
+
+static inline const struct net_device *
+ipttrace_physout(const struct sk_buff *skb)
+{
+#if IS_ENABLED(CONFIG_BRIDGE_NETFILTER)
+	return nf_bridge_get_physoutdev(skb);
+#else
+	return NULL;
+#endif
 }
 
 /*

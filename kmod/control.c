@@ -4,6 +4,9 @@
  *
  * Owns the armed state: who armed, with which BPF programs and which filter.
  * Brings up what tracing takes, and takes it down again, in one order.
+ *
+ * The mutex is held while that waits for RCU and ftrace.  Therefore only those
+ * take it who send a command of ours, and a worker; see armed.c.
  */
 
 #include <linux/jiffies.h>
@@ -13,7 +16,6 @@
 #include <linux/notifier.h>
 #include <linux/string.h>
 #include <linux/workqueue.h>
-#include <net/net_namespace.h>
 
 #include "ipttrace.h"
 
@@ -22,31 +24,19 @@ static DEFINE_MUTEX(control_mutex);
 /* All under the mutex. */
 static struct {
 	enum ipttrace_state state;
-	struct ipttrace_owner owner; /* while armed */
+	enum ipttrace_reason reason; /* for the newest DRAINING */
 	struct ipttrace_setup setup; /* while armed */
+	u64 net_id;		     /* of the newest ARM; 0: all namespaces */
+	unsigned long drained;	     /* jiffies at which DRAINING ends */
 	const struct ipttrace_events *events;
 } control;
 
 static void control_drain(struct work_struct *work);
+static void control_over(struct work_struct *work);
 static void control_rescan(struct work_struct *work);
 static DECLARE_DELAYED_WORK(drain_work, control_drain);
+static DECLARE_WORK(over_work, control_over);
 static DECLARE_WORK(rescan_work, control_rescan);
-
-void ipttrace_control_lock(void)
-{
-	mutex_lock(&control_mutex);
-}
-
-void ipttrace_control_unlock(void)
-{
-	mutex_unlock(&control_mutex);
-}
-
-static void state_set(enum ipttrace_state state, enum ipttrace_reason reason)
-{
-	control.state = state;
-	control.events->state_changed(state, control.owner.pid, reason);
-}
 
 static int tracing_setup(const struct ipttrace_setup *setup,
 			 struct netlink_ext_ack *extack)
@@ -97,106 +87,184 @@ static void drain_end(void)
 	if (control.state != IPTTRACE_DRAINING)
 		return;
 	tracing_drained();
-	state_set(IPTTRACE_IDLE, IPTTRACE_BY_OWNER);
+	control.state = IPTTRACE_IDLE;
 }
 
 static void control_drain(struct work_struct *work)
 {
-	ipttrace_control_lock();
-	drain_end();
-	ipttrace_control_unlock();
+	unsigned long now = jiffies;
+
+	mutex_lock(&control_mutex);
+	/* It may have been scheduled for an earlier draining. */
+	if (control.state == IPTTRACE_DRAINING &&
+	    time_before(now, control.drained))
+		schedule_delayed_work(&drain_work, control.drained - now);
+	else
+		drain_end();
+	mutex_unlock(&control_mutex);
 }
 
-int ipttrace_control_may_arm(struct netlink_ext_ack *extack)
+static void disarm(enum ipttrace_reason reason)
 {
-	lockdep_assert_held(&control_mutex);
-	if (control.state != IPTTRACE_ARMED)
-		return 0;
-	NL_SET_ERR_MSG(extack,
-		       "another ipttrace is already tracing on this host");
-	return -EBUSY;
+	tracing_teardown();
+	ipttrace_setup_put(&control.setup);
+	ipttrace_ruleset_teardown();
+	control.state = IPTTRACE_DRAINING;
+	control.reason = reason;
+	ipttrace_armed_clear();
+	control.drained = jiffies + msecs_to_jiffies(IPTTRACE_DRAIN_MS);
+	schedule_delayed_work(&drain_work, control.drained - jiffies);
+	module_put(THIS_MODULE);
 }
 
-/* After _may_arm().  If it returns 0, it owns what setup refers to. */
-int ipttrace_control_arm(const struct ipttrace_setup *setup,
+/* Takes the mutex, and ends what is over. */
+static void control_lock(void)
+{
+	enum ipttrace_reason reason;
+
+	mutex_lock(&control_mutex);
+	if (control.state == IPTTRACE_ARMED && ipttrace_armed_over(&reason))
+		disarm(reason);
+}
+
+static void control_unlock(void)
+{
+	mutex_unlock(&control_mutex);
+}
+
+static void control_over(struct work_struct *work)
+{
+	control_lock();
+	control_unlock();
+}
+
+/*
+ * If it returns 0, it owns what setup refers to, except for the namespace,
+ * which the caller releases: a reference would keep it alive.
+ */
+int ipttrace_control_arm(struct ipttrace_setup *setup,
 			 const struct ipttrace_owner *owner,
 			 struct netlink_ext_ack *extack)
 {
 	int err;
 
-	lockdep_assert_held(&control_mutex);
+	control_lock();
+	if (control.state == IPTTRACE_ARMED) {
+		NL_SET_ERR_MSG(
+			extack,
+			"another ipttrace is already tracing on this host");
+		err = -EBUSY;
+		goto unlock;
+	}
+	if (!ipttrace_kprobes_hit()) {
+		NL_SET_ERR_MSG(
+			extack,
+			"kprobes are switched off: echo 1 > /sys/kernel/debug/kprobes/enabled");
+		err = -EOPNOTSUPP;
+		goto unlock;
+	}
 	/* Held while armed: rmmod reports that the module is in use. */
 	if (!try_module_get(THIS_MODULE)) {
 		NL_SET_ERR_MSG(extack, "the module is being removed");
-		return -ENODEV;
+		err = -ENODEV;
+		goto unlock;
 	}
 	drain_end();
 	/* If it fails, packets are traced without generations of rules. */
-	ipttrace_ruleset_setup(control.events);
+	ipttrace_ruleset_setup(control.events, setup->net);
 	err = tracing_setup(setup, extack);
 	if (err)
 		goto teardown_ruleset;
 	control.setup = *setup;
-	control.owner = *owner;
-	state_set(IPTTRACE_ARMED, IPTTRACE_BY_OWNER);
+	control.setup.net = NULL;
+	control.net_id = setup->net_id;
+	ipttrace_armed_set(owner, setup->net);
+	control.state = IPTTRACE_ARMED;
+	control.reason = IPTTRACE_BY_OWNER;
+	control_unlock();
 	return 0;
 
 teardown_ruleset:
 	ipttrace_ruleset_teardown();
 	module_put(THIS_MODULE);
+unlock:
+	control_unlock();
 	return err;
 }
 
-bool ipttrace_control_owned_by(const struct net *net, u32 portid)
+static int owner_check(const struct ipttrace_owner *owner,
+		       struct netlink_ext_ack *extack)
 {
-	lockdep_assert_held(&control_mutex);
-	return control.state == IPTTRACE_ARMED &&
-	       control.owner.portid == portid && net_eq(control.owner.net, net);
+	if (control.state == IPTTRACE_ARMED && ipttrace_armed_by(owner))
+		return 0;
+	NL_SET_ERR_MSG(extack, "not armed by this socket");
+	return -EPERM;
 }
 
-/* While armed. */
-void ipttrace_control_disarm(enum ipttrace_reason reason)
+int ipttrace_control_disarm(const struct ipttrace_owner *owner,
+			    struct netlink_ext_ack *extack)
 {
-	lockdep_assert_held(&control_mutex);
-	tracing_teardown();
-	ipttrace_setup_put(&control.setup);
-	ipttrace_ruleset_teardown();
-	state_set(IPTTRACE_DRAINING, reason);
-	memset(&control.owner, 0, sizeof(control.owner));
-	schedule_delayed_work(&drain_work, msecs_to_jiffies(IPTTRACE_DRAIN_MS));
-	module_put(THIS_MODULE);
+	int err;
+
+	control_lock();
+	err = owner_check(owner, extack);
+	if (!err)
+		disarm(IPTTRACE_BY_OWNER);
+	control_unlock();
+	return err;
 }
 
-/* While armed.  Owns filter from here on; NULL matches every packet. */
-void ipttrace_control_set_filter(struct bpf_prog *filter)
+/* If it returns 0, it owns filter; NULL matches every packet. */
+int ipttrace_control_set_filter(struct bpf_prog *filter,
+				const struct ipttrace_owner *owner,
+				struct netlink_ext_ack *extack)
 {
-	lockdep_assert_held(&control_mutex);
+	struct bpf_prog *old;
+	int err;
+
+	control_lock();
+	err = owner_check(owner, extack);
+	if (err) {
+		control_unlock();
+		return err;
+	}
+	old = control.setup.filter;
 	ipttrace_session_set_filter(filter);
-	ipttrace_filter_put(control.setup.filter);
 	control.setup.filter = filter;
+	control_unlock();
+	ipttrace_filter_put(old);
+	return 0;
 }
 
-void ipttrace_control_status(struct ipttrace_status *status)
+/* net: the namespace whose generation is asked for, or NULL. */
+void ipttrace_control_status(struct ipttrace_status *status,
+			     const struct net *net)
 {
-	lockdep_assert_held(&control_mutex);
+	control_lock();
+	ipttrace_ruleset_recover();
 	status->state = control.state;
-	status->owner_pid = control.owner.pid;
+	status->reason = control.reason;
+	status->owner_pid = ipttrace_armed_pid();
+	status->net_id = control.net_id;
 	status->targets = ipttrace_probes_targets();
 	if (ipttrace_ruleset_watched())
-		status->targets |= BIT(2);
-	status->ruleset = ipttrace_ruleset();
+		status->targets |= IPTTRACE_TARGET_RULES;
+	if (!ipttrace_kprobes_hit())
+		status->targets |= IPTTRACE_KPROBES_OFF;
+	status->ruleset = net ? ipttrace_ruleset(net) : ipttrace_ruleset_last();
 	status->skipped = ipttrace_probes_skipped();
 	ipttrace_session_stats(&status->stats);
+	control_unlock();
 }
 
 static void control_rescan(struct work_struct *work)
 {
-	ipttrace_control_lock();
+	control_lock();
 	if (control.state == IPTTRACE_ARMED) {
 		ipttrace_probes_rescan();
 		ipttrace_ruleset_rescan();
 	}
-	ipttrace_control_unlock();
+	control_unlock();
 }
 
 static int control_module_moves(struct notifier_block *block,
@@ -217,8 +285,19 @@ static struct notifier_block control_module_block = {
 
 int ipttrace_control_setup(const struct ipttrace_events *events)
 {
+	int err;
+
 	control.events = events;
-	return register_module_notifier(&control_module_block);
+	err = ipttrace_armed_setup(&over_work);
+	if (err)
+		return err;
+	err = register_module_notifier(&control_module_block);
+	if (err) {
+		ipttrace_armed_teardown();
+		return err;
+	}
+	ipttrace_canary_setup();
+	return 0;
 }
 
 /*
@@ -228,12 +307,13 @@ int ipttrace_control_setup(const struct ipttrace_events *events)
 void ipttrace_control_teardown(void)
 {
 	unregister_module_notifier(&control_module_block);
+	ipttrace_armed_teardown();
+	cancel_work_sync(&over_work);
 	cancel_work_sync(&rescan_work);
+	/* It may schedule itself once more. */
+	mutex_lock(&control_mutex);
+	drain_end();
+	mutex_unlock(&control_mutex);
 	cancel_delayed_work_sync(&drain_work);
-	ipttrace_control_lock();
-	if (control.state == IPTTRACE_DRAINING) {
-		tracing_drained();
-		control.state = IPTTRACE_IDLE;
-	}
-	ipttrace_control_unlock();
+	ipttrace_canary_teardown();
 }

@@ -7,7 +7,9 @@
  * The state of a call is in its kretprobe instance; calls.c finds it again.
  *
  * From the moment that a packet matches they run with interrupts off, so that
- * none runs inside another on a CPU.  They do not sleep, allocate or print.
+ * none runs inside another on a CPU.  lockdep is told (no raw_local_irq_save()),
+ * since RCU and what BPF programs call check with it.  They do not sleep,
+ * allocate or print.
  */
 
 #include <linux/netfilter/x_tables.h>
@@ -26,18 +28,18 @@ kprobe_pre_handler_t ipttrace_take_instance;
 /* Whether the kretprobe's own pre_handler has found an instance. */
 static DEFINE_PER_CPU(bool, instance_found);
 
-static void run_prog(enum ipttrace_prog prog, void *context)
-{
-	rcu_read_lock();
-	bpf_prog_run(ipttrace_session.progs[prog], context);
-	rcu_read_unlock();
-}
-NOKPROBE_SYMBOL(run_prog);
+/*
+ * A struct net without any logger.  nf_log_trace() looks for one by the family
+ * that it is given, and returns if there is none.  No family would do in its
+ * place: a logger can be bound to each, NFPROTO_UNSPEC too.
+ */
+static struct net silent_net;
 
 static bool netns_wanted(const struct net *net)
 {
-	return !ipttrace_session.netns ||
-	       net->ns.inum == ipttrace_session.netns;
+	const struct net *only = READ_ONCE(ipttrace_session.net);
+
+	return !only || only == net;
 }
 NOKPROBE_SYMBOL(netns_wanted);
 
@@ -68,7 +70,7 @@ static int call_begin(struct kprobe *p, struct pt_regs *regs)
 	unsigned long flags;
 	int ret;
 
-	raw_local_irq_save(flags);
+	local_irq_save(flags);
 	this_cpu_inc(ipttrace_stats.matched);
 	this_cpu_write(instance_found, false);
 	ret = ipttrace_take_instance(p, regs);
@@ -77,7 +79,7 @@ static int call_begin(struct kprobe *p, struct pt_regs *regs)
 		this_cpu_inc(ipttrace_stats.due[IPTTRACE_ENTRY]);
 		this_cpu_inc(ipttrace_stats.nmissed);
 	}
-	raw_local_irq_restore(flags);
+	local_irq_restore(flags);
 	return ret;
 }
 NOKPROBE_SYMBOL(call_begin);
@@ -128,10 +130,10 @@ static u8 packet_flip(struct sk_buff *skb)
 }
 NOKPROBE_SYMBOL(packet_flip);
 
-/* Unique until the next ARM: each CPU has 2^48 of its own. */
+/* Unique while the module is loaded: each CPU has 2^48 of its own. */
 static u64 call_next_id(void)
 {
-	return (u64)this_cpu_inc_return(ipttrace_stats.next_call) << 16 |
+	return this_cpu_inc_return(ipttrace_stats.next_call) << 16 |
 	       (raw_smp_processor_id() + 1);
 }
 NOKPROBE_SYMBOL(call_next_id);
@@ -155,6 +157,7 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	call->task = current;
 	call->skb = skb;
 	call->table = table;
+	call->net = state->net;
 	call->hook = state->hook;
 	call->family = state->pf;
 	call->overhead = 0;
@@ -164,7 +167,7 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (call->depth > this_cpu_read(ipttrace_stats.depth))
 		this_cpu_write(ipttrace_stats.depth, call->depth);
 
-	head->ruleset = ipttrace_ruleset();
+	head->ruleset = ipttrace_ruleset(state->net);
 	head->skb = (unsigned long)skb;
 	head->parent = call->parent ? call->parent->record.entry.head.call : 0;
 	head->sk = (unsigned long)skb->sk;
@@ -177,26 +180,24 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	head->hook = state->hook;
 	head->depth = call->depth - 1;
 	head->flags = packet_flip(skb);
+	if (ipttrace_call_copied(call))
+		head->flags |= IPTTRACE_F_FIRST;
 	if (call->softirq)
 		head->flags |= IPTTRACE_F_SOFTIRQ;
 	ipttrace_head_conntrack(head, skb);
+	head->ct_flags = ipttrace_ct_flags(head, table, state);
 	memcpy(head->table, table->name, sizeof(head->table));
 	head->source = IPTTRACE_SOURCE_KERNEL;
 	head->tables = 0;
-	head->reserved1 = 0;
 	head->trace_id = 0;
 	head->pid = task_tgid_nr(current);
 	head->tid = task_pid_nr(current);
 	head->cpu = raw_smp_processor_id();
 	ipttrace_head_link(head, skb);
 	ipttrace_entry_names(entry, state);
-
-	/* In ipt_do_table(), skb->data is the network header. */
-	head->caplen = min_t(u32, skb_headlen(skb), IPTTRACE_PACKET_LEN);
-	memcpy(entry->packet, skb->data, head->caplen);
-	/* The instance still holds an earlier packet. */
-	memset(entry->packet + head->caplen, 0,
-	       IPTTRACE_PACKET_LEN - head->caplen);
+	ipttrace_entry_phys(entry, skb, state->net);
+	ipttrace_entry_beside(entry, table, state);
+	ipttrace_entry_packet(entry, skb);
 
 	call->start = ktime_get_mono_fast_ns();
 	if (call->parent)
@@ -208,7 +209,7 @@ NOKPROBE_SYMBOL(ipttrace_call_enter);
 /* From here on the records that cross with the call are due. */
 static void call_put(const struct ipttrace_call *call)
 {
-	struct pt_regs context;
+	struct pt_regs context = {};
 
 	this_cpu_inc(ipttrace_stats.due[IPTTRACE_ENTRY]);
 	this_cpu_add(ipttrace_stats.due[IPTTRACE_RULE],
@@ -216,7 +217,8 @@ static void call_put(const struct ipttrace_call *call)
 	this_cpu_inc(ipttrace_stats.due[IPTTRACE_EXIT]);
 	memcpy(this_cpu_ptr(ipttrace_session.finished), &call->record,
 	       sizeof(call->record));
-	run_prog(IPTTRACE_PROG_CALL, &context);
+	ipttrace_program_run(ipttrace_session.progs[IPTTRACE_PROG_CALL],
+			     &context);
 }
 NOKPROBE_SYMBOL(call_put);
 
@@ -232,7 +234,7 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (!READ_ONCE(ipttrace_session.live))
 		return 0;
 
-	raw_local_irq_save(flags);
+	local_irq_save(flags);
 	ipttrace_call_unlink(call);
 	*record = (struct ipttrace_exit){
 		.call = call->record.entry.head.call,
@@ -243,7 +245,7 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 		.rules = call->rules,
 	};
 	record->cost -= min(record->cost, call->overhead);
-	if (ipttrace_ruleset() != call->record.entry.head.ruleset)
+	if (ipttrace_ruleset(call->net) != call->record.entry.head.ruleset)
 		record->flags |= IPTTRACE_F_CHANGED;
 
 	switch (verdict & NF_VERDICT_MASK) {
@@ -272,17 +274,21 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (call->parent)
 		call->parent->overhead +=
 			call->overhead + ktime_get_mono_fast_ns() - now;
-	raw_local_irq_restore(flags);
+	local_irq_restore(flags);
 	return 0;
 }
 NOKPROBE_SYMBOL(ipttrace_call_exit);
 
-/* Whether we caused this log line, although it belongs to no known call. */
+/*
+ * Whether we caused this log line, although it belongs to no known call.  A copy
+ * or a fragment of a packet has its nf_trace, but not its address.
+ */
 static bool log_ours(const struct net *net, const struct sk_buff *skb)
 {
 	if (!netns_wanted(net))
 		return false;
-	return !ipttrace_session.filtered || ipttrace_follow_has(skb);
+	return ipttrace_session_flipped_all() || ipttrace_follow_has(skb) ||
+	       (ipttrace_kprobes_hit() && !ipttrace_flaggers_any(net));
 }
 NOKPROBE_SYMBOL(log_ours);
 
@@ -297,6 +303,7 @@ static void rule_put(const struct ipttrace_call *call,
 	struct ipttrace_rule *record = &context.record;
 
 	BUILD_BUG_ON(sizeof(*record) > sizeof(struct pt_regs));
+	memset(&context, 0, sizeof(context));
 	*record = (struct ipttrace_rule){
 		.call = call->record.entry.head.call,
 		.time = hit->time,
@@ -308,7 +315,8 @@ static void rule_put(const struct ipttrace_call *call,
 	       sizeof(record->table));
 	memcpy(record->chain, hit->chain, sizeof(record->chain));
 	this_cpu_inc(ipttrace_stats.due[IPTTRACE_RULE]);
-	run_prog(IPTTRACE_PROG_RULE, &context);
+	ipttrace_program_run(ipttrace_session.progs[IPTTRACE_PROG_RULE],
+			     &context);
 }
 NOKPROBE_SYMBOL(rule_put);
 
@@ -340,17 +348,16 @@ int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs)
 	struct ipttrace_call *call = NULL;
 	unsigned long flags;
 
-	raw_local_irq_save(flags);
+	local_irq_save(flags);
 	if (READ_ONCE(ipttrace_session.live))
 		call = ipttrace_call_find(skb);
 	if (call)
 		call_rule(call, regs);
 	if (call || log_ours(net, skb)) {
-		/* It has no logger: nf_log_trace() returns at once. */
-		ipttrace_set_arg(regs, 1, NFPROTO_UNSPEC);
+		ipttrace_set_arg(regs, 0, (unsigned long)&silent_net);
 		this_cpu_inc(ipttrace_stats.silenced);
 	}
-	raw_local_irq_restore(flags);
+	local_irq_restore(flags);
 	return 0;
 }
 NOKPROBE_SYMBOL(ipttrace_log_hit);

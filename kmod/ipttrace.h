@@ -7,11 +7,16 @@
  *	main.c		module init and exit
  *	netlink.c	the generic netlink protocol (uapi/ipttrace.h)
  *	control.c	the state machine: idle, armed for one socket, draining
+ *	armed.c		for which socket and namespace, and whether that is over
  *	setup.c		what an ARM asks for: BPF programs, filter, limits
  *	probes.c	makes the kernel call the handlers: ftrace or kprobes
  *	handlers.c	a run of a table becomes a call, a log line a rule hit
  *	session.c	what the handlers use while armed, and their counters
- *	ruleset.c	the generation of the rules; has kretprobes of its own
+ *	programs.c	which BPF programs are ours, and running one
+ *	ruleset.c	the generations of the rules; has kretprobes of its own
+ *	changes.c	changes of rules that are to be reported
+ *	canary.c	whether kprobes hit, or are switched off
+ *	flaggers.c	who else sets nf_trace
  *	follow.c	the packets that matched, by address
  *	calls.c		the calls that are running, by task and skb
  *	record.c	fills in parts of a record
@@ -23,7 +28,9 @@
 
 #include <linux/bpf.h>
 #include <linux/ftrace.h>
+#include <linux/jump_label.h>
 #include <linux/kprobes.h>
+#include <linux/list.h>
 #include <linux/netlink.h>
 #include <linux/percpu.h>
 #include <linux/skbuff.h>
@@ -32,25 +39,49 @@
 #include "record.h"
 #include "uapi/ipttrace.h"
 
+struct ftrace_regs; /* absent from 5.10 */
 struct genl_info;
 struct net;
 struct nf_hook_state;
+struct work_struct;
 struct xt_table;
 
-/* A table has other rules from this generation on. */
+/* The rules of a table have changed: once, or several times. */
 struct ipttrace_change {
-	u32 generation;
-	u32 netns; /* inode; 0: unknown */
-	u8 family;
+	u32 first; /* generation of the first change */
+	u32 last;
+	u32 netns; /* inode; 0: any namespace */
+	u8 family; /* 0: any table */
 	char table[IPTTRACE_NAME_LEN];
 };
 
 /* What lower files report upwards.  netlink.c implements it; all may sleep. */
 struct ipttrace_events {
-	void (*state_changed)(enum ipttrace_state state, u32 owner_pid,
-			      enum ipttrace_reason reason);
-	void (*rules_changed)(const struct ipttrace_change *change);
+	/* Returns false if there is no memory to report it. */
+	bool (*rules_changed)(const struct ipttrace_change *change);
+	/* After all changes up to that generation. */
+	void (*rules_reported)(u32 generation);
 };
+
+#define IPTTRACE_PENDING 12 /* tables of a namespace, for one report */
+
+/* What the module keeps for each network namespace while it is loaded. */
+struct ipttrace_net {
+	u64 id; /* never used again, unlike the inode */
+
+	/* ruleset.c: the rest is void unless this is the current epoch */
+	u32 epoch;
+	u32 begun; /* changes */
+	u32 done;
+	u32 last; /* generation of the newest change; 0: none */
+
+	/* changes.c */
+	struct list_head reports; /* linked while there are any pending */
+	u32 pending;
+	struct ipttrace_change change[IPTTRACE_PENDING];
+};
+
+extern unsigned int ipttrace_net_id;
 
 enum ipttrace_prog {
 	IPTTRACE_PROG_CALL,
@@ -63,7 +94,8 @@ struct ipttrace_setup {
 	struct bpf_prog *progs[IPTTRACE_PROGS];
 	struct ipttrace_call_record __percpu *finished; /* input of CALL */
 	struct bpf_prog *filter;			/* NULL: every packet */
-	u32 netns;					/* inode, 0: all */
+	struct net *net; /* NULL: all; a reference until armed */
+	u64 net_id;
 	u32 maxactive;
 };
 
@@ -86,15 +118,17 @@ struct ipttrace_stats {
 	u64 nmissed;
 	u64 due[IPTTRACE_KINDS];
 	u32 depth;
-	u32 next_call;
+	u64 next_call; /* not reset */
 };
 
 /* What a GET returns. */
 struct ipttrace_status {
 	enum ipttrace_state state;
+	enum ipttrace_reason reason;
 	u32 owner_pid;
 	u32 targets;
 	u32 ruleset;
+	u64 net_id;
 	u64 skipped;
 	struct ipttrace_stats stats;
 };
@@ -108,6 +142,7 @@ struct ipttrace_call {
 	struct task_struct *task;
 	struct sk_buff *skb;
 	const struct xt_table *table;
+	const struct net *net;
 	struct ipttrace_call *parent;
 	u64 start;
 	u64 overhead; /* ns of it that our own handlers took */
@@ -116,6 +151,11 @@ struct ipttrace_call {
 	u8 hook;
 	u8 family;
 	bool softirq;
+	/* The newest call inside this one, of a packet that a target sends */
+	const struct sk_buff *inner;
+	const struct xt_table *inner_table; /* compared, never dereferenced */
+	int inner_priority;
+	u8 inner_hook;
 	struct ipttrace_call_record record; /* filled in step by step */
 };
 
@@ -126,22 +166,32 @@ void ipttrace_netlink_teardown(void);
 /* control.c */
 int ipttrace_control_setup(const struct ipttrace_events *events);
 void ipttrace_control_teardown(void);
-void ipttrace_control_lock(void);
-void ipttrace_control_unlock(void);
-
-/* control.c, with its lock held */
-int ipttrace_control_may_arm(struct netlink_ext_ack *extack);
-int ipttrace_control_arm(const struct ipttrace_setup *setup,
+int ipttrace_control_arm(struct ipttrace_setup *setup,
 			 const struct ipttrace_owner *owner,
 			 struct netlink_ext_ack *extack);
-bool ipttrace_control_owned_by(const struct net *net, u32 portid);
-void ipttrace_control_disarm(enum ipttrace_reason reason);
-void ipttrace_control_set_filter(struct bpf_prog *filter);
-void ipttrace_control_status(struct ipttrace_status *status);
+int ipttrace_control_disarm(const struct ipttrace_owner *owner,
+			    struct netlink_ext_ack *extack);
+int ipttrace_control_set_filter(struct bpf_prog *filter,
+				const struct ipttrace_owner *owner,
+				struct netlink_ext_ack *extack);
+void ipttrace_control_status(struct ipttrace_status *status,
+			     const struct net *net);
+
+/* armed.c */
+int ipttrace_armed_setup(struct work_struct *over);
+void ipttrace_armed_teardown(void);
+void ipttrace_armed_set(const struct ipttrace_owner *owner,
+			const struct net *net);
+void ipttrace_armed_clear(void);
+bool ipttrace_armed_over(enum ipttrace_reason *reason);
+bool ipttrace_armed_by(const struct ipttrace_owner *owner);
+u32 ipttrace_armed_pid(void);
+void ipttrace_armed_socket_gone(const struct net *net, u32 portid);
 
 /* setup.c */
 int ipttrace_filter_get(struct bpf_prog **filter, struct genl_info *info);
 void ipttrace_filter_put(struct bpf_prog *filter);
+struct net *ipttrace_net_get(struct genl_info *info);
 int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info);
 void ipttrace_setup_put(struct ipttrace_setup *setup);
 
@@ -177,9 +227,11 @@ struct ipttrace_session {
 	struct bpf_prog *progs[IPTTRACE_PROGS];
 	struct ipttrace_call_record __percpu *finished;
 	struct bpf_prog __rcu *filter;
-	u32 netns;
-	bool live;     /* calls are traced; else only log lines are silenced */
-	bool filtered; /* there was a filter; still valid after teardown */
+	const struct net *net; /* NULL: all; compared, never dereferenced */
+	bool live; /* calls are traced; else only log lines are silenced */
+	/* Still valid after teardown: */
+	bool flips_all; /* there is no filter, or was none at the end */
+	unsigned long flipped_all_until; /* jiffies */
 };
 
 extern struct ipttrace_session ipttrace_session;
@@ -189,15 +241,42 @@ void ipttrace_session_setup(const struct ipttrace_setup *setup);
 void ipttrace_session_teardown(void);
 void ipttrace_session_start(void);
 void ipttrace_session_stop(void);
+void ipttrace_session_net_gone(void);
 void ipttrace_session_set_filter(struct bpf_prog *filter);
+bool ipttrace_session_flipped_all(void);
 void ipttrace_session_stats(struct ipttrace_stats *sum);
 
+/* programs.c: the check from setup.c, the run from handlers */
+int ipttrace_program_check(const struct bpf_prog *prog,
+			   const struct nlattr *path, enum ipttrace_prog which,
+			   struct netlink_ext_ack *extack);
+void ipttrace_program_run(const struct bpf_prog *prog, void *context);
+
 /* ruleset.c: the generation from handlers, the rest under control.c's lock */
-u32 ipttrace_ruleset(void);
-void ipttrace_ruleset_setup(const struct ipttrace_events *events);
+u32 ipttrace_ruleset(const struct net *net);
+void ipttrace_ruleset_setup(const struct ipttrace_events *events,
+			    const struct net *only);
 void ipttrace_ruleset_teardown(void);
 void ipttrace_ruleset_rescan(void);
+void ipttrace_ruleset_recover(void);
 bool ipttrace_ruleset_watched(void);
+u32 ipttrace_ruleset_last(void);
+void ipttrace_ruleset_net_exit(struct net *net); /* without that lock */
+
+/* changes.c: the pair under control.c's lock, the rest under its own */
+void ipttrace_changes_setup(const struct ipttrace_events *events);
+void ipttrace_changes_teardown(void);
+unsigned long ipttrace_changes_lock(void);
+void ipttrace_changes_unlock(unsigned long flags);
+void ipttrace_change_note(struct ipttrace_net *rn,
+			  const struct ipttrace_change *change);
+void ipttrace_change_note_any(u32 generation);
+void ipttrace_changes_wake(void); /* without any */
+
+/* canary.c */
+void ipttrace_canary_setup(void);
+void ipttrace_canary_teardown(void);
+bool ipttrace_kprobes_hit(void);
 
 /* follow.c: the pair under control.c's lock, the rest from handlers */
 int ipttrace_follow_setup(void);
@@ -206,6 +285,15 @@ bool ipttrace_follow_find(const struct sk_buff *skb);
 
 /* Spares rejected packets the look-up until the first packet has matched. */
 extern bool ipttrace_follow_used;
+extern const struct static_key_false *ipttrace_nft_tracing; /* or NULL */
+
+/* Whether nftables' rules set nf_trace, before a table sees the packet. */
+static __always_inline bool ipttrace_nft_traces(void)
+{
+	const struct static_key_false *key = READ_ONCE(ipttrace_nft_tracing);
+
+	return key && atomic_read(&key->key.enabled);
+}
 
 static inline bool ipttrace_follow_has(const struct sk_buff *skb)
 {
@@ -215,19 +303,35 @@ static inline bool ipttrace_follow_has(const struct sk_buff *skb)
 bool ipttrace_follow_add(const struct sk_buff *skb);
 void ipttrace_follow_del(const struct sk_buff *skb);
 
+/* flaggers.c: the pair from probes.c, the rest from handlers */
+void ipttrace_flaggers_setup(void);
+void ipttrace_flaggers_teardown(void);
+bool ipttrace_flaggers_any(const struct net *net);
+
 /* calls.c: from handlers, except for the last */
 void ipttrace_call_link(struct ipttrace_call *call);
 void ipttrace_call_unlink(struct ipttrace_call *call);
+bool ipttrace_call_copied(struct ipttrace_call *call);
 struct ipttrace_call *ipttrace_call_find(const struct sk_buff *skb);
 void ipttrace_calls_clear(void);
 
 /* record.c: from handlers */
 void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
 			     const struct sk_buff *skb);
+u8 ipttrace_ct_flags(const struct ipttrace_entry_head *head,
+		     const struct xt_table *table,
+		     const struct nf_hook_state *state);
 void ipttrace_head_link(struct ipttrace_entry_head *head,
 			const struct sk_buff *skb);
 void ipttrace_entry_names(struct ipttrace_entry *entry,
 			  const struct nf_hook_state *state);
+void ipttrace_entry_phys(struct ipttrace_entry *entry,
+			 const struct sk_buff *skb, struct net *net);
+void ipttrace_entry_beside(struct ipttrace_entry *entry,
+			   const struct xt_table *table,
+			   const struct nf_hook_state *state);
+void ipttrace_entry_packet(struct ipttrace_entry *entry,
+			   const struct sk_buff *skb);
 enum ipttrace_match ipttrace_match_of(const struct ipttrace_call *call,
 				      const char *chain, const char *comment,
 				      u32 rulenum);

@@ -207,6 +207,7 @@ void ipttrace_probes_drained(void)
 	unregister_kprobe(&ipttrace_log_probe);
 	probes.skipped += ipttrace_log_probe.nmissed;
 	ipttrace_log_probe.nmissed = 0;
+	ipttrace_flaggers_teardown();
 }
 
 static int log_register(void)
@@ -234,6 +235,8 @@ int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack)
 			"cannot probe nf_log_trace: this kernel has no netfilter tracing, or no kprobes");
 		return err;
 	}
+	/* Before any line is silenced. */
+	ipttrace_flaggers_setup();
 	for (i = 0; i < IPTTRACE_TABLES; i++) {
 		err = table_register(i);
 		if (!err)

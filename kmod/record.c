@@ -4,6 +4,7 @@
  * devices and the table, read from structs that the kernel's headers define.
  */
 
+#include <linux/if_vlan.h>
 #include <linux/kprobes.h>
 #include <linux/netfilter/x_tables.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
@@ -13,6 +14,7 @@
 #include <net/netfilter/nf_conntrack.h>
 #include <net/netfilter/nf_conntrack_zones.h>
 
+#include "compat.h"
 #include "ipttrace.h"
 
 static void head_tuple(const struct nf_conntrack_tuple *tuple, u8 *src, u8 *dst,
@@ -69,13 +71,69 @@ void ipttrace_head_conntrack(struct ipttrace_entry_head *head,
 }
 NOKPROBE_SYMBOL(ipttrace_head_conntrack);
 
+static const struct nf_hook_entries *hook_entries(const struct net *net,
+						  u8 family, unsigned int hook)
+{
+	if (family == NFPROTO_IPV6)
+		return rcu_dereference_raw(net->nf.hooks_ipv6[hook]);
+	return rcu_dereference_raw(net->nf.hooks_ipv4[hook]);
+}
+NOKPROBE_SYMBOL(hook_entries);
+
+/*
+ * Whether packets of this family go through conntrack in this namespace.  Its
+ * hooks are registered all together, as long as a rule or NAT needs them.
+ * Other hooks of its priority, nftables' chains and BPF links, have priv set.
+ */
+static bool conntrack_used(const struct net *net, u8 family)
+{
+	const struct nf_hook_entries *entries =
+		hook_entries(net, family, NF_INET_PRE_ROUTING);
+	struct nf_hook_ops **ops;
+	unsigned int i;
+
+	if (!entries)
+		return false;
+	ops = nf_hook_entries_get_hook_ops(entries);
+	for (i = 0; i < entries->num_hook_entries; i++) {
+		const struct nf_hook_ops *op = READ_ONCE(ops[i]);
+
+		if (op->priority == NF_IP_PRI_CONNTRACK && !op->priv)
+			return true;
+	}
+	return false;
+}
+NOKPROBE_SYMBOL(conntrack_used);
+
+/*
+ * A packet without an entry that conntrack has seen, and that nothing has made
+ * UNTRACKED, is what "-m conntrack --ctstate INVALID" matches.  That matches the
+ * packets that conntrack has not seen yet, in raw, as well: they are not INVALID.
+ */
+u8 ipttrace_ct_flags(const struct ipttrace_entry_head *head,
+		     const struct xt_table *table,
+		     const struct nf_hook_state *state)
+{
+	BUILD_BUG_ON((int)NF_IP_PRI_CONNTRACK != (int)NF_IP6_PRI_CONNTRACK);
+	if (head->flags & IPTTRACE_F_CONNTRACK ||
+	    head->ct_info == IP_CT_UNTRACKED)
+		return 0;
+	if ((state->hook == NF_INET_PRE_ROUTING ||
+	     state->hook == NF_INET_LOCAL_OUT) &&
+	    table->priority < NF_IP_PRI_CONNTRACK)
+		return 0;
+	return conntrack_used(state->net, state->pf) ? IPTTRACE_CT_INVALID : 0;
+}
+NOKPROBE_SYMBOL(ipttrace_ct_flags);
+
 void ipttrace_head_link(struct ipttrace_entry_head *head,
 			const struct sk_buff *skb)
 {
 	u32 len;
 
 	head->protocol_be16 = (__force u16)skb->protocol;
-	head->vlan_tci = skb->vlan_tci;
+	/* A tag that was removed leaves its value behind. */
+	head->vlan_tci = skb_vlan_tag_present(skb) ? skb_vlan_tag_get(skb) : 0;
 	memset(head->mac, 0, sizeof(head->mac));
 	head->mac_len = 0;
 	/* On output it is not set yet, or set to the network header. */
@@ -89,6 +147,28 @@ void ipttrace_head_link(struct ipttrace_entry_head *head,
 	head->mac_len = len;
 }
 NOKPROBE_SYMBOL(ipttrace_head_link);
+
+/*
+ * The first bytes from the network header on, which is skb->data in
+ * ipt_do_table().  The linear part may hold no more than that header.
+ */
+void ipttrace_entry_packet(struct ipttrace_entry *entry,
+			   const struct sk_buff *skb)
+{
+	u32 len = min_t(u32, skb->len, IPTTRACE_PACKET_LEN);
+
+	if (skb_headlen(skb) < len) {
+		/* It fails on memory of a device, which cannot be read. */
+		if (skb_copy_bits(skb, 0, entry->packet, len))
+			len = 0;
+	} else {
+		memcpy(entry->packet, skb->data, len);
+	}
+	entry->head.caplen = len;
+	/* The instance still holds an earlier packet. */
+	memset(entry->packet + len, 0, IPTTRACE_PACKET_LEN - len);
+}
+NOKPROBE_SYMBOL(ipttrace_entry_packet);
 
 /* Both have 16 bytes.  Bytes after the NUL are not copied. */
 static void name_copy(char *to, const char *from)
@@ -129,6 +209,66 @@ void ipttrace_entry_names(struct ipttrace_entry *entry,
 		memset(entry->out, 0, sizeof(entry->out));
 }
 NOKPROBE_SYMBOL(ipttrace_entry_names);
+
+/*
+ * Of hooks of one priority, the one registered last comes first.  The table's
+ * own hook has its address as priv since ipt_do_table() takes it there; before,
+ * none.  NAT calls the table nat, which is not in the list: no chain is beside it.
+ */
+void ipttrace_entry_beside(struct ipttrace_entry *entry,
+			   const struct xt_table *table,
+			   const struct nf_hook_state *state)
+{
+	const void *priv = IPTTRACE_PRIV_FIRST ? table : NULL;
+	const struct nf_hook_entries *entries =
+		hook_entries(state->net, state->pf, state->hook);
+	struct nf_hook_ops **ops;
+	unsigned int i, chains = 0;
+	bool found = false;
+
+	entry->nft_before = 0;
+	entry->nft_behind = 0;
+	/* Without an address to look for, filter's hook would pass for nat's. */
+	if (!entries || (!IPTTRACE_PRIV_FIRST && !strcmp(table->name, "nat")))
+		return;
+	ops = nf_hook_entries_get_hook_ops(entries);
+	for (i = 0; i < entries->num_hook_entries; i++) {
+		const struct nf_hook_ops *op = READ_ONCE(ops[i]);
+
+		if (op->priority != table->priority)
+			continue;
+		if (ipttrace_op_is_nft(op)) {
+			chains++;
+		} else if (op->priv == priv) {
+			entry->nft_before = min(chains, 255U);
+			chains = 0;
+			found = true;
+		}
+	}
+	if (found)
+		entry->nft_behind = min(chains, 255U);
+}
+NOKPROBE_SYMBOL(ipttrace_entry_beside);
+
+/* The ports of the bridge that br_netfilter keeps, as -m physdev sees them. */
+void ipttrace_entry_phys(struct ipttrace_entry *entry,
+			 const struct sk_buff *skb, struct net *net)
+{
+	const struct net_device *in = ipttrace_physin(skb, net);
+	const struct net_device *out = ipttrace_physout(skb);
+
+	entry->physin_ifindex = in ? in->ifindex : 0;
+	entry->physout_ifindex = out ? out->ifindex : 0;
+	if (in)
+		name_copy(entry->physin, in->name);
+	else
+		memset(entry->physin, 0, sizeof(entry->physin));
+	if (out)
+		name_copy(entry->physout, out->name);
+	else
+		memset(entry->physout, 0, sizeof(entry->physout));
+}
+NOKPROBE_SYMBOL(ipttrace_entry_phys);
 
 static __always_inline unsigned int next_offset(const void *entry, u8 family)
 {

@@ -6,6 +6,9 @@
  * Owns none of the programs: control.c keeps them from ARM to DISARM.
  */
 
+#include <linux/err.h>
+#include <linux/jiffies.h>
+#include <linux/kprobes.h>
 #include <linux/minmax.h>
 #include <linux/rcupdate.h>
 #include <linux/string.h>
@@ -19,9 +22,13 @@ static void stats_clear(void)
 {
 	int cpu;
 
-	for_each_possible_cpu(cpu)
-		memset(per_cpu_ptr(&ipttrace_stats, cpu), 0,
-		       sizeof(ipttrace_stats));
+	for_each_possible_cpu(cpu) {
+		struct ipttrace_stats *one = per_cpu_ptr(&ipttrace_stats, cpu);
+		u64 next_call = one->next_call;
+
+		memset(one, 0, sizeof(*one));
+		one->next_call = next_call;
+	}
 }
 
 /* Before the first handler runs. */
@@ -32,13 +39,14 @@ void ipttrace_session_setup(const struct ipttrace_setup *setup)
 	       sizeof(ipttrace_session.progs));
 	ipttrace_session.finished = setup->finished;
 	rcu_assign_pointer(ipttrace_session.filter, setup->filter);
-	ipttrace_session.filtered = setup->filter;
-	ipttrace_session.netns = setup->netns;
+	ipttrace_session.flips_all = !setup->filter;
+	ipttrace_session.flipped_all_until = jiffies;
+	WRITE_ONCE(ipttrace_session.net, setup->net);
 }
 
 /*
  * After it was stopped and no return is hooked any more.  Log lines are still
- * silenced, for which netns and filtered stay.
+ * silenced, for which net, flips_all and flipped_all_until stay.
  */
 void ipttrace_session_teardown(void)
 {
@@ -58,13 +66,38 @@ void ipttrace_session_stop(void)
 	synchronize_rcu();
 }
 
-/* When it returns, no handler uses the old filter any more. */
+/* A new namespace may get its address: that is not to be traced. */
+void ipttrace_session_net_gone(void)
+{
+	WRITE_ONCE(ipttrace_session.net, ERR_PTR(-ENOENT));
+}
+
+/*
+ * When it returns, no handler uses the old filter any more.  Packets that were
+ * flipped without a filter are on their way for a while longer.
+ */
 void ipttrace_session_set_filter(struct bpf_prog *filter)
 {
+	if (!filter)
+		WRITE_ONCE(ipttrace_session.flips_all, true);
 	rcu_assign_pointer(ipttrace_session.filter, filter);
-	ipttrace_session.filtered = filter;
 	synchronize_rcu();
+	if (!filter || !ipttrace_session.flips_all)
+		return;
+	WRITE_ONCE(ipttrace_session.flipped_all_until,
+		   jiffies + msecs_to_jiffies(IPTTRACE_DRAIN_MS));
+	/* Who sees the one sees the other: see below. */
+	smp_store_release(&ipttrace_session.flips_all, false);
 }
+
+/* Whether any packet with nf_trace set may have been flipped without a filter. */
+bool ipttrace_session_flipped_all(void)
+{
+	return smp_load_acquire(&ipttrace_session.flips_all) ||
+	       time_before(jiffies,
+			   READ_ONCE(ipttrace_session.flipped_all_until));
+}
+NOKPROBE_SYMBOL(ipttrace_session_flipped_all);
 
 void ipttrace_session_stats(struct ipttrace_stats *sum)
 {

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What an ARM asks for, taken from its attributes: references to pinned BPF
- * programs, a filter, and limits.
+ * programs and a namespace, a filter, and limits.
  */
 
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <net/genetlink.h>
+#include <net/net_namespace.h>
+#include <net/netns/generic.h>
 
 #include "compat.h"
 #include "ipttrace.h"
 
 static int prog_get(struct bpf_prog **prog, struct genl_info *info,
-		    enum ipttrace_attr attr)
+		    enum ipttrace_attr attr, enum ipttrace_prog which)
 {
 	const struct nlattr *path = info->attrs[attr];
 
@@ -23,7 +25,7 @@ static int prog_get(struct bpf_prog **prog, struct genl_info *info,
 	}
 	*prog = bpf_prog_get_type_path(nla_data(path), BPF_PROG_TYPE_KPROBE);
 	if (!IS_ERR(*prog))
-		return 0;
+		return ipttrace_program_check(*prog, path, which, info->extack);
 
 	switch (PTR_ERR(*prog)) {
 	case -ENOENT:
@@ -74,6 +76,45 @@ void ipttrace_filter_put(struct bpf_prog *filter)
 		bpf_prog_destroy(filter);
 }
 
+/*
+ * A reference to the namespace whose descriptor is in the message; NULL if there
+ * is none, which is not an error.
+ */
+struct net *ipttrace_net_get(struct genl_info *info)
+{
+	const struct nlattr *attr = info->attrs[IPTTRACE_A_NETNS_FD];
+	struct net *net;
+
+	if (!attr)
+		return NULL;
+	net = get_net_ns_by_fd(nla_get_u32(attr));
+	if (IS_ERR(net))
+		NL_SET_ERR_MSG_ATTR(
+			info->extack, attr,
+			"NETNS_FD is not a descriptor of a network namespace");
+	return net;
+}
+
+static int setup_net_get(struct ipttrace_setup *setup, struct genl_info *info)
+{
+	const struct nlattr *id = info->attrs[IPTTRACE_A_NETNS_ID];
+	struct net *net = ipttrace_net_get(info);
+	struct ipttrace_net *rn;
+
+	if (IS_ERR(net))
+		return PTR_ERR(net);
+	setup->net = net;
+	if (net) {
+		rn = net_generic(net, ipttrace_net_id);
+		setup->net_id = rn->id;
+	}
+	if (!id || nla_get_u64(id) == setup->net_id)
+		return 0;
+	NL_SET_ERR_MSG_ATTR(info->extack, id,
+			    "this is another network namespace than before");
+	return -ESRCH;
+}
+
 /* setup is all zero. */
 int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info)
 {
@@ -84,7 +125,7 @@ int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info)
 	int err, i;
 
 	for (i = 0; i < IPTTRACE_PROGS; i++) {
-		err = prog_get(&setup->progs[i], info, attrs[i]);
+		err = prog_get(&setup->progs[i], info, attrs[i], i);
 		if (err)
 			goto put;
 	}
@@ -101,8 +142,9 @@ int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info)
 	err = ipttrace_filter_get(&setup->filter, info);
 	if (err)
 		goto put;
-	if (info->attrs[IPTTRACE_A_NETNS])
-		setup->netns = nla_get_u32(info->attrs[IPTTRACE_A_NETNS]);
+	err = setup_net_get(setup, info);
+	if (err)
+		goto put;
 	if (info->attrs[IPTTRACE_A_MAXACTIVE])
 		setup->maxactive =
 			nla_get_u32(info->attrs[IPTTRACE_A_MAXACTIVE]);
@@ -125,6 +167,8 @@ void ipttrace_setup_put(struct ipttrace_setup *setup)
 	int i;
 
 	ipttrace_filter_put(setup->filter);
+	if (setup->net)
+		put_net(setup->net);
 	for (i = 0; i < IPTTRACE_PROGS; i++)
 		if (!IS_ERR_OR_NULL(setup->progs[i]))
 			bpf_prog_put(setup->progs[i]);
