@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Traces nftables without a module: one record for each run of a packet with nf_trace
+ * through a base chain.
+ *
+ * nft_do_chain() runs a base chain.  Its pktinfo is on the caller's stack, so that no other
+ * run has the same address at the same time, whatever interrupts, preempts or is called by
+ * this one: a run's state is found by it.  nft_trace_notify() is called for each rule that
+ * is hit, before it looks whether anybody listens.
+ *
+ * Compiled once for all kernels (CO-RE).  Which of the programs for nft_trace_notify() fits
+ * is seen from its BTF by who loads them.
+ */
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+/* linux/netfilter/nf_tables.h */
+#define NFT_CONTINUE	     (-1)
+#define NFT_JUMP	     (-3)
+#define NFT_GOTO	     (-4)
+#define NFT_RETURN	     (-5)
+#define NFT_TRACETYPE_POLICY 1
+
+/* Lists of rules are walked in nft_do_chain() at most so deep. */
+#define STACK 16
+
+struct run_place {
+	__u64 base;  /* the base chain, as an address */
+	__u64 chain; /* that is running */
+	__u32 depth;
+	__u64 stack[STACK];
+};
+
+#include "state.h"
+
+static __always_inline __u32 generation(const struct net *net)
+{
+	struct nftables_pernet *own = NULL;
+	struct net_generic *all;
+	__u32 id = 0, found = 0;
+
+	if (bpf_core_field_exists(((struct net *)0)->nft.base_seq))
+		return net->nft.base_seq;
+	if (!&nf_tables_net_id ||
+	    !bpf_core_field_exists(((struct nftables_pernet *)0)->base_seq))
+		return 0;
+	bpf_probe_read_kernel(&id, sizeof(id), &nf_tables_net_id);
+	all = net->gen;
+	bpf_probe_read_kernel(&own, sizeof(own), (void *)all + 8 * (__u64)id);
+	bpf_core_read(&found, sizeof(found), &own->base_seq);
+	return found;
+}
+
+/* Is it the table of an ipttrace?  Its chains flip packets, and are of no interest. */
+static __always_inline bool is_own(const char *table)
+{
+	return table[0] == 'i' && table[1] == 'p' && table[2] == 't' &&
+	       table[3] == 't' && table[4] == 'r' && table[5] == 'a' &&
+	       table[6] == 'c' && table[7] == 'e' && table[8] == '-';
+}
+
+SEC("fentry/nft_do_chain")
+int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
+	     struct nft_chain *chain)
+{
+	struct sk_buff *skb = pkt->skb;
+	const struct nf_hook_state *state;
+	__u64 key = (unsigned long)pkt, address = (unsigned long)skb;
+	struct ipttrace_run *record;
+	struct nft_table *table;
+	struct run *run;
+	__u32 *known;
+
+	run = new_run(skb);
+	if (!run)
+		return 0;
+	record = &run->record;
+	table = BPF_CORE_READ(chain, table);
+	bpf_probe_read_kernel_str(record->table, sizeof(record->table),
+				  BPF_CORE_READ(table, name));
+	if (is_own(record->table)) {
+		known = bpf_map_lookup_elem(&packets, &address);
+		if (known)
+			*known = CROSSING;
+		return 0;
+	}
+	record->entry.head.time = bpf_ktime_get_ns();
+	meet(record, address);
+	state = pkt->state;
+	record->generation = generation(state->net);
+	fill_run(record, skb, state);
+	record->entry.head.tables =
+		BPF_CORE_READ_BITFIELD_PROBED(table, family);
+	run->skb = address;
+	run->ours = 0;
+	run->place.base = (unsigned long)chain;
+	run->place.chain = run->place.base;
+	run->place.depth = 0;
+	run->total = 0;
+	run->began = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&runs, &key, run, BPF_ANY))
+		count(IPTTRACE_COUNT_MISSED, 1);
+	return 0;
+}
+
+static __always_inline void flipped(const struct nft_base_chain *base,
+				    __u64 skb)
+{
+	char name[sizeof(IPTTRACE_OWN_TABLE)] = {};
+	__u32 state = FLIPPED, *known;
+
+	bpf_probe_read_kernel_str(name, sizeof(name),
+				  BPF_CORE_READ(base, chain.table, name));
+	if (!is_own(name))
+		return;
+	known = bpf_map_lookup_elem(&packets, &skb);
+	if (known && *known == CROSSING)
+		*known = FOLLOWED;
+	else
+		bpf_map_update_elem(&packets, &skb, &state, BPF_ANY);
+}
+
+static __always_inline int notify(const struct nft_pktinfo *pkt,
+				  const struct nft_verdict *verdict,
+				  const struct nft_rule_dp *rule,
+				  const struct nft_base_chain *base, __u32 type,
+				  __u32 id)
+{
+	__u64 began = bpf_ktime_get_ns(), key = (unsigned long)pkt;
+	__u64 skb = (unsigned long)BPF_CORE_READ(pkt, skb);
+	struct ipttrace_run_hit *hit;
+	struct nft_chain *chain;
+	struct run *run;
+	bool end;
+	__u32 at;
+	int code;
+
+	run = bpf_map_lookup_elem(&runs, &key);
+	if (!run || run->skb != skb) {
+		flipped(base, skb);
+		return 0;
+	}
+	hit = next_hit(run, key, began);
+	if (!hit)
+		return 0;
+	run->record.entry.head.trace_id = id;
+	/* A chain that a GOTO led to ends with the base chain's policy. */
+	chain = (void *)(type == NFT_TRACETYPE_POLICY ? run->place.base :
+							run->place.chain);
+	code = BPF_CORE_READ(verdict, code);
+	hit->handle = 0;
+	hit->verdict = code;
+	hit->type = type;
+	/*
+	 * By the rule and the verdict: the type of a return is RETURN on some kernels,
+	 * RULE on those whose __nft_trace_verdict() masks the verdict (6.12 does).
+	 */
+	end = !rule || BPF_CORE_READ_BITFIELD_PROBED(rule, is_last);
+	if (!end && type != NFT_TRACETYPE_POLICY)
+		hit->handle = BPF_CORE_READ_BITFIELD_PROBED(rule, handle);
+	bpf_probe_read_kernel_str(hit->chain, sizeof(hit->chain),
+				  BPF_CORE_READ(chain, name));
+	if (type == NFT_TRACETYPE_POLICY)
+		goto out;
+	if (code == NFT_RETURN || (end && code == NFT_CONTINUE)) {
+		if (run->place.depth) {
+			at = --run->place.depth;
+			if (at < STACK)
+				run->place.chain = run->place.stack[at];
+		}
+	} else if (code == NFT_JUMP || code == NFT_GOTO) {
+		at = run->place.depth;
+		if (code == NFT_JUMP && at < STACK) {
+			run->place.stack[at] = run->place.chain;
+			run->place.depth = at + 1;
+		}
+		run->place.chain = (unsigned long)BPF_CORE_READ(verdict, chain);
+	}
+out:
+	run->ours += bpf_ktime_get_ns() - began;
+	return 0;
+}
+
+/* From Linux 6.4 on. */
+SEC("fentry/nft_trace_notify")
+int BPF_PROG(ipttrace_nft_notify, const struct nft_pktinfo *pkt,
+	     const struct nft_verdict *verdict, const struct nft_rule_dp *rule,
+	     struct nft_traceinfo *info)
+{
+	return notify(pkt, verdict, rule, info->basechain,
+		      BPF_CORE_READ_BITFIELD_PROBED(info, type), info->skbid);
+}
+
+SEC("fentry/nft_trace_notify")
+int BPF_PROG(ipttrace_nft_notify_old, struct nft_traceinfo___old *info)
+{
+	__u32 id = 0;
+
+	if (bpf_core_field_exists(info->skbid))
+		id = BPF_CORE_READ(info, skbid);
+	return notify(BPF_CORE_READ(info, pkt), BPF_CORE_READ(info, verdict),
+		      BPF_CORE_READ(info, rule), BPF_CORE_READ(info, basechain),
+		      BPF_CORE_READ_BITFIELD_PROBED(info, type), id);
+}
+
+SEC("fexit/nft_do_chain")
+int BPF_PROG(ipttrace_nft_exit, struct nft_pktinfo *pkt, void *chain,
+	     unsigned int verdict)
+{
+	__u64 now = bpf_ktime_get_ns(), key = (unsigned long)pkt;
+	struct run *run = bpf_map_lookup_elem(&runs, &key);
+
+	if (!run)
+		return 0;
+	write_run(run, key, pkt->skb, verdict, now);
+	bpf_map_delete_elem(&runs, &key);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

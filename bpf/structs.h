@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The kernel's structs and variables, as far as the programs that are attached read them:
+ * where their fields are is resolved when an object is loaded (CO-RE).
+ */
+#ifndef IPTTRACE_STRUCTS_H
+#define IPTTRACE_STRUCTS_H
+
+#include <linux/types.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#include "record.h"
+
+#define ACCESS __attribute__((preserve_access_index))
+
+struct net_generic;
+
+struct ns_common {
+	unsigned int inum;
+} ACCESS;
+
+struct netns_nftables {
+	unsigned int base_seq;
+} ACCESS;
+
+struct nf_hook_ops {
+	void *priv;
+	int priority;
+} ACCESS;
+
+struct nf_hook_entry {
+	void *priv;
+} ACCESS;
+
+struct nf_hook_entries {
+	__u16 num_hook_entries;
+	struct nf_hook_entry hooks[];
+} ACCESS;
+
+struct netns_nf {
+	struct nf_hook_entries *hooks_ipv4[1];
+	struct nf_hook_entries *hooks_ipv6[1];
+} ACCESS;
+
+struct net {
+	struct ns_common ns;
+	struct net_generic *gen;
+	struct netns_nf nf;
+	struct netns_nftables nft;
+} ACCESS;
+
+struct nftables_pernet {
+	unsigned int base_seq;
+} ACCESS;
+
+struct net_device {
+	char name[IPTTRACE_IF_LEN];
+	int ifindex;
+} ACCESS;
+
+struct sk_buff {
+	struct sock *sk;
+	unsigned long _nfct;
+	unsigned int len, data_len;
+	__u16 mac_len;
+	__u8 nf_trace : 1;
+	__u8 vlan_present : 1;
+	__be16 protocol;
+	__u32 mark;
+	__u32 vlan_all;
+	__u16 vlan_tci;
+	__u16 network_header;
+	__u16 mac_header;
+	unsigned char *head, *data;
+} ACCESS;
+
+struct nf_hook_state {
+	__u8 hook;
+	__u8 pf;
+	struct net_device *in;
+	struct net_device *out;
+	struct net *net;
+} ACCESS;
+
+struct nft_pktinfo {
+	struct sk_buff *skb;
+	const struct nf_hook_state *state;
+} ACCESS;
+
+struct nft_table {
+	__u16 family : 6;
+	char *name;
+} ACCESS;
+
+struct nft_chain {
+	struct nft_table *table;
+	char *name;
+} ACCESS;
+
+struct nft_base_chain {
+	struct nft_chain chain;
+} ACCESS;
+
+struct nft_verdict {
+	__u32 code;
+	struct nft_chain *chain;
+} ACCESS;
+
+struct nft_rule_dp {
+	__u64 is_last : 1;
+	__u64 dlen : 12;
+	__u64 handle : 42;
+} ACCESS;
+
+struct xt_table {
+	int priority;
+	char name[IPTTRACE_NAME_LEN];
+} ACCESS;
+
+enum nft_trace_types {
+	NFT_TRACETYPE_UNSPEC,
+};
+
+struct nft_traceinfo {
+	enum nft_trace_types type : 8;
+	__u32 skbid;
+	const struct nft_base_chain *basechain;
+} ACCESS;
+
+/* Before Linux 6.4. */
+struct nft_traceinfo___old {
+	enum nft_trace_types type : 8;
+	__u32 skbid;
+	const struct nft_pktinfo *pkt;
+	const struct nft_base_chain *basechain;
+	const struct nft_rule_dp *rule;
+	const struct nft_verdict *verdict;
+} ACCESS;
+
+struct nf_conntrack_zone {
+	__u16 id;
+} ACCESS;
+
+struct nf_conntrack_tuple {
+	char src; /* see struct tuple */
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+} ACCESS;
+
+struct nf_conn {
+	struct nf_conntrack_zone zone;
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	unsigned long status;
+	__u32 mark;
+} ACCESS;
+
+/* Where preempt_count is on x86: Linux 6.2 to 6.14, and all others. */
+struct pcpu_hot {
+	int preempt_count;
+} ACCESS;
+
+extern const struct pcpu_hot pcpu_hot __ksym __weak;
+extern const int __preempt_count __ksym __weak;
+extern const void nf_tables_net_id __ksym __weak;
+
+#endif
