@@ -40,6 +40,9 @@ UNKNOWN_HOOK: Final = 255  # written by an engine that does not know the hook
 # NF_ARP_IN, NF_ARP_OUT, NF_ARP_FORWARD to the IP hook of the same direction.
 ARP_HOOKS: Final[dict[int, int]] = {0: 1, 1: 3, 2: 2}
 
+NAT_PRIORITIES: Final[dict[int, int]] = {0: -100, 1: 100, 3: -100, 4: 100}
+"""Where the kernel does NAT, by hook: there chains of type nat run, whatever their priority."""
+
 # The legacy tables, in the order in which a packet meets them within one hook
 # (priorities -300, -150, -100 or 100, 0, 50).
 TABLES: Final = ("raw", "mangle", "nat", "filter", "security")

@@ -7,6 +7,7 @@ From top to bottom; a file imports only what is below it:
 - choice.py: which engine runs
 - doctor/: what this machine can do, and what it lacks
 - combined.py: the kernel and the netlink engine as one timeline
+- bpf/: the engine of BPF programs without a module, for nftables
 - rules/, neighbours/: watches of rule texts and of neighbour tables
 - kernel/: the engine of the module, for legacy tables
 - netlink/: the engine without a module, for nftables and legacy tables
@@ -15,7 +16,9 @@ From top to bottom; a file imports only what is below it:
 - request.py, control_line.py, budget.py: what the user asked for, and how much
 - hello.py: what a stream starts with
 - slices.py: what an engine returned at once, in slices of complete calls
-- output.py, signals.py: writing to a reader that may be slow, and being told to stop
-- iptables_save.py, netns.py: legacy tables and network namespaces
+- output.py, signals.py: writing to a reader that may be slow, and stopping on a signal
+- legacy_texts.py: which text a legacy rule has, by its bytes
+- iptables_save.py, xtables.py, netns.py: legacy tables, printed and as bytes; namespaces
+- libbpf.py, order.py, addresses.py: what engines that load BPF programs share
 - errors.py: the one exception with a line for the user
 """

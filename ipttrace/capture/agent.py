@@ -69,6 +69,7 @@ class Agent:
         self._watcher = watcher
         self._rules = rules
         self._offset = 0  # wall clock - monotonic clock, ns
+        self._netns_names = netns.NewNames({})
         self._armed = True
         self._budget = Budget(request.max_rate, request.stop_after)
         self._exits = 0
@@ -87,6 +88,7 @@ class Agent:
             engine.buffers.watch(fd)
         self._begin_budget()
         about = hello.hello(self._request, engine)
+        self._netns_names = netns.NewNames({int(one): of for one, of in about["netns"].items()})
         self._offset = about["clock"]["wall"] - about["clock"]["mono"]
         writer.hello(about)
         self._write_notes()
@@ -197,6 +199,8 @@ class Agent:
         if abs(clock["wall"] - clock["mono"] - self._offset) > _CLOCK_STEP:
             self._offset = clock["wall"] - clock["mono"]
             self._writer.clock(clock["mono"], clock["wall"])
+        if names := self._netns_names.take():
+            self._writer.netns_names(names)
         self._writer.books(self._books())
 
     def _books(self) -> Books:
@@ -306,7 +310,7 @@ class Agent:
 def _rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:
     """The watches for the rules that the engine's rows refer to."""
     found: list[RuleTexts] = []
-    if engine.name != "netlink":
+    if engine.name not in ("netlink", "bpf"):
         found.append(KernelRules(None if request.netns == netns.ALL else request.netns))
     if engine.name != "kernel":
         from ipttrace.capture.rules.netlink_watch import NetlinkRules, ReportsChanges
@@ -325,7 +329,7 @@ def _write_ready(path: Path) -> None:
 
 def _only_netns(request: Request, engine: Engine) -> str | None:
     """The one namespace that is traced; None for several."""
-    if request.netns is None and engine.name == "netlink":
+    if request.netns is None and engine.name in ("netlink", "bpf"):
         return "/proc/self/ns/net"
     return None if request.netns == netns.ALL else request.netns
 

@@ -76,6 +76,6 @@ class Budget:
                 " arm again with a narrower filter"
             )
         return "info", (
-            f"disarmed after {delivered - self._first:,} rows:"
-            f" --stop-after {self._stop_after} is reached; arm again for as many more"
+            f"disarmed after {delivered - self._first:,} rows (--stop-after {self._stop_after});"
+            " arm again for as many more"
         )

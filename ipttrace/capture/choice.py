@@ -7,16 +7,20 @@ the stream.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ipttrace.capture import doctor, netns
+from ipttrace.capture.doctor.check import Check
 from ipttrace.capture.doctor.machine import Host
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap
+from ipttrace.capture.filter.pcap import FilterError
 from ipttrace.capture.request import Request
 
 if TYPE_CHECKING:
+    from ipttrace.capture.bpf.engine import BpfEngine
     from ipttrace.capture.kernel.engine import KernelEngine
     from ipttrace.capture.netlink.engine import NetlinkEngine
 
@@ -25,11 +29,14 @@ def open_engine(request: Request) -> Engine:
     """The engine that `request` asks for, armed.  Raises CaptureError, FilterError.
 
     `auto` uses the kernel engine for legacy tables and the netlink engine for the rest;
-    where the kernel engine cannot run, the netlink engine alone, with a warning.
+    where the kernel engine cannot run, the BPF engine for all; where BPF is refused as well,
+    the netlink engine, with a warning.
     """
     program = pcap.compile(request.expr)
     if request.engine == "netlink":
         return _netlink(request, program)
+    if request.engine == "bpf":
+        return _bpf(request, program)
     # Before anything is touched, and before bcc is imported.
     host = Host.here()
     lacking = doctor.why_not(host)
@@ -38,13 +45,32 @@ def open_engine(request: Request) -> Engine:
         return kernel if request.engine == "kernel" else _combined(request, program, kernel, host)
     if request.engine == "kernel":
         raise CaptureError(lacking.line())
+    return _without_module(request, program, host, lacking)
+
+
+def _without_module(request: Request, program: bytes, host: Host, lacking: Check) -> Engine:
+    """The BPF engine, and where it is refused, the netlink engine; a note says why."""
+    engine: Engine
+    where = "" if request.netns else " in this network namespace (--netns all: in every one)"
+    reasons = f"no kernel engine: {lacking.text}"
+    refused = doctor.why_not_bpf(host)
+    try:
+        if refused is None:
+            engine = _bpf(request, program)
+            engine.notes.insert(0, ("info", f"tracing by BPF{where}; {reasons}"))
+            return engine
+        refusal = refused.text.removeprefix("no, because ")
+    except FilterError:
+        raise
+    except CaptureError as error:
+        refusal = str(error)
+    if host.root_user:  # others cannot use BPF anyway
+        reasons = f"no bpf engine: {refusal}; {reasons}"
     try:
         engine = _netlink(request, program)
     except CaptureError as error:
         raise CaptureError(f"{error}; the kernel engine cannot run: {lacking.text}") from error
-    where = "" if request.netns else " in this network namespace (--netns all: in every one)"
-    warning = f"tracing over netlink{where}; no kernel engine: {lacking.text}"
-    engine.notes.insert(0, ("warn", warning))
+    engine.notes.insert(0, ("warn", f"tracing over netlink{where}; {reasons}"))
     return engine
 
 
@@ -59,9 +85,10 @@ def _kernel(request: Request, program: bytes, host: Host) -> KernelEngine:
     return KernelEngine(
         Options(
             program=program,
-            netns=None if everywhere else netns.inode(request.netns or ""),
+            netns=None if everywhere else request.netns,
             buffer=request.buffer or DEFAULT_BUFFER,
             maxactive=request.maxactive,
+            raw_addresses=request.raw_addresses,
         )
     )
 
@@ -85,6 +112,16 @@ def _combined(request: Request, program: bytes, kernel: KernelEngine, host: Host
     except BaseException:
         kernel.close()
         raise
+
+
+def _bpf(request: Request, program: bytes) -> BpfEngine:
+    from ipttrace.capture.bpf.engine import DEFAULT_BUFFER, BpfEngine, Options
+
+    if os.geteuid() != 0:
+        raise CaptureError("tracing with BPF needs root: run with sudo")
+    return BpfEngine(
+        Options(program, request.netns, request.buffer or DEFAULT_BUFFER, request.raw_addresses)
+    )
 
 
 def _netlink(request: Request, program: bytes) -> NetlinkEngine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ipttrace.capture.netlink.events import UniqueNumbers
 from ipttrace.capture.netlink.journeys import LegacyJourneys, chain_order
 from ipttrace.capture.netlink.keys import Keys, packet_keys, tuples_before_nat
 from ipttrace.capture.netlink.legacy import tables
+from ipttrace.capture.netlink.quiet import quietest, spans
 from ipttrace.stream import record
 from ipttrace.stream.messages import Books, Level
 from ipttrace.stream.record import ENTRY, EXIT, Records
@@ -45,6 +46,8 @@ _EVENT: Final = np.dtype(
     ]
 )
 _KEY_BYTES: Final = 60  # of a packet: netlink's flips have no more
+# How long a packet may take from one chain to the next, ns, so that its calls are joined.
+_UNDER_WAY: Final = 5_000_000
 
 
 class BothEngines:
@@ -103,6 +106,7 @@ class BothEngines:
         for engine in (self.kernel, self.netlink):
             while engine.notes:
                 self.notes.append(engine.notes.pop(0))
+        self.over = self.kernel.over
         before = self._settled_before() if self._armed else 1 << 63
         kernel = self._kernel_records.take(before)
         held = self._netlink_records
@@ -111,13 +115,16 @@ class BothEngines:
         return [stream_layout(np.concatenate(parts)) for parts in zip(kernel, netlink, strict=True)]
 
     def _settled_before(self) -> int:
-        """All records of packets before this time have been taken, CLOCK_MONOTONIC ns.
+        """All calls of packets that came to a table before this time have been taken.
 
-        A flush reads every message about packets before it began.
+        CLOCK_MONOTONIC, ns.  A flush reads every message about packets before it began; the
+        messages of chains behind the table are sent a little later.
         """
         while self._flushes and self._flushes[0][1] < self.netlink.before:
             self._settled = max(self._settled, self._flushes.popleft()[0])
-        return self._settled
+        held = (self._kernel_records, self._netlink_records)
+        times = np.concatenate([one.records[ENTRY]["time"] for one in held])
+        return quietest(spans(times), self._settled - _UNDER_WAY)
 
     def lost_exits(self) -> int:
         """The kernel engine's; the netlink engine loses messages, never known exits."""
@@ -160,8 +167,8 @@ def refuse_inexact(compiled: Compiled) -> None:
     """
     if not compiled.exact:
         raise CaptureError(
-            "nftables cannot express this filter, so that only legacy tables are traced: "
-            "--engine netlink traces both with it"
+            "nftables cannot express this filter, so only legacy tables are traced: "
+            "--engine netlink traces both"
         )
 
 
@@ -212,7 +219,8 @@ class JourneyJoiner:
         self._journeys = LegacyJourneys(
             UniqueNumbers(), lambda packets, _: np.zeros(len(packets), bool)
         )
-        self._first_skbs: dict[int, int] = {}  # netlink journey → skb of its first kernel entry
+        # Netlink journey → addresses of the skbs that took it, in order
+        self._skbs: dict[int, dict[int, None]] = {}
 
     def join(
         self, kernel: list[Records], netlink: list[Records], priority: Array, flips: Array
@@ -227,12 +235,11 @@ class JourneyJoiner:
         joined = np.zeros(len(netlink[ENTRY]), bool)
         entries, others = kernel[ENTRY], netlink[ENTRY]
         journeys = self._assign(entries, flips)
-        chain = chain_order(entries["hook"], priorities(entries))
-        self._begin(entries, journeys, chain)
-        # Chains of one priority may be met in either order, except that nothing follows a drop:
-        # netlink's calls are put behind the kernel engine's, and before one that dropped.
-        drops = np.isin(entries["call"], kernel[EXIT]["call"][dropped(kernel[EXIT])])
-        chain = chain * 4 + np.where(drops, 3, 1)
+        place = chain_order(entries["hook"], priorities(entries))
+        self._begin(entries, journeys, place)
+        # Of one priority: netlink's calls that are known to come first, the kernel engine's,
+        # the other ones of netlink.  Nothing follows a drop.
+        chain = place * 4 + np.where(_of_drops(kernel, slice(None)), 3, 1)
         known = np.flatnonzero(journeys)
         if not len(known) or not len(others):
             return joined
@@ -248,7 +255,12 @@ class JourneyJoiner:
             return joined
         joined[hit] = True
         at = at[hit]
-        other_chain = chain_order(others["hook"][hit], priority[hit]) * 4 + 2
+        other_place = chain_order(others["hook"][hit], priority[hit])
+        first = come_first(
+            entries[known], which << 40 | place[known], at.astype(np.int64) << 40 | other_place
+        )
+        first &= ~_of_drops(netlink, hit)
+        other_chain = other_place * 4 + np.where(first, 0, 2)
         # Of each netlink call: the kernel engine's first call after it.
         scale = np.int64(1) << 42
         after = np.searchsorted(which * scale + chain[known], at * scale + other_chain, "right")
@@ -263,9 +275,9 @@ class JourneyJoiner:
         rank[order] = last[np.searchsorted(last, np.arange(len(order)))] - np.arange(len(order))
         times = others["time"][hit].astype(np.int64)
         # After the packet's last kernel call: at once, as its skb may soon be reused.
-        first = np.append(0, last[:-1] + 1)
+        begins = np.append(0, last[:-1] + 1)
         back = np.zeros(len(hit), np.int64)
-        back[order] = np.arange(len(order)) - first[np.searchsorted(last, np.arange(len(order)))]
+        back[order] = np.arange(len(order)) - begins[np.searchsorted(last, np.arange(len(order)))]
         previous = entries["time"][known[np.maximum(after - 1, 0)]].astype(np.int64)
         limit = np.where(bounded, limit - 1 - rank, previous + 1 + back)
         times = np.minimum(times, limit)
@@ -281,8 +293,8 @@ class JourneyJoiner:
         # If a netlink call comes first, the journey begins with it.
         early = np.flatnonzero(after == starts[at])
         for one in early[np.lexsort((times[early], at[early]))][::-1].tolist():
-            begins = known[starts[at[one]]]
-            if entries["flags"][begins] & record.F_FIRST:
+            begin = known[starts[at[one]]]
+            if entries["flags"][begin] & record.F_FIRST:
                 others["flags"][hit[early[at[early] == at[one]]]] &= ~np.uint8(record.F_FIRST)
                 others["flags"][hit[one]] |= record.F_FIRST
         firsts = known[starts[np.unique(at[early])]]
@@ -296,27 +308,60 @@ class JourneyJoiner:
         ordered = entries[order]
         events["hook"], events["priority"] = ordered["hook"], priorities(ordered)
         events["time"], events["caplen"] = ordered["time"], ordered["caplen"]
-        events["index"] = order
+        events["index"], events["last"] = order, True
         flip_keys = packet_keys(flips["packet"], flips["caplen"])
-        matching = self._journeys.assign(events, entry_keys(ordered), flips, flip_keys)
+        keys = entry_keys(ordered)
+        matching = self._journeys.assign(events, keys, flips, flip_keys, skbs=ordered["skb"])
         found = np.zeros(len(entries), np.uint64)
         found[matching["index"]] = matching["journey"]
         return found
 
     def _begin(self, entries: Array, journeys: Array, chain: Array) -> None:
-        """Sets F_FIRST on the first entry of each journey.
+        """Sets F_FIRST on the first entry of each packet; takes journeys from other skbs.
 
         The module cannot: nf_trace, by which it recognises packets that it follows, was
-        set by the flip table before.
+        set by the flip table before.  A packet keeps its skb: one at another address only looks
+        like the packet whose journey `journeys` has for it, and none is known.
         """
         order = np.lexsort((chain, entries["time"]))
         for at in order[journeys[order] != 0].tolist():
-            journey = int(journeys[at])
-            if journey not in self._first_skbs:
-                self._first_skbs[journey] = int(entries["skb"][at])
+            skb = int(entries["skb"][at])
+            skbs = self._skbs.setdefault(int(journeys[at]), {})
+            if skb not in skbs:
+                skbs[skb] = None
                 entries["flags"][at] |= record.F_FIRST
-        if len(self._first_skbs) > _MOST_JOURNEYS:
-            self._first_skbs = dict(list(self._first_skbs.items())[_MOST_JOURNEYS // 2 :])
+            if skb != next(iter(skbs)):
+                journeys[at] = 0
+        if len(self._skbs) > _MOST_JOURNEYS:
+            self._skbs = dict(list(self._skbs.items())[_MOST_JOURNEYS // 2 :])
+
+
+def _of_drops(records: list[Records], which: Any) -> Array:
+    """Which of these calls are known to have dropped the packet: bool, shape (n,)."""
+    exits = records[EXIT]
+    found: Array = np.isin(records[ENTRY]["call"][which], exits["call"][dropped(exits)])
+    return found
+
+
+def come_first(entries: Array, places: Array, others: Array) -> Array:
+    """Which calls of nftables came before the legacy table of their priority: bool, shape (n,).
+
+    `entries`: of the module, which counts the chains of the table's priority at the hook;
+    `places`: of each of them a number for packet, hook and priority; `others`: those of the
+    calls of nftables, in the order in which the packet met the chains.  If there are more
+    or fewer calls than the module's counts allow, none is said to have come first.
+    """
+    known, one, tables = np.unique(places, return_index=True, return_counts=True)
+    met, inverse, calls = np.unique(others, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    rank = np.zeros(len(others), np.int64)  # of the call, among the packet's at this place
+    rank[order] = np.arange(len(others)) - np.repeat(np.cumsum(calls) - calls, calls)
+    at = np.minimum(np.searchsorted(known, met), len(known) - 1)
+    before = entries["nft_before"][one[at]].astype(np.int64)
+    sure = (known[at] == met) & (tables[at] == 1)
+    sure &= (before <= calls) & (calls <= before + entries["nft_behind"][one[at]])
+    found: Array = sure[inverse] & (rank < before[inverse])
+    return found
 
 
 def priorities(entries: Array) -> Array:

@@ -129,10 +129,7 @@ def read(family: int) -> dict[str, Table]:
 
     Raises CommandMissing; CaptureError if the command fails; Unreadable, OSError.
     """
-    path = command(family)
-    if path is None:
-        raise CommandMissing(f"{COMMANDS[family]} is missing (apt install iptables)")
-    tables = parse(run([path, "-c"]).decode("utf-8", "backslashreplace"))
+    tables = _printed(family)
     for name, chains in tables.items():
         entries = _entries(family, name)
         # In the kernel each chain ends in an entry for its policy or return, a user-defined
@@ -145,6 +142,21 @@ def read(family: int) -> dict[str, Table]:
                 f"table {name} has {entries} entries, but {COMMANDS[family]} printed {printed}"
             )
     return tables
+
+
+def read_table(family: int, table: str) -> Table:
+    """Returns one table, which exists; how many entries it has is not compared.
+
+    Raises as `read` does.
+    """
+    return _printed(family, "-t", table).get(table, {})
+
+
+def _printed(family: int, *options: str) -> dict[str, Table]:
+    path = command(family)
+    if path is None:
+        raise CommandMissing(f"{COMMANDS[family]} is missing (apt install iptables)")
+    return parse(run([path, "-c", *options]).decode("utf-8", "backslashreplace"))
 
 
 def run(argv: list[str]) -> bytes:

@@ -2,8 +2,8 @@
 """Network namespaces: looked up by name, process id or path, and entered.
 
 A namespace is identified by its inode; a path may later lead to another one, or
-nowhere.  Nothing here keeps a namespace alive.  Must not start processes or open
-sockets.
+nowhere.  Nothing here keeps a namespace alive, except for the moment of
+a `with`.  Must not start processes or open sockets.
 """
 
 from __future__ import annotations
@@ -33,6 +33,24 @@ def inode(name: str) -> int:
 
     Raises CaptureError if there is none.
     """
+    with opened(name) as fd:
+        return os.fstat(fd).st_ino
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[int]:
+    """A descriptor of the namespace `name`, as in `inode`, which keeps it alive meanwhile.
+
+    Raises CaptureError if there is none.
+    """
+    fd = _open(name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open(name: str) -> int:
     if not name or "\0" in name:
         raise CaptureError("the name of the network namespace is empty")
     candidates = [NAMED / name] if "/" not in name else [Path(name)]
@@ -41,12 +59,16 @@ def inode(name: str) -> int:
     for path in candidates:
         try:
             known = path.parent == NAMED or Path("/proc") in path.parents
-            if known and (number := _number(path)):
-                return number
+            if not known or not _number(path):
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             continue
+        if os.fstat(fd).st_dev == os.stat(_OWN).st_dev:
+            return fd
+        os.close(fd)
     raise CaptureError(
-        f"there is no network namespace {name!r}: run ip netns list to see which there are"
+        f"there is no network namespace {name!r}: ip netns list shows those that exist"
     )
 
 
@@ -61,6 +83,29 @@ def names() -> dict[int, str]:
                 if number := _number(path):
                     found[number] = path.name
     return found
+
+
+class NewNames:
+    """Names that namespaces get after those that are known.  For one thread."""
+
+    def __init__(self, known: dict[int, str]) -> None:
+        self._known = dict(known)
+        self._seen: int | None = None  # of the folder's last change
+        self._settled = False
+
+    def take(self) -> dict[int, str]:
+        """Returns inode → name of what is new or was renamed since the last call."""
+        try:
+            changed = os.stat(NAMED).st_mtime_ns
+        except OSError:
+            return {}
+        # `ip netns add` mounts the namespace a moment after it has made the file.
+        if changed == self._seen and self._settled:
+            return {}
+        self._settled, self._seen = changed == self._seen, changed
+        found = {inode: name for inode, name in names().items() if self._known.get(inode) != name}
+        self._known.update(found)
+        return found
 
 
 def paths(only: int | None) -> dict[int, str]:
@@ -107,9 +152,32 @@ def title(path: str, inode: int) -> str:
     return f"network namespace {name}"
 
 
+def initial() -> int:
+    """Returns the inode of the initial namespace, 0 if /proc does not show it."""
+    try:
+        return os.stat(_FIRST).st_ino
+    except OSError:
+        return 0
+
+
 def current() -> int:
     """Returns the inode of the calling thread's namespace.  Raises OSError."""
     return os.stat(_THREAD).st_ino
+
+
+@contextlib.contextmanager
+def held(path: str, inode: int) -> Iterator[int]:
+    """A descriptor of the namespace `inode` at `path`, which keeps it alive meanwhile.
+
+    Raises FileNotFoundError if `path` does not lead to the namespace, OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            raise FileNotFoundError(path)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -124,13 +192,8 @@ def inside(path: str, inode: int) -> Iterator[None]:
         if os.fstat(home).st_ino == inode:
             yield
             return
-        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if os.fstat(there).st_ino != inode:
-                raise FileNotFoundError(path)
+        with held(path, inode) as there:
             setns(there)
-        finally:
-            os.close(there)
         try:
             yield
         finally:

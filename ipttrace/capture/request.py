@@ -12,7 +12,7 @@ class Request:
     """The options of everything that traces; None where the engine has a default."""
 
     expr: str = ""
-    engine: str = "auto"  # auto, kernel, netlink
+    engine: str = "auto"  # auto, kernel, netlink, bpf
     netns: str | None = None  # a name, a pid, netns.ALL
     buffer: int | None = None  # bytes
     maxactive: int | None = None
@@ -21,3 +21,4 @@ class Request:
     checked: bool = True  # frames with checksums: whenever kept or sent over a network
     max_rate: int | None = None  # rows/s
     stop_after: int | None = None  # rows
+    raw_addresses: bool = False  # the kernel's, of packets, sockets, conntrack entries

@@ -5,6 +5,7 @@
 - check: one finding, and how its remedy is written
 - kernel: what the kernel engine needs
 - netlink: what the netlink engine needs
+- bpf: what the BPF engine needs
 - optional: what neither needs, but a user may miss
 
 A check looks at a `Host` and returns one line: nothing is loaded, mounted, installed or
@@ -18,21 +19,22 @@ import os
 import sys
 from typing import Final
 
-from ipttrace.capture.doctor import kernel, netlink, optional
+from ipttrace.capture.doctor import bpf, kernel, netlink, optional
+from ipttrace.capture.doctor.bpf import why_not as why_not_bpf
 from ipttrace.capture.doctor.check import Check
 from ipttrace.capture.doctor.kernel import why_not
 from ipttrace.capture.doctor.machine import Host
 from ipttrace.text import escape
 
-__all__ = ["Check", "Host", "checks", "render", "run", "why_not"]
+__all__ = ["Check", "Host", "checks", "render", "run", "why_not", "why_not_bpf"]
 
 _COLOURS: Final = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
 
 
 def checks(host: Host) -> list[Check]:
-    """Returns all findings; the last two say whether each engine can run."""
+    """Returns all findings; the last three say whether each engine can run."""
     found = [check(host) for check in (*kernel.CHECKS, *optional.CHECKS)]
-    return [*found, kernel.engine(host), netlink.engine(host)]
+    return [*found, bpf.engine(host), kernel.engine(host), netlink.engine(host)]
 
 
 def render(found: list[Check], colour: bool = False) -> str:

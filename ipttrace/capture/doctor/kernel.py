@@ -197,8 +197,8 @@ def _legacy(host: Host) -> Check:
     return Check("ip_tables", "ok", "ip_tables and ip6_tables are loaded")
 
 
-# What cannot be changed on the running kernel comes first, so that nobody installs
-# packages in vain.
+# What cannot be changed on the running kernel comes first, so that users do not
+# install packages in vain.
 CHECKS: Final[tuple[Callable[[Host], Check], ...]] = (
     _release,
     _modules,

@@ -22,7 +22,8 @@ from typing import Final
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
-from ipttrace.capture.kernel import programs as bpf
+from ipttrace.capture.kernel.programs import OBJECT
+from ipttrace.capture.libbpf import object_file
 
 MODULE: Final = kmod.NAME
 PINS: Final = "sys/fs/bpf/ipttrace"
@@ -86,7 +87,7 @@ class Host:
         except (CaptureError, OSError):
             source_hash = None
         try:
-            built = bpf.object_file().exists()
+            built = object_file(OBJECT).exists()
         except CaptureError:
             built = False
         return Host(Path("/"), os.environ, _find_bcc(), built, source_hash)

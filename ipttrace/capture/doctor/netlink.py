@@ -13,7 +13,7 @@ from ipttrace.capture.doctor.check import BOOT, ENABLE_MODULES, Check, install, 
 from ipttrace.capture.doctor.machine import Host
 
 _NAME: Final = "engine: netlink"
-_OR_DEMO: Final = "run it {}, or look at a demo: ipttrace demo"
+_OR_DEMO: Final = "run it {}, or try the demo: ipttrace demo"
 # A symbol of each module, and the option that builds it.
 _PARTS: Final = {
     "nf_tables": ("nft_register_expr", "CONFIG_NF_TABLES"),

@@ -47,13 +47,14 @@ def _leftovers(host: Host) -> Check:
     left = []
     if host.exists(PINS):
         if (pid := host.pins_holder) is not None:
-            return Check("leftovers", "ok", f"none: an ipttrace is running (pid {pid})")
+            return Check("leftovers", "ok", f"none: ipttrace is running (pid {pid})")
         left.append((f"pins under /{PINS}", f"rm -r /{PINS}"))
     if MODULE in host.modules:
         left.append((f"module {MODULE}", f"rmmod {MODULE}"))
     if not left:
         return Check("leftovers", "ok", "none")
-    text = "of a run that died, removed at the next start: " + ", ".join(what for what, _ in left)
+    what = ", ".join(name for name, _ in left)
+    text = f"left by a run that was killed, removed at the next start: {what}"
     command = " && ".join(sudo(host, command) for _, command in reversed(left))
     return Check("leftovers", "warn", text, command)
 

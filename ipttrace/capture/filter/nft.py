@@ -99,8 +99,8 @@ class Compiled:
             count = len(self.rules)
             return f"in the kernel ({count} nft rule{'' if count == 1 else 's'})"
         if any(not any(check.compares for check in rule) for rule in self.rules):
-            return "on the delivered headers"
-        return "partly in the kernel, the rest on the delivered headers"
+            return "in the agent, on the reported headers"
+        return "partly in the kernel, the rest in the agent, on the reported headers"
 
     def matches(self, packet: bytes) -> bool:
         """Whether the rules match a complete packet, from its network header on."""

@@ -118,7 +118,7 @@ def compile(expr: str) -> bytes:
     try:
         size = len(expr.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
-        raise FilterError("the expression is not text", expr, error.start) from None
+        raise FilterError("the expression is not valid UTF-8", expr, error.start) from None
     if size > MAX_EXPRESSION:
         raise FilterError(
             f"the expression is too long ({size} bytes, at most {MAX_EXPRESSION}): "
@@ -199,7 +199,7 @@ def _compile(expr: str, *, optimise: bool) -> tuple[bytes, str]:
     try:
         if lib.pcap_compile(handle, ctypes.byref(program), raw, optimise, _NETMASK_UNKNOWN):
             message = lib.pcap_geterr(handle).decode("utf-8", "backslashreplace")
-            return b"", _printable(message) or "libpcap rejects it without a reason"
+            return b"", _printable(message) or "libpcap rejects it and gives no reason"
         try:
             assert program.instructions is not None
             size = program.length * INSTRUCTION.size

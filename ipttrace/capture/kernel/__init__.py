@@ -6,5 +6,6 @@
 - programs: loads and pins the BPF programs (bpf/)
 - control: arms and disarms the module over generic netlink
 - rings: reads the perf rings
+- cpus: hears of CPUs that go off and on, for the rings
 - calls: splits the calls in them into records
 """

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
+from ipttrace.capture import netns as namespaces
+from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
-from ipttrace.capture.kernel.control import Control, Status
+from ipttrace.capture.kernel.control import KPROBES_OFF, PROTOCOL, Control, Status
 from ipttrace.capture.kernel.programs import LOST_MAP, PINS, PROGRAMS, RING_MAPS, Pins
 from ipttrace.capture.kernel.rings import Rings
 from ipttrace.stream.messages import Books, Level
-from ipttrace.stream.record import ENTRY, EXIT, RECORD_VERSION, Records
+from ipttrace.stream.record import EXIT, RECORD_VERSION, Records
 
 # Bytes of all rings together, and how each CPU's part is shared by calls and rules.
 DEFAULT_BUFFER: Final = 64 << 20
@@ -44,22 +44,23 @@ _COUNTERS: Final = (
 )
 # Seconds to wait until the module is idle after a disarm (IPTTRACE_DRAIN_MS: 0.25).
 _DRAINS: Final = 5.0
-# From this bit on, a call id contains the number of the arming.
-_ARMING: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to trace, and with how much memory.
 
-    `program`: classic BPF, or b"" for every packet; `netns`: an inode, or None for all;
-    `buffer`: bytes of all rings; `maxactive`: calls at a time, None: the module's default.
+    `program`: classic BPF, or b"" for every packet; `netns`: the one namespace, as
+    `netns.inode` takes it, or None for all;
+    `buffer`: bytes of all rings; `maxactive`: calls at a time, None: the module's default;
+    `raw_addresses`: records contain the kernel's addresses as they are.
     """
 
     program: bytes = b""
-    netns: int | None = None
+    netns: str | None = None
     buffer: int = DEFAULT_BUFFER
     maxactive: int | None = None
+    raw_addresses: bool = False
 
 
 def _pages(buffer: int) -> tuple[int, int]:
@@ -92,14 +93,17 @@ class KernelEngine:
     """
 
     name: Final = "kernel"
-    over = ""  # it can always trace on
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.over = ""  # why there is nothing left to trace
+        self._netns_id = 0  # the one namespace that is traced, for the module
+        self._kprobes_off = False
         self._armed = False
         self._armings = 0
         self._before: Status | None = None  # the counters of all armings except the newest
         self._early: list[list[Records]] = []  # records of earlier armings, not yet taken
+        self._addresses: HiddenAddresses | None = None
         self._delivered = [0, 0, 0]
         self.notes: list[tuple[Level, str]] = []
         self.names: dict[str, str] = {}  # legacy names always fit in a record
@@ -112,16 +116,20 @@ class KernelEngine:
             self._insert(pins.stale, module, stack)
             pins.load()
             self.buffers = Rings(
-                [PINS / name for name in RING_MAPS], PINS / LOST_MAP, _pages(options.buffer)
+                [PINS / name for name in RING_MAPS],
+                PINS / LOST_MAP,
+                _pages(options.buffer),
+                self.notes,
             )
             stack.callback(self.buffers.close)
             self._control = Control()
             stack.callback(self._control.close)
-            version = self._control.status().version
-            if version != RECORD_VERSION:
+            status = self._control.status()
+            if (status.version, status.protocol) != (RECORD_VERSION, PROTOCOL):
                 raise CaptureError(
-                    f"the loaded module writes records of version {version}, this"
-                    f" ipttrace reads version {RECORD_VERSION}: rmmod ipttrace and start again"
+                    f"the loaded module writes records of version {status.version} (protocol"
+                    f" {status.protocol}), this ipttrace reads version {RECORD_VERSION} (protocol"
+                    f" {PROTOCOL}): rmmod ipttrace and start again"
                 )
             self.arm()
             self._stack = stack.pop_all()
@@ -155,19 +163,31 @@ class KernelEngine:
             idle = self._idle()
             self._before = _added(before, idle)
         try:
-            self._control.arm(
-                [PINS / name for name in PROGRAMS],
-                self._options.program,
-                self._options.netns,
-                self._options.maxactive,
-            )
+            self._arm_control()
         except CaptureError:
             # It may or may not have reset its counters.
             if self._armings and self._control.status() == idle:
                 self._before = before
             raise
+        # What was taken before is hidden already, under the key of its own arming.
+        self._addresses = None if self._options.raw_addresses else HiddenAddresses()
         self._armings += 1
         self._armed = True
+
+    def _arm_control(self) -> None:
+        """Arms, for the namespace of the first arming if it is for one only."""
+        with contextlib.ExitStack() as stack:
+            netns = None
+            if self._options.netns is not None:
+                netns = stack.enter_context(namespaces.opened(self._options.netns))
+            self._control.arm(
+                [PINS / name for name in PROGRAMS],
+                self._options.program,
+                netns,
+                self._options.maxactive,
+                self._netns_id,
+            )
+        self._netns_id = self._control.status().netns_id
 
     def _idle(self) -> Status:
         """The status once its counters are final and log lines need no silencing any more."""
@@ -186,7 +206,13 @@ class KernelEngine:
 
     def disarm(self) -> None:
         """Ends tracing; records written until now can still be taken."""
-        self._control.disarm()
+        try:
+            if not self.over:
+                self._control.disarm()
+        except CaptureError:
+            self._look_out(self._control.status())
+            if not self.over:
+                raise
         self._armed = False
 
     def take(self) -> list[Records]:
@@ -198,13 +224,8 @@ class KernelEngine:
 
     def _take(self) -> list[Records]:
         taken = self.buffers.take()
-        # The module numbers calls from 1 with each arming.
-        if self._armings > 1:
-            arming = np.uint64((self._armings - 1 & 0x7FFF) << _ARMING)
-            for records in taken:
-                records["call"] |= arming
-            parents = taken[ENTRY]["parent"]
-            parents[parents != 0] |= arming
+        if self._addresses is not None:
+            self._addresses.hide(taken)
         return taken
 
     def lost_exits(self) -> int:
@@ -218,7 +239,9 @@ class KernelEngine:
         skipped; delivered: here; lost: by the BPF programs; missed: by the module, if no
         kretprobe instance is free, and by kprobes.
         """
-        status = _added(self._before, self._control.status())
+        newest = self._control.status()
+        self._look_out(newest)
+        status = _added(self._before, newest)
         due = list(status.due)
         due[0] += status.skipped
         return {
@@ -237,6 +260,18 @@ class KernelEngine:
             "lost": self.buffers.lost(),
             "missed": status.nmissed + status.skipped,
         }
+
+    def _look_out(self, status: Status) -> None:
+        """Notices changes of the tracing that this process did not request."""
+        ended = self._armed and status.state != "armed" and status.reason == "netns gone"
+        if ended and not self.over:
+            self.over = "gone"
+            title = f"network namespace {self._options.netns}"
+            self.notes.append(("warn", f"{title} is gone: it is no longer traced"))
+        if status.kprobes_off and not self._kprobes_off:
+            text = f"{KPROBES_OFF}; meanwhile rows have no rule texts, or are missing"
+            self.notes.append(("warn", text))
+        self._kprobes_off = status.kprobes_off
 
     def close(self) -> None:
         """Disarms and removes everything that was added to the host."""

@@ -4,8 +4,8 @@
 A built module is kept in the cache under the kernel's release and a hash of its sources,
 so that it is never used with another kernel or another version of ipttrace.
 
-What root inserts only root can have made: file and folders are root's and nobody else can
-write there.  Where the environment names another user's cache (sudo that keeps HOME),
+Root inserts only what root alone can have made: file and folders belong to root, and no other
+user can write there.  If the environment names another user's cache (sudo that keeps HOME),
 root builds in /var/cache/ipttrace instead.  Not so in the throwaway VM, which is its
 user's, like the cache: that user's build is inserted there.
 """
@@ -17,6 +17,7 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -91,8 +92,7 @@ def build(kdir: Path, release: str, folder: Path | None = None, cache: Path | No
         built = Path(work) / "kmod" / f"{NAME}.ko"
         if done.returncode or not built.exists():
             lines = (done.stderr or done.stdout).strip().splitlines()
-            reason = next((line for line in lines if "error" in line.lower()), "make failed")
-            raise CaptureError(f"the module does not build for {release}: {reason}")
+            raise CaptureError(f"the module does not build for {release}: {_reason(lines)}")
         try:
             make_private_folder(target.parent)
             copy = target.with_suffix(f".{os.getpid()}")
@@ -103,6 +103,14 @@ def build(kdir: Path, release: str, folder: Path | None = None, cache: Path | No
         except OSError as error:
             raise CaptureError(f"cannot keep the module as {target}: {error.strerror}") from error
     return target
+
+
+def _reason(lines: list[str]) -> str:
+    """Why a build failed: what the sources say is missing (#error), else the first error."""
+    for line in lines:
+        if found := re.search(r'#error "(.*)"', line):
+            return found[1]
+    return next((line for line in lines if "error" in line.lower()), "make failed")
 
 
 def _usable(path: Path) -> bool:
@@ -123,7 +131,7 @@ def _is_particular() -> bool:
 
 
 def _workplace() -> str | None:
-    """A folder to build below, where nobody else can replace it; None for Python's own choice."""
+    """A folder to build in, where no other user can replace it; None for Python's own choice."""
     if not _is_particular() or is_roots_folder(Path(tempfile.gettempdir())):
         return None
     return "/tmp"

@@ -11,81 +11,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import itertools
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.libbpf import Libbpf, object_file
 
 BPFFS: Final = Path("/sys/fs/bpf")
 PINS: Final = BPFFS / "ipttrace"
 PROGRAMS: Final = ("ipttrace_call", "ipttrace_rule")
 RING_MAPS: Final = ("calls", "rules")
 LOST_MAP: Final = "lost"
+OBJECT: Final = "ipttrace.bpf.o"
 
 _BPF_FS_MAGIC: Final = 0xCAFE4A11
-
-
-def object_file() -> Path:
-    """The compiled BPF object: of the checkout, or of the installed package."""
-    here = Path(__file__).resolve()
-    for path in (
-        here.parents[3] / "build" / "ipttrace.bpf.o",
-        here.parents[2] / "ipttrace.bpf.o",
-        Path("/usr/lib/ipttrace/ipttrace.bpf.o"),
-    ):
-        if path.exists():
-            return path
-    raise CaptureError("the BPF object is not built: run make setup")
-
-
-class _Libbpf:
-    """libbpf through ctypes, and the warnings it has printed."""
-
-    def __init__(self) -> None:
-        try:
-            self.lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-        except OSError as error:
-            raise CaptureError("libbpf.so.1 is missing: apt-get install libbpf1") from error
-        libc = ctypes.CDLL(None)
-        self.warnings: list[str] = []
-        proto = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
-        def printed(level: int, fmt: bytes, args: int) -> int:
-            if level == 0:  # LIBBPF_WARN
-                text = ctypes.create_string_buffer(65536)
-                libc.vsnprintf(text, ctypes.c_size_t(65536), fmt, ctypes.c_void_p(args))
-                self.warnings.append(text.value.decode(errors="replace").strip())
-            return 0
-
-        self._printed = proto(printed)  # libbpf calls it later: it must stay alive
-        self.lib.libbpf_set_print(self._printed)
-        self.lib.bpf_object__open_file.restype = ctypes.c_void_p
-        self.lib.bpf_object__open_file.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-        for name in ("bpf_object__load", "bpf_object__close"):
-            getattr(self.lib, name).argtypes = [ctypes.c_void_p]
-        for name in ("bpf_object__pin_programs", "bpf_object__pin_maps"):
-            getattr(self.lib, name).argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-
-    def check(self, result: int, failure: str) -> None:
-        """Raises CaptureError with `failure` and the reason if `result` is an error."""
-        if result >= 0:
-            return
-        reason = _reason(self.warnings) or os.strerror(-result)
-        if not Path("/sys/kernel/btf/vmlinux").exists():
-            reason = "this kernel has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
-        raise CaptureError(f"{failure}: {reason}")
-
-
-def _reason(warnings: list[str]) -> str:
-    """The line with the reason: the verifier's last before its summary, else the first."""
-    lines = "\n".join(warnings).splitlines()
-    for before, line in itertools.pairwise(lines):
-        if line.startswith("processed "):
-            return f"the verifier says {before!r}"
-    return lines[0] if lines else ""
 
 
 class Pins:
@@ -130,14 +71,11 @@ class Pins:
 
     def load(self) -> None:
         """Loads the object and pins its programs and maps.  Raises CaptureError."""
-        libbpf = _Libbpf()
-        path = object_file()
-        bpf_object = libbpf.lib.bpf_object__open_file(os.fsencode(path), None)
-        if not bpf_object:
-            raise CaptureError(f"cannot read {path}: {os.strerror(ctypes.get_errno())}")
+        libbpf = Libbpf()
+        bpf_object = libbpf.open(object_file(OBJECT))
         try:
             libbpf.check(
-                libbpf.lib.bpf_object__load(bpf_object), "the kernel refused the BPF programs"
+                libbpf.lib.bpf_object__load(bpf_object), "the kernel rejected the BPF programs"
             )
             pins = os.fsencode(PINS)
             libbpf.check(

@@ -7,6 +7,9 @@ Each CPU has two rings: one of finished calls, one of the rules that did not fit
 call.  bcc opens them and puts them into the maps that the BPF programs write to.  bcc's own
 reader calls back once a record; instead, the perf descriptor is mapped a second time, and
 as all records of a ring have the same size, its content is an array.
+
+A CPU that goes off ends its rings, and one that comes on gets new ones (cpus.py).  Until it
+has them, the BPF programs count its records as lost.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ import numpy as np
 import numpy.typing as npt
 from bcc import libbcc
 from bcc.libbcc import lib
-from bcc.utils import get_online_cpus, get_possible_cpus
+from bcc.utils import get_possible_cpus
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.kernel import cpus
 from ipttrace.capture.kernel.calls import CALL_DTYPE, split
+from ipttrace.capture.order import fences
 from ipttrace.stream import record
+from ipttrace.stream.messages import Level
 from ipttrace.stream.record import Records
 
 # linux/perf_event.h
@@ -88,6 +94,7 @@ class _Ring:
     """One ring of one CPU; `map_fd`: the BPF map to put it into."""
 
     def __init__(self, payload: np.dtype[np.void], cpu: int, pages: int, map_fd: int) -> None:
+        self.cpu = cpu
         stride = _event_dtype(payload).itemsize
         # Most is read by polling; wakeups are for sudden floods.
         wakeup = max(1, pages * mmap.PAGESIZE // stride // 4)
@@ -103,6 +110,7 @@ class _Ring:
         self.fd = int(lib.perf_reader_fd(self._reader))
         slot, fd = ctypes.c_int(cpu), ctypes.c_int(self.fd)
         if lib.bpf_update_elem(map_fd, ctypes.byref(slot), ctypes.byref(fd), _BPF_ANY) < 0:
+            lib.perf_reader_free(self._reader)
             raise CaptureError(f"cannot put the perf ring of CPU {cpu} into its BPF map")
         self._size = pages * mmap.PAGESIZE
         self._map = mmap.mmap(self.fd, mmap.PAGESIZE + self._size)
@@ -155,21 +163,90 @@ class Rings:
     """The perf rings of all CPUs, and the count of records that found no room.
 
     `pins`: of the maps for calls and for rules; `pages`: of each ring, powers of two;
-    `lost`: the pin of the map that counts.  Raises CaptureError.
+    `lost`: the pin of the map that counts; `notes`: gets what the user should know of CPUs.
+    Raises CaptureError.
     """
 
-    def __init__(self, pins: list[Path], lost: Path, pages: tuple[int, int]) -> None:
-        self._rings: list[list[_Ring]] = [[], []]
+    def __init__(
+        self,
+        pins: list[Path],
+        lost: Path,
+        pages: tuple[int, int],
+        notes: list[tuple[Level, str]],
+    ) -> None:
+        self._acquire, self._release = fences()
         self._fds = [_open_pin(pin) for pin in pins]
         self._lost_fd = _open_pin(lost)
+        self._pages = pages
+        self._notes = notes
         self._possible = len(get_possible_cpus())
+        self._rings: list[list[_Ring]] = [[], []]
+        self._ended: list[list[_Ring]] = [[], []]  # of CPUs that went off, not yet read
+        self._lost_before: dict[int, int] = {}  # by CPU, when it went off
         self._seen: list[list[int]] = []
         self._epoll = select.epoll()
-        for rings, payload, size, fd in zip(self._rings, _PAYLOADS, pages, self._fds, strict=True):
-            for cpu in get_online_cpus():
-                ring = _Ring(payload, cpu, size, fd)
-                rings.append(ring)
-                self._epoll.register(ring.fd, select.EPOLLIN)
+        try:
+            # First, so that no CPU comes or goes unnoticed.
+            self._events = cpus.CpuEvents()
+        except OSError as error:
+            raise CaptureError(f"cannot watch the CPUs: {error.strerror}") from error
+        self._epoll.register(self._events.fileno(), select.EPOLLIN)
+        for cpu in sorted(cpus.online()):
+            self._begin(cpu)
+
+    def _begin(self, cpu: int) -> None:
+        """Opens the rings of a CPU.  Raises CaptureError, unless it is off."""
+        opened: list[_Ring] = []
+        try:
+            for payload, pages, fd in zip(_PAYLOADS, self._pages, self._fds, strict=True):
+                opened.append(_Ring(payload, cpu, pages, fd))
+        except CaptureError:
+            for ring in opened:
+                ring.close()
+            if cpu in cpus.online():
+                raise
+            return
+        for rings, ring in zip(self._rings, opened, strict=True):
+            rings.append(ring)
+            self._epoll.register(ring.fd, select.EPOLLIN)
+
+    def _end(self, cpu: int) -> bool:
+        """Has the rings of a CPU read once more and then closed; returns whether it had any."""
+        had = False
+        for rings, ended in zip(self._rings, self._ended, strict=True):
+            for ring in [ring for ring in rings if ring.cpu == cpu]:
+                # Closing it is not enough: the mapping has a descriptor of its own.
+                self._epoll.unregister(ring.fd)
+                rings.remove(ring)
+                ended.append(ring)
+                had = True
+        return had
+
+    def _follow_cpus(self) -> None:
+        """Ends and begins rings of CPUs that have gone off and come on."""
+        events = self._events.take()
+        if events is None:
+            now = cpus.online()
+            events = [(ring.cpu, False) for ring in self._rings[0]]
+            events += [(cpu, True) for cpu in sorted(now)]
+        for cpu, on in events:
+            if self._end(cpu):
+                self._lost_before[cpu] = self._lost_of(cpu)
+                self._notes.append(("info", f"CPU {cpu} went offline"))
+            if on:
+                self._begin_again(cpu)
+
+    def _begin_again(self, cpu: int) -> None:
+        try:
+            self._begin(cpu)
+        except CaptureError as error:
+            self._notes.append(("error", f"the records of CPU {cpu} are lost: {error}"))
+            return
+        lost = self._lost_of(cpu) - self._lost_before.get(cpu, 0)
+        if lost > 0:
+            self._notes.append(("warn", f"CPU {cpu} is online; {lost} records were lost until now"))
+        else:
+            self._notes.append(("info", f"CPU {cpu} is online"))
 
     @property
     def cpus(self) -> int:
@@ -197,13 +274,29 @@ class Rings:
         A consistent snapshot: with each exit come all earlier records of its call, unless
         they were lost.  For that, the heads of the rings of rules are read last.
         """
-        heads = [[ring.head() for ring in rings] for rings in self._rings]
-        if heads == self._seen:
+        self._follow_cpus()
+        all_rings = [on + off for on, off in zip(self._rings, self._ended, strict=True)]
+        heads = []
+        for rings in all_rings:
+            heads.append([ring.head() for ring in rings])
+            self._acquire()
+        if heads == self._seen and not any(self._ended):
             return [np.empty(0, dtype) for dtype in record.DTYPES]
-        self._seen = heads
+        taken = self._copy(all_rings, heads)
+        # All is copied: now the kernel may overwrite it.
+        self._release()
+        for rings, its in zip(all_rings, heads, strict=True):
+            for ring, head in zip(rings, its, strict=True):
+                ring.release(head)
+        self._seen = [its[: len(on)] for its, on in zip(heads, self._rings, strict=True)]
+        self._close_ended()
+        return taken
+
+    def _copy(self, all_rings: list[list[_Ring]], heads: list[list[int]]) -> list[Records]:
+        """The records before `heads`; no view of a ring is left, so that it can be closed."""
         calls, rules = (
             [part for ring, head in zip(rings, its, strict=True) for part in ring.views(head)]
-            for rings, its in zip(self._rings, heads, strict=True)
+            for rings, its in zip(all_rings, heads, strict=True)
         )
         entries, first, exits = split(calls)
         if rules:
@@ -211,25 +304,36 @@ class Rings:
             plain = f"V{record.RULE_DTYPE.itemsize}"
             parts = [part.view(plain) for part in (first, *rules)]
             first = np.concatenate(parts).view(record.RULE_DTYPE)
-        # All is copied: now the kernel may overwrite it.
-        for rings, its in zip(self._rings, heads, strict=True):
-            for ring, head in zip(rings, its, strict=True):
-                ring.release(head)
         return [entries, first, exits]
+
+    def _close_ended(self) -> None:
+        for ended in self._ended:
+            while ended:
+                ended.pop().close()
 
     def lost(self) -> list[int]:
         """Records for which no ring had room, by kind, since the start."""
+        return [sum(counts) for counts in self._lost_by_cpu()]
+
+    def _lost_of(self, cpu: int) -> int:
+        """The same of one CPU, all kinds."""
+        return sum(counts[cpu] for counts in self._lost_by_cpu() if cpu < len(counts))
+
+    def _lost_by_cpu(self) -> list[list[int]]:
+        """By kind and CPU."""
         counts = []
         values = (ctypes.c_uint64 * self._possible)()
         for kind in range(len(record.KINDS)):
             key = ctypes.c_uint32(kind)
             failed = lib.bpf_lookup_elem(self._lost_fd, ctypes.byref(key), values)
-            counts.append(0 if failed else int(sum(values)))
+            counts.append([] if failed else list(values))
         return counts
 
     def close(self) -> None:
         """Unmaps and closes the rings."""
         self._epoll.close()
+        self._events.close()
+        self._close_ended()
         for rings in self._rings:
             for ring in rings:
                 ring.close()

@@ -20,6 +20,7 @@ from ipttrace.capture.netlink.events import (
     ACCEPT_OR_DROP,
     CHAIN_END,
     LEGACY_FIELDS,
+    NFT_FIELDS,
     POLICY,
     RETURN,
     UNKNOWN_VERDICT,
@@ -221,10 +222,11 @@ class CallMaker:
         entries["source"] = self._source
         entries["tables"] = self._chains["family"][heads["chain"]]
         entries["trace_id"] = heads["id"]
-        if self._legacy:
-            for name in LEGACY_FIELDS:
+        if self._legacy or heads["ct_info"].any() or heads["ct_flags"].any():
+            for name in LEGACY_FIELDS if self._legacy else NFT_FIELDS:
                 entries[name] = heads[name]
         entries["flags"] |= np.where(known, 0, record.F_NO_MARK).astype(np.uint8)
+        entries["flags"] |= np.where(entries["len"], 0, record.F_NO_LEN).astype(np.uint8)
         for family, ethertype in _ETHERTYPES.items():
             entries["protocol"][heads["family"] == family] = ethertype
 
@@ -269,33 +271,18 @@ def _mark_legacy_heads(events: Array, first: Array) -> None:
 
 
 def in_order(calls: list[Calls]) -> tuple[list[Array], Array]:
-    """Joins calls to records in time order, each journey's calls in the order of their chains.
+    """Joins calls to records in time order, which is that in which packets met chains.
 
     Returns entries, rules and exits, and the priority of each entry's chain (0 for calls
     without an exit), int32.
-
-    The kernel calls the chains of a hook by priority.  Events of nftables and of legacy
-    tables come from different sockets, so that their times do not show that order: the
-    times of a journey's calls are given out again in the order of the chains.
     """
     entries = np.concatenate([one.entries for one in calls])
     exits = np.concatenate([one.exits for one in calls])
     rules = np.concatenate([one.rules for one in calls])
     priority = np.concatenate([one.priority for one in calls])
     cut = np.concatenate([one.cut for one in calls])
-    # Chains of one priority may be met in either order, except that nothing follows a drop.
-    by_chain = np.lexsort((dropped(exits), priority, entries["hook"], entries["skb"]))
-    entries, exits, priority = entries[by_chain], exits[by_chain], priority[by_chain]
-    if len(entries):
-        journeys = entries["skb"]
-        times = entries["time"][np.lexsort((entries["time"], journeys))]
-        first = np.append(True, journeys[1:] != journeys[:-1])
-        start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
-        # Equal times get a nanosecond's distance, so that the order stays.
-        entries["time"] = times + (np.arange(len(first)) - start).astype(np.uint64)
-        exits["time"] = np.maximum(exits["time"], entries["time"])
-        order = np.argsort(entries["time"], kind="stable")
-        entries, exits, priority = entries[order], exits[order], priority[order]
+    order = np.argsort(entries["time"], kind="stable")
+    entries, exits, priority = entries[order], exits[order], priority[order]
     if len(cut):
         entries = np.concatenate([entries, cut])
         priority = np.concatenate([priority, np.zeros(len(cut), np.int32)])

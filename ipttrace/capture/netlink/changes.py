@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ipttrace.capture.iptables_save import Table
+from ipttrace.capture.legacy_texts import TextTable
 from ipttrace.capture.netlink.nft.dump import Snapshot
 
 
@@ -26,11 +26,14 @@ class NftChange(NamedTuple):
 
 
 class LegacyChange(NamedTuple):
-    """A namespace has other legacy tables, by IP version (4, 6) and name; else as NftChange."""
+    """A namespace has other legacy tables, or more of their texts are known.
+
+    `tables`: by IP version (4, 6) and name; else as NftChange.
+    """
 
     path: str
     inode: int
-    tables: dict[tuple[int, str], Table]
+    tables: dict[tuple[int, str], TextTable]
     number: int
 
 

@@ -6,6 +6,7 @@ The engine makes one, and gives it to each namespace.  Must not know the engine.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Callable
 
@@ -13,20 +14,32 @@ from ipttrace.capture.netlink.changes import RuleChange
 from ipttrace.capture.netlink.events import UniqueNumbers
 from ipttrace.capture.netlink.legacy.logger import LogSetting
 from ipttrace.capture.netlink.names import RecordNames
+from ipttrace.capture.netlink.reader import Mailbox
 from ipttrace.stream.messages import Level
 
 
 class RunContext:
     """Shared by the namespaces of a run."""
 
-    def __init__(self, first: int, *, legacy: bool) -> None:
-        """`first`: the first number of calls and journeys; `legacy`: trace legacy tables."""
+    def __init__(self, first: int, *, legacy: bool, listen: bool = True) -> None:
+        """`first`: the first number of calls and journeys; `legacy`: trace legacy tables.
+
+        `listen`: for reports of traced packets, else only for changes of rules.
+        """
         self.numbers = UniqueNumbers(first)
         self.names = RecordNames()
         self.legacy = legacy
+        self.listen = listen
         self.notes: list[tuple[Level, str]] = []
         # Reads all messages that the kernel has sent until now; the engine sets it.
         self.flush: Callable[[], object] = lambda: None
+        # Makes the agent look at once when a descriptor is readable, or not any more.
+        self.watch: Callable[[int], object] = lambda _: None
+        self.unwatch: Callable[[int], object] = lambda _: None
+        # Leaves a mailbox to the calling thread for a while; the engine sets it.
+        self.paused: Callable[[Mailbox], contextlib.AbstractContextManager[None]] = lambda _: (
+            contextlib.nullcontext()
+        )
         self.changes: queue.Queue[RuleChange] = queue.Queue()
         self._generation = 0
         self._log_setting: LogSetting | None = None

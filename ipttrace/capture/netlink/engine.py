@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from ipttrace.capture.netlink.context import RunContext
 from ipttrace.capture.netlink.counters import Counters
 from ipttrace.capture.netlink.events import EVENT
 from ipttrace.capture.netlink.legacy import logger
-from ipttrace.capture.netlink.namespace import TracedNamespace
+from ipttrace.capture.netlink.namespace import SIDES, TracedNamespace
 from ipttrace.capture.netlink.reader import MOST_STORED, MailboxReader
 from ipttrace.capture.netlink.wake import WakeSources
 from ipttrace.stream.messages import Books
@@ -39,8 +39,8 @@ from ipttrace.stream.record import ENTRY, Records
 # Bytes; the kernel uses this memory only for messages that have not been read.
 DEFAULT_BUFFER: Final = 128 << 20
 _LEAST_BUFFER: Final = 4 << 20  # of one namespace
-# How long messages wait, ns: those of one packet come from several sockets, and a new
-# ruleset is announced after it took effect.
+# How long messages wait, ns: those of one packet are taken together, and a new ruleset is
+# announced after it took effect.
 _HOLD: Final = 20_000_000
 # Bytes of messages that are decoded at once, and of events that are held, of all namespaces
 # together: what is beyond stays undecoded, then in the kernel's buffers.
@@ -58,7 +58,8 @@ class Options:
     `program`: the filter, sock_filter[], empty for all packets; `netns`: see netns.inode,
     "all", or None for this process's own; `buffer`: bytes for messages in the kernel, of
     all namespaces together; `legacy`: trace legacy tables too; `first`: the first number
-    of calls and journeys.
+    of calls and journeys; `listen`: for reports of traced packets; else packets are flipped
+    and rules are followed for another engine, which sees the packets itself.
     """
 
     program: bytes = b""
@@ -66,6 +67,7 @@ class Options:
     buffer: int = DEFAULT_BUFFER
     legacy: bool = True
     first: int = 1
+    listen: bool = True
 
 
 class NetlinkEngine:
@@ -77,8 +79,11 @@ class NetlinkEngine:
     name: Final = "netlink"
 
     def __init__(self, options: Options) -> None:
-        context = self._context = RunContext(options.first, legacy=options.legacy)
+        context = self._context = RunContext(
+            options.first, legacy=options.legacy, listen=options.listen
+        )
         self.notes = context.notes
+        self.record_names = context.names
         self.names = context.names.new
         self.changes = context.changes  # of rules, for the watch that reads their texts
         self.over = ""  # why there is nothing left to trace
@@ -95,6 +100,7 @@ class NetlinkEngine:
         self._removed_calls: list[Calls] = []
         self._removed_flips: list[Array] = []
         self._namespaces: dict[int, TracedNamespace] = {}  # by inode
+        self.namespaces: Final[Mapping[int, TracedNamespace]] = self._namespaces
         self._untraceable: set[int] = set()  # inodes
         self._scan_due = 0.0
         with contextlib.ExitStack() as stack:
@@ -104,7 +110,9 @@ class NetlinkEngine:
             self._reader = MailboxReader()
             stack.callback(self._reader.close)
             context.flush = self._reader.flush
+            context.paused = self._reader.paused
             self.buffers = WakeSources(self._reader.wake)
+            context.watch, context.unwatch = self.buffers.watch, self.buffers.unwatch
             stack.callback(self.buffers.close)
             stack.callback(context.close)
             stack.callback(self._remove_all)
@@ -160,20 +168,12 @@ class NetlinkEngine:
             self._in_worker(partial(namespace.arm, self._compiled))
         except OSError as error:
             raise CaptureError(f"{namespace.title} cannot be entered: {error}") from error
-        finally:
-            self._read_legacy(namespace)
-
-    def _read_legacy(self, namespace: TracedNamespace) -> None:
-        if namespace.legacy is not None:
-            self._reader.add(namespace.legacy.mailbox)
 
     def _remove(self, namespace: TracedNamespace) -> None:
         """Stops tracing a namespace; keeps its finished calls for the next `take`."""
         del self._namespaces[namespace.inode]
         self.changes.put(NftChange(namespace.path, namespace.inode, None, 0))
         self._reader.remove(namespace.mailbox)
-        if namespace.legacy is not None:
-            self._reader.remove(namespace.legacy.mailbox)
         namespace.freeze_rules()
         while True:
             self._reader.taken(namespace.receive(_PORTION, _MOST_HELD))
@@ -207,8 +207,8 @@ class NetlinkEngine:
         for namespace in self._namespaces.values():
             # The kernel creates legacy tables when a command first reads them.
             with contextlib.suppress(OSError):
-                if self._armed and self._in_worker(namespace.find_legacy):
-                    self._read_legacy(namespace)
+                if self._armed:
+                    self._in_worker(namespace.find_legacy)
             self._in_worker(namespace.update_flips)
         if self._options.netns == netns.ALL:
             # An inode that is gone may come back as another namespace.
@@ -338,7 +338,7 @@ class NetlinkEngine:
 
     def _name(self, namespace: TracedNamespace, entries: Records) -> None:
         if len(entries):
-            devices = np.concatenate([entries["in_ifindex"], entries["out_ifindex"]])
+            devices = np.concatenate([entries[f"{side}_ifindex"] for side in SIDES])
             if unnamed := namespace.unnamed(devices):
                 self._in_worker(partial(namespace.look_up, unnamed))
             namespace.name(entries)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
+from ipttrace.netfilter import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 from ipttrace.stream import record
 
 TABLE_PREFIX: Final = b"ipttrace-"  # of nft tables that flip, made by any ipttrace process
@@ -54,6 +55,11 @@ EVENT: Final = np.dtype(
         ("oif", "u4"),
         ("priority", "i4"),  # of the chain at its hook
         ("verdict", "i4"),
+        ("ct", "u4"),  # the connection's id, from here to ct_flags: see record.ENTRY_DTYPE
+        ("ct_status", "u4"),
+        ("ct_info", "u1"),
+        ("ct_flags", "u1"),
+        ("tracking", "u1"),  # IP versions that conntrack is sure to see: TRACKING
         ("hook", "u1"),
         ("kind", "u1"),  # RULE, RETURN, POLICY or CHAIN_END
         ("head", "?"),  # the first event of a call
@@ -71,8 +77,13 @@ EVENT: Final = np.dtype(
 LEGACY_FIELDS: Final = (
     *("ct", "len", "ct_status", "ct_mark", "ct_zone", "ct_orig_sport", "ct_orig_dport"),
     *("ct_reply_sport", "ct_reply_dport", "ct_info", "ct_proto", "ct_orig_src", "ct_orig_dst"),
-    *("ct_reply_src", "ct_reply_dst", "flags"),
+    *("ct_reply_src", "ct_reply_dst", "flags", "physin_ifindex", "physout_ifindex"),
 )
+# And those that nftables' events have.
+NFT_FIELDS: Final = ("ct", "ct_status", "ct_info", "ct_flags")
+
+TRACKING: Final[dict[int, int]] = {NFPROTO_IPV4: 1, NFPROTO_IPV6: 2, NFPROTO_INET: 3}
+"""Families of tables to bits of EVENT's `tracking`: 1 for IPv4, 2 for IPv6."""
 
 
 def _legacy_dtype() -> np.dtype[Any]:
@@ -82,6 +93,7 @@ def _legacy_dtype() -> np.dtype[Any]:
         if name == "packet"
         else (name, EVENT[name].base, EVENT[name].shape)
         for name in EVENT.names or ()
+        if name not in LEGACY_FIELDS
     ]
     fields += [(name, native[name].base, native[name].shape) for name in LEGACY_FIELDS]
     return np.dtype(fields)
@@ -159,11 +171,18 @@ class ChainRegistry:
 def packet_length(packets: Array, caplen: Array) -> Array:
     """The packets' lengths by their IP headers, at least `caplen`: uint32, shape (n,).
 
-    `packets`: uint8, shape (n, k), from the network header on.
+    `packets`: uint8, shape (n, k), from the network header on.  0: unknown, since the header
+    is cut off or does not say (a jumbogram, GSO beyond 64 KiB).
     """
     high, low = packets[:, 2:6:2].astype(np.uint32), packets[:, 3:6:2].astype(np.uint32)
     words = high << 8 | low
     version = packets[:, 0] >> 4
-    length = np.select([version == 4, version == 6], [words[:, 0], words[:, 1] + 40], 0)
-    found: Array = np.maximum(length, caplen).astype(np.uint32)
+    # The field of an empty IPv6 packet is 0 as well; the bytes show which it is.
+    six = np.where((words[:, 1] == 0) & (caplen > 40), 0, words[:, 1] + 40)
+    length = np.select([version == 4, version == 6], [words[:, 0], six], 0)
+    # Other protocols' packets are reported whole, up to the size of a network header.
+    other = (version != 4) & (version != 6) & (caplen < NFT_NET_LEN)
+    length = np.where(other, caplen, length)
+    told = (length != 0) & (other | (caplen >= np.where(version == 6, 6, 4)))
+    found: Array = np.where(told, np.maximum(length, caplen), 0).astype(np.uint32)
     return found

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
+from ipttrace.capture.netlink.copies import Copies
 from ipttrace.capture.netlink.events import (
     EVENT,
     PASSED,
@@ -24,15 +25,12 @@ from ipttrace.capture.netlink.events import (
     ChainRegistry,
     UniqueNumbers,
 )
+from ipttrace.capture.netlink.fading import FadingMap
 from ipttrace.capture.netlink.keys import Keys
 from ipttrace.netfilter import HOOKS
 
-# Packets whose journey is remembered.
-_MOST_PACKETS: Final = 1 << 17
 # Packets with other addresses than before, which SNPT and DNPT gave them.
 _MOST_MOVED: Final = 1 << 12
-# The longest time from a flip to a legacy event of the packet, which may be queued, ns.
-_MOST_DELAY: Final = 50_000_000
 # How long a flip waits for a legacy event of its packet, ns.
 _FLIP_EXPIRES: Final = 1_000_000_000
 _OUTPUT: Final = HOOKS.index("OUTPUT")
@@ -59,7 +57,7 @@ class NftJourneys:
         self._numbers = numbers
         self._matches = matches
         # Packet id → journey, 0 if EXPR does not match, and the mark after its last event.
-        self._open: dict[int, tuple[int, int]] = {}
+        self._open: FadingMap[tuple[int, int]] = FadingMap()
         # Of each chain: does it flip for this process, is it of any process's flip table,
         # is it this process's PASSED?
         self._is_own = self._is_flip = self._is_passed = np.zeros(0, bool)
@@ -124,9 +122,9 @@ class NftJourneys:
         events["journey"] = carried[at]
         last = np.append(first[1:], True)
         after = zip(events["journey"][last].tolist(), events["mark"][last].tolist(), strict=True)
-        self._open.update(zip(ids[last].tolist(), after, strict=True))
-        if len(self._open) > _MOST_PACKETS:
-            self._open = dict(list(self._open.items())[_MOST_PACKETS // 2 :])
+        self._open.fade(int(events["time"].max()))
+        for one, journey_and_mark in zip(ids[last].tolist(), after, strict=True):
+            self._open[one] = journey_and_mark
         traced = events["journey"] != 0
         flips = events[flipped & traced]
         self.flips = flips[np.argsort(flips["time"], kind="stable")]
@@ -144,20 +142,23 @@ class LegacyJourneys:
         self.refused = 0  # calls of packets without a flip that EXPR does not match
         self._numbers = numbers
         self._matches = matches
-        self._newest: dict[int, int] = {}  # Keys.full → the packet's newest journey
-        self._newest_by_nat: dict[int, int] = {}  # Keys.invariant → the same
-        self._begun: dict[int, int] = {}  # journey → time of its flip, ns
-        self._current: dict[int, int] = {}  # Keys.full → the journey that the packet is on
-        self._waiting: dict[int, deque[tuple[int, int, bool]]] = {}  # Keys.full → see _wait
+        self._newest: FadingMap[int] = FadingMap()  # Keys.full → the packet's newest journey
+        self._newest_by_nat: FadingMap[int] = FadingMap()  # Keys.invariant → the same
+        self._begun: FadingMap[int] = FadingMap()  # journey → time of its flip, ns
+        self._current: FadingMap[int] = FadingMap()  # Keys.full → the journey that the packet is on
+        self._waiting: FadingMap[deque[tuple[int, int, bool]]] = FadingMap()  # see _wait
         # Keys.full → chain_order of the last event, and did that event end its call?
-        self._last_chain: dict[int, tuple[int, bool]] = {}
+        self._last_chain: FadingMap[tuple[int, bool]] = FadingMap()
         # Keys.invariant → time of the newest flip; and of the newest that has others' invariant
-        self._flip_time: dict[int, int] = {}
-        self._alike: dict[int, int] = {}
-        self._doubtful: dict[int, bool] = {}  # journeys with events that may be others'
-        self._moved: dict[int, int] = {}  # Keys.full after a move → that before it
+        self._flip_time: FadingMap[int] = FadingMap()
+        self._alike: FadingMap[int] = FadingMap()
+        self._doubtful: FadingMap[bool] = FadingMap()  # journeys with events that may be others'
+        # Keys.full after a move → that before it
+        self._moved: FadingMap[int] = FadingMap(_MOST_MOVED)
         # Keys.invariant → Keys.full and chain_order of an event that moves, if it was the last
-        self._moving: dict[int, tuple[int, int]] = {}
+        self._moving: FadingMap[tuple[int, int]] = FadingMap()
+        self._copies = Copies()
+        self._all = [one for one in vars(self).values() if isinstance(one, FadingMap)]
 
     def assign(
         self,
@@ -166,6 +167,8 @@ class LegacyJourneys:
         flips: Array,
         flip_keys: Keys,
         moves: Array | None = None,
+        copied: Array | None = None,
+        skbs: Array | None = None,
     ) -> Array:
         """The events of packets that EXPR matches, with `journey`, packet by packet.
 
@@ -173,8 +176,11 @@ class LegacyJourneys:
         and caplen; `keys`: of the events; `flips`: NftJourneys.flips since the last call;
         `flip_keys`: of the flips; `moves`: bool, shape (n,), events of rules that give the
         packet other addresses and continue.  Packets that look the same are separated by the order
-        in which a packet meets chains: an earlier chain begins another journey.
+        in which a packet meets chains: an earlier chain begins another journey; and copies from
+        their originals by `copied`, bool, shape (n,), events of rules with TEE, or by `skbs`,
+        uint64, shape (n,), their addresses: those of packets on their way differ.
         """
+        self._fade(flips, events)
         self._remember(self._newest, flip_keys.full, flips["journey"])
         self._note_alike(flip_keys.invariant, flips["time"])
         self._remember(self._newest_by_nat, flip_keys.invariant, flips["journey"])
@@ -183,9 +189,13 @@ class LegacyJourneys:
         if not len(events):
             return events
         chain = chain_order(events["hook"], events["priority"])
-        full = keys.full if moves is None else self._before_moves(keys, chain, moves)
+        looks = keys.full if moves is None else self._before_moves(keys, chain, moves)
+        copies = skbs
+        if copied is not None:
+            copies = self._copies.numbers(events, looks, chain, copied, self._was_sent)
+        full = looks if copies is None else _apart(looks, copies)
         order = np.argsort(full, kind="stable")
-        events, full, chain = events[order], full[order], chain[order]
+        events, full, chain, looks = events[order], full[order], chain[order], looks[order]
         invariant, coarse = keys.invariant[order], keys.coarse[order]
         count = len(events)
         first = np.append(True, full[1:] != full[:-1])
@@ -209,14 +219,22 @@ class LegacyJourneys:
             zip(chain[tails].tolist(), events["last"][tails].tolist(), strict=True),
         )
         found = np.zeros(count, np.uint64)
-        for at in np.flatnonzero(first | begins).tolist():
-            of = (int(full[at]), int(invariant[at]), int(coarse[at]))
+        finds = np.flatnonzero(first | begins)
+        if copies is not None:
+            finds = finds[np.argsort(order[finds])]  # copies take flips in turn with originals
+        for at in finds.tolist():
+            of = (int(full[at]), int(looks[at]), int(invariant[at]), int(coarse[at]))
             found[at] = self._find(events, at, *of, begins=bool(begins[at]))
         starts = np.maximum.accumulate(np.where(first | begins, np.arange(count), 0))
         events["journey"] = found[starts]
         matching: Array = events[events["journey"] != 0]
-        self._move_to_flips(matching)
         return matching
+
+    def _fade(self, *some: Array) -> None:
+        """Forgets packets that have not been seen for long, as of the newest of the events."""
+        if times := [int(one["time"].max()) for one in some if len(one)]:
+            for held in self._all:
+                held.fade(max(times))
 
     def _before_moves(self, keys: Keys, chain: Array, moves: Array) -> Array:
         """Keys.full of the events, of moved packets that before the move: uint64, shape (n,)."""
@@ -233,7 +251,7 @@ class LegacyJourneys:
         invariant = keys.invariant[order]
         first = np.append(True, invariant[1:] != invariant[:-1])
         begins = order[first].tolist()
-        of = [self._moving.pop(one, None) for one in invariant[first].tolist()]
+        of = [self._moving.pop(one) for one in invariant[first].tolist()]
         steps = [(at, *one) for at, one in zip(begins, of, strict=True) if one is not None]
         behind = np.flatnonzero(~first & np.append(False, moves[order[:-1]]))
         steps += [(int(order[at]), -1, int(order[at - 1])) for at in behind.tolist()]
@@ -241,7 +259,7 @@ class LegacyJourneys:
             before, its_chain = (known, other) if known >= 0 else (int(full[other]), chain[other])
             if chain[at] == its_chain and int(full[at]) != before:
                 raw = full[at]
-                self._remember(self._moved, keys.full[at : at + 1], [before], _MOST_MOVED)
+                self._remember(self._moved, keys.full[at : at + 1], [before])
                 full[full == raw] = before
         tails = order[np.append(first[1:], True)]
         tails = tails[moves[tails]]
@@ -260,7 +278,7 @@ class LegacyJourneys:
         """Whether some of their events may be of other packets: bool, shape (n,).
 
         After NAT, and without conntrack's tuple, packets that differ only in what NAT
-        changes cannot be told apart.
+        changes cannot be distinguished.
         """
         return np.array([one in self._doubtful for one in journeys.tolist()], bool)
 
@@ -269,15 +287,26 @@ class LegacyJourneys:
         return np.array([one in self._begun for one in journeys.tolist()], bool)
 
     def _find(
-        self, events: Array, at: int, key: int, invariant: int, coarse: int, *, begins: bool
+        self,
+        events: Array,
+        at: int,
+        key: int,
+        looks: int,
+        invariant: int,
+        coarse: int,
+        *,
+        begins: bool,
     ) -> int:
-        """The journey that begins or continues with event `at`, 0 if EXPR does not match."""
+        """The journey that begins or continues with event `at`, 0 if EXPR does not match.
+
+        `looks`: Keys.full; `key`: the same, of copies another.
+        """
         journey = 0 if begins else self._current.get(key, 0)
-        for one in dict.fromkeys((key, coarse)):
+        for one in dict.fromkeys((looks, coarse)):
             journey = journey or self._next_flip(
                 one, int(events["hook"][at]), int(events["time"][at])
             )
-        journey = journey or self._newest.get(key) or 0
+        journey = journey or self._newest.get(looks) or 0
         if not journey and (journey := self._newest_by_nat.get(invariant, 0)):
             alike = self._alike.get(invariant)
             if alike is not None and int(events["time"][at]) - alike <= _FLIP_EXPIRES:
@@ -285,7 +314,7 @@ class LegacyJourneys:
         part = slice(at, at + 1)
         if not journey and self._matches(events["packet"][part], events["caplen"][part])[0]:
             journey = int(self._numbers.take(1)[0])
-            self._newest[key] = self._newest_by_nat[invariant] = journey
+            self._newest[looks] = self._newest_by_nat[invariant] = journey
         self.refused += not journey
         self._remember(self._current, np.array([key], np.uint64), [journey])
         return journey
@@ -298,13 +327,18 @@ class LegacyJourneys:
         received = (flips["iif"] != 0).tolist()
         rows = zip(flips["journey"].tolist(), flips["time"].tolist(), received, strict=True)
         for key, flip in zip(keys.tolist(), rows, strict=True):
-            waiting = self._waiting.setdefault(key, deque())
+            waiting = self._waiting.get(key, deque())
             while waiting and flip[1] - waiting[0][1] > _FLIP_EXPIRES:
                 waiting.popleft()
             waiting.append(flip)
-        if len(self._waiting) > _MOST_PACKETS:
-            for key in list(self._waiting)[: _MOST_PACKETS // 2]:
-                del self._waiting[key]
+            self._waiting[key] = waiting
+
+    def _was_sent(self, key: int, since: int, until: int) -> bool:
+        """Whether a flip of a packet that was not received waits, of between these times."""
+        return any(
+            since < begun <= until and not received
+            for _, begun, received in self._waiting.get(key, ())
+        )
 
     def _next_flip(self, key: int, hook: int, time: int) -> int:
         """Removes the first waiting flip that an event at `hook` can follow: its journey, or 0."""
@@ -315,34 +349,22 @@ class LegacyJourneys:
                 for _ in range(at + 1):
                     self._waiting[key].popleft()
                 if not self._waiting[key]:
-                    del self._waiting[key]
+                    self._waiting.pop(key)
                 return journey
         return 0
 
-    def _move_to_flips(self, events: Array) -> None:
-        """Gives events the time of their flip.
-
-        They come from another socket: their own times do not show which packet was first.
-        """
-        if not len(events):
-            return
-        journeys, inverse = np.unique(events["journey"], return_inverse=True)
-        begun = np.array([self._begun.get(one, 0) for one in journeys.tolist()], np.uint64)[inverse]
-        delay = events["time"].astype(np.int64) - begun.astype(np.int64)
-        near = (begun != 0) & (delay < _MOST_DELAY)
-        events["time"][near] = begun[near] + np.uint64(1)
-
-    def _remember(
-        self, held: dict[int, Any], keys: Array, values: Any, most: int = _MOST_PACKETS
-    ) -> None:
-        """Sets held[key] = value; drops the older half when there are more than `most`."""
+    def _remember(self, held: FadingMap[Any], keys: Array, values: Any) -> None:
+        """Sets held[key] = value."""
         values = values.tolist() if isinstance(values, np.ndarray) else values
         for key, value in zip(keys.tolist(), values, strict=True):
-            held.pop(key, None)
             held[key] = value
-        if len(held) > most:
-            for key in list(held)[: most // 2]:
-                del held[key]
+
+
+def _apart(keys: Array, copies: Array) -> Array:
+    """Other keys for events of copies, of each copy one: uint64, shape (n,)."""
+    with np.errstate(over="ignore"):
+        found: Array = keys ^ copies * np.uint64(0x9E3779B97F4A7C15)
+    return found
 
 
 def chain_order(hooks: Array, priorities: Array) -> Array:

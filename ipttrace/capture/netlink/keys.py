@@ -38,7 +38,7 @@ class Keys(NamedTuple):
 
 # By IP protocol: ports in the first four bytes (TCP, UDP, DCCP, SCTP, UDP-Lite); an
 # identifier, which NAT translates (ICMP, ICMPv6).
-_HAS_PORTS: Final = np.isin(np.arange(256), [6, 17, 33, 132, 136])
+PORTED: Final = np.isin(np.arange(256), [6, 17, 33, 132, 136])
 _HAS_IDENTIFIER: Final = np.isin(np.arange(256), [1, 58])
 _L4_LEN: Final = 20  # bytes of the transport header that are hashed
 
@@ -62,7 +62,7 @@ def packet_keys(
     captured = at < np.minimum(caplens, width)[:, None]
     header = np.where(captured, packets[np.arange(count)[:, None], np.minimum(at, width - 1)], 0)
     header = header.astype(np.uint8)
-    has_ports, has_identifier = _HAS_PORTS[proto], _HAS_IDENTIFIER[proto]
+    has_ports, has_identifier = PORTED[proto], _HAS_IDENTIFIER[proto]
     ports = header[:, :4].copy()
     ports[has_identifier, :2] = 0
     ports[has_identifier, 2:] = header[has_identifier, 4:6]
@@ -91,7 +91,7 @@ def packet_keys(
     total = (rest[tcp, 0].astype(np.uint16) << 8 | rest[tcp, 1]) - offset
     rest[tcp, :2] = total.astype(">u2").view(np.uint8).reshape(-1, 2)
     invariant = _mix_bytes(np.concatenate([fixed, rest], axis=1))
-    opaque = np.where(six, IPV6_EXTENSIONS[proto], l4 > NFT_NET_LEN)
+    hidden = opaque(six, proto, l4)
     addresses = np.zeros((count, 40), np.uint8)
     addresses[~six, :4] = packets[~six, 12:16]
     addresses[~six, 16:20] = packets[~six, 16:20]
@@ -100,13 +100,22 @@ def packet_keys(
     if tuples is not None and valid is not None:
         addresses[valid, :36] = tuples[valid]
     full = coarse = _mix_bytes(addresses) ^ invariant
-    if opaque.any():
-        fixed[opaque, :_L4_LEN] = 0
-        addresses[opaque, 32:36] = 0
-        without = np.concatenate([fixed[opaque], rest[opaque]], axis=1)
+    if hidden.any():
+        fixed[hidden, :_L4_LEN] = 0
+        addresses[hidden, 32:36] = 0
+        without = np.concatenate([fixed[hidden], rest[hidden]], axis=1)
         coarse = full.copy()
-        coarse[opaque] = _mix_bytes(addresses[opaque]) ^ _mix_bytes(without)
+        coarse[hidden] = _mix_bytes(addresses[hidden]) ^ _mix_bytes(without)
     return Keys(full, invariant, coarse)
+
+
+def opaque(six: Array, proto: Array, l4: Array) -> Array:
+    """Whether nftables does not report where the transport header is: bool, shape (n,).
+
+    `six`: is it IPv6; `proto`: of the first header; `l4`: offset behind the first header.
+    """
+    found: Array = np.where(six, IPV6_EXTENSIONS[proto], l4 > NFT_NET_LEN)
+    return found
 
 
 def tuples_before_nat(records: Array) -> tuple[Array, Array]:

@@ -3,13 +3,13 @@
 
 It is made, armed and changed by the one thread that may enter namespaces, and read by
 the engine's.  Its sockets keep the namespace alive, so that it must be closed as soon
-as it has no other user.  Must not write a stream, and must not know the engine.
+as it has no other user.  Long because everything here lives as long as the namespace.
+Must not write a stream, and must not know the engine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections import deque
@@ -20,17 +20,27 @@ import numpy as np
 from ipttrace.capture import netns
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter.nft import Compiled, matches
+from ipttrace.capture.netlink.arrival import Arrivals
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import CallMaker, Calls
-from ipttrace.capture.netlink.changes import LegacyChange, NftChange
+from ipttrace.capture.netlink.changes import NftChange
+from ipttrace.capture.netlink.conntrack_table import ConntrackTable
 from ipttrace.capture.netlink.context import RunContext
-from ipttrace.capture.netlink.events import EVENT, TABLE_PREFIX, packet_length
+from ipttrace.capture.netlink.events import (
+    EVENT,
+    TABLE_PREFIX,
+    ChainRegistry,
+    packet_length,
+)
 from ipttrace.capture.netlink.journeys import NftJourneys
-from ipttrace.capture.netlink.legacy.tables import LegacyRules
+from ipttrace.capture.netlink.legacy import decode as nflog
+from ipttrace.capture.netlink.legacy.rules import LegacyRules
+from ipttrace.capture.netlink.legacy_timeline import LegacyTimeline
 from ipttrace.capture.netlink.legacy_trace import LegacyTrace
 from ipttrace.capture.netlink.nft.decode import NFNLGRP_NFTABLES, NFNLGRP_NFTRACE, NftTraceDecoder
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.netlink.nft.generations import Generations
+from ipttrace.capture.netlink.nft.rewrites import ALL
 from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
 from ipttrace.capture.netlink.quiet import quietest, span
 from ipttrace.capture.netlink.reader import Mailbox
@@ -53,6 +63,8 @@ _FILTER_BYTES: Final = 128  # of a packet, as `matches` takes them
 # How long packets of a family without rules are flipped, s: rules that are removed and
 # loaded again find the flip table installed.
 _KEEP: Final = 10.0
+# Of a packet's devices, as fields of an entry record have them.
+SIDES: Final = ("in", "out", "physin", "physout")
 _MOST_WARNINGS: Final = 64  # of one namespace
 
 
@@ -67,10 +79,14 @@ class TracedNamespace:
         self.path = path
         self.inode = inode
         self.undecided = 0  # packets whose captured headers do not decide whether EXPR matches
-        self.legacy: LegacyTrace | None = None  # if there are legacy tables to trace
+        # If there are legacy tables to trace: their rules, and unless another engine sees their
+        # packets, what they log.
+        self.timeline: LegacyTimeline | None = None
+        self.legacy: LegacyTrace | None = None
         self._context = context
         self._want_legacy = context.legacy
         self._untraced_legacy = False  # there are legacy tables, which this engine does not trace
+        self._silenced = False  # what legacy tables would log is kept from the kernel's log
         self._armed = False
         self._warned: set[str] = set()
         self._unneeded: dict[int, float] = {}  # NFPROTO_* flipped without need → since when, s
@@ -85,21 +101,25 @@ class TracedNamespace:
             for name in remove_stale():
                 context.warn(f"removed nft table {name}, left by a run that was killed")
             self._dump = stack.enter_context(contextlib.closing(Dump()))
+            self._conntrack = stack.enter_context(contextlib.closing(ConntrackTable()))
             try:
                 self.mailbox = stack.enter_context(contextlib.closing(Mailbox(room)))
-                self.mailbox.join(NFNLGRP_NFTRACE)
+                if context.listen:
+                    self.mailbox.join(NFNLGRP_NFTRACE)
                 self.mailbox.join(NFNLGRP_NFTABLES)
             except OSError as error:
-                raise CaptureError(f"cannot listen to netfilter's netlink: {error}") from error
+                raise CaptureError(f"cannot open the netfilter netlink socket: {error}") from error
             snapshot = self._known = self._dump.snapshot()  # the newest that could be read
             self._flip_table = stack.enter_context(contextlib.closing(FlipTable()))
             first = context.next_generation()
             self._decoder = NftTraceDecoder(snapshot.genid)
+            self._decoder.reports_conntrack |= not context.listen
             self._generations = Generations(snapshot, first)
             chains = self._decoder.chains
             self.journeys = NftJourneys(
-                chains, self._flip_table.name, context.numbers, self._matches
+                chains, self._flip_table.name, context.numbers, self.matches
             )
+            self._arrivals = Arrivals()
             self._calls = CallMaker(chains, context.numbers, context.names, record.SOURCE_NFT)
             self._stack = stack.pop_all()
         self._report_blinding()
@@ -135,14 +155,14 @@ class TracedNamespace:
         self._unneeded = {one: self._unneeded.get(one, now) for one in installed - wanted}
         over = [one for one, since in self._unneeded.items() if now > since + _KEEP]
         self._flip_table.remove(over)
-        if self.legacy is not None and self.legacy.rules.may_drop_last:
+        if self.legacy is not None and self.legacy.timeline.may_drop_last:
             self._flip_table.report_passed()
 
     def _restore_flips(self, snapshot: Snapshot) -> None:
         """Lets `update_flips` make a flip table that another program deleted; of `snapshot`."""
         name = self._flip_table.name.decode()
         if self._flip_table.forget_deleted(snapshot.tables):
-            self._warn_once(f"another program deleted the nft table {name}: it is made again")
+            self._warn_once(f"another program deleted the nft table {name}: creating it again")
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned and len(self._warned) < _MOST_WARNINGS:
@@ -161,7 +181,7 @@ class TracedNamespace:
         found = ruled & {NFPROTO_ARP, NFPROTO_BRIDGE}
         ip_families = {NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6}
         # Legacy tables need flips even if nftables has no chain for IP.
-        if self._want_legacy or self.legacy is not None or ruled & ip_families:
+        if self._want_legacy or self.timeline is not None or ruled & ip_families:
             found.add(NFPROTO_INET)
         return found
 
@@ -171,38 +191,73 @@ class TracedNamespace:
         Raises OSError if the namespace cannot be entered, CaptureError if tables of the
         initial namespace cannot be traced.
         """
-        if self.legacy is not None:
+        if self.timeline is not None:
             return False
         with self._inside():
             self._untraced_legacy = bool(LegacyRules.existing())
-        if not self._want_legacy or not self._untraced_legacy:
+        if not self._untraced_legacy:
+            return False
+        if not self._want_legacy:
+            if not self._context.listen:
+                self._silence_legacy()
             return False
         try:
-            # Not inside: its guard process starts in the calling thread's namespace.
-            setting = self._context.log_setting()
-            with self._inside():
-                self.legacy = LegacyTrace(
-                    self.path, self.inode, self._room, self._context, setting, self._matches
-                )
+            if self._context.listen:
+                self._trace_legacy()
+            else:
+                self._silence_legacy()
+                with self._inside():
+                    self.timeline = LegacyTimeline(
+                        self.path, self.inode, self._context, waiting=lambda: True
+                    )
+                self._stack.callback(self.timeline.close)
         except (CaptureError, OSError) as error:
             self._want_legacy = False
-            if self.inode == _initial_inode():
+            if self.inode == netns.initial():
                 # Its flipped packets would go to the kernel's log, a line for each rule.
                 raise CaptureError(f"legacy rules are not traced: {error}") from error
             self._context.warn(f"legacy rules of {self.title} are not traced: {error}")
             return False
-        self._stack.enter_context(contextlib.closing(self.legacy))
-        self._report_legacy_change(self.legacy)
+        self._warn_of_legacy(self.timeline.rules.failed if self.timeline else "")
         return True
 
-    def _report_legacy_change(self, legacy: LegacyTrace) -> None:
-        rules = legacy.rules
-        self._context.changes.put(
-            LegacyChange(self.path, self.inode, rules.tables, legacy.generation)
-        )
-        if rules.failed and rules.failed != self._legacy_failure:
-            self._context.warn(f"legacy rules of {self.title} are unknown: {rules.failed}")
-        self._legacy_failure = rules.failed
+    def _trace_legacy(self) -> None:
+        # Not inside: its guard process starts in the calling thread's namespace.
+        setting = self._context.log_setting()
+        with self._inside(), self._context.paused(self.mailbox):
+            self.legacy = LegacyTrace(
+                self.path, self.inode, self.mailbox, self._context, setting, self.matches
+            )
+        self.mailbox.grow(self._room)
+        self._stack.enter_context(contextlib.closing(self.legacy))
+        self.timeline = self.legacy.timeline
+
+    def _silence_legacy(self) -> None:
+        """Keeps legacy rules from writing flipped packets to the kernel's log.
+
+        Their lines go to nfnetlink_log, where nobody reads them.  Raises OSError if the
+        namespace cannot be entered, CaptureError.
+        """
+        if self._silenced:
+            return
+        setting = self._context.log_setting()
+        with self._inside(), self._context.paused(self.mailbox):
+            # Refused if another program would read them.
+            nflog.bind(self.mailbox)
+            nflog.unbind(self.mailbox)
+            self._stack.callback(setting.restore, self.inode)
+            setting.take(self.path, self.inode)
+        self._silenced = True
+        if not self._want_legacy:
+            self._context.warn(
+                f"legacy tables of {self.title} are not traced by the bpf engine:"
+                " --engine netlink traces them"
+            )
+
+    def _warn_of_legacy(self, failed: str) -> None:
+        if failed and failed != self._legacy_failure:
+            self._context.warn(f"legacy rules of {self.title} are unknown: {failed}")
+        self._legacy_failure = failed
 
     def filter(self, compiled: Compiled) -> None:
         """Replaces the filter.  Raises CaptureError."""
@@ -232,12 +287,12 @@ class TracedNamespace:
         Raises FileNotFoundError, ProcessLookupError if `path` no longer leads here.
         """
         changed = self._update_nft()
-        if self.legacy is not None:
+        if self.timeline is not None:
             with self._inside():
-                legacy_changed = self.legacy.update_rules(force=force)
-            if legacy_changed:
-                self._report_legacy_change(self.legacy)
-                changed = True
+                self.timeline.path = self.path
+                legacy_changed = self.timeline.update_rules(force=force)
+            self._warn_of_legacy(self.timeline.rules.failed)
+            changed = changed or legacy_changed
         if changed:
             self.update_flips()
 
@@ -275,7 +330,7 @@ class TracedNamespace:
             where = f"{NFT_FAMILIES.get(family, str(family))} {clean(table, 64)}"
             self._warn_once(
                 f"table {where}, chain {clean(chain, 64)} of {self.title} has a rule with meta "
-                "nftrace set: packets for which it sets 0 are not traced from there on"
+                "nftrace set: packets for which it sets 0 are not traced any further"
             )
 
     def look_up(self, indices: set[int]) -> None:
@@ -296,21 +351,36 @@ class TracedNamespace:
     def receive(self, most: int, most_held: int) -> int:
         """Decodes messages that were read; returns their bytes.
 
-        Of each socket about `most` bytes, and none as long as the events that are not yet
-        taken have more than `most_held` bytes.
+        About `most` bytes, and none as long as the events that are not yet taken have more than
+        `most_held` bytes.
         """
         size = 0
-        held = sum(part.nbytes for part in self._held)
-        batches = self.mailbox.take(most) if held <= most_held else []
+        held = [self._held] if self.legacy is None else [self._held, self.legacy.held]
+        full = any(sum(part.nbytes for part in parts) > most_held for parts in held)
+        batches = [] if full else self.mailbox.take(most)
         for at in range(0, len(batches), _AT_ONCE):
             some = batches[at : at + _AT_ONCE]
             size += sum(batch.data.nbytes for batch in some)
             events = self._decoder.decode(*some)
             gaps = np.flatnonzero(np.diff(events["time"].astype(np.int64)) > _GAP) + 1
             self._held.extend(part for part in np.split(events, gaps) if len(part))
-        if self.legacy is not None:
-            size += self.legacy.receive(most, most_held)
+            if self.legacy is not None:
+                self.legacy.receive(*some)
         return size
+
+    @property
+    def chains(self) -> ChainRegistry:
+        """The chains by number, as events have them."""
+        return self._decoder.chains
+
+    def locate(self, events: Array) -> None:
+        """Fills in what the rulesets determine of events that another engine saw.
+
+        `events`: EVENT, in the order of their packets' calls; see Generations.locate and
+        NftTraceDecoder.mark_invalid.
+        """
+        self._generations.locate(events, self.chains)
+        self._decoder.mark_invalid(events)
 
     @property
     def oldest(self) -> int | None:
@@ -318,19 +388,23 @@ class TracedNamespace:
 
         Events read later must not be taken before it.
         """
-        mailboxes = [self.mailbox] if self.legacy is None else [self.mailbox, self.legacy.mailbox]
-        return min((one.oldest for one in mailboxes if one.oldest is not None), default=None)
+        return self.mailbox.oldest
+
+    @property
+    def rules_checked(self) -> int:
+        """Which legacy rules packets met before is known, CLOCK_MONOTONIC ns."""
+        return 1 << 63 if self.timeline is None else self.timeline.rules.checked
 
     def freeze_rules(self) -> None:
         """Takes the rules known now for the last: the namespace cannot be entered any more."""
-        if self.legacy is not None:
-            self.legacy.rules.checked = 1 << 63
+        if self.timeline is not None:
+            self.timeline.rules.checked = 1 << 63
 
     @property
     def lost(self) -> int:
         """Messages for which the kernel had no room, or that could not be decoded."""
-        legacy = 0 if self.legacy is None else self.legacy.lost
-        return self.mailbox.drops() + self._decoder.unread + legacy
+        missing = 0 if self.legacy is None else self.legacy.missing
+        return max(self.mailbox.drops(), missing) + self._decoder.unread
 
     @property
     def broken(self) -> int:
@@ -346,7 +420,7 @@ class TracedNamespace:
     def take(self, before: int) -> list[Calls]:
         """The calls that are finished, by events read before `before`, CLOCK_MONOTONIC ns."""
         if self.legacy is not None:
-            before = min(before, self.legacy.rules.checked)
+            before = min(before, self.rules_checked)
             if self._armed:
                 spans = [*map(span, self._held), *map(span, self.legacy.held)]
                 before = quietest(spans, before)
@@ -355,26 +429,34 @@ class TracedNamespace:
             ready.append(self._held.popleft())
         events = np.concatenate(ready) if ready else np.zeros(0, EVENT)
         matching = self.journeys.assign(events)
-        if self._untraced_legacy if self.legacy is None else self.legacy.sets_marks:
+        if self._untraced_legacy if self.timeline is None else self.timeline.sets_marks:
             # Whether the chain's rule or a legacy table before it changed the mark is unknown.
             matching["mark_known"] &= matching["mark"] == matching["mark_before"]
         self._generations.locate(matching, self._decoder.chains)
+        self._decoder.mark_invalid(matching)
+        if self._generations.rewriting:
+            others = self.timeline.rewrites if self.timeline else ALL * self._untraced_legacy
+            nat = self._untraced_legacy or self._generations.translating
+            changed = self._generations.rewritten(matching, self._decoder.chains)
+            self._arrivals.restore(matching, self.journeys.flips, changed, others, nat=nat)
         # Later events may still be undecoded: they are not late.
         now = min(time.monotonic_ns(), before)
         found = [self._calls.feed(matching, now)]
+        self._conntrack.fill(found[0].entries)
         if self.legacy is not None:
             self.legacy.add_reached(matching, self.journeys.passed)
             found.append(self.legacy.take(before, self.journeys.flips, now, more=self._armed))
         return found
 
-    def _matches(self, packets: Array, caplens: Array) -> Array:
+    def matches(self, packets: Array, caplens: Array) -> Array:
         """See PacketFilter; packets whose headers do not decide it do not match."""
         count = len(packets)
         if self._filter is None or not self._filter.program or not count:
             return np.ones(count, bool)
         data = np.zeros((count, _FILTER_BYTES), np.uint8)
         data[:, : packets.shape[1]] = packets
-        yes, unknown = matches(self._filter.program, data, caplens, packet_length(packets, caplens))
+        lengths = np.maximum(packet_length(packets, caplens), caplens)
+        yes, unknown = matches(self._filter.program, data, caplens, lengths)
         self.undecided += int(unknown.sum())
         return yes & ~unknown
 
@@ -385,16 +467,8 @@ class TracedNamespace:
     def name(self, entries: Array) -> None:
         """Fills in the names of devices, and the namespace's inode."""
         entries["netns"] = self.inode
-        for side in ("in", "out"):
+        for side in SIDES:
             indices = entries[f"{side}_ifindex"]
-            for index in np.unique(indices).tolist():
+            for index in np.unique(indices).tolist() if indices.any() else ():
                 if index:
                     entries[side][indices == index] = self._devices.get(index, b"")
-
-
-def _initial_inode() -> int:
-    """The inode of the initial namespace, 0 if /proc does not show it."""
-    try:
-        return os.stat("/proc/1/ns/net").st_ino
-    except OSError:
-        return 0

@@ -19,6 +19,7 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,7 +47,9 @@ _FLOOD: Final = 64  # datagrams at one call
 _LARGE_BUFFER: Final = 4 << 20
 # Bytes that all mailboxes may store; beyond it the kernel's buffers fill, and count.
 MOST_STORED: Final = 96 << 20
+_SPACING: Final = np.uint64(64)  # ns, see joined(); reading one datagram takes longer
 _WAKE: Final = 4096  # datagrams stored, before `wake` becomes readable
+_QUIET: Final = 50_000_000  # ns without a datagram, after which one may wake at once
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -85,9 +88,19 @@ class Batch:
 
 
 def joined(batches: tuple[Batch, ...]) -> tuple[Batch, Array]:
-    """Joins one batch or more; also when each datagram was read, ns, uint64, shape (n,)."""
+    """Joins one batch or more; also when each datagram was read, ns, uint64, shape (n,).
+
+    Those of datagrams that were read at once are _SPACING apart: a socket's datagrams are in
+    the order in which the kernel sent them.  None is later than the batch's: rules that were
+    looked at behind it are not those that its packets met.
+    """
     counts = [len(batch.lengths) for batch in batches]
-    times = np.repeat(np.array([batch.time for batch in batches], np.uint64), counts)
+    times = np.concatenate(
+        [
+            np.uint64(batch.time) - np.arange(count, dtype=np.uint64)[::-1] * _SPACING
+            for batch, count in zip(batches, counts, strict=True)
+        ]
+    )
     if len(batches) == 1:
         return batches[0], times
     data = np.zeros((sum(counts), max(batch.data.shape[1] for batch in batches)), np.uint8)
@@ -124,9 +137,21 @@ class Mailbox:
             self.socket.close()
             raise
         self.width = width
+        # Does the first datagram after a pause make MailboxReader.wake readable?
+        self.wakes = False
         self._closed = False
         self._batches: deque[Batch] = deque()
+        self._newest = 0  # when a batch was stored, ns
         self._drops = 0
+
+    def grow(self, room: int) -> None:
+        """Enlarges the kernel's buffer by `room` bytes, as far as that is permitted."""
+        room += self.room // 2  # the kernel doubles this value
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
+        except PermissionError:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        self.room = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
     @property
     def portid(self) -> int:
@@ -158,15 +183,20 @@ class Mailbox:
 
     @property
     def oldest(self) -> int | None:
-        """When the oldest batch not yet taken was read, CLOCK_MONOTONIC ns; None if there is none.
+        """When the oldest datagram not yet taken was read, as joined() has it; None if none.
 
-        For the thread that takes.
+        For the thread that takes, or while it waits.
         """
-        return self._batches[0].time if self._batches else None
+        if not self._batches:
+            return None
+        first = self._batches[0]
+        return first.time - (len(first.lengths) - 1) * int(_SPACING)
 
-    def put(self, batch: Batch) -> None:
-        """Stores a batch.  For the thread that reads the mailbox."""
+    def put(self, batch: Batch) -> bool:
+        """Stores a batch; returns whether it is to wake.  For the thread that reads the mailbox."""
         self._batches.append(batch)
+        pause, self._newest = batch.time - self._newest, batch.time
+        return self.wakes and pause > _QUIET
 
     def close(self) -> None:
         """Closes the socket, which holds the namespace; batches can still be taken."""
@@ -207,6 +237,18 @@ class MailboxReader:
             self._epoll.unregister(mailbox.socket.fileno())
             while self._read(mailbox) == _AT_ONCE:
                 pass
+
+    @contextlib.contextmanager
+    def paused(self, mailbox: Mailbox) -> Iterator[None]:
+        """Leaves a mailbox, if it is read, to the caller, for a request and its answer."""
+        with self._lock:
+            read = mailbox.socket.fileno() in self._mailboxes
+        self.remove(mailbox)
+        try:
+            yield
+        finally:
+            if read:
+                self.add(mailbox)
 
     def flush(self, most: int | None = None) -> bool:
         """Reads all that the kernel has written until now, in the calling thread.
@@ -295,10 +337,10 @@ class MailboxReader:
         if forged.any():
             # Root of the namespace, who need not be root of the host, may send to us.
             data, lengths = data[~forged], lengths[~forged]
-        mailbox.put(Batch(time.monotonic_ns(), data, np.minimum(lengths, width)))
+        wake = mailbox.put(Batch(time.monotonic_ns(), data, np.minimum(lengths, width)))
         self._stored += data.nbytes
         self._count += count
-        if self._count >= _WAKE:
+        if wake or self._count >= _WAKE:
             self._count = 0
             os.eventfd_write(self.wake, 1)
         return int(count)

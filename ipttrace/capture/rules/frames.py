@@ -12,6 +12,7 @@ import time
 from typing import Final, Literal
 
 from ipttrace.capture.iptables_save import Table
+from ipttrace.capture.legacy_texts import TextTable
 from ipttrace.stream.frames import Kind
 from ipttrace.stream.messages import ChainCounters, ChainRules, Counters, Note, Rules
 
@@ -40,16 +41,20 @@ def rules(
     chains: dict[str, ChainRules],
     upto: int | None = None,
     unknown: dict[str, list[int]] | None = None,
+    handles: dict[str, list[int]] | None = None,
 ) -> RulesFrame:
     """The table's rules from generation `since` on, read at `mono` ns.
 
-    `unknown`: by chain, the numbers of the rules whose texts are not known.
+    `unknown`: by chain, the numbers of the rules whose texts are not known; `handles`: of
+    all rules in order, by chain.
     """
     frame: Rules = {**_about(key, since, backend, mono), "chains": chains}
     if upto is not None:
         frame["upto"] = upto
     if unknown:
         frame["unknown"] = unknown
+    if handles:
+        frame["handles"] = handles
     return Kind.RULES, frame
 
 
@@ -92,9 +97,12 @@ def warning(text: str) -> tuple[Kind, Note]:
     return Kind.NOTE, {"level": "warn", "text": text}
 
 
-def legacy_rules(table: Table) -> dict[str, ChainRules]:
-    """Returns the chains of a legacy table as a RULES frame holds them."""
-    return {name: {"policy": chain.policy, "rules": chain.rules} for name, chain in table.items()}
+def legacy_rules(table: TextTable) -> tuple[dict[str, ChainRules], dict[str, list[int]]]:
+    """Returns the chains of a legacy table as a RULES frame holds them, and `unknown`."""
+    chains: dict[str, ChainRules] = {
+        name: {"policy": chain.policy, "rules": chain.rules} for name, chain in table.items()
+    }
+    return chains, {name: chain.unknown for name, chain in table.items() if chain.unknown}
 
 
 def legacy_counters(table: Table) -> dict[str, ChainCounters]:
@@ -105,9 +113,12 @@ def legacy_counters(table: Table) -> dict[str, ChainCounters]:
     }
 
 
-def fits(chains: dict[str, ChainRules] | dict[str, ChainCounters]) -> bool:
-    """Returns whether the chains are small enough for one frame."""
-    return len(json.dumps(chains, separators=(",", ":"))) <= MOST
+def fits(
+    chains: dict[str, ChainRules] | dict[str, ChainCounters],
+    handles: dict[str, list[int]] | None = None,
+) -> bool:
+    """Returns whether the chains, with their rules' handles, are small enough for one frame."""
+    return len(json.dumps([chains, handles], separators=(",", ":"))) <= MOST
 
 
 def _about(key: Key, since: int, backend: Backend, mono: int) -> Rules:

@@ -19,6 +19,7 @@ from typing import Final, Protocol, runtime_checkable
 from ipttrace.capture import iptables_save
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.iptables_save import Table
+from ipttrace.capture.legacy_texts import TextTable
 from ipttrace.capture.netlink.changes import LegacyChange, NftChange, RuleChange
 from ipttrace.capture.netlink.names import shown_name
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
@@ -41,8 +42,11 @@ _OWN: Final = "ipttrace-"  # names of the tables that flip, of any ipttrace proc
 _Content = tuple[int, dict[str, ChainInfo]]
 """A table's handle, and its chains."""
 
-_Version = tuple[int, Backend, dict[str, ChainRules], dict[str, list[int]]]
-"""A table's generation, backend and chains, and the numbers of rules without a known text."""
+_Numbers = dict[str, list[int]]
+"""By chain."""
+
+_Version = tuple[int, Backend, dict[str, ChainRules], _Numbers, _Numbers]
+"""A table's generation, backend and chains, numbers of rules without a known text, handles."""
 
 
 @runtime_checkable
@@ -158,24 +162,28 @@ class NetlinkRules(RuleTexts):
         tables: dict[tuple[int, str], dict[str, ChainRules]] = {
             key: {} for key in change.snapshot.tables
         }
-        without: dict[tuple[int, str], dict[str, list[int]]] = {key: {} for key in tables}
+        without: dict[tuple[int, str], _Numbers] = {key: {} for key in tables}
+        handles: dict[tuple[int, str], _Numbers] = {key: {} for key in tables}
         known = shared.known[inode]
         for (family, table, name), info in change.snapshot.chains.items():
             if (family, table) in tables:
                 chain, numbers = known.chain((family, table), info)
                 tables[family, table][_shown(name)] = chain
+                handles[family, table][_shown(name)] = list(info.handles)
                 if numbers:
                     without[family, table][_shown(name)] = numbers
         for (family, table), chains in tables.items():
-            unknown = without[family, table]
+            unknown, named = without[family, table], handles[family, table]
             key = (inode, NFT_FAMILIES.get(family, ""), _shown(table))
             since = shared.since.get(key)
-            version = (since or 0, known.backend((family, table)), chains, unknown)
+            version = (since or 0, known.backend((family, table)), chains, unknown, named)
             if since is None or not known.has((family, table)) or self._sent.get(key) == version:
                 continue
             self._sent[key] = version
-            if frames.fits(chains):
-                yield frames.rules(key, since, version[1], mono, chains, unknown=unknown)
+            if frames.fits(chains, named):
+                yield frames.rules(
+                    key, since, version[1], mono, chains, unknown=unknown, handles=named
+                )
             elif key not in self._too_large:
                 self._too_large.add(key)
                 yield frames.warning(
@@ -198,15 +206,16 @@ class NetlinkRules(RuleTexts):
             yield frames.changed(key, change.number, "legacy", change.number)
             yield self._gone(key)
         for (family, name), table in change.tables.items():
-            old = old_tables.get((family, name))
-            chains = frames.legacy_rules(table)
-            if old is not None and frames.legacy_rules(old) == chains:
+            if old_tables.get((family, name)) == table:
                 continue
             key = (inode, family, name)
             self._shared.since[key] = change.number
+            chains, unknown = frames.legacy_rules(table)
             if frames.fits(chains):
                 mono = time.monotonic_ns()
-                yield frames.rules(key, change.number, "legacy", mono, chains, change.number)
+                yield frames.rules(
+                    key, change.number, "legacy", mono, chains, change.number, unknown
+                )
             else:
                 yield frames.changed(key, change.number, "legacy", change.number)
         yield frames.reported(change.number)
@@ -300,27 +309,12 @@ class NetlinkRuleWatch(RuleWatch):
                 return
             if newest is not change:
                 return
-        has_counters = False
         for (family, name), table in tables.items():
-            key = (inode, NFT_FAMILIES.get(family, ""), _shown(name))
-            yield from self._count_table(key, table, mono)
-            has_counters = has_counters or any(
-                any(chain.counters) for chain in table.chains.values()
-            )
-        if has_counters:
-            self._countable.add(inode)
-
-    def _count_table(self, key: Key, table: TableText, mono: int) -> Iterator[Finding]:
-        counted: dict[str, ChainCounters] = {}
-        for name, chain in table.chains.items():
-            pairs = [pair for pair in chain.counters if pair is not None]
-            if len(pairs) < len(chain.counters):
-                return  # a rule without a counter: the frame has no way to leave one out
-            counted[_shown(name)] = {
-                "policy": None if chain.policy is None else (0, 0),
-                "rules": pairs,
-            }
-        yield from self._count(key, mono, counted)
+            counted = _counted(table)
+            if counted:
+                self._countable.add(inode)
+                key = (inode, NFT_FAMILIES.get(family, ""), _shown(name))
+                yield from self._count(key, mono, counted)
 
     def _count_legacy(self, known: LegacyChange) -> Iterator[Finding]:
         try:
@@ -339,15 +333,26 @@ class NetlinkRuleWatch(RuleWatch):
                 yield from self._count(key, mono, frames.legacy_counters(table))
 
 
+def _counted(table: TableText) -> dict[str, ChainCounters]:
+    """Returns the chains as a COUNTERS frame holds them; none if nothing counts."""
+    found: dict[str, ChainCounters] = {
+        _shown(name): {"policy": chain.policy_counters, "rules": chain.counters}
+        for name, chain in table.chains.items()
+    }
+    counts = any(chain["policy"] or any(chain["rules"]) for chain in found.values())
+    return found if counts else {}
+
+
 def _shown(name: str) -> str:
     """Returns a table's or chain's name as rows show it."""
     return shown_name(name.encode("utf-8", "surrogateescape"))
 
 
-def _same_rules(known: Table | None, table: Table) -> bool:
+def _same_rules(known: TextTable | None, table: Table) -> bool:
     """Returns whether the counters of `table` belong to the rules that were reported."""
     return known is not None and all(
-        name in known and known[name].rules == chain.rules for name, chain in table.items()
+        name in known and not known[name].unknown and known[name].rules == chain.rules
+        for name, chain in table.items()
     )
 
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Texts of a namespace's nftables rules that were read, by the rules' handles and contents.
+"""Texts of a namespace's nftables rules that were read, by the rules' contents.
 
-A text that was read once holds in every ruleset that has the same rule, however often the
-others are replaced.  `iptables -R` puts another rule in the place of one and keeps the
-handle, so that contents are compared too; a chain's new name changes the texts of rules
-that jump to it.  Must not do I/O.
+A text that was read once holds for each rule with the same content, however often the
+others are replaced, and whatever its handle is: a chain that is flushed and filled again
+has equal rules under new handles.  `iptables -R` puts another rule in the place of one and
+keeps the handle.  A chain's new name changes the texts of rules that jump to it.  Must not
+do I/O.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
 from ipttrace.capture.rules.frames import Backend
@@ -19,20 +21,21 @@ from ipttrace.stream.messages import ChainRules
 _Key = tuple[int, str]
 """NFPROTO_* and name of a table."""
 
-_Rule = tuple[int, int]
-"""Handle and contents of a rule."""
+# Texts that are kept of a table: of rules that are gone as well, because they may come again.
+_MOST: Final = 1 << 16
+_MOST_TABLES: Final = 256
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one table."""
+    """What is known of one table: its texts by the rules' contents."""
 
     backend: Backend = NFT
-    texts: dict[_Rule, str] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
 
 
 class KnownTexts:
-    """The texts of one namespace, of the rules in its newest snapshot only."""
+    """The texts of one namespace."""
 
     def __init__(self) -> None:
         self._tables: dict[_Key, _Known] = {}
@@ -40,43 +43,30 @@ class KnownTexts:
 
     def change(self, snapshot: Snapshot) -> None:
         """Forgets what does not hold in the new `snapshot`."""
-        for key in self._changed(self._newest, snapshot) & self._tables.keys():
+        for key in _renamed(self._newest, snapshot) & self._tables.keys():
             del self._tables[key]
         self._newest = snapshot
-        rules = _all_rules(snapshot)
+        for key in list(self._tables):
+            if len(self._tables) > _MOST_TABLES and key not in snapshot.tables:
+                del self._tables[key]
         for key, known in self._tables.items():
-            for rule in known.texts.keys() - rules.get(key, set()):
-                del known.texts[rule]
+            if len(known.texts) > _MOST:
+                rules = _all_rules(snapshot, key)
+                known.texts = {one: text for one, text in known.texts.items() if one in rules}
 
     def learn(self, snapshot: Snapshot, read: dict[_Key, TableText]) -> None:
         """Adds the texts in `read`, whose chains are as in `snapshot`, maybe an older one."""
-        changed = self._changed(snapshot, self._newest)
-        here = _all_rules(self._newest)
+        renamed = _renamed(snapshot, self._newest)
         for key, table in read.items():
-            if key in changed:
+            if key in renamed:
                 continue
             known = self._tables.setdefault(key, _Known())
             known.backend = table.backend
             for name, chain in table.chains.items():
-                rules = _rules(snapshot.chains[(*key, name)])
+                rules = snapshot.chains[(*key, name)].contents
                 for rule, text in zip(rules, chain.rules, strict=True):
-                    if text is not None and rule in here[key]:
+                    if text is not None:
                         known.texts[rule] = text
-
-    @staticmethod
-    def _changed(old: Snapshot, new: Snapshot) -> set[_Key]:
-        """Returns the tables of `old` whose texts do not hold in `new`."""
-        changed = {
-            key
-            for key, table in old.tables.items()
-            if key not in new.tables or new.tables[key].handle != table.handle
-        }
-        names = {(*key[:2], info.handle): key[2] for key, info in new.chains.items()}
-        for (family, table, name), info in old.chains.items():
-            # Jumps to a chain have its name in their texts.
-            if names.get((family, table, info.handle), name) != name:
-                changed.add((family, table))
-        return changed
 
     def has(self, key: _Key) -> bool:
         """Returns whether the table has been read."""
@@ -94,19 +84,28 @@ class KnownTexts:
         policy = None if info.hook is None else POLICIES.get(info.policy or 0, "accept")
         if policy is not None and self.backend(key) == IPTABLES:
             policy = policy.upper()
-        here = _rules(info)
-        rules = [texts.get(rule, "") for rule in here]
-        unknown = [at for at, rule in enumerate(here, 1) if rule not in texts]
+        rules = [texts.get(rule, "") for rule in info.contents]
+        unknown = [at for at, rule in enumerate(info.contents, 1) if rule not in texts]
         return {"policy": policy, "rules": rules}, unknown
 
 
-def _rules(info: ChainInfo) -> list[_Rule]:
-    return list(zip(info.handles, info.contents, strict=True))
+def _renamed(old: Snapshot, new: Snapshot) -> set[_Key]:
+    """Returns the tables of `old` that have chains with other names in `new`."""
+    renamed = set()
+    names = {(*key[:2], info.handle): key[2] for key, info in new.chains.items()}
+    for (family, table, name), info in old.chains.items():
+        same = new.tables.get((family, table)) == old.tables.get((family, table))
+        # Jumps to a chain have its name in their texts.
+        if same and names.get((family, table, info.handle), name) != name:
+            renamed.add((family, table))
+    return renamed
 
 
-def _all_rules(snapshot: Snapshot) -> dict[_Key, set[_Rule]]:
-    """Returns the rules of each table."""
-    found: dict[_Key, set[_Rule]] = {key: set() for key in snapshot.tables}
-    for key, info in snapshot.chains.items():
-        found.setdefault(key[:2], set()).update(_rules(info))
-    return found
+def _all_rules(snapshot: Snapshot, key: _Key) -> set[int]:
+    """Returns the contents of a table's rules."""
+    return {
+        rule
+        for where, info in snapshot.chains.items()
+        if where[:2] == key
+        for rule in info.contents
+    }

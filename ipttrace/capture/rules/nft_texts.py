@@ -38,7 +38,8 @@ _BUILT_IN: Final = {
     "nat": {"PREROUTING": (0, -100), "INPUT": (1, 100), "OUTPUT": (3, -100),
             "POSTROUTING": (4, 100)},
     "filter": {name: (hook, 0) for name, hook in _FILTER.items()},
-    "security": {name: (hook, 50) for name, hook in _FILTER.items()},
+    # Not NF_IP_PRI_SECURITY, which is 50: iptables-nft has a number of its own.
+    "security": {name: (hook, 150) for name, hook in _FILTER.items()},
 }  # fmt: skip
 POLICIES: Final = {0: "drop", 1: "accept"}
 _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -62,12 +63,14 @@ class ChainText:
     """A chain as its tool prints it.
 
     `policy`: None unless it is a base chain; `rules`: None for an unknown text;
-    `counters`: packets and bytes, None for a rule without a counter.
+    `counters`: packets and bytes, None for a rule without a counter; `policy_counters`:
+    likewise, though iptables prints 0 where the kernel does not count.
     """
 
     policy: str | None
     rules: list[str | None]
     counters: list[tuple[int, int] | None]
+    policy_counters: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +152,13 @@ def _read(
     by_table: dict[_Key, dict[str, ChainInfo]],
     note: Callable[[str], None] | None,
 ) -> dict[_Key, TableText]:
-    """Returns the tables' chains whose rules are those of the snapshot, as far as can be told."""
+    """Returns the tables' chains whose rules are those of the snapshot, as far as is known."""
     with ThreadPoolExecutor(1, "ipttrace-rules") as beside:
         # The kernel's list, while the commands run.
         listing = beside.submit(dump.rules, interrupted=True)
         printed, failed = _saved(set(by_table))
         kernel = listing.result()
+    policies = dump.policy_counters()
     changed = dump.genid() != snapshot.genid
     if changed and failed:
         raise Changed
@@ -205,7 +209,8 @@ def _read(
                         info.handles, rules, own[name].rules, strict=True
                     )
                 ]
-            texts[name] = ChainText(policy, rules, counters.get((*key, name), []))
+            place = (*key, name)
+            texts[name] = ChainText(policy, rules, counters.get(place, []), policies.get(place))
         found[key] = TableText(IPTABLES if own else NFT, texts)
     return found
 

@@ -9,6 +9,7 @@ Must not change the namespace's logger, and must not loop over attributes in Pyt
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.netlink import conntrack
 from ipttrace.capture.netlink.attributes import NFGEN, NLMSG_HEADER, Array, Attributes, attributes
 from ipttrace.capture.netlink.events import LEGACY_PACKET_LEN
 from ipttrace.capture.netlink.reader import Batch, Mailbox, joined
@@ -33,26 +35,21 @@ _SUBSYSTEM: Final = 4  # NFNL_SUBSYS_ULOG
 _MSG_PACKET: Final = 0
 _MSG_CONFIG: Final = 1
 _NLMSG_ERROR: Final = 2
+_REQUEST: Final = 0x01  # NLM_F_REQUEST
 _REQUEST_ACK: Final = 0x05  # NLM_F_REQUEST | NLM_F_ACK
 
 # enum nfulnl_attr_config, and values of it
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 5, 6
 _CMD_BIND: Final = 1
+_CMD_UNBIND: Final = 2
 _COPY_PACKET: Final = 2
 _F_SEQ: Final = 0x01
 _F_CONNTRACK: Final = 0x04
 
 # enum nfulnl_attr_type
-_HDR, _MARK, _INDEV, _OUTDEV = 1, 2, 4, 5
+_HDR, _MARK, _INDEV, _OUTDEV, _PHYSINDEV, _PHYSOUTDEV = 1, 2, 4, 5, 6, 7
 _PAYLOAD, _PREFIX, _SEQ, _HWHEADER, _CT, _CT_INFO = 9, 10, 12, 16, 18, 19
 _TYPES: Final = 20
-
-# enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto
-_CTA_ORIG, _CTA_REPLY, _CTA_STATUS, _CTA_MARK, _CTA_ID, _CTA_ZONE = 1, 2, 3, 8, 12, 18
-_CTA_TYPES: Final = 19
-_TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE, _TUPLE_TYPES = 1, 2, 3, 4
-_IP_TYPES: Final = 5  # v4 source 1, destination 2; v6 source 3, destination 4
-_NUM, _SPORT, _DPORT, _ICMP, _ICMPV6, _PROTO_TYPES = 1, 2, 3, 4, 7, 10
 
 _MAC_LEN: Final = 16
 _PREFIX_LEN: Final = 128  # NF_LOG_PREFIXLEN
@@ -70,6 +67,8 @@ LOG_MESSAGE: Final = np.dtype(
         ("rulenum", "u4"),
         ("in_ifindex", "u4"),
         ("out_ifindex", "u4"),
+        ("physin_ifindex", "u4"),  # ports of the bridge, of a bridged packet
+        ("physout_ifindex", "u4"),
         ("mark", "u4"),
         ("len", "u4"),  # of the packet, from the network header on; 0: unknown
         ("ct_status", "u4"),
@@ -115,7 +114,7 @@ def bind(mailbox: Mailbox) -> bool:
     Returns whether messages have conntrack's attributes, which needs a kernel with
     CONFIG_NETFILTER_NETLINK_GLUE_CT.
 
-    For a thread inside that namespace, before a MailboxReader has the mailbox and before
+    For a thread inside that namespace, while no MailboxReader reads the mailbox, and before
     LogSetting.take().  Raises CaptureError.
     """
     flags = _F_SEQ | _F_CONNTRACK
@@ -130,6 +129,15 @@ def bind(mailbox: Mailbox) -> bool:
             continue
         break
     raise CaptureError(_refusal(number))
+
+
+def unbind(mailbox: Mailbox) -> None:
+    """Undoes `bind`; does nothing if the mailbox is closed."""
+    kind = _SUBSYSTEM << 8 | _MSG_CONFIG
+    command = _attribute(_CFG_CMD, struct.pack("B", _CMD_UNBIND))
+    head = struct.pack("=IHHII", NFGEN + len(command), kind, _REQUEST, 0, 0)
+    with contextlib.suppress(OSError):
+        mailbox.socket.sendto(head + struct.pack("!BBH", 0, 0, _GROUP) + command, (0, 0))
 
 
 def _configure(mailbox: Mailbox, flags: int) -> int:
@@ -243,6 +251,8 @@ class NflogDecoder:
         events["mark"] = of.integer(_MARK, ">u4")
         events["in_ifindex"] = of.integer(_INDEV, ">u4")
         events["out_ifindex"] = of.integer(_OUTDEV, ">u4")
+        events["physin_ifindex"] = of.integer(_PHYSINDEV, ">u4")
+        events["physout_ifindex"] = of.integer(_PHYSOUTDEV, ">u4")
         head = of.bytes(_HDR, 4)
         events["protocol"] = head[:, :2].copy().view(">u2")[:, 0]
         events["hook"] = head[:, 2]
@@ -325,38 +335,7 @@ def _fill_conntrack(events: Array, of: Attributes) -> None:
     which = np.flatnonzero(of.has(_CT, 4))
     if not len(which):
         return
-    data = of.data if len(which) == len(events) else of.data[which]
-    ct = _nest(data, of.at[_CT, which], of.size[_CT, which], _CTA_TYPES)
     events["tracked"][which] = True
     events["ct_info"][which] = of.integer(_CT_INFO, ">u4")[which].astype(np.uint8)
-    events["ct"][which] = ct.integer(_CTA_ID, ">u4")
-    events["ct_status"][which] = ct.integer(_CTA_STATUS, ">u4")
-    events["ct_mark"][which] = ct.integer(_CTA_MARK, ">u4")
-    zone = ct.integer(_CTA_ZONE, ">u2")
-    for direction, kind in (("orig", _CTA_ORIG), ("reply", _CTA_REPLY)):
-        tuples = _nest(data, ct.at[kind], ct.size[kind], _TUPLE_TYPES)
-        zone = np.where(zone != 0, zone, tuples.integer(_TUPLE_ZONE, ">u2"))
-        ip = _nest(data, tuples.at[_TUPLE_IP], tuples.size[_TUPLE_IP], _IP_TYPES)
-        six = ip.has(3, 16)
-        for end, v4 in (("src", 1), ("dst", 2)):
-            address = np.where(six[:, None], ip.bytes(v4 + 2, 16), ip.bytes(v4, 16))
-            address[~six, 4:] = 0
-            events[f"ct_{direction}_{end}"][which] = address
-        proto = _nest(data, tuples.at[_TUPLE_PROTO], tuples.size[_TUPLE_PROTO], _PROTO_TYPES)
-        sport, dport = proto.integer(_SPORT, ">u2"), proto.integer(_DPORT, ">u2")
-        for icmp in (_ICMP, _ICMPV6):
-            has_id = proto.has(icmp, 2)
-            if has_id.any():
-                kinds = proto.integer(icmp + 1, "u1").astype(np.uint16)
-                codes = proto.integer(icmp + 2, "u1")
-                sport = np.where(has_id, proto.integer(icmp, ">u2"), sport)
-                dport = np.where(has_id, kinds << 8 | codes, dport)
-        events[f"ct_{direction}_sport"][which] = sport
-        events[f"ct_{direction}_dport"][which] = dport
-        if direction == "orig":
-            events["ct_proto"][which] = proto.integer(_NUM, "u1")
-    events["ct_zone"][which] = zone
-
-
-def _nest(data: Array, at: Array, size: Array, types: int) -> Attributes:
-    return attributes(data, at + size, at, types)
+    data = of.data if len(which) == len(events) else of.data[which]
+    conntrack.fill(events, which, data, of.at[_CT, which], of.size[_CT, which])

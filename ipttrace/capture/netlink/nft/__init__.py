@@ -3,6 +3,7 @@
 
 wire         requests as bytes, and the socket that sends them
 nftrace      which rules end the tracing of a packet
+rewrites     what a rule may change of a packet
 dump         snapshots of a ruleset
 table        the flip table, which sets nf_trace on packets that match the filter
 decode       trace messages to events

@@ -9,11 +9,14 @@ linux/netfilter/nf_tables.h.  Must not do I/O, and must not loop over messages i
 
 from __future__ import annotations
 
+import platform
 from typing import Final
 
 import numpy as np
 
+from ipttrace.capture.netlink import conntrack
 from ipttrace.capture.netlink.attributes import NFGEN, NLMSG_HEADER, Array, Attributes, attributes
+from ipttrace.capture.netlink.conntrack import REPLY, TEMPLATE, UNTRACKED
 from ipttrace.capture.netlink.events import (
     CHAIN_END,
     EVENT,
@@ -22,30 +25,41 @@ from ipttrace.capture.netlink.events import (
     NFT_PACKET_LEN,
     POLICY,
     RULE,
+    TRACKING,
     ChainRegistry,
 )
 from ipttrace.capture.netlink.reader import Batch, joined
+from ipttrace.netfilter import HOOKS, IP_VERSIONS
+from ipttrace.stream import record
 
 NFNLGRP_NFTABLES: Final = 7
 NFNLGRP_NFTRACE: Final = 9
 
 _SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
+_OTHERS: Final = 4  # NFNL_SUBSYS_ULOG, on the same socket, see netlink.legacy.decode
 _MSG_NEWGEN: Final = 15
 _MSG_TRACE: Final = 17
 
 # enum nft_trace_attributes
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _LL, _NET, _TRANSPORT = range(1, 10)
 _IIF, _OIF, _MARK, _NFPROTO, _POLICY = 10, 12, 14, 15, 16
-_TYPES: Final = 17
+_CT_ID, _CT_DIRECTION, _CT_STATUS, _CT_STATE = 18, 19, 20, 21  # from Linux 6.16 on
+_TYPES: Final = 22
 _GEN_ID: Final = 1  # NFTA_GEN_ID
 _VERDICT_CODE: Final = 1  # NFTA_VERDICT_CODE
 
 # enum nft_trace_types
 _OF_POLICY: Final = 1
 
+# NFTA_TRACE_CT_STATE to enum ip_conntrack_info, of the original direction: NF_CT_STATE_BIT
+# and NF_CT_STATE_UNTRACKED_BIT (nf_conntrack_common.h).
+_CT_INFO: Final = {0x02: 0, 0x04: 1, 0x08: 2, 0x40: UNTRACKED}
+
+_CT_UNCLEAR: Final = 0xFF
+_PRI_CONNTRACK: Final = -200  # NF_IP_PRI_CONNTRACK
+_PREROUTING, _OUTPUT = HOOKS.index("PREROUTING"), HOOKS.index("OUTPUT")
+
 _TRANSPORT_LEN: Final = NFT_PACKET_LEN - NFT_NET_LEN  # NFT_TRACETYPE_TRANSPORT_HSIZE
-# Between events that were read at once, ns: legacy events of the packet fit in between.
-_SPACING: Final = np.uint64(64)
 
 
 class NftTraceDecoder:
@@ -55,7 +69,8 @@ class NftTraceDecoder:
         """`generation`: of the ruleset before the first message, the kernel's number."""
         self.chains = ChainRegistry()
         self.generation = generation
-        self.unread = 0  # messages of other subsystems, or malformed
+        self.unread = 0  # messages of unknown subsystems, or malformed
+        self.reports_conntrack = conntrack.is_reported(platform.release())
         # Of each change: the new generation, and when its first message was read, ns.
         self.changes: list[tuple[int, int]] = []
         self._change_begun = 0  # when the first message of an unfinished change was read
@@ -75,7 +90,7 @@ class NftTraceDecoder:
         kinds[batch.lengths < NFGEN] = 0
         generations = self._generations(batch, kinds, times)
         which = np.flatnonzero(kinds == _SUBSYSTEM << 8 | _MSG_TRACE)
-        self.unread += int((kinds >> 8 != _SUBSYSTEM).sum())
+        self.unread += int((~np.isin(kinds >> 8, (_SUBSYSTEM, _OTHERS))).sum())
         if not len(which):
             return np.zeros(0, EVENT)
         data = batch.data if len(which) == len(kinds) else batch.data[which]
@@ -91,11 +106,7 @@ class NftTraceDecoder:
             of = attributes(data, lengths, NFGEN, _TYPES)
             verdicts = _verdicts(of)
         events = np.zeros(len(which), EVENT)
-        # Messages that were read at once get ascending times, so that their order stays.
-        first = np.append(True, times[1:] != times[:-1])
-        begins = np.maximum.accumulate(np.where(first, np.arange(len(times)), 0))
-        apart = (np.arange(len(times)) - begins).astype(np.uint64) * _SPACING
-        events["time"] = (times + apart)[which]
+        events["time"] = times[which]
         events["generation"] = generations[which]
         events["id"] = of.integer(_ID, ">u4")
         events["handle"] = of.integer(_HANDLE, ">u8")
@@ -110,7 +121,28 @@ class NftTraceDecoder:
         )
         _fill_kinds(events, of, verdicts)
         _fill_headers(events, of)
+        self.reports_conntrack |= _fill_conntrack(events, of)
+        # The state may be in the part of a message that there was no room for.
+        cut = data[:, :4].copy().view(np.uint32)[:, 0] > lengths
+        if cut.any():
+            events["ct_info"][cut & (events["ct_flags"] == 0)] = _CT_UNCLEAR
         return events
+
+    def mark_invalid(self, events: Array) -> None:
+        """Sets CT_INVALID where conntrack has seen the packet and the kernel reports no state.
+
+        `events`: EVENT, located.  The kernel reports none for a packet without an entry, be
+        it invalid or not yet seen by conntrack, but UNTRACKED if it is.
+        """
+        if not self.reports_conntrack or not events["tracking"].any():
+            return
+        families = [events["family"] == family for family in IP_VERSIONS]
+        version = np.select(families, [TRACKING[family] for family in IP_VERSIONS])
+        invalid = events["head"] & (events["tracking"] & version != 0)
+        invalid &= (events["ct_info"] == 0) & (events["ct_flags"] == 0)
+        at_first = np.isin(events["hook"], (_PREROUTING, _OUTPUT))
+        seen = ~at_first | (events["priority"] > _PRI_CONNTRACK)
+        events["ct_flags"][invalid & seen & (events["hook"] < len(HOOKS))] = record.CT_INVALID
 
     def _generations(self, batch: Batch, kinds: Array, times: Array) -> Array:
         """The ruleset's generation at each message: uint32, shape (n,)."""
@@ -180,3 +212,31 @@ def _fill_headers(events: Array, of: Attributes) -> None:
     events["head"][which] = True
     events["mac"][which] = some.bytes(_LL, 16)
     events["mac_len"][which] = np.where(some.size[_LL] <= 16, some.size[_LL], 0)
+
+
+def _fill_conntrack(events: Array, of: Attributes) -> bool:
+    """Fills in NFT_FIELDS from the messages that have conntrack's state; are there any?
+
+    The kernel sends it with the headers (nf_trace_fill_ct_info()).
+    """
+    which = np.flatnonzero(of.has(_CT_STATE, 4))
+    if not len(which):
+        return False
+    some = Attributes(of.data[which], of.at[:, which], of.size[:, which])
+    state, status = some.integer(_CT_STATE, ">u4"), some.integer(_CT_STATUS, ">u4")
+    info = np.zeros(len(which), np.uint8)
+    known = np.zeros(len(which), bool)
+    for bit, number in _CT_INFO.items():
+        info[state == bit] = number
+        known |= state == bit
+    tracked = known & (info != UNTRACKED)
+    # A template, which -j CT or ct zone set attaches, is of no connection.
+    known &= ~tracked | (status & TEMPLATE == 0)
+    tracked &= known
+    info[tracked & (some.integer(_CT_DIRECTION, "u1") == 1)] += REPLY
+    # Not 0, which would be none.
+    events["ct_info"][which] = np.where(known, info, _CT_UNCLEAR)
+    events["ct_flags"][which] = np.where(tracked, record.CT_STATE, 0)
+    events["ct_status"][which] = np.where(tracked, status, 0)
+    events["ct"][which] = np.where(tracked, some.integer(_CT_ID, ">u4"), 0)
+    return True

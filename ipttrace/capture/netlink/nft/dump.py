@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.netlink.nft.nftrace import may_clear
+from ipttrace.capture.netlink.nft.nftrace import may_clear, needs_conntrack, only_verdict
+from ipttrace.capture.netlink.nft.rewrites import Rewrite, rewrites
 from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, attributes, capture_error
 
 _GETTABLE: Final = 1
@@ -26,12 +27,16 @@ _DUMP: Final = 0x300  # NLM_F_DUMP
 # nft_rule_attributes, nft_gen_attributes.
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _TABLE_OWNER = 1, 2, 4, 7
 _CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 2, 3, 4, 5, 7
-_CHAIN_USERDATA = 12
+_CHAIN_COUNTERS, _CHAIN_USERDATA = 8, 12
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2  # enum nft_counter_attributes
 _HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _RULE_USERDATA: Final = 7
 _GEN_ID: Final = 1
 # The attribute with a counter's name; its value follows.
+# Names of sets without a name, of which the rule has a part of its text, and xtables' match and
+# target of an ipset, of which it has the index: another rule's may be another set.
+_NOT_ALL: Final = (b"__set", b"__map", b"set\0", b"SET\0")
 _COUNTER: Final = struct.pack("=HH", 12, 1) + b"counter\0"
 
 _DORMANT: Final = 1  # NFT_TABLE_F_DORMANT
@@ -60,8 +65,11 @@ class ChainInfo:
     handles: list[int] = field(default_factory=list)  # of the rules, in order
     comment: str | None = None
     handle: int = 0  # of the chain, which keeps it when it is renamed
-    # Of each rule all that its text depends on, hashed: `iptables -R` keeps a rule's handle.
+    # Of each rule all that its text depends on, hashed: `iptables -R` keeps a rule's handle, and
+    # rules that are flushed and added again get other ones.
     contents: list[int] = field(default_factory=list)
+    # Of each rule the one verdict that it gives, see only_verdict().
+    verdicts: list[int | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +77,16 @@ class Snapshot:
     """A ruleset: tables by family (NFPROTO_*) and name, chains by family, table and name.
 
     `blinding`: chains with rules that may set nf_trace to 0; not of dormant tables.
+    `tracking`: families of tables with rules for which the kernel turns conntrack on.
+    `rewriting`: by table, of its rules that may change packets, by chain and handle.
     """
 
     genid: int  # the kernel's number of the generation
     tables: dict[tuple[int, str], TableInfo]
     chains: dict[tuple[int, str, str], ChainInfo]
     blinding: set[tuple[int, str, str]] = field(default_factory=set)
+    tracking: set[int] = field(default_factory=set)
+    rewriting: dict[tuple[int, str], dict[tuple[str, int], Rewrite]] = field(default_factory=dict)
 
 
 class RuleExpressions(NamedTuple):
@@ -153,6 +165,21 @@ class Dump:
             for family, found in self._ask(_GETRULE, interrupted=interrupted)
         ]
 
+    def policy_counters(self) -> dict[tuple[int, str, str], tuple[int, int]]:
+        """Packets and bytes of the chains' policies that the kernel counts, by chain.
+
+        Only of chains that were made with counters: iptables-nft-restore does that.
+        Raises CaptureError.
+        """
+        counted = {}
+        for family, found in self._ask(_GETCHAIN, interrupted=True):
+            values = attributes(found.get(_CHAIN_COUNTERS, b""))
+            packets, octets = _number(values, _COUNTER_PACKETS), _number(values, _COUNTER_BYTES)
+            if packets is not None and octets is not None:
+                key = (family, _text(found, _CHAIN_TABLE), _text(found, _CHAIN_NAME))
+                counted[key] = packets, octets
+        return counted
+
     def _ask(
         self, kind: int, flags: int = _DUMP, *, interrupted: bool = False
     ) -> list[tuple[int, dict[int, bytes]]]:
@@ -199,7 +226,19 @@ class Dump:
             if chain is not None and handle is not None:
                 chain.handles.append(handle)
                 rule = without_counter(found.get(_RULE_EXPRESSIONS, b""))
-                chain.contents.append(hash((rule, found.get(_RULE_USERDATA, b""))))
+                changed = rewrites(found.get(_RULE_EXPRESSIONS, b""), family)
+                if changed.hit:
+                    snapshot.rewriting.setdefault(key[:2], {})[key[2], handle] = changed
+                content: tuple[object, ...] = (rule, found.get(_RULE_USERDATA, b""))
+                if any(word in rule for word in _NOT_ALL):
+                    info = snapshot.tables.get(key[:2])
+                    content = (*content, None if info is None else info.handle, handle)
+                chain.contents.append(hash(content))
+                chain.verdicts.append(only_verdict(found.get(_RULE_EXPRESSIONS, b"")))
+            if family not in snapshot.tracking and needs_conntrack(
+                found.get(_RULE_EXPRESSIONS, b"")
+            ):
+                snapshot.tracking.add(family)
             if may_clear(found.get(_RULE_EXPRESSIONS, b"")):
                 table = snapshot.tables.get(key[:2])
                 if table is not None and not table.flags & _DORMANT:

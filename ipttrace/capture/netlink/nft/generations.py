@@ -9,28 +9,38 @@ unknown.  Must not do I/O.
 
 from __future__ import annotations
 
+import functools
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.events import ChainKey, ChainRegistry
+from ipttrace.capture.netlink.events import TRACKING, ChainKey, ChainRegistry
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
-from ipttrace.netfilter import ARP_HOOKS, NFPROTO_ARP, UNKNOWN_HOOK
+from ipttrace.netfilter import ARP_HOOKS, NAT_PRIORITIES, NFPROTO_ARP, UNKNOWN_HOOK
 
 # The kernel announces new rules at most this long after they took effect, ns.
 ANNOUNCE_DELAY: Final = 10_000_000
 _MOST_GENERATIONS: Final = 64
 _MOST_CACHED: Final = 1 << 16
+# What a location is found by: generation, the one that may follow (0: none), number of the
+# chain, verdict (0 unless one may follow), handle.
+_KEY: Final = np.dtype(
+    [("generation", "u4"), ("after", "u4"), ("chain", "u4"), ("verdict", "i4"), ("handle", "u8")]
+)
 
 
 class Location(NamedTuple):
-    """The fields of an event that the ruleset determines; see EVENT for the unknown values."""
+    """The fields of an event that the ruleset determines; see EVENT for the unknown values.
+
+    `priority`: of the chain, or of NAT at the hook for chains of type nat.
+    """
 
     rulenum: int
     hook: int
     priority: int
     ruleset: int
+    tracking: int = 0
 
 
 _UNKNOWN: Final = Location(0, UNKNOWN_HOOK, 0, 0)
@@ -47,7 +57,8 @@ class Generations:
         self._announced: dict[int, int] = {}  # CLOCK_MONOTONIC, ns
         self._early = 0  # generation of a snapshot that is not announced yet
         self._rulenums: dict[tuple[int, ChainKey], dict[int, int]] = {}
-        self._cache: dict[tuple[int, int, int, int], Location] = {}
+        self._rewritten: dict[tuple[ChainKey, int], tuple[int, int, int]] = {}
+        self._cache: dict[tuple[int, int, int, int, int], Location] = {}
 
     @property
     def newest(self) -> Snapshot | None:
@@ -75,9 +86,57 @@ class Generations:
         self._order = self._order[-_MOST_GENERATIONS:]
         self._rulenums.clear()
         self._cache.clear()
+        self._rewritten.clear()
+
+    @property
+    def rewriting(self) -> bool:
+        """Whether a rule, of now or of a generation that is remembered, may change packets."""
+        return any(one.rewriting for one in self._snapshots.values())
+
+    @property
+    def translating(self) -> bool:
+        """Whether there is a chain of type nat, likewise."""
+        found = (chain.type for one in self._snapshots.values() for chain in one.chains.values())
+        return "nat" in found
+
+    def rewritten(self, events: Array, chains: ChainRegistry) -> Array:
+        """The bytes of packets that rules may have changed, see Arrivals: uint64, shape (n, 3).
+
+        Of each event its rule, rules of the table without a report, and all of the table.
+        """
+        keys = np.zeros(len(events), [("chain", "u8"), ("handle", "u8")])
+        keys["chain"], keys["handle"] = events["chain"], events["handle"]
+        unique, inverse = np.unique(keys, return_inverse=True)
+        found = [self._rewrites(chains.chains[chain], handle) for chain, handle in unique.tolist()]
+        changed: Array = np.array(found, np.uint64).reshape(-1, 3)[inverse]
+        return changed
+
+    def _rewrites(self, chain: ChainKey, handle: int) -> tuple[int, int, int]:
+        key = (chain, handle)
+        if key not in self._rewritten:
+            if len(self._rewritten) > _MOST_CACHED:
+                self._rewritten.clear()
+            self._rewritten[key] = self._find_rewrites(chain, handle)
+        return self._rewritten[key]
+
+    def _find_rewrites(self, chain: ChainKey, handle: int) -> tuple[int, int, int]:
+        hit = missed = total = 0
+        name = snapshot_name(chain.chain)
+        table = (chain.family, snapshot_name(chain.table))
+        for snapshot in self._snapshots.values():
+            for (place, number), one in snapshot.rewriting.get(table, {}).items():
+                total |= one.hit
+                missed |= one.missed
+                if (place, number) == (name, handle):
+                    hit |= one.hit
+        if handle and total:
+            infos = (one.chains.get((*table, name)) for one in self._snapshots.values())
+            if not any(info is not None and handle in info.handles for info in infos):
+                hit = total  # a rule that no listing had
+        return hit, missed, total
 
     def locate(self, events: Array, chains: ChainRegistry) -> None:
-        """Fills in `rulenum`, `hook`, `priority` and `ruleset` of events, EVENT, shape (n,)."""
+        """Fills in the fields of Location of events, EVENT, shape (n,)."""
         if not len(events):
             return
         # The generation that may have been in effect already, though not announced.
@@ -85,11 +144,10 @@ class Generations:
         for old, new in zip(self._order, self._order[1:], strict=False):
             late = events["time"] + ANNOUNCE_DELAY >= self._announced[new]
             after[(events["generation"] == old) & late] = new
-        keys = np.zeros(
-            len(events), [("generation", "u4"), ("after", "u4"), ("chain", "u8"), ("handle", "u8")]
-        )
+        keys = np.zeros(len(events), _KEY)
         keys["generation"], keys["after"] = events["generation"], after
         keys["chain"], keys["handle"] = events["chain"], events["handle"]
+        keys["verdict"] = np.where(after > 0, events["verdict"], 0)
         words = keys.view(np.uint64).reshape(len(events), 3)
         with np.errstate(over="ignore"):
             hashed = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
@@ -98,22 +156,42 @@ class Generations:
         _, first, inverse = np.unique(hashed, return_index=True, return_inverse=True)
         found = np.array(
             [self._location(key, chains) for key in keys[first].tolist()], np.int64
-        ).reshape(-1, 4)[inverse]
+        ).reshape(-1, len(Location._fields))[inverse]
         for column, name in enumerate(Location._fields):
             events[name] = found[:, column]
 
-    def _location(self, key: tuple[int, int, int, int], chains: ChainRegistry) -> Location:
-        """`key`: generation, the one that may follow (0: none), chain number, handle."""
-        generation, after, number, handle = key
+    def _location(self, key: tuple[int, int, int, int, int], chains: ChainRegistry) -> Location:
+        """`key`: as _KEY."""
+        generation, after, number, verdict, handle = key
         location = self._cache.get(key)
         if location is None:
             if len(self._cache) > _MOST_CACHED:
                 self._cache.clear()
             chain = chains.chains[number]
-            location = self._cache[key] = self._search(generation, after, chain, handle)
+            location = self._search(generation, after, chain, handle, verdict)
+            if chain.family in TRACKING:
+                location = location._replace(tracking=self._tracking(generation, after))
+            self._cache[key] = location
         return location
 
-    def _search(self, generation: int, after: int, chain: ChainKey, handle: int) -> Location:
+    def _tracking(self, generation: int, after: int) -> int:
+        """The IP versions that conntrack has seen by the rules of then: see TRACKING.
+
+        Also by those before, under which the packet may have passed conntrack's hook.
+        """
+        at = self._order.index(generation) if generation in self._order else -1
+        if at < 0:
+            return 0
+        found = 3
+        for one in {generation, after or generation, self._order[max(at - 1, 0)]}:
+            snapshot = self._snapshots.get(one)
+            families = () if snapshot is None else snapshot.tracking
+            found &= functools.reduce(int.__or__, (TRACKING.get(each, 0) for each in families), 0)
+        return found
+
+    def _search(
+        self, generation: int, after: int, chain: ChainKey, handle: int, verdict: int = 0
+    ) -> Location:
         here = self._in(generation, chain, handle)
         known = generation in self._snapshots
         if known and after in self._snapshots:
@@ -123,8 +201,13 @@ class Generations:
             if there is None or not there.rulenum:
                 return here
             if self._same_table(generation, after, chain):
-                same = self._same_rule(generation, after, chain, handle)
-                return here if same else here._replace(ruleset=0)
+                if self._same_rule(generation, after, chain, handle):
+                    return here
+                # A rule was replaced under its handle: its verdict may tell which one it was.
+                ways = [self._may_give(one, chain, handle, verdict) for one in (generation, after)]
+                if ways[0] != ways[1]:
+                    return here if ways[0] else there
+                return here._replace(ruleset=0)
             # The table was made again: its handle means one rule or the other.
             rulenum = here.rulenum if here.rulenum == there.rulenum else 0
             return here._replace(rulenum=rulenum, ruleset=0)
@@ -172,24 +255,32 @@ class Generations:
 
     def _same_rule(self, one: int, other: int, chain: ChainKey, handle: int) -> bool:
         """Whether a handle means the same rule in both; 0 is the chain's end."""
-        key = (chain.family, snapshot_name(chain.table), snapshot_name(chain.chain))
-        infos = [self._snapshots[each].chains.get(key) for each in (one, other)]
         contents = [
             None
-            if info is None
+            if (info := self._info(each, chain)) is None
             else dict(zip(info.handles, info.contents, strict=False)).get(handle)
-            for info in infos
+            for each in (one, other)
         ]
         return not handle or contents[0] == contents[1]
 
-    def _in(self, generation: int, chain: ChainKey, handle: int) -> Location | None:
-        """The location by that generation's snapshot; None if it has no such chain."""
+    def _may_give(self, generation: int, chain: ChainKey, handle: int, verdict: int) -> bool:
+        """Whether the rule that the handle means in that generation may give the verdict."""
+        info = self._info(generation, chain)
+        verdicts = () if info is None else zip(info.handles, info.verdicts, strict=False)
+        return dict(verdicts).get(handle) in (None, verdict)
+
+    def _info(self, generation: int, chain: ChainKey) -> ChainInfo | None:
+        """The chain in that generation's snapshot; None if there is none."""
         snapshot = self._snapshots.get(generation)
         if snapshot is None:
             return None
-        info = snapshot.chains.get(
+        return snapshot.chains.get(
             (chain.family, snapshot_name(chain.table), snapshot_name(chain.chain))
         )
+
+    def _in(self, generation: int, chain: ChainKey, handle: int) -> Location | None:
+        """The location by that generation's snapshot; None if it has no such chain."""
+        info = self._info(generation, chain)
         if info is None:
             return None
         rulenum = len(info.handles) + 1
@@ -198,7 +289,10 @@ class Generations:
         hook = UNKNOWN_HOOK if info.hook is None else info.hook
         if chain.family == NFPROTO_ARP:
             hook = ARP_HOOKS.get(hook, UNKNOWN_HOOK)
-        return Location(rulenum, hook, info.priority or 0, self._numbers.get(generation, 0))
+        priority = info.priority or 0
+        if info.type == "nat":
+            priority = NAT_PRIORITIES.get(hook, priority)
+        return Location(rulenum, hook, priority, self._numbers.get(generation, 0))
 
     def _rulenums_of(self, generation: int, chain: ChainKey, info: ChainInfo) -> dict[int, int]:
         """Rule number by handle."""

@@ -292,7 +292,7 @@ class FlipTable:
                 "nft_objref nft_counter"
             )
         if error.errno == errno.EEXIST:
-            return CaptureError(f"this process traces here already: the nft table {name} exists")
+            return CaptureError(f"this process already traces here: the nft table {name} exists")
         return capture_error(error.errno, f"the nft table {name}")
 
 
@@ -362,7 +362,9 @@ def _process(name: str) -> tuple[int, int, bytes]:
         fields = stat[stat.rindex(b")") + 1 :].split()
         return int(stat[: stat.index(b" ")]), int(fields[19]), fields[0]
     except (OSError, ValueError, IndexError) as error:
-        raise CaptureError("/proc does not show this process: mount it") from error
+        raise CaptureError(
+            "/proc is not mounted, or hides this process: mount it without hidepid"
+        ) from error
 
 
 def _alive(pid: bytes, start: bytes) -> bool:

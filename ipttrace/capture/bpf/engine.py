@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The BPF engine: traces without a kernel module, with all that rows can have.
+
+BPF programs (bpf/nft.bpf.c, bpf/legacy.bpf.c) see each run of a packet with nf_trace through
+a base chain or a legacy table.  What sets nf_trace, and what rules met there, comes from a
+netlink engine that does not listen for reports.  Nothing outlives the process: it holds the
+programs' links, a socket owns the flip tables, and a guard process restores the log setting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ipttrace.capture.addresses import HiddenAddresses
+from ipttrace.capture.bpf.calls import make_calls
+from ipttrace.capture.bpf.legacy_calls import make_legacy_calls
+from ipttrace.capture.bpf.programs import (
+    LOST_RULES,
+    LOST_RUNS,
+    MISSED,
+    RULES,
+    RUNS,
+    Programs,
+    conntrack_is_loaded,
+)
+from ipttrace.capture.bpf.runs import FOREIGN, Array, RunReader, Runs
+from ipttrace.capture.filter import nft as nft_filter
+from ipttrace.capture.netlink import engine as netlink
+from ipttrace.capture.netlink.calls import Calls, in_order
+from ipttrace.capture.netlink.events import ChainRegistry, UniqueNumbers
+from ipttrace.capture.netlink.namespace import TracedNamespace
+from ipttrace.capture.netlink.nft.dump import Dump
+from ipttrace.stream import record
+from ipttrace.stream.messages import Books, Level
+from ipttrace.stream.record import Records
+
+DEFAULT_BUFFER: Final = 32 << 20  # bytes of the ring
+_NETLINK_BUFFER: Final = 8 << 20  # for messages about changes of rules
+_MOST_HELD: Final = 64 << 20  # bytes of runs that wait for rules: what is beyond stays in the ring
+_MOST_REFUSED: Final = 1 << 16  # packets
+_LEGACY_EVERY: Final = 1.0  # s, for legacy tables' modules that are loaded later
+_MOST_GONE: Final = 64  # namespaces that are gone, whose last runs may still come
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to trace: `program`, `netns` as of the netlink engine; `buffer`: bytes of the ring.
+
+    `raw_addresses`: records contain the kernel's addresses as they are.
+    """
+
+    program: bytes = b""
+    netns: str | None = None
+    buffer: int = DEFAULT_BUFFER
+    raw_addresses: bool = False
+
+
+class BpfEngine:
+    """The engine; armed when it is made.  Raises CaptureError if it cannot run."""
+
+    name: Final = "bpf"
+
+    def __init__(self, options: Options) -> None:
+        self._raw_addresses = options.raw_addresses
+        self._numbers = UniqueNumbers()
+        self._reader = RunReader()
+        self._held: list[Runs] = []  # not yet taken
+        self._delivered = [0, 0, 0]
+        self._withheld = [0, 0]  # runs and hits that make no row
+        self._refused: set[int] = set()  # addresses of packets that EXPR does not match
+        self._refused_runs = 0
+        self._chains: dict[int, ChainRegistry] = {}  # of namespaces that are or were traced
+        Dump().close()  # the kernel loads nf_tables when it is first asked
+        with contextlib.ExitStack() as stack:
+            self._programs = Programs(options.buffer)
+            stack.callback(self._programs.close)
+            failures = self._programs.trace_legacy()
+            # Before packets are flipped, so that none is met in the middle of its way.
+            self._programs.attach()
+            legacy = self._programs.legacy
+            self._netlink = netlink.NetlinkEngine(
+                netlink.Options(
+                    options.program, options.netns, _NETLINK_BUFFER, legacy=legacy, listen=False
+                )
+            )
+            stack.callback(self._netlink.close)
+            self._stack = stack.pop_all()
+        self._armed = True
+        self._set_filter(options.program)
+        self.notes: list[tuple[Level, str]] = self._netlink.notes
+        self.notes += [("warn", text) for text in failures]
+        self._legacy_due = time.monotonic() + _LEGACY_EVERY
+        self.names = self._netlink.names
+        self.over = ""  # why there is nothing left to trace
+        self.changes = self._netlink.changes
+        self.buffers = self._netlink.buffers
+        self._addresses = HiddenAddresses()
+        self._sees_conntrack = self._programs.sees_conntrack
+
+    def arm(self) -> None:
+        """Starts tracing with the current filter.  Raises CaptureError."""
+        self._programs.attach()
+        try:
+            self._netlink.arm()
+        except BaseException:
+            self._programs.detach()
+            raise
+        self._armed = True
+
+    def disarm(self) -> None:
+        """Ends tracing; what was written until now can still be taken.  Raises CaptureError."""
+        try:
+            self._netlink.disarm()
+        finally:
+            self._programs.detach()
+        self._armed = False
+
+    def filter(self, program: bytes) -> None:
+        """Replaces the filter at once.  Raises CaptureError, FilterError."""
+        self._netlink.filter(program)
+        self._set_filter(program)
+
+    def _set_filter(self, program: bytes) -> None:
+        self._filtered = bool(program)
+        self._exact = nft_filter.compile(program).exact
+        self._refused.clear()
+
+    def take(self) -> list[Records]:
+        """The records of runs whose rules are known by now: entries, rules, exits."""
+        if sum(one.heads.nbytes + one.hits.nbytes for one in self._held) < _MOST_HELD:
+            self._held.append(self._reader.read(*self._programs.ring.take()))
+        self._note_chains()
+        self._netlink.take()
+        self._note_modules()
+        self.over = self._netlink.over
+        runs = Runs.join(self._held)
+        ready = self._are_ready(runs.heads["entry"])
+        self._held = [] if ready.all() else [runs.pick(~ready)]
+        records = self._records(runs.pick(ready))
+        for kind, part in enumerate(records):
+            self._delivered[kind] += len(part)
+        if not self._raw_addresses:
+            self._addresses.hide(records)
+        return records
+
+    def _are_ready(self, entries: Array) -> Array:
+        """The runs whose rules have been read: bool, shape (n,)."""
+        times = entries["time"]
+        ready: Array = times < self._netlink.before
+        for inode, namespace in self._netlink.namespaces.items():
+            if (checked := namespace.rules_checked) < self._netlink.before:
+                ready &= (entries["netns"] != inode) | (times < checked)
+        return ready
+
+    def _note_modules(self) -> None:
+        """Follows modules of the kernel that are loaded later."""
+        now = time.monotonic()
+        if now < self._legacy_due:
+            return
+        self._legacy_due = now + _LEGACY_EVERY
+        self.notes += [("warn", text) for text in self._programs.trace_legacy()]
+        if not self._sees_conntrack and conntrack_is_loaded():
+            self._sees_conntrack = True
+            text = "conntrack was loaded after ipttrace started: start it again to see connections"
+            self.notes.append(("warn", text))
+
+    def _note_chains(self) -> None:
+        now = self._netlink.namespaces
+        self._chains |= {inode: one.chains for inode, one in now.items()}
+        gone = [inode for inode in self._chains if inode not in now]
+        for inode in gone[:-_MOST_GONE]:
+            del self._chains[inode]
+
+    def _records(self, runs: Runs) -> list[Records]:
+        found = [Calls.none()]
+        hits = len(runs.hits)
+        for inode in np.unique(runs.heads["entry"]["netns"]).tolist():
+            some = runs.pick(runs.heads["entry"]["netns"] == inode)
+            namespace = self._netlink.namespaces.get(inode)
+            timeline = None
+            if namespace is not None:
+                some = some.pick(self._matching(some, namespace))
+                chains, locate = namespace.chains, namespace.locate
+                timeline = namespace.timeline
+            elif inode in self._chains:
+                chains, locate = self._chains[inode], _unknown
+            else:
+                self._refused_runs += len(some.heads)
+                continue  # a rule there traces packets: not ours
+            legacy = some.heads["entry"]["tables"] == 0
+            nft = some.pick(~legacy)
+            names = self._netlink.record_names
+            found.append(make_calls(nft, chains, locate, self._numbers, names))
+            found.append(make_legacy_calls(some.pick(legacy), timeline))
+        records, _ = in_order(found)
+        self._withheld[0] += len(runs.heads) - len(records[record.ENTRY])
+        self._withheld[1] += hits - len(records[record.RULE])
+        return records
+
+    def _matching(self, runs: Runs, namespace: TracedNamespace) -> Array:
+        """Which runs are of packets that EXPR matches: bool, shape (n,).
+
+        The flip table has decided it, unless it took more than EXPR, or another program's
+        rule set nf_trace.  A packet is asked for at its first run, before NAT.
+        """
+        entries = runs.heads["entry"]
+        keep = np.ones(len(entries), bool)
+        if not self._filtered:
+            return keep
+        first = entries["flags"] & record.F_FIRST != 0
+        doubtful = first & ((runs.heads["flags"] & FOREIGN != 0) | (not self._exact))
+        if doubtful.any():
+            some = entries[doubtful]
+            keep[doubtful] = namespace.matches(some["packet"], some["caplen"])
+        if keep.all() and not self._refused:
+            return keep
+        for at, (skb, begins) in enumerate(
+            zip(entries["skb"].tolist(), first.tolist(), strict=True)
+        ):
+            if begins:
+                self._refused.discard(skb)
+                if not keep[at]:
+                    self._refused.add(skb)
+            elif skb in self._refused:
+                keep[at] = False
+        if len(self._refused) > _MOST_REFUSED:
+            self._refused.clear()
+        self._refused_runs += int((~keep).sum())
+        return keep
+
+    def lost_exits(self) -> int:
+        """Exit records, and so rows, for which the ring had no room."""
+        return self._programs.counters()[LOST_RUNS]
+
+    def books(self) -> Books:
+        """The counters of this moment.
+
+        due: counted by the programs, before a record is written, less what makes no row;
+        delivered: here; lost: by the programs; missed: runs without a state, and programs
+        that could not run.
+        """
+        found = self._programs.counters()
+        flips = self._netlink.books()
+        runs = found[RUNS] - self._withheld[0]
+        missed = found[MISSED]
+        return {
+            "engine": self.name,
+            "state": "armed" if self._armed else "disarmed",
+            "calls": found[RUNS],
+            "refused": self._refused_runs,
+            "matched": runs,
+            "flipped": flips["flipped"],
+            "due": [runs + missed, found[RULES] - self._withheld[1], runs],
+            "delivered": list(self._delivered),
+            "lost": [found[LOST_RUNS], found[LOST_RULES], found[LOST_RUNS]],
+            "missed": missed,
+            "filter": flips.get("filter", ""),
+        }
+
+    def close(self) -> None:
+        """Disarms and removes everything that was added to the host."""
+        self._stack.close()
+
+
+def _unknown(events: Array) -> None:
+    """Of a namespace that is gone the rulesets are unknown."""

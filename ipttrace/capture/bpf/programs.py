@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The BPF programs of the engine: of nftables (bpf/nft.bpf.c), of legacy (bpf/legacy.bpf.c).
+
+Those of nftables are always there.  Those of a legacy family come with its module, which may
+be loaded at any time, and share the others' ring and counters.  Must not interpret records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import platform
+from typing import Final
+
+import numpy as np
+
+from ipttrace.capture.bpf.btf import BTF, parameters
+from ipttrace.capture.bpf.objects import BpfObject
+from ipttrace.capture.bpf.ring import Ring
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.libbpf import Libbpf
+
+# enum ipttrace_counter, and IPTTRACE_COUNTERS_EACH
+RUNS, RULES, LOST_RUNS, LOST_RULES, MISSED = range(5)
+_COUNTERS_EACH: Final = 8
+
+_NFT: Final = "nft.bpf.o"
+_LEGACY: Final = "legacy.bpf.o"
+# By the number of parameters of nft_trace_notify(): since Linux 6.4, and before.
+_NOTIFY: Final = {4: "ipttrace_nft_notify", 1: "ipttrace_nft_notify_old"}
+# The module and the function of each family of legacy tables, and the programs for it.
+_FAMILIES: Final = {
+    4: ("ip_tables", "ipt_do_table", "ipttrace_ip_entry", "ipttrace_ip_exit"),
+    6: ("ip6_tables", "ip6t_do_table", "ipttrace_ip6_entry", "ipttrace_ip6_exit"),
+}
+_LOG: Final = "ipttrace_log"
+# Since Linux 5.16; before, the table came last.
+_TABLE_FIRST: Final = ["void", "sk_buff", "nf_hook_state"]
+_LEAST_RING: Final = 1 << 16
+_LARGEST_RING: Final = 1 << 30
+
+
+def conntrack_is_loaded() -> bool:
+    """Whether programs that are loaded now can read conntrack's entries."""
+    return (BTF / "nf_conntrack").exists()
+
+
+class Programs:
+    """The programs, loaded; attached from `attach` to `detach`."""
+
+    def __init__(self, buffer: int) -> None:
+        """`buffer`: bytes of the ring, at most.  Raises CaptureError with what is missing."""
+        if not (BTF / "vmlinux").exists():
+            raise CaptureError(f"the kernel has no BTF ({BTF / 'vmlinux'})")
+        self.sees_conntrack = conntrack_is_loaded()
+        self._libbpf = Libbpf()
+        self._attached = False
+        self._families: set[int] = set()  # of legacy tables that are traced
+        self._refused: set[int] = set()
+        self._shared: dict[str, int] = {}
+        self._built_in = {
+            family
+            for family, (_, function, _, _) in _FAMILIES.items()
+            if parameters(self._libbpf, "vmlinux", function) is not None
+        }
+        with contextlib.ExitStack() as stack:
+            found = parameters(self._libbpf, "nf_tables", "nft_trace_notify")
+            if found is None:
+                raise CaptureError(f"the kernel has no BTF for nf_tables ({BTF / 'nf_tables'})")
+            notify = len(found)
+            if notify not in _NOTIFY:
+                raise CaptureError(
+                    "this kernel's nf_tables reports traced packets in a way that this version"
+                    " of ipttrace does not support: use --engine netlink"
+                )
+            size = min(max(buffer, _LEAST_RING), _LARGEST_RING)
+            size = 1 << size.bit_length() - 1
+            cpus = self._libbpf.lib.libbpf_num_possible_cpus()
+            first = BpfObject(
+                self._libbpf,
+                _NFT,
+                # That at the beginning of a run is attached last, so that none is seen in part.
+                ("ipttrace_nft_entry", _NOTIFY[notify], "ipttrace_nft_exit"),
+                sizes={"ring": size, "counters": cpus * _COUNTERS_EACH},
+            )
+            self._objects = [first]
+            stack.callback(self._close_objects)
+            self._share(first, "packets", "ring", "counters")
+            self.ring = Ring(first.map_fd("ring"), size)
+            stack.callback(self.ring.close)
+            # Read by a mapping: see bpf/state.h.
+            length = cpus * _COUNTERS_EACH * 8
+            try:
+                mapped = mmap.mmap(first.map_fd("counters"), length, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise CaptureError(f"cannot map the BPF counters: {error.strerror}") from error
+            each = np.frombuffer(mapped, np.uint64).reshape(cpus, _COUNTERS_EACH)
+            self._counters = each[:, : MISSED + 1]
+            self._stack = stack.pop_all()
+
+    def trace_legacy(self) -> list[str]:
+        """Loads the programs of legacy families whose module is loaded by now.
+
+        Attaches them if the others are.  Returns, once, why a family cannot be traced.
+        """
+        failures = []
+        for family, (module, _, _, _) in _FAMILIES.items():
+            if family in self._families | self._refused:
+                continue
+            if not (BTF / module).exists() and family not in self._built_in:
+                continue
+            try:
+                self._load_legacy(family)
+            except CaptureError as error:
+                self._refused.add(family)
+                failures.append(f"legacy tables of IPv{family} are not traced: {error}")
+        return failures
+
+    def _load_legacy(self, family: int) -> None:
+        module, function, entry, leave = _FAMILIES[family]
+        if platform.machine() != "x86_64":
+            raise CaptureError("nf_log_trace()'s arguments can be read on x86-64 only")
+        if parameters(self._libbpf, module, function) != _TABLE_FIRST:
+            raise CaptureError(
+                f"this version of ipttrace does not support {function}() of this kernel"
+            )
+        # The kprobe sees the hits of both families.
+        names = (entry, leave) if self._families else (entry, _LOG, leave)
+        loaded = BpfObject(self._libbpf, _LEGACY, names, shared=self._shared)
+        if self._attached:
+            try:
+                loaded.attach()
+            except CaptureError:
+                loaded.close()
+                raise
+        self._objects.append(loaded)
+        self._share(loaded, "runs", "newest")
+        self._families.add(family)
+
+    def _share(self, loaded: BpfObject, *names: str) -> None:
+        for name in names:
+            self._shared.setdefault(name, loaded.map_fd(name))
+
+    @property
+    def legacy(self) -> bool:
+        """Whether no family of legacy tables was refused."""
+        return not self._refused
+
+    def attach(self) -> None:
+        """Attaches the programs.  Raises CaptureError, with none attached."""
+        try:
+            for one in self._objects:
+                one.attach()
+        except CaptureError:
+            self.detach()
+            raise
+        self._attached = True
+
+    def detach(self) -> None:
+        """Detaches them."""
+        self._attached = False
+        for one in self._objects:
+            one.detach()
+
+    def counters(self) -> list[int]:
+        """RUNS to MISSED, of all CPUs; programs that could not run are MISSED as well."""
+        found: list[int] = self._counters.sum(axis=0).tolist()
+        found[MISSED] += sum(one.recursion_misses() for one in self._objects)
+        return found
+
+    def close(self) -> None:
+        """Detaches and unloads the programs."""
+        self._stack.close()
+
+    def _close_objects(self) -> None:
+        for one in reversed(self._objects):
+            one.close()

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs of packets through chains and tables, as the BPF programs write them, to records.
+
+A run crosses from the kernel in one piece: its entry, its exit and its hits (struct
+ipttrace_run of bpf/run.h); if it has more hits than that holds, the first ones go ahead
+of it.  No Python loop over records.  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ipttrace.stream.record import ENTRY_DTYPE, EXIT_DTYPE
+
+Array = npt.NDArray[Any]
+
+HITS: Final = 16
+NAME_LEN: Final = 64
+FOREIGN: Final = 0x01
+NO_CONNTRACK: Final = 0x02
+
+PIECE_DTYPE: Final[np.dtype[np.void]] = np.dtype([("run", "<u8"), ("began", "<u8")])
+RUN_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("entry", ENTRY_DTYPE),
+        ("exit", EXIT_DTYPE),
+        ("generation", "<u4"),
+        ("hit_count", "<u2"),
+        ("flags", "u1"),
+        ("reserved", "u1"),
+        ("table", f"S{NAME_LEN}"),
+        ("reserved1", "<u8"),
+        ("piece", PIECE_DTYPE),
+    ]
+)
+HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("time", "<u8"),
+        ("handle", "<u8"),
+        ("verdict", "<i4"),
+        ("type", "u1"),
+        ("reserved", "u1", (3,)),
+        ("chain", f"S{NAME_LEN}"),
+    ]
+)
+_PIECE_LENGTH: Final = PIECE_DTYPE.itemsize + HITS * HIT_DTYPE.itemsize
+_MOST_PIECES: Final = 4096  # whose runs have not ended
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """`heads`: RUN_DTYPE, shape (n,); `hits`: HIT_DTYPE, those of each run one after the other.
+
+    `counts`: how many hits each run has, shape (n,).
+    """
+
+    heads: Array
+    hits: Array
+    counts: Array
+
+    @staticmethod
+    def none() -> Runs:
+        """No runs."""
+        return Runs(np.zeros(0, RUN_DTYPE), np.zeros(0, HIT_DTYPE), np.zeros(0, np.int64))
+
+    def pick(self, which: Array) -> Runs:
+        """The runs for which `which`, bool, shape (n,), is true."""
+        if which.all():
+            return self
+        hits = self.hits[np.repeat(which, self.counts)]
+        return Runs(self.heads[which], hits, self.counts[which])
+
+    @staticmethod
+    def join(parts: list[Runs]) -> Runs:
+        """All runs of `parts`, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return Runs.none()
+        return Runs(
+            _joined([one.heads for one in parts], RUN_DTYPE),
+            _joined([one.hits for one in parts], HIT_DTYPE),
+            np.concatenate([one.counts for one in parts]),
+        )
+
+
+class RunReader:
+    """Makes runs of the ring's records, which must be passed in order."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[int, int], list[Array]] = {}  # by run
+
+    def read(self, words: Array, starts: Array, lengths: Array) -> Runs:
+        """`words`, `starts`, `lengths`: as Ring.take returns them."""
+        is_piece = lengths == _PIECE_LENGTH
+        fits = (lengths - RUN_DTYPE.itemsize) % HIT_DTYPE.itemsize == 0
+        fits &= lengths >= RUN_DTYPE.itemsize
+        for at in starts[is_piece].tolist():
+            self._keep(words[at : at + _PIECE_LENGTH // 8])
+        starts, lengths = starts[fits & ~is_piece], lengths[fits & ~is_piece]
+        if not len(starts):
+            return Runs.none()
+        heads = words[starts[:, None] + np.arange(RUN_DTYPE.itemsize // 8)]
+        heads = heads.view(RUN_DTYPE)[:, 0]
+        counts = (lengths - RUN_DTYPE.itemsize) // HIT_DTYPE.itemsize
+        seq = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        size = HIT_DTYPE.itemsize // 8
+        begins = np.repeat(starts + RUN_DTYPE.itemsize // 8, counts) + seq * size
+        hits = words[begins[:, None] + np.arange(size)].view(HIT_DTYPE)[:, 0]
+        runs = Runs(heads, hits, counts)
+        return self._completed(runs) if self._pieces else runs
+
+    def _keep(self, words: Array) -> None:
+        key = (int(words[0]), int(words[1]))
+        hits = words[PIECE_DTYPE.itemsize // 8 :].view(HIT_DTYPE)
+        self._pieces.setdefault(key, []).append(hits)
+        if len(self._pieces) > _MOST_PIECES:
+            self._pieces.pop(next(iter(self._pieces)))  # its run was lost
+
+    def _completed(self, runs: Runs) -> Runs:
+        """The runs with the hits that went ahead of them."""
+        longer = runs.heads["exit"]["rules"] > runs.counts
+        if not longer.any():
+            return runs
+        parts, counts = [], runs.counts.copy()
+        ends = np.cumsum(runs.counts)
+        done = 0
+        for at in np.flatnonzero(longer).tolist():
+            run, began = runs.heads["piece"][at].tolist()
+            ahead = self._pieces.pop((run, began), [])
+            begin = int(ends[at] - runs.counts[at])
+            parts += [runs.hits[done:begin], *ahead]
+            done = begin
+            counts[at] += sum(map(len, ahead))
+        parts.append(runs.hits[done:])
+        return Runs(runs.heads, _joined(parts, HIT_DTYPE), counts)
+
+
+def _joined(parts: list[Array], dtype: np.dtype[np.void]) -> Array:
+    """The parts as one array: as bytes, since numpy would change the order of ports' bytes."""
+    plain = [np.ascontiguousarray(part).view(f"V{dtype.itemsize}") for part in parts]
+    joined: Array = np.concatenate(plain).view(dtype)
+    return joined
