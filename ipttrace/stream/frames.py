@@ -26,9 +26,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -118,3 +119,24 @@ class Frame:
         if not isinstance(value, dict):
             raise StreamError(f"a frame of kind {self.kind} is not a JSON object")
         return value
+
+
+def joined(frames: Sequence[Frame]) -> list[Frame]:
+    """The frames of one stream, with the records of several batches as one batch.
+
+    The rows are the same, in order of time also across the batches, for less work a
+    record.  Frames of other kinds stay where they are among the batches.
+    """
+    found: list[Frame] = []
+    for is_records, run in groupby(frames, lambda frame: frame.is_records):
+        if not is_records:
+            found += run
+            continue
+        parts: dict[int, list[Frame]] = {kind: [] for kind in RECORD_KINDS}
+        for frame in run:
+            parts[frame.kind].append(frame)
+        for kind, some in parts.items():
+            if some:
+                payload = some[0].payload if len(some) == 1 else b"".join(f.payload for f in some)
+                found.append(Frame(kind, payload, some[0].dtypes))
+    return found

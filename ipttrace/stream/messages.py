@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The JSON objects of the stream's frames, as the agent writes them.
 
-Only writers may rely on these types: what a reader gets may come from a file that
-somebody made up, so readers check each field (trace/session.py, trace/rules/frames.py,
+Only writers may rely on these types: what a reader gets may come from a
+forged file, so readers check each field (trace/session.py, trace/rules/frames.py,
 trace/neighbours/frames.py).  A field may be added, never renamed: recordings are kept.
 Each kind of frame is described in docs/events/.  Must not do I/O.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NotRequired, TypedDict
 
 Level = Literal["info", "warn", "error"]
@@ -24,7 +25,7 @@ class Clock(TypedDict):
 class Hello(TypedDict):
     """HELLO: where the stream comes from; the writer adds the record layout."""
 
-    engine: str  # kernel, netlink, kernel+netlink
+    engine: str  # kernel, netlink, kernel+netlink, bpf
     version: str  # of ipttrace
     kernel: str  # uname -r
     arch: str
@@ -74,6 +75,7 @@ class Names(TypedDict):
     """NAMES: full names of tables and chains by those in records; see trace/store/names.py."""
 
     names: dict[str, str]
+    netns: NotRequired[dict[str, str]]  # more names of network namespaces by inode
 
 
 class ChainRules(TypedDict):
@@ -97,13 +99,14 @@ class Rules(TypedDict, total=False):
     gone: bool
     of: Literal["nft"]
     unknown: dict[str, list[int]]  # numbers of rules without a known text, by chain
+    handles: dict[str, list[int]]  # of nftables' rules, in order, by chain
 
 
 class ChainCounters(TypedDict):
-    """[packets, bytes] of a chain's policy and of each of its rules."""
+    """[packets, bytes] of a chain's policy and of each of its rules; None: nothing counts."""
 
     policy: tuple[int, int] | None
-    rules: list[tuple[int, int]]
+    rules: Sequence[tuple[int, int] | None]
 
 
 class Counters(TypedDict):

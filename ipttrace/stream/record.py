@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-RECORD_VERSION: Final = 4
+RECORD_VERSION: Final = 6
 
 ENTRY: Final = 0
 RULE: Final = 1
@@ -25,6 +25,11 @@ F_FOLLOWED: Final = 0x02
 F_CONNTRACK: Final = 0x04
 F_SOFTIRQ: Final = 0x08
 F_NO_MARK: Final = 0x10
+F_NO_LEN: Final = 0x20
+
+CT_INVALID: Final = 0x01
+CT_STATE: Final = 0x02
+CT_NO_MARK: Final = 0x04
 
 EXIT_F_ALIVE: Final = 0x01
 EXIT_F_CHANGED: Final = 0x02
@@ -33,6 +38,7 @@ EXIT_F_NO_VERDICT: Final = 0x04
 SOURCE_KERNEL: Final = 0
 SOURCE_NFT: Final = 1
 SOURCE_NFLOG: Final = 2
+SOURCE_BPF: Final = 3
 
 MATCHES: Final = ("rule", "return", "policy")
 MATCH_RULE: Final = 0
@@ -83,12 +89,19 @@ ENTRY_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("mac_len", "u1"),
         ("source", "u1"),
         ("tables", "u1"),
-        ("reserved1", "u1"),
+        ("ct_flags", "u1"),
         ("trace_id", "<u4"),
         ("comm", "S16"),
         ("in", "S16"),
         ("out", "S16"),
         ("packet", "u1", (128,)),
+        ("physin", "S16"),
+        ("physout", "S16"),
+        ("physin_ifindex", "<u4"),
+        ("physout_ifindex", "<u4"),
+        ("nft_before", "u1"),
+        ("nft_behind", "u1"),
+        ("reserved", "u1", (6,)),
     ]
 )
 

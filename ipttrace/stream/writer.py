@@ -84,6 +84,13 @@ class Writer:
             some: Names = {"names": dict(pairs[start : start + _NAMES_AT_ONCE])}
             self._json(Kind.NAMES, some)
 
+    def netns_names(self, names: Mapping[int, str]) -> None:
+        """NAMES: names of network namespaces, by inode, that HELLO does not have."""
+        pairs = [(str(inode), name) for inode, name in names.items()]
+        for start in range(0, len(pairs), _NAMES_AT_ONCE):
+            some: Names = {"names": {}, "netns": dict(pairs[start : start + _NAMES_AT_ONCE])}
+            self._json(Kind.NAMES, some)
+
     def message(self, kind: Kind, message: Message) -> None:
         """RULES, COUNTERS, NEIGHBOURS or NOTE: what a watch found."""
         self._json(kind, message)

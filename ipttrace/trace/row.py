@@ -8,49 +8,96 @@ of JSON lines, CSV, queries and documentation.  Must not do I/O.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 from ipttrace.trace.rules import NFT
 
-# In the order of CSV's columns.
-FIELDS: Final = (
-    "time",
-    "engine",
-    "skb",
-    "netns",
-    "cpu",
-    "pid",
-    "comm",
-    "in",
-    "out",
-    "family",
-    "hook",
-    "table",
-    "chain",
-    "rulenum",
-    "match",
-    "path",
-    "rule",
-    "verdict",
-    "cost_ns",
-    "len",
-    "proto",
-    "src",
-    "sport",
-    "dst",
-    "dport",
-    "flags",
-    "icmp",
-    "frag",
-    "mark",
-    "mac_src",
-    "mac_dst",
-    "ct_state",
-    "ct_orig_src",
-    "ct_orig_sport",
-    "ct_orig_dst",
-    "ct_orig_dport",
-)
+
+class Kind(Enum):
+    """What the values of a field are, which decides how a view writes them."""
+
+    TIME = auto()  # ns since the epoch
+    NUMBER = auto()
+    HEX = auto()  # a number that is written as 0x…
+    TRACE_ID = auto()  # a number that is written as nft does: 8 hexadecimal digits
+    TABLES = auto()  # NFPROTO_* of the table's family: see rules.tables_name
+    TEXT = auto()
+    BLANK = auto()  # text that is "" if it is unknown
+    PATH = auto()  # steps
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of rows.
+
+    `columns`: those of the store that the value depends on, so that views need to make a
+    text only once; "path" stands for the steps.  `netns_name` also depends on names that
+    may become known at any time, and is no attribute of Row.
+    """
+
+    kind: Kind
+    columns: tuple[str, ...]
+
+
+_DECIDING: Final = ("chain", "rulenum", "match")
+_IS_TRACKED: Final = "flags"
+NETNS_NAME: Final = "netns_name"
+
+# In the order of CSV's columns and of the keys in JSON lines.
+TABLE: Final = {
+    "time": Field(Kind.TIME, ("time",)),
+    "engine": Field(Kind.TEXT, ("engine",)),
+    "skb": Field(Kind.HEX, ("skb",)),
+    "netns": Field(Kind.NUMBER, ("netns",)),
+    "cpu": Field(Kind.NUMBER, ("cpu", "engine")),
+    "pid": Field(Kind.NUMBER, ("pid", "engine")),
+    "comm": Field(Kind.TEXT, ("comm", "engine")),
+    "in": Field(Kind.TEXT, ("in",)),
+    "out": Field(Kind.TEXT, ("out",)),
+    "family": Field(Kind.NUMBER, ("family",)),
+    "hook": Field(Kind.BLANK, ("hook",)),
+    "table": Field(Kind.TEXT, ("table",)),
+    "chain": Field(Kind.TEXT, ("chain",)),
+    "rulenum": Field(Kind.NUMBER, ("rulenum", "chain")),
+    "match": Field(Kind.TEXT, ("match", "chain")),
+    "path": Field(Kind.PATH, ("path",)),
+    "rule": Field(Kind.TEXT, ("host", "netns", "family", "tables", "table", "ruleset", *_DECIDING)),
+    "verdict": Field(Kind.TEXT, ("verdict", "exit_flags")),
+    "cost_ns": Field(Kind.NUMBER, ("cost", "engine")),
+    "len": Field(Kind.NUMBER, ("len", "flags")),
+    "proto": Field(Kind.BLANK, ("proto",)),
+    "src": Field(Kind.BLANK, ("src", "version")),
+    "sport": Field(Kind.NUMBER, ("sport", "known")),
+    "dst": Field(Kind.BLANK, ("dst", "version")),
+    "dport": Field(Kind.NUMBER, ("dport", "known")),
+    "flags": Field(Kind.TEXT, ("tcp_flags", "known")),
+    "icmp": Field(Kind.TEXT, ("icmp_type", "icmp_code", "known")),
+    "frag": Field(Kind.TEXT, ("frag_id", "frag_off", "known")),
+    "mark": Field(Kind.HEX, ("mark", "flags")),
+    "mac_src": Field(Kind.TEXT, ("mac", "mac_len")),
+    "mac_dst": Field(Kind.TEXT, ("mac", "mac_len")),
+    "ct_state": Field(Kind.TEXT, ("ct_info", "ct_flags", _IS_TRACKED)),
+    "ct_orig_src": Field(Kind.TEXT, ("ct_orig_src", "family", _IS_TRACKED)),
+    "ct_orig_sport": Field(Kind.NUMBER, ("ct_orig_sport", "ct_proto", _IS_TRACKED)),
+    "ct_orig_dst": Field(Kind.TEXT, ("ct_orig_dst", "family", _IS_TRACKED)),
+    "ct_orig_dport": Field(Kind.NUMBER, ("ct_orig_dport", "ct_proto", _IS_TRACKED)),
+    "tables": Field(Kind.TABLES, ("tables",)),
+    "journey": Field(Kind.HEX, ("journey",)),
+    "trace_id": Field(Kind.TRACE_ID, ("trace_id",)),
+    NETNS_NAME: Field(Kind.TEXT, ("host", "netns")),
+    "ct_mark": Field(Kind.HEX, ("ct_mark", "ct_flags", _IS_TRACKED)),
+    "ct_zone": Field(Kind.NUMBER, ("ct_zone", _IS_TRACKED)),
+    "physin": Field(Kind.TEXT, ("physin",)),
+    "physout": Field(Kind.TEXT, ("physout",)),
+}
+
+FIELDS: Final = tuple(TABLE)
+
+
+def attribute(field: str) -> str:
+    """Returns the attribute of Row that has this field."""
+    return "in_" if field == "in" else field
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +137,7 @@ class Row:
     rule: str | None
     verdict: str | None
     cost_ns: int | None
-    len: int
+    len: int | None
     proto: str  # TCP, UDP, ICMP, ICMPv6, GRE, ESP, AH, SCTP, … or the number; "": unreadable
     src: str  # "" if the header is cut off or inconsistent; dst likewise
     sport: int | None
@@ -102,12 +149,12 @@ class Row:
     mark: int | None
     mac_src: str | None
     mac_dst: str | None
-    ct_state: str | None  # NEW, ESTABLISHED, RELATED, UNTRACKED, …
+    ct_state: str | None  # NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED
     ct_orig_src: str | None
     ct_orig_sport: int | None
     ct_orig_dst: str | None
     ct_orig_dport: int | None
-    # Not in FIELDS:
+    # In FIELDS: journey here, tables and trace_id below, and all from ct_mark on.
     call: int
     parent: int | None  # the call during which this one was made
     journey: int  # the first call of this skb's journey
@@ -117,6 +164,10 @@ class Row:
     ruleset: int = 0  # generation of the rules when the packet came; 0: unknown
     tables: int = 0  # nftables: NFPROTO_* of the table's family; 0: legacy iptables
     trace_id: int | None = None  # nftables' id of the packet, as in `nft monitor trace`
+    ct_mark: int | None = None
+    ct_zone: int | None = None
+    physin: str | None = None  # the port of a bridge by which it came in; None: not bridged
+    physout: str | None = None
 
     @property
     def rules_family(self) -> int:

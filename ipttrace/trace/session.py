@@ -20,6 +20,7 @@ from ipttrace.trace.store import ENGINES, FullNames, Store, fill
 _KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
 _LEVELS: Final = ("info", "warn", "error")
 _MOST_NOTES: Final = 1000
+_MOST_NETNS: Final = 1 << 14  # names of namespaces that are added to those of HELLO
 _NS_LIMIT: Final = 1 << 63
 
 
@@ -46,7 +47,7 @@ class Trace:
         self.note_count = 0  # of all notes, also those that are not kept any more
         self._engine = 0
         self._assembler = Assembler()
-        self._flows = Flows()
+        self._flows = Flows(self.store.aliases)
         self._budget = Budget()
         self._names = FullNames(self.store.names)
 
@@ -89,6 +90,7 @@ class Trace:
             self.rulesets.feed_counters(frame.json)
         elif frame.kind == Kind.NAMES:
             self._names.learn(frame.json)
+            self._learn_netns(frame.json.get("netns", {}))
         elif frame.kind == Kind.NEIGHBOURS:
             self.neighbours.feed(frame.json)
         elif frame.kind == Kind.END:
@@ -175,6 +177,15 @@ class Trace:
             self.clock = _clock(hello["clock"])
         self.hello = hello
         return new
+
+    def _learn_netns(self, names: object) -> None:
+        """Adds names of namespaces to those of HELLO, where readers find them."""
+        known = self.hello.get("netns")
+        if not isinstance(names, dict) or not isinstance(known, dict | None):
+            raise StreamError("malformed names of namespaces in the stream")
+        if names and len(known or {}) + len(names) <= _MOST_NETNS:
+            # Replaced, never modified, so that readers need no lock.
+            self.hello = {**self.hello, "netns": {**(known or {}), **names}}
 
     def _note(self, note: dict[str, Any]) -> None:
         level, text = note.get("level"), note.get("text")

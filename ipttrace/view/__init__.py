@@ -2,7 +2,8 @@
 """Rows as text, CSV, JSON lines and packets: everything written except the screen.
 
 labels    names of hosts and network namespaces
-values    one value as text: times, costs, paths
+values    one value as text: times, numbers, costs, paths
+segments  lines from the store's columns, each text made once
 text      rows as aligned columns for a terminal
 csv       rows as CSV
 jsonl     rows as JSON lines

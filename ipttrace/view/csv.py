@@ -3,9 +3,10 @@
 
 Safe to open in a spreadsheet: text that a spreadsheet would evaluate as a formula
 is prefixed with an apostrophe, also after a semicolon, which some locales use as
-the separator.  `skb` and `mark` are hexadecimal text ("0x1"), `time` is RFC 3339,
-`path` is `chain:rulenum` joined by `>`, and unknown values are empty.  Must not do
-I/O.
+the separator.  `skb`, `mark`, `journey` and `ct_mark` are hexadecimal text ("0x1"),
+`trace_id` has nft's 8 hexadecimal digits, `time` is RFC 3339, `path` is
+`chain:rulenum` joined by `>`, with `/return` or `/policy` where that is what was hit,
+and unknown values are empty.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from ipttrace.text import escape
-from ipttrace.trace.row import Row
+from ipttrace.trace.row import Kind, Row
+from ipttrace.trace.rules import tables_name
+from ipttrace.trace.store import Picked
 from ipttrace.view.labels import LabelSource, labels_of
-from ipttrace.view.values import joined_path, rfc3339
+from ipttrace.view.segments import Segments
+from ipttrace.view.values import hexadecimal, joined_path, number, rfc3339, trace_id
 
 # = + - @ and their full-width forms.  Tab, CR and LF are escaped by now, but a
 # spreadsheet might undo escapes.
@@ -30,14 +34,34 @@ _NEXT_CELL: Final = re.compile(r""";(?=[\s"]*[=+\-@＝＋－＠])""")
 
 
 @lru_cache(maxsize=65536)
-def cell(text: str | None) -> str | None:
+def cell(text: str | None) -> str:
     """Returns `text` as a cell that is safe on a terminal and in a spreadsheet."""
     if not text:
-        return text
+        return ""
     guarded = _NEXT_CELL.sub(";'", escape(text))
     if text.startswith(FORMULA) or text.lstrip().startswith(FORMULA):
         return "'" + guarded
     return guarded
+
+
+_CELLS: Final[Mapping[Kind, Callable[[Any], str]]] = {
+    Kind.TIME: lambda value: rfc3339(value) or "",
+    Kind.NUMBER: number,
+    Kind.HEX: hexadecimal,
+    Kind.TRACE_ID: trace_id,
+    Kind.TABLES: tables_name,
+    Kind.TEXT: cell,
+    Kind.BLANK: cell,
+    Kind.PATH: lambda path: cell(joined_path(path)),
+}
+
+
+def _quoted(cells: list[str]) -> str:
+    """Returns the cells of a part of a line, quoted where necessary."""
+    out = io.StringIO(newline="")
+    # One more cell: a line that consists of an empty one would be quoted.
+    csv.writer(out).writerow([*cells, ""])
+    return out.getvalue().removesuffix(",\r\n")
 
 
 class CsvView:
@@ -45,57 +69,19 @@ class CsvView:
 
     def __init__(self, names: LabelSource = None) -> None:
         self._labels = labels_of(names)
+        self._segments = Segments(self._labels, _CELLS, _quoted)
 
     def header(self) -> str:
         return ",".join(self._labels.fields) + "\r\n"
 
     def lines(self, rows: Iterable[Row]) -> str:
-        out = io.StringIO(newline="")
-        csv.writer(out).writerows(map(self._values, rows))
-        return out.getvalue()
+        return _joined(self._segments.of_rows(rows))
 
-    def _values(self, row: Row) -> tuple[object, ...]:
-        values = _values(row)
-        return (*values, cell(self._labels.host(row.host))) if self._labels.several else values
+    def picked(self, rows: Picked) -> str:
+        return _joined(self._segments.of_picked(rows))
 
 
-def _values(row: Row) -> tuple[object, ...]:
-    """In the order of FIELDS; numbers stay numbers."""
-    return (
-        rfc3339(row.time),
-        cell(row.engine),
-        None if row.skb is None else f"{row.skb:#x}",
-        row.netns,
-        row.cpu,
-        row.pid,
-        cell(row.comm),
-        cell(row.in_),
-        cell(row.out),
-        row.family,
-        cell(row.hook),
-        cell(row.table),
-        cell(row.chain),
-        row.rulenum,
-        cell(row.match),
-        cell(joined_path(row.path)),
-        cell(row.rule),
-        cell(row.verdict),
-        row.cost_ns,
-        row.len,
-        cell(row.proto),
-        cell(row.src),
-        row.sport,
-        cell(row.dst),
-        row.dport,
-        cell(row.flags),
-        cell(row.icmp),
-        cell(row.frag),
-        None if row.mark is None else f"{row.mark:#x}",
-        cell(row.mac_src),
-        cell(row.mac_dst),
-        cell(row.ct_state),
-        cell(row.ct_orig_src),
-        row.ct_orig_sport,
-        cell(row.ct_orig_dst),
-        row.ct_orig_dport,
-    )
+def _joined(lines: Iterator[Sequence[str]]) -> str:
+    joined = [",".join(segments) for segments in lines]
+    joined.append("")
+    return "\r\n".join(joined)

@@ -142,7 +142,7 @@ class Export:
         """The result in one line."""
         line = f"{self.written:,} rows written to {escape(str(self.path))}"
         if self.gone:
-            line += f"; {self.gone:,} rows had already left the memory"
+            line += f"; {self.gone:,} rows were no longer held"
         return line
 
     def _batches(self) -> Iterator[Array]:
@@ -165,11 +165,11 @@ class Export:
         except (OSError, ValueError) as error:
             raise ExportError(f"cannot write {self._shown}: {_reason(error)}") from error
         if not self.path.name:
-            raise ExportError("give the name of a file to write")
+            raise ExportError("enter a file name")
         if existing is None:
             return target
         if stat.S_ISDIR(existing.st_mode):
-            raise ExportError(f"{self._shown} is a directory: give the name of a file in it")
+            raise ExportError(f"{self._shown} is a directory: add a file name")
         if not stat.S_ISREG(existing.st_mode):
             raise ExportError(f"{self._shown} is not a regular file: choose another name")
         if not self._overwrite:
@@ -197,12 +197,11 @@ class Export:
         return escape(str(self.path))
 
     def _error(self, error: OSError) -> ExportError:
-        kept = f"{self.written:,} of {self.total:,} rows written, no file kept"
-        if error.errno in _FULL:
-            return ExportError(f"{_FULL[error.errno]}: {kept}")
+        failed = f"cannot write {self._shown}: {_FULL.get(error.errno or 0) or _reason(error)}"
         if not self.size:
-            return ExportError(f"cannot write {self._shown}: {_reason(error)}")
-        return ExportError(f"cannot write {self._shown}: {_reason(error)}: {kept}")
+            return ExportError(failed)
+        kept = f"{self.written:,} of {self.total:,} rows written, no file kept"
+        return ExportError(f"{failed}: {kept}")
 
 
 def _reason(error: OSError | ValueError) -> str:

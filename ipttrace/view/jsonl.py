@@ -1,54 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Rows as JSON lines: one object per line, its keys FIELDS in order, then `host` if several.
 
-Unknown values are null.  `skb` and `mark` are hexadecimal text ("0x1") as in CSV,
-`time` is RFC 3339, `path` is a list of {chain, rulenum, match}.  The lines are
-ASCII (JSON escapes the rest): valid in any locale and safe on a terminal.  Must not
-do I/O.
+Unknown values are null.  `skb`, `mark`, `journey`, `ct_mark` and `trace_id` are
+hexadecimal text as in CSV, `time` is RFC 3339, `path` is a list of {chain, rulenum,
+match}.  The lines are ASCII (JSON escapes the rest): valid in any locale and safe on
+a terminal.  Must not do I/O.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ipttrace.trace.row import Row
+from ipttrace.trace.row import Kind, Row, Step
+from ipttrace.trace.rules import tables_name
+from ipttrace.trace.store import Picked
 from ipttrace.view.labels import LabelSource, labels_of
-from ipttrace.view.values import rfc3339
+from ipttrace.view.segments import Segments
+from ipttrace.view.values import hexadecimal, number, rfc3339, trace_id
 
 # JSON can express half of a surrogate pair, but strict readers reject the line.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _encode: Final = json.JSONEncoder(ensure_ascii=True, separators=(", ", ": ")).encode
+_NULL: Final = "null"
 
 
-class JsonlView:
-    """A `View` without state."""
-
-    def __init__(self, names: LabelSource = None) -> None:
-        self._labels = labels_of(names)
-        self._fields = self._labels.fields
-
-    def header(self) -> str:
-        return ""
-
-    def lines(self, rows: Iterable[Row]) -> str:
-        lines = [self._line(row) for row in rows]
-        lines.append("")
-        return "\n".join(lines)
-
-    def _line(self, row: Row) -> str:
-        values = _values(row)
-        if self._labels.several:
-            values = (*values, self._labels.host(row.host))
-        fields = dict(zip(self._fields, values, strict=True))
-        line = _encode(fields)
-        if "\\ud" in line:
-            # Half of a surrogate pair, or a character beyond the first plane, which JSON
-            # writes as a pair: both are rare enough to encode twice.
-            line = _encode(_paired(fields))
-        return line
+def _json(value: Any) -> str:
+    text = _encode(value)
+    if "\\ud" in text:
+        # Half of a surrogate pair, or a character beyond the first plane, which JSON
+        # writes as a pair: both are rare enough to encode twice.
+        text = _encode(_paired(value))
+    return text
 
 
 def _paired(value: Any) -> Any:
@@ -62,46 +47,50 @@ def _paired(value: Any) -> Any:
     return value
 
 
-def _values(row: Row) -> tuple[object, ...]:
-    """In the order of FIELDS."""
-    return (
-        rfc3339(row.time),
-        row.engine,
-        None if row.skb is None else f"{row.skb:#x}",
-        row.netns,
-        row.cpu,
-        row.pid,
-        row.comm,
-        row.in_,
-        row.out,
-        row.family,
-        row.hook or None,
-        row.table,
-        row.chain,
-        row.rulenum,
-        row.match,
+def _quoted(text: str | None) -> str:
+    """Returns text that needs no escapes."""
+    return f'"{text}"' if text else _NULL
+
+
+def _steps(path: tuple[Step, ...]) -> str:
+    return _json(
         [
             {"chain": step.chain, "rulenum": step.rulenum or None, "match": step.match}
-            for step in row.path
-        ],
-        row.rule,
-        row.verdict,
-        row.cost_ns,
-        row.len,
-        row.proto or None,
-        row.src or None,
-        row.sport,
-        row.dst or None,
-        row.dport,
-        row.flags,
-        row.icmp,
-        row.frag,
-        None if row.mark is None else f"{row.mark:#x}",
-        row.mac_src,
-        row.mac_dst,
-        row.ct_state,
-        row.ct_orig_src,
-        row.ct_orig_sport,
-        row.ct_orig_dst,
-        row.ct_orig_dport,
+            for step in path
+        ]
     )
+
+
+_VALUES: Final[Mapping[Kind, Callable[[Any], str]]] = {
+    Kind.TIME: lambda value: _quoted(rfc3339(value)),
+    Kind.NUMBER: lambda value: number(value) or _NULL,
+    Kind.HEX: lambda value: _quoted(hexadecimal(value)),
+    Kind.TRACE_ID: lambda value: _quoted(trace_id(value)),
+    Kind.TABLES: lambda value: _quoted(tables_name(value)),
+    Kind.TEXT: _json,
+    Kind.BLANK: lambda value: _json(value or None),
+    Kind.PATH: _steps,
+}
+
+
+class JsonlView:
+    """A `View` without state."""
+
+    def __init__(self, names: LabelSource = None) -> None:
+        labels = labels_of(names)
+        self._segments = Segments(labels, _VALUES, ", ".join, lambda name: f'"{name}": ')
+
+    def header(self) -> str:
+        return ""
+
+    def lines(self, rows: Iterable[Row]) -> str:
+        return _joined(self._segments.of_rows(rows))
+
+    def picked(self, rows: Picked) -> str:
+        return _joined(self._segments.of_picked(rows))
+
+
+def _joined(lines: Iterator[Sequence[str]]) -> str:
+    joined = ["{" + ", ".join(segments) for segments in lines]
+    joined.append("")
+    return "}\n".join(joined)

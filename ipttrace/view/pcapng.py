@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace import __version__
+from ipttrace.stream import record
 from ipttrace.text import clean
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row, Step
@@ -59,8 +60,8 @@ _INBOUND, _OUTBOUND = 1, 2
 _INCOMING: Final = frozenset({"PREROUTING", "INPUT"})
 _GOES_ON: Final = frozenset({"ACCEPT", "STOP", "REPEAT", None})
 
-_Form = tuple[int, int, str | None, bool, int]
-"""Host, network namespace, device, is it incoming, length."""
+_Form = tuple[int, int, str | None, bool]
+"""Host, network namespace, device, is it incoming."""
 
 
 def _option(code: int, value: bytes) -> bytes:
@@ -83,12 +84,15 @@ class _Packet:
     """One form of a journey, open for more traversals."""
 
     form: _Form
+    length: int | None  # None: unknown
     data: bytes
     rows: list[Row]
 
-    def includes(self, form: _Form, data: bytes) -> bool:
+    def includes(self, form: _Form, length: int | None, data: bytes) -> bool:
         """Does a traversal with these bytes belong to this packet?  Capture lengths differ."""
         if self.form != form or len(self.rows) >= _MOST_COMMENTS:
+            return False
+        if self.length != length and self.length is not None and length is not None:
             return False
         return self.data.startswith(data) or data.startswith(self.data)
 
@@ -147,12 +151,13 @@ class Pcapng:
 
     def _take(self, row: Row, data: bytes) -> None:
         device = row.in_ or row.out if row.hook in _INCOMING else row.out or row.in_
-        form = (row.host, row.netns, device, row.hook in _INCOMING, row.len)
+        form = (row.host, row.netns, device, row.hook in _INCOMING)
         packet = self._open.get(row.journey)
-        if packet is None or not packet.includes(form, data):
-            packet = self._open[row.journey] = _Packet(form, data, [])
+        if packet is None or not packet.includes(form, row.len, data):
+            packet = self._open[row.journey] = _Packet(form, row.len, data, [])
             heapq.heappush(self._held, (row.time, self._made, packet))
             self._made += 1
+        packet.length = row.len if packet.length is None else packet.length
         packet.data = max(packet.data, data, key=len)
         packet.rows.append(row)
         self._newest = max(self._newest, row.time)
@@ -186,7 +191,7 @@ class Pcapng:
         high, low = divmod(min(max(first.time, 0), 2**64 - 1), 1 << 32)
         yield _block(
             _ENHANCED_PACKET,
-            struct.pack("<IIIII", number, high, low, len(data), max(first.len, len(data))),
+            struct.pack("<IIIII", number, high, low, len(data), max(packet.length or 0, len(data))),
             data,
             bytes(-len(data) % 4),
             *(_text(_COMMENT, _traversal(row), _LONGEST) for row in packet.rows),
@@ -221,7 +226,9 @@ def _packets(store: Store, wanted: Array) -> dict[int, bytes]:
         a, b = np.searchsorted(wanted, (part.first, part.first + len(part)))
         at = wanted[a:b] - part.first
         # A forged record can claim more bytes than it has room for.
-        sizes = np.minimum(np.minimum(part.columns["caplen"][at], SNAPLEN), part.columns["len"][at])
+        sizes = np.minimum(part.columns["caplen"][at], SNAPLEN)
+        unknown = part.columns["flags"][at] & record.F_NO_LEN != 0
+        sizes = np.minimum(sizes, np.where(unknown, SNAPLEN, part.columns["len"][at]))
         packed = part.columns["packet"][at].tobytes()
         for position, (seq, size) in enumerate(
             zip(wanted[a:b].tolist(), sizes.tolist(), strict=True)
@@ -270,4 +277,12 @@ def _owner(row: Row) -> str:
             if address
         )
         words.append(f"conntrack {row.ct_state} {origin}".rstrip())
+    if row.ct_mark:
+        words.append(f"ct mark {row.ct_mark:#x}")
+    if row.ct_zone:
+        words.append(f"ct zone {row.ct_zone}")
+    if row.physin:
+        words.append(f"physin {row.physin}")
+    if row.physout:
+        words.append(f"physout {row.physout}")
     return ", ".join(words)

@@ -10,17 +10,17 @@ I/O.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ipttrace.text import cut, escape, width
-from ipttrace.trace.row import Row
+from ipttrace.trace.row import TABLE, Row
 from ipttrace.trace.rules import table_name
+from ipttrace.trace.store import Picked
 from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.segments import REMEMBERED, Memo
 from ipttrace.view.values import clock, duration, path_text
 
-# Distinct texts that a column caches: a port scan has endless addresses.
-_REMEMBERED: Final = 16384
 # Below this many cells the path is omitted.
 _PATH_ROOM: Final = 12
 _PATH_CAP: Final = 400
@@ -31,6 +31,9 @@ _TEXT_ROOM: Final = 20
 # Columns omitted on narrow terminals, in this order, each if the others and so many
 # cells of the path do not fit otherwise.
 _LEFT_OUT: Final = (("COMM/PID", 26), ("NETNS", 26), ("IN→OUT", 0), ("COST", 0), ("PROTO", 0))
+
+# Columns that begin a group: what a packet is, where it was, its cost, whose it was.
+_GROUPS: Final = ("TABLE", "COST", "COMM/PID")
 
 _RESET: Final = "\x1b[0m"
 _BOLD: Final = "\x1b[1m"
@@ -49,7 +52,8 @@ def colour_wanted(fd: int, environ: Mapping[str, str]) -> bool:
 class _Column:
     """A column: a cell's key in a row, its text, and a cache of padded cells by key.
 
-    `start`: initial width in cells; `cap`: the greatest; `whole`: longer texts are not cut.
+    `start`: initial width in cells; `cap`: the greatest; `depends`: the store's columns that
+    the key depends on; `whole`: longer texts are not cut.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class _Column:
         title: str,
         start: int,
         cap: int,
+        depends: tuple[str, ...],
         key: Callable[[Row], Any],
         text: Callable[[Any], str],
         *,
@@ -66,8 +71,9 @@ class _Column:
     ) -> None:
         self.title = title
         self.width = max(start, len(title))
+        self.depends = depends
         self.key = key
-        self.cache: dict[Any, str] = {}
+        self._cache: dict[Any, str] = {}
         self._cap = cap
         self._whole = whole
         self._text = text
@@ -77,22 +83,67 @@ class _Column:
     def heading(self) -> str:
         return self.title.rjust(self.width) if self._right else self.title.ljust(self.width)
 
-    def make(self, key: Any) -> str:
+    def narrow(self, width: int) -> None:
+        """Goes back to an earlier width."""
+        if width != self.width:
+            self.width = width
+            self._cache.clear()
+
+    def cell(self, key: Any) -> str:
         """Returns the padded cell of `key`; a text wider than all before widens the column."""
+        return self._cache.get(key) or self._make(key)
+
+    def _make(self, key: Any) -> str:
         text = cut(escape(self._text(key)), _NAME_CAP if self._whole else self._cap)
         wide = min(width(text), self._cap)
         if wide > self.width:
             self.width = wide
-            self.cache.clear()
-        elif len(self.cache) >= _REMEMBERED:
-            self.cache.clear()
+            self._cache.clear()
+        elif len(self._cache) >= REMEMBERED:
+            self._cache.clear()
         fill = " " * (self.width - width(text))
         colour = self._colour(key) if self._colour else ""
         if colour:
             text = f"{colour}{text}{_RESET}"
         cell = fill + text if self._right else text + fill
-        self.cache[key] = cell
+        self._cache[key] = cell
         return cell
+
+
+class _Cells:
+    """The keys of a row in some columns; the text of the cells, at one state of the widths."""
+
+    __slots__ = ("keys", "text", "widths")
+
+    def __init__(self, keys: list[Any]) -> None:
+        self.keys = keys
+        self.text = ""
+        self.widths = 0
+
+
+class _Group:
+    """Consecutive columns, whose cells are joined once for all rows that share them."""
+
+    def __init__(self, columns: list[_Column]) -> None:
+        self._columns = columns
+        depends = tuple(dict.fromkeys(name for column in columns for name in column.depends))
+        self._memo = Memo(depends, lambda row: _Cells([column.key(row) for column in columns]))
+
+    def texts(self, picked: Picked) -> list[str]:
+        """Returns the joined cells of these rows, which may widen the columns from row to row."""
+        texts = []
+        widths = self._widths()
+        for cells in self._memo.of(picked):
+            if cells.widths != widths:
+                zipped = zip(self._columns, cells.keys, strict=True)
+                cells.text = " ".join([column.cell(key) for column, key in zipped])
+                cells.widths = widths = self._widths()
+            texts.append(cells.text)
+        return texts
+
+    def _widths(self) -> int:
+        # Columns only ever become wider.
+        return sum(column.width for column in self._columns)
 
 
 class TextView:
@@ -117,7 +168,13 @@ class TextView:
         self._colour = colour
         self._utc = utc
         self._columns = self._fitting(columns)
+        self._groups = [_Group(list(some)) for some in _groups(self._columns)]
         self._paths: dict[Any, str] = {}
+        depends = (*TABLE["path"].columns, "partial")
+        if self._texts:
+            depends += TABLE["rule"].columns
+        self._ends = Memo(depends, self._end)
+        self._ends_used = self._used
 
     def header(self) -> str:
         line = " ".join(["TIME".ljust(15), *(column.heading() for column in self._columns)])
@@ -127,22 +184,34 @@ class TextView:
         return f"{_BOLD}{line}{_RESET}\n" if self._colour else f"{line}\n"
 
     def lines(self, rows: Iterable[Row]) -> str:
-        columns, utc = self._columns, self._utc
-        out = []
-        for row in rows:
-            stamp = clock(row.time, utc)
-            if self._colour:
-                stamp = f"{_DIM}{stamp}{_RESET}"
-            cells = [stamp]
-            for column in columns:
-                key = column.key(row)
-                cells.append(column.cache.get(key) or column.make(key))
-            path = self._path(row) if len(row.path) > 1 or row.partial else ""
-            if path or self._texts:
-                cells.append(self._with_text(path, row.rule))
-            out.append(" ".join(cells).rstrip(" "))
-        out.append("")
-        return "\n".join(out)
+        return _joined(map(self._cells, rows))
+
+    def picked(self, rows: Picked) -> str:
+        before = [column.width for column in self._columns]
+        groups = [group.texts(rows) for group in self._groups]
+        if self._terminal is not None and before != [column.width for column in self._columns]:
+            # What fits a line depends on the widths that the rows before it have left.
+            for column, width in zip(self._columns, before, strict=True):
+                column.narrow(width)
+            return self.lines(rows.rows())
+        if self._ends_used != self._used:
+            self._ends.clear()
+            self._ends_used = self._used
+        stamps = map(self._stamp, rows.values("time"))
+        return _joined(zip(stamps, *groups, self._ends.of(rows), strict=True))
+
+    def _cells(self, row: Row) -> list[str]:
+        cells = [column.cell(column.key(row)) for column in self._columns]
+        return [self._stamp(row.time), *cells, self._end(row)]
+
+    def _stamp(self, time: int) -> str:
+        stamp = clock(time, self._utc)
+        return f"{_DIM}{stamp}{_RESET}" if self._colour else stamp
+
+    def _end(self, row: Row) -> str:
+        """Returns what follows the columns: the path, and the rule's text if there is room."""
+        path = self._path(row) if len(row.path) > 1 or row.partial else ""
+        return self._with_text(path, row.rule)
 
     @property
     def _texts(self) -> bool:
@@ -169,7 +238,7 @@ class TextView:
         key = (row.path, row.partial)
         text = self._paths.get(key)
         if text is None:
-            if len(self._paths) >= _REMEMBERED:
+            if len(self._paths) >= REMEMBERED:
                 self._paths.clear()
             text = cut(escape(path_text(*key)), _PATH_CAP)
             self._paths[key] = text
@@ -195,40 +264,92 @@ class TextView:
         colour = self._colour
         # Lines that no terminal wraps have names whole: a long one moves what follows.
         whole = self._terminal is None
-        columns = [
-            _Column("NETNS", 10, 20, lambda row: (row.host, row.netns), self._netns_text),
-            _Column("IN→OUT", 9, 33, lambda row: (row.in_, row.out), _devices),
+        of = _depends
+        return [
+            _Column(
+                "NETNS",
+                10,
+                20,
+                ("host", "netns"),
+                lambda row: (row.host, row.netns),
+                self._netns_text,
+            ),
+            _Column("IN→OUT", 9, 33, of("in", "out"), lambda row: (row.in_, row.out), _devices),
             _Column(
                 "PROTO",
                 11,
                 32,
+                of("proto", "flags", "icmp", "frag"),
                 lambda row: (row.proto, row.flags, row.icmp, bool(row.frag)),
                 _proto,
             ),
-            _Column("SOURCE", 19, 48, lambda row: (row.src, row.sport), _endpoint),
-            _Column("", 1, 1, lambda row: None, lambda key: "→"),
-            _Column("DESTINATION", 19, 48, lambda row: (row.dst, row.dport), _endpoint),
-            _Column("TABLE", 6, 32, lambda row: (row.tables, row.table), _table, whole=whole),
-            _Column("CHAIN", 11, 32, lambda row: row.chain, _plain, whole=whole),
-            _Column("RULE", 4, 10, _number, _plain, right=True),
-            _Column("MATCH", 6, 8, lambda row: row.match, _plain),
+            _Column(
+                "SOURCE", 19, 48, of("src", "sport"), lambda row: (row.src, row.sport), _endpoint
+            ),
+            _Column("", 1, 1, (), lambda row: None, lambda key: "→"),
+            _Column(
+                "DESTINATION",
+                19,
+                48,
+                of("dst", "dport"),
+                lambda row: (row.dst, row.dport),
+                _endpoint,
+            ),
+            _Column(
+                "TABLE",
+                6,
+                32,
+                ("tables", "table"),
+                lambda row: (row.tables, row.table),
+                _table,
+                whole=whole,
+            ),
+            _Column("CHAIN", 11, 32, of("chain"), lambda row: row.chain, _plain, whole=whole),
+            _Column("RULE", 4, 10, of("chain", "rulenum"), _number, _plain, right=True),
+            _Column("MATCH", 6, 8, of("match"), lambda row: row.match, _plain),
             _Column(
                 "VERDICT",
                 7,
                 12,
+                of("verdict"),
                 lambda row: row.verdict,
                 _verdict,
                 colour=_verdict_colour if colour else None,
             ),
-            _Column("COST", 7, 12, lambda row: row.cost_ns, duration, right=True),
-            _Column("COMM/PID", 14, 40, lambda row: (row.comm, row.pid), _process),
+            _Column("COST", 7, 12, of("cost_ns"), lambda row: row.cost_ns, duration, right=True),
+            _Column(
+                "COMM/PID",
+                14,
+                40,
+                of("comm", "pid"),
+                lambda row: (row.comm, row.pid),
+                _process,
+            ),
+            *(
+                [_Column("HOST", 8, 32, ("host",), lambda row: row.host, self._labels.host)]
+                if self._labels.several
+                else []
+            ),
         ]
-        if self._labels.several:
-            columns.append(_Column("HOST", 8, 32, lambda row: row.host, self._labels.host))
-        return columns
 
     def _netns_text(self, key: tuple[int, int]) -> str:
         return self._labels.name(*key) or str(key[1])
+
+
+def _joined(lines: Iterable[Iterable[str]]) -> str:
+    joined = [" ".join(cells).rstrip(" ") for cells in lines]
+    joined.append("")
+    return "\n".join(joined)
+
+
+def _depends(*fields: str) -> tuple[str, ...]:
+    return tuple(name for field in fields for name in TABLE[field].columns)
+
+
+def _groups(columns: list[_Column]) -> Iterator[list[_Column]]:
+    """Cuts the columns where one begins that has little to do with those before it."""
+    cuts = [at for at, column in enumerate(columns) if column.title in _GROUPS]
+    return (columns[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True))
 
 
 def _plain(value: object) -> str:

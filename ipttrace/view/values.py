@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One value of a row as text: times, costs and paths.  Must not do I/O."""
+"""One value of a row as text: times, numbers, costs and paths.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def rfc3339(nanoseconds: int) -> str | None:
     return None if text is None else f"{text}.{rest:09d}Z"
 
 
+def number(value: int | None) -> str:
+    """Returns a number; "" for None."""
+    return "" if value is None else str(value)
+
+
+def hexadecimal(value: int | None) -> str:
+    """Returns a number as `0x1f`; "" for None."""
+    return "" if value is None else f"{value:#x}"
+
+
+def trace_id(value: int | None) -> str:
+    """Returns a packet's number as `nft monitor trace` shows it, `0000001f`; "" for None."""
+    return "" if value is None else f"{value:08x}"
+
+
 @lru_cache(maxsize=256)
 def _clock_second(second: int, utc: bool) -> str:
     try:
@@ -64,8 +79,17 @@ def duration(nanoseconds: int | None) -> str:
 
 
 def joined_path(path: tuple[Step, ...]) -> str:
-    """Returns `chain:rulenum` joined by `>`, CSV's path; an unknown number is empty."""
-    return ">".join([f"{step.chain}:{step.rulenum or ''}" for step in path])
+    """Returns CSV's path, `FORWARD:2>DOCKER:3/return`: `/match` follows unless it is `rule`.
+
+    An unknown number is empty.
+    """
+    return ">".join(
+        [
+            f"{step.chain}:{step.rulenum or ''}"
+            + ("" if step.match == "rule" else f"/{step.match}")
+            for step in path
+        ]
+    )
 
 
 def path_text(path: tuple[Step, ...], partial: bool) -> str:

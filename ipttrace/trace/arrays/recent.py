@@ -7,9 +7,13 @@ such as skbs.  Must not do I/O.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from ipttrace.trace.arrays.hashing import Array
+
+_HOPS: Final = 4  # of `follow`; values that lead back to their keys must not loop for ever
 
 
 class Recent:
@@ -33,6 +37,19 @@ class Recent:
         at[at == len(self._keys)] = 0
         known = self._keys[at] == keys
         return np.where(known, self._values[at], np.uint64(0)), known
+
+    def follow(self, keys: Array) -> Array:
+        """Returns the value of each key, that value's own value and so on; the key if unknown."""
+        found = keys
+        some = np.arange(len(keys))
+        for _ in range(_HOPS if len(self._keys) else 0):
+            values, known = self.get(found[some])
+            if not known.any():
+                break
+            some, values = some[known], values[known]
+            found = found.copy() if found is keys else found
+            found[some] = values
+        return found
 
     def put(self, keys: Array, values: Array) -> None:
         """Writes values; of equal keys the last one counts."""

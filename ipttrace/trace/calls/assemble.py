@@ -44,7 +44,7 @@ class Calls:
     journeys: Array  # uint64, shape (n,)
     counts: Array  # the number of rule records of each call, shape (n,)
     rules: Array  # rule records, call by call, in order of `seq`; "return" of a
-    #               deciding rule is corrected to "rule"
+    #               deciding rule is corrected to "rule", see _decide
     partial: Array  # bool, shape (n,): are rule records missing?
     decided: Array  # bool, shape (n,): is the last rule record present?
 
@@ -129,7 +129,7 @@ class Assembler:
         decided = np.zeros(len(entries), bool)
         some = counts > 0
         decided[some] = rules["seq"][ends[some] - 1].astype(np.int64) + 1 >= exits["rules"][some]
-        _decide(rules, ends[decided] - 1)
+        _decide(rules, ends[decided & _is_kernels_word(entries, exits)] - 1)
         return Calls(entries, exits, journeys, counts, rules, counts < exits["rules"], decided)
 
     def _match(self, entries: Array, journeys: Array, exits: Array) -> tuple[Array, Array, Array]:
@@ -219,12 +219,23 @@ class Assembler:
         return pick(records, ~self._is_given_up(records["call"]))
 
 
+def _is_kernels_word(entries: Array, exits: Array) -> Array:
+    """The calls whose matches are as the kernel reported them: bool, shape (n,).
+
+    Engines compare a rule's number with the end of its chain, unless the rules are unknown or
+    changed during the call.  nftables has a message of its own for the end of a chain.
+    """
+    unknown = (entries["ruleset"] == 0) | (exits["flags"] & record.EXIT_F_CHANGED != 0)
+    found: Array = unknown & (entries["source"] != record.SOURCE_NFT)
+    return found
+
+
 def _decide(rules: Array, last: Array) -> None:
-    """Corrects the match of deciding rules, the records at `last`.
+    """Corrects the match of deciding rules, the records at `last`, of _is_kernels_word.
 
     The kernel reports "return" for every unconditional rule with a standard verdict in
     a user-defined chain, even `-A LOGDROP -j DROP` (get_chainname_rulenum() in
-    net/ipv4/netfilter/ip_tables.c).  A real return is never the last hit: the calling
+    net/ipv4/netfilter/ip_tables.c).  A real return is not the last hit: the calling
     chain continues with another rule or the policy.  The exception is a match in that
     chain that drops a malformed packet (hotdrop): the call ends without another record,
     and the return is taken for the rule.

@@ -10,7 +10,6 @@ is one.  Must not do I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,49 +17,35 @@ import numpy as np
 from ipttrace.netfilter import NFPROTO_IPV6
 from ipttrace.stream import record
 from ipttrace.trace.arrays import Array, Hash, Recent
+from ipttrace.trace.calls.aliases import Aliases
+from ipttrace.trace.calls.translated import Translated, Tuples
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 
 _DATAGRAMS: Final = 1 << 14
-_TRANSLATED: Final = 1 << 16
 
 _IPS_NAT_MASK: Final = 0x30  # IPS_SRC_NAT, IPS_DST_NAT
 _IPS_TEMPLATE: Final = 1 << 11
 
 
-@dataclass(slots=True)
-class _Tuples:
-    """The input of a flow's hash: arrays (n,), addresses (n, 16)."""
-
-    src: Array
-    dst: Array
-    sport: Array
-    dport: Array
-    proto: Array  # protocol, zone and family as one word
-
-    def set(self, rows: Array, other: _Tuples) -> None:
-        """Replaces the tuples at `rows`."""
-        self.src[rows] = other.src
-        self.dst[rows] = other.dst
-        self.sport[rows] = other.sport
-        self.dport[rows] = other.dport
-        self.proto[rows] = other.proto
-
-
 class Flows:
     """Assigns flows to packets, which come in order of time."""
 
-    def __init__(self) -> None:
+    def __init__(self, aliases: Aliases | None = None) -> None:
+        """`aliases`: where it notes which flows are one, for rows that it has assigned already."""
         self._end = Hash(5)
         self._both = Hash(5)
         self._datagram = Hash(10)
         self._datagrams = Recent(_DATAGRAMS)
-        self._translated = Recent(_TRANSLATED)
+        self._translated = Translated(Aliases() if aliases is None else aliases)
 
-    def assign(self, entries: Array, headers: packet.Headers) -> Array:
+    def assign(
+        self, entries: Array, headers: packet.Headers, journeys: Array, now: int = 0
+    ) -> Array:
         """Returns uint64 (n,), equal for both directions of a flow; 0 if unknown.
 
-        `entries`: entry records, shape (n,); `headers`: those of their packets.
+        `entries`: entry records, shape (n,); `headers`: those of their packets;
+        `journeys`: uint64 (n,); `now`: the newest time, ns since the epoch.
         """
         tuples = _of_packets(headers)
         tracked = is_tracked(entries)
@@ -72,16 +57,23 @@ class Flows:
             tuples.set(rows, _of_conntrack(entries, rows, "orig"))
         flows = self._hash(tuples)
         if rows.size:
-            self._learn(entries, rows, flows)
+            self._learn(entries, rows, flows, now)
         if untracked.size:
             flows[untracked[headers.version[untracked] == 0]] = 0
-            self._translate(flows, untracked)
             fragments = untracked[(headers.known[untracked] & packet.FRAGMENT) != 0]
             if fragments.size:
                 self._fragments(tuples, headers, flows, fragments)
+        netlink = entries["source"] != record.SOURCE_KERNEL
+        if netlink.any():
+            self._join(tuples, headers, flows, journeys, np.flatnonzero(netlink), now)
+        if len(self._translated):
+            if untracked.size:
+                flows[untracked] = self._translated.roots(flows[untracked])
+            if rows.size and self._translated.matters_in(entries["netns"]):
+                flows[rows] = self._translated.roots_elsewhere(flows[rows], entries["netns"][rows])
         return flows
 
-    def _hash(self, tuples: _Tuples) -> Array:
+    def _hash(self, tuples: Tuples) -> Array:
         """Symmetric: both endpoints are hashed alike, and the smaller hash comes first."""
         a = self._end.full([*_words(tuples.src), tuples.sport])
         b = self._end.full([*_words(tuples.dst), tuples.dport])
@@ -90,20 +82,37 @@ class Flows:
             words += [half >> np.uint64(32), half & np.uint64(0xFFFFFFFF)]
         return self._both.full([*words, tuples.proto])
 
-    def _learn(self, entries: Array, rows: Array, flows: Array) -> None:
+    def _learn(self, entries: Array, rows: Array, flows: Array, now: int) -> None:
         """Remembers the reply tuples of flows with NAT."""
         nat = rows[(entries["ct_status"][rows] & _IPS_NAT_MASK) != 0]
+        # Netlink does not report the reply's tuple before NAT has been decided.
+        nat = nat[entries["ct_reply_src"][nat].any(axis=1)]
         if nat.size:
             reply = self._hash(_of_conntrack(entries, nat, "reply"))
-            self._translated.put(reply, flows[nat])
+            self._translated.learn(reply, flows[nat], now, entries["netns"], nat)
 
-    def _translate(self, flows: Array, untracked: Array) -> None:
-        if len(self._translated):
-            better, known = self._translated.get(flows[untracked])
-            flows[untracked[known]] = better[known]
+    def _join(
+        self,
+        tuples: Tuples,
+        headers: packet.Headers,
+        flows: Array,
+        journeys: Array,
+        rows: Array,
+        now: int,
+    ) -> None:
+        """Learns from packets whose conntrack entries netlink does not tell."""
+        rows = rows[flows[rows] != 0]
+        whole = headers.proto[rows] >= 0
+        cut, rows = rows[~whole], rows[whole]
+        if rows.size:
+            self._translated.join(journeys[rows], flows[rows], tuples.at(rows), now)
+        if cut.size:
+            # Some chains see less of a packet than others: neither protocol nor ports.
+            of_packet, known = self._translated.of_packets(journeys[cut], tuples.at(cut))
+            flows[cut[known]] = of_packet[known]
 
     def _quoted(
-        self, tuples: _Tuples, untracked: Array, entries: Array, headers: packet.Headers
+        self, tuples: Tuples, untracked: Array, entries: Array, headers: packet.Headers
     ) -> None:
         """Replaces the tuples of ICMP errors with those of the packets that they quote."""
         is_icmp = (headers.known[untracked] & packet.ICMP) != 0
@@ -128,10 +137,13 @@ class Flows:
             np.full(len(rows), 1 << 17),
         )
         good = (inner.version == headers.version[rows]) & (inner.proto >= 0)
-        tuples.set(rows[good], _of_packets(inner.at(good)))
+        quoted = _of_packets(inner.at(good))
+        # The error is on its way back.
+        back = Tuples(quoted.dst, quoted.src, quoted.dport, quoted.sport, quoted.proto)
+        tuples.set(rows[good], back)
 
     def _fragments(
-        self, tuples: _Tuples, headers: packet.Headers, flows: Array, rows: Array
+        self, tuples: Tuples, headers: packet.Headers, flows: Array, rows: Array
     ) -> None:
         """Gives fragments without ports the flow of the first fragment."""
         some = (tuples.src[rows], tuples.dst[rows])
@@ -151,8 +163,13 @@ def is_tracked(entries: Array) -> Array:
     The template that ``-j CT`` attaches to a packet has none.
     """
     tracked: Array = (entries["flags"] & record.F_CONNTRACK) != 0
-    tracked &= (entries["ct_status"] & _IPS_TEMPLATE) == 0
-    return tracked
+    return tracked & ~is_template(entries)
+
+
+def is_template(entries: Array) -> Array:
+    """Returns bool (n,): is what these entry records say of conntrack of a template?"""
+    template: Array = (entries["ct_status"] & _IPS_TEMPLATE) != 0
+    return template
 
 
 def _words(addresses: Array) -> list[Array]:
@@ -160,9 +177,9 @@ def _words(addresses: Array) -> list[Array]:
     return [words[:, at] for at in range(4)]
 
 
-def _of_packets(headers: packet.Headers) -> _Tuples:
+def _of_packets(headers: packet.Headers) -> Tuples:
     query = (headers.known & packet.QUERY) != 0
-    return _Tuples(
+    return Tuples(
         headers.src.copy(),
         headers.dst.copy(),
         np.where(query, headers.sub, headers.sport),
@@ -171,7 +188,7 @@ def _of_packets(headers: packet.Headers) -> _Tuples:
     )
 
 
-def _of_conntrack(entries: Array, rows: Array, direction: str) -> _Tuples:
+def _of_conntrack(entries: Array, rows: Array, direction: str) -> Tuples:
     proto = entries["ct_proto"][rows]
     sport = entries[f"ct_{direction}_sport"][rows].astype(np.uint16)
     dport = entries[f"ct_{direction}_dport"][rows].astype(np.uint16)
@@ -185,7 +202,7 @@ def _of_conntrack(entries: Array, rows: Array, direction: str) -> _Tuples:
     six = entries["family"][rows] == NFPROTO_IPV6
     word = proto.astype(np.uint32) | (six * np.uint32(0x100))
     word |= entries["ct_zone"][rows].astype(np.uint32) << np.uint32(16)
-    return _Tuples(
+    return Tuples(
         entries[f"ct_{direction}_src"][rows],
         entries[f"ct_{direction}_dst"][rows],
         sport,

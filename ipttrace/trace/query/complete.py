@@ -32,6 +32,8 @@ _NAMED: Final = {
     "in": ("in",),
     "out": ("out",),
     "dev": ("in", "out"),
+    "physin": ("physin",),
+    "physout": ("physout",),
 }
 # Offered if no rows are known.
 _USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": HOOKS}
@@ -203,7 +205,7 @@ def _operators_of(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _values_of(name: str, context: Context) -> Iterator[tuple[str, str]]:
-    if name == "netns":
+    if name in ("netns", "netns_name"):
         for (_, inode), text in context.netns.items():
             yield text, str(inode)
     elif name == "host":

@@ -40,11 +40,12 @@ PROTOCOLS: Final = ("TCP", "UDP", "ICMP", "ICMPv6", "GRE", "ESP", "AH", "SCTP", 
 _ALSO_PROTOCOLS: Final = {"icmp6": "ICMPv6", "ipv6-icmp": "ICMPv6", "udp-lite": "UDPLITE"}
 TCP_FLAGS: Final = {ip.tcp_flag_names(1 << bit): 1 << bit for bit in range(9)}
 TABLES: Final = ("legacy", "ip", "ip6", "inet", "arp", "bridge", "netdev")
-CT_STATES: Final = ("NEW", "ESTABLISHED", "RELATED", "UNTRACKED")
+CT_STATES: Final = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 # enum ip_conntrack_info, of which 7 is IP_CT_UNTRACKED.
 _CT_TEXTS: Final = ("ESTABLISHED", "RELATED", "NEW", "ESTABLISHED", "RELATED")
 _CT_NOTHING: Final = 5
 _CT_UNTRACKED: Final = 6
+_CT_INVALID: Final = 7
 
 
 def _tracked(part: Part) -> Array:
@@ -58,9 +59,17 @@ def _ct_ports(part: Part) -> Array:
 
 
 def _ct_state(part: Part) -> Array:
-    info = part.columns["ct_info"]
-    untracked = np.where(info == 7, np.uint8(_CT_UNTRACKED), np.uint8(_CT_NOTHING))
-    return np.where(_tracked(part), np.minimum(info, np.uint8(_CT_NOTHING)), untracked)
+    info, flags = part.columns["ct_info"], part.columns["ct_flags"]
+    invalid = (flags & np.uint8(record.CT_INVALID)) != 0
+    others = np.where(invalid, np.uint8(_CT_INVALID), np.uint8(_CT_NOTHING))
+    others = np.where(info == 7, np.uint8(_CT_UNTRACKED), others)
+    known = _tracked(part) | ((flags & np.uint8(record.CT_STATE)) != 0)
+    return np.where(known, np.minimum(info, np.uint8(_CT_NOTHING)), others)
+
+
+def _ct_mark(part: Part) -> Array:
+    known: Array = (part.columns["ct_flags"] & np.uint8(record.CT_NO_MARK)) == 0
+    return known & _tracked(part)
 
 
 def _decided(part: Part) -> Array:
@@ -90,8 +99,11 @@ def _not_netlink(part: Part) -> Array:
     return here
 
 
-def _has_mark(part: Part) -> Array:
-    known: Array = (part.columns["flags"] & np.uint8(record.F_NO_MARK)) == 0
+def _without(flag: int) -> kinds.HasValue:
+    def known(part: Part) -> Array:
+        unset: Array = (part.columns["flags"] & np.uint8(flag)) == 0
+        return unset
+
     return known
 
 
@@ -176,14 +188,16 @@ def fields() -> dict[str, Field]:
         lambda part: part.columns["tcp_flags"] & np.uint16(0x1FF),
         _knows(packet.TCP_FLAGS),
     )
-    engine = kinds.Choice(lambda part: part.columns["engine"], ENGINES, listed=ENGINES[1:3])
+    engine = kinds.Choice(
+        lambda part: part.columns["engine"], ENGINES, listed=("kernel", "netlink", "bpf")
+    )
     match = kinds.Choice(
         lambda part: part.columns["match"],
         _named(record.MATCHES),
         listed=record.MATCHES,
         known=_decided,
     )
-    ct_state = kinds.Choice(_ct_state, (*_CT_TEXTS, "", "UNTRACKED"), listed=CT_STATES)
+    ct_state = kinds.Choice(_ct_state, (*_CT_TEXTS, "", "UNTRACKED", "INVALID"), listed=CT_STATES)
     partial = kinds.Choice(
         _partial,
         ("no", "yes"),
@@ -215,7 +229,11 @@ def fields() -> dict[str, Field]:
             (number("cost", _not_netlink, units=values.DURATIONS),),
             "time spent in the table: 50us, 1.5ms",
         ),
-        ("len", (number("len", units=values.SIZES),), "length of the packet in bytes: 1500, 1.5k"),
+        (
+            "len",
+            (number("len", _without(record.F_NO_LEN), units=values.SIZES),),
+            "length of the packet in bytes: 1500, 1.5k",
+        ),
         ("proto", (_proto(),), "protocol: name or number"),
         ("src", (src,), "source address or network"),
         ("sport", (ports["sport"],), "source port"),
@@ -224,7 +242,7 @@ def fields() -> dict[str, Field]:
         ("flags", (flags,), "TCP flags that are set: SYN, SYN,ACK"),
         ("icmp", (kinds.Icmp("icmp_type", _knows(packet.ICMP)),), "ICMP type or type/code"),
         ("frag", (special.Fragment(),), "fragment: id, id:offset"),
-        ("mark", (number("mark", _has_mark),), "packet mark: 0x1, mark&0xff=0x10"),
+        ("mark", (number("mark", _without(record.F_NO_MARK)),), "packet mark: 0x1, mark&0xff=0x10"),
         ("mac_src", (special.Mac(6),), "source hardware address, or a prefix of it"),
         ("mac_dst", (special.Mac(0),), "destination hardware address, or a prefix of it"),
         ("ct_state", (ct_state,), "conntrack state"),
@@ -232,15 +250,20 @@ def fields() -> dict[str, Field]:
         ("ct_orig_sport", (ports["ct_orig_sport"],), "source port before NAT"),
         ("ct_orig_dst", (ct_dst,), "destination before NAT"),
         ("ct_orig_dport", (ports["ct_orig_dport"],), "destination port before NAT"),
+        ("tables", (_tables(),), "legacy, or the nftables family of the table"),
+        ("journey", (number("journey"),), "all traversals of one packet, 0x…"),
+        ("trace_id", (special.TraceId(),), "as nft monitor trace shows it: 1f2e3d4c"),
+        ("netns_name", (special.NetnsName(),), "name of the network namespace"),
+        ("ct_mark", (number("ct_mark", _ct_mark),), "conntrack mark: 0x1, ct_mark&0xff=0x10"),
+        ("ct_zone", (number("ct_zone", _tracked),), "conntrack zone"),
+        ("physin", (name("physin"),), "port of the bridge by which the packet came in"),
+        ("physout", (name("physout"),), "port of the bridge by which the packet leaves"),
         ("addr", (src, dst, ct_src, ct_dst), "src, dst, ct_orig_src or ct_orig_dst"),
         ("port", (ports["sport"], ports["dport"]), "sport or dport"),
         ("dev", (into, out), "in or out"),
-        ("flow", (number("flow", _not_zero("flow")),), "both directions of a flow, 0x…"),
-        ("journey", (number("journey"),), "all traversals of one packet, 0x…"),
+        ("flow", (kinds.Flow(),), "both directions of a flow, 0x…"),
         ("call", (number("call"),), "one run of a table"),
-        ("parent", (number("parent", _not_zero("parent")),), "call inside which it was made"),
-        ("tables", (_tables(),), "legacy, or the nftables family of the table"),
-        ("trace_id", (special.TraceId(),), "as nft monitor trace shows it: 1f2e3d4c"),
+        ("parent", (number("parent", _not_zero("parent")),), "call in which this one was made"),
         ("partial", (partial,), "whether some of its rules were lost"),
         ("host", (special.Host(),), "host on which it was traced"),
     ]

@@ -166,6 +166,38 @@ class Number(Kind):
         return masked
 
 
+class Flow(Number):
+    """The number of a flow, or one that it had before NAT was known."""
+
+    title = "a flow"
+    operators = EQUAL
+    maskable = False
+
+    def __init__(self) -> None:
+        super().__init__("flow", lambda part: part.columns["flow"] != 0)
+
+    def codes(self, part: Part) -> Array:
+        return part.flows
+
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        numbers = np.array([self._number(value) for value in wanted], np.uint64)
+
+        def of_flow(part: Part, context: Context) -> Array:
+            flows, roots = part.flows, part.aliases.roots(numbers)
+            found = np.zeros(len(part), bool)
+            for number in {*numbers.tolist(), *roots.tolist()}:
+                found |= flows == np.uint64(number)
+            return found
+
+        return of_flow
+
+    def _number(self, value: Value) -> int:
+        low, high = self.interval(value)
+        if low != high or low > np.iinfo(np.uint64).max:
+            raise value.error("not a flow, 0x…")
+        return low
+
+
 class Icmp(Number):
     """ICMP type and code: ``8/0``, or the type alone."""
 

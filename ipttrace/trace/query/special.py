@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -159,6 +160,28 @@ class Netns(Kind):
             return found
 
         return in_netns
+
+
+class NetnsName(Netns):
+    """A network namespace by its name alone: one without a name has no value."""
+
+    def has_value(self, part: Part, context: Context) -> Array | None:
+        found = np.zeros(len(part), bool)
+        for (host, inode), name in context.netns.items():
+            if name and inode <= 0xFFFFFFFF and host <= 0xFF:
+                mine = part.columns["host"] == np.uint8(host)
+                found |= (part.columns["netns"] == np.uint32(inode)) & mine
+        return found
+
+    def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
+        predicate = predicate_of(op, wanted, source)
+
+        def named(part: Part, context: Context) -> Array:
+            names = {key: name for key, name in context.netns.items() if predicate(name)}
+            found = self.has_value(part, replace(context, netns=names))
+            return np.zeros(len(part), bool) if found is None else found
+
+        return named
 
 
 class Host(Kind):

@@ -313,10 +313,25 @@ def _unexpected(text: str, error: Any) -> QueryError:
     elif token.type == "RPAR":
         message = "no matching ( for this )"
     elif token.type == "LPAR" or token.type in _VALUES or token.type in ("NOT", "BANG", "IN"):
-        message = f"and, or, or an operator missing before {word}"
+        message = _without_operator(before, str(token))
     else:
         message = f"unexpected {word}"
     return QueryError(message, at, length)
+
+
+# Fields by tcpdump's words for them.
+_TCPDUMP: Final = {"host": "addr", "net": "addr", "port": "port", "proto": "proto"}
+
+
+def _without_operator(before: str, value: str) -> str:
+    """What is wrong with a value behind these words: "port 443" is meant as in tcpdump."""
+    word = before.split()[-1].lower() if before else ""
+    name = _TCPDUMP.get(word)
+    if name == "addr" and "." not in value and ":" not in value:
+        name = word if word == "host" else None  # a host's name
+    if name is not None:
+        return f"operator missing: {name}={for_message(value)}"
+    return f"and, or, or an operator missing before {for_message(value)}"
 
 
 def _open(text: str) -> int:

@@ -28,6 +28,14 @@ def family_name(family: int) -> str:
     return _NAMES.get(family, str(family))
 
 
+def tables_name(tables: int) -> str:
+    """Returns the field `tables` as text: "legacy", or nft's name of the family.
+
+    `tables`: NFPROTO_* of the nftables table; 0: a legacy table.
+    """
+    return family_name(NFT + tables) if tables in NFT_FAMILIES else str(tables or "legacy")
+
+
 def table_name(tables: int, table: str) -> str:
     """Returns a row's table as shown beside others: "filter", "inet filter".
 

@@ -26,19 +26,25 @@ class Chain:
     """A chain: its policy, None unless it is a base chain, and its rules in order.
 
     `unknown`: numbers of the rules whose texts are not known; they are empty in `rules`.
+    `handles`: what nftables calls the rules, in order; empty if that is not known.
     """
 
     policy: str | None
     rules: tuple[str, ...]
     unknown: frozenset[int] = frozenset()
+    handles: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Packets and bytes of a chain's policy and of its rules, uint64 (n, 2)."""
+    """Packets and bytes of a chain's policy and of its rules, uint64 (n, 2).
+
+    `known`: bool (n,), whether a rule counts.
+    """
 
     policy: tuple[int, int] | None
     rules: Array
+    known: Array
 
 
 def frame_number(frame: dict[str, Any], name: str, limit: int, what: str) -> int:
@@ -67,15 +73,17 @@ def frame_name(name: str, what: str) -> str:
     return clean(name)
 
 
-def frame_chains(value: object, unknown: object = None) -> dict[str, Chain]:
+def frame_chains(value: object, unknown: object = None, handles: object = None) -> dict[str, Chain]:
     """Returns the chains of a RULES frame by clean name; rules are not cleaned.
 
-    `unknown`: as in the frame, None if it has none.
+    `unknown`, `handles`: as in the frame, None if it has none.
     """
     if not isinstance(value, dict):
         raise StreamError("malformed rules in the stream: chains")
     if not isinstance(unknown, dict | None):
         raise StreamError("malformed rules in the stream: unknown")
+    if not isinstance(handles, dict | None):
+        raise StreamError("malformed rules in the stream: handles")
     found: dict[str, Chain] = {}
     for name, chain in value.items():
         shown = frame_name(name, "rules")
@@ -86,16 +94,29 @@ def frame_chains(value: object, unknown: object = None) -> dict[str, Chain]:
             raise StreamError("malformed rules in the stream: rules of a chain")
         if policy is not None and not isinstance(policy, str):
             raise StreamError("malformed rules in the stream: policy")
-        numbers = [] if unknown is None else unknown.get(name, [])
-        if not isinstance(numbers, list) or not all(type(one) is int for one in numbers):
-            raise StreamError("malformed rules in the stream: unknown")
+        numbers = _numbers({} if unknown is None else unknown, name, "unknown")
+        called = _numbers({} if handles is None else handles, name, "handles")
+        if called and len(called) != len(rules):
+            raise StreamError("malformed rules in the stream: handles")
         # Two names that look the same once cleaned: a packet could have been in either.
         ambiguous = shown in found
         policy = None if policy is None else clean(policy, 32)
         found[shown] = (
-            Chain(None, ()) if ambiguous else Chain(policy, tuple(rules), frozenset(numbers))
+            Chain(None, ())
+            if ambiguous
+            else Chain(policy, tuple(rules), frozenset(numbers), tuple(called))
         )
     return found
+
+
+def _numbers(of: dict[Any, Any], name: str, what: str) -> list[int]:
+    """Returns the numbers that a frame has of a chain."""
+    numbers = of.get(name, [])
+    if not isinstance(numbers, list) or not all(
+        type(one) is int and 0 <= one < U64 for one in numbers
+    ):
+        raise StreamError(f"malformed rules in the stream: {what}")
+    return numbers
 
 
 def _pair(value: object) -> tuple[int, int]:
@@ -110,8 +131,10 @@ def frame_counted(value: object) -> Counted:
     """Returns a chain of a COUNTERS frame."""
     if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
         raise StreamError("malformed counters in the stream")
-    policy = value.get("policy")
-    return Counted(None if policy is None else _pair(policy), _pairs(value["rules"]))
+    policy, rules = value.get("policy"), value["rules"]
+    known = np.array([pair is not None for pair in rules], bool)
+    pairs = rules if known.all() else [(0, 0) if pair is None else pair for pair in rules]
+    return Counted(None if policy is None else _pair(policy), _pairs(pairs), known)
 
 
 def _pairs(value: list[Any]) -> Array:

@@ -4,12 +4,13 @@
 A generation is a number that increases with every change of any table of a host; each
 row has that of its packet.  A RULES frame is one of
 
-``{"netns", "family", "table", "backend", "since", "mono", "chains", "upto", "unknown"}``
+``{"netns", "family", "table", "backend", "since", "mono", "chains", "upto", "unknown",
+"handles"}``
     the rules of a table from generation `since` on, until its next change; `family` is
     4 or 6, or for an nftables table "ip", "ip6", "inet", "arp", "bridge" or "netdev";
     `chains` is ``{"INPUT": {"policy": "DROP" or null, "rules": ["-p tcp -j ACCEPT", …]}}``;
     `unknown`, if there is any, has the numbers of the rules whose texts are not known:
-    ``{"INPUT": [2, 3]}``
+    ``{"INPUT": [2, 3]}``; `handles`, likewise, what nftables calls each rule, in order
 the same without ``chains``
     the table changed at `since`; its rules are unknown, or follow later
 ``{"netns", "family", "table", "gone": true}``
@@ -106,6 +107,12 @@ class Rulesets:
         `family`: see `families`.
         """
         return self._of(family).text((netns, family, table), chain, rulenum, generation)
+
+    def handle(
+        self, netns: int, family: int, table: str, chain: str, rulenum: int, generation: int
+    ) -> int | None:
+        """Returns the handle of a rule of nftables in a row's generation; None if unknown."""
+        return self._of(family).handle((netns, family, table), chain, rulenum, generation)
 
     def tables(self, netns: int) -> list[Table]:
         """Returns the newest known rules of each table, by family, as packets meet them."""

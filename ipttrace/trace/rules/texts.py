@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from ipttrace.trace.rules.frames import Chain
@@ -12,6 +13,7 @@ _TEXT: Final = 64
 _ELEMENT: Final = 8
 _CHAIN: Final = 300
 _UNKNOWN: Final = 64  # for a number in `Chain.unknown`
+_HANDLE: Final = 40  # for one in `Chain.handles`
 
 
 class Texts:
@@ -26,7 +28,7 @@ class Texts:
         """Returns equal chains made of the stored texts."""
         self.size += _size(chains)
         return {
-            self._one(name): Chain(chain.policy, tuple(map(self._one, chain.rules)), chain.unknown)
+            self._one(name): replace(chain, rules=tuple(map(self._one, chain.rules)))
             for name, chain in chains.items()
         }
 
@@ -57,4 +59,7 @@ def size_of(text: str) -> int:
 
 
 def _size(chains: dict[str, Chain]) -> int:
-    return sum(_CHAIN + _UNKNOWN * len(chain.unknown) for chain in chains.values())
+    return sum(
+        _CHAIN + _UNKNOWN * len(chain.unknown) + _HANDLE * len(chain.handles)
+        for chain in chains.values()
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -109,7 +109,7 @@ class Timeline:
             key, since = frame_key(rules, "rules"), self._generation(rules, "since")
             chains = None
             if "chains" in rules:
-                chains = frame_chains(rules["chains"], rules.get("unknown"))
+                chains = frame_chains(rules["chains"], rules.get("unknown"), rules.get("handles"))
             self._add(key, since, chains, str(rules.get("backend")))
             upto = since
         elif "since" in rules:
@@ -137,6 +137,14 @@ class Timeline:
         if rules is None or not 0 < rulenum <= len(rules.rules) or rulenum in rules.unknown:
             return None
         return clean(rules.rules[rulenum - 1], TEXT_LIMIT)
+
+    def handle(self, key: Key, chain: str, rulenum: int, generation: int) -> int | None:
+        """Returns what nftables calls a rule in a row's generation; None if unknown."""
+        found = self._at(key, generation)
+        known = None if found is None or found.chains is None else found.chains.get(chain)
+        if known is None or not 0 < rulenum <= len(known.handles):
+            return None
+        return known.handles[rulenum - 1]
 
     def tables(self, netns: int) -> list[Table]:
         """Returns the newest known rules of each table, by family, as packets meet them."""
@@ -245,8 +253,6 @@ def _order(item: tuple[Key, _Versions]) -> tuple[int, int, int, str]:
 
 def _cleaned(chains: dict[str, Chain]) -> dict[str, Chain]:
     return {
-        name: Chain(
-            chain.policy, tuple(clean(rule, TEXT_LIMIT) for rule in chain.rules), chain.unknown
-        )
+        name: replace(chain, rules=tuple(clean(rule, TEXT_LIMIT) for rule in chain.rules))
         for name, chain in chains.items()
     }

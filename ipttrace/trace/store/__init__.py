@@ -4,6 +4,7 @@
 schema  the columns, and how calls become columns
 names   chain, table, device and process names as ids
 unfold  columns to rows
+picked  some rows, by columns or as rows
 
 Rows have sequence numbers in order of arrival, which are never reused.  One thread
 appends while others read: chunks in use are never modified, and `end` grows only when a
@@ -20,22 +21,35 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace.arrays import Array
+from ipttrace.trace.calls import Aliases
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store.names import FullNames, Names
-from ipttrace.trace.store.schema import ENGINES, NETLINK, SCHEMA, STEPS, Columns, fill
-from ipttrace.trace.store.unfold import address, unfold
+from ipttrace.trace.store.picked import Picked
+from ipttrace.trace.store.schema import (
+    ENGINES,
+    NETLINK,
+    SCHEMA,
+    STEPS,
+    Columns,
+    fill,
+    traces_nftables,
+)
+from ipttrace.trace.store.unfold import DIRECT, address
 
 __all__ = [
+    "DIRECT",
     "ENGINES",
     "NETLINK",
     "Columns",
     "FullNames",
     "Names",
     "Part",
+    "Picked",
     "Store",
     "address",
     "fill",
+    "traces_nftables",
 ]
 
 _CHUNK_ROWS: Final = 1 << 16
@@ -104,9 +118,15 @@ class Part:
     begins: Array
     ends: Array
     steps: Columns
+    aliases: Aliases
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @property
+    def flows(self) -> Array:
+        """The flow of each row, uint64 (n,), as is known now: the column has older numbers."""
+        return self.aliases.roots(self.columns["flow"], self.columns["time"])
 
 
 class Store:
@@ -117,6 +137,7 @@ class Store:
             raise ValueError(f"a store needs room for at least one row, not {capacity}")
         self.capacity = capacity
         self.names = Names()
+        self.aliases = Aliases()  # of flows
         self.rulesets: dict[int, Rulesets] = {}  # by host; the source of rule texts
         self._chunk_rows = max(1, min(_CHUNK_ROWS, capacity // 16))
         # Replaced, never modified, so that readers need no lock.
@@ -212,7 +233,7 @@ class Store:
             begins[0] = chunk.ends[a - 1] if a else 0
             begins[1:] = ends[:-1]
             columns = {name: column[a:b] for name, column in chunk.columns.items()}
-            yield Part(chunk.first + a, columns, begins, ends, dict(chunk.steps))
+            yield Part(chunk.first + a, columns, begins, ends, dict(chunk.steps), self.aliases)
 
     def column(self, name: str, first: int | None = None, end: int | None = None) -> Array:
         """Returns one column of the held rows of this range; a copy.  Raises KeyError."""
@@ -232,13 +253,19 @@ class Store:
 
         Rows that are not held are omitted: see Row.index.
         """
+        return [row for picked in self.picked(seqs) for row in picked.rows()]
+
+    def picked(self, seqs: Sequence[int] | Array) -> Iterator[Picked]:
+        """Yields the rows of these sequence numbers, in this order, chunk by chunk.
+
+        Rows that are not held are omitted.
+        """
         wanted = np.asarray(seqs, np.int64)
         chunks, end = self._chunks, self._end
         if not chunks:
-            return []
+            return
         wanted = wanted[(wanted >= chunks[0].first) & (wanted < end)]
         firsts = [chunk.first for chunk in chunks]
-        found: list[Row] = []
         at = 0
         while at < len(wanted):
             which = bisect_right(firsts, int(wanted[at])) - 1
@@ -246,7 +273,7 @@ class Store:
             until = firsts[which + 1] if which + 1 < len(chunks) else end
             inside = (wanted[at:] >= chunk.first) & (wanted[at:] < until)
             some = len(inside) if inside.all() else int(np.argmin(inside))
-            found += unfold(
+            yield Picked(
                 wanted[at : at + some],
                 chunk.first,
                 chunk.columns,
@@ -254,9 +281,9 @@ class Store:
                 chunk.steps,
                 self.names,
                 self.rulesets,
+                self.aliases,
             )
             at += some
-        return found
 
     def raw(self, seq: int) -> dict[str, Array]:
         """Returns all columns of a row, each () or (k,).  Raises KeyError if it is not held."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.trace.arrays import Array
-from ipttrace.trace.calls import Calls, Flows, is_tracked
+from ipttrace.trace.calls import Calls, Flows, is_template
 from ipttrace.trace.decode.headers import decode
 from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store.names import FullNames
@@ -53,10 +53,12 @@ _ENTRY: Final = (
     "mac_len",
     "tables",
     "trace_id",
+    "ct_flags",
     "packet",
 )
 # Names in the entry record, stored as ids of Names.
 _NAMES: Final = ("table", "comm", "in", "out")
+_PORTS: Final = ("physin", "physout")  # likewise; few packets are bridged
 # Column → field of the exit record.
 _EXIT: Final = {
     "cost": "cost",
@@ -100,7 +102,7 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "engine": ("u1", ()),  # index into ENGINES
     "ruleset": ("u4", ()),  # generation of the rules when the packet came; 0: unknown
     "netns": ("u4", ()),
-    "len": ("u4", ()),
+    "len": ("u4", ()),  # 0 if flags has F_NO_LEN
     "mark": ("u4", ()),
     "in_ifindex": ("u4", ()),
     "out_ifindex": ("u4", ()),
@@ -131,10 +133,13 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "mac_len": ("u1", ()),
     "tables": ("u1", ()),  # nftables: NFPROTO_* of the table; 0: legacy
     "trace_id": ("u4", ()),  # nftables' id of the packet; 0: none
+    "ct_flags": ("u1", ()),  # record.CT_*, without CT_STATE if it was a template
     "table": ("u4", ()),  # ids of Names, from here on
     "comm": ("u4", ()),
     "in": ("u4", ()),
     "out": ("u4", ()),
+    "physin": ("u4", ()),
+    "physout": ("u4", ()),
     "chain": ("u4", ()),  # of the deciding rule; 0: unknown
     "rulenum": ("u4", ()),
     "match": ("u1", ()),
@@ -167,14 +172,22 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
 # The columns of steps: one step per rule record.
 STEPS: Final = {"chain": "u4", "rulenum": "u4", "match": "u1"}
 
-# Only streams have the last one: each of its records is of one of the two engines.
-ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink")
+# Only streams have "kernel+netlink": each of its records is of one of the two engines.
+ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink", "bpf")
 _KERNEL: Final = ENGINES.index("kernel")
 NETLINK: Final = ENGINES.index("netlink")
+_BPF: Final = ENGINES.index("bpf")
+
+
+def traces_nftables(engine: str) -> bool:
+    """Whether an engine, or both at once, traces nftables: `engine` as in ENGINES."""
+    return "netlink" in engine or engine == "bpf"
+
 
 Columns = dict[str, Array]
 
 _LATEST: Final = np.iinfo(np.int64).max
+_LONGEST: Final = np.uint32(np.iinfo(np.uint32).max)  # a packet's length, if it is unknown
 
 
 def fill(
@@ -195,22 +208,32 @@ def fill(
     columns: Columns = {name: entries[name] for name in _ENTRY}
     for name in _NAMES:
         columns[name] = names.intern(entries[name])
+    for name in _PORTS:
+        bridged = entries[f"{name}_ifindex"].any()
+        none = np.zeros(len(entries), np.uint32)
+        columns[name] = names.intern(entries[name]) if bridged else none
     for name, field in _EXIT.items():
         columns[name] = exits[field]
-    headers = decode(entries["packet"], entries["caplen"], entries["len"])
+    endless = entries["flags"] & record.F_NO_LEN != 0
+    columns["len"] = np.where(endless, 0, entries["len"])
+    lengths = np.where(endless, _LONGEST, entries["len"])
+    headers = decode(entries["packet"], entries["caplen"], lengths)
     for name in _HEADERS:
         columns[name] = getattr(headers, name)
-    columns["flags"] = np.where(
-        is_tracked(entries), entries["flags"], entries["flags"] & (0xFF ^ record.F_CONNTRACK)
-    )
-    columns["flow"] = flows.assign(entries, headers)
+    template = is_template(entries)
+    for name, bit in (("flags", record.F_CONNTRACK), ("ct_flags", record.CT_STATE)):
+        columns[name] = np.where(template, entries[name] & (0xFF ^ bit), entries[name])
+    columns["time"] = times = _wall(entries["time"], offset)
+    now = int(times.max()) if len(times) else 0
+    columns["flow"] = flows.assign(entries, headers, calls.journeys, now)
     # Each host has its own call numbers.
     columns["journey"] = calls.journeys | np.uint64(host << 56)
-    columns["time"] = _wall(entries["time"], offset)
     kernel = entries["source"] == record.SOURCE_KERNEL
-    columns["engine"] = np.where(kernel, min(engine, _KERNEL), NETLINK).astype(np.uint8)
+    bpf = entries["source"] == record.SOURCE_BPF
+    told = [kernel, bpf]
+    columns["engine"] = np.select(told, [min(engine, _KERNEL), _BPF], NETLINK).astype(np.uint8)
     # The netlink engine writes a number per packet, not an address.
-    columns["skb"] = np.where(kernel, columns["skb"], 0)
+    columns["skb"] = np.where(kernel | bpf, columns["skb"], 0)
     columns["host"] = np.full(len(calls), host, np.uint8)
     # The rules changed during the call: the packet met either version.
     changed = exits["flags"] & record.EXIT_F_CHANGED != 0

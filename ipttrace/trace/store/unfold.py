@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Any, Final
@@ -18,7 +18,7 @@ from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import NFT, Rulesets
 from ipttrace.trace.store.names import Names
-from ipttrace.trace.store.schema import ENGINES, STEPS, Columns
+from ipttrace.trace.store.schema import ENGINES, NETLINK, STEPS
 
 # enum ip_conntrack_info (linux/netfilter/nf_conntrack_common.h).
 _CT_STATES: Final = {
@@ -32,10 +32,10 @@ _CT_UNTRACKED: Final = 7
 
 _ETHERNET: Final = 14
 
+STEP_DTYPE: Final = np.dtype(list(STEPS.items()))
+
 _PLAIN: Final = (
-    "time",
     "engine",
-    "skb",
     "netns",
     "cpu",
     "pid",
@@ -49,8 +49,6 @@ _PLAIN: Final = (
     "rulenum",
     "match",
     "verdict",
-    "cost",
-    "len",
     "proto",
     "src",
     "sport",
@@ -75,15 +73,15 @@ _PLAIN: Final = (
     "ct_orig_dport",
     "call",
     "parent",
-    "journey",
     "flow",
     "partial",
     "host",
     "ruleset",
     "tables",
-    "trace_id",
     "exit_flags",
 )
+# And what many rows have not, in which case all of these are 0.
+_RARE: Final = ("ct_flags", "ct_mark", "ct_zone", "physin", "physout")
 
 
 def _name(table: Sequence[str], number: int) -> str:
@@ -108,42 +106,74 @@ def _frag(known: int, number: int, offset: int) -> str | None:
     return f"{number}:{offset}{'+' if known & packet.MORE else ''}"
 
 
-def _ct_state(tracked: bool, info: int) -> str | None:
-    if not tracked:
-        return "UNTRACKED" if info == _CT_UNTRACKED else None
-    return _CT_STATES.get(info)
+def _ct_state(tracked: bool, info: int, flags: int) -> str | None:
+    """Returns the state; `tracked`: of an entry, `info`: ct_info, `flags`: record.CT_*."""
+    if tracked or flags & record.CT_STATE:
+        return _CT_STATES.get(info)
+    if info == _CT_UNTRACKED:
+        return "UNTRACKED"
+    return "INVALID" if flags & record.CT_INVALID else None
+
+
+Column = Callable[[str], Array]
+"""Returns a column of the rows that are unfolded, by its name."""
+
+# Fields whose values hardly ever repeat: made from columns for all rows at once.
+DIRECT: Final[dict[str, Callable[[Column], list[Any]]]] = {
+    "time": lambda column: _listed(column("time")),
+    "skb": lambda column: [value or None for value in column("skb").tolist()],
+    "cost_ns": lambda column: _known(column("cost"), column("engine") != NETLINK),
+    "len": lambda column: _known(column("len"), column("flags") & record.F_NO_LEN == 0),
+    "journey": lambda column: _listed(column("journey")),
+    "trace_id": lambda column: [value or None for value in column("trace_id").tolist()],
+}
+
+
+def _known(values: Array, known: Array) -> list[Any]:
+    """Returns the values as a list, None for those that are not known, bool (n,)."""
+    if known.all():
+        return _listed(values)
+    pairs = zip(values.tolist(), known.tolist(), strict=True)
+    return [value if is_known else None for value, is_known in pairs]
 
 
 def unfold(
-    seqs: Array,
-    first: int,
-    columns: Columns,
-    ends: Array,
-    steps: Columns,
+    seqs: list[int],
+    column: Column,
+    path_keys: list[bytes],
     names: Names,
     rulesets: Mapping[int, Rulesets],
 ) -> list[Row]:
-    """Returns rows `seqs` (int64, shape (n,)) of the chunk whose first row is `first`.
+    """Returns the rows with these n sequence numbers, columns and steps (see unfold_paths).
 
     `rulesets`: by host, for the text of the deciding rule.
     """
-    at = seqs - first
-    values = zip(*(_listed(columns[name][at]) for name in _PLAIN), strict=True)
-    stop = ends[at].astype(np.int64)
-    start = np.where(at > 0, ends[np.maximum(at - 1, 0)], 0)
-    known: dict[tuple[int, int, int], Step] = {}
+    paths = unfold_paths(path_keys, names)
+    plain: tuple[str, ...] = _PLAIN
+    if (column("flags") & record.F_CONNTRACK).any() or any(
+        column(name).any() for name in ("ct_flags", "physin", "physout")
+    ):
+        plain += _RARE
+    listed = [_listed(column(name)) for name in plain]
+    direct = [make(column) for make in DIRECT.values()]
+    titles = (*plain, *DIRECT)
+    return [
+        _row(seq, dict(zip(titles, values, strict=True)), path, names, rulesets)
+        for seq, path, *values in zip(seqs, paths, *listed, *direct, strict=True)
+    ]
+
+
+def unfold_paths(keys: list[bytes], names: Names) -> list[tuple[Step, ...]]:
+    """Returns the path of each row, from its steps' bytes, of STEP_DTYPE."""
+    steps: dict[tuple[int, int, int], Step] = {}
 
     def step(of: tuple[int, int, int]) -> Step:
-        if of not in known:
-            known[of] = Step(names.text(of[0]), of[1], _name(record.MATCHES, of[2]))
-        return known[of]
+        if of not in steps:
+            steps[of] = Step(names.text(of[0]), of[1], _name(record.MATCHES, of[2]))
+        return steps[of]
 
-    rows = []
-    for seq, a, b, value in zip(seqs.tolist(), start.tolist(), stop.tolist(), values, strict=True):
-        triples = zip(*(steps[name][a:b].tolist() for name in STEPS), strict=True)
-        path = tuple(map(step, triples))
-        rows.append(_row(seq, dict(zip(_PLAIN, value, strict=True)), path, names, rulesets))
-    return rows
+    known = {key: tuple(map(step, np.frombuffer(key, STEP_DTYPE).tolist())) for key in set(keys)}
+    return [known[key] for key in keys]
 
 
 def _listed(column: Array) -> list[Any]:
@@ -167,13 +197,13 @@ def _row(
     ct_ports = tracked and ip.DECODED[of["ct_proto"]] == ip.HAS_PORTS
     ethernet = of["mac_len"] == _ETHERNET
     decided = of["chain"] != 0
-    kernel = ENGINES[of["engine"]] != "netlink"
+    kernel = of["engine"] != NETLINK
     unknown_verdict = bool(of["exit_flags"] & record.EXIT_F_NO_VERDICT)
     return Row(
         index=seq,
         time=of["time"],
         engine=ENGINES[of["engine"]],
-        skb=of["skb"] or None,
+        skb=of["skb"],
         netns=of["netns"],
         cpu=of["cpu"] if kernel else None,
         pid=of["pid"] if kernel else None,
@@ -189,7 +219,7 @@ def _row(
         path=path,
         rule=_rule(of, family, path[-1], names, rulesets) if decided and path else None,
         verdict=None if unknown_verdict else _name(VERDICTS, of["verdict"] & 0xFF),
-        cost_ns=of["cost"] if kernel else None,
+        cost_ns=of["cost_ns"],
         len=of["len"],
         proto=ip.proto_name(of["proto"]),
         src=address(of["src"], of["version"]),
@@ -202,7 +232,7 @@ def _row(
         mark=None if of["flags"] & record.F_NO_MARK else of["mark"],
         mac_dst=_mac(of["mac"][:6]) if ethernet else None,
         mac_src=_mac(of["mac"][6:12]) if ethernet else None,
-        ct_state=_ct_state(tracked, of["ct_info"]),
+        ct_state=_ct_state(tracked, of["ct_info"], of.get("ct_flags", 0)),
         ct_orig_src=address(of["ct_orig_src"], family) if tracked else None,
         ct_orig_sport=of["ct_orig_sport"] if ct_ports else None,
         ct_orig_dst=address(of["ct_orig_dst"], family) if tracked else None,
@@ -215,8 +245,18 @@ def _row(
         host=of["host"],
         ruleset=of["ruleset"],
         tables=of["tables"],
-        trace_id=of["trace_id"] or None,
+        trace_id=of["trace_id"],
+        **(_rare(of, tracked, names) if "ct_flags" in of else {}),
     )
+
+
+def _rare(of: dict[str, Any], tracked: bool, names: Names) -> dict[str, Any]:
+    return {
+        "ct_mark": of["ct_mark"] if tracked and not of["ct_flags"] & record.CT_NO_MARK else None,
+        "ct_zone": of["ct_zone"] if tracked else None,
+        "physin": names.text(of["physin"]) or None,
+        "physout": names.text(of["physout"]) or None,
+    }
 
 
 def _rule(

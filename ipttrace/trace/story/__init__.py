@@ -8,6 +8,7 @@ between and inside the tables; around them, the calls that one made from inside 
 - search.py: finds the rows, within a bounded distance of the one asked for
 - observation.py: one packet as it entered one table
 - changes.py: what changed between two observations, or inside a table
+- leaving.py: what source NAT made of it behind the last table
 - __init__.py: puts the story together
 
 Must not do I/O.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipttrace.stream import record
@@ -25,6 +26,7 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store import Store
 from ipttrace.trace.story.changes import PacketChange, changes_between, changes_by_table
+from ipttrace.trace.story.leaving import changed_behind
 from ipttrace.trace.story.observation import Observation, endpoint, status_names
 from ipttrace.trace.story.search import MOST_NESTED, find_journey, find_nested, first_call
 
@@ -50,10 +52,11 @@ _LAST_HOOKS: Final = ("INPUT", "POSTROUTING")
 
 @dataclass(frozen=True, slots=True)
 class RuleHit:
-    """One step of a path and the rule's text in the generation that was hit."""
+    """One step of a path, and the rule's text and handle in the generation that was hit."""
 
     step: Step
     rule: str | None
+    handle: int | None = None  # of nftables; None: none, or unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +71,21 @@ class Traversal:
     steps: tuple[RuleHit, ...]
     changed_before: tuple[PacketChange, ...]  # since the skb's previous traversal
     changed_here: tuple[PacketChange, ...]  # by this traversal
+    changed_behind: tuple[PacketChange, ...] = ()  # after the skb's last one, by NAT
 
 
 @dataclass(frozen=True, slots=True)
 class Conntrack:
-    """The packet's conntrack entry as it entered the table."""
+    """The packet's conntrack entry as it entered the table.  None: unknown."""
 
     address: int
     state: str | None  # NEW, ESTABLISHED reply, …
     status: tuple[str, ...]
-    mark: int
-    zone: int
-    proto: int
-    orig: str
-    reply: str
+    mark: int | None
+    zone: int | None
+    proto: int | None
+    orig: str | None
+    reply: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Packet:
     """The captured bytes."""
 
     data: bytes  # from the network header on
-    length: int  # of the complete packet
+    length: int | None  # of the complete packet; None: unknown
     mac: bytes  # link-layer header
     ethertype: int
     vlan: int  # tag control information; 0: none
@@ -139,9 +143,9 @@ def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Sto
         tid=packet.number("tid") if row.pid is not None else None,
         socket=packet.number("sk") or None,
         interrupted=bool(packet.number("flags") & record.F_SOFTIRQ),
-        conntrack=_conntrack(packet) if packet.tracked else None,
+        conntrack=_conntrack(packet) if packet.has_state else None,
         packet=_captured(packet),
-        traversals=_traversals(packets, row.journey, store.rulesets),
+        traversals=_leaving(store, packets, _traversals(packets, row.journey, store.rulesets)),
         starts_earlier=not any(each.row.call == first for each in packets),
         ends_later=found.cut or unfinished,
     )
@@ -187,6 +191,17 @@ def _traversals(
     return tuple(made)
 
 
+def _leaving(
+    store: Store, packets: list[Observation], traversals: tuple[Traversal, ...]
+) -> tuple[Traversal, ...]:
+    """Adds to the skb's last traversal what changed behind it.  `packets`: in the same order."""
+    at = max((at for at, each in enumerate(traversals) if each.own), default=None)
+    if at is None or not (behind := changed_behind(store, packets[at])):
+        return traversals
+    last = replace(traversals[at], changed_behind=behind)
+    return (*traversals[:at], last, *traversals[at + 1 :])
+
+
 def _gap(before: Row, after: Row) -> int | None:
     if before.cost_ns is None or after.cost_ns is None:
         return None
@@ -204,31 +219,31 @@ def _depth(row: Row, parents: Mapping[int, int | None]) -> int:
 def _hits(row: Row, rulesets: Mapping[int, Rulesets]) -> Iterator[RuleHit]:
     rules = rulesets.get(row.host)
     for step in row.path:
-        text = None
+        text = handle = None
         if rules is not None and row.ruleset and step.match != "policy":
-            text = rules.text(
-                row.netns, row.rules_family, row.table, step.chain, step.rulenum, row.ruleset
-            )
-        yield RuleHit(step, text)
+            where = row.netns, row.rules_family, row.table, step.chain, step.rulenum, row.ruleset
+            text, handle = rules.text(*where), rules.handle(*where)
+        yield RuleHit(step, text, handle)
 
 
 def _conntrack(packet: Observation) -> Conntrack:
+    tracked = packet.tracked
     return Conntrack(
         address=packet.number("ct"),
         state=packet.state,
         status=status_names(packet.number("ct_status")),
-        mark=packet.number("ct_mark"),
-        zone=packet.number("ct_zone"),
-        proto=packet.number("ct_proto"),
-        orig=packet.tuple("orig"),
-        reply=packet.tuple("reply"),
+        mark=packet.ct_mark,
+        zone=packet.row.ct_zone,
+        proto=packet.number("ct_proto") if tracked else None,
+        orig=packet.tuple("orig") if packet.has_tuple("orig") else None,
+        reply=packet.tuple("reply") if packet.has_tuple("reply") else None,
     )
 
 
 def _captured(packet: Observation) -> Packet:
     return Packet(
         data=packet.bytes,
-        length=packet.number("len"),
+        length=packet.row.len,
         mac=packet.octets("mac")[: packet.number("mac_len")],
         ethertype=packet.number("protocol"),
         vlan=packet.number("vlan_tci"),

@@ -70,7 +70,8 @@ def changes_between(before: Observation, after: Observation) -> tuple[PacketChan
     changes.note("out", a.out, b.out)
     left = before.number("mark_after") if before.readable_after else a.mark
     changes.note("mark", _hex(left), _hex(b.mark))
-    changes.note("len", a.len, b.len)
+    if a.len is not None and b.len is not None:
+        changes.note("len", a.len, b.len)
     if _version(was) == _version(now) != 0:
         changes.note("ttl", _ttl(was), _ttl(now))
         old, new = _traffic_class(was), _traffic_class(now)
@@ -90,12 +91,15 @@ def _conntrack(changes: _Changes, before: Observation, after: Observation) -> No
         return
     state = before.state_after if before.readable_after else before.state
     changes.note("ct", state, after.state)
-    if not after.tracked:
+    if not after.has_state:
         return
-    if not before.tracked:
+    if not before.has_state:
         changes.status(0, after.number("ct_status"))
         return
+    both = before.tracked and after.tracked
     for direction in ("orig", "reply"):
+        if not (before.has_tuple(direction) and after.has_tuple(direction)):
+            continue
         names = [f"ct_{direction}_{end}" for end in ("src", "dst", "sport", "dport")]
         if all(before.octets(name) == after.octets(name) for name in names):
             continue
@@ -103,8 +107,10 @@ def _conntrack(changes: _Changes, before: Observation, after: Observation) -> No
         changes.note(f"ct {direction}", f"({old})", f"({new})")
     name = "ct_status_after" if before.readable_after else "ct_status"
     changes.status(before.number(name), after.number("ct_status"))
-    changes.note("ct mark", _hex(before.number("ct_mark")), _hex(after.number("ct_mark")))
-    changes.note("zone", before.number("ct_zone"), after.number("ct_zone"))
+    if before.ct_mark is not None and after.ct_mark is not None:
+        changes.note("ct mark", _hex(before.ct_mark), _hex(after.ct_mark))
+    if both:
+        changes.note("zone", before.number("ct_zone"), after.number("ct_zone"))
 
 
 def _hex(number: int | None) -> str | None:

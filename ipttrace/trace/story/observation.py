@@ -60,14 +60,23 @@ class Observation:
 
     @property
     def tracked(self) -> bool:
-        """Whether the packet has a conntrack entry."""
+        """Whether the packet has a conntrack entry, all of which is known."""
         return bool(self.number("flags") & record.F_CONNTRACK)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the packet has a conntrack entry, of which at least the state is known."""
+        return self.tracked or bool(self.number("ct_flags") & record.CT_STATE)
+
+    @property
+    def ct_mark(self) -> int | None:
+        """The mark of its conntrack entry, None if unknown."""
+        return self.row.ct_mark
 
     @property
     def conntrack_known(self) -> bool:
         """False if the engine cannot tell whether it is tracked (netlink)."""
-        known = self.tracked or self.number("ct_info") == _UNTRACKED
-        return known or self.row.engine != "netlink"
+        return self.row.ct_state is not None or self.row.engine != "netlink"
 
     @property
     def readable_after(self) -> bool:
@@ -77,12 +86,15 @@ class Observation:
     @property
     def bytes(self) -> bytes:
         """The captured bytes, from the network header on."""
-        return self.octets("packet")[: min(self.number("caplen"), self.number("len"))]
+        caplen, length = self.number("caplen"), self.row.len
+        return self.octets("packet")[: caplen if length is None else min(caplen, length)]
 
     @property
     def state(self) -> str | None:
         """Conntrack's state, with "reply" in that direction."""
-        return _state(self.tracked, self.number("ct_info"))
+        if not self.has_state:
+            return self.row.ct_state
+        return _state(True, self.number("ct_info"))
 
     @property
     def state_after(self) -> str | None:
@@ -92,19 +104,27 @@ class Observation:
             return _state(self.tracked and info != _UNTRACKED, info)
         return self.state
 
+    def has_tuple(self, direction: str) -> bool:
+        """Whether conntrack's tuple in `direction` is known: netlink reports the reply's late."""
+        return self.tracked and any(
+            any(self.octets(f"ct_{direction}_{end}")) for end in ("src", "dst")
+        )
+
     def tuple(self, direction: str) -> str:
         """Conntrack's tuple in `direction`, orig or reply: ``10.0.0.1:80 → 10.0.0.2:9``."""
-        family, proto = self.row.family, self.number("ct_proto")
-        src = _address(self.octets(f"ct_{direction}_src"), family)
-        dst = _address(self.octets(f"ct_{direction}_dst"), family)
-        sport, dport = self.number(f"ct_{direction}_sport"), self.number(f"ct_{direction}_dport")
-        if ip.DECODED[proto] == ip.HAS_PORTS:
-            return f"{endpoint(src, sport)} → {endpoint(dst, dport)}"
-        both = f"{endpoint(src, None)} → {endpoint(dst, None)}"
+        proto = self.number("ct_proto")
+        both = f"{self.endpoint(direction, 'src')} → {self.endpoint(direction, 'dst')}"
         if proto in (ip.ICMP, ip.ICMPV6):
             # struct nf_conntrack_tuple: the identifier is in src, type and code are in dst.
-            return f"{both} type {dport >> 8} id {sport}"
+            kind, identifier = (self.number(f"ct_{direction}_{at}") for at in ("dport", "sport"))
+            return f"{both} type {kind >> 8} id {identifier}"
         return both
+
+    def endpoint(self, direction: str, end: str) -> str:
+        """One end, src or dst, of conntrack's tuple in `direction`: ``10.0.0.1:80``."""
+        address = _address(self.octets(f"ct_{direction}_{end}"), self.row.family)
+        ports = ip.DECODED[self.number("ct_proto")] == ip.HAS_PORTS
+        return endpoint(address, self.number(f"ct_{direction}_{end[0]}port") if ports else None)
 
 
 def _state(tracked: bool, info: int) -> str | None:

@@ -22,7 +22,7 @@ MOST_NESTED: Final = 4  # calls inside calls
 
 _FIRST_STRETCH: Final = 1 << 10  # rows; each further stretch is twice as long
 _NEARBY: Final = 1 << 12  # rows around a call in which the calls inside it are looked for
-_CALL: Final = (1 << 56) - 1  # a journey's number: the host above its first call
+CALL: Final = (1 << 56) - 1  # a journey's number: the host above its first call
 _LAST_VERDICTS: Final = (DROP, STOLEN)  # the skb is gone afterwards
 
 
@@ -37,7 +37,7 @@ class JourneyRows:
 
 def first_call(journey: int) -> int:
     """The call that a journey is named after."""
-    return journey & _CALL
+    return journey & CALL
 
 
 def find_journey(

@@ -2,13 +2,15 @@
 """Counts over the rows of a store, updated as rows arrive: rules, flows, totals.
 
 ``tallies.pull(store)`` counts the rows that were added since the last pull; they stay
-counted when the store drops them.  Runs in one thread.
+counted when the store drops them.  Tallies with a mask count only the rows that it
+matches.  Runs in one thread.
 
 - __init__.py: all tallies over one store
 - rules.py: hits, verdicts and costs of each rule
 - listing.py: a namespace's rules with those figures, for the rules view
 - flows.py: packets, drops and costs of each flow
 - totals.py: verdicts by second, hooks and tables, protocols, losses
+- matching.py: the rows of a part that a mask matches, as a part
 - row_facts.py: what each tally reads from the rows' columns
 - slots.py: a bounded table of counters by key
 - clock.py: rings of counters by time
@@ -19,12 +21,14 @@ Must not do I/O, and must not loop over rows in Python.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from ipttrace.trace.store import Part, Store
 from ipttrace.trace.tally.flows import FlowsTally
+from ipttrace.trace.tally.matching import Mask, Matching
 from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.trace.tally.totals import TotalsTally
 
@@ -42,10 +46,13 @@ class Tallies:
         rules: RulesTally | None = None,
         flows: FlowsTally | None = None,
         totals: TotalsTally | None = None,
+        mask: Mask | None = None,
     ) -> None:
+        """`mask`: counts only rows that it matches; None: all."""
         self.rules = RulesTally() if rules is None else rules
         self.flows = FlowsTally() if flows is None else flows
         self.totals = TotalsTally() if totals is None else totals
+        self._matching = None if mask is None else Matching(mask)
         self.skipped = 0  # rows that the store dropped before they were counted
         self._next = 0
 
@@ -75,10 +82,15 @@ class Tallies:
                 break
             part, used = _first_of(part, steps)
             steps -= used
-            self.rules.feed(part)
-            self.flows.feed(part)
-            self.totals.feed(part)
             self._next = part.first + len(part)
+            some = part if self._matching is None else self._matching.of(part)
+            self.rules.feed(some)
+            self.flows.feed(some)
+            self.totals.feed(some)
+            if some is not part:
+                # Rates and plots go on to the newest row, whether it matches or not.
+                self.rules.note_newest(part)
+                self.totals.note_newest(part)
         return self._next < store.end
 
 
@@ -89,5 +101,5 @@ def _first_of(part: Part, steps: int) -> tuple[Part, int]:
         return part, int(part.ends[-1]) - begin
     rows = max(1, int(np.searchsorted(part.ends, begin + steps, "right")))
     columns = {name: column[:rows] for name, column in part.columns.items()}
-    some = Part(part.first, columns, part.begins[:rows], part.ends[:rows], part.steps)
+    some = replace(part, columns=columns, begins=part.begins[:rows], ends=part.ends[:rows])
     return some, int(part.ends[rows - 1]) - begin

@@ -7,6 +7,7 @@ over rows in Python.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,17 +16,26 @@ import numpy as np
 from ipttrace.netfilter import DROP
 from ipttrace.stream import record
 from ipttrace.trace.arrays import Array, Hash
+from ipttrace.trace.calls import Aliases
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Step
 from ipttrace.trace.store import Names, Part, address
-from ipttrace.trace.tally.row_facts import OUTCOMES, begins_journey, capped_costs, outcomes
+from ipttrace.trace.tally.row_facts import (
+    OUTCOMES,
+    begins_journey,
+    capped_costs,
+    cost_known,
+    outcomes,
+)
 from ipttrace.trace.tally.slots import OTHER, Slots
 
 # A slot takes 170 bytes.
 LIMIT: Final = 100_000
-ORDERS: Final = ("packets", "drops", "cost", "bytes")
-
+ORDERS: Final = (
+    *("packets", "rows", "drops", "bytes", "cost", "max_cost", "last"),
+    *("host", "netns", "proto", "ends", "verdict"),
+)
 
 _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "host": ("u1", ()),
@@ -43,6 +53,7 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "bytes": ("i8", ()),
     "drops": ("i8", ()),
     "cost": ("i8", ()),
+    "costed": ("i8", ()),  # rows whose cost is known
     "max_cost": ("i8", ()),
     "first": ("i8", ()),
     "last": ("i8", ()),
@@ -52,8 +63,9 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "drop_rulenum": ("u4", ()),
     "drop_match": ("u1", ()),
 }
-_ADDED: Final = ("packets", "rows", "bytes", "drops", "cost")
+_ADDED: Final = ("packets", "rows", "bytes", "drops", "cost", "costed")
 _FIRST: Final = ("host", "flow", "netns", "version", "proto", "src", "dst", "sport", "dport")
+_DROP: Final = ("drop_table", "drop_chain", "drop_rulenum", "drop_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +84,8 @@ class Flow:
     rows: int
     bytes: int
     drops: int
-    cost_ns: int  # sum over its rows
-    max_cost_ns: int  # of a row
+    cost_ns: int | None  # sum over its rows; None: unknown of each
+    max_cost_ns: int | None  # of a row
     first: int  # ns since the epoch
     last: int
     verdict: str  # of its newest row
@@ -90,7 +102,7 @@ class OtherFlows:
     rows: int
     bytes: int
     drops: int
-    cost_ns: int
+    cost_ns: int | None  # None: unknown of each
 
 
 class FlowsTally:
@@ -100,6 +112,8 @@ class FlowsTally:
         self.slots = Slots(limit, _COLUMNS, _ADDED)
         self.version = 0  # increases with every part counted
         self._hash = Hash(3)
+        self._aliases: Aliases | None = None  # of the store that is counted
+        self._joined = 0  # their version
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -110,27 +124,61 @@ class FlowsTally:
             return
         self.version += 1
         columns = part.columns
-        flow = columns["flow"]
-        keys = self._hash.full(
-            [flow >> np.uint64(32), flow & np.uint64(0xFFFFFFFF), columns["host"]]
-        )
+        self._aliases = part.aliases
+        flows = part.flows
+        keys = self._keys(flows, columns["host"])
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
         slots, at, fresh = self.slots.assign(keys[starts])
         held = self.slots.columns
         if len(fresh):
-            self._add_flows(part, order[starts[at]], fresh)
+            rows = order[starts[at]]
+            self._add_flows(part, rows, flows[rows], fresh)
         self._count(columns, order, starts, slots)
         last = order[np.append(starts[1:], len(order)) - 1]
         held["verdict"][slots] = outcomes(columns["verdict"][last])
         self._note_drops(columns, order, starts, slots)
 
-    def _add_flows(self, part: Part, rows: Array, slots: Array) -> None:
+    def _keys(self, flows: Array, hosts: Array) -> Array:
+        return self._hash.full([flows >> np.uint64(32), flows & np.uint64(0xFFFFFFFF), hosts])
+
+    def _join(self) -> None:
+        """Adds up flows that turned out to be one."""
+        aliases = self._aliases
+        if aliases is None or aliases.version == self._joined:
+            return
+        self._joined = aliases.version
+        held, live = self.slots.columns, self.slots.live
+        roots = aliases.roots(held["flow"][live], held["first"][live])
+        moved = np.flatnonzero(roots != held["flow"][live])
+        if not moved.size:
+            return
+        slots = live[moved]
+        held["flow"][slots] = roots[moved]
+        pairs = self.slots.rekey(slots, self._keys(roots[moved], held["host"][slots]))
+        # Few: flows of whose rows some had been counted already.
+        for kept, gone in zip(*(some.tolist() for some in pairs), strict=True):
+            older = held["first"][gone] < held["first"][kept]
+            newer = held["last"][gone] >= held["last"][kept]
+            dropped = held["drops"][gone] and (newer or not held["drops"][kept])
+            taken = [*((*_FIRST, "known", "first") if older else ())]
+            taken += ["verdict", "last"] if newer else []
+            taken += _DROP if dropped else ()
+            for name in taken:
+                held[name][kept] = held[name][gone]
+            for name in _ADDED:
+                held[name][kept] += held[name][gone]
+            held["max_cost"][kept] = max(held["max_cost"][kept], held["max_cost"][gone])
+            for column in held.values():
+                column[gone] = 0
+
+    def _add_flows(self, part: Part, rows: Array, flows: Array, slots: Array) -> None:
         """Fill the columns of new flows' slots from their first rows."""
         held, columns = self.slots.columns, part.columns
         for name in _FIRST:
             held[name][slots] = columns[name][rows]
+        held["flow"][slots] = flows
         held["known"][slots] = columns["known"][rows]
         held["first"][slots] = columns["time"][rows]
 
@@ -141,6 +189,7 @@ class FlowsTally:
             "bytes": np.where(begins, columns["len"], 0).astype(np.int64),
             "drops": (columns["verdict"] & 0xFF == DROP).astype(np.int64),
             "cost": cost,
+            "costed": cost_known(columns).astype(np.int64),
         }
         held = self.slots.columns
         added = {name: np.add.reduceat(some[order], starts) for name, some in sums.items()}
@@ -163,32 +212,78 @@ class FlowsTally:
         some = newest >= 0
         rows, slots = order[newest[some]], slots[some]
         held = self.slots.columns
-        for name in ("table", "chain", "rulenum", "match"):
-            held[f"drop_{name}"][slots] = columns[name][rows]
+        for name in _DROP:
+            held[name][slots] = columns[name.removeprefix("drop_")][rows]
 
     @property
     def other(self) -> OtherFlows:
         """Sums over the flows that were evicted."""
         held = self.slots.columns
-        sums = [int(held[name][OTHER]) for name in _ADDED]
-        return OtherFlows(self.slots.evicted, *sums)
+        sums = {name: int(held[name][OTHER]) for name in _ADDED}
+        return OtherFlows(
+            flows=self.slots.evicted,
+            packets=sums["packets"],
+            rows=sums["rows"],
+            bytes=sums["bytes"],
+            drops=sums["drops"],
+            cost_ns=sums["cost"] if sums["costed"] else None,
+        )
 
-    def top(self, order: str, count: int, names: Names) -> list[Flow]:
-        """The top `count` flows by one of ORDERS, "max_cost" or "last", largest first.
+    def top(
+        self,
+        order: str,
+        count: int,
+        names: Names,
+        *,
+        ascending: bool = False,
+        netns: Mapping[tuple[int, int], str] | None = None,
+    ) -> list[Flow]:
+        """The top `count` flows by one of ORDERS, largest first unless `ascending`.
 
-        `names`: those of the store that was counted.
+        `names`: those of the store that was counted; `netns`: names of namespaces by
+        host and inode, for the order of that name.
         """
+        self._join()
         live = self.slots.live
         if not len(live) or count < 1:
             return []
         held = self.slots.columns
-        value = held[order][live]
+        value = self._values(order, live, netns or {})
+        if not ascending:
+            value = -value
         if count < len(live):
-            some = np.argpartition(value, len(live) - count)[len(live) - count :]
+            some = np.argpartition(value, count - 1)[:count]
             live, value = live[some], value[some]
         # Among equals the first seen comes first, so that lines do not swap.
-        live = live[np.lexsort((held["flow"][live], held["first"][live], -value))]
+        live = live[np.lexsort((held["flow"][live], held["first"][live], value))]
         return [self._flow(slot, names) for slot in live.tolist()]
+
+    def _values(self, order: str, live: Array, netns: Mapping[tuple[int, int], str]) -> Array:
+        """What the slots `live` are sorted by, as i8; texts by their rank."""
+        held = self.slots.columns
+        if order == "ends":
+            src = np.ascontiguousarray(held["src"][live]).view(">u8")
+            parts = held["dport"], held["sport"], src[:, 1], src[:, 0], held["version"]
+            keys = [part if len(part) == len(live) else part[live] for part in parts]
+            return _ranks(np.lexsort(keys))
+        if order == "verdict":
+            return np.where(held["drops"][live] > 0, -1, held["verdict"][live]).astype(np.int64)
+        if order not in ("proto", "netns"):
+            return held[order][live].astype(np.int64)
+        if order == "proto":
+            pairs = held["proto"][live].astype(np.int64)
+        else:
+            pairs = held["host"][live].astype(np.int64) << 32 | held["netns"][live]
+        kinds, of = np.unique(pairs, return_inverse=True)
+        if order == "proto":
+            texts = [ip.proto_name(kind) for kind in kinds.tolist()]
+        else:
+            texts = [
+                netns.get((kind >> 32, kind & 0xFFFFFFFF)) or str(kind & 0xFFFFFFFF)
+                for kind in kinds.tolist()
+            ]
+        ranks: Array = _ranks(np.array(sorted(range(len(texts)), key=texts.__getitem__)))[of]
+        return ranks
 
     def _flow(self, slot: int, names: Names) -> Flow:
         of = {name: column[slot] for name, column in self.slots.columns.items()}
@@ -215,11 +310,18 @@ class FlowsTally:
             rows=int(of["rows"]),
             bytes=int(of["bytes"]),
             drops=int(of["drops"]),
-            cost_ns=int(of["cost"]),
-            max_cost_ns=int(of["max_cost"]),
+            cost_ns=int(of["cost"]) if of["costed"] else None,
+            max_cost_ns=int(of["max_cost"]) if of["costed"] else None,
             first=int(of["first"]),
             last=int(of["last"]),
             verdict=OUTCOMES[int(of["verdict"])],
             dropped_table=names.text(int(of["drop_table"])) if of["drops"] else "",
             dropped_at=at,
         )
+
+
+def _ranks(order: Array) -> Array:
+    """The place of each index in `order`, which is what argsort returns; i8."""
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks

@@ -86,6 +86,7 @@ class TableListing:
     current: bool  # False: the rules have changed since, and the new ones are unknown
     other_hits: int  # on versions of the rules other than the one listed
     chains: Sequence[ChainListing]
+    counters_mono: int | None = None  # when the kernel's counters were read; None: unknown
     backend: str = "legacy"  # of the rules, if known: one of timeline.BACKENDS
 
 
@@ -145,11 +146,11 @@ class Listings:
                 chains = list(_numbered(hit))
                 listed.append(TableListing(*at, None, False, others, chains))
                 continue
-            chains = self._chains(host, table, hit)
+            chains, mono = self._chains(host, table, hit), None
             if rulesets is not None:
-                chains = _counted(chains, table, rulesets)
+                chains, mono = _counted(chains, table, rulesets)
             listed.append(
-                TableListing(*at, table.since, table.current, others, chains, table.backend)
+                TableListing(*at, table.since, table.current, others, chains, mono, table.backend)
             )
         drops = sum(one.drops for one in figures.values())
         return Listing(host, netns, listed, figures, drops)
@@ -302,18 +303,23 @@ def _numbered(keys: list[RuleKey]) -> Iterator[ChainListing]:
         yield ChainListing(name, None, None, mine, ())
 
 
-def _counted(chains: list[ChainListing], table: Table, rulesets: Rulesets) -> list[ChainListing]:
-    """The chains with the kernel's own counters, if those belong to these rules."""
+def _counted(
+    chains: list[ChainListing], table: Table, rulesets: Rulesets
+) -> tuple[list[ChainListing], int | None]:
+    """The chains with the kernel's own counters, if those belong to these rules.
+
+    Also when these were read, ns of CLOCK_MONOTONIC.
+    """
     found = rulesets.counters(table.netns, table.family, table.table)
     if found is None or found[0].since != table.since:
-        return chains
+        return chains, None
     counters = found[0].chains
     return [
         ChainListing(
             one.chain, one.policy, one.references, one.keys, one.rules, counters.get(one.chain)
         )
         for one in chains
-    ]
+    ], found[0].mono
 
 
 def kernel_packets(chain: ChainListing, key: RuleKey) -> int | None:
@@ -324,7 +330,8 @@ def kernel_packets(chain: ChainListing, key: RuleKey) -> int | None:
     if key.kind == POLICY:
         return None if counted.policy is None else counted.policy[0]
     if key.kind == RULE and 0 < key.number <= len(counted.rules):
-        return int(counted.rules[key.number - 1][0])
+        at = key.number - 1
+        return int(counted.rules[at][0]) if counted.known[at] else None
     return None
 
 

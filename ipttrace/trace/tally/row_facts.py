@@ -15,6 +15,8 @@ from ipttrace.trace.arrays import Array
 from ipttrace.trace.store import NETLINK
 
 OUTCOMES: Final = (*VERDICTS, "other")
+# A column of selected rows only, see matching: bool, whether the row counts a packet.
+BEGINS: Final = "begins"
 
 _HOST_SHIFT: Final = np.uint64(56)  # as store.schema puts hosts into journeys
 _MOST_NS: Final = np.uint64(1 << 50)  # two weeks; larger costs are not credible
@@ -28,6 +30,8 @@ def outcomes(verdicts: Array) -> Array:
 
 def begins_journey(columns: dict[str, Array]) -> Array:
     """Whether each row is the first of its journey, so that it counts a packet; bool (n,)."""
+    if BEGINS in columns:
+        return columns[BEGINS]
     first: Array = (columns["call"] | columns["host"].astype(np.uint64) << _HOST_SHIFT) == columns[
         "journey"
     ]

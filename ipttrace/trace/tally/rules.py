@@ -89,6 +89,12 @@ class RulesTally:
             decided = {name: columns[name][rows] for name in ("verdict", "cost", "engine")}
             self._count_decided(deciding, decided)
 
+    def note_newest(self, part: Part) -> None:
+        """Rates are those up to the newest row of this part, which is not counted."""
+        if len(part):
+            self.version += 1
+            _note_newest(self.newest, part.columns["host"], part.columns["time"])
+
     def _keys(self, part: Part, row: Array, steps: dict[str, Array]) -> Array:
         columns = part.columns
         kind = columns["host"].astype(np.uint32) | _families(part).astype(np.uint32) << 8

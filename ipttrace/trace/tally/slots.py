@@ -86,6 +86,26 @@ class Slots:
         self._slots = np.insert(self._slots, where, some)
         return slots, missing[first[: len(some)]], some
 
+    def rekey(self, slots: Array, keys: Array) -> tuple[Array, Array]:
+        """Gives `slots`, shape (n,), other keys.
+
+        Returns pairs of slots, both (m,), that have one key now.  The second ones are
+        free afterwards: the caller must add their columns to the first ones' and clear them.
+        """
+        at = np.zeros(len(self._counted), np.intp)
+        at[self._slots] = np.arange(len(self._slots))
+        changed = self._keys.copy()
+        changed[at[slots]] = keys
+        order = np.argsort(changed, kind="stable")
+        changed, held = changed[order], self._slots[order]
+        first = np.append(True, changed[1:] != changed[:-1])
+        kept = held[first][np.cumsum(first) - 1]
+        self._keys, self._slots = changed[first], held[first]
+        gone = held[~first]
+        self._free = np.concatenate([self._free, gone])
+        self._counted[kept] = np.maximum(self._counted[kept], self._counted[held])
+        return kept[~first], gone
+
     def _make_room(self, count: int) -> int:
         """Evict keys so that `count` new ones fit, if possible; returns how many fit."""
         room = self.limit - len(self._keys)

@@ -124,6 +124,12 @@ class TotalsTally:
         self._count_hooks(columns, by_outcome, costs, known)
         self._count_protocols(columns, by_outcome, begins)
 
+    def note_newest(self, part: Part) -> None:
+        """The seconds end at the newest row of this part, which is not counted."""
+        if len(part):
+            self.version += 1
+            self.newest = int(part.columns["time"].max())
+
     def _count_seconds(
         self, columns: dict[str, Array], by_outcome: Array, begins: Array, known: Array
     ) -> None:
