@@ -100,6 +100,14 @@ def column(text: str, width: int, role: str = "value", right: bool = True) -> Ce
     return fit(text, width, right) + " ", role
 
 
+def title(text: str, width: int, mark: str = "", right: bool = True) -> Cell:
+    """The title of a column of `width`; `mark`, one cell, is behind the text, in the gap."""
+    role = "table" if mark else "titles"
+    if right:
+        return fit(text, width, right) + (mark or " "), role
+    return fit(fit(text, width).rstrip() + mark, width + 1), role
+
+
 def length(cells: Iterable[Cell]) -> int:
     """The width of a line."""
     return sum(cell_len(text) for text, _ in cells)
@@ -151,6 +159,11 @@ def endpoints(src: str, sport: int | None, dst: str, dport: int | None, width: i
         first = fit_tail(first, max(room // 2, room - len(second)))
         second = fit_tail(second, room - len(first))
     return f"{first}→{second}"
+
+
+def counted(number: int, one: str) -> str:
+    """How many of a thing there are: "1 row", "2,000 rows"."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
 
 
 def duration(ns: int | None) -> str:

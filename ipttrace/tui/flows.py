@@ -22,14 +22,16 @@ from ipttrace.tui.cells import (
     fit,
     fit_tail,
     spread,
+    title,
     verdict_cell,
 )
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.messages import FilterRequested, Notice
+from ipttrace.tui.rows import filter_words
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import SortedLedger
+from ipttrace.tui.widgets.ledger import REVERSE, SortedLedger
 
 SHOWN: Final = 500
-_SORTED: Final = "▾"
 
 # From left to right: title, width.
 _COLUMNS: Final[dict[str, tuple[str, int]]] = {
@@ -64,15 +66,24 @@ _STEPS: Final = (
 )
 _LEFT: Final = ("host", "netns", "proto", "ends", "verdict")
 _EMPTY: Final = "  No packets yet."
+_NONE: Final = "  No row matches the filter."
 
 
 class FlowsView(SortedLedger):
     """The view."""
 
     SORTS = ("packets", "drops", "cost", "bytes", "last")
+    ASCENDING = _LEFT
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows of this flow"),
-        Binding("s", "sort", "Sort", tooltip="by packets, drops, cost, bytes, or the newest first"),
+        Binding(
+            "s",
+            "sort",
+            "Sort",
+            tooltip="by packets, drops, cost, bytes, or the newest first",
+            id="sort",
+        ),
+        REVERSE,
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -114,7 +125,10 @@ class FlowsView(SortedLedger):
             self.post_message(Notice("no flow under the cursor", error=True))
         else:
             name = hex(flow.flow) if flow.flow else "none"
-            self.post_message(FilterRequested(f"flow={name}", "flow", replace=True))
+            words = filter_words.flow(flow.src, flow.sport, flow.dst, flow.dport)
+            if not flow.flow:
+                words = "packets without a known flow"
+            self.post_message(FilterRequested(f"flow={name}", words, replace=True))
 
     # Lines.
 
@@ -122,13 +136,22 @@ class FlowsView(SortedLedger):
         if self._tally is None or self._store_names is None or not len(self._tally):
             self._flows = {}
             self._columns = self._choose_columns()
-            return [_EMPTY]
-        top = self._tally.top(self.sort, SHOWN, self._store_names)
+            return [_NONE if self.about else _EMPTY]
+        top = self._tally.top(
+            self.sort,
+            SHOWN,
+            self._store_names,
+            ascending=(self.sort in self.ASCENDING) != self.reversed,
+            netns=self._netns,
+        )
         self._newest = max(flow.last for flow in top) if self._now is None else self._now
         if self.sort == "drops":
             top = [flow for flow in top if flow.drops]
-        self._flows = {(flow.host, flow.flow): flow for flow in top}
+        unknown = self.sort in ("cost", "max_cost") and all(flow.cost_ns is None for flow in top)
+        self._flows = {} if unknown else {(flow.host, flow.flow): flow for flow in top}
         self._columns = self._choose_columns()
+        if unknown:
+            return ["  Cost is not known over netlink."]
         lines: list[Hashable] = list(self._flows)
         if not lines:
             lines.append("  Nothing was dropped.")
@@ -172,18 +195,21 @@ class FlowsView(SortedLedger):
 
     def heading(self) -> list[Cells]:
         count = 0 if self._tally is None else len(self._tally)
-        right = f"  s by {'newest' if self.sort == 'last' else self.sort} "
-        title = spread(f" Flows {count:,}", right, self.width)
+        name = {"last": "newest", "ends": "source", "max_cost": "max"}.get(self.sort, self.sort)
+        by = with_keys("{sort} by", chosen(self))
+        right = f"  {by} {name}{', reversed' if self.reversed else ''} "
+        line = spread(f" Flows {count:,}{self.about}", right, self.width)
         titles = []
         for name, width in self._columns.items():
             text = _COLUMNS[name][0]
-            if name == self.sort:
-                text = f"{_SORTED}{text}" if len(text) < width else text
             if name == "verdict" and len(text) > width:
                 text = "last verdict"
-            role = "table" if name == self.sort else "titles"
-            titles.append(column(text, width, role, name not in _LEFT))
-        return [[(title, "title")], titles]
+            mark = self.mark if name == self.sort else ""
+            titles.append(title(text, width, mark, name not in _LEFT))
+        return [[(line, "title")], titles]
+
+    def orders(self) -> Sequence[str]:
+        return list(self._columns)
 
     def cells(self, key: Hashable) -> Cells:
         flow = self._flows.get(key)
@@ -197,9 +223,9 @@ class FlowsView(SortedLedger):
         if name in ("packets", "rows", "bytes"):
             return column(figures.count(getattr(flow, name)), width)
         if name == "cost":
-            return column(figures.cost(flow.cost_ns), width)
+            return column(_cost(flow.cost_ns), width)
         if name == "max_cost":
-            return column(figures.cost(flow.max_cost_ns), width, "dim")
+            return column(_cost(flow.max_cost_ns), width, "dim")
         if name == "last":
             return column(figures.span((self._newest - flow.last) / 1e9), width, "dim")
         if name == "proto":
@@ -236,7 +262,11 @@ class FlowsView(SortedLedger):
         return column(text, width, "drop", right=False)
 
 
+def _cost(ns: int | None) -> str:
+    return "" if ns is None else figures.cost(ns)
+
+
 def _ends(flow: Flow, width: int) -> str:
     if not flow.flow:
-        return "packets of no known flow"
+        return "packets without a known flow"
     return endpoints(flow.src, flow.sport, flow.dst, flow.dport, width)

@@ -33,6 +33,14 @@ class ColumnsChanged(Message):
         return isinstance(message, ColumnsChanged)
 
 
+class TitleClicked(Message):
+    """The user has clicked on the title of a column of rows."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__()
+        self.column = column  # its key
+
+
 class CursorMoved(Message):
     """The list's cursor is on another row."""
 
@@ -43,14 +51,14 @@ class CursorMoved(Message):
 class FilterRequested(Message):
     """The user wants only the rows that match `query`, in addition to the present filter.
 
-    `name` describes it in a few cells: "flow", "rule", …  `replace`: in place of the
-    present filter.
+    `words` describes it: "chain filter FORWARD".  `replace`: in place of the present
+    filter.
     """
 
-    def __init__(self, query: str, name: str, *, replace: bool = False) -> None:
+    def __init__(self, query: str, words: str, *, replace: bool = False) -> None:
         super().__init__()
         self.query = query
-        self.name = name
+        self.words = words
         self.replace = replace
 
 

@@ -10,21 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
 from ipttrace.trace.query import from_row
 from ipttrace.trace.row import Row
+from ipttrace.trace.selection import Mask
 from ipttrace.trace.store import Store
 from ipttrace.tui.detail import Detail, KnownNames
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterRequested, Notice
-from ipttrace.tui.rows import Rows, ShownRows
+from ipttrace.tui.rows import Rows, ShownRows, filter_words
 from ipttrace.tui.rows.empty import Empty
 from ipttrace.tui.rows.titles import Titles
 from ipttrace.tui.timers import once
 
 DETAIL: Final = 0.2  # s between two updates of the detail while the list follows
+_BREATH: Final = 0.001  # s of a turn for keys while a filter is tried again
 
 # Filters that need the kind of table, and those that need the host, to be unambiguous.
 _PER_TABLE: Final = ("rule", "chain")
@@ -57,22 +61,33 @@ class TraceView(Vertical):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "enter,d", "detail", "Detail", key_display="⏎", tooltip="the packet's complete journey"
+            "enter,d",
+            "detail",
+            "Detail",
+            key_display="⏎",
+            tooltip="the packet's complete journey",
+            id="detail",
         ),
-        Binding("f", "by('flow')", "Flow", tooltip="this row's flow, both directions"),
-        Binding("r", "by('rule')", "only this rule", show=False),
-        Binding("c", "by('chain')", "only this chain", show=False),
-        Binding("v", "by('verdict')", "only this verdict", show=False),
-        Binding("p", "by('process')", "only this process", show=False),
-        Binding("w", "by('namespace')", "only this network namespace", show=False),
-        Binding("h", "by('host')", "only packets from or to this host (its source)", show=False),
-        Binding("x", "by('hide flow')", "hide this flow", show=False),
-        Binding("n", "again(1)", "the next match of the search", show=False),
-        Binding("N", "again(-1)", "the previous match", show=False),
-        Binding("m", "mark", "mark this row, or unmark it", show=False),
-        Binding("apostrophe", "marked", "the next marked row", show=False),
-        Binding("y", "copy", "copy this row", show=False),
-        Binding("z", "fold", "fold the bytes in the detail, or show them", show=False),
+        Binding("f", "by('flow')", "Flow", tooltip="this row's flow, both directions", id="flow"),
+        Binding("r", "by('rule')", "only this rule", show=False, id="rule"),
+        Binding("c", "by('chain')", "only this chain", show=False, id="chain"),
+        Binding("v", "by('verdict')", "only this verdict", show=False, id="verdict"),
+        Binding("p", "by('process')", "only this process", show=False, id="process"),
+        Binding("w", "by('namespace')", "only this network namespace", show=False, id="namespace"),
+        Binding(
+            "h",
+            "by('host')",
+            "only packets from or to this host (its source)",
+            show=False,
+            id="host",
+        ),
+        Binding("x", "by('hide flow')", "hide this flow", show=False, id="hide_flow"),
+        Binding("n", "again(1)", "the next match of the search", show=False, id="next"),
+        Binding("N", "again(-1)", "the previous match", show=False, id="previous"),
+        Binding("m", "mark", "mark this row, or unmark it", show=False, id="mark"),
+        Binding("apostrophe", "marked", "the next marked row", show=False, id="marked"),
+        Binding("y", "copy", "copy this row", show=False, id="copy"),
+        Binding("z", "fold", "fold the bytes in the detail, or show them", show=False, id="fold"),
     ]
 
     def __init__(
@@ -108,7 +123,8 @@ class TraceView(Vertical):
         """Show the rows that the store has now."""
         if self.rows.selection is not self._shown.selection:
             self.rows.show(self._shown.selection)
-        self._shown.pull()
+        if self._shown.pull():
+            once(self, _BREATH, self._try_again)
         empty = self._store.end == 0
         if self.empty.display != empty:
             # Not by a CSS class: Textual may miss its change during startup.
@@ -117,6 +133,13 @@ class TraceView(Vertical):
             if not empty and self.display:
                 self.rows.focus()
         self.rows.pull()
+
+    def _try_again(self) -> None:
+        """Tries the filter again on the rows that are held, a portion between two keys."""
+        if self._shown.progress is not None and not self._shown.filter_portion():
+            once(self, _BREATH, self._try_again)
+        else:
+            self.pull()
 
     @property
     def row(self) -> Row | None:
@@ -134,6 +157,11 @@ class TraceView(Vertical):
         """Whether the detail is open."""
         return self.has_class("-detail")
 
+    def on_click(self, event: events.Click) -> None:
+        """A second click on a row opens its detail."""
+        if event.widget is self.rows and event.chain == 2 and not self.detailed:
+            self.action_detail()
+
     def action_detail(self) -> None:
         self.toggle_class("-detail")
         if not self.detailed and self.detail.has_focus:
@@ -145,7 +173,8 @@ class TraceView(Vertical):
         if self.detailed:
             self.detail.action_fold()
         else:
-            self.post_message(Notice("Enter opens the detail, where z folds the bytes"))
+            text = self._keyed("{detail} opens the detail, where {fold} folds the bytes")
+            self.post_message(Notice(text))
 
     def on_cursor_moved(self, message: CursorMoved) -> None:
         message.stop()
@@ -161,6 +190,9 @@ class TraceView(Vertical):
 
     # Keys on a row.
 
+    def _keyed(self, text: str) -> str:
+        return with_keys(text, chosen(self))
+
     def _need(self) -> Row | None:
         if (row := self.row) is None:
             self.post_message(Notice("no row under the cursor", error=True))
@@ -170,6 +202,10 @@ class TraceView(Vertical):
         if (row := self._need()) is None:
             return
         text = _QUERIES[name](row)
+        unknown = row.comm is None and row.pid is None and row.cost_ns is None
+        if name == "process" and unknown and self.rows.nftables:
+            self.post_message(Notice("the process is not known over netlink", error=True))
+            return
         if not text:
             self.post_message(Notice(f"this row has no {name} to filter by", error=True))
             return
@@ -179,28 +215,29 @@ class TraceView(Vertical):
         if len(hosts) > 1 and name in _PER_HOST:
             # On another host, the same inode or pid belongs to something else.
             text = from_row.conjunction(text, from_row.by_host(row, hosts))
-        word = row.verdict if name == "verdict" and row.verdict else name
+        netns = self._names().netns.get(row.netns) or str(row.netns)
+        words = filter_words.of_row(name, row, netns)
         # Replaces the filter: after finding a dropped packet, see what came before it.
-        self.post_message(FilterRequested(text, word, replace=name == "flow"))
+        self.post_message(FilterRequested(text, words, replace=name == "flow"))
 
     def action_again(self, step: int) -> None:
-        text = self._shown.search
-        if not text:
-            self.post_message(Notice("/ starts a search", error=True))
+        mask = self._shown.search
+        if mask is None:
+            self.post_message(Notice(self._keyed("{search} starts a search"), error=True))
             return
-        self.find(text, step)
+        self.find(mask, step)
 
-    def find(self, text: str, step: int = 1, start: int | None = None) -> bool:
-        """Go to the next row that the query `text` matches, and return whether there is one.
+    def find(self, mask: Mask, step: int = 1, start: int | None = None) -> bool:
+        """Go to the next row that matches, and return whether there is one.
 
         Searches after the position `start` (None: the cursor), or before it if `step`
-        is -1, and wraps around once.  Raises QueryError.
+        is -1, and wraps around once.
         """
-        position = self._shown.find(text, self.rows.cursor if start is None else start, step)
+        position = self._shown.find(mask, self.rows.cursor if start is None else start, step)
         if position is None:
             selection = self._shown.selection
             position = self._shown.find(
-                text, selection.first - 1 if step > 0 else selection.end, step
+                mask, selection.first - 1 if step > 0 else selection.end, step
             )
             if position is None:
                 self.post_message(
@@ -222,7 +259,8 @@ class TraceView(Vertical):
         selection, here = self.rows.selection, self.row
         seqs = sorted(seq for seq in self._marks if selection.seq(selection.position(seq)) == seq)
         if here is None or not seqs:
-            self.post_message(Notice("no row here is marked; m marks one", error=True))
+            text = self._keyed("no row here is marked; {mark} marks one")
+            self.post_message(Notice(text, error=True))
             return
         later = [seq for seq in seqs if seq > here.index]
         self.rows.move_to(selection.position((later or seqs)[0]))

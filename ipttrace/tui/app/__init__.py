@@ -3,11 +3,13 @@
 
 - `trace_app`: `TraceApp`, which ties keys to commands
 - `keys`: the keys
+- `configuration`: the user's settings, checked; the default file
 - `base`: `BaseApp`: feeds the streams, draws views and bars
+- `counting`: the tallies behind the views: of all rows, and of the filter's
 - `notice`: the line for what must not be overlooked
-- `filtering`, `agents`, `playback`, `exports`, `recordings`: the commands
+- `columns`, `filtering`, `agents`, `playback`, `exports`, `recordings`: the commands
 - `moment`: times that a user types
-- `help`: the help screen
+- `help`, `help_words`: the help screen, and what it says besides the keys
 - `key_order`: keys take effect in the order in which they are pressed
 - `exit_on_hangup`: the process ends after its terminal has gone
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipttrace.trace.query.pcap import flow_expression
 from ipttrace.tui import situation as at
 from ipttrace.tui.app.base import BaseApp
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.widgets.prompt import Ask
 
 
@@ -22,12 +23,14 @@ class Agents:
         """Disarms, or arms again."""
         app = self._app
         if not self._tracing:
-            app.show_notice("nothing is traced here that could be armed or disarmed", error=True)
+            app.show_notice(
+                "no tracing is running here that could be armed or disarmed", error=True
+            )
             return
         armed = app.situation().state == at.ARMED
         if app.feeds.send({"cmd": "disarm" if armed else "arm"}):
-            arming = "disarming: no packet is traced until A arms again" if armed else "arming"
-            app.show_notice(arming)
+            arming = "disarming: no packet is traced until {arm} arms again" if armed else "arming"
+            app.show_notice(with_keys(arming, chosen(app)))
         else:
             self._refused()
 
@@ -36,24 +39,27 @@ class Agents:
         app = self._app
         if not self._tracing:
             app.show_notice(
-                "nothing is traced here: a recording has no kernel to filter in", error=True
+                "no tracing is running here: a recording has no kernel to filter in", error=True
             )
             return
         row = app.view.row
         initial = app.situation().filter
         if row is not None and app.shown.filters.text:
-            initial = flow_expression(app.store.raw(row.index), row) or initial
+            initial = flow_expression(app.store, row) or initial
         app.prompt.ask(
             Ask(
                 "kernel filter",
                 self._send_filter,
                 initial=initial,
                 placeholder="a pcap-filter expression: tcp port 443   (empty: all packets)",
+                slow_check=app.check_expr,
             )
         )
 
     def _send_filter(self, text: str) -> None:
         if self._app.feeds.send({"cmd": "filter", "expr": text}):
+            # Messages of the agents about an earlier filter no longer apply.
+            self._app.notice_line.dismiss(self._app.feeds)
             self._app.show_notice(f"sent to the kernel: {text or 'all packets'}")
         else:
             self._refused()
@@ -63,4 +69,4 @@ class Agents:
         return self._app.feeds.live and not self._app.over
 
     def _refused(self) -> None:
-        self._app.show_notice("the agent does not accept commands now", error=True)
+        self._app.show_notice("the agent is not accepting commands", error=True)

@@ -33,7 +33,7 @@ from ipttrace.trace.query import tree as query_tree
 from ipttrace.trace.query.until import Until
 from ipttrace.trace.session import Trace
 from ipttrace.trace.store import Store
-from ipttrace.trace.tally import Tallies
+from ipttrace.tui.app.counting import Counting, Pace
 from ipttrace.tui.app.exit_on_hangup import exit_on_hangup
 from ipttrace.tui.app.key_order import OrderedKeysApp
 from ipttrace.tui.app.notice import NoticeLine
@@ -41,17 +41,18 @@ from ipttrace.tui.detail import KnownNames
 from ipttrace.tui.feed import Feed, Source
 from ipttrace.tui.feed.feeds import Feeds, Summary
 from ipttrace.tui.flows import FlowsView
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.messages import FramesArrived, Notice, ViewChanged
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows import Rows, ShownRows
-from ipttrace.tui.rows.filter_bar import FilterBar, filter_pieces
+from ipttrace.tui.rows.filter_bar import FilterBar
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
 from ipttrace.tui.timers import once
-from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.trace_view import TraceView
 from ipttrace.tui.widgets.bar import Bar, about_pieces, status_pieces
-from ipttrace.tui.widgets.prompt import Prompt
+from ipttrace.tui.widgets.prompt import CheckText, Prompt
 
 FRAME: Final = 0.05  # s between two pictures
 BUDGET: Final = 0.015  # s of feeding before keys get their turn
@@ -59,7 +60,8 @@ BREATH: Final = 0.001  # s of that turn
 STATUS: Final = 0.25  # s between two updates of the bars
 TALLY: Final = 0.05  # s between two updates of the tallies
 GRACE: Final = 2.0  # s that a live source gets to send its last counts
-WIDE: Final = 160  # cells from which the neighbours are shown beside the rows
+WIDE: Final = 160  # cells from which neighbours that fail are shown beside the rows
+SIDE: Final = 46  # cells of the pane that shows them, as in app.tcss
 
 
 class BaseApp(OrderedKeysApp[Summary]):
@@ -77,10 +79,12 @@ class BaseApp(OrderedKeysApp[Summary]):
         grace: float = GRACE,
         until: query.Query | None = None,
         shown: query.Query | None = None,
+        check_expr: CheckText | None = None,
     ) -> None:
         """`title` is shown in the top bar; `capacity`: rows held before the oldest are evicted.
 
-        `until`: disarms at the first row that matches; `shown`: the view's first filter.
+        `until`: disarms at the first row that matches; `shown`: the view's first filter;
+        `check_expr`: what is wrong with a kernel filter, see `Ask.slow_check`.
         """
         super().__init__()
         sources = source if isinstance(source, Sequence) else [source]
@@ -93,13 +97,14 @@ class BaseApp(OrderedKeysApp[Summary]):
             )
             for number, one in enumerate(sources)
         )
-        self.tallies = Tallies()
         self.shown = ShownRows(self.store, self.query_context)
+        self.counting = Counting(self.store, self.shown)
         if shown is not None:
             self.shown.filter_by(shown.text)
         self.over = False  # no stream will bring any more
         self._title = clean(title)
         self._grace = grace
+        self.check_expr = check_expr
         self._until = None if until is None else Until(until)
         self._stopping = False
         self._exiting = False
@@ -108,8 +113,9 @@ class BaseApp(OrderedKeysApp[Summary]):
         self._names: tuple[dict[tuple[int, int], str], list[str], str] = ({}, [], "")
         self._neighbours_version = 0
         self._progress: deque[str] = deque(maxlen=10)  # of sources without a first frame
-        self._samples: deque[tuple[float, int]] = deque(maxlen=9)  # time, rows
-        self._side_wanted: bool | None = None  # None: depends on the screen's width
+        self._pace = Pace(STATUS)
+        self._failing = False  # a neighbour has not answered
+        self._side_wanted: bool | None = None  # None: depends on that and the screen's width
         # Kept here, since a query searches the top screen only, which may be help.
         self.about_bar = Bar(id="about")
         self.notice_line = NoticeLine(id="notice")
@@ -133,8 +139,7 @@ class BaseApp(OrderedKeysApp[Summary]):
 
     def compose(self) -> ComposeResult:
         yield self.about_bar
-        # Takes the place of the line above, so that nothing below it moves.
-        yield self.notice_line
+        yield self.notice_line  # takes the place of the line above: nothing below it moves
         yield self.filter_bar
         yield self.prompt
         with Horizontal(id="middle"):
@@ -166,8 +171,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         self.run_worker(query_tree.parser, thread=True, group="parser", exit_on_error=False)
 
     def on_unmount(self) -> None:
-        # Also after a crash of the screen: nothing may stay armed.
-        for feed in self.feeds:
+        for feed in self.feeds:  # also after a crash of the screen: nothing may stay armed
             feed.intake.close()
 
     def stop_and_exit(self) -> None:
@@ -227,13 +231,12 @@ class BaseApp(OrderedKeysApp[Summary]):
             self.exit_now()
 
     def _tally(self) -> None:
-        self.tallies.pull(self.store)
+        self.counting.pull()
         until = self._until
         if until is not None and (seq := until.feed(self.store, self.query_context())) is not None:
             self._until = None
             self.feeds.send({"cmd": "disarm"})
-            # The row may not be in the list yet.
-            self.view.pull()
+            self.view.pull()  # the row may not be in the list yet
             self.rows.move_to(self.shown.selection.position(seq))
             self.show_notice(f"disarmed: --until matched this row: {until.query.text}")
 
@@ -249,6 +252,10 @@ class BaseApp(OrderedKeysApp[Summary]):
         """Names of the host's network namespaces by inode."""
         return {inode: name for (at, inode), name in self._names[0].items() if at == host}
 
+    def shown_names(self) -> tuple[dict[tuple[int, int], str], list[str]]:
+        """The names in the list: namespaces by host and inode, and hosts by number."""
+        return self._names[:2]
+
     @property
     def view_feed(self) -> Feed:
         """The feed of the row under the cursor, whose host the panes show."""
@@ -257,7 +264,8 @@ class BaseApp(OrderedKeysApp[Summary]):
 
     def _known_names(self) -> KnownNames:
         host = self.view_feed.trace.host
-        return KnownNames(self._netns_names(host), dict(enumerate(self.feeds.hosts())))
+        hosts = dict(enumerate(self.feeds.hosts()))
+        return KnownNames(self._netns_names(host), hosts, self.feeds.unreached)
 
     # The picture.
 
@@ -271,6 +279,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         version = sum(feed.trace.neighbours.version for feed in self.feeds)
         if version != self._neighbours_version:
             self._neighbours_version = version
+            self._failing = self._failing or self.feeds.neighbour_fails()
             self.rows.show_lost(self.feeds.next_hop_lost)
         self.view.pull()
         if self.store.end == 0:
@@ -299,14 +308,17 @@ class BaseApp(OrderedKeysApp[Summary]):
         self._show_side(event.size.width)
 
     def _show_side(self, width: int) -> None:
-        wanted = width >= WIDE if self._side_wanted is None else self._side_wanted
+        wanted, room = self._side_wanted, self.rows.rule_room
+        if wanted is None:  # by itself it hides no rule text
+            wanted = self._failing and width >= WIDE and room(width - SIDE) == room(width)
         # Not beside the view that shows the same.
         self.side.display = wanted and self.switcher.current != "neighbours"
 
     def toggle_side(self) -> None:
         """Shows the neighbours beside the rows, or hides them."""
         if self.switcher.current == "neighbours":
-            self.show_notice("this view shows the neighbours already: 1 goes back to the rows")
+            text = "this view shows the neighbours already: {rows} goes back to the rows"
+            self.show_notice(with_keys(text, chosen(self)))
             return
         self._side_wanted = not self.side.display
         self._show_side(self.size.width)
@@ -322,11 +334,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         """Rows/s over the last two seconds; None if no more will come."""
         if self.over:
             return None
-        now, rows = monotonic(), sum(feed.trace.rows for feed in self.feeds)
-        if not self._samples or now - self._samples[-1][0] >= STATUS * 0.8:
-            self._samples.append((now, rows))
-        since, before = self._samples[0]
-        return (rows - before) / (now - since) if now - since >= STATUS else 0.0
+        return self._pace.per_second(sum(feed.trace.rows for feed in self.feeds))
 
     def refresh_bars(self) -> None:
         """Updates the bars, the notice, the panes and the empty screen."""
@@ -336,16 +344,11 @@ class BaseApp(OrderedKeysApp[Summary]):
         now, rows, shown = self.situation(), self.rows, self.shown
         playing = "" if shown.clock is None else shown.clock.label
         self.about_bar.show(about_pieces(now, self._title))
-        self.status_bar.show(status_pieces(now, rows.paused, rows.follow, rows.newer, playing))
-        self.filter_bar.show(
-            filter_pieces(
-                shown.filters.text,
-                shown.filters.trail,
-                shown.selection.end - shown.selection.first,
-                len(self.store),
-                shown.progress,
-            )
-        )
+        view = rows.paused, rows.follow, rows.newer
+        self.status_bar.show(status_pieces(now, *view, playing, self.feeds.recording))
+        matching = shown.selection.end - shown.selection.first
+        words, held = shown.filters.words, len(self.store)
+        self.filter_bar.show_filter(words, matching, held, shown.progress, self.store.first)
         self.notice_line.refresh_from(self.feeds, rows)
         self.about_bar.display = not self.notice_line.display
         for pane in (self.side, self.neighbours):
@@ -365,17 +368,20 @@ class BaseApp(OrderedKeysApp[Summary]):
     def _show_tallies(self) -> None:
         """Updates the view that is shown, if it shows tallies."""
         for feed in self.feeds:
-            self.tallies.totals.note_books(feed.trace.host, feed.trace.books)
-        if (shown := self.switcher.current) == "trace":
+            self.counting.all.totals.note_books(feed.trace.host, feed.trace.books)
+        view = self.switcher.visible_content
+        if not isinstance(view, RulesView | FlowsView | TotalsView):
             return
-        tallies, names, netns = self.tallies, self.store.names, self.feeds.netns_names()
+        tallies, names, netns = self.counting.current(), self.store.names, self.feeds.netns_names()
+        view.note_filter(self.counting.about)
         hosts = self.feeds.hosts() if len(self.feeds) > 1 else []
-        if shown == "rules-view":
-            self.rules.show(tallies.rules, names, self.store.rulesets, netns, hosts)
-        elif shown == "flows-view":
-            self.flows.show(tallies.flows, names, netns, hosts)
-        elif shown == "totals-view":
-            self.totals.show(tallies.totals, names, skipped=tallies.skipped)
+        if view is self.rules:
+            view.note_clocks({feed.trace.host: feed.trace.clock for feed in self.feeds})
+            view.show(tallies.rules, names, self.store.rulesets, netns, hosts)
+        elif view is self.flows:
+            view.show(tallies.flows, names, netns, hosts)
+        elif view is self.totals:
+            view.show(tallies.totals, names, skipped=tallies.skipped)
 
     def show_notice(self, text: str, error: bool = False) -> None:
         """Shows one line for some seconds."""

@@ -6,18 +6,19 @@ Must not feed traces or draw.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Final
 
 from ipttrace.trace import query
 from ipttrace.trace.query.complete import complete, values_of
+from ipttrace.trace.selection import Mask
 from ipttrace.tui.app.base import BaseApp
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.messages import FilterRequested
+from ipttrace.tui.rows.search import TextSearch
 from ipttrace.tui.widgets.prompt import Ask, Hint
 
 GATHERED: Final = 1 << 16  # newest rows whose values completion offers
-SEARCHED: Final = ("comm", "in", "out", "table", "chain", "verdict", "proto", "rule")
 
 
 class Filtering:
@@ -35,19 +36,26 @@ class Filtering:
         app = self._app
         filter_ = app.shown.filter_by if message.replace else app.shown.narrow
         try:
-            new = filter_(message.query, message.name)
+            new = filter_(message.query, message.words)
         except query.QueryError as error:
             app.show_notice(str(error), error=True)
             return
         app.show_view("trace")
         if not new:
-            app.show_notice("this filter is in force already: ⌫ goes back")
+            text = with_keys("this filter is already active: {back} goes back", chosen(app))
+            app.show_notice(text)
         app.apply_filter()
 
     def back(self) -> None:
         """Removes the last filter."""
         if not self._app.shown.back():
-            self._app.show_notice("no filter is in force: all rows are shown")
+            self._app.show_notice("no filter is active: all rows are shown")
+        self._app.apply_filter()
+
+    def clear(self) -> None:
+        """Shows all rows."""
+        if not self._app.shown.clear():
+            self._app.show_notice("no filter is active: all rows are shown")
         self._app.apply_filter()
 
     def ask_filter(self) -> None:
@@ -93,7 +101,7 @@ class Filtering:
             Ask(
                 "search",
                 self._search,
-                placeholder="a word, or a query: dport=443   (n: the next, N: the previous)",
+                placeholder="text in a row, or a query: dport=443   (n: the next, N: the previous)",
                 complete=self._complete,
             )
         )
@@ -102,18 +110,24 @@ class Filtering:
         app, shown = self._app, self._app.shown
         shown.search_text = text
         if not text:
-            shown.search = ""
+            shown.search = None
             return
-        if shown.check(text) is not None:
-            word = query.quote(re.escape(text))
-            text = " or ".join(f"{name}~{word}" for name in SEARCHED)
-            if (wrong := shown.check(text)) is not None:
-                app.show_notice(f"cannot search for this: {wrong[0]}", error=True)
-                return
-        shown.search = text
+        try:
+            found = self._search_mask(text)
+        except query.QueryError as error:
+            app.show_notice(f"cannot search for this: {error.message}", error=True)
+            return
+        shown.search = found
         app.show_view("trace")
         # While following, no row comes after the cursor: search backwards from the end.
         if app.rows.follow:
-            app.view.find(text, -1, shown.selection.end)
+            app.view.find(found, -1, shown.selection.end)
         else:
-            app.view.find(text)
+            app.view.find(found)
+
+    def _search_mask(self, text: str) -> Mask:
+        """Rows that match a query, else that show the text.  Raises QueryError."""
+        app = self._app
+        if app.shown.check(text) is None:
+            return app.shown.mask(text)
+        return TextSearch(text, app.store, app.shown_names, app.query_context).mask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The help screen: the keys, the columns, the words in the bars.
+"""The help screen: keys, columns, queries and bars, those of the shown view first.
 
 Built from the bindings and columns themselves, so it cannot contradict them.  Must
 not know what a key does beyond its description.
@@ -8,7 +8,7 @@ not know what a key does beyond its description.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from textual import events
@@ -17,29 +17,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
-from ipttrace.tui.app.keys import Section, key_names
-from ipttrace.tui.rows.columns import COLUMNS
+from ipttrace.tui.app import help_words
+from ipttrace.tui.app.keys import Section
+from ipttrace.tui.key_words import key_names, with_keys
 
-_ROWS: Final = (
-    "A row is one packet in one table, with the rule that decided and the verdict."
-    " The rail at the left edge joins the rows of a packet."
-)
-_BARS: Final = (
-    ("traced: …", "the filter in the kernel; K sets it"),
-    ("lost", "records for which the buffers had no room: the trace has gaps"),
-    ("missed", "calls that the kernel's probes did not see"),
-    ("PAUSED +N", "the picture is frozen; N rows have come since and are kept"),
-    ("SCROLLED +N", "you left the newest row; N rows are below the last line"),
-)
-_RULES: Final = (
-    ("hits, /s", "packets that this trace saw hit the rule, and how many per second"),
-    ("kernel", "the kernel's own counter, as in iptables -vL; updated every few seconds"),
-    ("drops, drop%", "packets that the rule dropped, and its share of all drops"),
-    ("p50, p99", "cost of the calls that ended at the rule: 50% or 99% of them cost less"),
-    ("pol, ret", "the chain's policy; the end of a user chain, which returns to its caller"),
-)
 _TERM: Final = 22  # cells for a key or word, before its meaning
 
 Part = tuple[str, str] | str
@@ -59,47 +42,103 @@ class Help(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark,f1", "dismiss", "Back"),
+        Binding("slash", "find", "Search"),
     ]
 
-    def __init__(self, sections: Iterable[Section]) -> None:
-        """`sections`: keys by where they work; those that work everywhere first."""
+    def __init__(
+        self,
+        sections: Iterable[Section],
+        keymap: Mapping[str, str] | None = None,
+        view: str = "trace",
+    ) -> None:
+        """`sections`: keys by where they work; those that work everywhere first.
+
+        `keymap`: the keys that the user has chosen, by action; `view`: the one that is
+        shown, one of help_words.VIEWS; its keys and columns come first.
+        """
         super().__init__()
+        self._keymap = keymap or {}
+        self._view = view if view in help_words.VIEWS else "trace"
         self._sections = [
-            (title, [(key_names(one.key), one.tooltip or one.description) for one in bindings])
+            (
+                title,
+                [
+                    (
+                        key_names(self._keymap.get(one.id or "", one.key)),
+                        with_keys(one.tooltip or one.description, self._keymap),
+                    )
+                    for one in bindings
+                ],
+            )
             for title, bindings in sections
         ]
         self._sections[0][1].append(("Tab", "from the rows to the detail, and back"))
-        self._sections[0][1].append(("mouse", "click a row; the wheel scrolls"))
+        self._sections[0][1].append(
+            (
+                "mouse",
+                "click a row, twice for its detail; a title, to sort by it (rows stay in the order"
+                " of time: their titles open the columns); a key in the bottom line; the wheel"
+                " scrolls",
+            )
+        )
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help"):
             yield Static(id="help-text", markup=False)
+        yield Input(id="help-find", placeholder="text to search for", compact=True)
 
     def on_mount(self) -> None:
         box = self.query_one("#help")
         box.border_title = "ipttrace"
-        box.border_subtitle = "Esc: back"
+        box.border_subtitle = "/: search  Esc: back"
+        self.query_one(Input).display = False
         box.focus()
         self._fill()
 
     def on_resize(self, event: events.Resize) -> None:
         self._fill()
 
+    def action_find(self) -> None:
+        """Shows only lines with a text that the user types."""
+        find = self.query_one(Input)
+        find.display = True
+        find.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self._fill()
+        self.query_one("#help").scroll_home(animate=False)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.query_one("#help").focus()
+
+    def _tables(self) -> list[tuple[str, Sequence[tuple[str, str]]]]:
+        """All sections: those of the view that help was opened from come first."""
+        keys = dict(self._sections)
+        found: dict[str, Sequence[tuple[str, str]]] = {}
+        for view in dict.fromkeys((self._view, "trace", *help_words.VIEWS)):
+            title, columns, lines = help_words.VIEWS[view]
+            found[title] = keys.get(title, ())
+            found[columns] = lines
+        return [*found.items(), *(one for one in keys.items() if one[0] not in found)]
+
     def _fill(self) -> None:
         # As in app.tcss: 90% of the screen and at most 110 cells, without border,
         # padding and scroll bar.
         width = min(110, self.app.size.width * 9 // 10) - 8
+        wanted = self.query_one(Input).value.casefold()
+        parts: list[Part] = []
+        queries = [(with_keys(name, self._keymap), meaning) for name, meaning in help_words.QUERY]
+        tables = [*self._tables(), ("Queries", queries), ("Bars", help_words.BARS)]
+        for title, lines in tables:
+            lines = [(name, with_keys(meaning, self._keymap)) for name, meaning in lines]
+            some = [one for one in lines if wanted in f"{one[0]} {one[1]}".casefold()]
+            if some:
+                parts += _table(title, some, width)
+        if not wanted:
+            text = textwrap.indent(textwrap.fill(help_words.ROWS, max(20, width - 2)), "  ")
+            parts += [("Rows", "bold $text-primary"), "\n", text, "\n"]
         self.query_one("#help-text", Static).update(
-            Content.assemble(
-                *(part for keys in self._sections for part in _table(*keys, width)),
-                ("Rows", "bold $text-primary"),
-                "\n",
-                textwrap.indent(textwrap.fill(_ROWS, max(20, width - 2)), "  "),
-                "\n\n",
-                *_table(
-                    "Columns", [(item.title or item.key, item.help) for item in COLUMNS], width
-                ),
-                *_table("Columns of the rules", _RULES, width),
-                *_table("Bars", _BARS, width),
-            )
+            Content.assemble(*(parts or [f"No line of the help contains: {wanted}"]))
         )

@@ -6,7 +6,7 @@ Must not contain what the keys do: each names an action of `TraceApp` or of a vi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from textual.binding import Binding, BindingType
@@ -16,7 +16,7 @@ from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows import Rows
 from ipttrace.tui.rules.view import RulesView
-from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.trace_view import TraceView
 
 Section = tuple[str, list[Binding]]
@@ -24,97 +24,182 @@ Section = tuple[str, list[Binding]]
 # Shown in the footer in this order; a narrow terminal shows only the first.
 _IN_THE_FOOTER: Final = (
     Binding(
-        "backspace", "unfilter", "Back", key_display="⌫", tooltip="remove the view's last filter"
+        "backspace",
+        "unfilter",
+        "Back",
+        key_display="⌫",
+        tooltip="remove the view's last filter",
+        id="back",
     ),
-    Binding("question_mark,f1", "help", "Help", key_display="?", tooltip="keys, columns, words"),
-    Binding("q", "quit", "Quit", tooltip="disarm, clean up and leave"),
-    Binding("colon", "write", "Filter", key_display=":", tooltip="write the view's filter"),
-    Binding("slash", "search", "Search", key_display="/", tooltip="go to a row that matches"),
+    Binding(
+        "question_mark,f1",
+        "help",
+        "Help",
+        key_display="?",
+        tooltip="keys, columns, terms",
+        id="help",
+    ),
+    Binding("q", "quit", "Quit", tooltip="disarm, clean up and quit", id="quit"),
+    Binding(
+        "colon", "write", "Filter", key_display=":", tooltip="edit the view's filter", id="filter"
+    ),
+    Binding(
+        "slash",
+        "search",
+        "Search",
+        key_display="/",
+        tooltip="go to a row that matches",
+        id="search",
+    ),
     Binding(
         "space",
         "pause",
         "Pause",
         key_display="␣",
-        tooltip="freeze the picture, or go on; rows keep coming in",
+        tooltip="freeze the display, or continue; rows keep coming in",
+        id="pause",
     ),
-    Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here"),
-    Binding("2", "view('rules-view')", "Rules", tooltip="the rules, their hits and their cost"),
+    Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here", id="follow"),
+    Binding(
+        "2",
+        "view('rules-view')",
+        "Rules",
+        tooltip="the rules, their hits and their cost",
+        id="rules",
+    ),
     Binding(
         "K",
         "kernel",
         "Kernel",
-        tooltip="filter in the kernel: this row's flow, or what you write",
+        tooltip="filter in the kernel: this row's flow, or what you type",
+        id="kernel",
     ),
 )
 _VIEWS_AND_AGENTS: Final = (
-    Binding("1", "view('trace')", "the rows", show=False),
-    Binding("3", "view('flows-view')", "the flows with the most packets, drops, cost", show=False),
-    Binding("4", "view('totals-view')", "totals and rates over time", show=False),
-    Binding("5", "view('neighbours')", "neighbour tables, on the complete screen", show=False),
-    Binding("o", "side", "show neighbour tables beside the rows, or hide them", show=False),
-    Binding("A", "arm", "disarm: no packet is traced; again: arm", show=False),
-    Binding("escape", "put_away", "dismiss the notice", show=False),
+    Binding(
+        "C",
+        "unfilter_all",
+        "show all rows, without a filter; {back} brings it back",
+        show=False,
+        id="all_rows",
+    ),
+    Binding("1", "view('trace')", "the rows", show=False, id="rows"),
+    Binding(
+        "3",
+        "view('flows-view')",
+        "the flows with the most packets, drops, cost",
+        show=False,
+        id="flows",
+    ),
+    Binding("4", "view('totals-view')", "totals and rates over time", show=False, id="totals"),
+    Binding(
+        "5",
+        "view('neighbours')",
+        "neighbour tables, full screen",
+        show=False,
+        id="neighbours",
+    ),
+    Binding("f2,L", "columns", "choose, move and size the columns", show=False, id="columns"),
+    Binding(
+        "o", "side", "show neighbour tables beside the rows, or hide them", show=False, id="side"
+    ),
+    Binding("A", "arm", "disarm (no packet is traced), or arm again", show=False, id="arm"),
+    Binding("escape", "put_away", "close what is open: detail, view, filter", show=False),
     Binding(
         "ctrl+c,ctrl+q",
         "quit",
         "Quit",
         show=False,
         priority=True,
-        tooltip="the same; again: at once",
+        tooltip="quit; pressed again: at once",
+    ),
+    Binding(
+        "ctrl+z",
+        "suspend_process",
+        "suspend: back to the shell; fg continues",
+        show=False,
+        priority=True,
     ),
 )
 _FILES: Final = (
-    Binding("e", "export", "Export", tooltip="rows to a file: csv, jsonl, pcapng or text"),
-    Binding("R", "record", "record the stream to a file from here on; again: end", show=False),
-    Binding("S", "picture", "save a picture of the screen (SVG) in this folder", show=False),
+    Binding(
+        "e", "export", "Export", tooltip="rows to a file: csv, jsonl, pcapng or text", id="export"
+    ),
+    Binding(
+        "R",
+        "record",
+        "record the stream to a file from now on; again: stop",
+        show=False,
+        id="record",
+    ),
+    Binding(
+        "S",
+        "picture",
+        "save a screenshot (SVG) in the current folder",
+        show=False,
+        id="picture",
+    ),
 )
 _TIME: Final = (
-    Binding("at", "go_to_time", "go to a time: 12:30:05, -30s", show=False),
-    Binding("P", "play", "play a recording from here at its own speed, or stop", show=False),
-    Binding("greater_than_sign", "speed(1)", "play faster", show=False),
-    Binding("less_than_sign", "speed(-1)", "play slower", show=False),
-    Binding("full_stop", "scrub(1)", "5 s on", show=False),
-    Binding("comma", "scrub(-1)", "5 s back", show=False),
+    Binding("at", "go_to_time", "go to a time: 12:30:05, -30s", show=False, id="time"),
+    Binding(
+        "P", "play", "play a recording from here at its own speed, or stop", show=False, id="play"
+    ),
+    Binding("greater_than_sign", "speed(1)", "play faster", show=False, id="faster"),
+    Binding("less_than_sign", "speed(-1)", "play slower", show=False, id="slower"),
+    Binding("full_stop", "scrub(1)", "5 s forward", show=False, id="forward"),
+    Binding("comma", "scrub(-1)", "5 s back", show=False, id="backward"),
 )
 KEYS: Final = (*_IN_THE_FOOTER, *_VIEWS_AND_AGENTS, *_FILES, *_TIME)
 
-_NAMES: Final = {
-    "up": "↑",
-    "down": "↓",
-    "pageup": "PgUp",
-    "pagedown": "PgDn",
-    "home": "Home",
-    "end": "End",
-    "left": "←",
-    "right": "→",
-    "space": "Space",
-    "question_mark": "?",
-    "f1": "F1",
-    "escape": "Esc",
-    "enter": "⏎",
-    "backspace": "⌫",
-    "colon": ":",
-    "slash": "/",
-    "apostrophe": "'",
-    "at": "@",
-    "comma": ",",
-    "full_stop": ".",
-    "less_than_sign": "<",
-    "greater_than_sign": ">",
-    "left_square_bracket": "[",
-    "right_square_bracket": "]",
-}
+_FIXED: Final = frozenset(("ctrl+c", "ctrl+q", "ctrl+z", "ctrl+p", "escape"))
+
+# The widgets whose keys work at the same time, the nearest first.
+_TOGETHER: Final = (
+    (Rows, TraceView),
+    (Detail, TraceView),
+    *((view,) for view in (RulesView, FlowsView, TotalsView, NeighbourPane)),
+)
 
 
-def key_names(keys: str) -> str:
-    """A binding's keys as printed on keyboards: "↑ k"."""
-    names = []
-    for key in keys.split(","):
-        if key.startswith("ctrl+"):
-            names.append(f"Ctrl-{key[5:].upper()}")
-        else:
-            names.append(_NAMES.get(key, key))
-    return " ".join(names)
+def actions() -> dict[str, Binding]:
+    """All bindings whose keys the user may choose, by the names of their actions."""
+    found: dict[str, Binding] = {}
+    for bindings in (list(KEYS), *(bindings_of(one) for some in _TOGETHER for one in some)):
+        for binding in bindings:
+            if binding.id is not None:
+                found.setdefault(binding.id, binding)
+    return found
+
+
+def taken(keymap: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """A chosen action, its key and what that key does already; None: no key has two meanings.
+
+    `keymap`: keys by action, as Textual's `set_keymap` has them.
+    """
+
+    def moved(binding: Binding, key: str) -> bool:
+        """Whether the user has given it the key: by default, some bindings hide others."""
+        return binding.id in keymap and key not in binding.key.split(",")
+
+    for widgets in _TOGETHER:
+        near_first = [one for widget in widgets for one in _inherited(widget)] + list(KEYS)
+        uses: dict[str, Binding] = {}
+        for binding in sorted(near_first, key=lambda one: one.id in keymap):
+            for key in keymap.get(binding.id or "", binding.key).split(","):
+                other = uses.setdefault(key, binding)
+                if moved(binding, key) and key in _FIXED:
+                    return binding.id or "", key, ""
+                if other.id is not None and other.id == binding.id:
+                    continue
+                if other is not binding and (moved(binding, key) or moved(other, key)):
+                    return binding.id or "", key, other.tooltip or other.description
+    return None
+
+
+def _inherited(widget: type) -> list[Binding]:
+    found = [binding for one in widget.__mro__ for binding in one.__dict__.get("BINDINGS", ())]
+    return [binding for binding in found if isinstance(binding, Binding)]
 
 
 def bindings_of(*widgets: type) -> list[Binding]:

@@ -15,7 +15,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from ipttrace.text import clean
+from ipttrace.tui.cells import counted
 from ipttrace.tui.feed.feeds import Feeds
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.rows import Rows
 
 SHOWN_FOR: Final = 4.0  # s that a notice stays
@@ -63,11 +65,14 @@ class NoticeLine(Static):
             return reasons, any(feed.error is not None for feed in broken)
         if rows.gone:
             return (
-                f"{rows.gone:,} rows of this picture are no longer held"
-                " (the lines shown stay until you move); Space goes on"
+                f"{counted(rows.gone, 'row')} on the frozen screen"
+                f" {'is' if rows.gone == 1 else 'are'} no longer held"
+                " (the lines shown stay until you move); "
+                + with_keys("{pause} continues", chosen(self))
             ), False
         if rows.evicted:
-            return "The rows you were reading are no longer held; Space freezes the picture", False
+            text = "The rows you were reading are no longer held; {pause} freezes the display"
+            return with_keys(text, chosen(self)), False
         notice = ("", False)
         for feed in feeds:
             for level, note in feed.trace.notes_after(self._read.get(feed.trace.host, 0)):

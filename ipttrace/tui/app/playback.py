@@ -72,7 +72,7 @@ class Playback:
         app.rows.move_to(min(selection.position(app.store.at(time)), selection.end - 1))
 
     def scrub(self, step: int) -> None:
-        """Goes `step` times 5 s on."""
+        """Goes `step` times 5 s forward."""
         here = self._here() if self._clock is None else self._clock.time
         self._move_to(here + step * SCRUB)
 
@@ -80,7 +80,7 @@ class Playback:
         """Plays the recording, or stops it."""
         app, clock = self._app, self._clock
         if app.feeds.live:
-            app.show_notice("rows come live: only a recording can be played", error=True)
+            app.show_notice("rows arrive live: only a recording can be played", error=True)
             return
         if not len(app.store):
             app.show_notice("there is no row to play", error=True)

@@ -11,6 +11,7 @@ import os
 from ipttrace.text import clean
 from ipttrace.tui.app.base import BaseApp
 from ipttrace.tui.app.exports import new_name
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.widgets.prompt import Ask
 
 
@@ -29,7 +30,7 @@ class Recordings:
                 feed.end_recording()
             if not any(feed.recording_error for feed in recording):
                 files = ", ".join(feed.recorded for feed in recording)
-                app.show_notice(f"the recording was ended: {files}")
+                app.show_notice(f"recording stopped: {files}")
             app.refresh_bars()
             return
         if app.over or not any(feed.trace.hello for feed in app.feeds):
@@ -39,10 +40,10 @@ class Recordings:
 
     def _check(self, text: str) -> tuple[str, int] | None:
         if not text:
-            return "name a file", 0
+            return "enter a file name", 0
         for feed in self._app.feeds:
             if os.path.lexists(os.path.expanduser(self._path(text, feed.trace.host))):
-                return "this file exists: choose another name", 0
+                return "this file already exists: choose another name", 0
         return None
 
     def _path(self, text: str, host: int) -> str:
@@ -65,4 +66,5 @@ class Recordings:
                 self._app.show_notice(f"{clean(path)}: {why}", error=True)
                 return
             started.append(clean(path))
-        self._app.show_notice(f"recording to {', '.join(started)}: R ends it")
+        ends = with_keys("{record} stops it", chosen(self._app))
+        self._app.show_notice(f"recording to {', '.join(started)}: {ends}")

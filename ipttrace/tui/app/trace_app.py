@@ -13,20 +13,27 @@ from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.widget import Widget
 
 from ipttrace.trace import query
+from ipttrace.tui.app import configuration
 from ipttrace.tui.app.agents import Agents
 from ipttrace.tui.app.base import GRACE, BaseApp
+from ipttrace.tui.app.columns import Columns
 from ipttrace.tui.app.exports import Exports, new_name
 from ipttrace.tui.app.filtering import Filtering
 from ipttrace.tui.app.help import Help
-from ipttrace.tui.app.keys import KEYS, bindings_of, key_names, key_sections
+from ipttrace.tui.app.keys import KEYS, bindings_of, key_sections
 from ipttrace.tui.app.playback import Playback
 from ipttrace.tui.app.recordings import Recordings
+from ipttrace.tui.config.settings import Settings
 from ipttrace.tui.feed import Source
-from ipttrace.tui.messages import ExportEnded, ExportProgress, FilterRequested
+from ipttrace.tui.key_words import key_names, with_keys
+from ipttrace.tui.messages import ExportEnded, ExportProgress, FilterRequested, TitleClicked
+from ipttrace.tui.plain import SIXTEEN, Ascii, has_sixteen_colours, utf8, without_colours
+from ipttrace.tui.widgets.prompt import CheckText
 
 
 class TraceApp(BaseApp):
@@ -43,16 +50,43 @@ class TraceApp(BaseApp):
         grace: float = GRACE,
         until: query.Query | None = None,
         shown: query.Query | None = None,
+        check_expr: CheckText | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        """See `BaseApp`."""
+        """See `BaseApp`.  `settings`: the user's."""
+        self._settings = settings or Settings()
+        vars(self)["CSS"] = configuration.css(self._settings)  # before Textual reads it
         super().__init__(
-            source, title=title, capacity=capacity, grace=grace, until=until, shown=shown
+            source,
+            title=title,
+            capacity=capacity,
+            grace=grace,
+            until=until,
+            shown=shown,
+            check_expr=check_expr,
         )
+        self._ascii: list[LineFilter] = [] if utf8(os.environ) else [Ascii()]
+        self.keymap = configuration.keymap(self._settings)
+        self.set_keymap(self.keymap)
+        self.register_theme(SIXTEEN)
+        if self._settings.theme is not None:
+            self.theme = self._settings.theme
+        elif has_sixteen_colours(self.console.color_system):
+            self.theme = SIXTEEN.name
+            self._filters = without_colours(list(self._filters))
         self.filtering = Filtering(self)
+        self.columns = Columns(self, self._settings.columns)
         self.agents = Agents(self)
         self.playback = Playback(self)
         self.exports = Exports(self)
         self.recordings = Recordings(self)
+
+    def on_mount(self) -> None:
+        self.rows.show_columns(self._settings.columns)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What changes each line before it is drawn."""
+        return [*super().get_line_filters(), *self._ascii]
 
     # Filter and search.
 
@@ -61,6 +95,9 @@ class TraceApp(BaseApp):
 
     def action_unfilter(self) -> None:
         self.filtering.back()
+
+    def action_unfilter_all(self) -> None:
+        self.filtering.clear()
 
     def action_search(self) -> None:
         self.filtering.ask_search()
@@ -83,12 +120,27 @@ class TraceApp(BaseApp):
         self.toggle_side()
 
     def action_help(self) -> None:
-        self.push_screen(Help(key_sections()))
+        self.push_screen(Help(key_sections(), self.keymap, self.switcher.current or ""))
+
+    def action_columns(self) -> None:
+        self.columns.ask()
+
+    def on_title_clicked(self, message: TitleClicked) -> None:
+        self.columns.ask(message.column)
 
     def action_put_away(self) -> None:
-        if not self.exports.stop():
+        """Closes one thing: what was opened last, as far as that is known."""
+        if self.exports.stop():
+            return
+        if self.notice_line.display:
             self.notice_line.dismiss(self.feeds)
             self.refresh_bars()
+        elif self.switcher.current != "trace":
+            self.show_view("trace")
+        elif self.view.detailed:
+            self.view.action_detail()
+        elif self.shown.filters.text:
+            self.filtering.back()
 
     async def action_quit(self) -> None:
         self.stop_and_exit()
@@ -134,9 +186,9 @@ class TraceApp(BaseApp):
         try:
             self.save_screenshot(path, path=os.getcwd())
         except OSError as error:
-            self.show_notice(f"no picture was written: {error.strerror}", error=True)
+            self.show_notice(f"cannot write the screenshot {path}: {error.strerror}", error=True)
         else:
-            self.show_notice(f"a picture of the screen: {path}")
+            self.show_notice(f"screenshot: {path}")
 
     # The command palette.
 
@@ -150,8 +202,8 @@ class TraceApp(BaseApp):
         for place in places:
             for binding in bindings_of(TraceApp if place is self else type(place)):
                 yield SystemCommand(
-                    (binding.tooltip or binding.description).capitalize(),
-                    f"key: {key_names(binding.key)}",
+                    with_keys(binding.tooltip or binding.description, self.keymap).capitalize(),
+                    f"key: {key_names(self.keymap.get(binding.id or '', binding.key))}",
                     # Later: the palette is still the screen on top.
                     partial(self.call_later, place.run_action, binding.action),
                 )

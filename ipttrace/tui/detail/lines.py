@@ -6,12 +6,13 @@ Pure: takes a story; must not import Textual or know colours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.decode.dissect import dissect, hex_dump
+from ipttrace.trace.neighbours.reach import Reach
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import table_name
 from ipttrace.trace.story import Packet, PacketChange, RuleHit, Story, Traversal, endpoint
@@ -26,6 +27,7 @@ from ipttrace.tui.cells import (
     verdict_cell,
 )
 from ipttrace.tui.detail.wrap import MOST_LINES, Line, wrap
+from ipttrace.tui.key_words import with_keys
 
 ROLES: Final = frozenset(
     {"head", "section", "name", "value", "dim", "chain", "rule", "changed", "bad", "shown"}
@@ -47,19 +49,38 @@ class KnownNames:
 
     netns: Mapping[int, str] = field(default_factory=dict)  # by inode
     hosts: Mapping[int, str] = field(default_factory=dict)  # by the host's number
+    # The next hop of an accepted row if that has no link-layer address now.
+    unreached: Callable[[Row], Reach | None] = field(default=lambda row: None, compare=False)
 
 
-def lines(story: Story, width: int, names: KnownNames, folded: bool = False) -> list[Line]:
+def unreached(story: Story, names: KnownNames) -> Reach | None:
+    """The next hop that the packet could not be sent to, though it was accepted."""
+    found = (names.unreached(one.row) for one in story.traversals if one.own)
+    return next((reach for reach in found if reach is not None), None)
+
+
+def lines(
+    story: Story,
+    width: int,
+    names: KnownNames,
+    folded: bool = False,
+    keymap: Mapping[str, str] | None = None,
+) -> list[Line]:
     """All lines of the detail, at most `width` (20 or more) cells long.
 
-    `folded`: without the packet's bytes.
+    `folded`: without the packet's bytes; `keymap`: see `with_keys`.
     """
     width = max(width, 20)
     made = wrap(_about(story, names), width, 2)
+    if (reach := unreached(story, names)) is not None:
+        kind = "ND" if ":" in (reach.via or "") else "ARP"
+        text = f"no {kind}: accepted, but {reach.via} on {reach.dev} is {reach.state} now"
+        made += wrap([[(text, "bad")]], width, 2)
     made += _journey(story, width, names)
     made += _conntrack(story, width)
     made += _packet(story.packet, width)
-    made += _bytes(story.packet, width, folded)
+    fold_key = with_keys("{fold}", keymap or {})
+    made += _bytes(story.packet, width, folded, fold_key)
     if width < _NARROWEST:
         made = [Line(cut(line.cells, width), line.shown, line.belongs) for line in made]
     return made
@@ -89,8 +110,11 @@ def _about(story: Story, names: KnownNames) -> list[Cells]:
     items.append(_named("netns", _netns(row, names)))
     if host := names.hosts.get(row.host):
         items.append(_named("host", host))
+    for name, port in (("physin", row.physin), ("physout", row.physout)):
+        if port:
+            items.append(_named(name, port))
     items.append(_named("mark", "-" if row.mark is None else f"0x{row.mark:x}"))
-    items.append(_named("len", str(row.len)))
+    items.append(_named("len", "-" if row.len is None else str(row.len)))
     if row.ruleset:
         items.append(_named("rules", f"#{row.ruleset}"))
     if row.engine:
@@ -261,6 +285,7 @@ def _traversal(traversal: Traversal, shown: int, columns: _Columns) -> list[Line
     # In full for the row itself.
     made += _steps(traversal, columns.width, MOST_LINES if is_shown else 1)
     made += _changes("changed", traversal.changed_here, columns)
+    made += _changes("left with", traversal.changed_behind, columns)
     return made[:1] + [Line(line.cells, belongs=True) for line in made[1:]]
 
 
@@ -284,7 +309,7 @@ def _changes(what: str, changes: tuple[PacketChange, ...], columns: _Columns) ->
 
 def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
     hits = traversal.steps
-    if not any(hit.rule for hit in hits):
+    if not any(hit.rule or hit.handle for hit in hits):
         if len(hits) < 2:
             return []
         items = []
@@ -302,7 +327,10 @@ def _steps(traversal: Traversal, width: int, most: int) -> list[Line]:
 def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
     name = " " * _INDENT + fit(_hit(hit.step), name_width) + "  "
     room = max(width - cell_len(name), 8)
-    first, *more = fold(hit.rule or "", room, most) or [""]
+    text = hit.rule or ""
+    if hit.handle is not None:
+        text += f" # handle {hit.handle}"  # as `nft -a` prints it
+    first, *more = fold(text.strip(), room, most) or [""]
     made = [Line(cut([(name, "chain"), (first, "rule")], width))]
     made += [Line(cut([(" " * cell_len(name), "rule"), (text, "rule")], width)) for text in more]
     return made
@@ -311,18 +339,20 @@ def _step(hit: RuleHit, name_width: int, width: int, most: int) -> list[Line]:
 def _conntrack(story: Story, width: int) -> list[Line]:
     conntrack = story.conntrack
     if conntrack is None:
-        known = not _over_netlink(story.row)
-        text = "no entry on arrival" if known else "unknown: traced over netlink"
+        state = story.row.ct_state
+        text = f"{state}: no entry" if state else "no entry on arrival"
+        if _over_netlink(story.row) and not state:
+            text = "unknown: traced over netlink"
         return [Line(cut(_section("Conntrack", text), width))]
     items = [
         _section("Conntrack"),
         _named("state", conntrack.state or "-"),
-        _named("proto", ip.proto_name(conntrack.proto)),
+        _named("proto", "-" if conntrack.proto is None else ip.proto_name(conntrack.proto)),
         _named("status", " ".join(conntrack.status) or "-"),
-        _named("mark", f"0x{conntrack.mark:x}"),
-        _named("zone", str(conntrack.zone)),
-        _named("orig", conntrack.orig),
-        _named("reply", conntrack.reply),
+        _named("mark", "-" if conntrack.mark is None else f"0x{conntrack.mark:x}"),
+        _named("zone", "-" if conntrack.zone is None else str(conntrack.zone)),
+        _named("orig", conntrack.orig or "-"),
+        _named("reply", conntrack.reply or "-"),
         _named("entry", f"0x{conntrack.address:x}" if conntrack.address else "-"),
     ]
     return wrap(items, width, 2)
@@ -330,7 +360,8 @@ def _conntrack(story: Story, width: int) -> list[Line]:
 
 def _packet(packet: Packet, width: int) -> list[Line]:
     made: list[Line] = [Line(_section("Packet"))]
-    layers = dissect(packet.data, packet.length, packet.mac, packet.ethertype, packet.vlan)
+    length = len(packet.data) if packet.length is None else packet.length
+    layers = dissect(packet.data, length, packet.mac, packet.ethertype, packet.vlan)
     for layer in layers:
         indent = 2 + 2 * layer.depth
         items: list[Cells] = [[(" " * indent, "dim"), (layer.name, "section")]]
@@ -341,10 +372,12 @@ def _packet(packet: Packet, width: int) -> list[Line]:
     return made
 
 
-def _bytes(packet: Packet, width: int, folded: bool) -> list[Line]:
+def _bytes(packet: Packet, width: int, folded: bool, key: str) -> list[Line]:
     here, length = len(packet.data), packet.length
-    held = f"{here} of {length} from the network header"
-    made = [Line(cut(_section("Bytes", held, "z shows them" if folded else "z folds them"), width))]
+    of = "" if length is None else f" of {length}"
+    held = f"{here}{of} from the network header"
+    does = f"{key} {'shows' if folded else 'folds'} them"
+    made = [Line(cut(_section("Bytes", held, does), width))]
     if folded:
         return made
     per_line = 32 if width >= _WIDE_DUMP else 16 if width >= 75 else 8 if width >= 42 else 4

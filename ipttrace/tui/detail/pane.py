@@ -16,11 +16,13 @@ from textual.reactive import var
 from textual.strip import Strip
 from textual.timer import Timer
 
+from ipttrace.trace.neighbours.reach import Reach
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
 from ipttrace.tui.cells import Cells
-from ipttrace.tui.detail.lines import ROLES, KnownNames, lines
+from ipttrace.tui.detail.lines import ROLES, KnownNames, lines, unreached
 from ipttrace.tui.detail.wrap import Line
+from ipttrace.tui.key_words import chosen
 from ipttrace.tui.timers import once
 from ipttrace.tui.widgets.strips import LineView
 
@@ -64,6 +66,7 @@ class Detail(LineView):
         super().__init__(id=id)
         self._story: Story | None = None
         self._names = KnownNames()
+        self._unreached: Reach | None = None
         self._missing = NOTHING
         self._lines: list[Line] = []
         self._made_for = 0  # width of the lines
@@ -88,10 +91,12 @@ class Detail(LineView):
         if found is None and seq is not None and seq == self.seq:
             return
         names = self._names if names is None else names
-        if found is not None and found == self._story and names == self._names:
+        reach = None if found is None else unreached(found, names)
+        known = (found, names, reach)
+        if found is not None and known == (self._story, self._names, self._unreached):
             return
         same = found is not None and found.row.index == self.seq
-        self._story, self._names = found, names
+        self._story, self._names, self._unreached = found, names, reach
         self._missing = NOTHING if seq is None else GONE
         self._show(keep=same)
 
@@ -121,7 +126,7 @@ class Detail(LineView):
         if self._story is None:
             self._lines = [Line([(self._missing[: self.width], "dim")])]
         else:
-            self._lines = lines(self._story, self.width, self._names, self.folded)
+            self._lines = lines(self._story, self.width, self._names, self.folded, chosen(self))
 
     def _reach(self, count: int) -> None:
         """Make the scroll range `count` lines long.

@@ -143,7 +143,7 @@ class Feed:
         if self.trace.ended is None:
             if self.source.live:
                 return "The agent exited without sending its last counts; nothing stays armed"
-            return "The recording has no end: it was cut off"
+            return "The recording is cut off: its end is missing"
         return at.text_of(self.trace.ended.get("reason"))
 
     @property

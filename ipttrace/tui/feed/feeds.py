@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ipttrace.text import clean
+from ipttrace.trace.neighbours.reach import Reach
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.tui import situation as at
@@ -70,18 +71,36 @@ class Feeds(tuple[Feed, ...]):
         return [self.prefix(feed) + text for feed in self for _, text in feed.trace.notes]
 
     def next_hop_lost(self, row: Row) -> bool:
-        """Whether the row was accepted but its next hop now has no link-layer address.
+        """Whether the row was accepted but its next hop now has no link-layer address."""
+        return self.unreached(row) is not None
 
-        False where a later DNAT may change the destination.  A neighbour that is
-        merely absent may just have been forgotten by the kernel: False, too.
+    def unreached(self, row: Row) -> Reach | None:
+        """The next hop that now has no link-layer address, though the row was accepted.
+
+        None where a later DNAT may change the destination.  A neighbour that is
+        merely absent may just have been forgotten by the kernel: None, too.
         """
         if row.verdict != "ACCEPT" or not row.out or not row.dst:
-            return False
+            return None
         leaves = row.hook == "POSTROUTING"
         if not leaves and (row.table != "filter" or row.hook not in ("OUTPUT", "FORWARD")):
-            return False
+            return None
         reach = self[row.host].trace.neighbours.usable(row.netns, row.dst, row.out)
-        return reach.state in UNREACHED
+        return reach if reach.state in UNREACHED else None
+
+    @property
+    def recording(self) -> bool:
+        """Whether a stream is being recorded."""
+        return any(feed.tap.open for feed in self)
+
+    def neighbour_fails(self) -> bool:
+        """Whether a neighbour does not answer: what makes `next_hop_lost` true of rows."""
+        return any(
+            neighbour.state in UNREACHED
+            for feed in self
+            for namespace in feed.trace.neighbours.namespaces()
+            for neighbour in namespace.neighbours.values()
+        )
 
     def hello(self) -> dict[str, object]:
         """The HELLO of a single host; of several, the keys that hold for all."""

@@ -35,7 +35,7 @@ COLUMNS: Final = (
         "rail",
         "",
         f"{BEGINS} a packet's first row, {CONTINUES} the same packet as in the row above,"
-        f" {RESUMES} a packet seen further up, {MARKED} a row that you marked",
+        f" {RESUMES} a packet with rows further up, {MARKED} a row that you marked",
         row_cells.rail,
     ),
     Column(
@@ -55,7 +55,7 @@ COLUMNS: Final = (
     Column(
         "process",
         "process",
-        "the process on the CPU then: the sender, or one that the packet interrupted",
+        "the process on the CPU: the sender, or the one that the packet interrupted",
         row_cells.process,
     ),
     Column("devices", "in→out", "input device → output device", row_cells.devices),
@@ -68,14 +68,14 @@ COLUMNS: Final = (
     Column(
         "endpoints",
         "source → destination",
-        "addresses and ports as they were in this table, dim if the same as above;"
-        " if narrow without the higher port, or cut at the front",
+        "addresses and ports as they were in this table; dim if the same as in the row above;"
+        " if narrow, without the higher port or cut at the front",
         row_cells.endpoints,
     ),
     Column(
         "table",
         "table",
-        "the table: raw, mangle, nat, filter, security; nftables' with its family (inet t)"
+        "the table: raw, mangle, nat, filter, security; of nftables, with its family (inet t)"
         " if there is room",
         row_cells.table,
     ),

@@ -8,12 +8,15 @@ Must not parse text as markup: some of it came over a stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from textual.content import Content
 from textual.widgets import Static
 
+from ipttrace.trace.store import traces_nftables
 from ipttrace.tui import situation as at
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.situation import Situation
 
 _DIM: Final = "$foreground 70%"
@@ -25,12 +28,12 @@ _PASSES_NFT: Final = (
     "A row appears for every chain of nftables and every iptables table that a packet passes;"
     " none has come yet."
 )
-_UNUSED: Final = "A table that a namespace has never used does not exist: no packet passes it."
+_UNUSED: Final = "A legacy table exists in a namespace only once it has been used there."
 _UNSEEN: Final = "The kernel engine does not see rules made by nft or iptables-nft."
 
 
 def _why(now: Situation) -> list[str]:
-    why = [_PASSES_NFT, _UNUSED] if "netlink" in now.engine else [_PASSES, _UNUSED, _UNSEEN]
+    why = [_PASSES_NFT, _UNUSED] if traces_nftables(now.engine) else [_PASSES, _UNUSED, _UNSEEN]
     if now.filter:
         why.insert(0, f"Only packets that match the filter are traced: {now.filter}")
     return why
@@ -79,11 +82,12 @@ class Empty(Static):
                 parts += [("Engine   ", _DIM), now.engine, "\n"]
             parts.append("\n")
         if now.state == at.ARMED:
-            parts += [("Why nothing yet?", "bold"), "\n"]
+            parts += [("Why no rows yet?", "bold"), "\n"]
             for line in _why(now):
                 parts += [("• ", _DIM), line, "\n"]
             parts.append("\n")
         for line in notes:
             parts += [("• ", _DIM), line, "\n"]
-        parts += ["\n", ("?", _KEY), " help   ", ("q", _KEY), " quit"]
+        key = partial(with_keys, keymap=chosen(self))
+        parts += ["\n", (key("{help}"), _KEY), " help   ", (key("{quit}"), _KEY), " quit"]
         self.update(Content.assemble(*parts))

@@ -16,10 +16,10 @@ class Step:
     """One filter of the stack."""
 
     text: str  # the complete query
-    name: str  # what it adds to the one before, in a few cells
+    words: tuple[str, ...]  # the filters that it consists of, in words
 
 
-ALL = Step("", "all rows")
+ALL = Step("", ())
 
 
 class Filters:
@@ -38,20 +38,28 @@ class Filters:
         return self._steps[-1].text
 
     @property
-    def trail(self) -> str:
-        """The names of the filters: "flow › DROP"."""
-        return " › ".join(step.name for step in self._steps[1:])
+    def words(self) -> tuple[str, ...]:
+        """The filters in force, in words: ("netns router", "DROP")."""
+        return self._steps[-1].words
 
     def narrowed(self, query: str) -> str:
         """The query in force and `query` as one.  Raises QueryError."""
         return conjunction(self.text, query)
 
-    def push(self, text: str, name: str) -> bool:
-        """Puts `text` in force.  False: it is already."""
+    def push(self, text: str, words: str, *, add: bool = False) -> bool:
+        """Puts `text` in force.  False: it is already.
+
+        `words`: what it adds to the filters in force if `add`, else all of it.
+        """
         if text == self.text:
             return False
-        self._steps.append(Step(text, name))
+        before = self.words if add else ()
+        self._steps.append(Step(text, (*before, words) if text else ()))
         return True
+
+    def clear(self) -> bool:
+        """Shows all rows; `back` returns to the filters.  False: none is in force."""
+        return self.push("", "")
 
     def back(self) -> bool:
         """Removes the last filter.  False: there is none."""

@@ -22,21 +22,22 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
 from textual.reactive import var
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
 
 from ipttrace.trace.row import Row
 from ipttrace.trace.selection import Selection
+from ipttrace.trace.store import traces_nftables
 from ipttrace.tui.messages import ColumnsChanged, CursorMoved, ViewChanged
-from ipttrace.tui.rows.layout import Placed
+from ipttrace.tui.rows.layout import Placed, Wanted
+from ipttrace.tui.rows.own_scroll import OwnScroll
 from ipttrace.tui.rows.row_strips import PREFIX, ROLES, RowStrips
 from ipttrace.tui.timers import once
 
 BAR: Final = 0.25  # s between two moves of the scroll bar while following
 
 
-class Rows(ScrollView, can_focus=True):
+class Rows(OwnScroll, can_focus=True):
     """The list.  `pull` shows what the selection has by now."""
 
     ALLOW_SELECT = False
@@ -63,10 +64,9 @@ class Rows(ScrollView, can_focus=True):
         self._base = selection.first  # positions of the window's rows
         self._end = selection.end
         self.evicted = 0  # rows evicted from the top of the screen since the last key
-        self._own_scroll = False
         self._bar_timer: Timer | None = None
         self._fitted = Size(0, 0)
-        self._reported: tuple[bool, ...] = ()  # of what the bars show, with the last message
+        self._reported: tuple[bool, ...] = ()  # of what the bars show
 
     # What other widgets show of it.
 
@@ -84,6 +84,10 @@ class Rows(ScrollView, can_focus=True):
     def width(self) -> int:
         """Cells of a line, without the scroll bar."""
         return self._strips.width
+
+    def rule_room(self, width: int) -> int:
+        """Cells of the longest rule text seen that a list of `width` cells would show."""
+        return self._strips.rule_room(width - 1)  # the scroll bar
 
     @property
     def newer(self) -> int:
@@ -177,7 +181,7 @@ class Rows(ScrollView, can_focus=True):
                 # Before the height shrinks: it would clamp the position.
                 self._scroll(self._top - shift)
             self._resize_to(height)
-            # Going back in a recording makes the selection end earlier.
+            # Not behind the end, which playing back moves back.
             self.cursor = max(min(self.cursor, self._end - 1), self._base)
         if not self.paused:
             self.refresh()
@@ -199,15 +203,21 @@ class Rows(ScrollView, can_focus=True):
         """
         strips = self._strips
         before = bool(strips.hosts), strips.engine
-        strips.netns, strips.hosts, strips.engine = netns, tuple(hosts), engine
+        strips.name(netns)
+        strips.hosts, strips.engine = tuple(hosts), engine
         self._redraw()
         if (bool(hosts), engine) != before:
             self._fit()
 
+    def show_columns(self, wanted: Wanted) -> None:
+        """Shows these columns, of those that `layout.choose` has room for; (): its own choice."""
+        self._strips.wanted = wanted
+        self._fit()
+
     @property
     def nftables(self) -> bool:
         """Whether there may be rows of nftables' tables."""
-        return "netlink" in self._strips.engine
+        return traces_nftables(self._strips.engine)
 
     def _move_bar(self) -> None:
         """Moves the scroll bar to the tail.
@@ -224,21 +234,6 @@ class Rows(ScrollView, can_focus=True):
     def _to_tail(self) -> None:
         self._resize_to(self._end - self._base)
         self._scroll(self.max_scroll_y)
-
-    def _resize_to(self, lines: int) -> None:
-        size = Size(self.width, lines)
-        if size != self.virtual_size:
-            # Not by assignment, which would lay out the screen: the bar is always there,
-            # and nothing else depends on the window's height.
-            self.set_reactive(Rows.virtual_size, size)
-            self._scroll_update(size)
-
-    def _scroll(self, line: float) -> None:
-        self._own_scroll = True
-        try:
-            self.scroll_to(y=max(0, line), animate=False, force=True)
-        finally:
-            self._own_scroll = False
 
     # The user moves.
 
@@ -296,7 +291,6 @@ class Rows(ScrollView, can_focus=True):
         """Shows all columns and moves along them, or the columns that fit again."""
         self._strips.move_sideways(step)
         self._fit()
-        self.refresh()
 
     def toggle_pause(self) -> None:
         """Freezes the picture, or goes on."""
@@ -336,15 +330,13 @@ class Rows(ScrollView, can_focus=True):
 
     def on_resize(self, event: events.Resize) -> None:
         self._fit()
-        self.refresh()
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines of `crop`, at the list's current width."""
         if self.size != self._fitted:
             # A list that was hidden and shown between two layouts got no Resize.
             self._fit()
-        # Not Textual's own method: without border and padding it adds nothing to a
-        # line, and `row_strips` remembers the lines.
+        # Not Textual's own: it adds nothing to a line, and `row_strips` remembers the lines.
         background, filters = self.background_colors[1], self.get_line_filters()
         first = self._base + self._top
         strips = []
@@ -353,17 +345,19 @@ class Rows(ScrollView, can_focus=True):
             for each in filters:
                 strip = strip.apply_filter(each, background)
             strips.append(strip)
+        if self._strips.outgrown:
+            self.call_later(self._fit)
         if crop.column_span == (0, self.size.width):
             return strips
         return [strip.crop(*crop.column_span) for strip in strips]
 
     def _fit(self) -> None:
-        """Adapts columns and width to a new size."""
+        """Adapts columns and width to a new size, or to rows that need others."""
         self._fitted = self.size
         # Not the scrollable region: at first the bar may not be there yet.
         self._strips.fit(max(1, self.size.width - self.styles.scrollbar_size_vertical))
-        # Not now: a message posted while the screen draws stops at the screen.
-        self.call_later(self._settle)
+        self.refresh()
+        self.call_later(self._settle)  # a message posted while the screen draws goes nowhere
 
     def _settle(self) -> None:
         """Adapts the scroll position to a new size."""
@@ -388,7 +382,6 @@ class Rows(ScrollView, can_focus=True):
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The line `y` of the screen."""
         return self._line(self._base + self._top + y)
 
     def _line(self, position: int) -> Strip:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -27,6 +27,8 @@ CONTINUES: Final = "│"  # the row above is of the same journey
 RESUMES: Final = "├"  # an earlier row is of the same journey, with others in between
 MARKED: Final = "◆"  # the user has marked this row
 
+NETNS_LOOKS: Final = 10  # colours of namespaces, see app.tcss
+
 _CALL: Final = (1 << 56) - 1  # a journey's number: its first call's, with the host's above
 _ADDRESS: Final = re.compile("[0-9a-fA-F]*[.:][0-9a-fA-F.:]*")
 
@@ -40,6 +42,8 @@ class Context:
     hosts: Sequence[str] = ()  # names, safe for a terminal, by number
     marked: bool = False  # by the user
     lost: bool = False  # accepted, but its next hop has no link-layer address
+    short_netns: Mapping[tuple[int, int], str] = field(default_factory=dict)  # see `short_names`
+    netns_rank: int = 0  # of its namespace, in the order of their inodes
 
 
 @lru_cache(maxsize=64)
@@ -85,10 +89,34 @@ def host(row: Row, width: int, context: Context) -> Cell:
 
 
 def netns(row: Row, width: int, context: Context) -> Cell:
+    role = f"netns{context.netns_rank % NETNS_LOOKS}"
     name = context.netns.get((row.host, row.netns))
-    if name:
-        return name, "netns"
-    return fit_tail(str(row.netns), min(width, 5)), "netns"
+    if not name:
+        return fit_tail(str(row.netns), min(width, 5)), role
+    if cell_len(name) > width:
+        name = context.short_netns.get((row.host, row.netns), name)
+    return name, role
+
+
+_FIRST_WORD: Final = re.compile("[^-_./:]*[-_./:]")
+
+
+def short_names(names: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], str]:
+    """What distinguishes names of namespaces: without the words that several begin with."""
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for key, name in names.items():
+        if found := _FIRST_WORD.match(name):
+            groups.setdefault(found[0], []).append(key)
+    short = dict(names)
+    for keys in groups.values():
+        first, last = min(names[key] for key in keys), max(names[key] for key in keys)
+        alike = 0  # characters with which all names of the group begin
+        while alike < min(len(first), len(last)) and first[alike] == last[alike]:
+            alike += 1
+        end = max(first.rfind(mark, 0, alike) for mark in "-_./:") + 1
+        if len(keys) > 1:
+            short.update((key, names[key][end:] or names[key]) for key in keys)
+    return short
 
 
 def process(row: Row, width: int, context: Context) -> Cell:

@@ -18,11 +18,13 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ipttrace.trace.row import Row
+from ipttrace.trace.rules import table_name
 from ipttrace.trace.selection import Selection
-from ipttrace.tui.cells import fit
+from ipttrace.trace.story import endpoint
+from ipttrace.tui.cells import cell_len, fit
 from ipttrace.tui.rows import layout
 from ipttrace.tui.rows.layout import Placed
-from ipttrace.tui.rows.row_cells import Context
+from ipttrace.tui.rows.row_cells import NETNS_LOOKS, Context, short_names
 from ipttrace.tui.widgets.strips import component_style
 
 # Lines remembered; more than any terminal shows at once, so that the lines of
@@ -34,7 +36,8 @@ PREFIX: Final = "rows--"
 ROLES: Final = frozenset(
     (
         *("accept", "chain", "cost", "cursor", "device", "drop", "endpoints", "filter", "gone"),
-        *("lost", "mangle", "nat", "netns", "other", "policy", "process", "proto", "raw", "rule"),
+        *("lost", "mangle", "nat", "other", "policy", "process", "proto", "raw", "rule"),
+        *(f"netns{number}" for number in range(NETNS_LOOKS)),
         *("rail0", "rail1", "rail2", "rail3", "rulenum", "same", "security", "table", "time"),
     )
 )
@@ -54,10 +57,17 @@ class RowStrips:
         self.left: int | None = None  # cells cut off at the left; None: the columns that fit
         self.width = 80  # cells of a line, without the scroll bar
         self.netns: Mapping[tuple[int, int], str] = {}  # see `Context`
+        self.short_netns: Mapping[tuple[int, int], str] = {}
         self.hosts: tuple[str, ...] = ()
         self.engine = "kernel"  # of all hosts, as `layout.choose` has it
+        self.wanted: layout.Wanted = ()  # the user's columns
         self.marks: frozenset[int] = frozenset()  # sequence numbers of marked rows
         self.lost: Callable[[Row], bool] = lambda row: False
+        self._ranks: dict[tuple[int, int], int] = {}  # of named namespaces, by host and inode
+        self._in_view: dict[int, set[int]] = {}  # namespaces of the selection, by host
+        self._needs: dict[str, int] = {}  # see `layout.choose`
+        self.rule_need = 0  # cells of the longest rule text seen
+        self.outgrown = False  # rows were seen that need other columns: call `fit`
         self._rows: LRUCache[int, Row] = LRUCache(REMEMBERED)
         self._strips: LRUCache[int, Strip] = LRUCache(REMEMBERED)
         self._styles: dict[str, dict[str, Style]] = {}  # by background role, then by role
@@ -67,6 +77,43 @@ class RowStrips:
         self.selection = selection
         self._rows.clear()
         self._strips.clear()
+        self._in_view.clear()
+        self._needs.clear()
+        self.rule_need = 0
+        self.outgrown = True
+
+    @property
+    def several_netns(self) -> bool:
+        """Whether rows of more than one namespace of a host were seen in the selection."""
+        return any(len(inodes) > 1 for inodes in self._in_view.values())
+
+    def rule_room(self, width: int) -> int:
+        """See `Rows.rule_room`; `width`: of a line."""
+        placed = {one.column.key: one.width for one in self._choose(width)}
+        return min(self.rule_need, placed.get("rule", 0))
+
+    def _note(self, row: Row) -> None:
+        """Notes what the columns depend on: lengths only grow, so that columns seldom move."""
+        inodes = self._in_view.setdefault(row.host, set())
+        if row.netns not in inodes and len(inodes) < 2:
+            inodes.add(row.netns)
+            self.outgrown |= len(inodes) == 2
+        ends = endpoint(row.src, row.sport), endpoint(row.dst, row.dport)
+        for name, length in (
+            ("table", cell_len(table_name(row.tables, row.table))),
+            ("chain", cell_len(row.chain or "")),
+            ("devices", cell_len(row.in_ or "") + cell_len(row.out or "") + 1),
+            ("endpoints", len(ends[0]) + len(ends[1]) + 3),
+        ):
+            if length > self._needs.get(name, 0):
+                self._needs[name] = length
+                self.outgrown = True
+        self.rule_need = max(self.rule_need, cell_len(row.rule or ""))
+
+    def name(self, netns: Mapping[tuple[int, int], str]) -> None:
+        """Uses these names of namespaces; `clear` must follow."""
+        self.netns, self.short_netns = netns, short_names(netns)
+        self._ranks = {key: rank for rank, key in enumerate(sorted(netns))}
 
     def clear(self) -> None:
         """Forgets all strips, but not the rows."""
@@ -80,6 +127,7 @@ class RowStrips:
     def fit(self, width: int) -> None:
         """Chooses the columns for lines of `width` cells."""
         self.width = width
+        self.outgrown = False
         if self.left is not None and width >= self._all_columns:
             self.left = None
         self.columns = self._choose(width if self.left is None else ALL_COLUMNS)
@@ -103,7 +151,14 @@ class RowStrips:
         return layout.width_of(self._choose(ALL_COLUMNS))
 
     def _choose(self, width: int) -> tuple[Placed, ...]:
-        return layout.choose(width, hosts=bool(self.hosts), engine=self.engine)
+        return layout.choose(
+            width,
+            hosts=bool(self.hosts),
+            engine=self.engine,
+            netns=self.several_netns,
+            needs=self._needs,
+            wanted=self.wanted,
+        )
 
     def row(self, position: int) -> Row | None:
         """The row at `position`; None if it is not held.
@@ -122,6 +177,7 @@ class RowStrips:
             wanted.append(position)
         for at, row in zip(wanted, self.selection.rows(wanted), strict=True):
             self._rows[at] = row
+            self._note(row)
         return self._rows.get(position)
 
     def blank(self) -> Strip:
@@ -148,6 +204,8 @@ class RowStrips:
             self.hosts,
             marked=row.index in self.marks,
             lost=self.lost(row),
+            short_netns=self.short_netns,
+            netns_rank=self._ranks.get((row.host, row.netns), row.netns),
         )
         segments: list[Segment] = []
         held, last = "", None

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace import query
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.selection import AllRows, Mask, MatchingRows, Selection
 from ipttrace.trace.store import Store
 from ipttrace.tui.rows.filters import Filters
@@ -34,10 +35,12 @@ class ShownRows:
         self.filters = Filters()
         self.selection: Selection = AllRows(store)
         self._next: MatchingRows | None = None  # the new filter's, while it is being tried
+        self._filter: Mask | None = None  # the filter in force; None: all rows
+        self._joined = 0  # version of the store's flows that it has been tried with
         self.clock: Clock | None = None  # while a recording is played
         self._due = 0
-        self.search = ""  # the search as a query; "": none
-        self.search_text = ""  # the search as the user typed it
+        self.search: Mask | None = None  # the rows searched for
+        self.search_text = ""  # as the user typed it
 
     def check(self, text: str) -> tuple[str, int] | None:
         """Returns what is wrong with a query and at which character; None if it is valid."""
@@ -47,17 +50,23 @@ class ShownRows:
             return error.message, error.position
         return None
 
-    def narrow(self, text: str, name: str) -> bool:
-        """Adds `text` to the filter.  Raises QueryError.  False: that changes nothing."""
-        return self.filter_by(self.filters.narrowed(text), name)
+    def narrow(self, text: str, words: str) -> bool:
+        """Adds `text` to the filter.  Raises QueryError.  False: that changes nothing.
 
-    def filter_by(self, text: str, name: str = "typed") -> bool:
+        `words`: what it adds, in words.
+        """
+        return self._put_filter(self.filters.narrowed(text), words, add=True)
+
+    def filter_by(self, text: str, words: str = "") -> bool:
         """Makes `text` the filter.  Raises QueryError.  False: it is already.
 
-        `name`: what the filter adds, in a few cells.
+        `words`: the filter in words; "": the text itself.
         """
+        return self._put_filter(text, words or text, add=False)
+
+    def _put_filter(self, text: str, words: str, *, add: bool) -> bool:
         compiled = query.compile(text)
-        if not self.filters.push(text, name):
+        if not self.filters.push(text, words, add=add):
             return False
         self._select(compiled)
         return True
@@ -69,13 +78,27 @@ class ShownRows:
         self._select(query.compile(self.filters.text))
         return True
 
+    def clear(self) -> bool:
+        """Shows all rows.  False: they are shown already."""
+        if not self.filters.clear():
+            return False
+        self._select(query.compile(""))
+        return True
+
     def _select(self, compiled: query.Query) -> None:
         self._next = None
-        if not self.filters.text:
+        self._filter = self._mask(compiled) if self.filters.text else None
+        if self._filter is None:
             self._put(AllRows(self._store))
             return
-        self._next = MatchingRows(self._store, self._mask(compiled))
-        self._due = max(1, self._next.behind)
+        self._try()
+
+    def _try(self) -> None:
+        """Begins to try the filter on all rows that are held."""
+        if self._filter is not None:
+            self._joined = self._store.aliases.version
+            self._next = MatchingRows(self._store, self._filter)
+            self._due = max(1, self._next.behind)
 
     def _mask(self, compiled: query.Query) -> Mask:
         return lambda part: compiled.mask(part, self._context())
@@ -107,16 +130,44 @@ class ShownRows:
         shown = self.selection
         self._put(shown.all if isinstance(shown, PlayedRows) else shown)
 
-    def pull(self) -> None:
-        """Adds new rows of the store to the selection."""
-        self.selection.pull(PORTION)
+    def pull(self) -> bool:
+        """Adds new rows of the store to the selection.  True: the filter is tried again on all.
 
-    def find(self, text: str, position: int, step: int) -> int | None:
-        """The position of the next row after `position` that matches `text`; None: none.
-
-        `step`: 1 searches forwards, -1 backwards.  Raises QueryError.
+        Rows are of another flow than they seemed to be when later ones show what NAT does.
         """
-        mask, selection = self._mask(query.compile(text)), self.selection
+        self.selection.pull(PORTION)
+        if self._filter is None or self._next is not None:
+            return False
+        joined = self._store.aliases.since(self._joined)
+        self._joined = self._store.aliases.version
+        if joined is not None and (not len(joined) or not self._is_outdated(joined)):
+            return False
+        self._try()
+        return True
+
+    def _is_outdated(self, joined: Array) -> bool:
+        """Whether rows of these flows (n,) match the filter that are not shown, or the reverse."""
+        assert self._filter is not None
+        shown = self.selection.all if isinstance(self.selection, PlayedRows) else self.selection
+        seqs = shown.seqs(shown.first, shown.end)
+        for part in self._store.parts(None, self._store.end - shown.behind):
+            rows = np.flatnonzero(np.isin(part.columns["flow"], joined))
+            if rows.size:
+                is_shown = np.isin(rows + part.first, seqs, assume_unique=True)
+                if (self._filter(part)[rows] != is_shown).any():
+                    return True
+        return False
+
+    def mask(self, text: str) -> Mask:
+        """Returns the test of rows that the query `text` is.  Raises QueryError."""
+        return self._mask(query.compile(text))
+
+    def find(self, mask: Mask, position: int, step: int) -> int | None:
+        """The position of the next row after `position` that matches; None: none.
+
+        `step`: 1 searches forwards, -1 backwards.
+        """
+        selection = self.selection
         at = position + step
         while selection.first <= at < selection.end:
             a, b = (at, at + PORTION) if step > 0 else (at + 1 - PORTION, at + 1)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from textual import events
 from textual.content import Content
 from textual.widget import Widget
 
+from ipttrace.tui.messages import TitleClicked
 from ipttrace.tui.rows import layout
 from ipttrace.tui.rows.layout import Placed
 
@@ -26,3 +28,11 @@ class Titles(Widget):
 
     def render(self) -> Content:
         return Content(layout.titles(self._columns)[self._left :])
+
+    def on_click(self, event: events.Click) -> None:
+        x = event.x + self._left
+        for placed in self._columns:
+            if x <= placed.width:
+                self.post_message(TitleClicked(placed.column.key))
+                return
+            x -= placed.width + layout.GAP

@@ -8,9 +8,9 @@ not count: it shows a `RulesTally`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import isnan
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from textual.binding import Binding, BindingType
 
@@ -25,13 +25,16 @@ from ipttrace.trace.tally.listing import (
     Listings,
     RuleKey,
     TableListing,
+    kernel_packets,
 )
 from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.tui.cells import Cells, spread
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.messages import FilterRequested, Notice
-from ipttrace.tui.rules.words import Words
+from ipttrace.tui.rows import filter_words
+from ipttrace.tui.rules.words import NUMBER, TEXT, Words
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import SortedLedger
+from ipttrace.tui.widgets.ledger import REVERSE, SortedLedger
 from ipttrace.tui.widgets.strips import NAMESPACE_KEYS
 
 _EMPTY: Final = "  No rules yet, and no hits."
@@ -55,11 +58,15 @@ class _Note(NamedTuple):
 class RulesView(SortedLedger):
     """The view.  The app chooses a namespace by `choose`."""
 
-    SORTS = ("number", "hits", "drops", "cost")
+    SORTS = (NUMBER, "hits", "dropped", "p99")
+    ASCENDING = (NUMBER, TEXT)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "filter", "Rows", key_display="⏎", tooltip="the rows that hit this rule"),
-        Binding("s", "sort", "Sort", tooltip="by number, hits, drops or cost"),
-        Binding("0", "hide", "Hide 0", tooltip="hide rules without hits, or show them"),
+        Binding("s", "sort", "Sort", tooltip="by number, hits, drops or cost", id="sort"),
+        REVERSE,
+        Binding(
+            "0", "hide", "Hide 0", tooltip="hide rules without hits, or show them", id="hide_unhit"
+        ),
         *NAMESPACE_KEYS,
     ]
 
@@ -71,6 +78,7 @@ class RulesView(SortedLedger):
         self._netns: Mapping[tuple[int, int], str] = {}
         self._hosts: Sequence[str] = ()
         self._now: int | None = None
+        self._clocks: Mapping[int, tuple[int, int] | None] = {}
         self._version: Hashable = None
         self._namespace: tuple[int, int] | None = None
         self._order: list[tuple[int, int]] = []
@@ -113,6 +121,25 @@ class RulesView(SortedLedger):
         self._netns, self._hosts, self._now = netns, hosts, now
         self.changed()
 
+    def note_clocks(self, clocks: Mapping[int, tuple[int, int] | None]) -> None:
+        """The clocks of the streams by host: monotonic and wall clock at one moment, ns."""
+        self._clocks = clocks
+
+    def _kernel_age(self) -> float | None:
+        """How much older the oldest of the kernel's counters are than the hits, s; None: unknown.
+
+        0 if they are not older.
+        """
+        if self._tally is None or self._listing is None:
+            return None
+        host = self._listing.host
+        clock, newest = self._clocks.get(host), self._tally.newest.get(host)
+        read = [one.counters_mono for one in self._listing.tables if one.counters_mono is not None]
+        if clock is None or newest is None or not read:
+            return None
+        mono, wall = clock
+        return max(0.0, (newest - (min(read) + wall - mono)) / 1e9)
+
     def choose(self, host: int, netns: int) -> None:
         """Show this namespace, if it has rules or hits."""
         if (host, netns) in self._namespaces():
@@ -143,15 +170,21 @@ class RulesView(SortedLedger):
             text = query.by_rule_on_path(
                 key.table, key.chain, key.number, key.family, listing.netns
             )
-            name = "policy" if key.kind == POLICY else "rule"
+            words = filter_words.rule(
+                key.family,
+                key.table,
+                key.chain,
+                key.number,
+                "policy" if key.kind == POLICY else "rule",
+            )
         else:
             text = query.by_chain_on_path(key.table, key.chain, key.family, listing.netns)
-            name = "chain"
+            words = f"chain {key.table} {key.chain}"
         if key.family <= NFT and any(family > NFT for family, _ in self._tables):
             text += f" and {query.LEGACY_TABLES}"
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"
-        self.post_message(FilterRequested(text, name, replace=True))
+        self.post_message(FilterRequested(text, words, replace=True))
 
     # Lines.
 
@@ -167,7 +200,7 @@ class RulesView(SortedLedger):
     def refill(self) -> Sequence[Hashable]:
         self._order = self._namespaces()
         self._listing = None
-        self._words = Words(self.width, flat=self.sort != "number")
+        self._words = Words(self.width, self.sort != NUMBER, kernel=not self.about)
         if self._listings is None or self._tally is None or not self._order:
             return [_Note(_EMPTY)]
         if self._namespace not in self._order:
@@ -183,9 +216,9 @@ class RulesView(SortedLedger):
             for table in listing.tables
             for chain in table.chains
         }
-        lines = self._in_order(listing) if self.sort == "number" else self._sorted(listing)
+        lines = self._in_order(listing) if self.sort == NUMBER else self._sorted(listing)
         if self._tally.other:
-            note = f"{self._tally.other:,} hits of rules without recent hits are not listed"
+            note = f"{self._tally.other:,} hits on rules without recent hits are not listed"
             lines.append(_Note("  " + note))
         return lines
 
@@ -215,22 +248,45 @@ class RulesView(SortedLedger):
                 # The chain and its policy share a line.
                 head = policy[0] if policy else None
                 lines.append(head or _ChainLine(table.family, table.table, chain.chain))
-                lines += rules
+                lines += rules[::-1] if self.reversed else rules
                 lines += policy[1:]
             if len(lines) > begins or not self._hidden:
                 lines.insert(begins, _TableLine(table.family, table.table))
         return lines
 
     def _sorted(self, listing: Listing) -> list[Hashable]:
-        def value(key: RuleKey) -> float:
-            of = listing.figures_of(key)
-            if self.sort == "cost":
-                return -1.0 if isnan(of.p99_ns) else of.p99_ns
-            return of.drops if self.sort == "drops" else of.hits
+        hit = listing.figures
+        known = any(not isnan(of.p99_ns) for of in hit.values())
+        if self.sort in ("p50", "p99") and hit and not known:
+            return [_Note("  Cost is not known over netlink.")]
+        value: Callable[[RuleKey], Any] = self._text_of if self.sort == TEXT else self._value_of
+        keys: list[RuleKey] = [
+            key
+            for chain in self._chains.values()
+            for key in chain.keys
+            if value(key) and (self.sort == "kernel" or key in hit)
+        ]
+        # Among equals in the order of numbers, whichever way round.
+        keys.sort(key=value, reverse=(self.sort == TEXT) == self.reversed)
+        return list(keys) or [_Note(f"  Nothing to sort by {self._order_name} yet.")]
 
-        hit = [key for key, of in listing.figures.items() if of.hits and value(key) > 0]
-        hit.sort(key=lambda key: (-value(key), key))
-        return list(hit) or [_Note(f"  Nothing to sort by {self.sort} yet.")]
+    def _value_of(self, key: RuleKey) -> float:
+        """What the present order sorts a rule by; 0: it is not listed."""
+        assert self._listing is not None
+        of = self._listing.figures_of(key)
+        if self.sort == "kernel":
+            return kernel_packets(self._chains[key.family, key.table, key.chain], key) or 0.0
+        name = {"p50": "p50_ns", "p99": "p99_ns", "dropped": "drops", "share": "drops"}
+        value: float = getattr(of, name.get(self.sort, self.sort))
+        return 0.0 if isnan(value) else value
+
+    def _text_of(self, key: RuleKey) -> str:
+        rules = self._chains[key.family, key.table, key.chain].rules
+        return rules[key.number - 1] if 0 < key.number <= len(rules) else ""
+
+    @property
+    def _order_name(self) -> str:
+        return {"dropped": "drops", "p99": "cost"}.get(self.sort, self.sort)
 
     def pickable(self, key: Hashable) -> bool:
         return isinstance(key, RuleKey | _ChainLine)
@@ -245,11 +301,18 @@ class RulesView(SortedLedger):
             where = f" {self._name_of(host, netns)}"
             if len(self._hosts) > 1 and host < len(self._hosts):
                 where += f" on {self._hosts[host]}"
-        right = f"  s by {self.sort}  0 {'hidden' if self._hidden else 'shown'} "
+        order = self._order_name + (", reversed" if self.reversed else "")
+        hidden = "hidden" if self._hidden else "shown"
+        right = with_keys(f"  {{sort}} by {order}  {{hide_unhit}} {hidden} ", chosen(self))
         if many > 1 and self._namespace in self._order:
             right = f"  netns {self._order.index(self._namespace) + 1}/{many} [ ]" + right
-        title = spread(where, right, self.width)
-        return [[(title, "title")], self._words.titles()]
+        if "kernel" in self._words.columns and (age := self._kernel_age()) is not None:
+            where += f"  kernel: {figures.span(age)} ago"
+        title = spread(where + self.about, right, self.width)
+        return [[(title, "title")], self._words.titles(self.sort, self.mark)]
+
+    def orders(self) -> Sequence[str]:
+        return self._words.orders()
 
     def cells(self, key: Hashable) -> Cells:
         if isinstance(key, _TableLine):

@@ -18,11 +18,12 @@ from ipttrace.trace.tally.listing import (
     TableListing,
     kernel_packets,
 )
-from ipttrace.tui.cells import Cell, Cells, column, fit, length
+from ipttrace.tui.cells import Cell, Cells, column, fit, length, title
 from ipttrace.tui.widgets import figures
 
 # Colours of bars, each from a value of `figures.heat` on.
 _HEAT: Final = ((0.9, "hot"), (0.7, "warm"), (0.5, "mild"), (0.25, "cool"), (0.0, "cold"))
+NUMBER, TEXT = "number", "text"  # orders that are not named after a column of figures
 _NUMBER: Final = 4
 _PLACE: Final = 26  # cells for table, chain and number, if lines are sorted
 _TEXT: Final = 30  # cells that a rule's text gets before additional columns
@@ -42,9 +43,13 @@ _MORE: Final = (("p99", 6), ("kernel", 6), ("p50", 6), ("dropped", 6))
 
 
 class Words:
-    """The lines in `width` cells.  `flat`: each line names its table and chain."""
+    """The lines in `width` cells.
 
-    def __init__(self, width: int, flat: bool) -> None:
+    `flat`: each line names its table and chain; `kernel`: the kernel's counters can
+    be shown, since the hits beside them are those of all packets.
+    """
+
+    def __init__(self, width: int, flat: bool, kernel: bool = True) -> None:
         self.width = width
         self.flat = flat
         self.bar = 8 if width >= _WIDE else 3
@@ -53,18 +58,32 @@ class Words:
         spare -= sum(cells + 1 for cells in chosen.values())
         # Flat lines can be sorted by drops, so that column comes first.
         for name, cells in sorted(_MORE, key=lambda more: flat and more[0] != "dropped"):
+            if name == "kernel" and not kernel:
+                continue
             spare -= cells + 1
             if spare < 0:
                 break
             chosen[name] = cells
         self.columns = {name: chosen[name] for name in _TITLES if name in chosen}
 
-    def titles(self) -> Cells:
-        """The line of column titles."""
-        first = column("where", _PLACE, "titles", False) if self.flat else column("#", _NUMBER)
-        cells = [(first[0], "titles"), column("", self.bar, "titles")]
-        cells += [column(_TITLES[name], width, "titles") for name, width in self.columns.items()]
-        return [*cells, ("rule", "titles")]
+    def titles(self, sort: str = "", mark: str = "") -> Cells:
+        """The line of column titles, with the `mark` at the column `sort`."""
+        first = ("where", _PLACE) if self.flat else ("#", _NUMBER)
+        if sort == "dropped" and sort not in self.columns:
+            sort = "share"  # of all drops, in the same order
+        return [
+            title(*first, mark if sort == NUMBER else "", right=not self.flat),
+            title("", self.bar),
+            *(
+                title(_TITLES[name], width, mark if name == sort else "")
+                for name, width in self.columns.items()
+            ),
+            title("rule", 5, mark if sort == TEXT else "", right=False),
+        ]
+
+    def orders(self) -> list[str]:
+        """The order that each cell of the titles stands for."""
+        return [NUMBER, "rate", *self.columns, TEXT]
 
     def table(self, table: TableListing) -> Cells:
         """The heading of a table."""

@@ -17,7 +17,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from ipttrace.tui import situation as at
-from ipttrace.tui.cells import cell_len, fit
+from ipttrace.tui.cells import cell_len, counted, fit
 from ipttrace.tui.situation import Situation
 
 SPACE: Final = 2
@@ -125,16 +125,25 @@ def _count(name: str, count: int) -> Piece:
 
 
 def status_pieces(
-    now: Situation, paused: bool, follow: bool, newer: int, playing: str = ""
+    now: Situation,
+    paused: bool,
+    follow: bool,
+    newer: int,
+    playing: str = "",
+    recording: bool = False,
 ) -> list[Piece]:
-    """The bottom bar: state, filter and counters.  `playing`: the position in a recording."""
+    """The bottom bar: state, filter and counters.
+
+    `playing`: the position in a recording; `recording`: whether one is being written.
+    """
     return [
         Piece(f" {now.state.upper()} ", _STATE_STYLES.get(now.state, _OTHER_STATE)),
+        Piece(" REC " if recording else "", "bold reverse $text-error"),
         Piece(playing, "bold $text-primary on $primary-muted", 1),
         _view(paused, follow, newer),
         Piece(_filter(now), "", 3, 14),
         Piece(now.filtered, "$foreground 70%", 6, 20),
-        Piece(f"{now.rows:,} rows", "", 2, right=True),
+        Piece(counted(now.rows, "row"), "", 2, right=True),
         Piece("" if now.rate is None else f"{now.rate:,.0f}/s", "", 4, right=True),
         _count("lost", now.lost),
         _count("missed", now.missed),

@@ -7,7 +7,7 @@ the terminal.  Must not know what the field is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from textual import events
@@ -17,7 +17,9 @@ from textual.widgets import Input
 class Entry(Input):
     """The field.  Of pasted text it accepts the printable characters of the first line."""
 
-    def __init__(self, *args: Any, accept: Callable[[], object] | None = None, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, accept: Callable[[], Awaitable[None]] | None = None, **more: Any
+    ) -> None:
         """`accept`: called by Enter at once; without it, Enter posts `Input.Submitted`."""
         super().__init__(*args, **more)
         self._accept = accept
@@ -30,7 +32,7 @@ class Entry(Input):
         if self._accept is None:
             await super().action_submit()
         else:
-            self._accept()
+            await self._accept()
 
     def paste(self, text: str) -> None:
         """Insert the printable characters of the first line of `text`."""

@@ -20,6 +20,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, RadioButton, RadioSet, Static
 
 from ipttrace.text import escape
+from ipttrace.tui.cells import counted
 from ipttrace.tui.widgets.entry import Entry
 from ipttrace.view.formats import EXTENSIONS
 
@@ -44,6 +45,17 @@ class ExportRequest:
     overwrite: bool
 
 
+class _Choice(RadioButton):
+    """A choice that shows without colours whether it is chosen."""
+
+    BUTTON_LEFT = "("
+    BUTTON_RIGHT = ")"
+
+    def render(self) -> Content:
+        self.BUTTON_INNER = "*" if self.value else " "
+        return super().render()
+
+
 class ExportDialog(ModalScreen[ExportRequest | None]):
     """The dialog.  Enter returns a request, Escape None."""
 
@@ -60,6 +72,8 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Back"),
         Binding("ctrl+s", "export", "Export", show=False),
+        Binding("up", "choose(-1)", show=False),
+        Binding("down", "choose(1)", show=False),
     ]
 
     def __init__(self, choices: Sequence[Choice], chosen: int, path: str) -> None:
@@ -72,11 +86,11 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "export"
-            box.border_subtitle = "Enter: write   Esc: back"
+            box.border_subtitle = "↑ ↓: which rows   Enter: write   Esc: back"
             with RadioSet(id="what"):
                 for number, choice in enumerate(self._choices):
-                    yield RadioButton(
-                        f"{choice.name}: {choice.rows:,} rows",
+                    yield _Choice(
+                        f"{choice.name}: {counted(choice.rows, 'row')}",
                         value=number == self._chosen,
                         disabled=not choice.rows,
                     )
@@ -96,10 +110,29 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
     def action_cancel(self) -> None:
         self.dismiss(None)
 
+    def action_choose(self, step: int) -> None:
+        """Chooses the next set that has rows, or the one before."""
+        buttons = list(self.query(_Choice))
+        before = self._choice
+        at = before + step
+        while 0 <= at < len(buttons):
+            if self._choices[at].rows:
+                with self.prevent(RadioButton.Changed):
+                    buttons[before].value = False
+                buttons[at].value = True
+                return
+            at += step
+
+    @property
+    def _choice(self) -> int:
+        """The set chosen; -1: none.  Not the `RadioSet`'s, which learns of a key later."""
+        chosen = [at for at, button in enumerate(self.query(_Choice)) if button.value]
+        return chosen[0] if len(chosen) == 1 else self.query_one(RadioSet).pressed_index
+
     def action_export(self) -> None:
         path = self.query_one(Input).value.strip()
         format_ = EXTENSIONS.get(Path(path).suffix.lower())
-        choice = self.query_one(RadioSet).pressed_index
+        choice = self._choice
         if not path or format_ is None:
             self._show_hint(_FORMATS, error=True)
             return

@@ -2,8 +2,9 @@
 """A list of figures that change: one line per key, and a cursor that stays on its key.
 
 The content is replaced at most twice a second; cells are computed when a line is
-drawn.  `SortedLedger` adds several orders and a second click that filters.  Must
-not know what it lists: subclasses do.  Must be touched from the app's thread only.
+drawn.  `SortedLedger` adds several orders, which titles choose, and a second click
+that filters.  Must not know what it lists: subclasses do.  Must be touched from the
+app's thread only.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.timer import Timer
 
-from ipttrace.tui.cells import Cells
+from ipttrace.tui.cells import Cells, cell_len
+from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.timers import once
 from ipttrace.tui.widgets.strips import LineView
 
 EVERY: Final = 0.5  # s between two fills while rows come
 PREFIX: Final = "ledger--"
+# Of the views that list in several orders.
+REVERSE: Final = Binding(
+    "I", "reverse", "reverse the order; a click on a title sorts by it", show=False, id="reverse"
+)
+_FALLING, _RISING = "▾", "▴"  # behind or before the title of the sorted column
 ROLES: Final = (
     *("title", "titles", "table", "chain", "text", "dim", "never", "value", "cursor"),
     *("accept", "drop", "other", "warn", "cold", "cool", "mild", "warm", "hot"),
@@ -70,6 +77,7 @@ class Ledger(LineView):
         self._at: dict[Hashable, int] = {}
         self._line = -1  # of the cursor; -1: none
         self._moved = False  # by the user; until then the cursor stays at the top
+        self.about = ""  # see note_filter
         self._filled = 0.0  # when, on the monotonic clock
         self._timer: Timer | None = None
 
@@ -92,6 +100,13 @@ class Ledger(LineView):
         return True
 
     # Content.
+
+    def note_filter(self, about: str) -> None:
+        """`about`: which rows the figures are of, for the title, see `with_keys`; "": all rows."""
+        about = with_keys(about, chosen(self))
+        if about != self.about:
+            self.about = about
+            self.changed()
 
     @property
     def picked(self) -> Hashable | None:
@@ -128,7 +143,9 @@ class Ledger(LineView):
         line = self._at.get(key, before) if self._moved and key is not None else 0
         self._line = self._near(line)
         self.reach(len(self._keys))
-        if not self._moved:
+        if self._line < 0:
+            pass  # without a cursor, the user scrolls
+        elif not self._moved:
             self.scroll(0)
         elif before != self._line and 0 <= before - top < self.page:
             # The line that the user reads keeps its height on the screen.
@@ -145,7 +162,7 @@ class Ledger(LineView):
     def _near(self, line: int) -> int:
         """The first pickable line from `line` on, else the last one before it; -1: none."""
         keys = self._keys
-        line = min(max(line, 0), len(keys) - 1)
+        line = max(min(line, len(keys) - 1), 0)
         for at in chain(range(line, len(keys)), range(line - 1, -1, -1)):
             if self.pickable(keys[at]):
                 return at
@@ -211,30 +228,69 @@ class Ledger(LineView):
 
 
 class SortedLedger(Ledger):
-    """A ledger with several orders, whose lines can become a filter."""
+    """A ledger with several orders, whose lines can become a filter.
 
-    SORTS: ClassVar[Sequence[str]]
+    The last line of its heading holds the titles, which can be clicked.
+    """
+
+    SORTS: ClassVar[Sequence[str]]  # those that `s` goes through
+    ASCENDING: ClassVar[Sequence[str]] = ()  # orders that begin with the smallest value
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._sort = 0
+        self.sort = self.SORTS[0]  # the order of the lines
+        self.reversed = False
 
-    @property
-    def sort(self) -> str:
-        """The order of the lines: one of `SORTS`."""
-        return self.SORTS[self._sort]
+    # For subclasses.
 
-    def action_sort(self) -> None:
-        """The next order, from the top."""
-        self._sort = (self._sort + 1) % len(self.SORTS)
-        self._moved = False
-        self.fill()
+    def orders(self) -> Sequence[str]:
+        """The order that a click on each cell of the titles asks for; "": none."""
+        raise NotImplementedError
 
     def action_filter(self) -> None:
         """Ask for the rows of the line under the cursor."""
         raise NotImplementedError
 
+    # Orders.
+
+    @property
+    def mark(self) -> str:
+        """What marks the title of the sorted column: where its largest values are."""
+        return _RISING if (self.sort in self.ASCENDING) != self.reversed else _FALLING
+
+    def sort_by(self, order: str) -> None:
+        """Sorts from the top by `order`; if it is in force already, the other way round."""
+        self.reversed = order == self.sort and not self.reversed
+        self.sort = order
+        self._moved = False
+        self.fill()
+
+    def action_sort(self) -> None:
+        """The next of the `SORTS`."""
+        at = self.SORTS.index(self.sort) + 1 if self.sort in self.SORTS else 0
+        self.sort_by(self.SORTS[at % len(self.SORTS)])
+
+    def action_reverse(self) -> None:
+        """The same order, the other way round."""
+        self.sort_by(self.sort)
+
     def on_click(self, event: events.Click) -> None:
-        """A second click on a line does what Enter does."""
-        if event.chain > 1:
+        """A click on a title sorts; a second click on a line does what Enter does."""
+        offset = event.get_content_offset(self)
+        if offset is None:
+            return
+        order = self.order_at(offset.x, offset.y)
+        if order:
+            self.sort_by(order)
+        elif order is None and event.chain > 1 and offset.y >= len(self._head):
             self.action_filter()
+
+    def order_at(self, x: int, y: int) -> str | None:
+        """The order that a click there asks for; "": none; None: there are no titles."""
+        if y != len(self._head) - 1:
+            return None
+        for (text, _), order in zip(self._head[-1], self.orders(), strict=False):
+            if x < cell_len(text):
+                return order
+            x -= cell_len(text)
+        return ""

@@ -6,6 +6,8 @@ Must not know what it asks for: an `Ask` has the check and the completion.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -21,6 +23,11 @@ from ipttrace.tui.widgets.entry import Entry
 
 HINTS: Final = 8  # completions shown
 LONGEST: Final = 4000  # characters
+PATIENCE: Final = 1.0  # s that a slow check may take
+
+
+CheckText = Callable[[str], tuple[str, int] | None]
+"""Returns what is wrong with a text and at which character; None if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +45,17 @@ class Ask:
     """A question.
 
     `check` returns None for a valid text, else an error message and the index of the
-    character that it is about.  `accept` is called with a text that was entered and
-    is valid.
+    character that it is about.  `slow_check` does the same in another thread, for an
+    entered text only; if it takes longer than PATIENCE, the text is accepted.  `accept`
+    is called with a text that was entered and is valid.
     """
 
     title: str
     accept: Callable[[str], object]
     initial: str = ""
     placeholder: str = ""
-    check: Callable[[str], tuple[str, int] | None] = lambda text: None
+    check: CheckText = lambda text: None
+    slow_check: CheckText | None = None
     complete: Callable[[str, int], Sequence[Hint]] = field(default=lambda text, cursor: ())
 
 
@@ -144,11 +153,17 @@ class Prompt(Vertical):
         event.stop()
         self._advise()
 
-    def _entered(self) -> None:
+    async def _entered(self) -> None:
         if (ask := self._ask) is None:
             return
         text = self._input.value.strip()
-        if (wrong := ask.check(text)) is not None:
+        wrong = ask.check(text)
+        if wrong is None and ask.slow_check is not None:
+            # Keys wait meanwhile: they belong to the prompt if the text is not valid.
+            checking = asyncio.to_thread(ask.slow_check, text)
+            with contextlib.suppress(TimeoutError):
+                wrong = await asyncio.wait_for(checking, PATIENCE)
+        if wrong is not None:
             self._complain(*wrong)
             return
         past = self._past[ask.title]

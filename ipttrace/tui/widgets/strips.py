@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar, Final
 
+from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -42,9 +43,22 @@ def component_style(widget: Widget, name: str, under: str = "") -> Style:
     """
     full = widget.get_component_rich_style(name)
     ground = widget.get_component_rich_style(under) if under else widget.rich_style
-    if under and widget.app.no_color and widget.app.native_ansi_color:
-        ground += Style(reverse=True)  # a background would be invisible
-    return ground + Style(color=full.color, bold=full.bold or None)
+    color, plain = full.color, widget.app.native_ansi_color
+    if under and plain:
+        # No pair of 16 colours is readable on every terminal, except its own, reversed.
+        ground = widget.rich_style + Style(reverse=True, bold=ground.bold)
+    if name.endswith("--drop"):
+        if widget.app.no_color:
+            ground += Style(reverse=not ground.reverse)  # what is red elsewhere
+    elif under and (plain or (color is not None and _dim(color))):
+        color = ground.color  # dim on a coloured background cannot be read
+    return ground + Style(color=color, bold=full.bold or None)
+
+
+def _dim(color: Color) -> bool:
+    """Whether a colour is some grey, which hardly differs from a coloured background."""
+    triplet = color.triplet
+    return triplet is not None and max(triplet) - min(triplet) < 24
 
 
 class LineView(ScrollView, can_focus=True):
