@@ -35,7 +35,9 @@ def create(path: str | os.PathLike[str], *, exclusive: bool = False, empty: bool
         fd = os.open(name, flags, 0o600, dir_fd=folder)
         try:
             if not magic and _is_a_trap(os.fstat(folder), os.fstat(fd)):
-                raise PermissionError(errno.EACCES, "the file is another user's", os.fspath(path))
+                raise PermissionError(
+                    errno.EACCES, "the file belongs to another user", os.fspath(path)
+                )
             if empty and stat.S_ISREG(os.fstat(fd).st_mode):
                 os.ftruncate(fd, 0)
         except OSError:
@@ -128,7 +130,7 @@ def _resolve(path: str, *, last: bool) -> tuple[int, str, bool]:
                     links += 1
                     if kind.st_uid not in (0, os.geteuid()):
                         raise PermissionError(
-                            errno.EACCES, "a symbolic link of another user leads there", path
+                            errno.EACCES, "the path goes through another user's symbolic link", path
                         )
                     if links > _MOST_LINKS:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Starts another Python of this package, which may run as root.
 
-`python -m` would import from the current directory first: whoever can write there
+`python -m` would import from the current directory first: any user who can write there
 would run code as root.  Here only the folder that this package lies in is added to
 Python's own path, so that a checkout starts itself and not what is installed beside it.
 

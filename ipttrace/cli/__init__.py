@@ -4,12 +4,15 @@
     commands    the table of commands, the help made from it, and "did you mean"
     options     options and checks that several commands share
     outcome     error lines and exit statuses
+    descriptors standard descriptors that were closed at the start
     ssh         --ssh: agents on other hosts
+    stdin       a recording from stdin
     stdout      rows on stdout, and what must not go to a terminal
     recording   the file that a stream is recorded to
     pump        from a stream to lines: print, record, replay, export, lab, demo
 
-    screen, print, record, replay, export, lab, demo, doctor, agent: a command each
+    screen, print, record, replay, export, lab, demo, doctor, config, agent: a command
+    each
 
 Imports of the other packages are inside the functions: `agent` must not pay for the
 screen, nor `replay` for the kernel.
@@ -20,11 +23,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ipttrace.cli import commands, outcome
+from ipttrace.cli import commands, descriptors, outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv`; returns the exit status."""
+    descriptors.fill_closed()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = commands.find(arguments[0]) if arguments else None
     from ipttrace.link.base import LinkError

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from ipttrace.cli import options
+from ipttrace.cli.descriptors import check_stdout
 from ipttrace.cli.stdout import refuse_terminal
 
 
@@ -23,7 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="read control lines from stdin; the agent ends when stdin does",
     )
     parser.add_argument(
-        "--maxactive", type=options.count, metavar="N", help="calls that can be traced at a time"
+        "--maxactive",
+        type=options.count,
+        metavar="N",
+        help="maximum number of calls traced at the same time",
     )
     # For a reader on this host that does not keep the stream: omits checksums.
     parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
@@ -46,6 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
         out = control = open_stream_port()
     else:
+        check_stdout()
         refuse_terminal("the stream")
     request = Request(
         expr=" ".join(parsed.expr),
@@ -57,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
         ready_file=parsed.ready_file,
         max_rate=parsed.max_rate,
         stop_after=parsed.stop_after,
+        raw_addresses=parsed.raw_addresses,
         checked=not parsed.unchecked,
     )
     if not parsed.lab:

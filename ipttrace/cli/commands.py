@@ -53,6 +53,7 @@ COMMANDS: Final = (
     Command("lab", "[-- COMMAND ...]", "live screen on a throwaway VM with traffic in it", "lab"),
     Command("demo", "[EXPR]", "live screen on a small isolated network with traffic", "demo"),
     Command("doctor", "", "check what this machine can do and what it lacks", "doctor"),
+    Command("config", "", "print the default config file of the screen", "config"),
     Command("agent", "[EXPR]", "the privileged half: writes the stream to stdout", "agent"),
 )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ipttrace.cli import options, outcome
 from ipttrace.cli.outcome import Failed
+from ipttrace.cli.screen import load_settings
 from ipttrace.cli.stdout import has_terminal, open_output, refuse_terminal
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
         parsed.duration = 15.0
     options.check_expr(parsed)
     lines = parsed.text or not has_terminal()
+    if not lines and not parsed.record:
+        load_settings()
     from ipttrace.lab.demo import processes
 
     expr, checked = " ".join(parsed.expr), bool(parsed.record)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ipttrace.cli import options
 from ipttrace.cli.replay import write_rows
@@ -16,9 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.Parser(
         prog="ipttrace export", description="Writes the rows of a recording to stdout."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="recording")
+    options.add_file(parser)
     parser.add_argument(
-        "--format", choices=options.FORMATS, default="csv", help="output format (csv)"
+        "--format", choices=options.FORMATS, default="csv", help="output format (default: csv)"
     )
     options.add_selection(parser)
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ipttrace.cli import options, outcome
+from ipttrace.cli.screen import load_settings
 from ipttrace.cli.stdout import has_terminal, open_output
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the arguments before ``--``."""
     parser = options.Parser(
         prog="ipttrace lab",
-        description="Boots a throwaway VM and opens the screen on its traffic,"
-        " or runs COMMAND as root in it (-- COMMAND ...).",
+        description="Boots a throwaway VM and opens the screen on its traffic.",
+        epilog="-- COMMAND ...  runs COMMAND as root in the VM instead, and passes on"
+        " its exit status",
     )
     parser.add_argument(
         "--kernel",
@@ -28,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="kernel of the VM: 6.1 (default), 6.12, …",
     )
     options.add_show(parser)
+    # argparse would take -- and COMMAND for arguments of its own.
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [-- COMMAND ...]"
     return parser
 
 
@@ -40,14 +44,17 @@ def run(argv: Sequence[str]) -> int:
         own, command = own[:at], own[at + 1 :]
         if not command:
             parser.parse_args(own)
-            parser.error("-- needs the command to run in the VM")
+            parser.error("no command after --; add the command to run in the VM")
     parsed = parser.parse_args(own)
     from ipttrace.lab import guest
 
     if command:
         return guest.run(parsed.kernel, command)
+    lines = parsed.text or parsed.record or not has_terminal()
+    if not lines:
+        load_settings()
     with guest.traced(parsed.kernel, parsed.duration) as (machine, stderr):
-        if parsed.text or parsed.record or not has_terminal():
+        if lines:
             status, began = _lines(machine, parsed.record)
         else:
             status, began = _screen(machine), True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from ipttrace.cli.outcome import BAD_USAGE, BadUsage, error
+from ipttrace.text import escape
 
 FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
 
@@ -20,23 +21,31 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports bad usage in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
+        # Python's "argument --format: invalid choice: 'x' (choose from 'text', 'csv')".
+        message = message.removeprefix("argument ").replace("invalid choice:", "no such choice:")
         error(f"{message} (see {self.prog} --help)")
         sys.exit(BAD_USAGE)
 
 
 def positive(text: str) -> float:
     """An argument type: a number above 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError("must be a positive number")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a positive number of seconds")
     return value
 
 
 def count(text: str) -> int:
     """An argument type: an integer from 1."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is not a whole number of 1 or more")
     return value
 
 
@@ -45,10 +54,24 @@ def size(text: str) -> int:
     units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
     factor = units.get(text[-1:].lower(), 1)
     digits = text[:-1] if factor > 1 else text
-    value = int(digits) * factor
+    try:
+        value = int(digits) * factor
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{_quoted(text)} is not a size; write bytes, or a number with k, m or g"
+        ) from None
     if value < 65536:
-        raise argparse.ArgumentTypeError("must be 64k or more")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is too small; the minimum is 64k")
     return value
+
+
+def _quoted(text: str) -> str:
+    return f'"{escape(text[:40])}"'
+
+
+def add_file(parser: argparse.ArgumentParser) -> None:
+    """The recording that a command reads."""
+    parser.add_argument("file", metavar="FILE", help="recording; - is stdin")
 
 
 def add_expr(parser: argparse.ArgumentParser) -> None:
@@ -63,21 +86,25 @@ def add_tracing(parser: argparse.ArgumentParser) -> None:
     add_expr(parser)
     parser.add_argument(
         "--engine",
-        choices=("auto", "kernel", "netlink"),
+        choices=("auto", "kernel", "netlink", "bpf"),
         default="auto",
         help="kernel: a module, legacy tables only; netlink: no module, all tables;"
-        " auto: all that can run here",
+        " bpf: no module, all tables, with processes and costs;"
+        " auto: kernel and netlink, else bpf, else netlink, whichever can run here",
     )
     parser.add_argument(
         "--netns",
         metavar="NAME",
         help="trace only this network namespace, by name or by the pid of a process in it;"
-        " all: every one",
+        " all: every namespace",
     )
     parser.add_argument("--duration", type=positive, metavar="S", help="stop after S seconds")
     parser.add_argument("--ready-file", type=Path, metavar="F", help="write F once armed")
     parser.add_argument(
-        "--buffer", type=size, metavar="SIZE", help="total size of the buffers (64M; netlink: 128M)"
+        "--buffer",
+        type=size,
+        metavar="SIZE",
+        help="total size of the buffers (default: 64M; netlink: 128M; bpf: 32M)",
     )
     parser.add_argument(
         "--max-rate",
@@ -89,7 +116,13 @@ def add_tracing(parser: argparse.ArgumentParser) -> None:
         "--stop-after",
         type=count,
         metavar="N",
-        help="disarm after N rows; rows already under way still arrive, unlike with print --count",
+        help="disarm after N rows; rows already on their way still arrive,"
+        " unlike with print --count",
+    )
+    parser.add_argument(
+        "--raw-addresses",
+        action="store_true",
+        help="show the kernel's addresses instead of hashes of them",
     )
 
 
@@ -126,6 +159,8 @@ def agent_arguments(options: argparse.Namespace) -> list[str]:
             continue  # the file is to be written on this host
         if value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]
+    if options.raw_addresses:
+        found.append("--raw-addresses")
     return [*found, "--", *options.expr]
 
 
@@ -139,6 +174,19 @@ def check_expr(options: argparse.Namespace) -> None:
         pcap.compile(" ".join(options.expr))
     except pcap.FilterError as reason:
         raise BadUsage(str(reason)) from None
+
+
+def problem_of_expr(expr: str) -> tuple[str, int] | None:
+    """Returns what libpcap says against `expr`, and at which character; None if nothing."""
+    from ipttrace.capture.filter import pcap
+
+    try:
+        pcap.compile(expr)
+    except pcap.FilterError as reason:
+        if reason.position is None and "libpcap is missing" in reason.message:
+            return None  # the agent's host may have it
+        return reason.message.removeprefix("filter: "), reason.position or 0
+    return None
 
 
 def compile_query(options: argparse.Namespace, name: str) -> None:

@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     ssh.add_options(parser)
     options.add_until(parser)
     parser.add_argument(
-        "--format", choices=options.FORMATS, default="text", help="output format (text)"
+        "--format", choices=options.FORMATS, default="text", help="output format (default: text)"
     )
     options.add_selection(parser)
     return parser

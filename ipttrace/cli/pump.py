@@ -22,7 +22,7 @@ import numpy as np
 
 from ipttrace.cli import outcome
 from ipttrace.stream.decoder import Decoder
-from ipttrace.stream.frames import Frame, Kind, StreamError
+from ipttrace.stream.frames import Frame, Kind, StreamError, joined
 from ipttrace.text import clean
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.session import Trace
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 _PORTION: Final = 1 << 20  # bytes read at a time
 # Rows formatted at a time: bounds memory, and the delay of the first line.
 _BATCH: Final = 5000
+# What ends no batch.
+_BEGINNING: Final = (Kind.ENTRY, Kind.RULE)
+# s between two looks at what an agent sends: a batch costs as much as a hundred rows, and
+# the delay is invisible.  What comes after a pause is written at once.
+_GATHER: Final = 0.05
 # s without a byte after which an agent that was asked to stop is given up.
 _GRACE: Final = 10.0
 # Lines on stderr: a forged stream could have notes without end.
@@ -63,13 +68,15 @@ class Pump:
         copy: _Sink | None = None,
         stop: Callable[[], None] | None = None,
         names: dict[int, str] | None = None,
+        file: str = "",
     ) -> None:
         """`output`: what rows become; None writes no rows.
 
         `query`: the rows to write; `count`: how many of them; `until`: the first row
         that matches is the last one.  `copy` receives the stream as it is; `stop` asks
         the agent to finish.  `names` is filled with the names of the network
-        namespaces, by inode, when the stream begins.
+        namespaces, by inode, when the stream begins.  `file`: the name of the recording,
+        for error lines; "": the stream is an agent's.
         """
         self.trace = Trace(capacity=4 * 65536)
         self.interrupted = False
@@ -83,8 +90,12 @@ class Pump:
         self._copy = copy
         self._stop = stop
         self._names = names
+        self._prefix = f"{file}: " if file else ""
         self._decoder = Decoder()
         self._writer = Writer()
+        self._held: list[Frame] = []  # records of a live stream, to be fed together
+        self._held_size = 0  # bytes
+        self._fed = 0.0  # when a live stream's records were last fed
         self._begun = False  # the output has its header
         self._next = 0  # the first row not yet examined
         self._stopping = False
@@ -102,7 +113,7 @@ class Pump:
             try:
                 self._read(stream.fileno())
             except StreamError as error:
-                self.errors.append(str(error))
+                self.errors.append(f"{self._prefix}{error}")
                 self.trace.finish()
                 self._write_rows()
             if self._output is not None and self._begun:
@@ -111,7 +122,7 @@ class Pump:
             self.errors.append(str(error))
             self._finish()
         except OSError as error:
-            self.errors.append(f"cannot read the stream: {error.strerror}")
+            self.errors.append(f"{self._prefix}cannot read the stream: {error.strerror}")
             self._finish()
         finally:
             signal.signal(signal.SIGINT, before)
@@ -123,9 +134,12 @@ class Pump:
         poll.register(fd, select.POLLIN)
         received = False
         while True:
-            if not poll.poll(200):
+            if not poll.poll(self._patience()):
+                if self._held:
+                    self._feed_held(complete=False)
+                    continue
                 if self._stopping and time.monotonic() > self._deadline:
-                    self.errors.append("the agent does not respond: its last books are missing")
+                    self.errors.append("the agent does not respond: its last counts are missing")
                     return
                 if not self._stopping and self._output is not None:
                     if self._writer.reader_gone():
@@ -134,13 +148,12 @@ class Pump:
                 continue
             data = os.read(fd, _PORTION)
             if not data:
+                self._feed_held(complete=False)
                 break
             received = True
             if self._copy is not None:
                 self._copy.write(data)
-            for frame in self._decoder.feed(data):
-                self._feed(frame)
-            self._print_notes()
+            self._hold(data)
             # Counted from here: a backlog may take long to arrive, and to be written.
             self._deadline = time.monotonic() + _GRACE
         if self.trace.ended is None and self.trace.hello:
@@ -151,22 +164,66 @@ class Pump:
         else:
             self._decoder.finish()
 
+    def _patience(self) -> float:
+        """Returns the ms to wait for bytes until there is something else to do."""
+        if not self._held:
+            return 200
+        return max(self._fed + _GATHER - time.monotonic(), 0) * 1000
+
+    def _hold(self, data: bytes) -> None:
+        """Feeds the frames in `data`, or holds them until there are more."""
+        try:
+            frames = self._decoder.feed(data)
+        except StreamError:
+            self._feed_held(complete=False)
+            raise
+        self._held += frames
+        self._held_size += len(data)
+        if (
+            self._stop is None
+            or self._stopping
+            or self._held_size > _PORTION
+            or not all(frame.is_records for frame in frames)
+            or not self._patience()
+        ):
+            self._feed_held()
+
+    def _feed_held(self, *, complete: bool = True) -> None:
+        """Feeds what is held; `complete`: without the beginning of a batch at its end."""
+        held, self._held, self._held_size = self._held, [], 0
+        self._fed = time.monotonic()
+        if self._stop is not None:
+            if complete:
+                ends = [at for at, frame in enumerate(held, 1) if frame.kind not in _BEGINNING]
+                held, self._held = held[: max(ends, default=0)], held[max(ends, default=0) :]
+                self._held_size = sum(len(frame.payload) for frame in self._held)
+            held = joined(held)
+        for frame in held:
+            self._feed(frame)
+        self._print_notes()
+
     def _feed(self, frame: Frame) -> None:
         for part in frame.portions(_BATCH):
             self.trace.feed(part)
             if frame.kind == Kind.HELLO:
                 self._on_hello()
+            elif frame.kind == Kind.NAMES:
+                self._learn_names(frame.json.get("netns"))
             elif frame.kind == Kind.BOOKS:
                 self._on_books()
             # After each portion: the store must not evict a row that was not written.
             self._write_rows()
 
-    def _on_hello(self) -> None:
-        named = self.trace.hello.get("netns")
-        if self._names is not None and isinstance(named, dict):
+    def _learn_names(self, named: object) -> None:
+        held = self.trace.hello.get("netns")
+        if self._names is not None and isinstance(named, dict) and isinstance(held, dict):
             # An inode has at most ten digits; the stream is untrusted.
-            inodes = {int(k): v for k, v in named.items() if re.fullmatch("[0-9]{1,10}", k)}
+            new = {k: v for k, v in named.items() if k in held and re.fullmatch("[0-9]{1,10}", k)}
+            inodes = {int(k): v for k, v in new.items()}
             self._names.update({inode: clean(str(name)) for inode, name in inodes.items()})
+
+    def _on_hello(self) -> None:
+        self._learn_names(self.trace.hello.get("netns"))
         if self._until_query is not None and self._until is None:
             from ipttrace.trace.query.until import Until
 

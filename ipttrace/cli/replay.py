@@ -11,8 +11,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipttrace.cli import options, stdout
+from ipttrace.cli import options, stdin, stdout
 from ipttrace.cli.outcome import Failed
+from ipttrace.text import escape
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.Parser(
         prog="ipttrace replay", description="Shows a recording on the screen, or as lines."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="recording")
+    options.add_file(parser)
     parser.add_argument(
         "--format",
         choices=options.FORMATS,
@@ -34,18 +35,21 @@ def run(argv: Sequence[str]) -> int:
     """Shows the recording; returns the exit status."""
     parser = build_parser()
     parsed = parser.parse_args(argv)
-    if parsed.format is not None or not (os.isatty(1) and os.isatty(0)):
+    if parsed.format is not None or not os.isatty(1) or not stdin.has_keys(parsed.file):
         return write_rows(parsed)
     if parsed.count is not None:
         parser.error("--count needs rows as lines; add --format")
     options.compile_query(parsed, "query")
     from ipttrace.cli.screen import show
-    from ipttrace.tui.feed import FileSource
+    from ipttrace.tui.feed import FileSource, StreamSource
 
     try:
-        return show(FileSource(parsed.file), parsed.file.name, shown=parsed.query)
+        if parsed.file == stdin.DASH:
+            stream = stdin.open_with_keys()
+            return show(StreamSource(stream, name="stdin"), "stdin", shown=parsed.query)
+        return show(FileSource(parsed.file), Path(parsed.file).name, shown=parsed.query)
     except OSError as reason:
-        raise Failed(f"{parsed.file}: {reason.strerror}") from None
+        raise _failed(parsed.file, reason) from None
 
 
 def write_rows(parsed: argparse.Namespace) -> int:
@@ -56,8 +60,22 @@ def write_rows(parsed: argparse.Namespace) -> int:
     names: dict[int, str] = {}
     output = stdout.open_output(parsed.format or "text", names)
     try:
-        with open(parsed.file, "rb", buffering=0) as file:
-            pump = Pump(output, count=parsed.count, query=parsed.query, names=names)
+        with stdin.open_recording(parsed.file) as file:
+            pump = Pump(
+                output,
+                count=parsed.count,
+                query=parsed.query,
+                names=names,
+                file=_shown(parsed.file),
+            )
             return pump.run(file)
     except OSError as reason:
-        raise Failed(f"{parsed.file}: {reason.strerror}") from None
+        raise _failed(parsed.file, reason) from None
+
+
+def _failed(file: str, reason: OSError) -> Failed:
+    return Failed(f"{_shown(file)}: {reason.strerror}")
+
+
+def _shown(file: str) -> str:
+    return "stdin" if file == stdin.DASH else escape(file)

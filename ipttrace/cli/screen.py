@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ipttrace.cli.stdout import has_terminal
 
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
+    from ipttrace.tui.config.settings import Settings
     from ipttrace.tui.feed import Source
 
 
@@ -47,6 +49,7 @@ def run(argv: Sequence[str]) -> int:
     if not has_terminal():
         raise BadUsage("the screen needs a terminal; use ipttrace print")
     options.check_expr(parsed)
+    load_settings()
     return _other_hosts(parsed) if parsed.ssh else _this_host(parsed)
 
 
@@ -84,6 +87,26 @@ def _other_hosts(parsed: argparse.Namespace) -> int:
         return status or agents or int(any(printed))
 
 
+def load_settings() -> Settings:
+    """Returns the user's settings.  Raises BadUsage.
+
+    To be called before anything is started, too: a mistake is then found at once.
+    """
+    from ipttrace.tui.config import file
+    from ipttrace.tui.config.settings import Settings
+    from ipttrace.tui.config.toml import ConfigError
+
+    path = file.path(os.environ)
+    if path is None or not os.path.lexists(path):
+        return Settings()  # without the imports below, which take a while
+    from ipttrace.tui.app import configuration
+
+    try:
+        return configuration.load()
+    except ConfigError as error:
+        raise BadUsage(str(error)) from None
+
+
 def show(
     source: Source | Sequence[Source],
     title: str,
@@ -95,10 +118,18 @@ def show(
 
     `until`: disarm at the first row that matches; `shown`: the query to begin with.
     """
+    settings = load_settings()
     from ipttrace.tui.app import TraceApp
     from ipttrace.view.writer import summary
 
-    app = TraceApp(source, title=title, until=until, shown=shown)
+    app = TraceApp(
+        source,
+        title=title,
+        until=until,
+        shown=shown,
+        check_expr=options.problem_of_expr,
+        settings=settings,
+    )
     figures = app.run()
     if figures is None:
         return app.return_code or outcome.FAILED

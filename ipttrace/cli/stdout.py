@@ -8,6 +8,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from ipttrace.cli.descriptors import check_stdout
 from ipttrace.cli.options import compile_query
 from ipttrace.cli.outcome import BadUsage
 
@@ -19,7 +20,9 @@ def open_output(format: str, names: dict[int, str]) -> Output:
     """Returns what turns rows into `format` for this stdout.
 
     `names`: the names of the network namespaces by inode; may be filled later.
+    Raises Failed if stdout is closed.
     """
+    check_stdout()
     from ipttrace.view import formats, text
 
     return formats.output(
