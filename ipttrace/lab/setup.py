@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Sets the lab up: its kernels, the kernel module for each, the trial of KVM.
 
-``python -m ipttrace.lab.setup`` provides what is missing; with ``--missing`` it
-only lists it, one item a line, and prints nothing if everything is there.
+``python -m ipttrace.lab.setup [KERNEL ...]`` provides what is missing, ``debug`` being the
+debug kernel; with ``--missing`` it only lists it, one item a line, and prints nothing if
+everything is there.
 
 Must not install anything on the host.
 """
@@ -14,7 +15,16 @@ from collections.abc import Sequence
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel import module as kmod
-from ipttrace.lab.kernels import SERIES, Kernel, KernelError, ensure, find, show_progress
+from ipttrace.lab.kernels import (
+    DEBUG,
+    SERIES,
+    Kernel,
+    KernelError,
+    debug,
+    ensure,
+    find,
+    show_progress,
+)
 from ipttrace.lab.vm import kvm
 from ipttrace.lab.vm.machine import boots_under_kvm
 
@@ -24,7 +34,9 @@ def missing(wanted: Sequence[str]) -> list[str]:
     items = []
     for series in wanted:
         kernel = find(series)
-        if kernel is None:
+        if series == DEBUG and (kernel is None or not debug.is_current(kernel)):
+            items.append("the debug kernel for the throwaway VM")
+        elif kernel is None:
             items.append(f"Linux {series} for the throwaway VM")
         elif not kmod.built_path(kernel.release).exists():
             items.append(f"the kernel module for Linux {kernel.release}")
@@ -37,7 +49,7 @@ def complete(wanted: Sequence[str]) -> None:
     """Fetches and builds what is missing.  Raises KernelError or CaptureError."""
     kernels: list[Kernel] = []
     for series in wanted:
-        kernel = ensure(series, show_progress)
+        kernel = debug.build(show_progress) if series == DEBUG else ensure(series, show_progress)
         kernels.append(kernel)
         if not kmod.built_path(kernel.release).exists():
             show_progress(f"building the kernel module for Linux {kernel.release}", None)

@@ -8,6 +8,10 @@ included, so that ``make -C kernel.headers M=...`` builds modules.  The cache is
 
 - ``cache``: finds a kernel in the cache, or adds it
 - ``apt``: finds and downloads Debian's packages
+- ``debug``: builds the debug kernel from Debian's source
+- ``arrange``: gives the packages of every release one layout
+- ``fit``: makes the headers of a newer Debian work on this host
+- ``tools``: runs what unpacks and prepares
 - ``image``: unpacks a bzImage, for a faster boot
 - ``error``: KernelError
 
@@ -17,6 +21,7 @@ Must not install anything, nor import tui, view or textual.
 from __future__ import annotations
 
 from ipttrace.lab.kernels.cache import (
+    DEBUG,
     DEFAULT,
     SERIES,
     Kernel,
@@ -30,6 +35,7 @@ from ipttrace.lab.kernels.cache import (
 from ipttrace.lab.kernels.error import KernelError
 
 __all__ = [
+    "DEBUG",
     "DEFAULT",
     "SERIES",
     "Kernel",

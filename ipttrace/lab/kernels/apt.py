@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Finds and downloads Debian's kernel packages.
 
-Runs ``apt-cache show`` and ``apt-get download``, which need no root, and
-``apt-get update`` where that needs no password.  Must not unpack or install
-anything.
+Runs ``apt-cache`` and ``apt-get download``, which need no root, and ``apt-get update``
+where that needs no password.  A kernel that this host's package lists do not have is
+looked for in those of other suites of Debian, kept in ``<cache>/apt`` and downloaded only
+then; the host's own lists stay as they are.  Must not unpack or install anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,55 +34,151 @@ class Package:
     size: int
     installed: int
     depends: tuple[str, ...]
+    options: tuple[str, ...] = ()  # apt's, to find it
 
 
-def packages_of(wanted: str) -> tuple[str, list[Package]]:
+# Where there are kernels that Debian 12 does not have, oldest first.
+SUITES: Final = (
+    ("debian", "bullseye"),
+    ("debian-security", "bullseye-security"),
+    ("debian", "trixie"),
+    ("debian", "trixie-backports"),
+    ("debian", "sid"),
+)
+_MIRROR: Final = "http://deb.debian.org"
+_KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+# A release of the flavour amd64; with a hyphen in the version, as Debian's were until 6.1.
+_RELEASE: Final = re.compile(r"\d[\w.+~]*(?:-\d[\w.+~]*)?(?:-rt)?-amd64")
+
+
+def packages_of(wanted: str, folder: Path) -> tuple[str, list[Package]]:
     """Returns the release for ``wanted`` (a series or a release), and its packages.
 
-    Raises KernelError if Debian's package lists have no such kernel.
+    A series is ``6.1``, or ``6.1-rt`` for its PREEMPT_RT flavour; ``folder`` keeps the
+    package lists of other suites.  Raises KernelError if Debian has no such kernel.
     """
+    options: tuple[str, ...] = ()
     release = _release_of(wanted)
     if release is None and refresh_lists():
         release = _release_of(wanted)
     if release is None:
-        raise KernelError(
-            f"Debian's package lists have no kernel {wanted}: run `apt-get update` as root,"
-            " or use another one (Debian 12 has 6.1 and 6.12)"
+        options = other_suites(folder)
+        release = _release_of(wanted, options)
+    if release is None:
+        image = any(matches(name, wanted) for name in _releases("image", wanted, options))
+        what = f"Debian has Linux {wanted}, but no headers" if image else f"no kernel {wanted}"
+        raise KernelError(f"{what} in the lists of {', '.join(_suites(options))}")
+    image_parts = re.compile(rf"linux-(base|binary|modules)-{re.escape(release)}$")
+    build_parts = re.compile(r"linux-(headers-.*-common(-rt)?|kbuild-.*)$")
+    found = []
+    for name, parts in (
+        (f"linux-image-{release}", image_parts),
+        (f"linux-headers-{release}", build_parts),
+    ):
+        package = package_named(name, options)
+        found.append(package)
+        found += [package_named(name, options) for name in package.depends if parts.match(name)]
+    return release, found
+
+
+def libraries(options: tuple[str, ...]) -> list[Package]:
+    """Returns the packages of what a newer suite's build tools are linked to."""
+    return [package_named(name, options) for name in ("libc6", "libelf1t64", "zlib1g", "libzstd1")]
+
+
+def _suites(options: tuple[str, ...]) -> list[str]:
+    return [name for _, name in SUITES] if options else ["this host"]
+
+
+def matches(release: str, wanted: str) -> bool:
+    """Returns whether ``wanted`` is this release, or its series of the same flavour."""
+    if release == wanted:
+        return True
+    series, rt = wanted.removesuffix("-rt"), wanted.endswith("-rt")
+    return (
+        _RELEASE.fullmatch(release) is not None
+        and release.startswith(series + ".")
+        and release.endswith("-rt-amd64") == rt
+    )
+
+
+def version_key(release: str) -> tuple[int, ...]:
+    """Sorts releases."""
+    return tuple(int(n) for n in re.findall(r"\d+", release))
+
+
+def _release_of(wanted: str, options: tuple[str, ...] = ()) -> str | None:
+    """The newest release with both an image and headers; None if there is none."""
+    both = _releases("image", wanted, options) & _releases("headers", wanted, options)
+    return max((name for name in both if matches(name, wanted)), key=version_key, default=None)
+
+
+def _releases(kind: str, wanted: str, options: tuple[str, ...]) -> set[str]:
+    pattern = f"^linux-{kind}-{re.escape(wanted.removesuffix('-rt'))}"
+    text = _cache(["search", "--names-only", pattern], options)
+    names = (line.split(" ", 1)[0] for line in text.splitlines())
+    return {name.removeprefix(f"linux-{kind}-") for name in names}
+
+
+def other_suites(folder: Path) -> tuple[str, ...]:
+    """Downloads the package lists of other suites; returns apt's options to use them.
+
+    Raises KernelError if they cannot be had.
+    """
+    for name in ("lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    sources = "".join(
+        f"deb [signed-by={_KEYS}] {_MIRROR}/{archive} {suite} main\n" for archive, suite in SUITES
+    )
+    (folder / "sources.list").write_text(sources)
+    options = (
+        *("-o", f"Dir::Etc::sourcelist={folder}/sources.list", "-o", "Dir::Etc::sourceparts=-"),
+        *("-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"),
+        *("-o", "Acquire::Languages=none", "-o", "APT::Sandbox::User=root"),
+    )
+    try:
+        done = subprocess.run(
+            ["apt-get", *options, "update", "-q"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=STALL_LIMIT * 5,
         )
-    image = _required(f"linux-image-{release}")
-    headers = _required(f"linux-headers-{release}")
-    build_packages = re.compile(r"linux-(headers-.*-common|kbuild-.*)$")
-    dependencies = [name for name in headers.depends if build_packages.match(name)]
-    return release, [image, headers, *(_required(name) for name in dependencies)]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"cannot download the lists of other suites: {error}") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line[:2] == "E:"]
+        reason = lines[0][2:].strip() if lines else f"apt-get exited with {done.returncode}"
+        raise KernelError(f"cannot download the package lists of Debian's other suites: {reason}")
+    return options
 
 
-def _release_of(wanted: str) -> str | None:
-    if show(f"linux-image-{wanted}") and show(f"linux-headers-{wanted}"):
-        return wanted
-    for meta in (f"linux-image-{wanted}-amd64", "linux-image-amd64"):
-        package = show(meta)
-        for name in package.depends if package else ():
-            release = name.removeprefix("linux-image-")
-            if release != name and release.startswith(wanted + "."):
-                return release
-    return None
-
-
-def _required(name: str) -> Package:
-    package = show(name)
+def package_named(name: str, options: tuple[str, ...] = ()) -> Package:
+    """Returns the package ``name``; raises KernelError if the package lists do not have it."""
+    package = show(name, options)
     if package is None:
         raise KernelError(f"Debian's package lists have no {name}: run `apt-get update` as root")
     return package
 
 
-def show(name: str) -> Package | None:
+def show(name: str, options: tuple[str, ...] = ()) -> Package | None:
     """Returns the package ``name`` from the package lists; None if they do not have it."""
+    # apt-cache treats an unknown name as a regular expression.
+    package = parse(_cache(["show", "--no-all-versions", name], options))
+    return replace(package, options=options) if package and package.name == name else None
+
+
+def _cache(arguments: Sequence[str], options: tuple[str, ...]) -> str:
+    """The output of apt-cache, empty if it finds nothing.  Raises KernelError."""
     try:
-        text = subprocess.run(
-            ["apt-cache", "show", "--no-all-versions", name],
+        return subprocess.run(
+            ["apt-cache", *options, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=120,
         ).stdout
     except FileNotFoundError:
@@ -90,9 +187,6 @@ def show(name: str) -> Package | None:
         ) from None
     except subprocess.TimeoutExpired:
         raise KernelError("apt-cache did not answer within 120 s") from None
-    # apt-cache treats an unknown name as a regular expression.
-    package = parse(text)
-    return package if package and package.name == name else None
 
 
 def parse(text: str) -> Package | None:
@@ -135,12 +229,13 @@ def download(
 ) -> list[Path]:
     """Downloads into ``folder``; returns the files in the order of ``packages``.
 
-    ``progress`` receives the share done (0 to 1).  Raises KernelError.
+    All are found by the same options of apt; ``progress`` receives the share done (0 to 1).
+    Raises KernelError.
     """
     error = _download(packages, folder, progress)
     if error and refresh_lists():
         # Mirrors delete a version as soon as there is a newer one.
-        fresh = [_required(package.name) for package in packages]
+        fresh = [package_named(package.name, package.options) for package in packages]
         error = _download(fresh, folder, progress)
     if error:
         raise KernelError(f"cannot download {packages[0].name}: {error}")
@@ -162,7 +257,7 @@ def _download(
     with log.open("w") as output:
         # As root: apt's sandbox user cannot write to the cache.
         process = subprocess.Popen(
-            ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root"]
+            ["apt-get", *packages[0].options, "download", "-q", "-o", "APT::Sandbox::User=root"]
             + [f"{package.name}={package.version}" for package in packages],
             cwd=folder,
             stdin=subprocess.DEVNULL,

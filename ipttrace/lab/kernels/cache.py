@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +24,20 @@ from pathlib import Path
 from typing import Final
 
 from ipttrace.files import create, make_private_folder
-from ipttrace.lab.kernels.apt import Package, download, packages_of
+from ipttrace.lab.kernels.apt import Package, download, matches, packages_of, version_key
+from ipttrace.lab.kernels.arrange import arrange
 from ipttrace.lab.kernels.error import KernelError
+from ipttrace.lab.kernels.fit import fit
 from ipttrace.lab.kernels.image import extract_vmlinux
+from ipttrace.lab.kernels.tools import run, tool
 
 SERIES: Final = ("6.1", "6.12")
 """The series that the tests run on."""
 
 DEFAULT: Final = "6.1"
+
+DEBUG: Final = "debug"
+"""The name of the debug kernel, which ``debug.py`` builds."""
 
 Progress = Callable[[str, float | None], None]
 """Called with a line of text and the share done (0 to 1); None if that is unknown."""
@@ -46,6 +51,11 @@ class Kernel:
 
     release: str
     root: Path
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What this kernel's command line has besides that of all kernels."""
+        return ("kmemleak=on",) if self.root.name == DEBUG else ()
 
     @property
     def image(self) -> Path:
@@ -65,7 +75,7 @@ class Kernel:
 
     def matches(self, wanted: str) -> bool:
         """Returns whether ``wanted`` is this release or its series."""
-        return self.release == wanted or self.release.startswith(wanted + ".")
+        return matches(self.release, wanted)
 
 
 def cache_dir() -> Path:
@@ -77,22 +87,30 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "ipttrace"
 
 
-def _version_key(release: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", release))
-
-
 def available() -> list[Kernel]:
     """Returns the complete kernels in the cache, oldest release first."""
     folder = cache_dir() / "kernels"
     if not folder.is_dir():
         return []
     found = [Kernel(stamp.parent.name, stamp.parent) for stamp in folder.glob(f"[0-9]*/{STAMP}")]
-    return sorted(found, key=lambda kernel: _version_key(kernel.release))
+    return sorted(found, key=lambda kernel: version_key(kernel.release))
 
 
 def find(wanted: str) -> Kernel | None:
-    """Returns the newest cached kernel of a release or series ("6.1"); None if there is none."""
+    """Returns the newest cached kernel of a release or series ("6.1"); None if there is none.
+
+    The debug kernel is found by its name only.
+    """
+    if wanted == DEBUG:
+        return _debug_kernel()
     return next((kernel for kernel in reversed(available()) if kernel.matches(wanted)), None)
+
+
+def _debug_kernel() -> Kernel | None:
+    root = cache_dir() / "kernels" / DEBUG
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Kernel(str(json.loads((root / STAMP).read_text())["release"]), root)
+    return None
 
 
 def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
@@ -102,6 +120,8 @@ def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
     """
     if kernel := find(wanted):
         return kernel
+    if wanted == DEBUG:
+        raise KernelError("the debug kernel is not built yet: run `make debug-kernel`")
     if not re.fullmatch(r"\d[\w.+~-]*", wanted):
         raise KernelError(
             f"not a kernel release: {wanted!r}; use a series such as 6.1 or a complete release"
@@ -110,7 +130,7 @@ def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
     kernels = cache_dir() / "kernels"
     try:
         make_private_folder(kernels)
-        with _locked(kernels / ".lock"):
+        with locked(kernels / ".lock"):
             if kernel := find(wanted):
                 return kernel
             return _fetch(wanted, kernels, report)
@@ -119,7 +139,8 @@ def ensure(wanted: str = DEFAULT, progress: Progress | None = None) -> Kernel:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file ``path`` during the block."""
     with os.fdopen(create(path), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -127,7 +148,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _fetch(wanted: str, kernels: Path, report: Progress) -> Kernel:
     report(f"searching Debian's package lists for Linux {wanted}", None)
-    release, packages = packages_of(wanted)
+    release, packages = packages_of(wanted, cache_dir() / "apt")
     _check_room(kernels, release, packages)
     for leftover in kernels.glob(".new-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -140,10 +161,11 @@ def _fetch(wanted: str, kernels: Path, report: Progress) -> Kernel:
         )
         for number, file in enumerate(files):
             report(f"unpacking Linux {release}", number / len(files))
-            _run(["dpkg", "-x", str(file), str(root)], f"cannot unpack {file.name}")
+            run(["dpkg", "-x", str(file), str(root)], f"cannot unpack {file.name}")
         report(f"preparing Linux {release}", None)
-        _make_relocatable(root, release)
-        _run([_tool("depmod"), "-b", str(root), release], f"cannot run depmod for {release}")
+        arrange(root, release)
+        fit(root, release, packages[0].options, debs)
+        run([tool("depmod"), "-b", str(root), release], f"cannot run depmod for {release}")
         extract_vmlinux(root / "boot" / f"vmlinuz-{release}", root / "boot" / f"vmlinux-{release}")
         stamp = {package.name: package.version for package in packages}
         (root / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
@@ -164,41 +186,6 @@ def _check_room(folder: Path, release: str, packages: Sequence[Package]) -> None
             f"Linux {release} needs {need / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free:"
             " free some space, or set IPTTRACE_CACHE to another folder"
         )
-
-
-def _make_relocatable(root: Path, release: str) -> None:
-    """Replaces the headers package's absolute paths by relative ones inside ``root``."""
-    source = root / "usr" / "src"
-    makefile = source / f"linux-headers-{release}" / "Makefile"
-    if match := re.search(r"/usr/src/(linux-headers-[\w.+~-]+)/Makefile", makefile.read_text()):
-        makefile.write_text(f"include $(dir $(lastword $(MAKEFILE_LIST)))../{match[1]}/Makefile\n")
-    for name in ("build", "source"):
-        link = root / "lib" / "modules" / release / name
-        if link.is_symlink():
-            target = Path(os.readlink(link)).name
-            link.unlink()
-            link.symlink_to(f"../../../usr/src/{target}")
-
-
-def _tool(name: str) -> str:
-    """Returns the path of a system tool: an ordinary user's PATH lacks /sbin."""
-    path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
-    return shutil.which(name, path=path) or name
-
-
-def _run(command: Sequence[str], failure: str, limit: float = 600) -> None:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
-        )
-    except FileNotFoundError:
-        raise KernelError(f"{failure}: {command[0]} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise KernelError(f"{failure}: not finished after {limit:.0f} s") from None
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {done.returncode}"
-        raise KernelError(f"{failure}: {reason}")
 
 
 def show_progress(text: str, share: float | None) -> None:

@@ -10,6 +10,7 @@ both cores are busy.  The stream carries 110 MB/s.
 - ``__main__``: ``python -m ipttrace.lab.vm [--kernel 6.1] -- COMMAND``
 - ``machine``: one boot for one command; the only file that starts QEMU
 - ``qemu``: QEMU's arguments
+- ``tsc``: the frequency of the host's time stamp counter, for the guest's clock
 - ``kvm``: decides between KVM and emulation
 - ``initramfs``: what the guest boots into, and the job that it runs there
 - ``channel``: a virtio-serial port's bytes, with an end of file

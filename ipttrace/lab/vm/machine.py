@@ -34,6 +34,7 @@ from ipttrace.lab.vm.channel import Bridge, Channel, LineSink, byte_sink
 from ipttrace.lab.vm.initramfs import base_archive, end_token, job_archive
 from ipttrace.lab.vm.qemu import QEMU, qemu_arguments
 from ipttrace.lab.vm.terminal import Terminal, terminal_size
+from ipttrace.lab.vm.tsc import host_tsc_khz
 
 CONSOLE_KEPT: Final = 256
 BOOT_LIMIT: Final = 240.0
@@ -163,6 +164,7 @@ class Machine:
             guard_end, self._life_pipe = os.pipe()
             stack.callback(os.close, guard_end)
             passed = [guard_end, initramfs, *ends.values()]
+            emulated = self.accel == "tcg" and not self.counted
             arguments = qemu_arguments(
                 self.kernel,
                 accel=self.accel,
@@ -174,6 +176,7 @@ class Machine:
                 share=self.share,
                 initramfs=initramfs,
                 ports=ends,
+                tsc_khz=host_tsc_khz() if emulated else None,
             )
             guarded = [sys.executable, "-I", "-S", guard.__file__, str(guard_end)]
             try:

@@ -28,8 +28,10 @@ KERNEL_ARGUMENTS: Final = (
 
 CPU: Final = {
     "kvm": "host",
-    # Five-level page tables lengthen every page walk of the emulator.
-    "tcg": "max,la57=off,erms=off,fsrm=off",
+    # Five-level page tables lengthen every page walk of the emulator.  AVX it gets wrong: with
+    # QEMU 7.2's AVX2, numpy's argsort returns wrong orders (tests/vm/test_emulator.py).  And it
+    # is slow at it: numpy sorts five times as fast without.
+    "tcg": "max,la57=off,erms=off,fsrm=off,avx=off,avx2=off",
 }
 
 
@@ -45,6 +47,7 @@ def qemu_arguments(
     ports: Mapping[str, int],
     one_thread: bool = False,
     counted: bool = False,
+    tsc_khz: int | None = None,
 ) -> list[str]:
     """Returns QEMU's arguments; ``initramfs`` and ``ports``' values are inherited descriptors.
 
@@ -58,18 +61,22 @@ def qemu_arguments(
     ``counted``: a nanosecond in the guest is one instruction, so that
     measurements do not depend on the host's load.  Raises ValueError unless
     there is one emulated CPU.
+
+    ``tsc_khz``: of the host's time stamp counter, if the guest should not measure it itself.
     """
     if counted and (accel != "tcg" or cpus != 1):
         raise ValueError("counting instructions needs accel='tcg' and cpus=1")
     threads = "single" if one_thread or counted else "multi"
+    clock = [f"tsc_early_khz={tsc_khz}"] if tsc_khz is not None else []
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
         *("-accel", "tcg,thread=" + threads if accel == "tcg" else accel),
         *(("-icount", "shift=0,sleep=off") if counted else ()),
-        *("-smp", str(cpus), "-m", memory),
+        # Each in a socket of its own: a kernel without ACPI finds no others.
+        *("-smp", f"{cpus},sockets={cpus}", "-m", memory),
         *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
-        *("-append", " ".join([*KERNEL_ARGUMENTS, *append])),
+        *("-append", " ".join([*KERNEL_ARGUMENTS, *clock, *kernel.arguments, *append])),
         *_file_system("root", Path("/"), "readonly=on,multidevs=remap"),
         *("-device", "virtio-serial-pci,max_ports=8"),
     ]
