@@ -2,9 +2,10 @@
 """The netlink engine compared with nft and xtables-monitor: packets seen and CPU time.
 
 One UDP flow through two chains in a network namespace of its own, at 10,000
-packets/s and unpaced; the agent's memory in a longer flood; and the time until the first
-row with a text, with 10,000 rules of iptables-nft.  Output goes to /dev/null; it is
-counted only for programs that have no counters of their own.
+packets/s and unpaced; the rate up to which nothing is lost; the agent's memory in a longer
+flood; and the time until the first row with a text, with 10,000 rules of iptables-nft.
+Output goes to /dev/null; it is counted only for programs that have no counters of their
+own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ RATE = 10_000
 # For the agent's memory.
 FLOOD = 100_000
 FLOOD_RATE = 20_000
+# For the rate without loss.
+LOSS_SECONDS = 3.0
+LOSS_TIME = 45.0  # s after which no further rate is tried
 PORT = 5353
 DEMO_RUNS = 5
 MANY = 10_000
@@ -128,6 +132,42 @@ def _peak(pid: int) -> float:
         found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) / 1000 if found else 0.0
     return 0.0
+
+
+def without_loss(folder: Path) -> tuple[int, int | None]:
+    """Returns the highest rate found without loss and the lowest with it, packets/s.
+
+    Without loss: lost=0 and missed=0 after some seconds at this rate, as reached by the
+    sender; 0 if there is none.  None if even its fastest loses nothing.
+    """
+    deadline = time.monotonic() + LOSS_TIME
+    good, bad, rate = 0, None, RATE
+    while time.monotonic() < deadline and (bad is None or bad - good > good // 10):
+        reached, lossless = _sustained(rate, folder)
+        fastest = lossless and reached < 1.2 * good  # the sender cannot reach more
+        if lossless:
+            good = max(good, reached)
+        else:
+            bad = reached if bad is None else min(bad, reached)
+        if bad is None and fastest:
+            break
+        rate = 2 * rate if bad is None else (good + bad) // 2
+    return good, bad
+
+
+def _sustained(rate: int, folder: Path) -> tuple[int, bool]:
+    """Sends at `rate` for some seconds; returns the rate reached, and whether all was seen."""
+    process = start_ipttrace(folder)
+    assert process.stderr is not None
+    count = int(rate * LOSS_SECONDS)
+    begun = time.monotonic()
+    send(rate, count)
+    reached = int(count / (time.monotonic() - begun))
+    _wait_until_idle(process.pid)
+    cpu_at_end(process, signal.SIGINT)
+    summary = process.stderr.read().decode()
+    seen = re.search(r"rows=(\d+) .*lost=0 missed=0 ", summary)
+    return reached, seen is not None and int(seen[1]) == 2 * count
 
 
 def measure_ipttrace(rate: int, folder: Path) -> tuple[int, int, float]:
@@ -285,6 +325,18 @@ def inside(out: int) -> None:
             ):
                 if shutil.which(argv[0]) is not None:
                     figures |= _figures(tool, pace, *monitor(argv, rate, TRACE))
+        good, bad = without_loss(Path(name))
+        figures["netlink_packets_without_loss"] = {
+            "value": good,
+            "unit": "packets/s",
+            "goal": f">= {RATE}",
+        }
+        figures["netlink_rows_without_loss"] = {"value": 2 * good, "unit": "rows/s", "goal": ""}
+        figures["netlink_packets_with_loss"] = {
+            "value": "none" if bad is None else bad,
+            "unit": "packets/s",
+            "goal": "",
+        }
         figures["netlink_agent_peak_memory"] = {
             "value": round(measure_memory(Path(name))),
             "unit": "MB",

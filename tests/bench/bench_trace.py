@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from typing import Any
 
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
+from ipttrace.view.formats import output
 from tests.data import synth
 from tests.data.traces import seqs_with
 
@@ -72,6 +75,58 @@ def _rate(records: synth.Records, size: int) -> float:
     return len(records) / _best(feed, 3)
 
 
+def _written(records: synth.Records, size: int, format: str, times: int) -> float:
+    """Returns the CPU seconds a row takes from frames to the bytes of a format."""
+    frames = _frames(records, size)
+
+    def write() -> None:
+        trace, out, done = Trace(ROWS), output(format), 0
+        for frame in frames:
+            trace.feed(frame)
+            if trace.store.end > done:
+                out.rows(trace.store, range(done, trace.store.end))
+                done = trace.store.end
+
+    return _best(write, times) / len(records.entries)
+
+
+def _instructions(rows: int) -> float:
+    """Returns the instructions a row takes from frames to text, `rows` at a time.
+
+    Of packets in 1,000 flows, all of which have been printed before; independent of what
+    else this host does.
+    """
+    calls = 5_000
+    counts = []
+    for turns in (1, 2):
+        command = ["valgrind", "--tool=cachegrind", "--cache-sim=no"]
+        command += ["--cachegrind-out-file=/dev/null", sys.executable, "-m"]
+        command += ["tests.bench.bench_trace", "--print", str(calls), str(rows), str(turns)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = re.search(r"I +refs: +([\d,]+)", done.stderr)
+        assert found is not None
+        counts.append((int(found[1].replace(",", "")), int(done.stdout)))
+    return (counts[1][0] - counts[0][0]) / (counts[1][1] - counts[0][1])
+
+
+def _print(calls: int, rows: int, turns: int) -> int:
+    """Prints the same packets so many times; returns the number of rows."""
+    records = synth.make(calls)
+    last = int(records.entries["call"].max())
+    span = int(records.exits["time"].max()) - synth.MONO + 1
+    trace, out, done = Trace(ROWS), output("text"), 0
+    for turn in range(turns):
+        for kind in (records.entries, records.rules, records.exits) if turn else ():
+            kind["call"] += last
+            kind["time"] += span
+        for frame in _frames(records, rows * len(records) // len(records.entries)):
+            trace.feed(frame)
+            if trace.store.end > done:
+                out.rows(trace.store, range(done, trace.store.end))
+                done = trace.store.end
+    return done
+
+
 def _million() -> Iterator[Frame]:
     """Yields frames of at least a million rows, without holding them all."""
     records = synth.make(4_000, flows=5_000)
@@ -89,7 +144,7 @@ def _million() -> Iterator[Frame]:
 
 
 def run() -> Results:
-    """Runs all measurements, in about 20 seconds."""
+    """Runs all measurements, in about 30 seconds."""
     results: Results = {}
     records = synth.make(60_000)
     rates = {size: _rate(records, size) for size in BATCHES}
@@ -99,6 +154,25 @@ def run() -> Results:
             "unit": "records/s",
             "goal": 1_000_000,
         }
+    for format in ("csv", "text", "jsonl"):
+        results[f"trace.rows_written.{format}"] = {
+            "value": round(1 / _written(records, 18_000, format, 3)),
+            "unit": "rows/s",
+            "goal": 200_000,
+        }
+    # What `print` does with the records of 50 ms, which it takes together, at 20,000 rows/s.
+    results["trace.row_printed.batch_1000"] = {
+        "value": round(1e6 * _written(synth.make(10_000), 3500, "text", 3), 1),
+        "unit": "µs a row",
+        "goal": 20,
+    }
+    for rows in (50, 1000):
+        if shutil.which("valgrind") is not None:
+            results[f"trace.row_printed_instructions.batch_{rows}"] = {
+                "value": round(_instructions(rows)),
+                "unit": "a row",
+                "goal": 60_000 if rows == 1000 else "",
+            }
     # In a process of its own, as earlier measurements affect memory.
     child = [sys.executable, "-m", "tests.bench.bench_trace", "--rows"]
     found = subprocess.run(child, check=True, capture_output=True, text=True)
@@ -143,6 +217,9 @@ def _rows() -> Results:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--rows"]:
         print(json.dumps(_rows()))
+        sys.exit()
+    if sys.argv[1:2] == ["--print"]:
+        print(_print(*map(int, sys.argv[2:])))
         sys.exit()
     for name, result in run().items():
         print(f"{name:40} {result['value']:>12,} {result['unit']:10} goal {result['goal']:,}")

@@ -130,7 +130,7 @@ async def _run() -> dict[str, dict[str, Any]]:
         for tick in range(TICKS + 5 + KEYS)
     ]
     chunks, late = chunks[: TICKS + 5], chunks[TICKS + 5 :]
-    while app.tallies.pull(app.store, BATCH):
+    while app.counting.all.pull(app.store, BATCH):
         pass
     async with app.run_test(size=SIZE):
         source.give(_hello())

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What tracing costs, measured inside the lab VM: UDP packets/s relative to no tracing.
 
-A flood over loopback in a namespace of its own, through two legacy rules.  Each
+A flood over loopback in a namespace of its own, through two legacy rules (``--nft``: through
+two chains of nftables, of two rules each).  Each
 variant alternates with untraced runs, several times; it is compared with the mean of
 the untraced runs before and after it, and the median counts.  -j TRACE comes last: it
 leaves a raw table behind that every packet then traverses.  Prints one JSON object.
-``python -m tests.bench.guest BARE.ko [--counted]``.
+``python -m tests.bench.guest BARE.ko [--counted | --nft]``.
 
 ``--counted`` is for a guest in which a nanosecond is an instruction: it measures the
 cost of a packet, with the agent stopped, and of a record in the agent.
@@ -46,6 +47,26 @@ RULES = """*filter
 -A INPUT -p udp -m udp --dport 9 -j ACCEPT
 COMMIT
 """
+NFT_RULES = """table inet bench {
+    chain in {
+        type filter hook input priority 0; policy accept;
+        meta l4proto tcp drop
+        udp dport 9 accept
+    }
+    chain out {
+        type filter hook output priority 0; policy accept;
+        meta l4proto tcp drop
+        udp dport 9 accept
+    }
+}
+"""
+NFT_TRACE = """table inet trace {
+    chain out {
+        type filter hook output priority -400; policy accept;
+        meta nftrace set 1
+    }
+}
+"""
 TRACE = """*raw
 :PREROUTING ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
@@ -84,12 +105,14 @@ def bare(module: str) -> Iterator[Variant]:
 
 
 @contextlib.contextmanager
-def agent(expr: str) -> Iterator[Variant]:
+def agent(expr: str, engine: str = "kernel") -> Iterator[Variant]:
     """Runs the agent; reads its stream from a pipe and keeps only its end."""
     ready = Path("/tmp/bench.ready")
     ready.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "ipttrace", "agent", "--engine", "kernel"]
+    argv = [sys.executable, "-m", "ipttrace", "agent", "--engine", engine]
     argv += ["--control", "--unchecked"]
+    if engine != "kernel":
+        argv += ["--netns", NS]
     argv += ["--ready-file", str(ready)]
     child = subprocess.Popen([*argv, "--", expr], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     reader = subprocess.Popen(["tail", "-c", "4096"], stdin=child.stdout, stdout=subprocess.PIPE)
@@ -109,6 +132,20 @@ def agent(expr: str) -> Iterator[Variant]:
     books = json.loads(last[last.rindex(MAGIC) + 16 :])
     due = sum(books["due"])
     variant.figures["delivered"] = sum(books["delivered"]) / due if due else 1.0
+
+
+@contextlib.contextmanager
+def nft_monitor() -> Iterator[Variant]:
+    """Traces every packet for `nft monitor trace`, whose lines are discarded."""
+    run_in(NS, ["nft", "-f", "-"], text=NFT_TRACE)
+    argv = ["ip", "netns", "exec", NS, "nft", "monitor", "trace"]
+    monitor = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield Variant()
+    finally:
+        monitor.kill()
+        monitor.wait()
+        run_in(NS, ["nft", "delete", "table", "inet", "trace"])
 
 
 @contextlib.contextmanager
@@ -179,13 +216,16 @@ def rate_of_flood(seconds: float) -> float:
 SENDERS = {"sends": rate_of_sends, "flood": rate_of_flood}
 
 
-def _network() -> socket.socket:
+def _network(*, nft: bool = False) -> socket.socket:
     """Sets up the namespace and its rules; returns the socket that receives the packets."""
-    _sh("modprobe", "iptable_filter")
-    _sh("modprobe", "ip6table_filter")
     _sh("ip", "netns", "add", NS)
     run_in(NS, ["ip", "link", "set", "lo", "up"])
-    run_in(NS, ["iptables-legacy-restore"], text=RULES)
+    if nft:
+        run_in(NS, ["nft", "-f", "-"], text=NFT_RULES)
+    else:
+        _sh("modprobe", "iptable_filter")
+        _sh("modprobe", "ip6table_filter")
+        run_in(NS, ["iptables-legacy-restore"], text=RULES)
     sink = call_in(NS, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sink.bind(("127.0.0.1", PORT))
     return sink
@@ -199,7 +239,18 @@ def _variants(
         "bare kretprobe": lambda: bare(module),
         "filter that matches nothing": lambda: agent("udp port 1"),
         "all matched and read": lambda: agent(""),
+        "bpf: filter that matches nothing": lambda: agent("udp port 1", "bpf"),
+        "bpf: all matched and read": lambda: agent("", "bpf"),
         "-j TRACE with a reader": trace_target,
+    }
+
+
+def _nft_variants() -> dict[str, Callable[[], contextlib.AbstractContextManager[Variant]]]:
+    return {
+        "nft, bpf: filter that matches nothing": lambda: agent("udp port 1", "bpf"),
+        "nft, bpf: all matched and read": lambda: agent("", "bpf"),
+        "nft, netlink: all matched and read": lambda: agent("", "netlink"),
+        "nft monitor trace": nft_monitor,
     }
 
 
@@ -220,7 +271,7 @@ def counted(module: str) -> None:
     sink = _network()
     costs: Figures = {}
     extra: Figures = {}
-    for name, variant in list(_variants(module).items())[:4]:
+    for name, variant in list(_variants(module).items())[:-1]:
         with variant() as running:
             flood(NS, "127.0.0.1", PORT, count=COUNTED)
             if running.pid is not None:
@@ -239,8 +290,8 @@ def counted(module: str) -> None:
                 time.sleep(1)
                 # Two calls a packet, each with an entry, a rule and an exit record.
                 spent = _cpu(running.pid) - before - idle
-                if name.startswith("all"):
-                    extra["agent, a record"] = spent / (2 * COUNTED * 6)
+                if name.endswith("all matched and read"):
+                    extra[f"{name}: agent, a record"] = spent / (2 * COUNTED * 6)
         extra |= {f"{name}: {key}": value for key, value in running.figures.items()}
     sink.close()
     print(json.dumps({"kernel": os.uname().release, "costs": costs, "extra": extra}))
@@ -256,11 +307,11 @@ def _rates(variant: Callable[[], contextlib.AbstractContextManager[Variant]]) ->
     return rates | running.figures
 
 
-def main(module: str) -> None:
+def main(module: str, *, nft: bool = False) -> None:
     """Prints each variant's rates relative to the untraced runs before and after it."""
-    sink = _network()
-    variants = _variants(module)
-    del variants["untraced"]
+    sink = _network(nft=nft)
+    variants = _nft_variants() if nft else _variants(module)
+    variants.pop("untraced", None)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     base: dict[str, list[float]] = {kind: [] for kind in SENDERS}
     for name, variant in variants.items():
@@ -284,4 +335,7 @@ def main(module: str) -> None:
 
 
 if __name__ == "__main__":
-    (counted if sys.argv[2:] == ["--counted"] else main)(sys.argv[1])
+    if sys.argv[2:] == ["--counted"]:
+        counted(sys.argv[1])
+    else:
+        main(sys.argv[1], nft=sys.argv[2:] == ["--nft"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernels that refuse unsigned modules: one clear line, with what to do.
+"""Kernels that refuse unsigned modules trace by BPF, and say in one line what they refuse.
 
 Runs on the host, and boots a VM with each kernel argument.
 """
@@ -24,14 +24,22 @@ pytestmark = pytest.mark.skipif(
 
 SERIES = os.environ.get("KERNEL", kernels.DEFAULT).split()
 
-# In the guest: what a user sees, what the doctor reports, and what happens if the module is
-# inserted all the same.
+# In the guest: what a user sees, what the doctor reports, what happens if the module is
+# inserted all the same, and what a lockdown that hides the kernel's memory leaves.
 TRY = """
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t securityfs security /sys/kernel/security || exit 8
 modprobe -a iptable_filter ip6table_filter || exit 9
 "$0" -m ipttrace print --engine kernel; echo "status $?"
-"$0" -m ipttrace print --duration 0.1 2>&1 >/dev/null | tail -n 1
+ip link set lo up
+iptables-legacy -A OUTPUT -p icmp -j ACCEPT
+(until [ -e /tmp/ready ]; do sleep 0.1; done; ping -c 1 127.0.0.1 >/dev/null) &
+"$0" -m ipttrace print --count 1 --format jsonl --ready-file /tmp/ready icmp 2>/tmp/said | "$0" -c '
+import json, sys
+row = json.loads(sys.stdin.readline())
+print(*(row[name] for name in ("engine", "table", "chain", "rulenum", "comm")), row["cost_ns"] > 0)
+'
+tail -n 1 /tmp/said
 "$0" -m ipttrace doctor | grep -A1 signatures
 "$0" -c '
 from ipttrace.capture.kernel import module as kmod
@@ -41,6 +49,8 @@ try:
 except CaptureError as error:
     print("kernel:", error)
 '
+echo confidentiality >/sys/kernel/security/lockdown
+"$0" -m ipttrace print --duration 0.1 2>&1 >/dev/null
 ls -d /sys/module/ipttrace /sys/fs/bpf/ipttrace
 exit 0
 """
@@ -91,13 +101,18 @@ def test_on_a_kernel_for_signed_modules_the_error_names_the_command_that_signs(
         " signed: /lib/modules/RELEASE/build/scripts/sign-file sha256 MOK.priv MOK.der"
     ), lines
     assert lines[1] == "status 1"
-    # AND if no engine is chosen it traces over netlink, which needs no module
-    assert lines[2].endswith("engine=netlink"), lines
+    # AND if no engine is chosen it traces by BPF, which needs no module
+    assert lines[2] == "bpf filter OUTPUT 1 ping True", lines
+    assert lines[3].endswith("engine=bpf"), lines
     # AND the doctor reports the same, with the command below
-    assert lines[3].split()[:2] == ["fail", "signatures"], lines
-    assert "sign-file" in lines[4]
+    assert lines[4].split()[:2] == ["fail", "signatures"], lines
+    assert "sign-file" in lines[5]
     # AND the error of inserting the module is as clear
-    assert lines[5].startswith(insert_error), lines
+    assert lines[6].startswith(insert_error), lines
+    # AND where BPF is refused too, one line says so, and it traces over netlink
+    assert "tracing over netlink" in lines[7], lines
+    assert "no bpf engine: lockdown=confidentiality keeps BPF from reading" in lines[7], lines
+    assert lines[8].endswith("engine=netlink"), lines
     # AND nothing is left
-    assert all("No such file" in line for line in lines[6:]), lines
-    assert len(lines) == 8
+    assert all("No such file" in line for line in lines[9:]), lines
+    assert len(lines) == 11

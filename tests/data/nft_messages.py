@@ -170,6 +170,7 @@ class Pipeline:
     def feed_events(self, events: Array, now: int) -> Calls:
         matching = self.journeys.assign(events)
         self.generations.locate(matching, self.decoder.chains)
+        self.decoder.mark_invalid(matching)
         calls = self.calls.feed(matching, now)
         if len(calls.entries) or len(calls.cut):
             self._writer.names(self.names.new)

@@ -194,6 +194,24 @@ COMMENT = replace(
 )
 CALCULATED = replace(COMMENT, index=13, rule='=cmd()\r\n=HYPERLINK("http://evil","x"),"\x9b31m')
 
+# Bridged and tracked in a zone, in a table of nftables.
+BRIDGED = replace(
+    PLAIN,
+    index=14,
+    time=START + 6_000_000_000,
+    engine="netlink",
+    netns=4026532999,
+    in_="br0",
+    out="br0",
+    ct_state="INVALID",
+    tables=2,
+    trace_id=0x1F2E3D,
+    ct_mark=0xCAFE,
+    ct_zone=7,
+    physin="=port1",
+    physout="port2",
+)
+
 ROWS = (
     PLAIN,
     POLICY,
@@ -209,5 +227,6 @@ ROWS = (
     AFTER,
     COMMENT,
     CALCULATED,
+    BRIDGED,
 )
 HOSTILE = (FORMULA, DELIMITERS, ESCAPES, MARKUP, LONG, WIDE, COMMENT, CALCULATED)

@@ -25,8 +25,8 @@ VIEWS: dict[str, View] = {
     "rows-160.txt": TextView(NAMES, utc=True, columns=160),
     "rows-80.txt": TextView(NAMES, utc=True, columns=80),
     "rows-colour.txt": TextView(NAMES, utc=True, colour=True),
-    "rows.csv": CsvView(),
-    "rows.jsonl": JsonlView(),
+    "rows.csv": CsvView(NAMES),
+    "rows.jsonl": JsonlView(NAMES),
 }
 
 

@@ -27,10 +27,11 @@ def flush(network: Network) -> None:
     Raises NetworkError if the kernel has no ctnetlink.
     """
     for role in ROLES:
-        _flush(network.ns(role))
+        flush_namespace(network.ns(role))
 
 
-def _flush(ns: str) -> None:
+def flush_namespace(ns: str) -> None:
+    """Empties the conntrack tables of one namespace.  Raises NetworkError likewise."""
     with socket_in(ns, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
         sock.bind((0, 0))
         # A deletion without a tuple, for AF_UNSPEC, deletes everything.

@@ -21,13 +21,13 @@ def fresh_prefix() -> str:
 
 
 @contextmanager
-def lab_network() -> Iterator[Network]:
+def lab_network(backend: str = "legacy") -> Iterator[Network]:
     """A lab network; skips the test if it cannot be made here."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     with ExitStack() as stack:
         try:
-            network = stack.enter_context(Network(fresh_prefix()))
+            network = stack.enter_context(Network(fresh_prefix(), backend=backend))
         except NetworkError as error:
             if "this kernel has no" in str(error):
                 pytest.skip(str(error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs `ipttrace print --engine netlink` in a test's namespaces, and reads its rows.
+"""Runs `ipttrace print` or `record` over netlink in a test's namespaces, and reads its rows.
 
 Must not check rows, except for their number in the summary.
 """
@@ -15,7 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ipttrace.stream.decoder import Decoder
+from ipttrace.trace.row import Row as StoreRow
 from ipttrace.trace.row import Step
+from ipttrace.trace.session import Trace
 from tests.program import PROGRAM, Command
 
 Row = dict[str, Any]
@@ -62,6 +65,30 @@ class Tracer:
         assert summary.startswith(f"rows={len(self.rows)} "), summary
         assert " lost=0 missed=0 engine=netlink" in summary, summary
         return self.rows
+
+
+class Stream:
+    """The rows of `ipttrace record -` with these arguments, as they come."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        ready = ["--ready-file", str(folder / "ready")]
+        argv = [PROGRAM, "record", "--engine", "netlink", *ready, *words]
+        self.command = Command(folder, [], argv=argv)
+        self.trace = Trace()
+        self._decoder = Decoder()
+
+    def rows(self) -> list[StoreRow]:
+        return self.trace.store.rows(range(len(self.trace.store)))
+
+    def read(self) -> bool:
+        """Reads what has come, waiting if nothing has; returns whether there may be more."""
+        assert self.command.process.stdout
+        fd = self.command.process.stdout.fileno()
+        assert select.select([fd], [], [], HANG)[0], self.command.stderr()
+        data = os.read(fd, 1 << 20)
+        for frame in self._decoder.feed(data):
+            self.trace.feed(frame)
+        return bool(data)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ async def replayed(path: Path = LAB, size: tuple[int, int] = (80, 24)) -> AsyncI
     app = TraceApp(FileSource(path), title="a recording")
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.over, "the end of the recording")
-        await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
+        await until(pilot, lambda: not app.counting.behind(), "what it adds up to")
         if app.store.end:
             await until(pilot, lambda: laid_out(app, size[0]), "a size")
         try:

@@ -37,7 +37,7 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
 
     app = TraceApp(FileSource(RECORDING), title="lab VM")
     async with app.run_test(size=(width, height)) as pilot:
-        while not app.over or app.tallies.behind(app.store):
+        while not app.over or app.counting.behind():
             await pilot.pause(0.05)
         # A dropped packet in the middle of the picture is more instructive than the tail.
         store = app.store

@@ -22,7 +22,7 @@ from ipttrace.tui import situation
 from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.messages import FilterRequested, Notice
 from ipttrace.tui.rules.view import RulesView
-from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.widgets import ledger
 from ipttrace.tui.widgets.ledger import Ledger
 from tests.data import streams

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 from rich.cells import cell_len
 
 from ipttrace.tui.flows import FlowsView
 from tests.data import streams
 from tests.paths import LAB
-from tests.tui.tallied import Tallied, line_with, lines, on_screen, picked
+from tests.tui.tallied import Screen, Tallied, line_with, lines, on_screen, picked
 
 
 def lab() -> Tallied:
@@ -26,7 +28,7 @@ def made(count: int = 400) -> Tallied:
 
 async def test_the_busiest_flow_is_first_with_its_endpoints_and_last_verdict() -> None:
     async with on_screen(FlowsView(), lab()) as (app, _):
-        assert "Flows 47" in lines(app)[0]
+        assert "Flows 45" in lines(app)[0]
         first = lines(app)[2]
         assert first.split()[0] == "96"
         assert "10.1.0.2:56428→10.2.0.2:5001" in first
@@ -47,10 +49,10 @@ async def test_enter_shows_the_rows_of_the_flow() -> None:
     async with on_screen(view, tallied, (200, 60)) as (app, pilot):
         for flow in list(view._flows.values()):
             await pilot.press("enter")
-            assert app.asked[-1].name == "flow"
+            assert app.asked[-1].words.startswith("flow ")
             assert tallied.matching(app.asked[-1].query) == flow.rows
             await pilot.press("down")
-        assert len(app.asked) == 47
+        assert len(app.asked) == 45
 
 
 async def test_s_sorts_by_drops_cost_bytes_and_time() -> None:
@@ -110,7 +112,64 @@ async def test_a_click_moves_the_cursor_and_a_second_one_filters() -> None:
         assert picked(app) == lines(app)[6]
         assert app.asked == []
         await pilot.click(FlowsView, offset=(10, 6), times=2)
-        assert [asked.name for asked in app.asked] == ["flow"]
+        assert [asked.words[:5] for asked in app.asked] == ["flow "]
+
+
+def title_at(app: Screen, name: str) -> tuple[int, int]:
+    """Where on the screen a column's title is."""
+    return lines(app)[1].index(name) + 1, 1
+
+
+async def test_a_click_on_a_title_sorts_by_its_column_and_a_second_one_reverses() -> None:
+    view = FlowsView()
+    async with on_screen(view, lab(), (160, 60)) as (app, pilot):
+        for title, name in (
+            ("packets", "packets"),
+            ("bytes", "bytes"),
+            ("cost", "cost_ns"),
+            ("ago", "last"),
+            ("rows", "rows"),
+        ):
+            # GIVEN another order
+            view.sort_by("verdict")
+            await pilot.click(FlowsView, offset=title_at(app, title))
+            assert f"{title}▾" in lines(app)[1]
+            values = [getattr(flow, name) for flow in view._flows.values()]
+            assert values == sorted(values, reverse=True)
+            assert len(set(values)) > 1
+            await pilot.click(FlowsView, offset=title_at(app, title))
+            assert f"{title}▴" in lines(app)[1]
+            assert "reversed" in lines(app)[0]
+            again = [getattr(flow, name) for flow in view._flows.values()]
+            assert again == sorted(values)
+        # THEN texts begin at A
+        await pilot.click(FlowsView, offset=title_at(app, "proto"))
+        protos = [flow.proto for flow in view._flows.values()]
+        assert protos == sorted(protos)
+        assert protos[0] < protos[-1]
+        await pilot.click(FlowsView, offset=title_at(app, "source"))
+        sources = [ip_address(flow.src) for flow in view._flows.values()]
+        assert [int(one) for one in sources if one.version == 4] == sorted(
+            int(one) for one in sources if one.version == 4
+        )
+        assert app.asked == []
+
+
+async def test_a_double_click_on_a_title_shows_no_rows() -> None:
+    async with on_screen(FlowsView(), lab(), (160, 60)) as (app, pilot):
+        await pilot.click(FlowsView, offset=title_at(app, "bytes"), times=2)
+        assert app.asked == []
+
+
+async def test_the_smallest_flows_are_those_of_all_and_not_of_the_largest() -> None:
+    # GIVEN more flows than are listed
+    tallied = made(8000)
+    fewest = min(flow.rows for flow in tallied.tallies.flows.top("rows", 9999, tallied.store.names))
+    view = FlowsView()
+    async with on_screen(view, tallied, (120, 24)) as (_, pilot):
+        view.sort_by("rows")
+        await pilot.press("I")
+        assert next(iter(view._flows.values())).rows == fewest
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 79, 80, 100, 132, 200, 300])

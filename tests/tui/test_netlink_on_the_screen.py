@@ -13,8 +13,9 @@ from ipttrace.stream.writer import Writer
 from ipttrace.trace.session import Trace
 from ipttrace.trace.story import story
 from ipttrace.tui.detail import lines as detail_lines
+from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.rules.view import RulesView
-from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.totals.view import TotalsView
 from tests.data import streams
 from tests.data.messages import hello
 from tests.data.netlink_rows import INET, IP, POLICY, RULE, RecordedCalls, input_from_every_source
@@ -138,7 +139,7 @@ async def test_totals_separate_tables_and_average_only_rows_with_a_cost() -> Non
         assert line_with(app, "ip filter")
         assert line_with(app, "inet t")
         assert "cost of a row, mean" in text
-        assert "most  500ns" in text or "most 500ns" in text
+        assert "peak  500ns" in text or "peak 500ns" in text
     tallied = Tallied()
     told = RecordedCalls()
     told.nft(b"t", IP, [(b"in", 1, RULE)], first=True)
@@ -150,7 +151,7 @@ async def test_totals_separate_tables_and_average_only_rows_with_a_cost() -> Non
 
 
 async def test_the_bar_shows_where_the_filter_runs() -> None:
-    where = "partly in the kernel, the rest on the delivered headers"
+    where = "partly in the kernel, the rest in the agent, on the reported headers"
     async with live(NETLINK, streams.rows(8), rows=8, size=(160, 24)) as (agent, app, pilot):
         agent.send(streams.books(engine="netlink", expr="", filter="every packet"))
         await until(pilot, lambda: "traced: all packets" in app.status_bar.text)
@@ -193,14 +194,14 @@ async def test_keys_filter_by_legacy_tables_if_there_are_nftables_tables_too() -
             app.rows.move_to(seq)
             await pilot.press("c")
             await until(pilot, partial(counted, f"{rows} of 4"))
-            assert f"tables={tables}" in app.filter_bar.text
+            assert f"tables={tables}" in app.shown.filters.text
             await pilot.press("backspace")
             await until(pilot, lambda: "all rows" in app.filter_bar.text)
     # AND the kernel engine alone has legacy tables only
     async with live(streams.hello(), streams.rows(8), rows=8) as (_, app, pilot):
         await pilot.press("c")
-        await until(pilot, lambda: "chain=" in app.filter_bar.text)
-        assert "tables" not in app.filter_bar.text
+        await until(pilot, lambda: "▼ chain " in app.filter_bar.text)
+        assert "tables" not in app.shown.filters.text
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -224,3 +225,24 @@ def test_the_detail_has_long_names_whole(width: int) -> None:
     joined = "".join(text.strip() for text in texts)
     assert chain in joined
     assert table in joined
+
+
+def netlink_only() -> bytes:
+    told = RecordedCalls()
+    told.nft(b"t", INET, [(b"in", 1, RULE)], first=True)
+    return told.data()
+
+
+async def test_keys_that_cannot_work_over_netlink_say_why() -> None:
+    async with live(NETLINK, netlink_only(), rows=1) as (_, app, pilot):
+        await pilot.press("p")
+        why = "the process is not known over netlink"
+        await until(pilot, lambda: app.notice_line.shown[0] == why)
+        assert "1 row " in app.status_bar.text
+    tallied = Tallied()
+    tallied.feed(netlink_only())
+    for view, presses in ((RulesView(), 3), (FlowsView(), 2)):
+        async with on_screen(view, tallied) as (screen, pilot):
+            await pilot.press(*"s" * presses)
+            await pilot.pause()
+            assert "Cost is not known over netlink." in "\n".join(lines(screen))

@@ -80,6 +80,8 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "UTC")
         patch.delenv("NO_COLOR", raising=False)
+        patch.setenv("LC_ALL", "C.UTF-8")
+        patch.setenv("TERM", "xterm-256color")
         patch.setattr(constants, "COLOR_SYSTEM", "truecolor")
         patch.setattr(constants, "FILTERS", "")
         # Only the wall clock: without `monotonic`, no timer would expire.
@@ -104,8 +106,14 @@ def screen(source: Source) -> TraceApp:
 async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
     """Wait until the screen no longer changes by itself."""
     await settled(app, pilot)
-    await until(pilot, lambda: not app.tallies.behind(app.store), "what it adds up to")
+    await until(pilot, lambda: not app.counting.behind(), "what it adds up to")
     app.refresh_bars()
+    if app.switcher.current == "trace" and app.store.end:
+        # Widths depend on the rows that were drawn: here only on those of the picture.
+        strips = app.rows._strips
+        strips.select(app.rows.selection)
+        app.rows.refresh()
+        await until(pilot, lambda: strips._needs and not strips.outgrown, "the columns")
     panes = app.side, app.neighbours
     await until(
         pilot,

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from ipttrace.tui.totals import TotalsView
+from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.widgets import figures
 from tests.data import streams
 from tests.paths import LAB
-from tests.tui.tallied import Tallied, line_with, lines, on_screen
+from tests.tui.tallied import Screen, Tallied, line_with, lines, on_screen
 
 BLOCKS = set("▁▂▃▄▅▆▇█")
 
@@ -58,8 +59,8 @@ async def test_verdicts_and_cost_are_plotted_over_time() -> None:
         assert order == sorted(order)
         for begin, end in pairwise(order):
             assert BLOCKS & set("".join(drawn[begin + 1 : end]))
-        assert "most 456/s" in drawn[order[0]]
-        assert "most 5.0/s" in drawn[order[1]]
+        assert "peak 456/s" in drawn[order[0]]
+        assert "peak 5.0/s" in drawn[order[1]]
 
 
 async def test_losses_have_a_line_and_a_plot() -> None:
@@ -117,10 +118,90 @@ async def test_every_line_can_be_reached_on_a_small_screen() -> None:
         assert "✓ ACCEPT" not in lines(app)[1]
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 119, 120, 121, 200, 300])
+async def test_new_rows_do_not_scroll_the_counters_away() -> None:
+    tallied = lab()
+    async with on_screen(view := TotalsView(), tallied, (80, 24)) as (app, pilot):
+        await pilot.press("end")
+        before = lines(app)
+        tallied.feed(streams.rows(40))
+        tallied.show(view)
+        await pilot.pause()
+        assert view.scroll_offset.y == view.max_scroll_y > 0
+        assert lines(app) != before
+
+
+PLACES = {"hook": 13, "table": 12, "rows": 7, "drops": 6, "p50": 6, "p99": 6}
+PROTOCOLS = {"protocol": 13, "rows": 7, "drops": 7, "packets": 7, "bytes": 7}
+
+
+def where(app: Screen, columns: dict[str, int], name: str) -> tuple[int, int, int]:
+    """The line of the table's titles, and the first cell and the end of a column."""
+    first = next(iter(columns))
+    y, line = next(
+        (y, line) for y, line in enumerate(lines(app)) if y and re.search(rf"\b{first}[▾▴ ]", line)
+    )
+    x = line.index(first) + sum(
+        columns[one] + 1 for one in list(columns)[: list(columns).index(name)]
+    )
+    return y, x, x + columns[name]
+
+
+def column(app: Screen, columns: dict[str, int], name: str) -> list[str]:
+    """The texts of a table's column, without the title."""
+    y, x, end = where(app, columns, name)
+    texts = [line[x:end].strip() for line in lines(app)[y + 1 :]]
+    first = where(app, columns, next(iter(columns)))[1]
+    names = [line[first : first + 13].strip() for line in lines(app)[y + 1 :]]
+    return texts[: names.index("")] if "" in names else texts
+
+
+@pytest.mark.parametrize("size", [(80, 90), (160, 50)])
+async def test_a_click_on_a_title_of_the_counters_sorts_and_a_second_one_reverses(
+    size: tuple[int, int],
+) -> None:
+    tallied = lab()
+    names, totals = tallied.store.names, tallied.tallies.totals
+    hooks, protocols = totals.hooks(names), totals.protocols()
+    async with on_screen(TotalsView(), tallied, size) as (app, pilot):
+        for columns, name, values in (
+            (PLACES, "rows", [figures.count(n) for n in sorted(one.rows for one in hooks)]),
+            (PLACES, "p99", [figures.cost(n) for n in sorted(one.p99_ns for one in hooks)]),
+            (
+                PROTOCOLS,
+                "bytes",
+                [figures.count(n) for n in sorted(one.bytes for one in protocols)],
+            ),
+            (PLACES, "table", sorted((one.table for one in hooks), reverse=True)),
+            (PROTOCOLS, "protocol", sorted((one.proto for one in protocols), reverse=True)),
+        ):
+            y, x, _ = where(app, columns, name)
+            for order, said in ((values[::-1], f"s by {name} "), (values, f"{name}, reversed")):
+                await pilot.click(TotalsView, offset=(x + 1, y))
+                assert column(app, columns, name) == order
+                assert said in lines(app)[0]
+        # THEN a second click on a line does nothing
+        await pilot.click(TotalsView, offset=(x + 1, y + 2), times=2)
+        assert app.asked == []
+
+
+async def test_s_and_i_sort_the_counters() -> None:
+    async with on_screen(TotalsView(), lab(), (160, 50)) as (app, pilot):
+        first = column(app, PLACES, "hook")
+        for name in ("rows", "drops", "p99", "hook"):
+            await pilot.press("s")
+            assert f"s by {name} " in lines(app)[0]
+            if name == "drops":
+                assert column(app, PLACES, name)[:3] == ["6", "4", "1"]
+                assert column(app, PROTOCOLS, name)[:2] == ["8", "4"]
+        assert column(app, PLACES, "hook") == first
+        await pilot.press("I")
+        assert column(app, PLACES, "hook")[0] == first[-1]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 20, 40, 60, 80, 119, 120, 121, 200, 300])
 async def test_lines_fit_every_width(width: int) -> None:
     async with on_screen(TotalsView(), lab(), (width, 50)) as (app, _):
-        assert all(cell_len(line) == width - 1 for line in lines(app))
+        assert all(cell_len(line) == max(width - 1, 1) for line in lines(app))
 
 
 async def test_the_number_of_rows_that_were_not_counted_is_shown() -> None:
@@ -128,6 +209,9 @@ async def test_the_number_of_rows_that_were_not_counted_is_shown() -> None:
     tallied.tallies.skipped = 1234
     async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
         assert line_with(app, "1,234 rows were evicted before they were counted")
+    tallied.tallies.skipped = 1
+    async with on_screen(TotalsView(), tallied, (160, 50)) as (app, _):
+        assert line_with(app, "1 row was evicted before it was counted")
 
 
 async def test_an_empty_view_shows_that_it_is_empty() -> None:

@@ -20,7 +20,9 @@ UNIT: Final = PROJECT / "tests" / "unit"
 MOST_LINES: Final = 400
 
 # Tests of the project as such, and folders that are mirrored from elsewhere than ipttrace/.
-ABOUT_THE_PROJECT: Final = {"test_architecture.py", "test_documents.py", "test_shared_files.py"}
+ABOUT_THE_PROJECT: Final = {
+    *("test_architecture.py", "test_documents.py", "test_shared_files.py", "test_wording.py"),
+}
 ELSEWHERE: Final = {"kmod": PROJECT / "kmod"}
 
 PYTHON: Final = sorted(PACKAGE.rglob("*.py"))

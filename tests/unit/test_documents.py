@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shutil
 import subprocess
@@ -14,12 +16,18 @@ import pytest
 
 from ipttrace.cli import commands
 from ipttrace.trace.row import FIELDS
-from tests.paths import PROJECT
+from tests.paths import DATA, PROJECT
 
 PAGE = PROJECT / "man" / "ipttrace.8"
 COMMANDS = tuple(command.name for command in commands.COMMANDS)
+DOCUMENTS = sorted(
+    path.relative_to(PROJECT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "docs/*/*.md")
+    for path in PROJECT.glob(pattern)
+)
 
 
+@cache
 def options(command: str) -> set[str]:
     """The long options in the usage of a command."""
     argv = [sys.executable, "-m", "ipttrace", *([command] if command else []), "--help"]
@@ -145,7 +153,8 @@ def test_every_document_of_commands_has_the_same_summaries() -> None:
 
 
 def test_every_key_of_the_screen_is_in_the_man_page() -> None:
-    from ipttrace.tui.app.keys import key_names, key_sections
+    from ipttrace.tui.app.keys import key_sections
+    from ipttrace.tui.key_words import key_names
 
     page = PAGE.read_text()
     keys = page[page.index(".Sh KEYS") : page.index(".Sh QUERY LANGUAGE")]
@@ -156,6 +165,83 @@ def test_every_key_of_the_screen_is_in_the_man_page() -> None:
         assert any(name in there or name.capitalize() in there for name in names), binding.key
 
 
+def test_the_man_page_has_the_fields_in_the_order_of_csv() -> None:
+    page = PAGE.read_text()
+    fields = page[page.index(".Sh FIELDS") : page.index(".Sh EXIT STATUS")]
+    listed = re.findall(r"^\.It ([a-z_ ,]+)$", fields, re.MULTILINE)
+    assert [name for line in listed for name in re.findall("[a-z_]+", line)] == list(FIELDS)
+
+
+def test_csv_is_as_documented() -> None:
+    # GIVEN rules whose texts have commas and quotes
+    argv = [sys.executable, "-m", "ipttrace", "export", str(DATA / "screens.iptr")]
+    data = subprocess.run(argv, capture_output=True, check=True, cwd=PROJECT).stdout
+    # THEN each line ends in CR LF, the first has the documented names, and there is no mark
+    lines = data.split(b"\r\n")
+    assert lines[-1] == b""
+    assert b"\n" not in b"".join(lines)
+    assert lines[0].decode().split(",") == list(FIELDS)
+    # AND cells are quoted if, and only if, they have a comma or a quote
+    rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
+    quoted = 0
+    for line, row in zip(lines, rows, strict=False):
+        cells = ['"' + one.replace('"', '""') + '"' if set(one) & set(',"') else one for one in row]
+        assert ",".join(cells).encode() == line
+        quoted += cells != row
+    assert quoted > 0
+    # AND a rule that begins with - has an apostrophe
+    rules = [row[FIELDS.index("rule")] for row in rows[1:]]
+    assert any(rule.startswith("'-") for rule in rules)
+    assert not any(rule.startswith("-") for rule in rules)
+
+
+README = (PROJECT / "README.md").read_text()
+
+
+def test_every_key_in_the_readme_is_a_key_of_the_screen() -> None:
+    from ipttrace.tui.app.keys import key_sections
+    from ipttrace.tui.key_words import key_names
+
+    there = {
+        name
+        for _, bindings in key_sections()
+        for one in bindings
+        for name in key_names(one.key).split()
+    }
+    (table,) = re.findall(r"^\| key \| does \|\n\|[ |-]*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    spelt = {"Enter": "⏎", "Backspace": "⌫"}
+    keys = [line.split("|")[1] for line in table.splitlines()]
+    assert len(keys) > 10
+    for key in " ".join(keys).replace("`", " ").replace(",", " , ").split():
+        if key not in ("…", ","):
+            assert spelt.get(key, key) in there, key
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_option_in_a_document_is_one_of_a_command(document: str) -> None:
+    known = {option for command in ("", *COMMANDS) for option in options(command)}
+    text = (PROJECT / document).read_text()
+    for line in re.findall(r"\bipttrace [^`\n]*", text):
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", line.split(" -- ")[0]):
+            assert option in known, line
+
+
+def test_every_query_in_the_help_works() -> None:
+    from ipttrace.trace import query
+    from ipttrace.tui.app.help_words import QUERY
+
+    asked = [
+        text.replace("…", "80" if text.startswith("port") else "10.1.0.2")
+        for words in QUERY
+        for part in words
+        for text in re.split(r", (?=[a-z]+[=<>])|; ", part)
+        if re.match(r"[a-z]+ ?(=|>|in )|drop and", text)
+    ]
+    assert len(asked) > 5
+    for text in asked:
+        assert query.compile(text).text
+
+
 def test_groff_has_no_warning_about_the_man_page() -> None:
     done = subprocess.run(
         ["groff", "-man", "-mandoc", "-ww", "-z", "-Tutf8", str(PAGE)],
@@ -163,13 +249,6 @@ def test_groff_has_no_warning_about_the_man_page() -> None:
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-DOCUMENTS = sorted(
-    path.relative_to(PROJECT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "docs/*/*.md")
-    for path in PROJECT.glob(pattern)
-)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

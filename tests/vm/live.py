@@ -88,3 +88,8 @@ def live(plain: Plain, ready: Path, **options: Any) -> Live:
     one = Live(Agent(ready_file=ready, netns=plain.name, **options))
     one.wait(ready.exists, "the ready file")
     return one
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row has the columns that BPF fills in, and netlink cannot."""
+    return bool(row.cost_ns and row.comm and row.skb) and None not in (row.pid, row.cpu)

@@ -19,6 +19,9 @@ from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario
 from tests.lab.stages import Tally
 from tests.program import PROGRAM, Command, summary
+from tests.vm.conftest import NOT_TWICE
+
+pytestmark = NOT_TWICE
 
 
 def scenario(name: str, family: int = 4) -> Scenario:
@@ -55,7 +58,11 @@ def test_print_as_csv_ends_after_count_rows(network: Network, tmp_path: Path) ->
     assert (len(lines), rows) == (46, 46)
     assert records > 3 * 46
     first = dict(zip(head, lines[0], strict=True))
-    assert (first["hook"], first["table"], first["path"]) == ("PREROUTING", "raw", "PREROUTING:3")
+    assert (first["hook"], first["table"], first["path"]) == (
+        "PREROUTING",
+        "raw",
+        "PREROUTING:3/policy",
+    )
     assert (first["src"], first["dst"], first["icmp"]) == (at.CLIENT4, at.SERVER4, "8/0")
     assert (first["match"], first["verdict"], first["in"]) == ("policy", "ACCEPT", "lan0")
     assert {line[FIELDS.index("netns")] for line in lines} == {str(network.inodes()["router"])}
@@ -178,7 +185,11 @@ class Watched:
 def as_cell(name: str, value: Any) -> str:
     """A value of jsonl in CSV."""
     if name == "path":
-        return ">".join(f"{step['chain']}:{step['rulenum']}" for step in value)
+        return ">".join(
+            f"{step['chain']}:{step['rulenum']}"
+            + ("" if step["match"] == "rule" else f"/{step['match']}")
+            for step in value
+        )
     # A text that begins like a rule would be a formula in a spreadsheet.
     guard = "'" if isinstance(value, str) and value.startswith("-") else ""
     return "" if value is None else guard + str(value)

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import re
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +15,8 @@ from ipttrace.lab.network import addresses as at
 from ipttrace.lab.network.ns import socket_in
 from tests.lab import scenarios, stages
 from tests.lab.scenarios import COUNT
-from tests.vm.conftest import captured, dmesg, seen
+from tests.vm.conftest import captured, seen
+from tests.vm.logged import Log, logged
 from tests.vm.plain import LOOPBACK, Plain
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
@@ -76,25 +74,15 @@ def test_only_packets_that_match_are_recorded_and_flipped(network: Network, fami
 @pytest.fixture
 def traced() -> Iterator[Plain]:
     """A namespace in which -j TRACE rules of another user log two flows."""
-    for module in ("nf_log_syslog", "nf_log_ipv4", "nf_log_ipv6"):
-        subprocess.run(["modprobe", "-q", module], check=False)
-    switch = Path("/proc/sys/net/netfilter/nf_log_all_netns")
-    before = switch.read_text()
-    switch.write_text("1\n")
-    try:
-        with Plain("ipt-trace") as plain:
-            for family, name in ((4, "nf_log_ipv4"), (6, "nf_log_ipv6")):
-                number = {4: 2, 6: 10}[family]
-                plain.run("sh", "-c", f"echo {name} >/proc/sys/net/netfilter/nf_log/{number}")
-                plain.load(TRACE, family)
-            yield plain
-    finally:
-        switch.write_text(before)
+    with logged("ipt-trace") as plain:
+        for family in LOOPBACK:
+            plain.load(TRACE, family)
+        yield plain
 
 
 def send(plain: Plain, family: int) -> Counter[int]:
     """Sends datagrams to both ports, all received; port → lines in the kernel's log."""
-    before = len(dmesg())
+    log = Log()
     address = LOOPBACK[family]
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     for port in (THEIRS, OURS):
@@ -104,8 +92,7 @@ def send(plain: Plain, family: int) -> Counter[int]:
             assert traffic.udp(plain.name, address, port, FEW).sent == FEW
             for _ in range(FEW):
                 assert sock.recv(100)
-    log = dmesg()[before:]
-    return Counter(int(port) for port in re.findall(r"TRACE: .* DPT=(\d+)", log))
+    return log.by_port()
 
 
 @FAMILIES

@@ -17,9 +17,11 @@ import pytest
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.kernel.control import CMD_ARM, CMD_DISARM, CMD_FILTER, Control
 from ipttrace.capture.kernel.programs import PINS
+from ipttrace.lab import traffic
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import kprobes
 from tests.vm.forked import PATIENCE, fork
+from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
 
 NAMES = ("IPTTRACE_A_PROG_CALL", "IPTTRACE_A_PROG_RULE")
 NOBODY = 65534
@@ -27,9 +29,23 @@ RETURN_0 = struct.pack("=HBBI", 6, 0, 0, 0)  # linux/filter.h: BPF_RET | BPF_K
 NETLINK_GENERIC = 16  # linux/netlink.h
 NLMSG_ERROR = 2
 REQUEST_ACK = 5  # NLM_F_REQUEST | NLM_F_ACK
+KPROBE = 2  # linux/bpf.h: BPF_PROG_TYPE_KPROBE
+GET_ATTACH_COOKIE = 174  # linux/bpf.h: BPF_FUNC_get_attach_cookie
+ZERO = struct.pack("=BBhi", 0xB7, 0, 0, 0)  # r0 = 0
+COOKIE = struct.pack("=BBhi", 0x85, 0, 0, GET_ATTACH_COOKIE)  # r0 = bpf_get_attach_cookie(r1)
+KPROBE_MULTI = 42  # linux/bpf.h: BPF_TRACE_KPROBE_MULTI, an attach type
+SLEEPABLE = 1 << 4  # linux/bpf.h: BPF_F_SLEEPABLE
 SOCKET_FILTER = 1  # linux/bpf.h: BPF_PROG_TYPE_SOCKET_FILTER
 
 Attributes = list[tuple[str, object]]
+
+
+def since(major: int, minor: int) -> pytest.MarkDecorator:
+    """Skips on kernels to which no such BPF program can be given."""
+    return pytest.mark.skipif(
+        tuple(map(int, os.uname().release.split(".")[:2])) < (major, minor),
+        reason=f"Linux has such BPF programs from {major}.{minor} on",
+    )
 
 
 @pytest.fixture
@@ -65,6 +81,32 @@ def pin_socket_filter(path: Path) -> None:
     os.close(fd)
 
 
+class LoadOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts of bpf/bpf.h, up to prog_flags."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+    )
+
+
+def pin_kprobe(
+    path: Path, name: bytes, attach_type: int = 0, flags: int = 0, value: bytes = ZERO
+) -> None:
+    """Pins a program of type kprobe that returns `value`."""
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    code = value + struct.pack("=BBhi", 0x95, 0, 0, 0)  # exit
+    options = LoadOptions(ctypes.sizeof(LoadOptions), 1, attach_type, 0, flags)
+    load = (KPROBE, name, b"GPL", code, ctypes.c_size_t(2), ctypes.byref(options))
+    fd = lib.bpf_prog_load(*load)
+    assert fd >= 0, os.strerror(-fd)
+    assert lib.bpf_obj_pin(fd, os.fsencode(path)) == 0
+    os.close(fd)
+
+
 def test_arm_without_its_programs_is_refused(bare: Bare) -> None:
     sentence = "ARM needs the pins of two BPF programs"
     assert refused(bare.control, CMD_ARM, []) == (errno.EINVAL, sentence)
@@ -75,11 +117,66 @@ def test_arm_without_its_programs_is_refused(bare: Bare) -> None:
 
 
 def test_a_program_without_an_array_for_calls_is_refused(bare: Bare) -> None:
-    # GIVEN the pin of the program for rules in place of that for calls
-    swapped = pins(call=PINS / "ipttrace_rule")
-    # THEN the module, which would have nowhere to put calls, refuses it
+    # GIVEN a program for calls that the module would have nowhere to put them for
+    other = PINS / "other"
+    pin_kprobe(other, b"ipttrace_call")
+    # THEN the module refuses it
     sentence = "the BPF program for calls lacks a per-CPU array of this version's call records"
-    assert refused(bare.control, CMD_ARM, swapped) == (errno.EINVAL, sentence)
+    assert refused(bare.control, CMD_ARM, pins(call=other)) == (errno.EINVAL, sentence)
+
+
+def test_another_kprobe_program_is_refused(bare: Bare) -> None:
+    # GIVEN pins of other programs of type kprobe: one of ours in the wrong place, and a foreign one
+    foreign = PINS / "foreign"
+    pin_kprobe(foreign, b"foreign")
+    sentence = "the BPF program at this path is not the one of ipttrace"
+    for other in (pins(call=PINS / "ipttrace_rule"), pins(rule=foreign)):
+        assert refused(bare.control, CMD_ARM, other) == (errno.EINVAL, sentence)
+
+
+@pytest.mark.parametrize(
+    ("attach_type", "flags"),
+    [
+        pytest.param(KPROBE_MULTI, 0, id="multi", marks=since(5, 18)),
+        pytest.param(0, SLEEPABLE, id="sleepable", marks=since(6, 0)),
+    ],
+)
+def test_a_program_under_our_name_for_another_place_is_refused(
+    bare: Bare, attach_type: int, flags: int
+) -> None:
+    # GIVEN a program that has the name of ours, but is made to be attached elsewhere, or to sleep
+    other = PINS / "other"
+    pin_kprobe(other, b"ipttrace_rule", attach_type, flags)
+    # THEN the module does not run it
+    sentence = "the BPF program at this path is not the one of ipttrace"
+    assert refused(bare.control, CMD_ARM, pins(rule=other)) == (errno.EINVAL, sentence)
+
+
+def test_a_pin_that_others_can_replace_is_refused(bare: Bare) -> None:
+    # GIVEN our own program, at a pin that belongs to somebody else
+    pin = PINS / "ipttrace_rule"
+    os.chown(pin, NOBODY, NOBODY)
+    sentence = "others than root can replace the BPF program at this path"
+    assert refused(bare.control, CMD_ARM, pins()) == (errno.EPERM, sentence)
+    # AND one in a folder where others can write
+    os.chown(pin, 0, 0)
+    PINS.chmod(0o777)
+    assert refused(bare.control, CMD_ARM, pins()) == (errno.EPERM, sentence)
+
+
+@since(5, 15)
+def test_a_program_under_our_name_that_asks_for_its_cookie_does_no_harm(bare: Bare) -> None:
+    # GIVEN a program that has the name of ours, and asks how it is attached
+    other = PINS / "other"
+    pin_kprobe(other, b"ipttrace_rule", value=COOKIE)
+    with Plain() as plain:
+        plain.load(raw_and_filter("-A OUTPUT -p udp -m udp --dport 9\n" * 10), 4)
+        bare.control._request(CMD_ARM, pins(rule=other))
+        # WHEN it is run for each rule that has no room in its call
+        assert traffic.udp(plain.name, LOOPBACK[4], 9, 23).sent == 23
+        assert bare.control.status().due[1] >= 23 * 11
+        # THEN the kernel survives (conftest checks its log)
+        bare.control.disarm()
 
 
 @pytest.mark.parametrize("which", ["call", "rule"])

@@ -7,6 +7,7 @@ the port of a packet names the generation during which it was sent.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -91,6 +92,37 @@ def test_no_text_is_wrong_while_a_table_is_replaced_fifty_times_under_traffic(
         assert [n for _, n in known] == sorted(n for _, n in known)
 
 
+def test_a_chain_that_stays_keeps_its_texts_while_others_are_replaced_five_times_a_second(
+    tmp_path: Path,
+) -> None:
+    def load(n: int) -> None:
+        # Another number of rules in a chain before it, with other texts each time.
+        others = "".join(f"-A often -p tcp --dport {n * 17 + k} -j DROP\n" for k in range(n % 5))
+        text = f"*filter\n:often -\n:same -\n-A INPUT -j often\n-A INPUT -j same\n{others}"
+        plain.load(f"{text}-A same -p udp -m comment --comment same -j ACCEPT\nCOMMIT\n", 4)
+
+    with Plain() as plain:
+        load(0)
+        with live(tmp_path / "ready", netns=plain.name) as one, flowing(plain):
+            one.wait(lambda: any(row.rule for row in one.rows(plain)), "the first texts")
+            first = one.trace.store.end
+            for n in range(1, 26):
+                load(n)
+                until = time.monotonic() + 0.2
+                while (left := until - time.monotonic()) > 0:
+                    one.agent.read(left)
+                    one.feed()
+            last = one.trace.store.end
+            one.finish()
+        rows = one.trace.store.rows(range(first, last))
+        found = Counter(row.rule for row in rows if row.chain == "same" and row.match == "rule")
+    # THEN no text is another rule's, and most rows have theirs
+    assert found.keys() <= {None, "-p udp -m comment --comment same -j ACCEPT"}
+    share = 1 - found[None] / found.total()
+    print("share of rows with a text", share)
+    assert share > 0.5
+
+
 def test_a_change_in_one_namespace_leaves_the_texts_of_another(tmp_path: Path) -> None:
     with Plain("ipt-one") as first, Plain("ipt-two") as second:
         first.load(rules("first"), 4)
@@ -153,6 +185,20 @@ def test_each_of_two_thousand_rules_has_its_own_text(tmp_path: Path) -> None:
                 "services", port, "rule", f"-p udp -m udp --dport {port} -m comment {text}"
             ] = COUNT
         assert found == expected
+
+
+def test_of_two_thousand_rules_even_the_first_row_has_its_text(tmp_path: Path) -> None:
+    # GIVEN rules that nobody changes, and packets that already come when tracing starts
+    with Plain() as plain:
+        plain.load(rules("last of many", 2400), 4)
+        with flowing(plain), live(tmp_path / "ready", netns=plain.name, engine="auto") as one:
+            one.wait(lambda: len(one.early) >= 4 * COUNT, "the first rows")
+            one.finish()
+    # THEN the first row has its text at once, and so have all others
+    hits = [row for row in one.early if row.hook == "INPUT" and row.proto == "UDP"]
+    assert hits
+    text = '-p udp -m comment --comment "last of many" -j ACCEPT'
+    assert {(row.rulenum, row.match, row.rule) for row in hits} == {(2400, "rule", text)}
 
 
 def test_a_recorded_stream_contains_the_texts(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def counted_by_rows(rows: Iterable[Row], family: int) -> dict[int, Counters]:
         for step in row.path:
             rule = (row.table, step.chain, 0 if step.match == "policy" else step.rulenum)
             packets, size = counters.get(rule, (0, 0))
-            counters[rule] = (packets + 1, size + row.len)
+            counters[rule] = (packets + 1, size + (row.len or 0))
     return found
 
 

@@ -7,6 +7,8 @@ nftables too, which takes time.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab import traffic
+from ipttrace.lab.network.ns import socket_in
 from ipttrace.stream.decoder import read_file
 from ipttrace.stream.frames import Kind
 from ipttrace.trace.row import Row
 from tests.program import NO_BTF, ipttrace
 from tests.vm.conftest import captured
-from tests.vm.plain import LOOPBACK, Plain
+from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
+from tests.vm.texts import in_short, live
 
 COUNT = 23
 
@@ -151,7 +155,6 @@ def test_23_pings_through_all_kinds_of_rules_are_one_timeline(
     assert all(len({(row.src, row.icmp) for row in one}) == 1 for one in journeys.values())
     paths = Counter(tuple(sorted(map(_passed, one))) for one in journeys.values())
     assert paths == {tuple(sorted(OUT)): 2 * COUNT, tuple(sorted(IN)): 2 * COUNT}
-    # The order of two chains of the same priority is unspecified.
     for one in journeys.values():
         first, last = one[0], one[-1]
         assert first.table == "raw"
@@ -186,6 +189,69 @@ def test_a_packet_that_legacy_accepts_and_nftables_drops_shows_both(family: int)
             ("INPUT", "last", "in", 1, "rule", "DROP", "in:1"),
         ]
         assert len({row.journey for row in rows if row.hook in ("PREROUTING", "INPUT")}) == 1
+
+
+LONG = ("t" * 128, "c" * 128)
+DHCP = "-p udp -m udp --sport 68 --dport 67 -j ACCEPT"
+CHAIN = "add chain {} {{ type filter hook {} priority 0; }}"
+
+
+def test_of_chains_and_tables_of_one_priority_nothing_follows_a_drop_and_names_are_whole(
+    tmp_path: Path,
+) -> None:
+    # GIVEN chains of priority 0 made before and after the legacy table; that made last is
+    # met first
+    table, chain = LONG
+    with Plain() as plain, contextlib.ExitStack() as stack:
+        out, arriving = f"ip {table} out", f"ip {table} {chain}"
+        nft = f"add table ip {table}\n{CHAIN.format(out, 'output')}\n"
+        _nft(plain, ["nft", "-f", "-"], f"{nft}add rule {out} udp dport 10 drop\n")
+        plain.load(raw_and_filter("-A INPUT -p udp --dport 9 -j DROP"), 4)
+        nft = f"{CHAIN.format(arriving, 'input')}\nadd rule {arriving} udp dport 9 accept\n"
+        _nft(plain, ["nft", "-f", "-"], nft)
+        _nft(plain, ["iptables-nft-restore"], f"*filter\n:INPUT ACCEPT\n-A INPUT {DHCP}\nCOMMIT\n")
+        sockets = {
+            port: stack.enter_context(socket_in(plain.name, socket.AF_INET, socket.SOCK_DGRAM))
+            for port in (9, 67, 68)
+        }
+        for port, one in sockets.items():
+            one.bind((LOOPBACK[4], port))
+        with live(tmp_path / "ready", netns=plain.name, engine="auto") as agent:
+            # WHEN the legacy table, nftables or nobody drops packets
+            for _ in range(COUNT):
+                sockets[68].sendto(b"", (LOOPBACK[4], 9))
+                with contextlib.suppress(PermissionError):
+                    sockets[68].sendto(b"", (LOOPBACK[4], 10))
+                sockets[68].sendto(b"", (LOOPBACK[4], 67))
+            agent.wait_rows(COUNT * (7 + 3 + 7))
+            rows = agent.finish()
+    of: dict[int | None, list[str]] = defaultdict(list)
+    for row in rows:
+        of[row.dport].append(in_short(row))
+    # THEN nothing follows the drop, and nftables' long names are whole
+    begin = ["OUTPUT raw OUTPUT:1/policy ACCEPT", "OUTPUT filter OUTPUT:1/policy ACCEPT"]
+    assert of[10] == [*begin, f"OUTPUT {table} out:1 DROP"] * COUNT
+    assert (
+        of[9]
+        == [
+            *begin,
+            f"OUTPUT {table} out:2/policy ACCEPT",
+            "PREROUTING raw PREROUTING:1/policy ACCEPT",
+            "INPUT filter INPUT:2/policy ACCEPT",
+            f"INPUT {table} {chain}:1 ACCEPT",
+            "INPUT filter INPUT:1 DROP",
+        ]
+        * COUNT
+    )
+    # AND rules of iptables-nft read as iptables prints them
+    assert of[67].count("INPUT filter INPUT:1 ACCEPT") == COUNT
+    texts = {(row.dport, row.table, row.rule) for row in rows if row.match == "rule"}
+    assert texts == {
+        (9, table, "udp dport 9 accept"),
+        (9, "filter", "-p udp -m udp --dport 9 -j DROP"),
+        (10, table, "udp dport 10 drop"),
+        (67, "filter", DHCP),
+    }
 
 
 def test_with_both_engines_nothing_is_logged(family: int) -> None:

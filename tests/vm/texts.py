@@ -90,3 +90,12 @@ def flowing(plain: Plain) -> Iterator[None]:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def in_short(row: Row) -> str:
+    """A row as text: "OUTPUT filter OUTPUT:1 A:2/return ACCEPT"."""
+    steps = (
+        f"{one.chain}:{one.rulenum}" + ("" if one.match == "rule" else f"/{one.match}")
+        for one in row.path
+    )
+    return f"{row.hook} {row.table} {' '.join(steps)} {row.verdict}"

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from ipttrace.cli.options import problem_of_expr
 from tests.data import streams
 from tests.tui.harness import Agent, live, more, until
 from tests.tui.replayed import all_rows, replayed, settled, write
@@ -83,6 +84,39 @@ async def test_escape_in_the_prompt_sends_nothing() -> None:
         assert received(agent) == {"cmd": "disarm"}
 
 
+async def test_a_bad_expression_stays_in_the_prompt_and_keys_stay_with_it() -> None:
+    async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
+        app.check_expr = problem_of_expr
+        await pilot.press("K")
+        await write(app, pilot, "tcp prt 80")
+        # WHEN it is entered THEN the error is below the word
+        await pilot.press("enter")
+        assert app.prompt.hint.lstrip().startswith("^ ")
+        assert "syntax error" in app.prompt.hint
+        # AND further keys are text, not commands
+        await pilot.press("enter", "v", "x")
+        assert app.prompt._input.value == "tcp prt 80vx"
+        assert app.shown.filters.text == ""
+        # AND once it is right, it is sent
+        await pilot.press("ctrl+u")
+        await write(app, pilot, "tcp port 80")
+        await pilot.press("enter")
+        assert received(agent) == {"cmd": "filter", "expr": "tcp port 80"}
+        assert not app.prompt.asking
+
+
+async def test_the_agents_error_is_gone_when_the_next_filter_is_sent() -> None:
+    async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
+        agent.send(streams.note("error", "filter: too long for the kernel"))
+        await until(pilot, lambda: "too long" in app.notice_line.shown[0])
+        await pilot.press("K")
+        await write(app, pilot, "udp")
+        await pilot.press("enter")
+        assert received(agent) == {"cmd": "filter", "expr": "udp"}
+        await pilot.press("escape")
+        assert app.notice_line.shown == ("", False)
+
+
 async def test_an_expression_that_the_agent_rejects_shows_its_error() -> None:
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
         await pilot.press("K")
@@ -108,7 +142,7 @@ async def test_any_expression_reaches_the_agent_as_one_line(text: str) -> None:
 async def test_a_recording_has_nothing_to_arm(key: str) -> None:
     async with replayed() as (app, pilot):
         await pilot.press(key)
-        await until(pilot, lambda: "nothing is traced here" in app.notice_line.shown[0])
+        await until(pilot, lambda: "no tracing is running here" in app.notice_line.shown[0])
         assert not app.prompt.asking
 
 
@@ -118,7 +152,7 @@ async def test_an_agent_that_has_exited_accepts_no_commands(key: str) -> None:
         agent.hang_up()
         await until(pilot, lambda: app.over)
         await pilot.press(key)
-        await until(pilot, lambda: "nothing is traced here" in app.notice_line.shown[0])
+        await until(pilot, lambda: "no tracing is running here" in app.notice_line.shown[0])
         assert len(all_rows(app)) == 40
 
 
@@ -132,4 +166,4 @@ async def test_a_prompt_open_when_the_agent_exits_reports_that_it_cannot_send(ro
         # THEN the text in the prompt stays
         assert app.prompt._input.value == "udp"
         await pilot.press("enter")
-        await until(pilot, lambda: "does not accept commands now" in app.notice_line.shown[0])
+        await until(pilot, lambda: "is not accepting commands" in app.notice_line.shown[0])

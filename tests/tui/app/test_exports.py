@@ -260,7 +260,7 @@ async def test_quitting_during_an_export_leaves_no_partial_file(folder: Path, ga
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "disk full"), (errno.EIO, "Input/output error")]
 )
-async def test_a_disk_that_fills_during_an_export_gives_a_one_line_error(
+async def test_a_disk_that_fills_during_an_export_gives_one_line_that_names_the_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     monkeypatch.setattr(export, "_STEP", 100)
@@ -277,7 +277,7 @@ async def test_a_disk_that_fills_during_an_export_gives_a_one_line_error(
         await dialog(app, pilot, "full.csv")
         await pilot.press("enter")
         line = await notice_with(app, pilot, words)
-        assert "300 of 985 rows written, no file kept" in line
+        assert line == f"cannot write full.csv: {words}: 300 of 985 rows written, no file kept"
         assert sum(words in one for one in screen_text(app)) == 1
         assert listed(app) == before
         assert not os.listdir(folder)
@@ -293,3 +293,21 @@ async def test_a_bug_in_an_export_is_shown_and_the_screen_stays(
         await pilot.press("enter")
         await notice_with(app, pilot, "the export failed")
         assert not app.exports.running
+
+
+async def test_arrow_keys_choose_which_rows_are_exported_and_it_shows_without_colour() -> None:
+    async with live(streams.hello(), streams.rows(1), rows=1) as (_, app, pilot):
+        asked = await dialog(app, pilot)
+        chosen = asked.query_one(RadioSet)
+        assert chosen.pressed_index == 2
+        await pilot.press("up")
+        await until(pilot, lambda: chosen.pressed_index == 1)
+        # THEN a set without rows cannot be chosen
+        await pilot.press("up")
+        await pilot.pause()
+        assert chosen.pressed_index == 1
+        drawn = "\n".join(screen_text(app))
+        assert "(*) this view: 1 row " in drawn
+        assert "( ) everything held: 1 row " in drawn
+        await pilot.press("down")
+        await until(pilot, lambda: chosen.pressed_index == 2)

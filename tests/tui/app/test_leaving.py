@@ -206,7 +206,7 @@ async def test_a_recording_that_was_cut_off_is_reported(tmp_path: Path) -> None:
     app = TraceApp(FileSource(path), title="a recording")
     async with app.run_test() as pilot:
         await until(pilot, lambda: "ENDED" in app.status_bar.text)
-        assert any("has no end" in line for line in screen_text(app))
+        assert any("its end is missing" in line for line in screen_text(app))
         assert seqs(app)[1] == 39
         await pilot.press("q")
 

@@ -39,10 +39,12 @@ async def test_a_recording_has_the_rows_between_two_presses_of_r(folder: Path) -
         await pilot.press("ctrl+u")
         await write(app, pilot, "some.iptr")
         await pilot.press("enter")
-        await notice_with(app, pilot, "recording to some.iptr: R ends it")
+        await notice_with(app, pilot, "recording to some.iptr: R stops it")
+        assert " REC " in app.status_bar.text
         await more(agent, app, pilot, streams.rows(400, start=40), 440)
         await pilot.press("R")
-        await notice_with(app, pilot, "the recording was ended: some.iptr")
+        await notice_with(app, pilot, "recording stopped: some.iptr")
+        assert "REC" not in app.status_bar.text
         await more(agent, app, pilot, streams.rows(40, start=440), 480)
         # THEN the file is a complete recording of the rows in between
         trace = recorded(folder / "some.iptr")
@@ -81,11 +83,11 @@ async def test_a_recording_never_replaces_a_file(folder: Path) -> None:
             await write(app, pilot, name)
             await pilot.press("enter")
             assert app.prompt.asking
-            assert "this file exists" in app.prompt.hint
+            assert "this file already exists" in app.prompt.hint
             await pilot.press("escape")
         assert (folder / "there.iptr").read_text() == "mine"
         await pilot.press("R", "ctrl+u", "enter")
-        assert "name a file" in app.prompt.hint
+        assert "enter a file name" in app.prompt.hint
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ async def test_a_picture_of_the_screen_is_written_to_the_current_folder(
 ) -> None:
     async with replayed(size=size) as (app, pilot):
         await pilot.press("S")
-        line = await notice_with(app, pilot, "a picture of the screen: ipttrace-")
+        line = await notice_with(app, pilot, "screenshot: ipttrace-")
         (name,) = os.listdir(folder)
         assert line.endswith(name)
         picture = (folder / name).read_text()
@@ -190,7 +192,7 @@ async def test_a_picture_that_cannot_be_written_gives_an_error(
     gone.rmdir()
     async with replayed() as (app, pilot):
         await pilot.press("S")
-        await notice_with(app, pilot, "no picture was written")
+        await notice_with(app, pilot, "cannot write the screenshot ipttrace-")
         # AND the other commands give an error too
         await dialog(app, pilot, "x.csv")
         await pilot.press("enter")

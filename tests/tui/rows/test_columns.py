@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from rich.cells import cell_len
 
 from ipttrace.tui.cells import duration, fit, fit_tail
 from ipttrace.tui.rows.layout import choose, titles
+from ipttrace.tui.rows.row_cells import short_names
 from ipttrace.tui.widgets.bar import Piece, fit_pieces
 
 
@@ -88,3 +91,68 @@ def test_columns_that_netlink_leaves_empty_are_not_shown(width: int) -> None:
     assert width < 83 or placed["table"] >= 9
     both = {one.column.key for one in choose(width, engine="kernel+netlink")}
     assert width < 100 or "cost" in both
+
+
+def widths(width: int, **more: Any) -> dict[str, int]:
+    return {one.column.key: one.width for one in choose(width, **more)}
+
+
+@pytest.mark.parametrize("width", range(55, 320))
+def test_several_namespaces_have_a_column_at_every_width(width: int) -> None:
+    placed = widths(width, netns=True)
+    assert placed["netns"] >= 6
+    assert sum(placed.values()) + len(placed) - 1 <= width
+
+
+def test_a_name_of_a_table_is_whole_where_there_is_room() -> None:
+    needs = {"table": len("inet guardian"), "endpoints": 45}
+    for width in range(140, 320):
+        assert widths(width, engine="netlink", needs=needs)["table"] == 13
+    # AND no name takes more than its share
+    assert widths(300, engine="netlink", needs={"table": 128})["table"] == 24
+
+
+def test_the_rule_gets_the_room_that_nothing_else_needs() -> None:
+    needs = {"table": 6, "endpoints": 40, "chain": 11}
+    placed = widths(260, needs=needs)
+    assert placed["endpoints"] == 40
+    assert sum(placed.values()) + len(placed) - 1 == 260
+    assert placed["rule"] > 60
+    assert widths(260, needs={**needs, "devices": 10})["devices"] == 10
+    # AND addresses that are longer get more
+    assert widths(260, needs={**needs, "endpoints": 90})["endpoints"] > 45
+
+
+def test_the_columns_of_the_user_come_in_their_order_and_width() -> None:
+    wanted = (("verdict", None), ("time", 15), ("rule", None), ("cost", None), ("chain", 20))
+    for width in range(70, 320):
+        placed = choose(width, wanted=wanted)
+        assert [one.column.key for one in placed] == [key for key, _ in wanted]
+        assert {"time": 15, "chain": 20}.items() <= widths(width, wanted=wanted).items()
+        assert sum(one.width + 1 for one in placed) - 1 == width
+    # AND where they do not fit, cost goes before the rule, and the verdict never
+    assert [one.column.key for one in choose(60, wanted=wanted)] == [
+        *("verdict", "time", "rule", "chain"),
+    ]
+    assert "verdict" in widths(10, wanted=wanted)
+
+
+def test_a_column_that_is_hidden_makes_room_and_the_addresses_stay_readable() -> None:
+    all_but = [(key, None) for key in widths(300, hosts=True, netns=True) if key != "time"]
+    placed = widths(79, netns=True, wanted=all_but)
+    assert placed["endpoints"] >= 28
+    assert "cost" not in placed
+    assert {"netns", "table", "chain", "verdict"} <= set(placed)
+
+
+def test_a_column_that_would_be_empty_is_left_out_though_the_user_chose_it() -> None:
+    wanted = (("host", None), ("cost", None), ("endpoints", None))
+    assert list(widths(80, wanted=wanted, engine="netlink")) == ["endpoints"]
+    # AND if nothing is left, the columns are chosen as ever
+    assert widths(80, wanted=wanted[:1]) == widths(80)
+
+
+def test_short_names_of_namespaces_are_what_distinguishes_them() -> None:
+    names = ["ipt-router", "ipt-client", "host", "cni-web-1", "cni-web-22", "a-", "a-"]
+    keys = {(0, number): name for number, name in enumerate(names)}
+    assert list(short_names(keys).values()) == ["router", "client", "host", "1", "22", "a-", "a-"]

@@ -65,7 +65,7 @@ async def test_a_key_narrows_the_view_to_rows_like_the_current_one(key: str, row
         if key != "x":
             assert app.rows.current == here
         await until(pilot, lambda: f"{len(listed(app)):,} of 985" in app.filter_bar.text)
-        assert text[:9] in app.filter_bar.text
+        assert f"▼ {app.shown.filters.words[-1]}"[:40] in app.filter_bar.text
         # WHEN going back THEN all rows are there again, with the cursor where it was
         await pilot.press("backspace")
         await settled(app, pilot)
@@ -125,24 +125,27 @@ async def test_filters_stack_up_and_are_removed_one_by_one() -> None:
     async with replayed(size=(120, 24)) as (app, pilot):
         app.rows.move_to(seq_of(app, ROWS["a drop"]))
         counts = [len(listed(app))]
-        trails = [""]
+        trails: list[tuple[str, ...]] = [()]
         for key in "wvc":
             await pilot.press(key)
             await settled(app, pilot)
             counts.append(len(listed(app)))
-            trails.append(app.shown.filters.trail)
-        assert trails[-1] == "namespace › DROP › chain"
+            trails.append(app.shown.filters.words)
+        assert trails[-1] == ("netns ipt-client", "DROP", "chain filter POLICY-OUT")
         assert counts == sorted(counts, reverse=True)
         assert counts[-1] > 0
-        await until(pilot, lambda: "namespace › DROP › chain" in app.filter_bar.text)
+        await until(
+            pilot,
+            lambda: "netns ipt-client › DROP › chain filter POLICY-OUT" in app.filter_bar.text,
+        )
         # WHEN going back step by step THEN each filter is in force again
         for count, trail in zip(counts[-2::-1], trails[-2::-1], strict=True):
             await pilot.press("backspace")
             await settled(app, pilot)
             assert len(listed(app)) == count
-            assert app.shown.filters.trail == trail
+            assert app.shown.filters.words == trail
         await pilot.press("backspace")
-        assert "no filter is in force" in app.notice_line.shown[0]
+        assert "no filter is active" in app.notice_line.shown[0]
 
 
 async def test_f_on_a_dropped_packet_shows_its_complete_flow() -> None:
@@ -171,7 +174,7 @@ async def test_the_same_filter_twice_is_one_filter() -> None:
         app.rows.move_to(3)
         await pilot.press("v", "v")
         await settled(app, pilot)
-        assert "this filter is in force already" in app.notice_line.shown[0]
+        assert "this filter is already active" in app.notice_line.shown[0]
         await pilot.press("backspace")
         await settled(app, pilot)
         assert len(listed(app)) == 985
@@ -454,3 +457,54 @@ async def test_pasted_escape_sequences_do_not_reach_the_terminal(key: str, text:
         await pilot.pause()
         for line in screen_text(app):
             assert line.isprintable()
+
+
+async def test_a_flow_is_named_by_its_ends_and_the_last_filter_is_never_cut() -> None:
+    async with replayed() as (app, pilot):
+        # GIVEN several filters of which only the last fits the bar
+        app.rows.move_to(seq_of(app, lambda row: (row.src, row.sport) == ("10.1.0.2", 41404)))
+        await pilot.press("w")
+        await settled(app, pilot)
+        await pilot.press("r")
+        await settled(app, pilot)
+        await pilot.press("f")
+        await settled(app, pilot)
+        # THEN a flow stands in place of them, by its two ends
+        row = app.view.row
+        assert row is not None
+        name = f"flow {row.src}:{row.sport} ⇄ {row.dst}:{row.dport}"
+        await until(pilot, lambda: f"▼ {name} " in app.filter_bar.text)
+        await pilot.press("w")
+        await settled(app, pilot)
+        await pilot.press("x")
+        await settled(app, pilot)
+        await until(pilot, lambda: f"… › without {name}" in app.filter_bar.text)
+        await until(pilot, lambda: "0 of 985" in app.filter_bar.text)
+
+
+async def test_escape_closes_one_thing_after_the_other_and_c_shows_all_rows() -> None:
+    async with replayed() as (app, pilot):
+        app.rows.move_to(seq_of(app, ROWS["a drop"]))
+        for key in ("v", "c"):
+            await pilot.press(key)
+            await settled(app, pilot)
+        filtered = app.shown.filters.text
+        await pilot.press("enter", "2")
+        assert app.view.detailed
+        # WHEN Esc is pressed again and again THEN view, detail and filters close in turn
+        await pilot.press("escape")
+        assert app.switcher.current == "trace"
+        assert app.view.detailed
+        await pilot.press("escape")
+        assert not app.view.detailed
+        assert app.shown.filters.text == filtered
+        await pilot.press("escape")
+        await settled(app, pilot)
+        assert app.shown.filters.words == ("DROP",)
+        # AND C removes all filters at once, and ⌫ brings them back
+        await pilot.press("C")
+        await settled(app, pilot)
+        assert len(listed(app)) == 985
+        await pilot.press("backspace")
+        await settled(app, pilot)
+        assert app.shown.filters.words == ("DROP",)

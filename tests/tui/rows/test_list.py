@@ -151,7 +151,7 @@ async def test_a_trace_without_rows_explains_itself() -> None:
         # WHEN the agent is armed and no packet comes
         agent.send(streams.hello(expr="port 53"), streams.note("info", "probes are in place"))
         # THEN the screen shows what is armed, why it may be empty, and the keys
-        said = ("Armed on lab", "port 53", "Why nothing yet?", "probes are in place")
+        said = ("Armed on lab", "port 53", "Why no rows yet?", "probes are in place")
         keys = ("? help", "q quit")
         await until(
             pilot,
@@ -196,3 +196,12 @@ async def test_new_rows_do_not_lay_out_the_screen(
         assert bar.position + bar.window_size == 800
         assert all(cell_len(line) == 80 for line in screen_text(app))
         assert not laid
+
+
+async def test_the_screen_says_how_many_older_rows_are_no_longer_held() -> None:
+    async with live(streams.hello(), streams.rows(400), rows=400, capacity=100) as (_, app, pilot):
+        app.refresh_bars()
+        await pilot.pause()
+        assert app.store.first > 0
+        told = f"older rows are no longer held: {app.store.first}"
+        assert told in app.filter_bar.text

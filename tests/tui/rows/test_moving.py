@@ -117,14 +117,14 @@ async def test_a_paused_picture_outlives_its_rows() -> None:
         assert app.feeds.trace.store.first > 160
         # THEN the lines stay, also at another width, and a notice explains it
         assert shown(app) == before
-        await until(pilot, lambda: "no longer held" in "\n".join(screen_text(app)))
+        await until(pilot, lambda: "no longer held" in app.notice_line.shown[0])
         await pilot.resize_terminal(100, 24)
         await until(pilot, lambda: laid_out(app, 100))
         assert all("ACCEPT" in line or "DROP" in line for line in shown(app)[:10])
         # AND going on catches up
         await pilot.press("space")
         await until(pilot, lambda: seqs(app)[1] == 1159)
-        assert "no longer held" not in "\n".join(screen_text(app))
+        assert "no longer held" not in app.notice_line.shown[0]
 
 
 async def test_eviction_does_not_shift_the_picture() -> None:

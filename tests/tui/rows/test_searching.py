@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 
+from ipttrace.trace.row import Row
+from ipttrace.tui.app import TraceApp
 from tests.data import streams
 from tests.tui.harness import live, screen_text, seqs, shown, until
 from tests.tui.replayed import SIZES, all_rows, listed, matching, replayed, seq_of, settled, write
+
+CLIENT = ("10.1.0.2", 41404)
+
+
+def cursor_line(app: TraceApp) -> str:
+    return shown(app)[app.rows.cursor - seqs(app)[0]]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -69,6 +80,55 @@ async def test_a_word_is_searched_in_the_columns_that_show_text(word: str, query
         assert app.rows.cursor == next(seq for seq in wanted if seq > 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown_in"),
+    [
+        ("41404", lambda row: row.sport == 41404 or row.dport == 41404),
+        ("10.1.0.2:41404", lambda row: CLIENT in ((row.src, row.sport), (row.dst, row.dport))),
+        (
+            "10.1.0.2:41404→10.2.0.2",
+            lambda row: (row.src, row.sport, row.dst) == (*CLIENT, "10.2.0.2"),
+        ),
+        ("TCP SYN", lambda row: row.proto == "TCP" and (row.flags or "").startswith("SYN")),
+        ("lan0→wan0", lambda row: (row.in_, row.out) == ("lan0", "wan0")),
+        ("wan0 -> lan0", lambda row: (row.in_, row.out) == ("wan0", "lan0")),
+        ("ipt-server", lambda row: row.netns == 4026532278),
+        ("✗ drop", lambda row: row.verdict == "DROP"),
+    ],
+)
+async def test_a_search_finds_what_the_rows_show(
+    text: str, shown_in: Callable[[Row], bool]
+) -> None:
+    async with replayed() as (app, pilot):
+        wanted = [row.index for row in all_rows(app) if shown_in(row)]
+        assert 0 < len(wanted) < 985
+        await pilot.press("home", "slash")
+        await write(app, pilot, text)
+        await pilot.press("enter")
+        await pilot.pause()
+        found = [app.rows.cursor]
+        while len(found) < len(wanted):
+            await pilot.press("n")
+            found.append(app.rows.cursor)
+        assert sorted(found) == wanted
+
+
+async def test_a_search_finds_a_time_and_a_cost_as_they_are_shown() -> None:
+    async with replayed(size=(200, 50)) as (app, pilot):
+        app.rows.move_to(500)
+        await pilot.pause()
+        time, _, rest = cursor_line(app).lstrip("┌│├ ").partition(" ")
+        assert re.fullmatch(r"[0-9:]{8}\.[0-9]{3,6}", time)
+        cost = re.findall(r"[0-9.]+(?:ns|µs|ms)", rest)
+        for text in (time, *cost):
+            await pilot.press("home", "slash")
+            await write(app, pilot, text)
+            await pilot.press("enter")
+            await pilot.pause()
+            assert text in cursor_line(app)
+        assert len(cost) == 1
+
+
 async def test_a_search_without_a_match_keeps_the_cursor() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(100)
@@ -105,7 +165,7 @@ async def test_escape_keeps_the_previous_search() -> None:
         await write(app, pilot, "drop")
         await pilot.press("escape")
         assert app.rows.cursor == 100
-        assert app.shown.search == ""
+        assert app.shown.search is None
         assert app.focused is app.rows
 
 
@@ -207,7 +267,7 @@ async def test_marks_of_evicted_rows_are_forgotten() -> None:
         app.rows.move_to(3)
         await pilot.press("m")
         a.send(streams.rows(800, start=160))
-        await until(pilot, lambda: app.store.first > 3)
+        await until(pilot, lambda: app.store.end == 960)
         app.rows.move_to(app.store.end - 1)
         await pilot.press("apostrophe")
         await until(pilot, lambda: "m marks one" in app.notice_line.shown[0])

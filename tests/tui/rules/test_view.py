@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 from textual.widgets import ContentSwitcher
 
+from ipttrace.trace.tally.listing import RuleKey
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.widgets.ledger import Ledger
 from tests.data import streams
@@ -67,7 +68,7 @@ async def test_enter_shows_the_rows_that_hit_the_rule() -> None:
             await pilot.press("down")
         await pilot.press("enter")
         (asked,) = app.asked
-        assert asked.name == "rule"
+        assert asked.words == "rule filter FORWARD:2"
         assert tallied.matching(asked.query) == 14
         assert tallied.matching(f"({asked.query}) and path!=FORWARD:2") == 0
 
@@ -81,7 +82,7 @@ async def test_enter_on_a_chain_shows_the_rows_that_passed_it() -> None:
         while "Chain FORWARD" not in picked(app):
             await pilot.press("up")
         await pilot.press("enter")
-        assert [asked.name for asked in app.asked] == ["chain", "policy"]
+        assert [asked.words for asked in app.asked] == ["chain filter WEB", "policy filter FORWARD"]
         assert [tallied.matching(asked.query) for asked in app.asked] == [0, 0]
 
 
@@ -131,6 +132,33 @@ async def test_s_sorts_by_hits_drops_cost_and_number_again() -> None:
         assert "by cost" in lines(app)[0]
         await pilot.press("s")
         assert lines(app) == before
+
+
+async def test_a_click_on_a_title_sorts_the_rules_and_a_second_one_reverses() -> None:
+    view, tallied = RulesView(), lab()
+    tallied.feed(hit(44, start=280))  # not all rules equally often
+    async with on_screen(view, tallied, (120, 40)) as (app, pilot):
+
+        async def click(title: str) -> list[float]:
+            at = lines(app)[1].index(title)
+            await pilot.click(RulesView, offset=(at, 1))
+            assert view._listing is not None
+            of = view._listing.figures_of
+            return [of(key).hits for key in view._keys if isinstance(key, RuleKey)]
+
+        hits = await click("hits")
+        assert "hits▾" in lines(app)[1]
+        assert hits == sorted(hits, reverse=True)
+        assert hits[0] > hits[-1]
+        assert await click("hits") == sorted(hits)
+        assert "hits▴" in lines(app)[1]
+        # THEN titles of texts sort too, and the number brings the chains back
+        await click("rule")
+        texts = [line[line.index(" -") :] for line in lines(app)[2:] if " -" in line]
+        assert texts == sorted(texts)
+        assert texts
+        await click("where")
+        assert "Chain FORWARD (policy DROP)" in "\n".join(lines(app))
 
 
 async def test_0_hides_rules_without_hits() -> None:
@@ -270,3 +298,30 @@ async def test_rows_that_arrived_while_the_view_was_hidden_are_counted_when_it_i
         switcher.current = "view"
         await pilot.pause()
         assert "28" in line_with(app, "-p udp -j DROP").split()
+
+
+@pytest.mark.parametrize(("width", "title"), [(80, "drop%▾"), (120, "drops▾")])
+async def test_the_title_of_the_order_by_drops_is_marked_at_any_width(
+    width: int, title: str
+) -> None:
+    async with on_screen(RulesView(), lab(), (width, 24)) as (app, pilot):
+        await pilot.press("s", "s")
+        assert "s by drops" in lines(app)[0]
+        assert title in lines(app)[1]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (20, 5)])
+async def test_a_screen_of_few_cells_shows_what_fits(size: tuple[int, int]) -> None:
+    async with on_screen(RulesView(), lab(), size) as (app, pilot):
+        for key in ("down", "s", "end", "I", "0", "s", "s", "home", "s"):
+            await pilot.press(key)
+        assert len(lines(app)) == size[1]
+
+
+async def test_a_list_without_lines_has_no_cursor() -> None:
+    view = RulesView()
+    async with on_screen(view, lab(), (80, 24)) as (_, pilot):
+        view.refill = list  # type: ignore[method-assign]
+        view.fill()
+        await pilot.press("down", "up", "end", "pageup")
+        assert view.picked is None

@@ -262,7 +262,7 @@ def test_stop_after_notes_how_many_rows_were_traced() -> None:
     run = Run(engine, stop_after=23, looks=9)
     assert engine.done == ["disarm"]
     assert [text for _, text in run.notes] == [
-        "disarmed after 30 rows: --stop-after 23 is reached; arm again for as many more"
+        "disarmed after 30 rows (--stop-after 23); arm again for as many more"
     ]
     assert run.exits() == 30
 

@@ -65,7 +65,7 @@ def test_stop_after_counts_anew_from_each_arming() -> None:
     assert budget.spent(23, 1000, 2.0)
     assert budget.note(29) == (
         "info",
-        "disarmed after 29 rows: --stop-after 23 is reached; arm again for as many more",
+        "disarmed after 29 rows (--stop-after 23); arm again for as many more",
     )
     budget.begin(29, 1000, 3.0)
     assert not budget.spent(51, 1000, 4.0)

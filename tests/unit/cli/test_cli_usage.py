@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.cli import main
+from ipttrace.cli import agent, main, options, record
 
 
 @pytest.mark.parametrize("command", [["print"], ["record", "/dev/null"], ["agent"]])
@@ -71,6 +71,14 @@ def test_help_lists_every_option_that_ends_a_run(
     assert ("--until QUERY" in text) == (command != "agent")
 
 
+@pytest.mark.parametrize("asked", [[], ["--raw-addresses"]])
+def test_the_agent_keeps_addresses_only_if_asked_to(asked: list[str]) -> None:
+    # print, record and the screen start agents so, here and by ssh
+    parsed = record.build_parser().parse_args(["trace", "--netns", "web", *asked])
+    arguments = options.agent_arguments(parsed)
+    assert agent.build_parser().parse_args(arguments).raw_addresses == bool(asked)
+
+
 def test_a_file_that_cannot_be_opened_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["export", "/no/such"], ["replay", "/no/such"], ["record", "/no/such/file"]):
         assert main(command) == 1
@@ -87,3 +95,31 @@ def test_a_stream_is_not_recorded_to_a_terminal(
         assert main(command) == 2
         message = "ipttrace: refusing to write the stream to a terminal; redirect stdout\n"
         assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--count", "x"], 'ipttrace: --count: "x" is not a whole number of 1 or more'),
+        (["--duration", "-1"], 'ipttrace: --duration: "-1" is not a positive number of seconds'),
+        (["--buffer", "1x"], 'ipttrace: --buffer: "1x" is not a size'),
+        (["--buffer", "1k"], 'ipttrace: --buffer: "1k" is too small; the minimum is 64k'),
+        (["--format", "cvs"], "ipttrace: --format: no such choice: 'cvs'"),
+    ],
+)
+def test_an_invalid_value_is_described_in_the_words_of_the_help(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["print", *arguments])
+    error = capsys.readouterr().err
+    assert error.startswith(line)
+    assert error.endswith("(see ipttrace print --help)\n")
+
+
+def test_the_help_of_lab_says_how_to_run_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["lab", "--help"])
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert usage.endswith("[-- COMMAND ...]")
+    assert "runs COMMAND as root in the VM" in rest

@@ -128,7 +128,7 @@ def test_a_silent_agent_is_given_up_and_its_losses_are_unknown(
         status = pump.run(stream)
         closed.set()
     assert status == 1
-    assert pump.errors == ["the agent does not respond: its last books are missing"]
+    assert pump.errors == ["the agent does not respond: its last counts are missing"]
     assert last_line(capsys).startswith("rows=4 records=12 lost=unknown missed=unknown engine=")
 
 
@@ -182,6 +182,66 @@ def test_one_frame_with_more_rows_than_are_held_gives_them_all(
         assert Pump(output).run(stream) == 0
     assert output.count == 300_000
     assert last_line(capsys).startswith("rows=300000 records=900000 lost=0 missed=0 engine=")
+
+
+class _Rows(_Slow):
+    """An output that tells how many rows it was given, each time."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.came = threading.Event()
+
+    def rows(self, store: object, seqs: object) -> tuple[bytes, int]:
+        self.counts.append(len(seqs))  # type: ignore[arg-type]
+        self.came.set()
+        return b"", 0
+
+
+def test_batches_that_come_close_together_are_printed_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a time between two looks that no slow machine exceeds
+    monkeypatch.setattr(module, "_GATHER", 60.0)
+    output = _Rows()
+    first: list[bool] = []
+
+    def send(fd: int) -> None:
+        os.write(fd, streams.hello() + streams.rows(4))
+        # THEN rows after a rest are printed at once
+        first.append(output.came.wait(30))
+        # WHEN many batches follow, the last of which is cut off by the end of the stream
+        data = b"".join(streams.rows(4, start=4 + 4 * number) for number in range(20))
+        for at in range(0, len(data), 1000):
+            os.write(fd, data[at : at + 1000])
+        os.write(fd, streams.end())
+
+    with agent(send) as stream:
+        assert Pump(output, stop=lambda: None).run(stream) == 0
+    # THEN they are printed at once, and none is missing
+    assert (first, output.counts) == ([True], [4, 80])
+    assert last_line(capsys).startswith("rows=84 records=252 lost=0 missed=0 engine=")
+
+
+def test_rows_wait_no_longer_than_nobody_notices(capsys: pytest.CaptureFixture[str]) -> None:
+    output = _Rows()
+
+    def send(fd: int) -> None:
+        os.write(fd, streams.hello() + streams.rows(4))
+        assert output.came.wait(30)
+        output.came.clear()
+        # WHEN four rows follow at once, then a batch without its exits, and nothing more
+        entries, _, exits = streams.records(1, start=8)
+        os.write(fd, streams.rows(4, start=4) + streams.frames(entries))
+        # THEN those that are whole are printed without anything that follows
+        assert output.came.wait(30)
+        rest = io.BytesIO()
+        Writer(rest)._frame(Kind.EXIT, exits.view("u1").data)
+        os.write(fd, rest.getvalue() + streams.end())
+
+    with agent(send) as stream:
+        assert Pump(output, stop=lambda: None).run(stream) == 0
+    assert sum(output.counts) == 9
+    assert last_line(capsys).startswith("rows=9 ")
 
 
 BACKLOG = """

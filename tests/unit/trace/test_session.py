@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from ipttrace.stream import record
 from ipttrace.stream.decoder import read
-from ipttrace.stream.frames import Frame, Kind
+from ipttrace.stream.frames import Frame, Kind, StreamError
+from ipttrace.trace import query
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.session import Trace
 from tests.data import synth
 from tests.data.records import MONO, Array, entry, leave, rule, tcp, udp, v4
+from tests.data.traces import replay
+from tests.paths import LAB
 
 WALL = 1_700_000_000_000_000_000
 
@@ -137,8 +140,66 @@ def test_conntrack_states_have_the_names_that_rules_use(
 
 
 def test_a_conntrack_template_is_not_a_state() -> None:
-    row = one_row(entry(1, flags=record.F_CONNTRACK, ct_status=1 << 11))
-    assert (row.ct_state, row.ct_orig_src) == (None, None)
+    for flags, ct_flags in ((record.F_CONNTRACK, 0), (0, record.CT_STATE)):
+        row = one_row(
+            entry(1, flags=flags, ct_flags=ct_flags, ct_status=1 << 11, ct_mark=1, ct_zone=2)
+        )
+        assert (row.ct_state, row.ct_orig_src) == (None, None)
+        assert (row.ct_mark, row.ct_zone) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "ct_flags", "info", "known"),
+    [
+        (record.F_CONNTRACK, 0, 2, ("NEW", 0x10, 7)),
+        (record.F_CONNTRACK, record.CT_NO_MARK, 2, ("NEW", None, 7)),
+        (0, record.CT_STATE, 3, ("ESTABLISHED", None, None)),
+        (0, record.CT_INVALID, 0, ("INVALID", None, None)),
+        # Nothing else makes it INVALID.
+        (0, record.CT_INVALID, 7, ("UNTRACKED", None, None)),
+        (record.F_CONNTRACK, record.CT_INVALID, 2, ("NEW", 0x10, 7)),
+        (0, 0, 0, (None, None, None)),
+    ],
+)
+def test_what_is_known_of_conntrack_is_shown_and_the_rest_is_empty(
+    flags: int, ct_flags: int, info: int, known: tuple[object, ...]
+) -> None:
+    trace = begun()
+    row = one_row(
+        entry(1, flags=flags, ct_flags=ct_flags, ct_info=info, ct_mark=0x10, ct_zone=7),
+        trace=trace,
+    )
+    assert (row.ct_state, row.ct_mark, row.ct_zone) == known
+    # THEN queries see the same
+    (part,) = trace.store.parts()
+    names = ("ct_state", "ct_mark", "ct_zone")
+    for name, value in zip(names, known, strict=True):
+        text = f"{name}={'none' if value is None else value}"
+        assert query.compile(text).mask(part, query.context_of(trace.store)).tolist() == [True]
+
+
+@pytest.mark.parametrize(("flags", "known"), [(0, 33), (record.F_NO_LEN, None)])
+def test_an_unknown_length_is_empty_and_no_query_for_lengths_matches_it(
+    flags: int, known: int | None
+) -> None:
+    trace = begun()
+    packet = v4(17, "10.0.0.1", "10.0.0.2", udp(1000, 53, b"hello"))
+    row = one_row(entry(1, packet=packet, flags=flags), trace=trace)
+    assert row.len == known
+    # THEN the bytes that were captured are read all the same
+    assert (row.src, row.dport) == ("10.0.0.1", 53)
+    (part,) = trace.store.parts()
+    for text, unknown in (("len=none", True), ("len<1k", False), ("len!=7", False)):
+        mask = query.compile(text).mask(part, query.context_of(trace.store))
+        assert mask.tolist() == [unknown == (known is None)], text
+
+
+def test_a_bridged_packet_has_its_ports() -> None:
+    row = one_row(
+        entry(1, physin=b"veth1", physout=b"veth\x1b2", physin_ifindex=4, physout_ifindex=5)
+    )
+    assert (row.physin, row.physout) == ("veth1", "veth\\x1b2")
+    assert (one_row(entry(2)).physin, one_row(entry(3)).physout) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -318,3 +379,29 @@ def test_any_frames_are_applied_or_rejected_with_one_line(
     rows = trace.store.rows(range(trace.store.first, trace.store.end))
     assert len(rows) == len(trace.store)
     assert all(0 <= row.time < 1 << 63 for row in rows)
+
+
+def test_a_namespace_that_is_named_later_has_its_name() -> None:
+    trace = begun(netns={"7": "old"})
+    trace.feed(frame(Kind.NAMES, {"names": {}, "netns": {"8": "new"}}))
+    assert trace.hello["netns"] == {"7": "old", "8": "new"}
+    # AND a stream cannot fill the memory with names
+    for start in range(0, 100_000, 5_000):
+        many = {str(at): "x" for at in range(start, start + 5_000)}
+        trace.feed(frame(Kind.NAMES, {"names": {}, "netns": many}))
+    assert len(trace.hello["netns"]) <= 1 << 14
+    with pytest.raises(StreamError):
+        trace.feed(frame(Kind.NAMES, {"names": {}, "netns": ["x"]}))
+
+
+def test_a_recording_of_an_earlier_layout_has_what_it_knew() -> None:
+    # GIVEN a recording of the kernel engine from before records had ports and ct_flags
+    trace = replay(LAB)
+    assert "physin" not in {name for name, *_ in trace.hello["layout"]["kinds"]["entry"]["fields"]}
+    rows = trace.store.rows(range(trace.store.first, trace.store.end))
+    # THEN mark and zone are known of each connection, and what it could not know is empty
+    tracked = [row for row in rows if row.ct_state not in (None, "UNTRACKED")]
+    assert tracked
+    assert None not in {row.ct_mark for row in tracked} | {row.ct_zone for row in tracked}
+    assert {row.physin for row in rows} | {row.physout for row in rows} == {None}
+    assert "INVALID" not in {row.ct_state for row in rows}

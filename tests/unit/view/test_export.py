@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_a_symbolic_link_stays_a_link(store: Store, tmp_path: Path) -> None:
     ("path", "why"),
     [
         ("no/x.csv", "cannot write .*/no/x.csv: No such file or directory$"),
-        (".", "is a directory: give the name of a file in it"),
+        (".", "is a directory: add a file name"),
         ("/dev/full", "/dev/full is not a regular file: choose another name"),
         ("a\0b", "cannot write .*: embedded null byte"),
         ("\x1b[2J/x", r"cannot write .*\\x1b\[2J/x: No such file or directory$"),
@@ -206,16 +207,20 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_no_file(tmp_path: Path) 
     run = subprocess.run(
         [*private, sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True
     )
-    # THEN the message has the number of rows, and the disk is as before
+    # THEN the message has the file and the number of rows, and the disk is as before
     assert run.stderr == ""
-    said = run.stdout.split()
-    assert said[:2] == ["disk", "full:"]
-    assert " ".join(said[3:]) == f"of {filled().store.end:,} rows written, no file kept []"
+    said = re.fullmatch(
+        r"cannot write (\S+): disk full: ([\d,]+) of ([\d,]+) rows written, no file kept \[\]\n",
+        run.stdout,
+    )
+    assert said is not None, run.stdout
+    assert Path(said[1]).parent == tmp_path
     assert 0 < int(said[2].replace(",", "")) < filled().store.end
+    assert said[3] == f"{filled().store.end:,}"
 
 
 def test_an_empty_name_is_an_error(store: Store) -> None:
-    with pytest.raises(ExportError, match="give the name of a file to write"):
+    with pytest.raises(ExportError, match="enter a file name"):
         Export(store, everything(store), "csv", "").run()
 
 
@@ -257,8 +262,7 @@ def test_rows_evicted_during_the_export_are_counted(tmp_path: Path, format: str)
     assert done.gone == store.first - 23
     assert done.written + done.gone == done.total == len(seqs)
     assert done.outcome == (
-        f"{done.written:,} rows written to {tmp_path}/x;"
-        f" {done.gone:,} rows had already left the memory"
+        f"{done.written:,} rows written to {tmp_path}/x; {done.gone:,} rows were no longer held"
     )
 
 

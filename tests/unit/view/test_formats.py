@@ -20,7 +20,7 @@ from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.labels import Labels
 from ipttrace.view.output import View
 from ipttrace.view.text import TextView, colour_wanted
-from tests.data.rows import AFTER, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
+from tests.data.rows import AFTER, BRIDGED, HOSTILE, IPV6, PLAIN, POLICY, ROWS, UNKNOWN
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates included
 
@@ -108,7 +108,7 @@ def test_csv_has_every_field_as_a_column_in_the_published_order() -> None:
     assert table[0]["time"] == "2026-11-21T01:02:03.123456789Z"
     assert table[0]["skb"] == "0xffff888104a3b200"
     assert table[1]["mark"] == "0x1"
-    assert table[1]["path"] == "FORWARD:1>DOCKER-USER:3>FORWARD:4"
+    assert table[1]["path"] == "FORWARD:1>DOCKER-USER:3/return>FORWARD:4/policy"
     assert table[5]["comm"] == "'=cmd|' /C calc'!A0"
 
 
@@ -122,6 +122,22 @@ def test_jsonl_has_every_field_as_a_key_and_null_for_unknown_values() -> None:
     assert values[1]["path"][1] == {"chain": "DOCKER-USER", "rulenum": 3, "match": "return"}
     assert values[1]["cost_ns"] == 12345
     assert values[1]["mark"] == "0x1"
+
+
+def test_which_tables_which_packet_and_which_ports_follow_the_published_fields() -> None:
+    names = {BRIDGED.netns: "=lan"}
+    cells, plain = csv.DictReader(
+        io.StringIO(CsvView().header() + CsvView(names).lines([BRIDGED, PLAIN]), newline="")
+    )
+    assert [cells[name] for name in FIELDS[-8:]] == [
+        *("ip", "0x64", "001f2e3d", "'=lan", "0xcafe", "7", "'=port1", "port2")
+    ]
+    assert [plain[name] for name in FIELDS[-8:]] == ["legacy", "0x64", *[""] * 6]
+    bridged, plain = map(json.loads, JsonlView(names).lines([BRIDGED, PLAIN]).splitlines())
+    assert [bridged[name] for name in FIELDS[-8:]] == [
+        *("ip", "0x64", "001f2e3d", "=lan", "0xcafe", 7, "=port1", "port2")
+    ]
+    assert [plain[name] for name in FIELDS[-8:]] == ["legacy", "0x64", *[None] * 6]
 
 
 def test_unknown_values_are_empty_in_csv() -> None:
@@ -221,7 +237,9 @@ def test_rows_of_several_hosts_show_the_host_and_its_namespace_names() -> None:
     )
     assert head == [*FIELDS, "host"]
     assert (one[-1], two[-1]) == ("web1", "'=web2")
-    assert one[:-1] == two[:-1]
+    name = FIELDS.index("netns_name")
+    assert (one[name], two[name]) == ("lan", "dmz")
+    assert [*one[:name], *one[name + 1 : -1]] == [*two[:name], *two[name + 1 : -1]]
     objects = [json.loads(line) for line in JsonlView(SEVERAL).lines(rows).splitlines()]
     assert [list(each) for each in objects] == [[*FIELDS, "host"]] * 2
     assert [each["host"] for each in objects] == ["web1", "=web2"]
@@ -240,8 +258,8 @@ def test_a_host_without_a_name_shows_its_number() -> None:
 def test_rows_of_one_host_have_exactly_the_documented_fields() -> None:
     alone = Labels(("web1",), {(0, PLAIN.netns): "lan"})
     assert CsvView(alone).header() == CsvView().header() == ",".join(FIELDS) + "\r\n"
-    assert CsvView(alone).lines(ROWS) == CsvView().lines(ROWS)
-    assert JsonlView(alone).lines(ROWS) == JsonlView().lines(ROWS)
+    assert CsvView(alone).lines(ROWS) == CsvView({PLAIN.netns: "lan"}).lines(ROWS)
+    assert JsonlView(alone).lines(ROWS) == JsonlView({PLAIN.netns: "lan"}).lines(ROWS)
     assert TextView(alone).lines(ROWS) == TextView({PLAIN.netns: "lan"}).lines(ROWS)
 
 

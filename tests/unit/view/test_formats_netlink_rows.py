@@ -6,16 +6,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import struct
 from functools import cache
 from typing import Any
 
+from ipttrace.stream import record
 from ipttrace.trace.row import FIELDS, Row
 from ipttrace.trace.store import Store
 from ipttrace.view.csv import CsvView
 from ipttrace.view.jsonl import JsonlView
 from ipttrace.view.pcapng import Pcapng
 from ipttrace.view.text import TextView
-from tests.data.netlink_rows import RULE, RecordedCalls, input_from_every_source
+from tests.data.netlink_rows import IP, RULE, RecordedCalls, input_from_every_source
 
 KERNEL, LEGACY, NFT, INET_ROW = range(4)
 UNKNOWN_TO_NETLINK = ("skb", "cpu", "pid", "comm", "cost_ns")
@@ -94,3 +96,26 @@ def test_a_packet_of_both_engines_is_one_packet_with_the_most_bytes() -> None:
     # AND its bytes are there once, the longer ones
     assert data.count(bytes(90)) == 1
     assert data.count(bytes((10, 0, 0, 1, 10, 0, 0, 2))) == 1
+
+
+def test_an_unknown_length_is_empty_in_every_format() -> None:
+    # GIVEN a packet that a second chain reports without its length and bytes
+    made = RecordedCalls()
+    made.nft(b"a", IP, [(b"in", 1, RULE)], first=True)
+    made.nft(
+        b"b", IP, [(b"in", 1, RULE)], flags=record.F_FOLLOWED | record.F_NO_LEN, len=0, caplen=0
+    )
+    store = made.trace("netlink").store
+    both = store.rows(range(2))
+    cells = list(csv.reader(io.StringIO(CsvView().lines(both))))
+    assert [line[FIELDS.index("len")] for line in cells] == ["118", ""]
+    lines = list(map(json.loads, JsonlView().lines(both).splitlines()))
+    assert [line["len"] for line in lines] == [118, None]
+    # THEN both chains are comments of one packet, with the bytes and length that are known
+    out = Pcapng()
+    data = out.rows(store, range(2))[0] + out.end()
+    assert (data.count(struct.pack("<II", 60, 118)), data.count(b"INPUT ip ")) == (1, 2)
+    # AND a packet of which no length is known has that of its bytes
+    out = Pcapng()
+    data = out.rows(store, [1])[0] + out.end()
+    assert data.count(b"INPUT ip b") == 1

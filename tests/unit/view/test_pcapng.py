@@ -19,7 +19,7 @@ from ipttrace.view import pcapng
 from ipttrace.view.pcapng import Pcapng
 from tests.data.packets import FORWARD, OUTPUT, POSTROUTING, PREROUTING, SENT, Stream
 from tests.data.records import Array
-from tests.data.rows import PLAIN
+from tests.data.rows import BRIDGED, PLAIN
 
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 
@@ -204,3 +204,10 @@ def test_evicted_rows_are_not_counted() -> None:
     one.call(0, OUTPUT, SENT, (b"OUTPUT", 1, 2), first=True, out=b"eth0")
     assert Pcapng().rows(one.trace.store, np.arange(5, 9))[1] == 0
     assert Pcapng().rows(one.trace.store, [])[1] == 0
+
+
+def test_conntrack_s_mark_and_zone_and_the_ports_of_a_bridge_are_in_the_comment() -> None:
+    text = " ".join(packets(written(OneRow(replace(BRIDGED, index=0))))[0].comments)
+    assert "conntrack INVALID" in text
+    assert "ct mark 0xcafe, ct zone 7, physin =port1, physout port2" in text
+    assert "ip filter" in text

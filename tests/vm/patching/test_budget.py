@@ -81,7 +81,7 @@ def test_a_stopped_reader_does_not_prolong_the_budget(plain: Plain, tmp_path: Pa
         # AND the note comes once somebody reads
         one = Live(agent)
         one.wait(lambda: one.trace.books.get("state") == "disarmed", "the note")
-        assert any("--stop-after 3001 is reached" in text for _, text in one.trace.notes)
+        assert any("(--stop-after 3001)" in text for _, text in one.trace.notes)
         assert len(one.finish()) >= 3001
 
 

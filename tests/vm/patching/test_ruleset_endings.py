@@ -39,8 +39,8 @@ def test_a_killed_agent_leaves_no_probe_on_the_tables(tmp_path: Path) -> None:
 
 def test_x_tables_is_watched_again_after_it_was_reloaded() -> None:
     with Bare() as bare:
-        bare.control.arm(bare.pins)
         changes = bare.control.changes()
+        bare.control.arm(bare.pins)
         try:
             with Plain() as plain:
                 plain.load(rules("before"), 4)
@@ -62,12 +62,14 @@ def test_x_tables_is_watched_again_after_it_was_reloaded() -> None:
 
             def last() -> bool:
                 found.extend(changes.take())
-                return found[-1].generation == bare.control.status().ruleset
+                return Change(0, bare.control.status().ruleset) in found
 
             assert until(last)
-            assert [one.generation for one in found] == list(range(2, found[-1].generation + 1))
-            assert [one.family for one in found if one.generation == again] == [0]
-            assert {one.netns for one in found if one.generation > again} == {inode}
+            reports = [one for one in found if one.first]
+            numbers = {n for one in reports for n in range(one.first, one.last + 1)}
+            assert numbers == set(range(1, found[-1].last + 1))
+            assert [one.family for one in reports if one.last == again] == [0]
+            assert {one.netns for one in reports if one.first > again} == {inode}
         finally:
             changes.close()
             bare.control.disarm()

@@ -36,6 +36,29 @@ def test_every_rule_that_iptables_made_has_the_words_of_iptables(space: RulesetN
     assert space.chain(IP, "filter", "INPUT").rules == saved
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_rules_of_all_chains_that_iptables_creates_have_its_words(
+    space: RulesetNamespace, family: int
+) -> None:
+    hooks = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+    chains = {
+        "raw": ("PREROUTING", "OUTPUT"),
+        "mangle": hooks,
+        "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+        "filter": hooks[1:4],
+        "security": hooks[1:4],
+    }
+    for table, names in chains.items():
+        for name in names:
+            space.iptables("-t", table, "-A", name, "-p", "udp", "-j", "ACCEPT", family=family)
+    found = space.read()
+    assert {
+        (table, name): chain.rules
+        for (_, table), text in found.items()
+        for name, chain in text.chains.items()
+    } == {(table, name): ["-p udp -j ACCEPT"] for table, names in chains.items() for name in names}
+
+
 def test_a_foreign_base_chain_leaves_the_other_chains_the_words_of_iptables(
     space: RulesetNamespace,
 ) -> None:

@@ -177,6 +177,31 @@ CASES: dict[str, tuple[dict[str, str | None], str, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("changes", "status", "text"),
+    [
+        ({}, "ok", "yes: iptables-nft, nftables"),
+        ({"proc/self/status": USER}, "fail", "needs root"),
+        ({"sys/kernel/btf/vmlinux": None}, "fail", "has no BTF"),
+        ({"proc/sys/kernel/osrelease": "5.10.0-1-amd64"}, "fail", "no BTF for its modules"),
+        ({"proc/modules": "nf_tables 1 1 - Live 0x0\n"}, "fail", "no BTF for its modules"),
+        ({"usr/lib/x86_64-linux-gnu/libbpf.so.1": None}, "fail", "libbpf.so.1 is missing"),
+        (
+            {"sys/kernel/security/lockdown": "none integrity [confidentiality]\n"},
+            "fail",
+            "lockdown=confidentiality",
+        ),
+        ({"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, "ok", "yes"),
+    ],
+)
+def test_it_says_whether_bpf_can_trace_without_a_module(
+    machine: Callable[..., Host], changes: dict[str, str | None], status: str, text: str
+) -> None:
+    check = found(machine(changes), "engine: bpf")
+    assert check.status == status
+    assert text in check.text
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_missing_is_one_line_with_its_remedy(
     case: str, machine: Callable[..., Host], capsys: pytest.CaptureFixture[str]
@@ -304,7 +329,7 @@ NETLINK_CASES: dict[str, tuple[dict[str, str | None], str, str, str]] = {
         {"proc/self/status": USER},
         "fail",
         "no, because not root, and without CAP_NET_ADMIN",
-        "run it with sudo, or look at a demo: ipttrace demo",
+        "run it with sudo, or try the demo: ipttrace demo",
     ),
     "root of a container": (
         {"proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\n"},
@@ -414,7 +439,7 @@ def test_root_of_a_user_namespace_can_trace_its_own_network_namespaces_only(
     monkeypatch.setattr(Host, "owner", lambda self, path: 65534)
     refused = found(host, "engine: netlink")
     assert refused.text == "no, because this network namespace belongs to another user namespace"
-    assert refused.remedy == "run it under unshare -n, or look at a demo: ipttrace demo"
+    assert refused.remedy == "run it under unshare -n, or try the demo: ipttrace demo"
 
 
 def test_tracing_that_would_flood_the_kernels_log_is_refused_in_the_first_namespace_only(
@@ -461,7 +486,7 @@ def test_a_running_ipttrace_is_not_a_leftover(machine: Callable[..., Host]) -> N
     device = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
     write(host.root, {"proc/locks": f"1: FLOCK  ADVISORY  WRITE 4242 {device} 0 EOF\n"})
     assert found(host, "leftovers") == Check(
-        "leftovers", "ok", "none: an ipttrace is running (pid 4242)"
+        "leftovers", "ok", "none: ipttrace is running (pid 4242)"
     )
 
 

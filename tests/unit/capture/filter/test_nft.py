@@ -171,7 +171,7 @@ def test_exact_rules_match_what_libpcap_matches(expr: str) -> None:
 def test_rules_that_are_not_exact_match_more_and_never_less(expr: str) -> None:
     rules = compiled(expr)
     assert not rules.exact
-    assert rules.location.endswith("on the delivered headers")
+    assert rules.location.endswith("in the agent, on the reported headers")
     for one in packets():
         assert rules.matches(one) or not pcapfilter.matches(rules.program, one), one.hex()
 

@@ -218,7 +218,7 @@ def test_a_program_too_long_for_the_kernel_is_refused_in_one_line() -> None:
     ("expr", "message"),
     [
         ("tcp\0udp", "contains a NUL character"),
-        ("\ud800", "is not text"),
+        ("\ud800", "is not valid UTF-8"),
         ("(" * 30_000 + "tcp", "nested too deeply"),
         ("tcp \x1b[2J", "syntax error"),
         ("tcp\nand\nand", "syntax error"),

@@ -49,6 +49,25 @@ def test_a_failed_build_is_reported_in_one_line(
     assert not list(tmp_path.glob("cache/**/*.ko"))
 
 
+def test_a_kernel_without_what_the_module_needs_is_named_in_plain_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN headers of a kernel without the TRACE target, on which the sources give up
+    monkeypatch.setenv("IPTTRACE_CACHE", str(tmp_path / "cache"))
+    lacking = "this kernel cannot report rule hits (CONFIG_NETFILTER_XT_TARGET_TRACE)"
+    assert f'#error "{lacking}"' in (kmod.sources() / "kmod" / "compat.h").read_text()
+    (tmp_path / "Makefile").write_text(
+        "modules:\n"
+        "\t@echo 'record.c:9:1: error: no member named nf_trace' >&2\n"
+        f"\t@echo 'compat.h:1:2: error: #error \"{lacking}\"' >&2\n"
+        "\t@exit 2\n"
+    )
+    # THEN that is the reason
+    with pytest.raises(CaptureError) as error:
+        kmod.build(tmp_path, "6.1.0")
+    assert str(error.value) == f"the module does not build for 6.1.0: {lacking}"
+
+
 class _Inserted(Exception):
     """finit_module(2) was called."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import queue
 
-from ipttrace.capture.iptables_save import Chain
+from ipttrace.capture.legacy_texts import TextChain
 from ipttrace.capture.netlink.changes import LegacyChange, NftChange, RuleChange
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
 from ipttrace.capture.rules.netlink_watch import NetlinkRules
@@ -21,11 +21,14 @@ TABLE = (IP, "t")
 
 
 def snapshot(genid: int, table: int = 1, content: int = 0, **chains: list[int]) -> Snapshot:
-    """A ruleset with one table, its handle `table`; its chains' rules by handle."""
+    """A ruleset with one table, its handle `table`; its chains' rules by handle.
+
+    `content`: rules with the same handle and content are the same.
+    """
     infos = {
         (*TABLE, name): ChainInfo(
             None, None, "", None, None, handles,
-            handle=ord(name[0]), contents=[content] * len(handles),
+            handle=ord(name[0]), contents=[content + one for one in handles],
         )
         for name, handles in chains.items()
     }  # fmt: skip
@@ -87,6 +90,11 @@ def test_the_unchanged_rules_have_texts_at_once_when_others_are_replaced() -> No
             None, "-j A", "-j B", None,
         ]  # fmt: skip
         assert host.text("forward", 1) is None
+        # AND each has its handle, as it was then
+        rule = INODE, FAMILIES["ip"], "t", "services", 2
+        assert host.read.handle(*rule, host.generation) == 1
+        assert host.read.handle(*rule, 1) == 2
+        assert host.read.handle(*rule[:-1], 4, host.generation) is None
     # AND the earlier generations keep theirs
     assert host.text("services", 1, 1) == "-j A"
     assert host.text("forward", 1, 1) == "-j C"
@@ -103,16 +111,31 @@ def test_texts_that_were_read_while_rules_changed_are_of_the_rules_that_stayed()
     assert host.text("forward", 1) is None
 
 
-def test_a_table_that_was_made_again_has_no_text_of_the_one_before() -> None:
+def test_a_table_that_was_made_again_has_the_texts_of_equal_rules_only() -> None:
     host = Host()
     first = snapshot(1, services=[1])
     host.change(first)
     host.learn(first, texts(services=["-j A"]))
-    host.change(snapshot(2, table=2, services=[1]))
+    # WHEN the table is made again, so that handles begin anew, with another rule
+    host.change(snapshot(2, table=2, content=5, services=[1]))
+    # THEN that has not its text, and once it is as it was it has
     assert host.text("services", 1) is None
-    # AND what is read of the old one by then is not used
-    host.learn(first, texts(services=["-j A"]))
-    assert host.text("services", 1) is None
+    host.change(snapshot(3, table=3, services=[1]))
+    assert host.text("services", 1) == "-j A"
+
+
+def test_a_chain_that_is_flushed_and_filled_again_keeps_its_texts() -> None:
+    host = Host()
+    first = snapshot(1, services=[1, 2])
+    host.change(first)
+    host.learn(first, texts(services=["-j A", "-j B"]))
+    # WHEN it is flushed, and equal rules come back in another order, under new handles
+    host.change(snapshot(2, services=[]))
+    again = snapshot(3, services=[12, 11, 13])
+    again.chains[*TABLE, "services"].contents[:] = [2, 1, 3]
+    host.change(again)
+    # THEN each has its text, and the new one has none
+    assert [host.text("services", number) for number in (1, 2, 3)] == ["-j B", "-j A", None]
 
 
 def test_a_rule_that_was_replaced_under_its_handle_has_not_the_text_of_before() -> None:
@@ -121,7 +144,7 @@ def test_a_rule_that_was_replaced_under_its_handle_has_not_the_text_of_before() 
     host.change(first)
     host.learn(first, texts(services=["-j A"]))
     # WHEN `iptables -R` replaces the rule, which keeps its handle
-    second = snapshot(2, content=1, services=[1])
+    second = snapshot(2, content=5, services=[1])
     host.change(second)
     # THEN neither has the other's text, before and after the new one is read
     assert (host.text("services", 1, 1), host.text("services", 1, 2)) == ("-j A", None)
@@ -159,7 +182,7 @@ def test_a_namespace_that_is_gone_has_nothing_left_to_read() -> None:
 
 def test_legacy_tables_that_cannot_be_read_any_more_have_no_texts_of_before() -> None:
     host = Host()
-    table = {"INPUT": Chain("DROP", (0, 0), ["-j ACCEPT"], [(0, 0)])}
+    table = {"INPUT": TextChain("DROP", ["-j ACCEPT"])}
     host.changes.put(LegacyChange("/x", INODE, {(4, "filter"): table}, 1))
     host.changes.put(LegacyChange("/x", INODE, {}, 2))
     host.report()

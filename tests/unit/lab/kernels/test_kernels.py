@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import struct
 import subprocess
@@ -99,7 +100,7 @@ def test_an_invalid_release_is_rejected_before_any_command_runs(cache: Path, wan
 def fake_packages(monkeypatch: pytest.MonkeyPatch, size: int = 1) -> None:
     names = [f"linux-image-{RELEASE}", f"linux-headers-{RELEASE}", "linux-kbuild-6.1"]
     found = [Package(name, "1", size, size, ()) for name in names]
-    monkeypatch.setattr(cache_module, "packages_of", lambda wanted: (RELEASE, found))
+    monkeypatch.setattr(cache_module, "packages_of", lambda wanted, folder: (RELEASE, found))
 
 
 def test_too_little_disk_space_is_reported_before_the_download(
@@ -114,11 +115,94 @@ def test_too_little_disk_space_is_reported_before_the_download(
 def test_an_unknown_kernel_is_a_one_line_error(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels_apt, "show", lambda name: None)
+    monkeypatch.setattr(kernels_apt, "_cache", lambda arguments, options: "")
     monkeypatch.setattr(kernels_apt, "refresh_lists", lambda: False)
-    with pytest.raises(KernelError, match=r"have no kernel 9\.9: run `apt-get update`") as error:
+    monkeypatch.setattr(kernels_apt, "other_suites", lambda folder: ("-o", "x"))
+    with pytest.raises(KernelError, match=r"^no kernel 9\.9 in the lists of .* sid$") as error:
         kernels.ensure("9.9")
     assert "\n" not in str(error.value)
+
+
+LISTS = {
+    "linux-image-6.18.9+deb13-amd64": "",
+    "linux-image-7.2.13+deb14-amd64": "",
+    "linux-headers-7.2.13+deb14-amd64": "linux-kbuild-7.2.13+deb14",
+    "linux-image-7.3.4+deb13-amd64": (
+        "dracut | initramfs-tools, linux-base-7.3.4+deb13-amd64 (= 1),"
+        " linux-binary-7.3.4+deb13-amd64 (= 1), linux-modules-7.3.4+deb13-amd64 (= 1)"
+    ),
+    "linux-headers-7.3.4+deb13-amd64": (
+        "gcc-14-for-host, linux-base (>= 4.12~), linux-base-7.3.4+deb13-amd64 (= 1),"
+        " linux-headers-7.3.4+deb13-common (= 1), linux-kbuild-7.3.4+deb13"
+    ),
+    "linux-image-7.3.4+deb13-cloud-amd64": "",
+    "linux-headers-7.3.4+deb13-cloud-amd64": "",
+    "linux-image-6.1.0-56-rt-amd64": "kmod",
+    "linux-headers-6.1.0-56-rt-amd64": (
+        "linux-headers-6.1.0-56-common-rt (= 1), linux-kbuild-6.1 (>= 1), gcc-12"
+    ),
+}
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Package lists of which all but Linux 6.18's headers can be had."""
+
+    def answer(arguments: Sequence[str], options: tuple[str, ...]) -> str:
+        last = arguments[-1]
+        if arguments[0] == "search":
+            return "".join(f"{name} - Linux\n" for name in LISTS if re.search(last, name))
+        depends = LISTS.get(last, "")
+        return f"Package: {last}\nVersion: 1\nSize: 1\nDepends: {depends}\n"
+
+    monkeypatch.setattr(kernels_apt, "_cache", answer)
+    monkeypatch.setattr(kernels_apt, "refresh_lists", lambda: False)
+    monkeypatch.setattr(kernels_apt, "other_suites", lambda folder: ())
+
+
+@pytest.mark.usefixtures("lists")
+@pytest.mark.parametrize(
+    ("wanted", "release", "parts"),
+    [
+        (
+            "7.3",
+            "7.3.4+deb13-amd64",
+            "image base binary modules headers headers-common kbuild",
+        ),
+        ("6.1-rt", "6.1.0-56-rt-amd64", "image headers headers-common-rt kbuild"),
+        ("7.2.13+deb14-amd64", "7.2.13+deb14-amd64", "image headers kbuild"),
+    ],
+)
+def test_all_parts_of_a_kernel_are_found(
+    tmp_path: Path, wanted: str, release: str, parts: str
+) -> None:
+    found, packages = kernels_apt.packages_of(wanted, tmp_path)
+    assert found == release
+    version = r"-\d[\w.+]*(-56)?"
+    names = [
+        re.sub(version, "", package.name).removeprefix("linux-").removesuffix("-amd64")
+        for package in packages
+    ]
+    assert [name.removesuffix("-rt") if "common" not in name else name for name in names] == (
+        parts.split()
+    )
+
+
+@pytest.mark.usefixtures("lists")
+def test_an_image_without_headers_is_said_to_have_none(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=r"^Debian has Linux 6\.18, but no headers in"):
+        kernels_apt.packages_of("6.18", tmp_path)
+
+
+def test_a_series_is_of_one_flavour(cache: Path) -> None:
+    for release in ("6.1.0-56-amd64", "6.1.0-57-rt-amd64", "6.1.0-58-cloud-amd64"):
+        add_kernel(cache, release)
+    found = [kernels.find(name) for name in ("6.1", "6.1-rt", "6.1.0-58-cloud-amd64")]
+    assert [kernel and kernel.release for kernel in found] == [
+        "6.1.0-56-amd64",
+        "6.1.0-57-rt-amd64",
+        "6.1.0-58-cloud-amd64",
+    ]
 
 
 def make_deb(folder: Path, package: Package, files: dict[str, str]) -> Path:

@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipttrace.stream.record import ENTRY, EXIT, MATCHES, RULE
+from ipttrace.stream.record import (
+    ENTRY,
+    EXIT,
+    EXIT_F_CHANGED,
+    MATCHES,
+    RULE,
+    SOURCE_KERNEL,
+    SOURCE_NFLOG,
+    SOURCE_NFT,
+)
 from ipttrace.trace.calls.assemble import PATIENCE_NS, Assembler, Calls
 from tests.data import streams, synth
 from tests.data.records import MONO, Array, entry, joined, leave, rule
@@ -142,6 +152,39 @@ def test_an_unconditional_drop_in_a_user_chain_is_a_rule_not_a_return() -> None:
     # THEN the deciding hit is a rule, and the return stays a return
     calls = assembler.feed(EXIT, joined(leave(1, 2, 0), leave(2, 2)))
     assert matches(calls) == ["rule", "rule", "return", "policy"]
+
+
+@pytest.mark.parametrize("source", [SOURCE_KERNEL, SOURCE_NFT, SOURCE_NFLOG])
+def test_the_end_of_a_chain_stays_a_return_if_a_match_drops_the_packet_behind_it(
+    source: int,
+) -> None:
+    # GIVEN a call that ends right behind the end of a chain, of known rules, and as many of
+    # rules that are unknown or changed meanwhile
+    of: dict[str, Any] = {"source": source}
+    entries = [entry(1, ruleset=7, **of), entry(2, 1, **of), entry(3, 2, ruleset=7, **of)]
+    exits = [leave(1, 2, 0), leave(2, 2, 0), leave(3, 2, 0, flags=EXIT_F_CHANGED)]
+    assembler = Assembler()
+    assembler.feed(ENTRY, joined(*entries))
+    hits = [
+        one
+        for call in (1, 2, 3)
+        for one in (rule(call, 0, b"INPUT", 1), rule(call, 1, b"SITE", 4, RETURN))
+    ]
+    assembler.feed(RULE, joined(*hits))
+    # THEN "return" is corrected only where it may be a rule; nftables' never is
+    calls = assembler.feed(EXIT, joined(*exits))
+    unknown = "return" if source == SOURCE_NFT else "rule"
+    assert matches(calls)[1::2] == ["return", unknown, unknown]
+
+
+def test_a_return_stays_a_return_though_its_chain_is_entered_again() -> None:
+    # GIVEN a chain that two rules jump to, the second of which was lost
+    assembler = Assembler()
+    assembler.feed(ENTRY, entry(1))
+    hits = [(0, b"INPUT", 1, 0), (1, b"SITE", 2, RETURN), (3, b"SITE", 1, 0)]
+    assembler.feed(RULE, joined(*(rule(1, *one) for one in hits)))
+    calls = assembler.feed(EXIT, leave(1, 4, 0))
+    assert matches(calls) == ["rule", "return", "rule"]
 
 
 def test_a_return_stays_a_return_if_the_records_after_it_are_lost() -> None:

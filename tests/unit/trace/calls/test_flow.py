@@ -6,6 +6,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import numpy as np
+
 from ipttrace.stream import record
 from ipttrace.trace.calls.flow import Flows
 from ipttrace.trace.decode import headers as packet
@@ -45,7 +47,8 @@ def tracked(
 def flows_of(*entries: record.Records, by: Flows | None = None) -> list[int]:
     together = joined(*entries)
     headers = packet.decode(together["packet"], together["caplen"], together["len"])
-    found: list[int] = (by or Flows()).assign(together, headers).tolist()
+    journeys = np.arange(1, len(together) + 1, dtype=np.uint64)
+    found: list[int] = (by or Flows()).assign(together, headers, journeys).tolist()
     return found
 
 

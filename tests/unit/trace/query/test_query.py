@@ -71,6 +71,8 @@ def test_a_query_has_one_canonical_text(text: str, canonical: str) -> None:
         ("verdict=DORP", "        ^^^^", "did you mean DROP?"),
         ("table=nat and", "             ^", "incomplete after and"),
         ("tcp udp", "    ^^^", "and, or, or an operator missing before udp"),
+        ("tcp and port 443", "             ^^^", "operator missing: port=443"),
+        ("host 10.1.0.2", "     ^^^^^^^^", "operator missing: addr=10.1.0.2"),
         ("(tcp or (udp)", "^", "closing ) missing"),
         ("tcp)", "   ^", "no matching ( for this )"),
         ("comm='a and tcp", "     ^", "closing quote missing"),

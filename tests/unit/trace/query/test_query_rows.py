@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from ipaddress import ip_address, ip_network
 
@@ -21,7 +22,9 @@ from tests.data.records import entry, leave, rule, tcp, v4
 from tests.data.traces import feed_synthetic, one_row, replay
 from tests.paths import LAB
 
-PLAIN = tuple(name for name in FIELDS if name not in ("time", "path", "rule", "flags", "frag"))
+# Fields of which the row itself has the value.
+OTHERS = ("time", "path", "rule", "flags", "frag", "tables", "netns_name")
+PLAIN = tuple(name for name in FIELDS if name not in OTHERS)
 
 
 @cache
@@ -90,6 +93,19 @@ def test_equality_matches_the_rows_with_that_value(which: Callable[[], Trace], n
         assert matched(trace, f"{name}!={text}") == others
     assert matched(trace, f"{name}=none") == matched(trace, f'{name}=""') == missing
     assert matched(trace, f"{name}!=none") == {row.index for row in rows} - missing
+
+
+def test_netns_name_matches_names_alone_and_none_where_there_is_none() -> None:
+    trace, rows = lab(), rows_of(lab)
+    inode = next(row.netns for row in rows)
+    context = {"netns": {(0, inode): "web-1", (0, 7): "other"}}
+    mine = rows_with(rows, lambda row: row.netns == inode)
+    everyone = {row.index for row in rows}
+    assert matched(trace, "netns_name=web-1", **context) == mine
+    assert matched(trace, "netns_name~^WEB", **context) == mine
+    assert matched(trace, f"netns_name={inode}", **context) == set()
+    assert matched(trace, "netns_name!=other", **context) == mine
+    assert matched(trace, "netns_name=none", **context) == everyone - mine
 
 
 @pytest.mark.parametrize("which", [lab, synthetic])
@@ -167,7 +183,7 @@ def test_conditions_match_the_same_rows_as_python(
         "ipv6 and not new": lambda row: row.family == 6 and row.ct_state != "NEW",
         "partial or journey=0x1": lambda row: row.partial or row.journey == 1,
         "netns=4026531840": lambda row: row.netns == 4026531840,
-        "len>0.1k": lambda row: row.len > 100,
+        "len>0.1k": lambda row: (row.len or 0) > 100,
         "mac_src=52:54:00": lambda row: (row.mac_src or "").startswith("52:54:00"),
         "host=0": lambda row: True,
         "host!=0": lambda row: False,
@@ -390,7 +406,7 @@ def test_an_empty_part_gives_an_empty_mask() -> None:
     trace = one_row()
     (part,) = trace.store.parts()
     columns = {name: column[:0] for name, column in part.columns.items()}
-    empty = type(part)(0, columns, part.begins[:0], part.ends[:0], part.steps)
+    empty = replace(part, columns=columns, begins=part.begins[:0], ends=part.ends[:0])
     for text in ("", "path=x", "time>-1s", "rule~x", "netns~1", "tcp or udp and not icmp"):
         assert query.compile(text).mask(empty, context_of(trace)).shape == (0,)
 

@@ -364,3 +364,11 @@ def test_rules_without_a_known_text_have_none_and_the_others_theirs() -> None:
 def test_malformed_numbers_of_unknown_rules_are_refused(unknown: object) -> None:
     with pytest.raises(StreamError, match=r"^malformed rules in the stream: unknown$"):
         fed(frame(3, "-j DROP", unknown=unknown))
+
+
+@pytest.mark.parametrize(
+    "handles", [5, {"INPUT": 5}, {"INPUT": ["2"]}, {"INPUT": [-2]}, {"INPUT": [1, 2]}]
+)
+def test_malformed_handles_of_rules_are_refused(handles: object) -> None:
+    with pytest.raises(StreamError, match=r"^malformed rules in the stream: handles$"):
+        fed(frame(3, "-j DROP", handles=handles))

@@ -356,3 +356,79 @@ def test_rules_of_an_inet_table_have_their_texts() -> None:
     found = story(trace.store, 0)
     assert found is not None
     assert [hit.rule for hit in found.traversals[0].steps] == ["jump jail", None]
+
+
+def test_a_connection_of_which_only_the_state_is_known_shows_that_and_no_zeros() -> None:
+    store = forwarded(flags=record.F_FOLLOWED, ct_flags=record.CT_STATE, ct_info=3, ct_mark=7)
+    conntrack = story_of(store, 3).conntrack
+    assert conntrack is not None
+    assert (conntrack.state, conntrack.status) == ("ESTABLISHED reply", ("DNAT", "DNAT_DONE"))
+    unknown = (conntrack.mark, conntrack.zone, conntrack.proto, conntrack.orig, conntrack.reply)
+    assert unknown == (None,) * 5
+    # AND what cannot be compared has not changed
+    before, _ = changes(story_of(store, 3), 3)
+    assert not {"ct orig", "ct reply", "ct mark", "zone"} & before.keys()
+
+
+def test_a_packet_that_conntrack_found_invalid_says_so() -> None:
+    store = forwarded(flags=record.F_FOLLOWED, ct=0, ct_info=0, ct_flags=record.CT_INVALID)
+    found = story_of(store, 3)
+    assert found.conntrack is None
+    assert changes(found, 3)[0]["ct"] == "NEW → INVALID"
+
+
+def test_the_reply_s_tuple_that_netlink_does_not_know_yet_is_no_address() -> None:
+    store = forwarded(ct_reply_src=bytes(16), ct_reply_dst=bytes(16))
+    conntrack = story_of(store, 3).conntrack
+    assert conntrack is not None
+    assert conntrack.orig == "10.1.0.2:40000 → 10.1.0.1:8080"
+    assert conntrack.reply is None
+    assert "ct reply" not in changes(story_of(store, 3), 3)[0]
+
+
+def masqueraded(**connection: Any) -> Store:
+    """A packet that leaves by POSTROUTING, and an answer; `connection`: fields of the answer's."""
+    there = v4(6, "10.1.0.2", "10.2.0.2", tcp(40000, 80, 2))
+    back = v4(6, "10.2.0.2", "10.2.0.1", tcp(80, 61000, 18))
+    home = v4(6, "10.2.0.2", "10.1.0.2", tcp(80, 40000, 18))
+    of: dict[str, Any] = {"source": record.SOURCE_NFT, "tables": 1, "table": b"t"}
+    first, next_ = record.F_FIRST, record.F_FOLLOWED
+    entries = [
+        entry(1, 0, there, hook=2, skb=1, **{**of, "flags": first}),
+        entry(2, 10, there, hook=4, skb=1, **{**of, "flags": next_}),
+        entry(3, 20, back, hook=0, skb=2, **{**of, "flags": first}),
+        entry(4, 30, home, hook=2, skb=2, **{**of, "flags": next_, **connection}),
+    ]
+    rules = [rule(call, 0, b"c", 1, 0, 10 * call) for call in (1, 2, 3, 4)]
+    return store_of(entries, rules, [leave(call, 1, at=10 * call) for call in (1, 2, 3, 4)])
+
+
+CONNECTION: dict[str, Any] = {
+    "flags": record.F_FOLLOWED | record.F_CONNTRACK,
+    "ct_info": 3,
+    "ct_proto": 6,
+    "ct_status": 0x190,
+    "ct_orig_src": CLIENT,
+    "ct_orig_dst": SERVER,
+    "ct_orig_sport": 40000,
+    "ct_orig_dport": 80,
+    "ct_reply_src": SERVER,
+    "ct_reply_dst": bytes([10, 2, 0, 1]),
+    "ct_reply_sport": 80,
+    "ct_reply_dport": 61000,
+}
+
+
+@pytest.mark.parametrize("connection", [{}, CONNECTION], ids=["by an answer", "by conntrack"])
+def test_the_last_line_tells_what_masquerade_made_of_the_source(connection: Any) -> None:
+    store = masqueraded(**connection)
+    forward, postrouting = story_of(store, 0).traversals
+    assert forward.changed_behind == ()
+    (change,) = postrouting.changed_behind
+    assert (change.name, change.text) == ("src", "10.1.0.2:40000 → 10.2.0.1:61000")
+    # AND the answer was translated back between its tables
+    _, home = story_of(store, 2).traversals
+    assert [change.text for change in home.changed_before if change.name == "dst"] == [
+        "10.2.0.1:61000 → 10.1.0.2:40000"
+    ]
+    assert home.changed_behind == ()

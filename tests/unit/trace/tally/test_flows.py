@@ -7,6 +7,7 @@ from collections import Counter
 
 from ipttrace.trace.tally.flows import FlowsTally
 from tests.data import synth
+from tests.data.netlink_rows import IP, RULE, RecordedCalls
 from tests.data.traces import synthetic
 
 
@@ -29,3 +30,15 @@ def test_flows_beyond_the_limit_are_summed_and_the_newest_stay() -> None:
         )
     newest = Counter({flow.flow: flow.last for flow in flows}).most_common(50)
     assert {flow for flow, _ in newest} <= {flow.flow for flow in kept}
+
+
+def test_a_flow_traced_over_netlink_has_no_cost() -> None:
+    # GIVEN a packet that was traced over netlink only
+    calls = RecordedCalls()
+    calls.nft(b"filter", IP, [(b"INPUT", 1, RULE)], first=True)
+    trace, tally = calls.trace("netlink"), FlowsTally()
+    for part in trace.store.parts():
+        tally.feed(part)
+    # THEN its cost is unknown, not 0
+    (flow,) = tally.top("packets", 100, trace.store.names)
+    assert (flow.rows, flow.cost_ns, flow.max_cost_ns) == (1, None, None)

@@ -217,6 +217,11 @@ def test_the_kernels_counters_stand_beside_their_own_rules() -> None:
     forward, web = lab.listing().tables[0].chains
     assert [kernel_packets(forward, key) for key in forward.keys] == [5, 6, 0, 7]
     assert [kernel_packets(web, key) for key in web.keys] == [None, None]
+    # WHEN a rule and the policy do not count THEN they have no counter, not 0
+    chains = {"FORWARD": {"policy": None, "rules": [[5, 1], None, [0, 0]]}}
+    lab.trace.rulesets.feed_counters({**counters, "chains": chains})
+    forward, _ = lab.listing().tables[0].chains
+    assert [kernel_packets(forward, key) for key in forward.keys] == [5, None, 0, None]
     # WHEN the counters belong to earlier rules THEN they are not shown
     lab.trace.rulesets.feed_counters({**counters, "since": 1})
     forward, _ = lab.listing().tables[0].chains

@@ -115,7 +115,7 @@ def test_a_flow_has_packets_drops_costs_and_the_rule_that_dropped_it(
         drops = [row for row in rows if row.verdict == "DROP"]
         assert flow.rows == len(rows)
         assert flow.packets == len(firsts)
-        assert flow.bytes == sum(row.len for row in firsts)
+        assert flow.bytes == sum(row.len or 0 for row in firsts)
         assert flow.drops == len(drops)
         assert flow.cost_ns == sum(row.cost_ns or 0 for row in rows)
         assert flow.max_cost_ns == max(row.cost_ns or 0 for row in rows)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tests.lab.queue import queue
 from tests.netns.loopback import until
 from tests.netns.netlink_lab import Row, Tracer, in_short, tracing
 from tests.netns.ruleset_namespace import RulesetNamespace
-from tests.netns.wired_namespace import ipv4, send, udp, wired_namespace
+from tests.netns.wired_namespace import ipv4, send, tcp, udp, wired_namespace
 
 RULES = """*mangle
 :PREROUTING ACCEPT [0:0]
@@ -76,6 +79,51 @@ def test_a_target_that_dropped_the_packet_has_no_verdict_and_accept_if_it_did_no
     assert not dropped & {("INPUT", 11), ("INPUT", 21), ("FORWARD", 11), ("FORWARD", 21)}
 
 
+@pytest.mark.parametrize(
+    ("rules", "destination", "where"),
+    [
+        ("*nat\n-A PREROUTING -p udp -j REDIRECT", "10.9.0.1", ("nat", "PREROUTING")),
+        ("*nat\n-A POSTROUTING -p udp -j MASQUERADE", "10.7.0.1", ("nat", "POSTROUTING")),
+        (
+            "*mangle\n-A PREROUTING -p udp -j TPROXY --on-port 1",
+            "10.9.0.1",
+            ("mangle", "PREROUTING"),
+        ),
+    ],
+    ids=["REDIRECT", "MASQUERADE", "TPROXY"],
+)
+def test_a_row_of_a_target_that_dropped_the_packet_has_the_time_of_its_own_table(
+    namespace: RulesetNamespace,
+    tmp_path: Path,
+    rules: str,
+    destination: str,
+    where: tuple[str, str],
+) -> None:
+    # GIVEN a packet that is held in the first table until its row is there
+    raw = "*raw\n-A PREROUTING -p udp -j NFQUEUE --queue-num 7\nCOMMIT"
+    namespace.run("iptables-legacy-restore", input=f"{raw}\n{rules}\nCOMMIT\n")
+    with contextlib.ExitStack() as stack:
+        with namespace.enter():
+            held = stack.enter_context(queue(7))
+        tracer = stack.enter_context(tracing(tmp_path, Path(namespace.path).name, "udp"))
+        send(namespace, ipv4(17, destination, udp(61)))
+        first = row(tracer, 61, "raw", "PREROUTING")
+        # WHEN it goes on, and a later table drops it
+        released = datetime.now(UTC)
+        held.accept_one()
+        last = row(tracer, 61, *where)
+        tracer.finish()
+    # THEN the table's row has the time of then
+    assert (first["verdict"], last["verdict"]) == ("QUEUE", None)
+    assert first["journey"] == last["journey"]
+    assert wall(first) < released < wall(last)
+
+
+def wall(row: Row) -> datetime:
+    """The row's time, to the microsecond."""
+    return datetime.fromisoformat(row["time"][:26] + "+00:00")
+
+
 def test_a_rule_that_masquerades_and_was_added_meanwhile_has_its_verdict(
     namespace: RulesetNamespace, tmp_path: Path
 ) -> None:
@@ -89,6 +137,22 @@ def test_a_rule_that_masquerades_and_was_added_meanwhile_has_its_verdict(
         found = row(tracer, 51, "nat", "POSTROUTING")
         tracer.finish()
     assert in_short(found) == "POSTROUTING nat POSTROUTING:1 ACCEPT"
+
+
+def test_the_end_of_a_chain_is_a_return_though_the_call_ends_there(
+    namespace: RulesetNamespace, tmp_path: Path
+) -> None:
+    # GIVEN a rule behind a chain's end whose match drops packets with too short a header
+    rules = "-A PREROUTING -p tcp -j own\n-A PREROUTING -p tcp -m tcp --dport 80"
+    namespace.run("iptables-legacy-restore", input=f"*mangle\n:own -\n{rules}\nCOMMIT\n")
+    with tracing(tmp_path, Path(namespace.path).name, "ip proto 6") as tracer:
+        send(namespace, ipv4(6, "10.9.0.1", tcp(80, 2)[:10]))
+        tracer.wait(1)
+        tracer.finish()
+    # THEN the row names that end, and no rule, as none was hit there
+    (found,) = tracer.rows
+    assert in_short(found) == "PREROUTING mangle PREROUTING:1 own:1/return None"
+    assert (found["match"], found["rule"]) == ("return", None)
 
 
 def test_a_comment_that_looks_like_a_target_is_none(

@@ -15,6 +15,7 @@ from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.netlink.nft.dump import Dump
 from ipttrace.capture.netlink.nft.table import FlipTable
+from ipttrace.netfilter import ACCEPT, DROP
 from tests.netns.ruleset_namespace import (
     ARP,
     BRIDGE,
@@ -68,6 +69,27 @@ def test_every_family_is_listed_with_its_hooks_and_policies(namespace: RulesetNa
     }
     assert found.chains[INET, "t", "other"].comment == "one\ntwo"
     assert len(found.chains[INET, "t", "in"].handles) == 2
+    assert found.chains[INET, "t", "in"].verdicts == [ACCEPT, DROP]
+
+
+def test_the_verdict_of_a_rule_that_has_only_one_is_known(namespace: RulesetNamespace) -> None:
+    for words in (
+        "-p udp --dport 22 -j ACCEPT",
+        "-j DROP",
+        "-p tcp -j REJECT",
+        "-j LOG",
+        "-p udp -m multiport --dports 1,2",
+    ):
+        namespace.iptables("-A", "INPUT", *words.split())
+    namespace.nft("""
+table ip t {
+  chain c { }
+  chain d { jump c; goto c; return; reject; ip saddr vmap { 192.0.2.1 : drop }; }
+}
+""")
+    found = namespace.snapshot().chains
+    assert found[IP, "filter", "INPUT"].verdicts == [ACCEPT, DROP, DROP, -1, None]
+    assert found[IP, "t", "d"].verdicts == [-3, -4, -5, DROP, None]
 
 
 def test_handles_are_in_the_order_of_the_rules(namespace: RulesetNamespace) -> None:

@@ -476,7 +476,7 @@ def test_a_second_table_and_a_deleted_one_give_an_error_of_one_line(
 ) -> None:
     with namespace.table(owner=False) as table, namespace.table() as second:
         table.install(compiled("ip"))
-        with pytest.raises(CaptureError, match=r"^this process traces here already: [^\n]*$"):
+        with pytest.raises(CaptureError, match=r"^this process already traces here: [^\n]*$"):
             second.install(compiled("ip"))
         assert table.counted() == (0, 0)
         namespace.nft("delete", "table", "inet", table.name.decode())

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from ipttrace.capture.iptables_save import parse
+from ipttrace import rule_words
+from ipttrace.capture import xtables
+from ipttrace.capture.iptables_save import Chain, parse
 from ipttrace.capture.netlink.events import POLICY, RETURN, RULE, VERDICT_CONTINUE
-from ipttrace.capture.netlink.legacy.tables import outcome
+from ipttrace.capture.netlink.legacy.tables import Tables, outcome
 from ipttrace.netfilter import ACCEPT, DROP, NFPROTO_IPV4
 
 RULES = """\
@@ -25,6 +27,17 @@ COMMIT
 """
 
 
+class Printed(xtables.Chain):
+    """A chain as iptables-save prints it."""
+
+    def __init__(self, printed: Chain) -> None:
+        super().__init__(printed.policy, tuple(map(hash, printed.rules)))
+        self._rules = printed.rules
+
+    def target(self, number: int) -> rule_words.Target | None:
+        return rule_words.target(self._rules[number - 1])
+
+
 @pytest.mark.parametrize(
     ("chain", "logged", "number", "meant"),
     [
@@ -40,6 +53,9 @@ COMMIT
 def test_a_rule_that_was_hit_is_a_rule_whatever_its_target(
     chain: str, logged: int, number: int, meant: tuple[int, int]
 ) -> None:
-    tables = {(4, name): table for name, table in parse(RULES).items()}
+    tables: Tables = {
+        (4, name): {chain: Printed(one) for chain, one in table.items()}
+        for name, table in parse(RULES).items()
+    }
     found = outcome(tables, NFPROTO_IPV4, "filter", chain, logged, number)
     assert (found.match, found.verdict) == meant

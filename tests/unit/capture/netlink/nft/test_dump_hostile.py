@@ -98,6 +98,7 @@ def test_a_dump_has_all_that_the_kernel_lists() -> None:
             [4, 9, 7],
             "hi",
             contents=snapshot.chains[INET, "t", "in"].contents,
+            verdicts=[None, None, None],
         ),
         (INET, "t", "\udcffx"): ChainInfo(None, None, "", None, None),
     }

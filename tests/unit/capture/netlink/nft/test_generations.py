@@ -6,12 +6,17 @@ from __future__ import annotations
 from ipttrace.capture.netlink.events import ChainKey
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
 from ipttrace.capture.netlink.nft.generations import Generations
+from ipttrace.netfilter import ACCEPT, DROP, STOLEN
 
 KEY = ChainKey(2, b"t", b"c")
 
 
-def snapshot(genid: int, *handles: int, table: int = 1, contents: int = 5) -> Snapshot:
-    chain = ChainInfo(None, None, "", None, None, list(handles), contents=[contents] * len(handles))
+def snapshot(
+    genid: int, *handles: int, table: int = 1, contents: int = 5, verdict: int | None = None
+) -> Snapshot:
+    chain = ChainInfo(None, None, "", None, None, list(handles))
+    chain.contents.extend([contents] * len(handles))
+    chain.verdicts.extend([verdict] * len(handles))
     return Snapshot(genid, {(2, "t"): TableInfo(table, 0, None)}, {(2, "t", "c"): chain})
 
 
@@ -41,7 +46,25 @@ def test_a_rule_that_was_replaced_under_its_handle_is_neither() -> None:
     # GIVEN `iptables -R`, which keeps the handle
     found = Generations(snapshot(10, 1), 1)
     found.change(11, 5, 2, snapshot(12, 1, contents=6))
-    assert found._search(11, 0, KEY, 1) == (1, 0xFF, 0, 0)
+    assert found._search(11, 0, KEY, 1) == (1, 0xFF, 0, 0, 0)
     # AND in the moment before it is announced
     found.change(12, 6, 3, None)
     assert found._search(10, 12, KEY, 1).ruleset == 0
+
+
+def test_a_rule_that_was_replaced_under_its_handle_is_known_by_its_verdict() -> None:
+    # GIVEN `iptables -R` of a rule that accepts by one that drops
+    found = Generations(snapshot(10, 1, verdict=ACCEPT), 1)
+    found.change(12, 6, 2, snapshot(12, 1, contents=6, verdict=DROP))
+    # THEN in the moment before it is announced each verdict is of one of them
+    assert found._search(10, 12, KEY, 1, ACCEPT).ruleset == 1
+    assert found._search(10, 12, KEY, 1, DROP).ruleset == 2
+    # AND another verdict is of neither
+    assert found._search(10, 12, KEY, 1, STOLEN).ruleset == 0
+
+
+def test_a_replaced_rule_that_may_give_any_verdict_leaves_its_own_verdict_open() -> None:
+    found = Generations(snapshot(10, 1, verdict=ACCEPT), 1)
+    found.change(12, 6, 2, snapshot(12, 1, contents=6))
+    assert found._search(10, 12, KEY, 1, ACCEPT).ruleset == 0
+    assert found._search(10, 12, KEY, 1, DROP).ruleset == 2

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An agent that traces by BPF is killed while packets flow: nothing stays attached.
+
+Its name puts it last: with nf_tables loaded, `auto` takes another engine in other tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture.libbpf import Libbpf
+from ipttrace.stream.frames import Kind
+from tests.vm.forked import Agent, flooding, until
+from tests.vm.test_without_a_module_legacy import LOGGERS, ruled
+
+# s of a guest whose clock may run ten times too fast while the host is busy.
+LONG = 1800.0
+
+
+def links() -> set[int]:
+    """The ids of all BPF links of this kernel."""
+    lib = Libbpf().lib
+    found: set[int] = set()
+    number = ctypes.c_uint32(0)
+    while lib.bpf_link_get_next_id(number, ctypes.byref(number)) == 0:
+        found.add(number.value)
+    return found
+
+
+def recorded(agent: Agent) -> bool:
+    """Whether records were read."""
+    return any(frame.kind == Kind.ENTRY for frame in agent.frames)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_nothing_stays_attached_after_kill_9_in_a_flood(tmp_path: Path, attempt: int) -> None:
+    # GIVEN an agent that traces a flood by BPF
+    before = links()
+    with ruled() as (plain, _):
+        loggers = plain.run("sysctl", *LOGGERS).stdout
+        ready = tmp_path / "ready"
+        with Agent(engine="bpf", netns=plain.name, ready_file=ready) as agent:
+            assert until(lambda: (agent.read(0.1), ready.exists())[1], LONG), agent.stderr
+            # Three programs for nftables, three for legacy tables of IPv4, two more for IPv6.
+            assert len(links() - before) == 8
+            assert plain.run("sysctl", *LOGGERS).stdout.count("= nfnetlink_log") == 2
+            with flooding(plain.name, port=99):
+                assert until(lambda: (agent.read(0.1), recorded(agent))[1], LONG)
+                # WHEN it is killed
+                agent.signal(signal.SIGKILL)
+                # THEN nothing is attached any more, and there is no table of ours
+                assert until(lambda: links() == before, LONG)
+                assert until(
+                    lambda: "ipttrace" not in plain.run("nft", "list", "tables").stdout, LONG
+                )
+                # AND the loggers are as before
+                assert until(lambda: plain.run("sysctl", *LOGGERS).stdout == loggers, LONG)
