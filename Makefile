@@ -8,19 +8,20 @@ KERNEL ?= 6.1 6.12
 MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
 BPF_ARCH := $(if $(filter aarch64,$(shell uname -m)),arm64,x86)
 
-.PHONY: setup run test lint lock vm-test bench screenshots dkms clean help
+.PHONY: setup run test lint lock vm-test debug-kernel bench screenshots dkms clean help
 
 help:
 	@echo 'make run          the live screen on a throwaway VM (text for $(DURATION) s without a terminal)'
-	@echo 'make setup        all that the program needs; then it is .venv/bin/ipttrace'
+	@echo 'make setup        installs what the program needs; it is then .venv/bin/ipttrace'
 	@echo 'make test         every test that this machine can run'
-	@echo 'make lint         what .pre-commit-config.yaml lists, on every file'
-	@echo 'make lock         requirements.lock anew, after a change of pyproject.toml'
-	@echo 'make vm-test      the VM tests; KERNEL=6.1 for one kernel'
+	@echo 'make lint         the checks of .pre-commit-config.yaml, on every file'
+	@echo 'make lock         writes requirements.lock again, after a change of pyproject.toml'
+	@echo 'make vm-test      the VM tests; KERNEL="6.12 6.18" for other kernels, KERNEL=debug'
+	@echo 'make debug-kernel builds a kernel with KASAN, lockdep and kmemleak for the VM tests'
 	@echo 'make bench        the benchmarks; build/bench.json has the figures'
-	@echo 'make screenshots  pictures of the screen into screenshots/'
-	@echo 'make dkms         installs the kernel module by DKMS, for every kernel to come'
-	@echo 'make clean        removes what was built; the cache of kernels stays'
+	@echo 'make screenshots  draws the screen into screenshots/'
+	@echo 'make dkms         registers the kernel module with DKMS, for future kernels too'
+	@echo 'make clean        removes what was built, except the cached kernels'
 
 setup:
 	@tools/setup
@@ -43,6 +44,11 @@ lock:
 vm-test: setup
 	@tools/test vm $(KERNEL)
 
+# A quarter of an hour on two cores, once; vm-test KERNEL=debug builds it too.
+debug-kernel:
+	@tools/setup flex bison bc libelf-dev xz-utils
+	@$(PYTHON) -m ipttrace.lab.setup debug
+
 bench: setup
 	@$(PYTHON) -m tests.bench
 
@@ -60,7 +66,7 @@ dkms:
 	dkms install ipttrace/$(VERSION) --force
 
 # CO-RE: compiled once, fits every kernel with BTF.
-build/ipttrace.bpf.o: bpf/ipttrace.bpf.c bpf/record.h Makefile
+build/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) Makefile
 	@mkdir -p build
 	$(CLANG) -g -O2 -Wall -target bpf -D__TARGET_ARCH_$(BPF_ARCH) \
 		$(if $(MULTIARCH),-I/usr/include/$(MULTIARCH)) -c $< -o $@.new
