@@ -33,6 +33,7 @@ from ipttrace.netfilter import HOOKS
 _MOST_MOVED: Final = 1 << 12
 # How long a flip waits for a legacy event of its packet, ns.
 _FLIP_EXPIRES: Final = 1_000_000_000
+_INPUT: Final = HOOKS.index("INPUT")
 _OUTPUT: Final = HOOKS.index("OUTPUT")
 _POSTROUTING: Final = HOOKS.index("POSTROUTING")
 
@@ -199,9 +200,8 @@ class LegacyJourneys:
         invariant, coarse = keys.invariant[order], keys.coarse[order]
         count = len(events)
         first = np.append(True, full[1:] != full[:-1])
-        begins = np.append(
-            True, (chain[1:] < chain[:-1]) | ((chain[1:] == chain[:-1]) & events["last"][:-1])
-        )
+        ended = (chain[1:] == chain[:-1]) & events["last"][:-1]
+        begins = np.append(True, ended | ~_can_follow(chain[:-1], chain[1:]))
         heads = np.flatnonzero(first)
         goes_on = np.zeros(len(heads), bool)
         for i, (key, now) in enumerate(
@@ -209,7 +209,7 @@ class LegacyJourneys:
         ):
             before = self._last_chain.get(key)
             goes_on[i] = before is not None and (
-                now > before[0] or (now == before[0] and not before[1])
+                _can_follow(before[0], now) and not (now == before[0] and before[1])
             )
         begins[heads] = ~goes_on
         tails = np.append(heads[1:], count) - 1
@@ -365,6 +365,16 @@ def _apart(keys: Array, copies: Array) -> Array:
     with np.errstate(over="ignore"):
         found: Array = keys ^ copies * np.uint64(0x9E3779B97F4A7C15)
     return found
+
+
+def _can_follow(before: Any, now: Any) -> Any:
+    """Whether a packet on one way can meet the chain `now` after `before`: bool, as chain_order.
+
+    What was delivered is not forwarded, and what is sent begins at OUTPUT, even if its skb is
+    at the address of one that was received before and looked the same.
+    """
+    was, hook = before >> 32, now >> 32
+    return (now >= before) & ((was == hook) | ((was != _INPUT) & (hook != _OUTPUT)))
 
 
 def chain_order(hooks: Array, priorities: Array) -> Array:

@@ -147,6 +147,39 @@ def test_a_clone_without_a_flip_is_not_taken_for_the_packet_that_it_looks_like()
     assert (kernel[0]["flags"] & F_FIRST != 0).all()
 
 
+def test_a_packet_that_is_sent_does_not_continue_one_received_at_its_address() -> None:
+    # GIVEN a packet that is received, and a copy of another that looks the same, at the address
+    # that the first one had
+    flips = np.concatenate([flipped(), flipped()])
+    flips["journey"] += np.arange(2, dtype=np.uint64)
+    flips["iif"] = [2, 0]
+    hooks = [1, 3]
+    kernel = [
+        joined(
+            *(entry(1 + n, 10 + 50 * n, PACKET, hook=hook, flags=0) for n, hook in enumerate(hooks))
+        ),
+        joined(*(rule(1 + n, 0, b"A", 1) for n, _ in enumerate(hooks))),
+        joined(*(leave(1 + n, 1) for n, _ in enumerate(hooks))),
+    ]
+    nft = {"source": 1, "tables": 1, "flags": 0}
+    netlink = [
+        joined(
+            *(
+                entry(FIRST + n, 900, PACKET, skb=JOURNEY + n, hook=h, **nft)
+                for n, h in enumerate(hooks)
+            )
+        ),
+        joined(*(rule(FIRST + n, 0, b"a", 1) for n, _ in enumerate(hooks))),
+        joined(*(leave(FIRST + n, 1, skb=JOURNEY + n) for n, _ in enumerate(hooks))),
+    ]
+    found = JourneyJoiner().join(kernel, netlink, np.zeros(2, np.int32), flips)
+    # THEN each has its call of nftables, behind its own table, and begins a journey
+    assert found.all()
+    times = netlink[0]["time"] - MONO
+    assert 10 < times[0] < 60 < times[1]
+    assert (kernel[0]["flags"] & F_FIRST != 0).all()
+
+
 def order_of(
     before: int, behind: int, kernel_verdict: int, nft_verdicts: list[int]
 ) -> list[str | int]:
