@@ -8,31 +8,44 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 # What is sent on `far` is received on `near`; no device has an address.  10.9.0.0/16 and
 # fd09::/16 are local, 10.7.0.0/16 and fd07::/16 behind `out`.
-_PAIR: Final = "type veth peer name"
-_DEVICES: Final = ("near", "far", "out", "sink")
-WIRES: Final = (
-    "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.default.addr_gen_mode=1",
-    "ip addr flush dev lo",
-    f"ip link add near address 02:00:00:00:00:01 {_PAIR} far",
-    f"ip link add out {_PAIR} sink",
-    # A router joins a group of each device that can multicast, and reports it some seconds
-    # later (MLD): a packet that no test sent.
-    *(f"ip link set {name} multicast off" for name in _DEVICES),
-    "sysctl -qw net.ipv6.conf.all.forwarding=1",
-    *(f"ip link set {name} up" for name in _DEVICES),
-    "ip route add local 10.9.0.0/16 dev lo",
-    "ip route add 10.7.0.0/16 dev out",
-    "ip route add 10.5.0.0/16 dev near",
-    "ip route add local fd09::/16 dev lo",
-    "ip route add fd07::/16 dev out",
-    "ip route add fd05::/16 dev near",
-    "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.near.rp_filter=0",
-)
+_SYSCTLS: Final = """\
+net.ipv4.ip_forward=1
+net.ipv6.conf.default.addr_gen_mode=1
+net.ipv6.conf.all.forwarding=1
+net.ipv4.conf.all.rp_filter=0
+net.ipv4.conf.default.rp_filter=0
+"""
+# A router joins a group of each device that can multicast, and reports it some seconds
+# later (MLD): a packet that no test sent.
+_LINKS: Final = """\
+addr flush dev lo
+link add near address 02:00:00:00:00:01 type veth peer name far
+link add out type veth peer name sink
+link set near multicast off up
+link set far multicast off up
+link set out multicast off up
+link set sink multicast off up
+route add local 10.9.0.0/16 dev lo
+route add 10.7.0.0/16 dev out
+route add 10.5.0.0/16 dev near
+route add local fd09::/16 dev lo
+route add fd07::/16 dev out
+route add fd05::/16 dev near
+"""
+
+
+def lay_wires(run: Callable[[list[str], str], object], links: str = "") -> None:
+    """Lays them in the namespace in which `run` runs a command with a text on its stdin.
+
+    `links`: further lines for ``ip -batch``.
+    """
+    run(["sysctl", "-qp", "-"], _SYSCTLS)
+    run(["ip", "-batch", "-"], _LINKS + links)
 
 
 def transmit(packets: Iterable[bytes]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tests.lab.wire import WIRES, ipv4, ipv6, tcp, transmit, udp
+from tests.lab.wire import ipv4, ipv6, lay_wires, tcp, transmit, udp
 from tests.netns.ruleset_namespace import RulesetNamespace, ruleset_namespace
 
 __all__ = ["ipv4", "ipv6", "send", "tcp", "udp", "wired_namespace"]
@@ -16,8 +16,7 @@ __all__ = ["ipv4", "ipv6", "send", "tcp", "udp", "wired_namespace"]
 def wired_namespace() -> Iterator[RulesetNamespace]:
     """A namespace with the wires of tests/lab/wire.py."""
     with ruleset_namespace() as one:
-        for command in WIRES:
-            one.run(*command.split())
+        lay_wires(lambda argv, text: one.run(*argv, input=text))
         yield one
 
 

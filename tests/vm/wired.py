@@ -7,9 +7,9 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from ipttrace.lab.network.ns import call_in
+from ipttrace.lab.network.ns import call_in, run_in
 from tests.lab import targets
-from tests.lab.wire import WIRES
+from tests.lab.wire import lay_wires
 from tests.vm.plain import Plain
 
 
@@ -35,6 +35,8 @@ def sockets(ns: str) -> Iterator[None]:
 def wired() -> Iterator[Plain]:
     """A namespace with wires whose neighbours need no ARP."""
     with Plain("ipt-wired") as plain, sockets(plain.name):
-        for command in (*WIRES, "ip link set near arp off", "ip link set out arp off"):
-            plain.run(*command.split())
+        lay_wires(
+            lambda argv, text: run_in(plain.name, argv, text=text),
+            "link set near arp off\nlink set out arp off\n",
+        )
         yield plain
