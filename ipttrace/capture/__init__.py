@@ -7,6 +7,7 @@ From top to bottom; a file imports only what is below it:
 - choice.py: which engine runs
 - doctor/: what this machine can do, and what it lacks
 - combined.py: the kernel and the netlink engine as one timeline
+- joining.py: which calls of the two are of one packet, and in which order
 - bpf/: the engine of BPF programs without a module, for nftables
 - rules/, neighbours/: watches of rule texts and of neighbour tables
 - kernel/: the engine of the module, for legacy tables

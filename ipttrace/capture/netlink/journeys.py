@@ -201,7 +201,7 @@ class LegacyJourneys:
         count = len(events)
         first = np.append(True, full[1:] != full[:-1])
         ended = (chain[1:] == chain[:-1]) & events["last"][:-1]
-        begins = np.append(True, ended | ~_can_follow(chain[:-1], chain[1:]))
+        begins = np.append(True, ended | ~can_follow(chain[:-1], chain[1:]))
         heads = np.flatnonzero(first)
         goes_on = np.zeros(len(heads), bool)
         for i, (key, now) in enumerate(
@@ -209,7 +209,7 @@ class LegacyJourneys:
         ):
             before = self._last_chain.get(key)
             goes_on[i] = before is not None and (
-                _can_follow(before[0], now) and not (now == before[0] and before[1])
+                can_follow(before[0], now) and not (now == before[0] and before[1])
             )
         begins[heads] = ~goes_on
         tails = np.append(heads[1:], count) - 1
@@ -367,7 +367,7 @@ def _apart(keys: Array, copies: Array) -> Array:
     return found
 
 
-def _can_follow(before: Any, now: Any) -> Any:
+def can_follow(before: Any, now: Any) -> Any:
     """Whether a packet on one way can meet the chain `now` after `before`: bool, as chain_order.
 
     What was delivered is not forwarded, and what is sent begins at OUTPUT, even if its skb is

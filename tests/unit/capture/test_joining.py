@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ipttrace.capture.combined import FIRST, JourneyJoiner
+from ipttrace.capture.combined import FIRST
+from ipttrace.capture.joining import JourneyJoiner
 from ipttrace.capture.netlink.events import EVENT, ChainKey
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot, TableInfo
 from ipttrace.capture.netlink.nft.generations import Generations
@@ -178,6 +179,32 @@ def test_a_packet_that_is_sent_does_not_continue_one_received_at_its_address() -
     times = netlink[0]["time"] - MONO
     assert 10 < times[0] < 60 < times[1]
     assert (kernel[0]["flags"] & F_FIRST != 0).all()
+
+
+def test_a_call_waits_for_that_of_the_other_engine_which_came_before_it() -> None:
+    # GIVEN a packet that was in PREROUTING before, and only now in INPUT, in both engines
+    joiner, nothing = JourneyJoiner(), flipped()[:0]
+
+    def table(call: int, at: int, hook: int) -> list[Array]:
+        of = {"hook": hook, "flags": 0}
+        return [entry(call, at, PACKET, **of), rule(call, 0, b"A", 1), leave(call, 1)]
+
+    earlier, later = table(1, 10, 0), table(2, 900, 1)
+    netlink = [
+        entry(FIRST, 990, PACKET, skb=JOURNEY, source=1, tables=1, hook=1, flags=0),
+        rule(FIRST, 0, b"in", 1),
+        leave(FIRST, 1, skb=JOURNEY),
+    ]
+    priority = np.zeros(1, np.int32)
+    # WHEN the first is joined, the table of INPUT is still to come
+    found = joiner.join(earlier, netlink, priority, flipped(), later[0])
+    # THEN the chain of nftables waits for it, and is then joined behind it
+    assert found.tolist() == [False]
+    assert joiner.join(later, netlink, priority, nothing, later[0][:0]).tolist() == [True]
+    assert netlink[0]["skb"].tolist() == [0x1000]
+    assert int(netlink[0]["time"][0]) - MONO > 900
+    assert earlier[0]["flags"] & F_FIRST
+    assert not later[0]["flags"] & F_FIRST
 
 
 def order_of(
