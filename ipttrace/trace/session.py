@@ -37,7 +37,7 @@ class Trace:
         # Kept from an earlier trace of this host: its rows refer to them.
         self.rulesets = self.store.rulesets.setdefault(host, Rulesets())
         self.rulesets.begin()
-        self.neighbours = Neighbours()
+        self.neighbours = self.store.neighbours[host] = Neighbours()
         self.hello: dict[str, Any] = {}
         self.books: dict[str, Any] = {}
         self.notes: list[tuple[str, str]] = []  # level and clean text

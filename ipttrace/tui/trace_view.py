@@ -123,7 +123,7 @@ class TraceView(Vertical):
         """Show the rows that the store has now."""
         if self.rows.selection is not self._shown.selection:
             self.rows.show(self._shown.selection)
-        if self._shown.pull():
+        if self._shown.pull(again=not self.rows.paused):
             once(self, _BREATH, self._try_again)
         empty = self._store.end == 0
         if self.empty.display != empty:
@@ -217,6 +217,9 @@ class TraceView(Vertical):
             text = from_row.conjunction(text, from_row.by_host(row, hosts))
         netns = self._names().netns.get(row.netns) or str(row.netns)
         words = filter_words.of_row(name, row, netns)
+        if name == "verdict" and (reach := self._names().unreached(row)) is not None:
+            # What the column shows instead of ACCEPT.
+            text, words = from_row.by_unresolved(reach.unresolved), f"no {reach.unresolved}"
         # Replaces the filter: after finding a dropped packet, see what came before it.
         self.post_message(FilterRequested(text, words, replace=name == "flow"))
 

@@ -24,7 +24,6 @@ SHARED = {
     "trace/row.py": "a row",
     "trace/session.py": "a trace",
     "trace/selection.py": "the rows that are shown",
-    "trace/neighbours/reach.py": "which neighbours do not answer",
     "trace/decode/headers.py": "columns of packet headers",
     "trace/decode/protocol.py": "names of protocols' numbers",
     "trace/query/until.py": "the row that ends a trace",

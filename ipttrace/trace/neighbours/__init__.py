@@ -46,7 +46,7 @@ from typing import Any, Final
 
 from ipttrace.trace.neighbours import frames as frame
 from ipttrace.trace.neighbours.frames import Device, Key, Neighbour, Route, Table
-from ipttrace.trace.neighbours.reach import UNKNOWN, Reach, Resolver
+from ipttrace.trace.neighbours.reach import UNKNOWN, UNRESOLVED, Reach, Resolver, can_resolve
 
 __all__ = ["Device", "Namespace", "Neighbour", "Neighbours", "Reach", "Route", "Table", "TableView"]
 
@@ -158,7 +158,9 @@ class Namespace:
     routes: tuple[Route, ...] = ()
     totals: dict[str, int] = field(default_factory=dict)
     size: int = 0  # bytes, estimated
+    unresolved: bool = False  # a neighbour does not answer
     _resolver: Resolver | None = None
+    _reachable: dict[Key, bool | None] = field(default_factory=dict)  # see `_judged`
 
     def device(self, index: int) -> str:
         """Returns the name of a device, or its index if it is unknown."""
@@ -172,8 +174,11 @@ class Namespace:
             self._resolver = Resolver(self.devices, self.neighbours, self.routes, self.totals)
         return self._resolver
 
-    def feed(self, news: dict[str, Any], mono: int) -> None:
-        """Applies a frame.  Raises StreamError, and then is unchanged."""
+    def feed(self, news: dict[str, Any], mono: int) -> bool:
+        """Applies a frame; returns whether another next hop may be usable than before.
+
+        Raises StreamError, and then is unchanged.
+        """
         devices = _merged(
             self.devices,
             news,
@@ -196,11 +201,25 @@ class Namespace:
         self.name = frame.name(news["name"]) if "name" in news else self.name
         for key in keys:
             neighbours.pop(key, None)
+        reachable = {key: can_resolve(one.state) for key, one in neighbours.items()}
+        changed_reach = (
+            reachable != self._reachable
+            or (routes is not self.routes and routes != self.routes)
+            or totals != self.totals
+            or _named(devices) != _named(self.devices)
+        )
         self.mono, self.devices, self.neighbours = mono, devices, neighbours
         self.routes, self.totals, self._resolver = routes, totals, None
+        self._reachable = reachable
+        self.unresolved = any(one.state in UNRESOLVED for one in neighbours.values())
         parts = sum(len(some) for one in devices.values() for some in one.parms.values())
         parts += sum(len(one.hops) for one in routes)
         self.size = _ITEM * (1 + len(devices) + len(neighbours) + len(routes)) + _PART * parts
+        return changed_reach
+
+
+def _named(devices: dict[int, Device]) -> dict[int, tuple[str, int]]:
+    return {index: (one.name, one.flags) for index, one in devices.items()}
 
 
 def _some(news: dict[str, Any], what: str) -> list[dict[str, Any]]:
@@ -220,6 +239,7 @@ class Neighbours:
 
     def __init__(self) -> None:
         self.version = 0  # increases with each frame
+        self.reach_version = 0  # increases when `usable` may return something else than before
         self.mono = 0  # of the newest frame, ns
         self.size = 0  # bytes of the namespaces, estimated
         self._tables: dict[tuple[int, str], TableView] = {}
@@ -236,7 +256,7 @@ class Neighbours:
             netns = frame.natural(tables["netns"], "the namespace")
             known = self._namespaces.get(netns) or Namespace(netns)
             before = known.size
-            known.feed(tables, mono)
+            self.reach_version += known.feed(tables, mono)
             if netns not in self._namespaces and len(self._namespaces) >= _MOST_NAMESPACES:
                 frame.bad("too many namespaces")
             self._namespaces[netns] = known
@@ -247,6 +267,7 @@ class Neighbours:
         for netns in gone:
             old = self._namespaces.pop(frame.natural(netns, "a namespace that is gone"), None)
             self.size -= 0 if old is None else old.size
+            self.reach_version += old is not None
         self.mono = mono
         self.version += 1
 
@@ -268,6 +289,11 @@ class Neighbours:
     def namespace(self, netns: int) -> Namespace | None:
         """Returns the namespace with this inode; None if it is unknown."""
         return self._namespaces.get(netns)
+
+    def unresolved(self) -> list[int]:
+        """Returns the namespaces in which a neighbour does not answer, by inode."""
+        # A copy: queries run in other threads, too.
+        return [netns for netns, one in list(self._namespaces.items()) if one.unresolved]
 
     def usable(self, netns: int, dst: str, out_dev: str | None = None) -> Reach:
         """Returns the next hop of a packet for `dst` that leaves by `out_dev`.

@@ -22,6 +22,9 @@ _NOT_RESOLVED: Final = 0x8 | 0x80  # IFF_LOOPBACK, IFF_NOARP
 _BITS: Final = {4: 32, 6: 128}
 _MOST_ANSWERS: Final = 4096
 
+# A neighbour that is merely absent may just have been forgotten by the kernel.
+UNRESOLVED: Final = ("FAILED", "INCOMPLETE")
+
 _USABLE: Final = {
     "REACHABLE": True,
     "STALE": True,
@@ -35,6 +38,11 @@ _USABLE: Final = {
 }
 
 
+def can_resolve(state: str) -> bool | None:
+    """Whether a neighbour in this state (NUD_* in words) has an address; None: unknown."""
+    return _USABLE.get(state)
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """A packet's next hop and the state of its neighbour entry."""
@@ -46,7 +54,14 @@ class Reach:
     @property
     def usable(self) -> bool | None:
         """False: the packet cannot be sent even if it is accepted.  None: unknown."""
-        return _USABLE.get(self.state)
+        return can_resolve(self.state)
+
+    @property
+    def unresolved(self) -> str:
+        """The protocol that gets no answer from the next hop: ARP or ND; otherwise ""."""
+        if self.state not in UNRESOLVED:
+            return ""
+        return "ND" if ":" in (self.via or "") else "ARP"
 
 
 UNKNOWN: Final = Reach("unknown")

@@ -11,6 +11,7 @@ describes it.
 - kinds.py: tests of single columns as masks
 - special.py: tests of fields computed from several columns
 - names.py: tests of names, evaluated once for each name
+- unresolved.py: accepted packets whose next hop does not answer ARP or ND
 - patterns.py: regular expressions
 - values.py: numbers with units, times, addresses
 - context.py: what a query depends on besides the rows
@@ -48,6 +49,7 @@ from ipttrace.trace.query.from_row import (
     by_process,
     by_rule,
     by_rule_on_path,
+    by_unresolved,
     by_verdict,
     conjunction,
     negation,
@@ -64,11 +66,14 @@ from ipttrace.trace.query.tree import (
     quote,
     to_text,
 )
+from ipttrace.trace.query.unresolved import PROTOCOLS as UNRESOLVED
+from ipttrace.trace.query.unresolved import next_hop
 from ipttrace.trace.query.words import expand_word
 from ipttrace.trace.store import Part
 
 __all__ = (
     "LEGACY_TABLES",
+    "UNRESOLVED",
     "Completion",
     "Context",
     "Query",
@@ -84,12 +89,14 @@ __all__ = (
     "by_process",
     "by_rule",
     "by_rule_on_path",
+    "by_unresolved",
     "by_verdict",
     "compile",
     "complete",
     "conjunction",
     "context_of",
     "negation",
+    "next_hop",
     "quote",
     "values_of",
 )
@@ -101,9 +108,11 @@ _NEGATIVE: Final = {"!=": "=", "not in": "=", "!~": "~", "in": "="}
 class Query:
     """A compiled query.  Several threads may use one at the same time."""
 
-    def __init__(self, text: str, matcher: Matcher | None) -> None:
+    def __init__(self, text: str, matcher: Matcher | None, *, by_neighbours: bool = False) -> None:
         self.text = text
         """Canonical text: compiled again, it gives the same text and rows."""
+        self.by_neighbours = by_neighbours
+        """Whether a row may match at one time and not at another, as neighbours change."""
         self._matcher = matcher
 
     def __repr__(self) -> str:
@@ -138,7 +147,7 @@ def compile(text: str) -> Query:
         if tree is None:
             return Query("", None)
         tree = map_leaves(tree, _canonical)
-        return Query(to_text(tree), _matcher_of(tree, text))
+        return Query(to_text(tree), _matcher_of(tree, text), by_neighbours=_has_by_neighbours(tree))
     except QueryError as error:
         error.text = text
         raise
@@ -166,6 +175,14 @@ def _matcher_of(node: Node, source: str) -> Matcher:
     assert not isinstance(node, BareWord)
     matchers = [_matcher_of(part, source) for part in node.parts]
     return _all(matchers) if node.word == "and" else _any(matchers)
+
+
+def _has_by_neighbours(node: Node) -> bool:
+    if isinstance(node, Test):
+        return any(kind.by_neighbours for kind in fields()[node.name.text].kinds)
+    assert not isinstance(node, BareWord)
+    parts = (node.part,) if isinstance(node, Not) else node.parts
+    return any(map(_has_by_neighbours, parts))
 
 
 def _all(matchers: Sequence[Matcher]) -> Matcher:

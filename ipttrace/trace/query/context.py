@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a query depends on besides the columns: names, the newest row, rules' texts.
+"""What a query depends on besides the columns: names, the newest row, rules, neighbours.
 
 Must not do I/O.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.store import Names, Store
 
 
@@ -33,6 +34,7 @@ class Context:
     hosts: Sequence[str] = ()  # names by number
     rulesets: Mapping[int, RuleTexts] = field(default_factory=dict)  # by host
     utc: bool = False  # times without a zone are UTC, not local
+    neighbours: Mapping[int, Neighbours] = field(default_factory=dict)  # by host
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by field, for completion
 
 
@@ -54,4 +56,6 @@ def context_of(
         newest = int(part.columns["time"][-1])
     named = dict(netns_by_host or {})
     named.update(((0, inode), name) for inode, name in (netns or {}).items())
-    return Context(store.names, newest, named, hosts, store.rulesets, utc)
+    return Context(
+        store.names, newest, named, hosts, store.rulesets, utc, neighbours=store.neighbours
+    )

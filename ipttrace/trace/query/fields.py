@@ -20,6 +20,7 @@ from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.query import kinds, special, values
 from ipttrace.trace.query.names import Name
+from ipttrace.trace.query.unresolved import Unresolved
 from ipttrace.trace.rules import FAMILIES, NFT
 from ipttrace.trace.store import ENGINES, NETLINK, Part
 
@@ -265,6 +266,11 @@ def fields() -> dict[str, Field]:
         ("call", (number("call"),), "one run of a table"),
         ("parent", (number("parent", _not_zero("parent")),), "call in which this one was made"),
         ("partial", (partial,), "whether some of its rules were lost"),
+        (
+            "unresolved",
+            (Unresolved(),),
+            "ARP or ND: accepted, but the next hop does not answer it now",
+        ),
         ("host", (special.Host(),), "host on which it was traced"),
     ]
     return {name: Field(name, of, text) for name, of, text in made}

@@ -79,6 +79,11 @@ def by_verdict(row: Row) -> str:
     return _tests(verdict=row.verdict)
 
 
+def by_unresolved(protocol: str) -> str:
+    """Accepted rows whose next hop does not answer this protocol: ARP or ND."""
+    return _tests(unresolved=protocol)
+
+
 def by_process(row: Row) -> str:
     """Rows of the same process; pid 0 stands for any idle CPU and is left out."""
     if row.pid:

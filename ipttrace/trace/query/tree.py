@@ -326,6 +326,8 @@ _TCPDUMP: Final = {"host": "addr", "net": "addr", "port": "port", "proto": "prot
 def _without_operator(before: str, value: str) -> str:
     """What is wrong with a value behind these words: "port 443" is meant as in tcpdump."""
     word = before.split()[-1].lower() if before else ""
+    if word == "no" and value.upper() in ("ARP", "ND"):
+        return f"no and {value.upper()} are one word: no_{value.lower()}"  # as the screen shows it
     name = _TCPDUMP.get(word)
     if name == "addr" and "." not in value and ":" not in value:
         name = word if word == "host" else None  # a host's name

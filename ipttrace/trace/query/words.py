@@ -14,6 +14,7 @@ from ipttrace.netfilter import HOOKS, TABLES, VERDICTS
 from ipttrace.trace.query.error import QueryError, for_message, suggestion
 from ipttrace.trace.query.fields import ALIASES, CT_STATES, PROTOCOLS, TCP_FLAGS, fields
 from ipttrace.trace.query.tree import BareWord, Test, Value
+from ipttrace.trace.query.unresolved import PROTOCOLS as UNRESOLVED
 
 _FAMILIES: Final = {"ipv4": "4", "ipv6": "6", "ip6": "6"}
 
@@ -27,6 +28,8 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = (
     | {flag.lower(): ("flags", "=", flag) for flag in TCP_FLAGS if flag not in ("NS", "ECE", "CWR")}
     | {verdict.lower(): ("verdict", "=", verdict) for verdict in VERDICTS}
     | {"partial": ("partial", "=", "yes"), "frag": ("frag", "!=", "none")}
+    | {"unresolved": ("unresolved", "!=", "none")}
+    | {f"no_{proto.lower()}": ("unresolved", "=", proto) for proto in UNRESOLVED}
 )
 
 _DEVICE: Final = re.compile(

@@ -22,6 +22,7 @@ import numpy as np
 
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.calls import Aliases
+from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store.names import FullNames, Names
@@ -139,6 +140,7 @@ class Store:
         self.names = Names()
         self.aliases = Aliases()  # of flows
         self.rulesets: dict[int, Rulesets] = {}  # by host; the source of rule texts
+        self.neighbours: dict[int, Neighbours] = {}  # by host; as of now, not of a row's time
         self._chunk_rows = max(1, min(_CHUNK_ROWS, capacity // 16))
         # Replaced, never modified, so that readers need no lock.
         self._chunks: tuple[_Chunk, ...] = ()

@@ -265,7 +265,7 @@ class BaseApp(OrderedKeysApp[Summary]):
     def _known_names(self) -> KnownNames:
         host = self.view_feed.trace.host
         hosts = dict(enumerate(self.feeds.hosts()))
-        return KnownNames(self._netns_names(host), hosts, self.feeds.unreached)
+        return KnownNames(self._netns_names(host), hosts, self.feeds.next_hop)
 
     # The picture.
 
@@ -280,7 +280,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         if version != self._neighbours_version:
             self._neighbours_version = version
             self._failing = self._failing or self.feeds.neighbour_fails()
-            self.rows.show_lost(self.feeds.next_hop_lost)
+            self.rows.show_unresolved(self.feeds.unresolved)
         self.view.pull()
         if self.store.end == 0:
             self.refresh_bars()

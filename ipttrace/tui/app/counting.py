@@ -26,18 +26,22 @@ class Counting:
         self._shown = shown
         self.all = Tallies()
         self._matching: Tallies | None = None
-        self._filter = ""  # the query of `_matching`
+        self._counted = ("", 0)  # the query of `_matching`, and its revision
         self._due = 1  # rows that it had to count when it began
 
     def pull(self) -> None:
         """Counts new rows, or some of them."""
         self.all.pull(self._store)
-        if self._filter != self._shown.filters.text:
+        if self._counted != self._wanted:
             self._matching = None
         until = monotonic() + _BUDGET
         while self._matching is not None and self._matching.pull(self._store):
             if monotonic() >= until:
                 break
+
+    @property
+    def _wanted(self) -> tuple[str, int]:
+        return self._shown.filters.text, self._shown.revision
 
     def current(self) -> Tallies:
         """The tallies of the filter in force."""
@@ -45,8 +49,8 @@ class Counting:
         if not text:
             self._matching = None
             return self.all
-        if self._matching is None or self._filter != text:
-            self._filter = text
+        if self._matching is None or self._counted != self._wanted:
+            self._counted = self._wanted
             self._matching = Tallies(mask=self._shown.mask(text))
             self._due = max(1, self._matching.behind(self._store))
         return self._matching
@@ -67,7 +71,7 @@ class Counting:
         return bool(
             self.all.behind(self._store)
             or (matching is not None and matching.behind(self._store))
-            or (matching is not None and self._filter != self._shown.filters.text)
+            or (matching is not None and self._counted != self._wanted)
         )
 
 

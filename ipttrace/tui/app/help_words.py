@@ -76,6 +76,7 @@ QUERY: Final[Lines] = (
     ("verdict=DROP", "field, operator, value; also != < <= > >= and ~ for a regular expression"),
     ("dport in 80,443", "one of a list, a range (8000-8100) or a network (10.0.0.0/8)"),
     ("drop and not tcp", "tests are joined by and, or, not and parentheses; many words need no ="),
+    ("no_arp", "accepted, but the next hop does not answer: marked no ARP; no_nd for no ND"),
     ("cost>50us", "with units; src=10.1.0.2, addr=…, port=…, netns=router, time>-30s"),
     ("Ctrl-P", "all commands by name, for when you do not know the key"),
 )

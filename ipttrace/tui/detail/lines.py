@@ -12,7 +12,7 @@ from typing import Final
 
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.decode.dissect import dissect, hex_dump
-from ipttrace.trace.neighbours.reach import Reach
+from ipttrace.trace.neighbours import Reach
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import table_name
 from ipttrace.trace.story import Packet, PacketChange, RuleHit, Story, Traversal, endpoint
@@ -73,8 +73,8 @@ def lines(
     width = max(width, 20)
     made = wrap(_about(story, names), width, 2)
     if (reach := unreached(story, names)) is not None:
-        kind = "ND" if ":" in (reach.via or "") else "ARP"
-        text = f"no {kind}: accepted, but {reach.via} on {reach.dev} is {reach.state} now"
+        hop = f"{reach.via} on {reach.dev}"
+        text = f"no {reach.unresolved}: accepted, but {hop} is {reach.state} now"
         made += wrap([[(text, "bad")]], width, 2)
     made += _journey(story, width, names)
     made += _conntrack(story, width)

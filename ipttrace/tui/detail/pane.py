@@ -16,7 +16,7 @@ from textual.reactive import var
 from textual.strip import Strip
 from textual.timer import Timer
 
-from ipttrace.trace.neighbours.reach import Reach
+from ipttrace.trace.neighbours import Reach
 from ipttrace.trace.store import Store
 from ipttrace.trace.story import Story, story
 from ipttrace.tui.cells import Cells

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from ipttrace.text import clean
-from ipttrace.trace.neighbours.reach import Reach
+from ipttrace.trace.neighbours import Reach
+from ipttrace.trace.query import next_hop
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
 from ipttrace.tui import situation as at
@@ -21,8 +22,6 @@ from ipttrace.tui.feed.source import StreamSource
 from ipttrace.tui.situation import Situation
 
 Summary = dict[str, Any]
-
-UNREACHED: Final = ("FAILED", "INCOMPLETE")
 
 
 class Feeds(tuple[Feed, ...]):
@@ -70,23 +69,14 @@ class Feeds(tuple[Feed, ...]):
         """The agents' notes, one line each."""
         return [self.prefix(feed) + text for feed in self for _, text in feed.trace.notes]
 
-    def next_hop_lost(self, row: Row) -> bool:
-        """Whether the row was accepted but its next hop now has no link-layer address."""
-        return self.unreached(row) is not None
+    def next_hop(self, row: Row) -> Reach | None:
+        """The next hop of an accepted row if it has no link-layer address now."""
+        return next_hop(row, self.trace.store.neighbours)
 
-    def unreached(self, row: Row) -> Reach | None:
-        """The next hop that now has no link-layer address, though the row was accepted.
-
-        None where a later DNAT may change the destination.  A neighbour that is
-        merely absent may just have been forgotten by the kernel: None, too.
-        """
-        if row.verdict != "ACCEPT" or not row.out or not row.dst:
-            return None
-        leaves = row.hook == "POSTROUTING"
-        if not leaves and (row.table != "filter" or row.hook not in ("OUTPUT", "FORWARD")):
-            return None
-        reach = self[row.host].trace.neighbours.usable(row.netns, row.dst, row.out)
-        return reach if reach.state in UNREACHED else None
+    def unresolved(self, row: Row) -> str:
+        """The protocol that does not resolve that next hop: ARP or ND; "" otherwise."""
+        reach = self.next_hop(row)
+        return "" if reach is None else reach.unresolved
 
     @property
     def recording(self) -> bool:
@@ -94,13 +84,8 @@ class Feeds(tuple[Feed, ...]):
         return any(feed.tap.open for feed in self)
 
     def neighbour_fails(self) -> bool:
-        """Whether a neighbour does not answer: what makes `next_hop_lost` true of rows."""
-        return any(
-            neighbour.state in UNREACHED
-            for feed in self
-            for namespace in feed.trace.neighbours.namespaces()
-            for neighbour in namespace.neighbours.values()
-        )
+        """Whether a neighbour does not answer: what makes `unresolved` true of rows."""
+        return any(feed.trace.neighbours.unresolved() for feed in self)
 
     def hello(self) -> dict[str, object]:
         """The HELLO of a single host; of several, the keys that hold for all."""

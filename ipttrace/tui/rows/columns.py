@@ -93,7 +93,8 @@ COLUMNS: Final = (
         "verdict",
         "  ".join(f"{mark} {name}" for name, mark in VERDICT_MARKS.items())
         + "  ? unknown"
-        + "  ✓ no ARP, no ND: accepted, but the next hop's link-layer address is now unknown",
+        + "  ✓ no ARP, no ND: accepted, but the next hop does not answer now; as a query no_arp,"
+        " no_nd",
         row_cells.verdict,
     ),
     Column(

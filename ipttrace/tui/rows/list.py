@@ -145,9 +145,9 @@ class Rows(OwnScroll, can_focus=True):
         self.post_message(ViewChanged())
         self.post_message(CursorMoved())
 
-    def show_lost(self, lost: Callable[[Row], bool]) -> None:
-        """Redraws all rows.  `lost`: whether a row was accepted and yet cannot leave."""
-        self._strips.lost = lost
+    def show_unresolved(self, unresolved: Callable[[Row], str]) -> None:
+        """Redraws all rows.  `unresolved`: see `row_cells.Context`."""
+        self._strips.unresolved = unresolved
         self._redraw()
 
     def show_marks(self, marks: frozenset[int]) -> None:

@@ -19,7 +19,7 @@ from ipttrace.netfilter import TABLES
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import table_name
 from ipttrace.tui import cells
-from ipttrace.tui.cells import Cell, cell_len, duration, fit, fit_tail, verdict_cell
+from ipttrace.tui.cells import VERDICT_MARKS, Cell, cell_len, duration, fit, fit_tail, verdict_cell
 
 # The rail at the left edge, which joins the rows of a journey.
 BEGINS: Final = "┌"  # the journey's first row
@@ -41,7 +41,7 @@ class Context:
     netns: Mapping[tuple[int, int], str]  # names, safe for a terminal, by host and inode
     hosts: Sequence[str] = ()  # names, safe for a terminal, by number
     marked: bool = False  # by the user
-    lost: bool = False  # accepted, but its next hop has no link-layer address
+    unresolved: str = ""  # accepted, but its next hop does not answer this: ARP or ND
     short_netns: Mapping[tuple[int, int], str] = field(default_factory=dict)  # see `short_names`
     netns_rank: int = 0  # of its namespace, in the order of their inodes
 
@@ -192,11 +192,16 @@ def rulenum(row: Row, width: int, context: Context) -> Cell:
     return fit_tail(str(row.rulenum), width), "rulenum"
 
 
+def unresolved(protocol: str) -> str:
+    """The mark of an accepted row whose next hop does not answer: "✓ no ARP"."""
+    return f"{VERDICT_MARKS['ACCEPT']} no {protocol}"
+
+
 def verdict(row: Row, width: int, context: Context) -> Cell:
     if row.verdict is None:
         return "  ?", "policy"
-    if context.lost:
-        return ("✓ no ARP" if row.family == 4 else "✓ no ND"), "lost"
+    if context.unresolved:
+        return unresolved(context.unresolved), "lost"
     return verdict_cell(row.verdict)
 
 

@@ -62,7 +62,7 @@ class RowStrips:
         self.engine = "kernel"  # of all hosts, as `layout.choose` has it
         self.wanted: layout.Wanted = ()  # the user's columns
         self.marks: frozenset[int] = frozenset()  # sequence numbers of marked rows
-        self.lost: Callable[[Row], bool] = lambda row: False
+        self.unresolved: Callable[[Row], str] = lambda row: ""
         self._ranks: dict[tuple[int, int], int] = {}  # of named namespaces, by host and inode
         self._in_view: dict[int, set[int]] = {}  # namespaces of the selection, by host
         self._needs: dict[str, int] = {}  # see `layout.choose`
@@ -203,7 +203,7 @@ class RowStrips:
             self.netns,
             self.hosts,
             marked=row.index in self.marks,
-            lost=self.lost(row),
+            unresolved=self.unresolved(row),
             short_netns=self.short_netns,
             netns_rank=self._ranks.get((row.host, row.netns), row.netns),
         )

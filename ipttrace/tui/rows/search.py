@@ -18,7 +18,7 @@ from ipttrace.trace.arrays import Array
 from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.trace.store import Part, Store
 from ipttrace.tui.rows.columns import COLUMNS
-from ipttrace.tui.rows.row_cells import Context
+from ipttrace.tui.rows.row_cells import Context, unresolved
 
 # A column of the list → the columns of the store that its text depends on.
 _HEADERS: Final = ("family", "version", "known", "proto")
@@ -68,7 +68,14 @@ class TextSearch:
         self._names = names
         self._context = context
         word = query.quote(re.escape(text))
-        self._query = query.compile(" or ".join(f"{name}~{word}" for name in _NAMES))
+        tests = [f"{name}~{word}" for name in _NAMES]
+        # Shown instead of ACCEPT; what is known of the next hop is not in the columns.
+        tests += [
+            query.by_unresolved(protocol)
+            for protocol in query.UNRESOLVED
+            if self._hit(unresolved(protocol))
+        ]
+        self._query = query.compile(" or ".join(tests))
 
     def mask(self, part: Part) -> Array:
         """Returns the rows of `part` that contain the text."""

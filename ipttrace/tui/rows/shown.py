@@ -8,7 +8,7 @@ not touch widgets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -37,6 +37,10 @@ class ShownRows:
         self._next: MatchingRows | None = None  # the new filter's, while it is being tried
         self._filter: Mask | None = None  # the filter in force; None: all rows
         self._joined = 0  # version of the store's flows that it has been tried with
+        self._by_neighbours = False  # rows begin and cease to match as neighbours change
+        self._reach: Sequence[tuple[int, int, int]] = ()  # neighbours it has been tried with
+        self._again = False  # the filter in force is being tried again
+        self.revision = 0  # increases when rows that were tried match differently
         self.clock: Clock | None = None  # while a recording is played
         self._due = 0
         self.search: Mask | None = None  # the rows searched for
@@ -88,15 +92,18 @@ class ShownRows:
     def _select(self, compiled: query.Query) -> None:
         self._next = None
         self._filter = self._mask(compiled) if self.filters.text else None
+        self._by_neighbours = compiled.by_neighbours
         if self._filter is None:
             self._put(AllRows(self._store))
             return
-        self._try()
+        self._try(again=False)
 
-    def _try(self) -> None:
+    def _try(self, *, again: bool) -> None:
         """Begins to try the filter on all rows that are held."""
         if self._filter is not None:
+            self._again = again
             self._joined = self._store.aliases.version
+            self._reach = self._reach_versions()
             self._next = MatchingRows(self._store, self._filter)
             self._due = max(1, self._next.behind)
 
@@ -114,9 +121,31 @@ class ShownRows:
         """Tries the new filter on one more portion.  True: its selection is now in force."""
         if self._next is None or self._next.pull(PORTION):
             return False
-        self._put(self._next)
+        # The same rows keep their positions, and the list does not move.
+        if not self._again or self._differs(self._next):
+            self.revision += self._again
+            self._put(self._next)
         self._next = None
         return True
+
+    def _differs(self, selection: MatchingRows) -> bool:
+        """Whether the selection in force has other rows; it is brought up to date."""
+        held = self._all_shown
+        while held.pull(PORTION):
+            pass
+        return not np.array_equal(
+            held.seqs(held.first, held.end), selection.seqs(selection.first, selection.end)
+        )
+
+    @property
+    def _all_shown(self) -> Selection:
+        """The selection in force, with the rows later than the clock."""
+        return self.selection.all if isinstance(self.selection, PlayedRows) else self.selection
+
+    def _reach_versions(self) -> Sequence[tuple[int, int, int]]:
+        """What changes if neighbours change so that a next hop answers or does not."""
+        held = self._store.neighbours.items()
+        return [(host, id(one), one.reach_version) for host, one in held]
 
     def _put(self, selection: Selection) -> None:
         if self.clock is None:
@@ -127,28 +156,31 @@ class ShownRows:
     def play(self, clock: Clock | None) -> None:
         """Shows no rows later than the clock; None: all."""
         self.clock = clock
-        shown = self.selection
-        self._put(shown.all if isinstance(shown, PlayedRows) else shown)
+        self._put(self._all_shown)
 
-    def pull(self) -> bool:
+    def pull(self, *, again: bool = True) -> bool:
         """Adds new rows of the store to the selection.  True: the filter is tried again on all.
 
-        Rows are of another flow than they seemed to be when later ones show what NAT does.
+        Rows are of another flow than they seemed to be when later ones show what NAT does,
+        and a neighbour may cease to answer.  `again`: whether rows may appear or disappear.
         """
         self.selection.pull(PORTION)
-        if self._filter is None or self._next is not None:
+        if self._filter is None or self._next is not None or not again:
             return False
+        if self._by_neighbours and self._reach != self._reach_versions():
+            self._try(again=True)
+            return True
         joined = self._store.aliases.since(self._joined)
         self._joined = self._store.aliases.version
         if joined is not None and (not len(joined) or not self._is_outdated(joined)):
             return False
-        self._try()
+        self._try(again=True)
         return True
 
     def _is_outdated(self, joined: Array) -> bool:
         """Whether rows of these flows (n,) match the filter that are not shown, or the reverse."""
         assert self._filter is not None
-        shown = self.selection.all if isinstance(self.selection, PlayedRows) else self.selection
+        shown = self._all_shown
         seqs = shown.seqs(shown.first, shown.end)
         for part in self._store.parts(None, self._store.end - shown.behind):
             rows = np.flatnonzero(np.isin(part.columns["flow"], joined))

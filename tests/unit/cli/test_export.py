@@ -20,10 +20,11 @@ import pytest
 
 from ipttrace.cli import main
 from ipttrace.stream import record
+from ipttrace.stream.frames import Kind
 from ipttrace.stream.writer import Writer
 from tests import paths
-from tests.data import synth
-from tests.data.messages import end, hello
+from tests.data import neighbours, streams, synth
+from tests.data.messages import end, hello, message
 
 LAB = str(paths.LAB)
 
@@ -72,6 +73,32 @@ def test_count_counts_matching_rows(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_query_can_name_a_network_namespace(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["export", LAB, "--query", "netns=ipt-router", "--count", "7"]) == 0
     assert len({row["netns"] for row in table(capfd.readouterr().out)}) == 1
+
+
+def test_rows_without_arp_are_those_that_came_while_their_neighbour_did_not_answer(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a recording in which a neighbour ceases to answer between two packets to it
+    path = tmp_path / "trace.iptr"
+    states = (neighbours.REACHABLE, neighbours.FAILED, neighbours.REACHABLE)
+    about: dict[str, Any] = {
+        "devices": [neighbours.device(3, "eth1")],
+        "routes": [neighbours.route("192.0.2.0/24", (3, None))],
+    }
+    with path.open("wb") as file:
+        file.write(streams.hello())
+        for number, state in enumerate(states):
+            every = [neighbours.neighbour(f"192.0.2.{last}", state, 3) for last in range(1, 10)]
+            frame = neighbours.namespace(4026532456, neighbours=every, second=number, **about)
+            Writer(file).message(Kind.NEIGHBOURS, message(frame))
+            file.write(streams.rows(8, start=8 * number))
+        file.write(streams.end())
+    # THEN its rows that let a packet through are those from in between
+    for command in (["export"], ["replay", "--format", "csv"]):
+        assert main([*command, str(path), "--query", "no_arp"]) == 0
+        rows = table(capfd.readouterr().out)
+        assert [row["chain"] for row in rows] == ["FORWARD"] * 2
+        assert [row["journey"] for row in rows] == ["0x9", "0xd"]
 
 
 @pytest.mark.parametrize("command", [["export", LAB], ["replay", LAB], ["print"]])

@@ -55,6 +55,8 @@ def refused(text: str) -> QueryError:
         ("fe80::1", "addr=fe80::1"),
         ("eth0.100 or lo", "dev=eth0.100 or dev=lo"),
         ("frag and partial", "frag!=none and partial=yes"),
+        ("no_arp or no_nd", "unresolved=ARP or unresolved=ND"),
+        ("not unresolved", "not unresolved!=none"),
     ],
 )  # fmt: skip
 def test_a_query_has_one_canonical_text(text: str, canonical: str) -> None:
@@ -72,6 +74,7 @@ def test_a_query_has_one_canonical_text(text: str, canonical: str) -> None:
         ("table=nat and", "             ^", "incomplete after and"),
         ("tcp udp", "    ^^^", "and, or, or an operator missing before udp"),
         ("tcp and port 443", "             ^^^", "operator missing: port=443"),
+        ("drop or no ARP", "           ^^^", "no and ARP are one word: no_arp"),
         ("host 10.1.0.2", "     ^^^^^^^^", "operator missing: addr=10.1.0.2"),
         ("(tcp or (udp)", "^", "closing ) missing"),
         ("tcp)", "   ^", "no matching ( for this )"),
