@@ -66,7 +66,7 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
         border: round $primary; background: $surface;
     }
     ExportDialog RadioSet { width: 100%; height: auto; border: none; background: $surface; }
-    ExportDialog Input { border: tall $primary; width: 100%; }
+    ExportDialog Input { border: tall $primary; width: 100%; height: auto; }
     ExportDialog Static { height: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

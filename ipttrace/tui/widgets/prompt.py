@@ -23,6 +23,7 @@ from ipttrace.tui.widgets.entry import Entry
 
 HINTS: Final = 8  # completions shown
 LONGEST: Final = 4000  # characters
+EXCERPT: Final = 20  # characters of the text that an error quotes
 PATIENCE: Final = 1.0  # s that a slow check may take
 
 
@@ -64,10 +65,10 @@ class Prompt(Vertical):
 
     DEFAULT_CSS = """
     Prompt { height: auto; display: none; background: $panel; }
-    Prompt Horizontal { height: 1; }
+    Prompt Horizontal { height: auto; }
     Prompt #prompt-title { width: auto; padding: 0 1; color: $text-primary; text-style: bold; }
     Prompt Input, Prompt Input:focus {
-        width: 1fr; height: 1; border: none; padding: 0;
+        width: 1fr; height: auto; border: none; padding: 0;
         background: $panel; color: $foreground;
     }
     Prompt #prompt-hint { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -96,7 +97,7 @@ class Prompt(Vertical):
         yield Static(id="prompt-hint", markup=False)
 
     def on_mount(self) -> None:
-        self._input = self.query_one(Input)
+        self._input = self.query_one(Entry)
         self._hint = self.query_one("#prompt-hint", Static)
         self._title = self.query_one("#prompt-title", Static)
 
@@ -199,9 +200,14 @@ class Prompt(Vertical):
         index += len(text) - len(text.lstrip())
         # Both lines have a cell of padding, and the title another one on its right.
         width = self._hint.size.width
-        caret = (
-            self._title.size.width + 1 + cell_len(text[:index]) - int(self._input.scroll_offset.x)
-        )
+        place = self._input.place_of(index)
+        if place.y + 1 != self._input.lines:
+            # The line above this one is not the character's.
+            where = text[index : index + EXCERPT]
+            shown = f'{line}: "{where}{"…" if index + EXCERPT < len(text) else ""}"'
+            self._hint.update(Content.assemble((shown, "bold $text-error")))
+            return
+        caret = self._title.size.width + 1 + place.x
         caret = min(max(0, caret), width - 1)
         length = cell_len(line) + 1
         if caret + 1 + length <= width or caret < length:
