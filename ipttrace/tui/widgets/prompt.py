@@ -87,6 +87,7 @@ class Prompt(Vertical):
         self._ask: Ask | None = None
         self._past: dict[str, list[str]] = {}
         self._at = 0
+        self._wrong: tuple[str, int] | None = None  # the error that is shown
 
     def compose(self) -> ComposeResult:
         with Horizontal():
@@ -175,6 +176,7 @@ class Prompt(Vertical):
 
     def _advise(self) -> None:
         """Show completions, or the error in the text so far."""
+        self._wrong = None
         if self._ask is None:
             return
         text = self._input.value
@@ -196,6 +198,7 @@ class Prompt(Vertical):
 
     def _complain(self, line: str, index: int) -> None:
         """Show an error below character `index` of the stripped text."""
+        self._wrong = line, index
         text = self._input.value
         index += len(text) - len(text.lstrip())
         # Both lines have a cell of padding, and the title another one on its right.
@@ -215,6 +218,11 @@ class Prompt(Vertical):
         else:
             shown = " " * (caret - length) + f"{line} ^"
         self._hint.update(Content.assemble((shown, "bold $text-error")))
+
+    def on_resize(self) -> None:
+        """Keys come faster than the layout: until then, no place is known."""
+        if self._wrong is not None:
+            self._complain(*self._wrong)
 
     def _close(self) -> None:
         self._ask = None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from textual.events import Key
 
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.widgets.entry import Entry
@@ -13,6 +14,7 @@ from tests.tui.replayed import replayed, write
 
 EXPR = " or ".join(f"(host 10.1.{one}.2 and tcp port {40_000 + one})" for one in range(5))
 QUERY = " or ".join(f"(src=10.1.{one}.2 and dport={40_000 + one})" for one in range(5))
+NAMED = {":": "colon", "=": "equals_sign", " ": "space", "\r": "enter"}
 SIZES = [(80, 24), (100, 30), (200, 50)]
 
 
@@ -97,6 +99,17 @@ async def test_an_error_in_a_line_further_up_is_quoted() -> None:
         y = screen_text(app).index(line)
         caret = line.index("^")
         assert screen_text(app)[y - 1][caret:].startswith("sporrt")
+
+
+async def test_the_caret_is_in_its_place_however_fast_the_keys_come() -> None:
+    async with live(streams.hello(), streams.rows(8), rows=8, size=(100, 30)) as (_, app, pilot):
+        # GIVEN keys that a terminal sends at once, before the prompt is on the screen
+        for char in ":tcp or x=1\r":
+            app.post_message(Key(NAMED.get(char, char), char))
+        await until(pilot, lambda: "^ there is no field x" in app.prompt.hint)
+        await pilot.pause()
+        y, line = next((y, line) for y, line in enumerate(screen_text(app)) if "^ there" in line)
+        assert screen_text(app)[y - 1][line.index("^")] == "x"
 
 
 async def test_the_path_of_an_export_is_shown_in_full() -> None:
