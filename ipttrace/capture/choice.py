@@ -98,13 +98,13 @@ def _combined(request: Request, program: bytes, kernel: KernelEngine, host: Host
     if "nf_tables" not in host.modules:
         return kernel  # not in use here, and asking for it would load it
     from ipttrace.capture import combined
-    from ipttrace.capture.filter import nft
     from ipttrace.capture.netlink.engine import DEFAULT_BUFFER, NetlinkEngine, Options
 
     try:
-        combined.refuse_inexact(nft.compile(program))
+        combined.refuse_inexact(program)
         scope = request.netns or netns.ALL  # the kernel engine's default
-        options = Options(program, scope, DEFAULT_BUFFER, legacy=False, first=combined.FIRST)
+        first = combined.FIRST
+        options = Options(program, scope, DEFAULT_BUFFER, legacy=False, first=first, exact=True)
         return combined.BothEngines(kernel, NetlinkEngine(options))
     except CaptureError as error:
         kernel.notes.append(("warn", f"nftables is not traced: {error}"))

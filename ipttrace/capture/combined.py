@@ -16,11 +16,11 @@ import numpy as np
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
-from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.joining import JourneyJoiner
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import stream_layout
 from ipttrace.capture.netlink.engine import NetlinkEngine
+from ipttrace.capture.netlink.nft import xt_bpf
 from ipttrace.capture.netlink.quiet import quietest, spans
 from ipttrace.stream import record
 from ipttrace.stream.messages import Books, Level
@@ -65,7 +65,7 @@ class BothEngines:
 
     def filter(self, program: bytes) -> None:
         """Replaces the filter of both engines.  Raises CaptureError, FilterError."""
-        refuse_inexact(nft_filter.compile(program))
+        refuse_inexact(program)
         self.netlink.filter(program)
         self.kernel.filter(program)
 
@@ -144,16 +144,13 @@ def _sums(one: list[int], other: list[int]) -> list[int]:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
-def refuse_inexact(compiled: Compiled) -> None:
-    """Raises CaptureError if nftables would flip packets that the kernel engine rejects.
+def refuse_inexact(program: bytes) -> None:
+    """Raises CaptureError if the flip table would flip packets that the kernel engine rejects.
 
     Legacy tables would write the rule hits of such packets to the kernel's log.
     """
-    if not compiled.exact:
-        raise CaptureError(
-            "nftables cannot express this filter, so only legacy tables are traced: "
-            "--engine netlink traces both"
-        )
+    if not nft_filter.compile(program).exact and not xt_bpf.can_run(program):
+        raise CaptureError(f"{xt_bpf.REFUSAL}: --engine netlink traces both kinds of tables")
 
 
 class _HeldRecords:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from ipttrace.capture.errors import CaptureError
 
+_SOCKET_FILTER: Final = 1  # BPF_PROG_TYPE_SOCKET_FILTER
+_INSTRUCTION_SIZE: Final = 8  # struct bpf_insn
 _POINTERS: Final = (  # functions that return a pointer, NULL on an error
     "bpf_object__open_file",
     "bpf_object__find_program_by_name",
@@ -66,6 +68,27 @@ def object_file(name: str) -> Path:
         if path.exists():
             return path
     raise CaptureError("the BPF object is not built: run make setup")
+
+
+def load_socket_filter(instructions: bytes) -> int:
+    """Loads struct bpf_insn[] as BPF_PROG_TYPE_SOCKET_FILTER; a descriptor that the caller closes.
+
+    Raises CaptureError.
+    """
+    try:
+        lib = ctypes.CDLL("libbpf.so.1")
+    except OSError as error:
+        raise CaptureError("libbpf.so.1 is missing: apt-get install libbpf1") from error
+    load = lib.bpf_prog_load
+    load.argtypes = [
+        ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p,
+        ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p,
+    ]  # fmt: skip
+    count = len(instructions) // _INSTRUCTION_SIZE
+    found: int = load(_SOCKET_FILTER, b"ipttrace_expr", b"GPL", instructions, count, None)
+    if found < 0:
+        raise CaptureError(f"the kernel rejected the filter: {os.strerror(-found)}")
+    return found
 
 
 class Libbpf:

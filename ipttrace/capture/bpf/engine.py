@@ -29,7 +29,6 @@ from ipttrace.capture.bpf.programs import (
     conntrack_is_loaded,
 )
 from ipttrace.capture.bpf.runs import FOREIGN, Array, RunReader, Runs
-from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink import engine as netlink
 from ipttrace.capture.netlink.calls import Calls, in_order
 from ipttrace.capture.netlink.events import ChainRegistry, UniqueNumbers
@@ -127,7 +126,6 @@ class BpfEngine:
 
     def _set_filter(self, program: bytes) -> None:
         self._filtered = bool(program)
-        self._exact = nft_filter.compile(program).exact
         self._refused.clear()
 
     def take(self) -> list[Records]:
@@ -213,7 +211,7 @@ class BpfEngine:
         if not self._filtered:
             return keep
         first = entries["flags"] & record.F_FIRST != 0
-        doubtful = first & ((runs.heads["flags"] & FOREIGN != 0) | (not self._exact))
+        doubtful = first & ((runs.heads["flags"] & FOREIGN != 0) | (not namespace.exact))
         if doubtful.any():
             some = entries[doubtful]
             keep[doubtful] = namespace.matches(some["packet"], some["caplen"])

@@ -5,5 +5,6 @@
 - opcodes: the opcodes of classic BPF by name
 - paths: the conditions of each path through a program that ends in a match
 - nft: the paths as nf_tables rules, as far as nf_tables can express them
-- headers: runs a program on delivered headers, for what nf_tables cannot express
+- ebpf: programs translated, for what the kernel does not take as it is
+- headers: runs a program on delivered headers, for what the kernel cannot match exactly
 """

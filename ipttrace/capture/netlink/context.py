@@ -21,15 +21,19 @@ from ipttrace.stream.messages import Level
 class RunContext:
     """Shared by the namespaces of a run."""
 
-    def __init__(self, first: int, *, legacy: bool, listen: bool = True) -> None:
+    def __init__(
+        self, first: int, *, legacy: bool, listen: bool = True, exact: bool = False
+    ) -> None:
         """`first`: the first number of calls and journeys; `legacy`: trace legacy tables.
 
-        `listen`: for reports of traced packets, else only for changes of rules.
+        `listen`: for reports of traced packets, else only for changes of rules; `exact`:
+        refuse a filter rather than flip further packets.
         """
         self.numbers = UniqueNumbers(first)
         self.names = RecordNames()
         self.legacy = legacy
         self.listen = listen
+        self.exact = exact
         self.notes: list[tuple[Level, str]] = []
         # Reads all messages that the kernel has sent until now; the engine sets it.
         self.flush: Callable[[], object] = lambda: None

@@ -59,7 +59,8 @@ class Options:
     "all", or None for this process's own; `buffer`: bytes for messages in the kernel, of
     all namespaces together; `legacy`: trace legacy tables too; `first`: the first number
     of calls and journeys; `listen`: for reports of traced packets; else packets are flipped
-    and rules are followed for another engine, which sees the packets itself.
+    and rules are followed for another engine, which sees the packets itself; `exact`: refuse
+    a filter rather than flip packets that it does not match.
     """
 
     program: bytes = b""
@@ -68,6 +69,7 @@ class Options:
     legacy: bool = True
     first: int = 1
     listen: bool = True
+    exact: bool = False
 
 
 class NetlinkEngine:
@@ -80,7 +82,7 @@ class NetlinkEngine:
 
     def __init__(self, options: Options) -> None:
         context = self._context = RunContext(
-            options.first, legacy=options.legacy, listen=options.listen
+            options.first, legacy=options.legacy, listen=options.listen, exact=options.exact
         )
         self.notes = context.notes
         self.record_names = context.names
@@ -378,8 +380,13 @@ class NetlinkEngine:
             "delivered": list(self._delivered),
             "lost": lost,
             "missed": missed,
-            "filter": self._compiled.location,
+            "filter": self._location(),
         }
+
+    def _location(self) -> str:
+        if not self._compiled.exact and all(one.exact for one in self._namespaces.values()):
+            return "in the kernel (xt_bpf)"
+        return self._compiled.location
 
     def close(self) -> None:
         """Disarms and restores everything on the host that the engine changed."""

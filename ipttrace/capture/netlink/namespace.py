@@ -41,7 +41,8 @@ from ipttrace.capture.netlink.nft.decode import NFNLGRP_NFTABLES, NFNLGRP_NFTRAC
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.netlink.nft.generations import Generations
 from ipttrace.capture.netlink.nft.rewrites import ALL
-from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
+from ipttrace.capture.netlink.nft.stale import remove_stale
+from ipttrace.capture.netlink.nft.table import FlipTable
 from ipttrace.capture.netlink.quiet import quietest, span
 from ipttrace.capture.netlink.reader import Mailbox
 from ipttrace.netfilter import (
@@ -110,7 +111,8 @@ class TracedNamespace:
             except OSError as error:
                 raise CaptureError(f"cannot open the netfilter netlink socket: {error}") from error
             snapshot = self._known = self._dump.snapshot()  # the newest that could be read
-            self._flip_table = stack.enter_context(contextlib.closing(FlipTable()))
+            table = FlipTable(exact=context.exact)
+            self._flip_table = stack.enter_context(contextlib.closing(table))
             first = context.next_generation()
             self._decoder = NftTraceDecoder(snapshot.genid)
             self._decoder.reports_conntrack |= not context.listen
@@ -132,7 +134,7 @@ class TracedNamespace:
 
     def arm(self, compiled: Compiled) -> None:
         """Flips packets that match `compiled` from now on.  Raises CaptureError, OSError."""
-        self._set_filter(compiled)
+        self._filter = compiled
         # Before any flip: legacy rules would write flipped packets to the kernel's log.
         self.find_legacy()
         self._armed = True
@@ -155,6 +157,7 @@ class TracedNamespace:
         self._unneeded = {one: self._unneeded.get(one, now) for one in installed - wanted}
         over = [one for one, since in self._unneeded.items() if now > since + _KEEP]
         self._flip_table.remove(over)
+        self.journeys.exact = self._flip_table.exact
         if self.legacy is not None and self.legacy.timeline.may_drop_last:
             self._flip_table.report_passed()
 
@@ -262,11 +265,13 @@ class TracedNamespace:
     def filter(self, compiled: Compiled) -> None:
         """Replaces the filter.  Raises CaptureError."""
         self._flip_table.replace(compiled)
-        self._set_filter(compiled)
-
-    def _set_filter(self, compiled: Compiled) -> None:
         self._filter = compiled
-        self.journeys.exact = compiled.exact
+        self.journeys.exact = self._flip_table.exact
+
+    @property
+    def exact(self) -> bool:
+        """Whether only packets are flipped that EXPR matches."""
+        return self.journeys.exact
 
     def disarm(self) -> None:
         """No packet is flipped after this.  Raises CaptureError."""

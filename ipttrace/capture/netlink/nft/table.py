@@ -3,7 +3,7 @@
 
 One for each traced namespace.  Its chains that flip precede all others.  It is owned by the socket
 that made it, so that the kernel removes it however ipttrace ends.  Kernels before 5.12
-have no owned tables: there its name holds the process id, and `remove_stale` removes the
+have no owned tables: there its name holds the process id, and stale.remove_stale removes the
 tables of dead processes.  Must not read trace messages.
 """
 
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import struct
-from collections.abc import Container, Iterable
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable
+from functools import partial
 from typing import Final
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.filter.nft import LENGTH, TRANSPORT, Check, Compiled
-from ipttrace.capture.netlink.events import PASSED, TABLE_PREFIX
-from ipttrace.capture.netlink.nft import wire
+from ipttrace.capture.filter.nft import Compiled
+from ipttrace.capture.netlink.events import PASSED
+from ipttrace.capture.netlink.nft import wire, xt_bpf
+from ipttrace.capture.netlink.nft.flip_rules import COUNTER, FlipRules
+from ipttrace.capture.netlink.nft.stale import own_name
 from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, capture_error
 from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
-_COUNTER: Final = b"flipped"
 _FIRST_PRIORITY: Final = -(1 << 31)  # before all other chains, and before defragmentation
 _LAST_PRIORITY: Final = (1 << 31) - 1
 _POSTROUTING: Final = 4
@@ -32,21 +32,24 @@ _OWNER: Final = 0x2  # NFT_TABLE_F_OWNER
 # Chain and hook: NF_INET_* and NF_BR_* have the same numbers, NF_ARP_* others.
 _CHAINS: Final = ((b"prerouting", 0), (b"output", 3))
 _ARP_CHAINS: Final = ((b"input", 0), (b"output", 1))
-_ETHERTYPES: Final = (0x0800, 0x86DD)
-_NAME: Final = re.compile(re.escape(TABLE_PREFIX) + rb"(\d{1,10})-(\d{1,20})")  # pid, start
 
 
 class FlipTable:
     """The flip table of the namespace in which it is made.  For one thread at a time."""
 
-    def __init__(self, *, owner: bool = True, inet: bool = True) -> None:
-        """`owner`, `inet`: try owned tables and family inet, which old kernels lack.
+    def __init__(
+        self, *, owner: bool = True, inet: bool = True, match: bool = True, exact: bool = False
+    ) -> None:
+        """`owner`, `inet`, `match`: try what kernels may lack: owned tables, family inet, xt_bpf.
 
-        Raises CaptureError.
+        `exact`: refuse filters that would flip further packets.  Raises CaptureError.
         """
         self._want_owner = owner
         self._want_inet = inet
-        self.name: Final = _own_name()
+        self._want_match = match
+        self._must_be_exact = exact
+        self._inexact: set[int] = set()  # NFPROTO_* that `install` was called for
+        self.name: Final = own_name()
         self.owned = False  # by the socket
         # NFPROTO_* that `install` was called for → those in which the table exists: without
         # family inet, ip and ip6 take its place.
@@ -72,6 +75,11 @@ class FlipTable:
         return set(self._installed)
 
     @property
+    def exact(self) -> bool:
+        """Whether it flips exactly the packets that the filter matches; else also others."""
+        return not self._inexact
+
+    @property
     def families(self) -> tuple[int, ...]:
         """The families, NFPROTO_*, in which the table exists."""
         return tuple(family for tables in self._installed.values() for family in tables)
@@ -88,7 +96,7 @@ class FlipTable:
             raise CaptureError(f"the nft table {self.name.decode()} is installed already")
         try:
             for family in wanted:
-                self._install(compiled, family)
+                self._with_rules(compiled, [family], partial(self._install, family=family))
         except BaseException as error:
             self.remove(wanted)
             if isinstance(error, Refused):
@@ -100,13 +108,20 @@ class FlipTable:
 
         Raises CaptureError.
         """
-        requests = []
-        for family in self.families:
-            for chain, _ in _chains(family):
-                requests.append(self._flush_chain(family, chain))
-            requests += self._rules(compiled, family)
-        if requests:
-            self._commit(requests)
+
+        def change(rules: FlipRules) -> None:
+            requests = []
+            for family in self.families:
+                for chain, _ in _chains(family):
+                    requests.append(self._flush_chain(family, chain))
+                requests += self._rules(rules, family)
+            if requests:
+                self._socket.commit(requests)
+
+        try:
+            self._with_rules(compiled, self._installed, change)
+        except Refused as error:
+            raise self._capture_error(error) from error
 
     def report_passed(self) -> None:
         """Adds the chain PASSED behind all others at POSTROUTING, if it is not there.
@@ -142,6 +157,7 @@ class FlipTable:
             for one in self._installed.get(family, ()):
                 self._remove(one)
             self._installed.pop(family, None)
+            self._inexact.discard(family)
 
     def forget_deleted(self, tables: Container[tuple[int, str]]) -> bool:
         """Notes where the table was deleted, so that it can be installed again.
@@ -167,25 +183,59 @@ class FlipTable:
         finally:
             self._socket.close()
 
-    def _install(self, compiled: Compiled, family: int) -> None:
+    def _with_rules(
+        self, compiled: Compiled, families: Iterable[int], make: Callable[[FlipRules], None]
+    ) -> None:
+        """Calls `make` with what matches the packets that `compiled` does, or if need be more.
+
+        `families`: those that `install` was or is called for.  Raises Refused, CaptureError.
+        """
+        wanted = set(families)
+        if not compiled.exact and self._make_exact(compiled.program, wanted, make):
+            self._inexact -= wanted
+            return
+        if not compiled.exact and self._must_be_exact:
+            raise CaptureError(xt_bpf.REFUSAL)
+        make(FlipRules.of(compiled))
+        self._inexact = self._inexact - wanted if compiled.exact else self._inexact | wanted
+
+    def _make_exact(
+        self, program: bytes, families: set[int], make: Callable[[FlipRules], None]
+    ) -> bool:
+        """Calls `make` with a match that runs `program`; returns whether the kernel takes it."""
+        if not self._want_match:
+            return False
+        before = self.installed
+        with xt_bpf.expression(program) as match:
+            if match is None:
+                return False
+            try:
+                make(FlipRules((match,)))
+            except Refused:
+                # Without the match, the same refusal comes again if that is not the reason.
+                self.remove(families - before)
+                return False
+        return True
+
+    def _install(self, rules: FlipRules, family: int) -> None:
         if family == NFPROTO_INET and not self._want_inet:
-            return self._install_both(compiled)
+            return self._install_both(rules)
         try:
-            self._create(compiled, family, family)
+            self._create(rules, family, family)
         except Refused as refused:
             # ENOENT: the kernel was built without chains of this family.
             if family == NFPROTO_INET and (refused.errno, refused.kind) in (
                 (errno.ENOENT, wire.NEWCHAIN),
                 (errno.EAFNOSUPPORT, wire.NEWTABLE),
             ):
-                return self._install_both(compiled)
+                return self._install_both(rules)
             raise
         return None
 
-    def _install_both(self, compiled: Compiled) -> None:
-        self._create(compiled, NFPROTO_IPV4, NFPROTO_INET)
+    def _install_both(self, rules: FlipRules) -> None:
+        self._create(rules, NFPROTO_IPV4, NFPROTO_INET)
         try:
-            self._create(compiled, NFPROTO_IPV6, NFPROTO_INET)
+            self._create(rules, NFPROTO_IPV6, NFPROTO_INET)
         except Refused as refused:
             if refused.kind not in (wire.NEWCHAIN, wire.NEWTABLE) or refused.errno not in (
                 errno.ENOENT,
@@ -193,13 +243,13 @@ class FlipTable:
             ):
                 raise
 
-    def _create(self, compiled: Compiled, family: int, wanted: int) -> None:
+    def _create(self, rules: FlipRules, family: int, wanted: int) -> None:
         # Owned tables are tried until the kernel has refused one.
         for owned in (True, False):
             if owned and not self._want_owner:
                 continue
             try:
-                self._socket.commit(self._new_table(compiled, family, owned=owned))
+                self._socket.commit(self._new_table(rules, family, owned=owned))
             except Refused as refused:
                 unknown = refused.errno in (errno.EINVAL, errno.EOPNOTSUPP)
                 if owned and unknown and refused.kind == wire.NEWTABLE:
@@ -210,17 +260,17 @@ class FlipTable:
             self._installed[wanted] = (*self._installed.get(wanted, ()), family)
             return
 
-    def _new_table(self, compiled: Compiled, family: int, *, owned: bool) -> list[Request]:
+    def _new_table(self, rules: FlipRules, family: int, *, owned: bool) -> list[Request]:
         new = wire.CREATE | wire.EXCL
         flags = wire.number(2, _OWNER) if owned else b""
         requests = [Request(wire.NEWTABLE, family, wire.text(1, self.name) + flags, new)]
-        counter = wire.text(1, self.name) + wire.text(2, _COUNTER)
+        counter = wire.text(1, self.name) + wire.text(2, COUNTER)
         # A named counter outlives the rules that count in it.
         counter += wire.number(3, wire.COUNTER) + wire.nested(4)
         requests.append(Request(wire.NEWOBJ, family, counter, new))
         for chain, hook in _chains(family):
             requests.append(self._new_chain(family, chain, hook, _FIRST_PRIORITY))
-        return requests + self._rules(compiled, family)
+        return requests + self._rules(rules, family)
 
     def _new_chain(self, family: int, chain: bytes, hook: int, priority: int) -> Request:
         position = wire.number(1, hook) + wire.number(2, priority & 0xFFFFFFFF)
@@ -231,25 +281,17 @@ class FlipTable:
     def _flush_chain(self, family: int, chain: bytes) -> Request:
         return Request(wire.DELRULE, family, wire.text(1, self.name) + wire.text(2, chain))
 
-    def _rules(self, compiled: Compiled, family: int) -> list[Request]:
-        if family == NFPROTO_ARP and compiled.program:
-            return []
-        flip = wire.count(_COUNTER) + wire.trace() + wire.accept()
-        rules = []
-        if family == NFPROTO_BRIDGE and compiled.program:
-            # The filter reads IP headers: other protocols' bytes could match by accident.
-            rules.append(wire.no_ethertype_of(*_ETHERTYPES) + wire.accept())
-        rules += [b"".join(map(_expressions, checks)) + flip for checks in compiled.rules]
+    def _rules(self, rules: FlipRules, family: int) -> list[Request]:
         requests = []
         for chain, _ in _chains(family):
             where = wire.text(1, self.name) + wire.text(2, chain)
-            for rule in rules:
+            for rule in rules.expressions(family):
                 body = where + wire.nested(4, rule)
                 requests.append(Request(wire.NEWRULE, family, body, wire.CREATE | wire.APPEND))
         return requests
 
     def _counter(self, family: int) -> tuple[int, int]:
-        wanted = wire.text(1, self.name) + wire.text(2, _COUNTER) + wire.number(3, wire.COUNTER)
+        wanted = wire.text(1, self.name) + wire.text(2, COUNTER) + wire.number(3, wire.COUNTER)
         for _, found in self._socket.ask(Request(wire.GETOBJ, family, wanted)):
             inner = wire.attributes(found.get(4, b""))
             if len(inner.get(1, b"")) == 8 and len(inner.get(2, b"")) == 8:
@@ -272,12 +314,6 @@ class FlipTable:
             if error.errno != errno.ENOENT:
                 raise self._capture_error(error) from error
 
-    def _commit(self, requests: list[Request]) -> None:
-        try:
-            self._socket.commit(requests)
-        except Refused as error:
-            raise self._capture_error(error) from error
-
     def _capture_error(self, error: Refused) -> CaptureError:
         name = self.name.decode()
         if error.errno == errno.ENOENT and error.kind in (wire.DELRULE, wire.GETOBJ):
@@ -296,80 +332,5 @@ class FlipTable:
         return capture_error(error.errno, f"the nft table {name}")
 
 
-def _expressions(check: Check) -> bytes:
-    """The nft expressions of a filter's check."""
-    base, offset, size = check.load
-    if base == LENGTH:
-        load = wire.load_length()
-    else:
-        header = wire.TRANSPORT_HEADER if base == TRANSPORT else wire.NETWORK_HEADER
-        load = wire.load_payload(header, offset, size)
-    return load + wire.compare(size, check.mask, check.compares)
-
-
-def remove_stale() -> list[str]:
-    """Removes the flip tables that dead processes left in the calling thread's namespace.
-
-    Returns their names.  Processes are identified by id and start time in this process's
-    /proc, so that those of another pid namespace look dead.  Owned tables are never
-    stale.  Raises CaptureError.
-    """
-    try:
-        nft = NftSocket()
-    except CaptureError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EPROTONOSUPPORT:
-            return []
-        raise
-    try:
-        stale = []
-        for family, found in nft.ask(Request(wire.GETTABLE, 0, b"", wire.DUMP)):
-            name = found.get(1, b"").rstrip(b"\0")
-            # Type 7 is NFTA_TABLE_OWNER: its socket is open.
-            if (match := _NAME.fullmatch(name)) and 7 not in found and not _alive(*match.groups()):
-                stale.append((family, name))
-        removed = []
-        for family, name in stale:
-            try:
-                nft.commit([Request(wire.DELTABLE, family, wire.text(1, name))])
-            except Refused as error:
-                if error.errno != errno.ENOENT:
-                    raise
-            else:
-                removed.append(name.decode())
-        return list(dict.fromkeys(removed))
-    except Refused as error:
-        if error.errno == errno.EOPNOTSUPP:
-            return []
-        raise capture_error(error.errno) from error
-    finally:
-        nft.close()
-
-
 def _chains(family: int) -> tuple[tuple[bytes, int], ...]:
     return _ARP_CHAINS if family == NFPROTO_ARP else _CHAINS
-
-
-def _own_name() -> bytes:
-    pid, start, _ = _process("self")
-    return TABLE_PREFIX + b"%d-%d" % (pid, start)
-
-
-def _process(name: str) -> tuple[int, int, bytes]:
-    """Process id, start in clock ticks and state, from /proc/`name`.  Raises CaptureError."""
-    try:
-        stat = (Path("/proc") / name / "stat").read_bytes()
-        # The command's name, in brackets, may hold any bytes.
-        fields = stat[stat.rindex(b")") + 1 :].split()
-        return int(stat[: stat.index(b" ")]), int(fields[19]), fields[0]
-    except (OSError, ValueError, IndexError) as error:
-        raise CaptureError(
-            "/proc is not mounted, or hides this process: mount it without hidepid"
-        ) from error
-
-
-def _alive(pid: bytes, start: bytes) -> bool:
-    try:
-        _, began, state = _process(str(int(pid)))
-    except CaptureError:
-        return False
-    return began == int(start) and state not in (b"Z", b"X")

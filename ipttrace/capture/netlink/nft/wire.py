@@ -26,6 +26,7 @@ NEWRULE: Final = 6
 DELRULE: Final = 8
 NEWOBJ: Final = 18
 GETOBJ: Final = 19
+COMPAT_GET: Final = 0  # of NFT_COMPAT
 
 REQUEST: Final = 0x001
 ACK: Final = 0x004
@@ -36,6 +37,7 @@ APPEND: Final = 0x800
 
 _NETLINK_NETFILTER: Final = 12
 _SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
+NFT_COMPAT: Final = 11  # NFNL_SUBSYS_NFT_COMPAT
 _BATCH_BEGIN: Final = 0x10
 _BATCH_END: Final = 0x11
 _ERROR: Final = 2
@@ -157,6 +159,11 @@ def no_ethertype_of(*ethertypes: int) -> bytes:
     return made + b"".join(_compare("neq", struct.pack(">H", one)) for one in ethertypes)
 
 
+def match(name: bytes, revision: int, info: bytes) -> bytes:
+    """The expression that runs a match of x_tables; `info`: its own struct."""
+    return _expression(b"match", text(1, name), number(2, revision), attribute(3, info))
+
+
 def count(counter: bytes) -> bytes:
     """The expression that counts in the named counter."""
     return _expression(b"objref", number(1, COUNTER), text(2, counter))
@@ -175,17 +182,21 @@ def accept() -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One message to nf_tables: type (NFT_MSG_*), family (NFPROTO_*), attributes, NLM_F_*."""
+    """One message to nf_tables: type (NFT_MSG_*), family (NFPROTO_*), attributes, NLM_F_*.
+
+    `subsystem`: NFNL_SUBSYS_*, if it is for another one.
+    """
 
     kind: int
     family: int
     attributes: bytes
     flags: int = 0
+    subsystem: int = _SUBSYSTEM
 
     def message(self, sequence: int, flags: int) -> bytes:
         """The bytes to send."""
         body = struct.pack(">BBH", self.family, 0, 0) + self.attributes
-        kind = _SUBSYSTEM << 8 | self.kind
+        kind = self.subsystem << 8 | self.kind
         length = _HEADER.size + len(body)
         return _HEADER.pack(length, kind, REQUEST | self.flags | flags, sequence, 0) + body
 
@@ -290,7 +301,7 @@ class NftSocket:
                 if kind == _ERROR and len(body) >= 4:
                     if failed := -struct.unpack_from("=i", body)[0]:
                         raise Refused(failed, request.kind)
-                elif kind >> 8 == _SUBSYSTEM and len(body) >= 4:
+                elif kind >> 8 == request.subsystem and len(body) >= 4:
                     found.append((body[0], attributes(body[4:])))
             if complete and ended:
                 return found

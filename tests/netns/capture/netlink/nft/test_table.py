@@ -24,9 +24,10 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.filter.nft import Compiled
-from ipttrace.capture.netlink.nft import table as nft_table
+from ipttrace.capture.netlink.nft import stale as nft_stale
 from ipttrace.capture.netlink.nft import wire as nft_wire
-from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
+from ipttrace.capture.netlink.nft.stale import remove_stale
+from ipttrace.capture.netlink.nft.table import FlipTable
 from ipttrace.capture.netns import inside
 from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET
 from tests.netns.labs import fresh_prefix
@@ -60,6 +61,17 @@ EXPRESSIONS = [
     "less 48",
     "host 10.9.0.1 and not port 80",
     "tcp[((tcp[12:1] & 0xf0) >> 2):4] = 0x47455420",
+]
+# nf_tables cannot express these.
+OTHERS = [
+    "tcp[((tcp[12:1] & 0xf0) >> 2):2] = 0x4745 or tcp[((tcp[12:1] & 0xf0) >> 2):2] = 0x504f",
+    "ip[2:2] - ((ip[0] & 0xf) << 2) > 20",
+    "tcp and ip[20] + 5 > ip[21]",
+    "udp[ip[8]] = 0 or (len > 60 and ip[8] ^ 3 = 7)",
+    # The kernel's own shift of classic BPF gives another result.
+    "1 << ip[8] != 0 and ip[8] << ip[9] = 0",
+    # More instructions than xt_bpf takes.
+    " or ".join(f"(port {n} and ip[8] < {4 * n})" for n in range(50, 70)),
 ]
 
 
@@ -176,9 +188,9 @@ class CableNamespaces:
     def nft(self, *words: str) -> str:
         return self.run(self.near, "nft", *words)
 
-    def table(self, *, owner: bool = True, inet: bool = True) -> FlipTable:
+    def table(self, *, owner: bool = True, inet: bool = True, match: bool = True) -> FlipTable:
         with self.inside():
-            return FlipTable(owner=owner, inet=inet)
+            return FlipTable(owner=owner, inet=inet, match=match)
 
     def seen(self) -> int:
         listed = self.nft("list", "table", "bridge" if self.bridge else "inet", "sink")
@@ -219,7 +231,8 @@ def test_exactly_the_packets_that_a_filter_matches_are_flipped_and_counted(
     namespace: CableNamespaces, inet: bool
 ) -> None:
     sending = packets(293)
-    with namespace.table(inet=inet) as table:
+    # GIVEN a kernel without xt_bpf
+    with namespace.table(inet=inet, match=False) as table:
         table.install(compiled(""))
         assert table.families == ((NFPROTO_INET,) if inet else (2, 10))
         counted, octets = 0, 0
@@ -227,6 +240,7 @@ def test_exactly_the_packets_that_a_filter_matches_are_flipped_and_counted(
             # GIVEN a filter WHEN all kinds of packets are sent
             rules = compiled(expr)
             table.replace(rules)
+            assert table.exact == rules.exact
             namespace.send(sending)
             # THEN those that libpcap matches are counted, and more if nf_tables cannot express it
             matching = [one for one in sending if pcapfilter.matches(rules.program, one)]
@@ -238,6 +252,51 @@ def test_exactly_the_packets_that_a_filter_matches_are_flipped_and_counted(
             counted += len(flipped)
             octets += sum(map(len, flipped))
             assert table.counted() == (counted, octets), expr
+
+
+@pytest.mark.parametrize("inet", [True, False], ids=["inet", "ip and ip6"])
+def test_what_nf_tables_cannot_express_is_matched_by_xt_bpf(
+    namespace: CableNamespaces, inet: bool
+) -> None:
+    sending = packets(397)
+    with namespace.table(inet=inet) as table:
+        counted = 0
+        for expr in OTHERS:
+            # GIVEN a filter that nf_tables cannot express
+            rules = compiled(expr)
+            assert not rules.exact
+            if not table.installed:
+                table.install(rules)
+            table.replace(rules)
+            assert table.exact
+            # WHEN all kinds of packets are sent THEN exactly those that match are flipped
+            namespace.send(sending)
+            matching = [one for one in sending if pcapfilter.matches(rules.program, one)]
+            assert 0 < len(matching) < len(sending), expr
+            counted += len(matching)
+            assert table.counted()[0] == counted, expr
+        # WHEN the filter is one of nf_tables again THEN that works too
+        table.replace(compiled("ip6"))
+        namespace.send(sending)
+        counted += sum(one[0] >> 4 == 6 for one in sending)
+        assert table.exact
+        assert table.counted()[0] == counted
+
+
+def test_a_table_that_must_be_exact_is_not_made_otherwise(namespace: CableNamespaces) -> None:
+    # GIVEN a kernel without xt_bpf
+    with namespace.inside(), FlipTable(match=False, exact=True) as table:
+        # WHEN the filter cannot be expressed THEN nothing is installed
+        with pytest.raises(CaptureError, match="nftables cannot express this filter"):
+            table.install(compiled(OTHERS[0]))
+        assert not table.installed
+        # WHEN it can be THEN a later one that cannot leaves it as it is
+        table.install(compiled("ip6"))
+        with pytest.raises(CaptureError, match="nftables cannot express this filter"):
+            table.replace(compiled(OTHERS[0]))
+        sending = packets(101)
+        namespace.send(sending)
+        assert table.counted()[0] == sum(one[0] >> 4 == 6 for one in sending)
 
 
 def test_packets_that_the_host_sends_are_flipped_too(namespace: CableNamespaces) -> None:
@@ -258,12 +317,16 @@ def test_on_a_bridge_a_filter_matches_ip_only() -> None:
     sending = packets(101)
     with CableNamespaces(bridge=True) as namespace, namespace.table() as table:
         table.install(compiled("not tcp"), [NFPROTO_BRIDGE])
-        namespace.send(sending)
-        # Another protocol, with bytes that look like IP.
-        namespace.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
-        program = pcapfilter.compile("not tcp")
-        matching = sum(pcapfilter.matches(program, one) for one in sending)
-        assert table.counted()[0] == matching
+        matching = 0
+        for expr in ("not tcp", "ip[9] ^ 3 != 5"):
+            table.replace(compiled(expr))
+            assert table.exact
+            namespace.send(sending)
+            # Another protocol, with bytes that look like IP.
+            namespace.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
+            program = pcapfilter.compile(expr)
+            matching += sum(pcapfilter.matches(program, one) for one in sending)
+            assert table.counted()[0] == matching
         table.replace(compiled(""))
         namespace.send([bytes([0x45]) + bytes(40)] * 7, ethertype=0x88B5)
         assert table.counted()[0] == matching + 7
@@ -413,7 +476,7 @@ def test_a_table_whose_socket_is_open_is_not_removed(
         if not table.owned:
             pytest.skip("this kernel has no tables with owners")
         # GIVEN a process that looks dead, as those of another pid namespace do
-        monkeypatch.setattr(nft_table, "_alive", lambda *_: False)
+        monkeypatch.setattr(nft_stale, "_alive", lambda *_: False)
         with namespace.inside():
             assert remove_stale() == []
         assert table.counted() == (0, 0)
@@ -434,7 +497,8 @@ def test_without_cap_net_admin_one_line_says_what_to_do(namespace: CableNamespac
         import os
         from ipttrace.capture.filter import nft as nft_filter
         from ipttrace.capture.errors import CaptureError
-        from ipttrace.capture.netlink.nft.table import FlipTable, remove_stale
+        from ipttrace.capture.netlink.nft.stale import remove_stale
+        from ipttrace.capture.netlink.nft.table import FlipTable
         os.setgroups([]); os.setuid(65534)
         for act in (lambda: FlipTable().install(nft_filter.compile(b"")), remove_stale):
             try:
