@@ -45,6 +45,27 @@ def conntrack_is_loaded() -> bool:
     return (BTF / "nf_conntrack").exists()
 
 
+def attempt() -> None:
+    """Loads and attaches the programs as the engine does, and removes them at once.
+
+    Raises CaptureError if the kernel refuses them.  No module is loaded for it: without
+    nf_tables only the program of the kernel's own nf_log_trace() is tried.
+    """
+    libbpf = Libbpf()
+    if parameters(libbpf, "nf_tables", "nft_trace_notify") is not None:
+        programs = Programs(_LEAST_RING)
+        try:
+            programs.attach()
+        finally:
+            programs.close()
+        return
+    one = BpfObject(libbpf, _LEGACY, (_LOG,), sizes={"ring": _LEAST_RING})
+    try:
+        one.attach()
+    finally:
+        one.close()
+
+
 class Programs:
     """The programs, loaded; attached from `attach` to `detach`."""
 

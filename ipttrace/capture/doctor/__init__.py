@@ -8,9 +8,10 @@
 - bpf: what the BPF engine needs
 - optional: what neither needs, but a user may miss
 
-A check looks at a `Host` and returns one line: nothing is loaded, mounted, installed or
-sent.  The agent asks `why_not` before it starts, so that a person reads the reason and
-not an errno.  Must not import bcc.
+A check looks at a `Host` and returns one line: nothing is mounted, installed or sent, no
+module is loaded, and the BPF programs are loaded only to see whether the kernel accepts them.
+The agent asks `why_not` before it starts, so that a person reads the reason and not an errno.
+Must not import bcc.
 """
 
 from __future__ import annotations

@@ -20,13 +20,20 @@ _NEEDED: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 
 def engine(host: Host) -> Check:
     """Whether the BPF engine can run."""
-    why = why_not(host)
+    if (why := why_not(host)) is not None:
+        return why
+    # Other reasons, such as a security module's policy, are in no file.
+    if refusal := host.bpf_refusal():
+        return Check(_NAME, "fail", f"no, because {refusal}")
     # Legacy tables need what they need over netlink.
-    return Check(_NAME, "ok", netlink.engine(host).text) if why is None else why
+    return Check(_NAME, "ok", netlink.engine(host).text)
 
 
 def why_not(host: Host) -> Check | None:
-    """The first reason why the BPF engine cannot run, or None."""
+    """The first reason that files show why the BPF engine cannot run, or None.
+
+    The engine itself finds the others when it loads its programs.
+    """
     if not host.root_user or any(one not in host.capabilities for one in _NEEDED):
         text = f"no, because it needs root with {', '.join(_NEEDED)}"
         return Check(_NAME, "fail", text, "run it with sudo")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A machine's properties, read from the files below one root folder.
 
-From files only, so that a test can make up any machine as a folder.  What cannot be
-read counts as absent.  Must not change or run anything, or import bcc (which takes
-seconds).
+From files only, so that a test can make up any machine as a folder; except whether the
+kernel accepts the BPF programs, which only an attempt shows.  What cannot be read counts as
+absent.  Must not change or run anything else, or import bcc (which takes seconds).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import gzip
 import importlib.util
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -65,12 +65,29 @@ def _find_bcc() -> bool:
     return any((Path(folder) / "libbcc.py").exists() for folder in folders)
 
 
+def _accepted() -> str:
+    """Of a machine made of files: its kernel accepts all programs."""
+    return ""
+
+
+def _refusal() -> str:
+    """Why this kernel refuses the BPF engine's programs; "" if it accepts them."""
+    from ipttrace.capture.bpf import programs
+
+    try:
+        programs.attempt()
+    except CaptureError as error:
+        return str(error)
+    return ""
+
+
 @dataclass(frozen=True)
 class Host:
     """A machine: the files below `root`, and an environment.
 
     `bcc`, `bpf_object`: whether bcc can be imported and the BPF programs are compiled.
     `source_hash`: name of the folder in the cache for this version's module; None for any.
+    `bpf_refusal`: tries the BPF engine's programs; why the kernel refuses them, or "".
     """
 
     root: Path
@@ -78,6 +95,7 @@ class Host:
     bcc: bool = True
     bpf_object: bool = True
     source_hash: str | None = None
+    bpf_refusal: Callable[[], str] = _accepted
 
     @staticmethod
     def here() -> Host:
@@ -90,7 +108,7 @@ class Host:
             built = object_file(OBJECT).exists()
         except CaptureError:
             built = False
-        return Host(Path("/"), os.environ, _find_bcc(), built, source_hash)
+        return Host(Path("/"), os.environ, _find_bcc(), built, source_hash, _refusal)
 
     def read(self, path: str) -> str | None:
         """Returns the text of a file, 4 MB at most; None if it cannot be read."""

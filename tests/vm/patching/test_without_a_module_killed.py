@@ -6,29 +6,18 @@ Its name puts it last: with nf_tables loaded, `auto` takes another engine in oth
 
 from __future__ import annotations
 
-import ctypes
 import signal
 from pathlib import Path
 
 import pytest
 
-from ipttrace.capture.libbpf import Libbpf
 from ipttrace.stream.frames import Kind
+from tests.vm.bpf_links import links
 from tests.vm.forked import Agent, flooding, until
 from tests.vm.test_without_a_module_legacy import LOGGERS, ruled
 
 # s of a guest whose clock may run ten times too fast while the host is busy.
 LONG = 1800.0
-
-
-def links() -> set[int]:
-    """The ids of all BPF links of this kernel."""
-    lib = Libbpf().lib
-    found: set[int] = set()
-    number = ctypes.c_uint32(0)
-    while lib.bpf_link_get_next_id(number, ctypes.byref(number)) == 0:
-        found.add(number.value)
-    return found
 
 
 def recorded(agent: Agent) -> bool:

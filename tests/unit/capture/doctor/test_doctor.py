@@ -202,6 +202,20 @@ def test_it_says_whether_bpf_can_trace_without_a_module(
     assert text in check.text
 
 
+def test_it_tries_the_programs_since_no_file_shows_what_a_kernel_refuses(
+    machine: Callable[..., Host],
+) -> None:
+    # GIVEN a machine that lacks nothing, whose kernel refuses the programs all the same
+    refusal = "the kernel rejected the BPF programs: Operation not permitted"
+    host = replace(machine(), bpf_refusal=lambda: refusal)
+    # THEN the doctor gives the kernel's reason
+    check = found(host, "engine: bpf")
+    assert (check.status, check.text) == ("fail", f"no, because {refusal}")
+    # AND does not try where a file shows already why it cannot work
+    (host.root / "sys/kernel/btf/vmlinux").unlink()
+    assert "has no BTF" in found(host, "engine: bpf").text
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_missing_is_one_line_with_its_remedy(
     case: str, machine: Callable[..., Host], capsys: pytest.CaptureFixture[str]
