@@ -29,36 +29,8 @@
 #define PRI_CONNTRACK	    (-200)
 
 #define MOST_HOOKS 32 /* of one hook of a namespace, that are looked at */
-#define MOST_DEPTH 4  /* runs inside one another */
 
-struct run_place {
-	__u64 serial;  /* of this CPU and program */
-	__u64 context; /* the task, or the softirq on top of it */
-	__u64 parent;  /* the run inside which this one is, 0: none */
-	__u64 inner;   /* the packet that was met last inside this run */
-	__u64 inner_table;
-	__s32 inner_priority;
-	__u8 inner_hook;
-};
-
-#include "state.h"
-
-/* The newest run of each context. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u64);
-	__type(value, __u64);
-} newest SEC(".maps");
-
-/* Unique while the programs are loaded, and below 2^56.  The agent's own begin with 1. */
-static __always_inline __u64 call_id(__u64 serial, __u8 family)
-{
-	__u64 cpu = bpf_get_smp_processor_id() & 0xfff;
-
-	return 1ULL << 55 | (__u64)(family == NFPROTO_IPV6) << 54 | cpu << 42 |
-	       (serial & ((1ULL << 42) - 1));
-}
+#include "nest.h"
 
 /*
  * Whether packets of this family go through conntrack in this namespace: see
@@ -103,29 +75,6 @@ static __always_inline __u8 ct_flags(const struct ipttrace_entry_head *head,
 	return conntrack_used(net, head->family) ? IPTTRACE_CT_INVALID : 0;
 }
 
-/*
- * Whether the run is the first of a packet that a target sends inside the run around it:
- * see ipttrace_call_copied() in kmod/calls.c.
- */
-static __always_inline bool copied(struct run_place *parent, __u64 parent_skb,
-				   __u64 skb, __u64 table, int priority,
-				   __u8 hook)
-{
-	bool first;
-
-	if (parent_skb == skb)
-		return false;
-	first = parent->inner != skb || hook < parent->inner_hook ||
-		(hook == parent->inner_hook &&
-		 (table == parent->inner_table ||
-		  priority < parent->inner_priority));
-	parent->inner = skb;
-	parent->inner_table = table;
-	parent->inner_priority = priority;
-	parent->inner_hook = hook;
-	return first;
-}
-
 static __always_inline int enter(const struct xt_table *table,
 				 const struct sk_buff *skb,
 				 const struct nf_hook_state *state)
@@ -133,8 +82,7 @@ static __always_inline int enter(const struct xt_table *table,
 	__u64 key = (unsigned long)state, address = (unsigned long)skb;
 	struct ipttrace_entry_head *head;
 	struct ipttrace_run *record;
-	struct run *run, *parent;
-	__u64 context, *around;
+	struct run *run;
 	int priority;
 
 	run = new_run(skb);
@@ -148,41 +96,8 @@ static __always_inline int enter(const struct xt_table *table,
 	bpf_core_read(head->table, sizeof(head->table), &table->name);
 	priority = BPF_CORE_READ(table, priority);
 	head->ct_flags = ct_flags(head, priority, state->net);
-	context = bpf_get_current_task();
-	context |= !!(head->flags & IPTTRACE_F_SOFTIRQ);
-	run->skb = address;
-	run->ours = 0;
-	run->total = 0;
-	run->place.serial++;
-	run->place.context = context;
-	run->place.parent = 0;
-	run->place.inner = 0;
-	head->call = call_id(run->place.serial, head->family);
-	around = bpf_map_lookup_elem(&newest, &context);
-	parent = around ? bpf_map_lookup_elem(&runs, around) : NULL;
-	if (parent && parent->place.context == context) {
-		run->place.parent = *around;
-		head->parent = parent->record.entry.head.call;
-		head->depth = parent->record.entry.head.depth + 1;
-		if (copied(&parent->place, parent->skb, address,
-			   (unsigned long)table, priority, head->hook)) {
-			head->flags &= ~IPTTRACE_F_FOLLOWED;
-			head->flags |= IPTTRACE_F_FIRST;
-		}
-	}
-	run->began = bpf_ktime_get_ns();
-	if (bpf_map_update_elem(&newest, &context, &key, BPF_ANY)) {
-		count(IPTTRACE_COUNT_MISSED, 1);
-		return 0;
-	}
-	if (bpf_map_update_elem(&runs, &key, run, BPF_ANY)) {
-		count(IPTTRACE_COUNT_MISSED, 1);
-		if (run->place.parent)
-			bpf_map_update_elem(&newest, &context,
-					    &run->place.parent, BPF_ANY);
-		else
-			bpf_map_delete_elem(&newest, &context);
-	}
+	begin_run(run, key, (unsigned long)table, priority,
+		  head->family == NFPROTO_IPV6 ? OF_IP6 : OF_IP);
 	return 0;
 }
 
@@ -191,26 +106,13 @@ static __always_inline int leave(const struct sk_buff *skb,
 				 __u32 verdict)
 {
 	__u64 now = bpf_ktime_get_ns(), key = (unsigned long)state;
-	__u64 context, before, ours;
-	struct run *run, *parent;
+	struct run *run = bpf_map_lookup_elem(&runs, &key);
 
-	run = bpf_map_lookup_elem(&runs, &key);
 	if (!run)
 		return 0;
-	write_run(run, key, skb, verdict, now);
 	if (!run->total) /* some were: each run ends with one */
 		count(IPTTRACE_COUNT_MISSED, 1);
-	context = run->place.context;
-	before = run->place.parent;
-	ours = run->ours + run->began - run->record.entry.head.time;
-	bpf_map_delete_elem(&runs, &key);
-	parent = before ? bpf_map_lookup_elem(&runs, &before) : NULL;
-	if (!parent) {
-		bpf_map_delete_elem(&newest, &context);
-		return 0;
-	}
-	bpf_map_update_elem(&newest, &context, &before, BPF_ANY);
-	parent->ours += ours + bpf_ktime_get_ns() - now;
+	end_run(run, key, skb, verdict, now);
 	return 0;
 }
 
@@ -257,14 +159,13 @@ SEC("kprobe/nf_log_trace")
 int ipttrace_log(struct pt_regs *ctx)
 {
 	__u64 began = bpf_ktime_get_ns(), skb = PT_REGS_PARM4(ctx);
-	__u64 context = bpf_get_current_task(), key, *found;
+	__u64 context = current_context(), key, *found;
 	struct ipttrace_run_hit *hit;
 	struct log_stack stack;
 	char comment[2] = {};
 	struct run *run;
 	int i;
 
-	context |= in_softirq();
 	found = bpf_map_lookup_elem(&newest, &context);
 	if (!found)
 		return 0;
@@ -272,7 +173,7 @@ int ipttrace_log(struct pt_regs *ctx)
 	run = bpf_map_lookup_elem(&runs, &key);
 	/* The exit of a run inside may have been missed. */
 	for (i = 1; i < MOST_DEPTH && run && run->skb != skb; i++) {
-		key = run->place.parent;
+		key = run->nest.parent;
 		run = bpf_map_lookup_elem(&runs, &key);
 	}
 	if (!run || run->skb != skb)
@@ -292,7 +193,7 @@ int ipttrace_log(struct pt_regs *ctx)
 	hit->verdict = 0;
 	bpf_probe_read_kernel_str(hit->chain, sizeof(hit->chain),
 				  (void *)stack.chain);
-	run->ours += bpf_ktime_get_ns() - began;
+	run->others += bpf_ktime_get_ns() - began;
 	return 0;
 }
 

@@ -26,17 +26,7 @@
 #define NFT_RETURN	     (-5)
 #define NFT_TRACETYPE_POLICY 1
 
-/* Lists of rules are walked in nft_do_chain() at most so deep. */
-#define STACK 16
-
-struct run_place {
-	__u64 base;  /* the base chain, as an address */
-	__u64 chain; /* that is running */
-	__u32 depth;
-	__u64 stack[STACK];
-};
-
-#include "state.h"
+#include "nest.h"
 
 static __always_inline __u32 generation(const struct net *net)
 {
@@ -64,6 +54,16 @@ static __always_inline bool is_own(const char *table)
 	       table[6] == 'c' && table[7] == 'e' && table[8] == '-';
 }
 
+/* Of the base chain whose inner chain is at this address. */
+static __always_inline int priority(__u64 chain)
+{
+	const struct nft_base_chain *base =
+		(void *)(chain -
+			 bpf_core_field_offset(struct nft_base_chain, chain));
+
+	return BPF_CORE_READ(base, ops.priority);
+}
+
 SEC("fentry/nft_do_chain")
 int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 	     struct nft_chain *chain)
@@ -75,6 +75,7 @@ int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 	struct nft_table *table;
 	struct run *run;
 	__u32 *known;
+	__u64 base;
 
 	run = new_run(skb);
 	if (!run)
@@ -96,15 +97,12 @@ int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 	fill_run(record, skb, state);
 	record->entry.head.tables =
 		BPF_CORE_READ_BITFIELD_PROBED(table, family);
-	run->skb = address;
-	run->ours = 0;
 	run->place.base = (unsigned long)chain;
 	run->place.chain = run->place.base;
 	run->place.depth = 0;
-	run->total = 0;
-	run->began = bpf_ktime_get_ns();
-	if (bpf_map_update_elem(&runs, &key, run, BPF_ANY))
-		count(IPTTRACE_COUNT_MISSED, 1);
+	/* As a number, see begin_run(). */
+	base = *(volatile __u64 *)&run->place.base;
+	begin_run(run, key, base, priority(base), OF_NFT);
 	return 0;
 }
 
@@ -182,7 +180,7 @@ static __always_inline int notify(const struct nft_pktinfo *pkt,
 		run->place.chain = (unsigned long)BPF_CORE_READ(verdict, chain);
 	}
 out:
-	run->ours += bpf_ktime_get_ns() - began;
+	run->others += bpf_ktime_get_ns() - began;
 	return 0;
 }
 
@@ -217,8 +215,7 @@ int BPF_PROG(ipttrace_nft_exit, struct nft_pktinfo *pkt, void *chain,
 
 	if (!run)
 		return 0;
-	write_run(run, key, pkt->skb, verdict, now);
-	bpf_map_delete_elem(&runs, &key);
+	end_run(run, key, pkt->skb, verdict, now);
 	return 0;
 }
 

@@ -146,7 +146,7 @@ struct ipttrace_exit {
 	__u64	call;
 	__u64	time;
 	__u64	skb;
-	__u64	cost;		/* ns in the call without ipttrace's handlers */
+	__u64	cost;		/* ns, without ipttrace's handlers and calls inside */
 	__u32	verdict;	/* as returned: NF_* and the bits above it */
 	__u32	mark;		/* after the call */
 	__u16	rules;		/* rule records to expect for this call */

@@ -35,7 +35,7 @@ struct ipttrace_run_piece {
 };
 
 struct ipttrace_run {
-	struct ipttrace_entry	entry;	/* table, ruleset: 0; nftables: call too */
+	struct ipttrace_entry	entry;	/* ruleset: 0; nftables: table too */
 	struct ipttrace_exit	exit;	/* rules: all hits, those of pieces too */
 	__u32	generation;	/* of the ruleset of nftables, 0: unknown */
 	__u16	hit_count;

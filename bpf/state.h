@@ -2,8 +2,6 @@
 /*
  * What the programs keep while they trace: runs that are under way, packets by address, the
  * ring and the counters; and what they do alike.
- *
- * Who includes this has defined struct run_place: where in its tables a run is.
  */
 #ifndef IPTTRACE_STATE_H
 #define IPTTRACE_STATE_H
@@ -15,11 +13,35 @@
 #define NF_REPEAT	4
 #define NF_VERDICT_MASK 0xff
 
+/* nft_do_chain() walks lists of rules at most so deep. */
+#define STACK 16
+
+/* Of nftables: where in its chains a run is. */
+struct run_place {
+	__u64 base;  /* the base chain, as an address */
+	__u64 chain; /* that is running */
+	__u32 depth;
+	__u64 stack[STACK];
+};
+
+struct run_nest {
+	__u64 context; /* the task, or the softirq on top of it */
+	__u64 parent;  /* the run inside which this one is, 0: none */
+	__u64 inner;   /* the packet that was met last inside this run */
+	__u64 inner_table;
+	__s32 inner_priority;
+	__u8 inner_hook;
+};
+
+/* Programs of all objects share them: the same for nftables and for legacy tables. */
 struct run {
+	__u64 key;
 	__u64 skb;
 	__u64 began;
-	__u64 ours;  /* ns in our programs since */
-	__u32 total; /* hits, also those of pieces */
+	__u64 others; /* ns since, in our programs and in runs inside this one */
+	__u64 serial; /* of this CPU and object */
+	__u32 total;  /* hits, also those of pieces */
+	struct run_nest nest;
 	struct run_place place;
 	struct ipttrace_run record;
 };
@@ -193,7 +215,8 @@ static __always_inline void write_run(struct run *run, __u64 key,
 	exit->call = run->record.entry.head.call;
 	exit->time = now;
 	exit->skb = run->skb;
-	exit->cost = now - run->began - run->ours;
+	exit->cost = now - run->began;
+	exit->cost -= run->others < exit->cost ? run->others : exit->cost;
 	exit->verdict = verdict;
 	exit->rules = run->total;
 	verdict &= NF_VERDICT_MASK;

@@ -100,6 +100,7 @@ struct nft_chain {
 } ACCESS;
 
 struct nft_base_chain {
+	struct nf_hook_ops ops;
 	struct nft_chain chain;
 } ACCESS;
 

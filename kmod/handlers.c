@@ -271,9 +271,9 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 
 	call_put(call);
 
-	if (call->parent)
+	if (call->parent) /* what was before its start is counted already */
 		call->parent->overhead +=
-			call->overhead + ktime_get_mono_fast_ns() - now;
+			ktime_get_mono_fast_ns() - call->start;
 	local_irq_restore(flags);
 	return 0;
 }

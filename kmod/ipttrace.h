@@ -145,7 +145,7 @@ struct ipttrace_call {
 	const struct net *net;
 	struct ipttrace_call *parent;
 	u64 start;
-	u64 overhead; /* ns of it that our own handlers took */
+	u64 overhead; /* ns in our own handlers, and in calls inside it */
 	u16 rules;
 	u8 depth; /* 1: outermost */
 	u8 hook;

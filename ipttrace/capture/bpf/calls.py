@@ -21,7 +21,6 @@ from ipttrace.capture.netlink.events import (
     RETURN,
     RULE,
     ChainRegistry,
-    UniqueNumbers,
 )
 from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.netfilter import DROP, STOLEN, UNKNOWN_HOOK
@@ -34,7 +33,6 @@ def make_calls(
     runs: Runs,
     chains: ChainRegistry,
     locate: Callable[[Array], None],
-    numbers: UniqueNumbers,
     names: RecordNames,
 ) -> Calls:
     """The calls that these runs, all of one namespace, were.
@@ -48,11 +46,10 @@ def make_calls(
     of_run = np.repeat(np.arange(count), counts)
     events, first = _events(runs, chains, of_run)
     locate(events)
-    call = numbers.take(count)
     entries = heads["entry"].copy()
     some = np.flatnonzero(counts)  # all, unless programs could not run
     begin = events[first[some]]
-    entries["call"] = call
+    call = entries["call"]
     entries["table"] = _short(heads["table"], names)
     entries["hook"][some] = np.where(
         begin["hook"] != UNKNOWN_HOOK, begin["hook"], entries["hook"][some]
@@ -80,7 +77,6 @@ def make_calls(
     short = [names.short(chains.chains[number].chain) for number in each.tolist()]
     rules["chain"] = np.array(short, "S32")[inverse] if short else b""
     exits = heads["exit"].copy()
-    exits["call"] = call
     lost = np.maximum(exits["rules"].astype(np.int64) - counts, 0)
     exits["rules"] = per_call + lost
     exits["verdict"] = _verdicts(exits["verdict"])

@@ -31,7 +31,7 @@ from ipttrace.capture.bpf.programs import (
 from ipttrace.capture.bpf.runs import FOREIGN, Array, RunReader, Runs
 from ipttrace.capture.netlink import engine as netlink
 from ipttrace.capture.netlink.calls import Calls, in_order
-from ipttrace.capture.netlink.events import ChainRegistry, UniqueNumbers
+from ipttrace.capture.netlink.events import ChainRegistry
 from ipttrace.capture.netlink.namespace import TracedNamespace
 from ipttrace.capture.netlink.nft.dump import Dump
 from ipttrace.stream import record
@@ -66,7 +66,6 @@ class BpfEngine:
 
     def __init__(self, options: Options) -> None:
         self._raw_addresses = options.raw_addresses
-        self._numbers = UniqueNumbers()
         self._reader = RunReader()
         self._held: list[Runs] = []  # not yet taken
         self._delivered = [0, 0, 0]
@@ -193,7 +192,7 @@ class BpfEngine:
             legacy = some.heads["entry"]["tables"] == 0
             nft = some.pick(~legacy)
             names = self._netlink.record_names
-            found.append(make_calls(nft, chains, locate, self._numbers, names))
+            found.append(make_calls(nft, chains, locate, names))
             found.append(make_legacy_calls(some.pick(legacy), timeline))
         records, _ = in_order(found)
         self._withheld[0] += len(runs.heads) - len(records[record.ENTRY])

@@ -106,7 +106,7 @@ class Programs:
             )
             self._objects = [first]
             stack.callback(self._close_objects)
-            self._share(first, "packets", "ring", "counters")
+            self._share(first, "packets", "ring", "counters", "runs", "newest")
             self.ring = Ring(first.map_fd("ring"), size)
             stack.callback(self.ring.close)
             # Read by a mapping: see bpf/state.h.
@@ -155,7 +155,6 @@ class Programs:
                 loaded.close()
                 raise
         self._objects.append(loaded)
-        self._share(loaded, "runs", "newest")
         self._families.add(family)
 
     def _share(self, loaded: BpfObject, *names: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ipttrace.capture.bpf import runs
 from ipttrace.capture.bpf.calls import make_calls
 from ipttrace.capture.bpf.runs import RunReader
-from ipttrace.capture.netlink.events import ChainRegistry, UniqueNumbers
+from ipttrace.capture.netlink.events import ChainRegistry
 from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.netfilter import DROP
 from ipttrace.stream import record
@@ -124,7 +124,7 @@ def test_a_drop_is_a_drop_though_the_kernel_returns_stolen() -> None:
     # WHEN calls are made of it
     names = RecordNames()
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda events: None, UniqueNumbers(), names)
+    calls = make_calls(read, ChainRegistry(), lambda events: None, names)
     # THEN the first was dropped, and the others are as they were
     assert calls.exits["verdict"].tolist() == [DROP, 2, 1, 5 << 16 | 3]
 
@@ -138,7 +138,7 @@ def test_the_end_of_a_base_chain_is_its_policy_only() -> None:
     ring.add(head(5).tobytes() + path.tobytes())
     # WHEN a call is made of it
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, UniqueNumbers(), RecordNames())
+    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames())
     # THEN there are two rules, the return and the policy
     assert calls.rules["match"].tolist() == [0, 0, 1, 2]
     assert calls.rules["chain"].tolist() == [b"in", b"sub", b"sub", b"in"]
@@ -150,6 +150,6 @@ def test_a_run_without_hits_is_a_call_without_rules() -> None:
     ring.add(head(0).tobytes())
     ring.add(head(1).tobytes() + hits(1).tobytes())
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, UniqueNumbers(), RecordNames())
+    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames())
     assert calls.exits["rules"].tolist() == [0, 1]
     assert calls.rules["call"].tolist() == [calls.entries["call"][1]]
