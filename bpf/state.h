@@ -6,6 +6,7 @@
 #ifndef IPTTRACE_STATE_H
 #define IPTTRACE_STATE_H
 
+#include "bridge.h"
 #include "fill.h"
 #include "run.h"
 
@@ -161,6 +162,7 @@ static __always_inline void fill_run(struct ipttrace_run *record,
 		head->flags |= IPTTRACE_F_SOFTIRQ;
 	fill_device(state->in, record->entry.in, &head->in_ifindex);
 	fill_device(state->out, record->entry.out, &head->out_ifindex);
+	fill_ports(&record->entry, skb, state->net);
 	if (fill_conntrack(head, skb))
 		record->flags |= IPTTRACE_RUN_NO_CONNTRACK;
 	fill_packet(&record->entry, skb);

@@ -44,7 +44,16 @@ struct netns_nf {
 	struct nf_hook_entries *hooks_ipv6[1];
 } ACCESS;
 
+struct hlist_node {
+	struct hlist_node *next;
+} ACCESS;
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 struct net {
+	struct hlist_head *dev_index_head;
 	struct ns_common ns;
 	struct net_generic *gen;
 	struct netns_nf nf;
@@ -58,6 +67,25 @@ struct nftables_pernet {
 struct net_device {
 	char name[IPTTRACE_IF_LEN];
 	int ifindex;
+	struct hlist_node index_hlist;
+} ACCESS;
+
+enum skb_ext_id {
+	SKB_EXT_BRIDGE_NF,
+};
+
+struct skb_ext {
+	__u8 offset[1]; /* of each extension, in pieces of 8 bytes */
+} ACCESS;
+
+struct nf_bridge_info {
+	int physinif;
+	struct net_device *physoutdev;
+} ACCESS;
+
+/* Before Linux 6.8, and the stable kernels that were given the same. */
+struct nf_bridge_info___old {
+	struct net_device *physindev;
 } ACCESS;
 
 struct sk_buff {
@@ -74,6 +102,8 @@ struct sk_buff {
 	__u16 network_header;
 	__u16 mac_header;
 	unsigned char *head, *data;
+	__u8 active_extensions;
+	struct skb_ext *extensions;
 } ACCESS;
 
 struct nf_hook_state {
