@@ -33,16 +33,22 @@ from tests.vm.kernel_log import dmesg, forget_leaks, leaks, lockdep_is_off, spla
 T = TypeVar("T")
 
 IN_GUEST = os.environ.get("IPTTRACE_GUEST") == "1"
-# Of the two kernels of the whole run, one will do.
-NOT_TWICE = pytest.mark.skipif(
-    os.uname().release.startswith("6.12."),
-    reason="slow under emulation, and the same on every kernel: not on 6.12 as well",
-)
+# For tests of what is the same on every kernel.  A run on several kernels divides them:
+# IPTTRACE_SHARE=1/2 is the first of two shares.
+SHARED = pytest.mark.shared
 # Parts of the symbols that the module probes: ip[6]t_do_table, nf_log_trace, and for changes
 # of rules xt_replace_table, xt_register_table and xt_request_find_table_lock.
 PROBED = ("t_do_table", "nf_log_trace", " xt_re")
 
 collect_ignore_glob = [] if IN_GUEST else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out the tests that are in another kernel's share."""
+    share, shares = map(int, os.environ.get("IPTTRACE_SHARE", "1/1").split("/"))
+    shared = [one for one in items if one.get_closest_marker("shared")]
+    others = {one for at, one in enumerate(shared) if at % shares != share - 1}
+    items[:] = [one for one in items if one not in others]
 
 
 def kprobes() -> list[str]:

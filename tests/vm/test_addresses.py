@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from ipttrace.lab import traffic
-from tests.vm.conftest import Capture, captured
+from tests.vm.conftest import SHARED, Capture, captured
 from tests.vm.plain import LOOPBACK, listening, raw_and_filter
+
+pytestmark = SHARED
 
 RULES = raw_and_filter("-A INPUT -p udp -m udp --dport 9 -j ACCEPT")
 CALLS = 4  # of a datagram: raw OUTPUT and PREROUTING, filter OUTPUT and INPUT

@@ -17,10 +17,10 @@ from ipttrace.capture.kernel.engine import DEFAULT_BUFFER, KernelEngine, Options
 from ipttrace.capture.kernel.module import find_or_build
 from ipttrace.capture.request import Request
 from tests.program import NO_BTF, ipttrace
-from tests.vm.conftest import NOT_TWICE, captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.forked import fork
 
-pytestmark = NOT_TWICE
+pytestmark = SHARED
 
 RELEASE = os.uname().release
 NEWNS = 0x00020000  # linux/sched.h: CLONE_NEWNS

@@ -19,9 +19,9 @@ from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario
 from tests.lab.stages import Tally
 from tests.program import PROGRAM, Command, summary
-from tests.vm.conftest import NOT_TWICE
+from tests.vm.conftest import SHARED
 
-pytestmark = NOT_TWICE
+pytestmark = SHARED
 
 
 def scenario(name: str, family: int = 4) -> Scenario:

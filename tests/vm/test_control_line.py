@@ -20,10 +20,12 @@ from ipttrace.lab import traffic
 from ipttrace.lab.network.ns import run_in
 from ipttrace.stream.frames import Kind
 from tests.program import Command
-from tests.vm.conftest import kprobes
+from tests.vm.conftest import SHARED, kprobes
 from tests.vm.forked import until
 from tests.vm.live import balanced, live
 from tests.vm.plain import LOOPBACK, Plain, listening, raw_and_filter
+
+pytestmark = SHARED
 
 RULES = raw_and_filter(
     '-A INPUT -p udp -m udp --dport {port} -m comment --comment "{name}" -j ACCEPT'

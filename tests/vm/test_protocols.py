@@ -12,7 +12,9 @@ from ipttrace.lab.network import Network
 from ipttrace.trace.row import Row
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
+
+pytestmark = SHARED
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
 HEADER = {4: 20, 6: 40}

@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 from ipttrace.lab import traffic
+from tests.vm.conftest import SHARED
 from tests.vm.forked import PATIENCE, Agent, until, wait_gone
 from tests.vm.plain import Plain
+
+pytestmark = SHARED
 
 
 def test_an_agent_whose_reader_is_killed_ends_by_itself(tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from ipttrace.capture.kernel.control import CMD_ARM, CMD_DISARM, CMD_FILTER, Con
 from ipttrace.capture.kernel.programs import PINS
 from ipttrace.lab import traffic
 from tests.vm.bare import Bare, references
-from tests.vm.conftest import kprobes
+from tests.vm.conftest import SHARED, kprobes
 from tests.vm.forked import PATIENCE, fork
 from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
+
+pytestmark = SHARED
 
 NAMES = ("IPTTRACE_A_PROG_CALL", "IPTTRACE_A_PROG_RULE")
 NOBODY = 65534

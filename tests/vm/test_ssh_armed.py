@@ -20,7 +20,7 @@ from ipttrace.lab import traffic
 from ipttrace.trace.row import FIELDS
 from tests.lab.scenarios import COUNT
 from tests.program import PROGRAM, Command, summary
-from tests.vm.conftest import NOT_TWICE, kprobes
+from tests.vm.conftest import SHARED, kprobes
 from tests.vm.plain import LOOPBACK, Plain
 
 SSHD = "/usr/sbin/sshd"
@@ -61,7 +61,7 @@ def client(tmp_path: Path) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-@NOT_TWICE
+@SHARED
 def test_pings_on_another_host_are_traced_over_ssh_and_nothing_stays_armed(
     client: str, tmp_path: Path
 ) -> None:
