@@ -54,6 +54,26 @@ static __always_inline bool is_own(const char *table)
 	       table[6] == 'c' && table[7] == 'e' && table[8] == '-';
 }
 
+/* Reads a name into the 64 bytes that a run has for it; a longer one goes ahead of the run. */
+static __always_inline void fill_name(char *to, const char *name, __u64 key,
+				      __u64 began, __u64 time)
+{
+	struct ipttrace_run_name *whole;
+
+	if (bpf_probe_read_kernel_str(to, IPTTRACE_RUN_NAME_LEN, name) <
+	    IPTTRACE_RUN_NAME_LEN)
+		return;
+	whole = bpf_ringbuf_reserve(&ring, sizeof(*whole), 0);
+	if (!whole)
+		return;
+	whole->piece.run = key;
+	whole->piece.began = began;
+	whole->time = time;
+	__builtin_memset(whole->name, 0, sizeof(whole->name));
+	bpf_probe_read_kernel_str(whole->name, sizeof(whole->name), name);
+	bpf_ringbuf_submit(whole, BPF_RB_NO_WAKEUP);
+}
+
 /* Of the base chain whose inner chain is at this address. */
 static __always_inline int priority(__u64 chain)
 {
@@ -82,15 +102,15 @@ int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 		return 0;
 	record = &run->record;
 	table = BPF_CORE_READ(chain, table);
-	bpf_probe_read_kernel_str(record->table, sizeof(record->table),
-				  BPF_CORE_READ(table, name));
+	record->entry.head.time = bpf_ktime_get_ns();
+	fill_name(record->table, BPF_CORE_READ(table, name), key,
+		  record->entry.head.time, 0);
 	if (is_own(record->table)) {
 		known = bpf_map_lookup_elem(&packets, &address);
 		if (known)
 			*known = CROSSING;
 		return 0;
 	}
-	record->entry.head.time = bpf_ktime_get_ns();
 	meet(record, address);
 	state = pkt->state;
 	record->generation = generation(state->net);
@@ -161,8 +181,8 @@ static __always_inline int notify(const struct nft_pktinfo *pkt,
 	end = !rule || BPF_CORE_READ_BITFIELD_PROBED(rule, is_last);
 	if (!end && type != NFT_TRACETYPE_POLICY)
 		hit->handle = BPF_CORE_READ_BITFIELD_PROBED(rule, handle);
-	bpf_probe_read_kernel_str(hit->chain, sizeof(hit->chain),
-				  BPF_CORE_READ(chain, name));
+	fill_name(hit->chain, BPF_CORE_READ(chain, name), key,
+		  run->record.entry.head.time, began);
 	if (type == NFT_TRACETYPE_POLICY)
 		goto out;
 	if (code == NFT_RETURN || (end && code == NFT_CONTINUE)) {

@@ -12,7 +12,7 @@
 #include "record.h"
 
 #define IPTTRACE_OWN_TABLE	"ipttrace-"	/* how the names of tables that flip begin */
-#define IPTTRACE_RUN_NAME_LEN	64		/* longer names are cut */
+#define IPTTRACE_RUN_NAME_LEN	64		/* longer ones: ipttrace_run_name */
 #define IPTTRACE_RUN_HITS	16
 
 struct ipttrace_run_hit {
@@ -32,6 +32,13 @@ struct ipttrace_run_hit {
 struct ipttrace_run_piece {
 	__u64	run;		/* with began: unique */
 	__u64	began;
+};
+
+/* A name that is cut in a run, which it goes ahead of. */
+struct ipttrace_run_name {
+	struct ipttrace_run_piece piece;
+	__u64	time;		/* of the hit whose chain it is; 0: the table */
+	char	name[256];	/* NFT_NAME_MAXLEN */
 };
 
 struct ipttrace_run {
@@ -59,6 +66,7 @@ enum ipttrace_counter {
 #define IPTTRACE_COUNTERS_EACH	8
 
 _Static_assert(sizeof(struct ipttrace_run_hit) == 88, "run_hit size");
+_Static_assert(sizeof(struct ipttrace_run_name) == 280, "run_name size");
 _Static_assert(__builtin_offsetof(struct ipttrace_run, hits) == 600,
 	       "run.hits has moved");
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.capture.bpf.runs import NO_CONNTRACK, Array, Runs
+from ipttrace.capture.bpf.runs import NO_CONNTRACK, Array, LongNames, Runs
 from ipttrace.capture.netlink.calls import Calls
 from ipttrace.capture.netlink.events import (
     CHAIN_END,
@@ -34,23 +34,29 @@ def make_calls(
     chains: ChainRegistry,
     locate: Callable[[Array], None],
     names: RecordNames,
+    long: LongNames,
 ) -> Calls:
     """The calls that these runs, all of one namespace, were.
 
-    `locate`: fills in what rulesets determine of events, EVENT, shape (n,).
+    `locate`: fills in what rulesets determine of events, EVENT, shape (n,); `long`: of the
+    reader that has read the runs.
     """
     heads, hits, counts = runs.heads, runs.hits, runs.counts
     count = len(heads)
     if not count:
         return Calls.none()
     of_run = np.repeat(np.arange(count), counts)
-    events, first = _events(runs, chains, of_run)
+    tables = long.whole(heads["table"])
+    named = chains.numbers(
+        heads["entry"]["tables"][of_run], _bytes(tables)[of_run], _bytes(long.whole(hits["chain"]))
+    )
+    events, first = _events(runs, named, of_run)
     locate(events)
     entries = heads["entry"].copy()
     some = np.flatnonzero(counts)  # all, unless programs could not run
     begin = events[first[some]]
     call = entries["call"]
-    entries["table"] = _short(heads["table"], names)
+    entries["table"] = _short(tables, names)
     entries["hook"][some] = np.where(
         begin["hook"] != UNKNOWN_HOOK, begin["hook"], entries["hook"][some]
     )
@@ -83,8 +89,8 @@ def make_calls(
     return Calls(entries, exits, rules, np.zeros(count, np.int32), entries[:0])
 
 
-def _events(runs: Runs, chains: ChainRegistry, of_run: Array) -> tuple[Array, Array]:
-    """The hits as events, and of each run where its first one is."""
+def _events(runs: Runs, chains: Array, of_run: Array) -> tuple[Array, Array]:
+    """The hits, in these chains, as events, and of each run where its first one is."""
     heads, hits, counts = runs.heads, runs.hits, runs.counts
     events = np.zeros(len(hits), EVENT)
     first = np.cumsum(counts) - counts
@@ -95,9 +101,7 @@ def _events(runs: Runs, chains: ChainRegistry, of_run: Array) -> tuple[Array, Ar
     events["generation"] = heads["generation"][of_run]
     events["handle"] = hits["handle"]
     entries = heads["entry"]
-    events["chain"] = chains.numbers(
-        entries["tables"][of_run], _bytes(heads["table"])[of_run], _bytes(hits["chain"])
-    )
+    events["chain"] = chains
     kinds = [hits["type"] == _OF_POLICY, hits["handle"] != 0]
     events["kind"] = np.select(kinds, [POLICY, RULE], CHAIN_END)
     some = np.flatnonzero(counts)

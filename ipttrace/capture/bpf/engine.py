@@ -192,7 +192,7 @@ class BpfEngine:
             legacy = some.heads["entry"]["tables"] == 0
             nft = some.pick(~legacy)
             names = self._netlink.record_names
-            found.append(make_calls(nft, chains, locate, names))
+            found.append(make_calls(nft, chains, locate, names, self._reader.long))
             found.append(make_legacy_calls(some.pick(legacy), timeline))
         records, _ = in_order(found)
         self._withheld[0] += len(runs.heads) - len(records[record.ENTRY])

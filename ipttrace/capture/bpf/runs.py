@@ -3,7 +3,8 @@
 
 A run crosses from the kernel in one piece: its entry, its exit and its hits (struct
 ipttrace_run of bpf/run.h); if it has more hits than that holds, the first ones go ahead
-of it.  No Python loop over records.  Must not do I/O.
+of it, and so does a name that is too long for it.  No Python loop over records, except where
+such names are.  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("chain", f"S{NAME_LEN}"),
     ]
 )
+NAMED_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [("piece", PIECE_DTYPE), ("time", "<u8"), ("name", "S256")]
+)
 _PIECE_LENGTH: Final = PIECE_DTYPE.itemsize + HITS * HIT_DTYPE.itemsize
 _MOST_PIECES: Final = 4096  # whose runs have not ended
+_MOST_LONG: Final = 1 << 16  # names
+_LONG: Final = 0xFF  # the last byte of what stands for a long name: the kernel's is NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +94,48 @@ class Runs:
         )
 
 
+class LongNames:
+    """Names that do not fit into a run, and what stands for each of them there."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, bytes] = {}
+        self._tokens: dict[bytes, int] = {}
+        self._next = 0
+
+    def token(self, name: bytes) -> bytes:
+        """What stands for the name: NAME_LEN bytes that are no name."""
+        number = self._tokens.get(name)
+        if number is None:
+            number = self._tokens[name] = self._next
+            self._names[number] = name
+            self._next += 1
+            if len(self._names) > _MOST_LONG:
+                oldest = next(iter(self._names))
+                del self._tokens[self._names.pop(oldest)]
+        return b"%0*d%c" % (NAME_LEN - 1, number, _LONG)
+
+    def whole(self, names: Array) -> Array:
+        """The names of runs in full: bytes, shape (n,), at least NAME_LEN wide.
+
+        Of very many different ones, the oldest are forgotten: their names are empty.
+        """
+        last = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), NAME_LEN)[:, -1]
+        if not (last == _LONG).any():
+            return names
+        found = names.astype("S256")
+        for at in np.flatnonzero(last == _LONG).tolist():
+            found[at] = self._names.get(int(names[at][:-1]), b"")
+        return found
+
+
 class RunReader:
     """Makes runs of the ring's records, which must be passed in order."""
 
     def __init__(self) -> None:
         self._pieces: dict[tuple[int, int], list[Array]] = {}  # by run
+        # By run, the names of its table (0) and of hits' chains, by time.
+        self._names: dict[tuple[int, int], dict[int, bytes]] = {}
+        self.long = LongNames()
 
     def read(self, words: Array, starts: Array, lengths: Array) -> Runs:
         """`words`, `starts`, `lengths`: as Ring.take returns them."""
@@ -101,6 +144,8 @@ class RunReader:
         fits &= lengths >= RUN_DTYPE.itemsize
         for at in starts[is_piece].tolist():
             self._keep(words[at : at + _PIECE_LENGTH // 8])
+        for at in starts[lengths == NAMED_DTYPE.itemsize].tolist():
+            self._keep_name(words[at : at + NAMED_DTYPE.itemsize // 8])
         starts, lengths = starts[fits & ~is_piece], lengths[fits & ~is_piece]
         if not len(starts):
             return Runs.none()
@@ -112,7 +157,11 @@ class RunReader:
         begins = np.repeat(starts + RUN_DTYPE.itemsize // 8, counts) + seq * size
         hits = words[begins[:, None] + np.arange(size)].view(HIT_DTYPE)[:, 0]
         runs = Runs(heads, hits, counts)
-        return self._completed(runs) if self._pieces else runs
+        if self._pieces:
+            runs = self._completed(runs)
+        if self._names:
+            self._name(runs)
+        return runs
 
     def _keep(self, words: Array) -> None:
         key = (int(words[0]), int(words[1]))
@@ -120,6 +169,24 @@ class RunReader:
         self._pieces.setdefault(key, []).append(hits)
         if len(self._pieces) > _MOST_PIECES:
             self._pieces.pop(next(iter(self._pieces)))  # its run was lost
+
+    def _keep_name(self, words: Array) -> None:
+        one = words.view(NAMED_DTYPE)[0]
+        self._names.setdefault(one["piece"].item(), {})[int(one["time"])] = bytes(one["name"])
+        if len(self._names) > _MOST_PIECES:
+            self._names.pop(next(iter(self._names)))  # its run was lost
+
+    def _name(self, runs: Runs) -> None:
+        """Puts what stands for them in the place of names that are cut."""
+        ends = np.cumsum(runs.counts)
+        for at, key in enumerate(runs.heads["piece"].tolist()):
+            if (found := self._names.pop(key, None)) is None:
+                continue
+            if table := found.pop(0, b""):
+                runs.heads["table"][at] = self.long.token(table)
+            hits = runs.hits[int(ends[at] - runs.counts[at]) : int(ends[at])]
+            for position in np.flatnonzero(np.isin(hits["time"], list(found))).tolist():
+                hits["chain"][position] = self.long.token(found[int(hits["time"][position])])
 
     def _completed(self, runs: Runs) -> Runs:
         """The runs with the hits that went ahead of them."""

@@ -11,7 +11,7 @@ import pytest
 
 from ipttrace.capture.bpf import runs
 from ipttrace.capture.bpf.calls import make_calls
-from ipttrace.capture.bpf.runs import RunReader
+from ipttrace.capture.bpf.runs import LongNames, RunReader
 from ipttrace.capture.netlink.events import ChainRegistry
 from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.netfilter import DROP
@@ -19,7 +19,11 @@ from ipttrace.stream import record
 from tests.paths import PROJECT
 
 HEADER = PROJECT / "bpf" / "run.h"
-STRUCTS = {"ipttrace_run": runs.RUN_DTYPE, "ipttrace_run_hit": runs.HIT_DTYPE}
+STRUCTS = {
+    "ipttrace_run": runs.RUN_DTYPE,
+    "ipttrace_run_hit": runs.HIT_DTYPE,
+    "ipttrace_run_name": runs.NAMED_DTYPE,
+}
 
 
 @pytest.mark.parametrize("struct", STRUCTS)
@@ -107,6 +111,43 @@ def test_a_run_with_more_hits_than_a_record_holds_has_them_all_in_order() -> Non
     assert found.heads["entry"]["ct_orig_dport"].tolist() == [53, 53, 53]
 
 
+def test_names_that_are_too_long_for_a_run_come_ahead_of_it() -> None:
+    # GIVEN two runs through chains whose names begin with the same 63 bytes
+    ring = Ring()
+    begin = b"n" * 100
+    for began in (5, 6):
+        piece = np.array([(7, began)], runs.PIECE_DTYPE)
+        path = hits(2, chain=begin[:63])
+        path["time"] = [began, began + 1]
+        for time, end in ((0, b"table"), (began, b"%d" % began), (began + 1, b"end")):
+            name = np.zeros(1, runs.NAMED_DTYPE)
+            name["piece"], name["time"], name["name"] = piece, time, begin + end
+            ring.add(name.tobytes())
+        ring.add(head(2, piece=piece, table=begin[:63]).tobytes() + path.tobytes())
+    ring.add(head(1).tobytes() + hits(1).tobytes())
+    # WHEN calls are made of them
+    reader, names = RunReader(), RecordNames()
+    read = reader.read(*ring.take())
+    chains = ChainRegistry()
+    calls = make_calls(read, chains, lambda _: None, names, reader.long)
+    # THEN each name is known in full
+    ends = (b"5", b"end", b"6", b"end")
+    expected = [names.short(begin + end) for end in ends]
+    assert calls.rules["chain"].tolist() == [*expected, b"in"]
+    assert len(set(expected)) == 3
+    assert {one.table for one in chains.chains} == {begin + b"table", b"t"}
+    # AND a name of the kernel's is never taken for what stands for a long one
+    assert reader.long.whole(np.array([b"0" * 63], "S64")).tolist() == [b"0" * 63]
+
+
+def test_of_very_many_long_names_the_last_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_MOST_LONG", 3)
+    names = LongNames()
+    tokens = [names.token(b"n" * 70 + b"%d" % number) for number in range(5)]
+    found = names.whole(np.array(tokens, "S64")).tolist()
+    assert found == [b"", b"", *(b"n" * 70 + b"%d" % number for number in (2, 3, 4))]
+
+
 def test_a_record_of_no_known_length_is_left_out() -> None:
     ring = Ring()
     ring.add(b"\0" * 608)
@@ -124,7 +165,7 @@ def test_a_drop_is_a_drop_though_the_kernel_returns_stolen() -> None:
     # WHEN calls are made of it
     names = RecordNames()
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda events: None, names)
+    calls = make_calls(read, ChainRegistry(), lambda events: None, names, LongNames())
     # THEN the first was dropped, and the others are as they were
     assert calls.exits["verdict"].tolist() == [DROP, 2, 1, 5 << 16 | 3]
 
@@ -138,7 +179,7 @@ def test_the_end_of_a_base_chain_is_its_policy_only() -> None:
     ring.add(head(5).tobytes() + path.tobytes())
     # WHEN a call is made of it
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames())
+    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), LongNames())
     # THEN there are two rules, the return and the policy
     assert calls.rules["match"].tolist() == [0, 0, 1, 2]
     assert calls.rules["chain"].tolist() == [b"in", b"sub", b"sub", b"in"]
@@ -150,6 +191,6 @@ def test_a_run_without_hits_is_a_call_without_rules() -> None:
     ring.add(head(0).tobytes())
     ring.add(head(1).tobytes() + hits(1).tobytes())
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames())
+    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), LongNames())
     assert calls.exits["rules"].tolist() == [0, 1]
     assert calls.rules["call"].tolist() == [calls.entries["call"][1]]
