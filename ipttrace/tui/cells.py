@@ -96,8 +96,12 @@ def fold(text: str, width: int, most: int) -> list[str]:
 
 
 def column(text: str, width: int, role: str = "value", right: bool = True) -> Cell:
-    """A cell of exactly `width`, and the gap to the next column."""
-    return fit(text, width, right) + " ", role
+    """A cell of exactly `width`, and the gap to the next column.
+
+    An empty cell has no role of its own: where a drop stands out by its background, an
+    empty number of drops would look like one.
+    """
+    return fit(text, width, right) + " ", role if text else "value"
 
 
 def title(text: str, width: int, mark: str = "", right: bool = True) -> Cell:

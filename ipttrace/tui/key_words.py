@@ -41,6 +41,33 @@ _NAMES: Final = {
 }
 
 
+# For terminals that have no marks: what looks alike would be the name of another key.
+_WORDS: Final = {
+    "⏎": "Enter",
+    "⌫": "Bksp",
+    "␣": "Space",
+    "↑": "Up",
+    "↓": "Down",
+    "←": "Left",
+    "→": "Right",
+}
+
+
+class KeysInWords(dict[str, str]):
+    """The keys that the user has chosen, by action, for a terminal without marks."""
+
+
+def in_words(names: str) -> str:
+    """Names of keys without marks: "Up k"."""
+    return " ".join(_WORDS.get(name, name) for name in names.split(" "))
+
+
+def names_in(keymap: Mapping[str, str], action: str | None, keys: str) -> str:
+    """The names of an action's keys; `keys`: those that it has if the user chose none."""
+    names = key_names(keymap.get(action or "", keys))
+    return in_words(names) if isinstance(keymap, KeysInWords) else names
+
+
 def key_names(keys: str) -> str:
     """A binding's keys as printed on keyboards: "↑ k"."""
     names = []
@@ -101,7 +128,8 @@ def with_keys(text: str, keymap: Mapping[str, str]) -> str:
         action = found[1]
         if action not in DEFAULTS:
             return found[0]
-        return (key_names(keymap.get(action, "")).split() or [DEFAULTS[action]])[0]
+        shown = (key_names(keymap.get(action, "")).split() or [DEFAULTS[action]])[0]
+        return in_words(shown) if isinstance(keymap, KeysInWords) else shown
 
     return re.sub(r"\{([a-z_]+)\}", name, text)
 

@@ -12,7 +12,7 @@ from ipttrace.tui.cells import cell_len
 from ipttrace.tui.config.settings import Settings
 from ipttrace.tui.feed.source import FileSource
 from ipttrace.tui.plain import ascii_of, utf8
-from tests.tui.harness import until
+from tests.tui.harness import screen_text, until
 from tests.tui.replayed import LAB, SIZES, replayed, seq_of
 
 
@@ -30,6 +30,24 @@ async def test_a_terminal_without_utf8_gets_nothing_but_ascii(
         assert drawn.isascii()
         assert all(strip.cell_length == size[0] for strip in strips)
         assert keys or "+ ACCEPT" in drawn
+
+
+async def test_in_ascii_keys_have_names_and_none_that_is_another_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    async with replayed(size=(200, 50)) as (app, pilot):
+        footer = screen_text(app)[-1]
+        for name in ("Enter Detail", "Bksp Back", "Space Pause"):
+            assert name in footer
+        await pilot.press("v")
+        assert "Bksp back" in screen_text(app)[1]
+        # AND in the help
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "the packet's complete journey" in "".join(screen_text(app)))
+        lines = screen_text(app)
+        assert any("Enter d " in line for line in lines)
+        assert any("Up k " in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +155,21 @@ async def test_with_16_colours_and_no_color_the_selected_row_and_a_drop_are_seen
         assert not reversed_["x DROP"]
         assert sum(reversed_.values()) == len(reversed_) - 1
         assert not any(s.style and s.style.reverse for s in lines[chosen + 1] if "ACCEPT" in s.text)
+
+
+async def test_an_empty_number_of_drops_does_not_look_like_a_drop_on_the_selected_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "linux")
+    monkeypatch.delenv("COLORTERM")
+    async with replayed(size=(130, 40)) as (app, pilot):
+        await pilot.press("2")
+        await until(pilot, lambda: "Chain PREROUTING" in "\n".join(screen_text(app)))
+        strips = app.screen._compositor.render_strips()
+        chosen = next(strip for strip in strips if "Chain PREROUTING" in strip.text)
+        # THEN the row is reversed in one colour up to the scrollbar: that of the drops is another
+        colours = {segment.style.color for segment in list(chosen)[:-1] if segment.style}
+        assert len(colours) == 1
 
 
 @pytest.mark.parametrize("no_color", [True, False])

@@ -21,7 +21,7 @@ from textual.widgets import Input, Static
 
 from ipttrace.tui.app import help_words
 from ipttrace.tui.app.keys import Section
-from ipttrace.tui.key_words import key_names, with_keys
+from ipttrace.tui.key_words import names_in, with_keys
 
 _TERM: Final = 22  # cells for a key or word, before its meaning
 
@@ -57,14 +57,14 @@ class Help(ModalScreen[None]):
         shown, one of help_words.VIEWS; its keys and columns come first.
         """
         super().__init__()
-        self._keymap = keymap or {}
+        self._keymap = {} if keymap is None else keymap
         self._view = view if view in help_words.VIEWS else "trace"
         self._sections = [
             (
                 title,
                 [
                     (
-                        key_names(self._keymap.get(one.id or "", one.key)),
+                        names_in(self._keymap, one.id, one.key),
                         with_keys(one.tooltip or one.description, self._keymap),
                     )
                     for one in bindings

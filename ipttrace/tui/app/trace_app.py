@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.widget import Widget
@@ -30,7 +30,7 @@ from ipttrace.tui.app.playback import Playback
 from ipttrace.tui.app.recordings import Recordings
 from ipttrace.tui.config.settings import Settings
 from ipttrace.tui.feed import Source
-from ipttrace.tui.key_words import key_names, with_keys
+from ipttrace.tui.key_words import KeysInWords, in_words, names_in, with_keys
 from ipttrace.tui.messages import ExportEnded, ExportProgress, FilterRequested, TitleClicked
 from ipttrace.tui.plain import SIXTEEN, Ascii, has_sixteen_colours, utf8, without_colours
 from ipttrace.tui.widgets.prompt import CheckText
@@ -67,6 +67,8 @@ class TraceApp(BaseApp):
         )
         self._ascii: list[LineFilter] = [] if utf8(os.environ) else [Ascii()]
         self.keymap = configuration.keymap(self._settings)
+        if self._ascii:
+            self.keymap = KeysInWords(self.keymap)
         self.set_keymap(self.keymap)
         self.register_theme(SIXTEEN)
         if self._settings.theme is not None:
@@ -87,6 +89,11 @@ class TraceApp(BaseApp):
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What changes each line before it is drawn."""
         return [*super().get_line_filters(), *self._ascii]
+
+    def get_key_display(self, binding: Binding) -> str:
+        """The name of a key in the footer."""
+        name = super().get_key_display(binding)
+        return in_words(name) if self._ascii else name
 
     # Filter and search.
 
@@ -203,7 +210,7 @@ class TraceApp(BaseApp):
             for binding in bindings_of(TraceApp if place is self else type(place)):
                 yield SystemCommand(
                     with_keys(binding.tooltip or binding.description, self.keymap).capitalize(),
-                    f"key: {key_names(self.keymap.get(binding.id or '', binding.key))}",
+                    f"key: {names_in(self.keymap, binding.id, binding.key)}",
                     # Later: the palette is still the screen on top.
                     partial(self.call_later, place.run_action, binding.action),
                 )

@@ -79,7 +79,7 @@ def lines(
     made += _journey(story, width, names)
     made += _conntrack(story, width)
     made += _packet(story.packet, width)
-    fold_key = with_keys("{fold}", keymap or {})
+    fold_key = with_keys("{fold}", {} if keymap is None else keymap)
     made += _bytes(story.packet, width, folded, fold_key)
     if width < _NARROWEST:
         made = [Line(cut(line.cells, width), line.shown, line.belongs) for line in made]

@@ -31,7 +31,7 @@ def filter_pieces(
     new filter is tried on the rows held, else None; `width`: the bar's, in cells;
     `evicted`: rows that the store no longer holds; `keymap`: see `with_keys`.
     """
-    keys = keymap or {}
+    keys = {} if keymap is None else keymap
     older = f"older rows are no longer held: {evicted:,}" if evicted else ""
     if not words:
         return [
