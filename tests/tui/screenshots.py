@@ -8,8 +8,10 @@ recording anew, in the lab VM.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.paths import PROJECT
@@ -29,6 +31,10 @@ PICTURES = (
     ("totals-110x36", 110, 36, ("4",)),
     ("neighbours-110x36", 110, 36, ("5",)),
 )
+
+
+# The pictures are the same whatever terminal they are made in.
+_TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) -> Path:
@@ -67,6 +73,9 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
 def main(arguments: list[str]) -> int:
     """Makes all pictures.  Returns the exit status."""
     FOLDER.mkdir(exist_ok=True)
+    os.environ.update(_TERMINAL)
+    os.environ.pop("NO_COLOR", None)
+    time.tzset()
     if "--record" in arguments or not RECORDING.exists():
         argv = [sys.executable, "-m", "ipttrace", "lab", "--duration", "4"]
         subprocess.run([*argv, "--record", str(RECORDING)], check=True)
