@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The agent's memory is bounded in a flood, and nothing gets lost uncounted at the bounds."""
+"""The agent's memory is bounded in a flood, and does not grow with the packets traced.
+
+Nothing gets lost uncounted at the bounds.
+"""
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections import Counter
 from contextlib import closing
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 import pytest
 
 from ipttrace.capture.netlink.engine import NetlinkEngine, Options
+from ipttrace.capture.netlink.fading import SPAN, FadingMap
 from ipttrace.capture.netlink.reader import Batch, Mailbox
 from ipttrace.stream.record import ENTRY
 from tests.netns.loopback import LEGACY, MESSAGES, ROWS, LoopbackNamespace, until
@@ -78,3 +84,32 @@ def test_calls_are_complete_however_small_the_portions_that_are_decoded(
     # THEN all calls are complete
     assert (sum(books["lost"]), books["missed"]) == (0, 0)
     assert ports[port] == ROWS * PACKETS * (2 if legacy else 1)
+
+
+def test_memory_does_not_grow_with_the_packets_that_were_traced(
+    namespace: LoopbackNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN an engine that remembers the last 1,024 packets, whose end is not reported
+    monkeypatch.setattr(FadingMap.__init__, "__defaults__", (1 << 10, SPAN))
+    held = []
+    with closing(NetlinkEngine(Options(netns=namespace.name))) as engine:
+        tracemalloc.start()
+        try:
+            # WHEN it traces ten times as many, again and again
+            for _ in range(8):
+                namespace.send(PACKETS, 10_000)
+                rows = 0
+
+                def all_taken() -> bool:
+                    nonlocal rows
+                    rows += len(engine.take()[ENTRY])
+                    return rows + sum(engine.books()["lost"]) >= ROWS * PACKETS
+
+                until(all_taken, "all rows")
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        drain(engine)
+    # THEN it holds what it held after the first ones: 5 bytes of each packet would be more
+    assert max(held[2:]) - held[1] < 1 << 18, held
