@@ -126,21 +126,35 @@ int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 	return 0;
 }
 
+/*
+ * Set by who loads it: the ring also has the flips.  Beside another engine they show which of
+ * both engines' records is a packet's first.
+ */
+const volatile __u8 report_flips;
+
 static __always_inline void flipped(const struct nft_base_chain *base,
 				    __u64 skb)
 {
 	char name[sizeof(IPTTRACE_OWN_TABLE)] = {};
 	__u32 state = FLIPPED, *known;
+	struct ipttrace_run_flip flip;
 
 	bpf_probe_read_kernel_str(name, sizeof(name),
 				  BPF_CORE_READ(base, chain.table, name));
 	if (!is_own(name))
 		return;
 	known = bpf_map_lookup_elem(&packets, &skb);
-	if (known && *known == CROSSING)
+	if (known && *known == CROSSING) {
 		*known = FOLLOWED;
-	else
-		bpf_map_update_elem(&packets, &skb, &state, BPF_ANY);
+		return;
+	}
+	bpf_map_update_elem(&packets, &skb, &state, BPF_ANY);
+	if (!report_flips)
+		return;
+	flip.time = bpf_ktime_get_ns();
+	flip.skb = skb;
+	/* If there is no room, the packet's runs are lost as well. */
+	bpf_ringbuf_output(&ring, &flip, sizeof(flip), BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline int notify(const struct nft_pktinfo *pkt,

@@ -41,6 +41,12 @@ struct ipttrace_run_name {
 	char	name[256];	/* NFT_NAME_MAXLEN */
 };
 
+/* A packet that our table has flipped. */
+struct ipttrace_run_flip {
+	__u64	time;
+	__u64	skb;
+};
+
 struct ipttrace_run {
 	struct ipttrace_entry	entry;	/* ruleset: 0; nftables: table too */
 	struct ipttrace_exit	exit;	/* rules: all hits, those of pieces too */
@@ -67,6 +73,7 @@ enum ipttrace_counter {
 
 _Static_assert(sizeof(struct ipttrace_run_hit) == 88, "run_hit size");
 _Static_assert(sizeof(struct ipttrace_run_name) == 280, "run_name size");
+_Static_assert(sizeof(struct ipttrace_run_flip) == 16, "run_flip size");
 _Static_assert(__builtin_offsetof(struct ipttrace_run, hits) == 600,
 	       "run.hits has moved");
 

@@ -6,7 +6,8 @@ From top to bottom; a file imports only what is below it:
 - agent.py: moves records from an engine to the stream, obeys the control line
 - choice.py: which engine runs
 - doctor/: what this machine can do, and what it lacks
-- combined.py: the kernel and the netlink engine as one timeline
+- combined.py, combined_bpf.py: the kernel engine, and netlink or BPF, as one timeline
+- two_engines.py: what both pairs have in common
 - joining.py: which calls of the two are of one packet, and in which order
 - bpf/: the engine of BPF programs without a module, for nftables
 - rules/, neighbours/: watches of rule texts and of neighbour tables

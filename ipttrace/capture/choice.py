@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def open_engine(request: Request) -> Engine:
     """The engine that `request` asks for, armed.  Raises CaptureError, FilterError.
 
-    `auto` uses the kernel engine for legacy tables and the netlink engine for the rest;
-    where the kernel engine cannot run, the BPF engine for all; where BPF is refused as well,
-    the netlink engine, with a warning.
+    `auto` uses the kernel engine for legacy tables and the BPF engine for nftables; where the
+    kernel engine cannot run, the BPF engine for all; and where BPF is refused, the netlink
+    engine in its place, with a note.
     """
     program = pcap.compile(request.expr)
     if request.engine == "netlink":
@@ -41,8 +41,8 @@ def open_engine(request: Request) -> Engine:
     host = Host.here()
     lacking = doctor.why_not(host)
     if lacking is None:
-        kernel = _kernel(request, program, host)
-        return kernel if request.engine == "kernel" else _combined(request, program, kernel, host)
+        open_it = _kernel if request.engine == "kernel" else _combined
+        return open_it(request, program, host)
     if request.engine == "kernel":
         raise CaptureError(lacking.line())
     return _without_module(request, program, host, lacking)
@@ -74,7 +74,9 @@ def _without_module(request: Request, program: bytes, host: Host, lacking: Check
     return engine
 
 
-def _kernel(request: Request, program: bytes, host: Host) -> KernelEngine:
+def _kernel(
+    request: Request, program: bytes, host: Host, *, raw_addresses: bool = False
+) -> KernelEngine:
     if (pid := host.pins_holder) is not None:
         raise CaptureError(
             f"another ipttrace (pid {pid}) is already tracing on this host: stop it first"
@@ -88,24 +90,57 @@ def _kernel(request: Request, program: bytes, host: Host) -> KernelEngine:
             netns=None if everywhere else request.netns,
             buffer=request.buffer or DEFAULT_BUFFER,
             maxactive=request.maxactive,
-            raw_addresses=request.raw_addresses,
+            raw_addresses=raw_addresses or request.raw_addresses,
         )
     )
 
 
-def _combined(request: Request, program: bytes, kernel: KernelEngine, host: Host) -> Engine:
-    """The kernel engine, with the netlink engine beside it for nftables where possible."""
+def _combined(request: Request, program: bytes, host: Host) -> Engine:
+    """The kernel engine, with another one beside it for nftables: bpf, otherwise netlink."""
     if "nf_tables" not in host.modules:
-        return kernel  # not in use here, and asking for it would load it
+        return _kernel(request, program, host)  # not in use here, and asking for it would load it
+    why = None
+    if doctor.why_not_bpf(host) is None:
+        try:
+            return _with_bpf(request, program, host)
+        except CaptureError as error:
+            why = str(error)
+    engine = _with_netlink(request, program, host)
+    if why is not None:
+        engine.notes.append(("info", f"nftables is traced over netlink; no bpf engine: {why}"))
+    return engine
+
+
+def _with_bpf(request: Request, program: bytes, host: Host) -> Engine:
+    """Raises CaptureError, with nothing started."""
+    from ipttrace.capture.bpf.engine import DEFAULT_BUFFER, BpfEngine, Options
+    from ipttrace.capture.combined_bpf import KernelAndBpf
+    from ipttrace.capture.two_engines import refuse_inexact
+
+    refuse_inexact(program)
+    scope = request.netns or netns.ALL  # the kernel engine's default
+    options = Options(program, scope, DEFAULT_BUFFER, raw_addresses=True, legacy=False)
+    kernel = _kernel(request, program, host, raw_addresses=True)
+    try:
+        bpf = BpfEngine(options)
+    except BaseException:
+        kernel.close()
+        raise
+    return KernelAndBpf(kernel, bpf, raw_addresses=request.raw_addresses)
+
+
+def _with_netlink(request: Request, program: bytes, host: Host) -> Engine:
+    kernel = _kernel(request, program, host)
     from ipttrace.capture import combined
     from ipttrace.capture.netlink.engine import DEFAULT_BUFFER, NetlinkEngine, Options
+    from ipttrace.capture.two_engines import refuse_inexact
 
     try:
-        combined.refuse_inexact(program)
+        refuse_inexact(program)
         scope = request.netns or netns.ALL  # the kernel engine's default
         first = combined.FIRST
         options = Options(program, scope, DEFAULT_BUFFER, legacy=False, first=first, exact=True)
-        return combined.BothEngines(kernel, NetlinkEngine(options))
+        return combined.KernelAndNetlink(kernel, NetlinkEngine(options))
     except CaptureError as error:
         kernel.notes.append(("warn", f"nftables is not traced: {error}"))
         return kernel

@@ -90,7 +90,7 @@ def add_tracing(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="kernel: a module, legacy tables only; netlink: no module, all tables;"
         " bpf: no module, all tables, with processes and costs;"
-        " auto: kernel and netlink, else bpf, else netlink, whichever can run here",
+        " auto: kernel and bpf, else bpf; netlink in place of bpf if that is refused",
     )
     parser.add_argument(
         "--netns",

@@ -25,7 +25,7 @@ class Clock(TypedDict):
 class Hello(TypedDict):
     """HELLO: where the stream comes from; the writer adds the record layout."""
 
-    engine: str  # kernel, netlink, kernel+netlink, bpf
+    engine: str  # kernel, netlink, bpf, kernel+netlink, kernel+bpf
     version: str  # of ipttrace
     kernel: str  # uname -r
     arch: str

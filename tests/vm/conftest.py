@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     shared = [one for one in items if one.get_closest_marker("shared")]
     others = {one for at, one in enumerate(shared) if at % shares != share - 1}
     items[:] = [one for one in items if one not in others]
+
+
+def refuse_bpf() -> contextlib.AbstractContextManager[object]:
+    """During a with statement `auto` finds that BPF cannot be used."""
+    from ipttrace.capture import doctor
+
+    refusal = doctor.Check("engine: bpf", "fail", "no, because a test says so")
+    return mock.patch.object(doctor, "why_not_bpf", return_value=refusal)
+
+
+@pytest.fixture(params=["kernel+bpf", pytest.param("kernel+netlink", marks=SHARED)])
+def pair(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engines that `auto` uses, if nf_tables is loaded."""
+    subprocess.run(["modprobe", "nf_tables"], check=True)
+    with contextlib.nullcontext() if request.param == "kernel+bpf" else refuse_bpf():
+        yield str(request.param)
 
 
 def kprobes() -> list[str]:

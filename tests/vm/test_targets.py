@@ -6,13 +6,14 @@ Truth comes from rows derived by hand, from iptables-save and from the rules' co
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ipttrace.capture import combined
+from ipttrace.capture import combined, combined_bpf
 from ipttrace.capture.rules import netlink_watch
 from ipttrace.lab.network import Counters
 from ipttrace.lab.network.ns import call_in
@@ -21,6 +22,7 @@ from tests.lab import targets
 from tests.lab.cases import Ruleset
 from tests.lab.conntrack import flush_namespace
 from tests.lab.wire import transmit
+from tests.vm.conftest import refuse_bpf
 from tests.vm.plain import COMMANDS, Plain
 from tests.vm.test_truth import counted_by_rows, grown
 from tests.vm.texts import in_short, live
@@ -28,15 +30,18 @@ from tests.vm.wired import wired
 
 # Each run forks: it should not import them each time.
 assert combined
+assert combined_bpf
 assert netlink_watch
 
 FAMILIES = (4, 6)
-# Engine and filter of each run; all packets match the filter.
+# Engine and filter of each run, and whether BPF is refused; all packets match the filter.
+FILTER = "host 10.5.0.5 or host fd05::5 or udp port 9 or icmp"
 RUNS = {
-    "kernel": ("kernel", ""),
-    "kernel with a filter": ("kernel", "host 10.5.0.5 or host fd05::5 or udp port 9 or icmp"),
-    "auto": ("auto", ""),
-    "netlink": ("netlink", ""),
+    "kernel": ("kernel", "", False),
+    "kernel with a filter": ("kernel", FILTER, False),
+    "kernel+bpf": ("auto", "", False),
+    "kernel+netlink": ("auto", "", True),
+    "netlink": ("netlink", "", False),
 }
 # Equal whichever engine reports the row.
 EQUAL = ("rule", "len", "mark", "proto", "src", "dst", "sport", "dport", "flags", "frag", "in_",
@@ -84,13 +89,17 @@ def texts(plain: Plain, family: int) -> dict[tuple[str, str, int], str]:
     return found
 
 
-def run(plain: Plain, rulesets: dict[int, Ruleset], ready: Path, engine: str, expr: str) -> Run:
+def run(
+    plain: Plain, rulesets: dict[int, Ruleset], ready: Path, engine: str, expr: str, refused: bool
+) -> Run:
     """Sends the packets of all cases while the engine traces."""
     packets = [one.packet(name) for one in rulesets.values() for name in one.cases]
     expected = sum(len(one.rows(name)) for one in rulesets.values() for name in one.cases)
     flush_namespace(plain.name)
     before = {family: plain.counters(family) for family in FAMILIES}
-    with live(ready, expr=expr, netns=plain.name, engine=engine) as one:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(refuse_bpf() if refused else contextlib.nullcontext())
+        one = stack.enter_context(live(ready, expr=expr, netns=plain.name, engine=engine))
         call_in(plain.name, lambda: transmit(packets))
         one.wait_rows(expected)
         rows = one.finish()
@@ -150,8 +159,7 @@ def test_each_packet_has_exactly_the_rows_that_its_rules_imply(world: World) -> 
             wrong.append((run, family, case, found, expected))
     assert wrong == []
     engines = {run: one.engine for run, one in world.runs.items()}
-    expected_engines = {run: "kernel+netlink" if run == "auto" else RUNS[run][0] for run in engines}
-    assert engines == expected_engines
+    assert engines == {run: run.split()[0] for run in engines}
 
 
 def test_a_row_shows_the_packet_as_it_came_to_the_table(world: World) -> None:

@@ -30,7 +30,7 @@ NFT = """table inet beside {
 """
 
 
-def test_original_and_copy_are_two_journeys_with_rows_of_both_engines() -> None:
+def test_original_and_copy_are_two_journeys_with_rows_of_both_engines(pair: str) -> None:
     # GIVEN a legacy rule with TEE, and chains of nftables that original and copy meet
     with wired() as plain:
         for family, there in THERE.items():
@@ -59,3 +59,4 @@ def test_original_and_copy_are_two_journeys_with_rows_of_both_engines() -> None:
     ]
     found = sorted([in_short(row) for row in rows] for rows in journeys.values())
     assert found == sorted([original, copy] * len(sent))
+    assert capture.trace.engine == pair

@@ -27,7 +27,7 @@ def met(rows: list[Row]) -> list[str]:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_of_one_priority_the_chain_registered_last_has_the_first_row(
-    family: int, tmp_path: Path
+    pair: str, family: int, tmp_path: Path
 ) -> None:
     with Plain() as plain:
 
@@ -54,6 +54,7 @@ def test_of_one_priority_the_chain_registered_last_has_the_first_row(
             # (The table filter has a row at OUTPUT as well.)
             agent.wait_rows(sum(map(len, expected)) + len(expected))
             rows = agent.finish()
+        assert agent.trace.engine == pair
     journeys: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if row.hook == "INPUT":

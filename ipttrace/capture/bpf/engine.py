@@ -50,13 +50,15 @@ _MOST_GONE: Final = 64  # namespaces that are gone, whose last runs may still co
 class Options:
     """What to trace: `program`, `netns` as of the netlink engine; `buffer`: bytes of the ring.
 
-    `raw_addresses`: records contain the kernel's addresses as they are.
+    `raw_addresses`: records contain the kernel's addresses as they are.  Without `legacy`,
+    another engine traces the legacy tables.
     """
 
     program: bytes = b""
     netns: str | None = None
     buffer: int = DEFAULT_BUFFER
     raw_addresses: bool = False
+    legacy: bool = True
 
 
 class BpfEngine:
@@ -75,7 +77,7 @@ class BpfEngine:
         self._chains: dict[int, ChainRegistry] = {}  # of namespaces that are or were traced
         Dump().close()  # the kernel loads nf_tables when it is first asked
         with contextlib.ExitStack() as stack:
-            self._programs = Programs(options.buffer)
+            self._programs = Programs(options.buffer, legacy=options.legacy)
             stack.callback(self._programs.close)
             failures = self._programs.trace_legacy()
             # Before packets are flipped, so that none is met in the middle of its way.
@@ -83,7 +85,12 @@ class BpfEngine:
             legacy = self._programs.legacy
             self._netlink = netlink.NetlinkEngine(
                 netlink.Options(
-                    options.program, options.netns, _NETLINK_BUFFER, legacy=legacy, listen=False
+                    options.program,
+                    options.netns,
+                    _NETLINK_BUFFER,
+                    legacy=legacy,
+                    listen=False,
+                    exact=not options.legacy,
                 )
             )
             stack.callback(self._netlink.close)
@@ -98,6 +105,8 @@ class BpfEngine:
         self.changes = self._netlink.changes
         self.buffers = self._netlink.buffers
         self._addresses = HiddenAddresses()
+        # Of the last `take`: all runs that ended before this time have been taken, ns.
+        self.before = 0
         self._sees_conntrack = self._programs.sees_conntrack
 
     def arm(self) -> None:
@@ -129,8 +138,11 @@ class BpfEngine:
 
     def take(self) -> list[Records]:
         """The records of runs whose rules are known by now: entries, rules, exits."""
+        read_at = time.monotonic_ns()
         if sum(one.heads.nbytes + one.hits.nbytes for one in self._held) < _MOST_HELD:
             self._held.append(self._reader.read(*self._programs.ring.take()))
+        else:
+            read_at = self.before
         self._note_chains()
         self._netlink.take()
         self._note_modules()
@@ -138,12 +150,18 @@ class BpfEngine:
         runs = Runs.join(self._held)
         ready = self._are_ready(runs.heads["entry"])
         self._held = [] if ready.all() else [runs.pick(~ready)]
+        waiting = [int(one.heads["entry"]["time"].min()) for one in self._held]
+        self.before = min(read_at, *waiting) if waiting else read_at
         records = self._records(runs.pick(ready))
         for kind, part in enumerate(records):
             self._delivered[kind] += len(part)
         if not self._raw_addresses:
             self._addresses.hide(records)
         return records
+
+    def take_flips(self) -> Array:
+        """Flips since the last call, if legacy tables are another engine's: FLIP_DTYPE, (n,)."""
+        return self._reader.take_flips()
 
     def _are_ready(self, entries: Array) -> Array:
         """The runs whose rules have been read: bool, shape (n,)."""

@@ -32,12 +32,13 @@ class BpfObject:
         *,
         sizes: Mapping[str, int] | None = None,
         shared: Mapping[str, int] | None = None,
+        constants: bytes = b"",
     ) -> None:
         """Loads `programs` of the object `name`.
 
         They are attached in reverse order, and detached in order.  `sizes`: entries of maps
         by name; `shared`: maps of other objects to use in place of its own, descriptors by
-        name.  Raises CaptureError.
+        name; `constants`: what its section .rodata contains, b"": zeros.  Raises CaptureError.
         """
         self._libbpf = libbpf
         self._lib = lib = libbpf.lib
@@ -58,6 +59,8 @@ class BpfObject:
                 libbpf.check(
                     lib.bpf_map__reuse_fd(self._map(each), fd), f"cannot share the map {each}"
                 )
+            if constants:
+                self._set_constants(constants)
             libbpf.check(lib.bpf_object__load(self._object), "the kernel rejected the BPF programs")
             stack.callback(self.detach)
             self._stack = stack.pop_all()
@@ -103,6 +106,13 @@ class BpfObject:
         if not found:
             raise CaptureError(f"{self._name} has no map {name}: run make setup")
         return found
+
+    def _set_constants(self, values: bytes) -> None:
+        size = ctypes.c_size_t()
+        at = self._lib.bpf_map__initial_value(self._map(".rodata"), ctypes.byref(size))
+        if not at or size.value != len(values):
+            raise CaptureError(f"{self._name} has other constants: run make setup")
+        ctypes.memmove(at, values, len(values))
 
     def _misses(self, program: int) -> int:
         info = (ctypes.c_uint8 * _INFO_SIZE)()

@@ -34,6 +34,7 @@ _FAMILIES: Final = {
     6: ("ip6_tables", "ip6t_do_table", "ipttrace_ip6_entry", "ipttrace_ip6_exit"),
 }
 _LOG: Final = "ipttrace_log"
+_REPORT_FLIPS: Final = b"\1"  # report_flips of bpf/nft.bpf.c
 # Since Linux 5.16; before, the table came last.
 _TABLE_FIRST: Final = ["void", "sk_buff", "nf_hook_state"]
 _LEAST_RING: Final = 1 << 16
@@ -69,8 +70,12 @@ def attempt() -> None:
 class Programs:
     """The programs, loaded; attached from `attach` to `detach`."""
 
-    def __init__(self, buffer: int) -> None:
-        """`buffer`: bytes of the ring, at most.  Raises CaptureError with what is missing."""
+    def __init__(self, buffer: int, *, legacy: bool = True) -> None:
+        """`buffer`: bytes of the ring, at most.  Raises CaptureError with what is missing.
+
+        Without `legacy`, another engine traces the legacy tables: the ring has the flips too.
+        """
+        self._wants_legacy = legacy
         if not (BTF / "vmlinux").exists():
             raise CaptureError(f"the kernel has no BTF ({BTF / 'vmlinux'})")
         self.sees_conntrack = conntrack_is_loaded()
@@ -103,6 +108,7 @@ class Programs:
                 # That at the beginning of a run is attached last, so that none is seen in part.
                 ("ipttrace_nft_entry", _NOTIFY[notify], "ipttrace_nft_exit"),
                 sizes={"ring": size, "counters": cpus * _COUNTERS_EACH},
+                constants=b"" if legacy else _REPORT_FLIPS,
             )
             self._objects = [first]
             stack.callback(self._close_objects)
@@ -124,7 +130,9 @@ class Programs:
 
         Attaches them if the others are.  Returns, once, why a family cannot be traced.
         """
-        failures = []
+        failures: list[str] = []
+        if not self._wants_legacy:
+            return failures
         for family, (module, _, _, _) in _FAMILIES.items():
             if family in self._families | self._refused:
                 continue
@@ -163,8 +171,8 @@ class Programs:
 
     @property
     def legacy(self) -> bool:
-        """Whether no family of legacy tables was refused."""
-        return not self._refused
+        """Whether legacy tables are wanted, and no family of them was refused."""
+        return self._wants_legacy and not self._refused
 
     def attach(self) -> None:
         """Attaches the programs.  Raises CaptureError, with none attached."""

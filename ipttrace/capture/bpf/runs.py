@@ -51,6 +51,7 @@ HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
 NAMED_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [("piece", PIECE_DTYPE), ("time", "<u8"), ("name", "S256")]
 )
+FLIP_DTYPE: Final[np.dtype[np.void]] = np.dtype([("time", "<u8"), ("skb", "<u8")])
 _PIECE_LENGTH: Final = PIECE_DTYPE.itemsize + HITS * HIT_DTYPE.itemsize
 _MOST_PIECES: Final = 4096  # whose runs have not ended
 _MOST_LONG: Final = 1 << 16  # names
@@ -135,7 +136,13 @@ class RunReader:
         self._pieces: dict[tuple[int, int], list[Array]] = {}  # by run
         # By run, the names of its table (0) and of hits' chains, by time.
         self._names: dict[tuple[int, int], dict[int, bytes]] = {}
+        self._flips: list[Array] = []
         self.long = LongNames()
+
+    def take_flips(self) -> Array:
+        """The flips that have been read since the last call: FLIP_DTYPE, shape (n,)."""
+        found, self._flips = self._flips, []
+        return np.concatenate(found) if found else np.zeros(0, FLIP_DTYPE)
 
     def read(self, words: Array, starts: Array, lengths: Array) -> Runs:
         """`words`, `starts`, `lengths`: as Ring.take returns them."""
@@ -146,6 +153,9 @@ class RunReader:
             self._keep(words[at : at + _PIECE_LENGTH // 8])
         for at in starts[lengths == NAMED_DTYPE.itemsize].tolist():
             self._keep_name(words[at : at + NAMED_DTYPE.itemsize // 8])
+        flips = starts[lengths == FLIP_DTYPE.itemsize]
+        if len(flips):
+            self._flips.append(words[flips[:, None] + np.arange(2)].view(FLIP_DTYPE)[:, 0])
         starts, lengths = starts[fits & ~is_piece], lengths[fits & ~is_piece]
         if not len(starts):
             return Runs.none()

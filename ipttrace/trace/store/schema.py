@@ -172,8 +172,8 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
 # The columns of steps: one step per rule record.
 STEPS: Final = {"chain": "u4", "rulenum": "u4", "match": "u1"}
 
-# Only streams have "kernel+netlink": each of its records is of one of the two engines.
-ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink", "bpf")
+# Only streams have two engines: each of their records is of one of the two.
+ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink", "bpf", "kernel+bpf")
 _KERNEL: Final = ENGINES.index("kernel")
 NETLINK: Final = ENGINES.index("netlink")
 _BPF: Final = ENGINES.index("bpf")
@@ -181,7 +181,7 @@ _BPF: Final = ENGINES.index("bpf")
 
 def traces_nftables(engine: str) -> bool:
     """Whether an engine, or both at once, traces nftables: `engine` as in ENGINES."""
-    return "netlink" in engine or engine == "bpf"
+    return "netlink" in engine or "bpf" in engine
 
 
 Columns = dict[str, Array]

@@ -43,7 +43,7 @@ class Feeds(tuple[Feed, ...]):
     def engine(self) -> str:
         """The engines of all feeds, named as in a stream that has several: kernel+netlink."""
         names = {name for feed in self for name in feed.trace.engine.split("+") if name}
-        return "+".join(sorted(names))
+        return "+".join(sorted(names, key=("kernel", "bpf", "netlink").index))
 
     def hosts(self) -> list[str]:
         """The hosts' names by number, from the streams; from the sources where two are equal."""

@@ -79,7 +79,7 @@ def test_a_packet_under_way_while_records_are_taken_is_one_journey(
         ],
         flips,
     )
-    both = combined.BothEngines(cast(Any, kernel), cast(Any, netlink))
+    both = combined.KernelAndNetlink(cast(Any, kernel), cast(Any, netlink))
     # WHEN records are taken while it is between the two, and when that has settled
     taken: list[Array] = []
     for now in (1_030_000 + shift, 1_045_000 + shift + HOLD, 60_000_000, 120_000_000):
