@@ -59,7 +59,7 @@ def _without_module(request: Request, program: bytes, host: Host, lacking: Check
             engine = _bpf(request, program)
             engine.notes.insert(0, ("info", f"tracing by BPF{where}; {reasons}"))
             return engine
-        refusal = refused.text.removeprefix("no, because ")
+        refusal = _why(refused)
     except FilterError:
         raise
     except CaptureError as error:
@@ -99,16 +99,22 @@ def _combined(request: Request, program: bytes, host: Host) -> Engine:
     """The kernel engine, with another one beside it for nftables: bpf, otherwise netlink."""
     if "nf_tables" not in host.modules:
         return _kernel(request, program, host)  # not in use here, and asking for it would load it
-    why = None
-    if doctor.why_not_bpf(host) is None:
+    refused = doctor.why_not_bpf(host)
+    if refused is None:
         try:
             return _with_bpf(request, program, host)
         except CaptureError as error:
             why = str(error)
+    else:
+        why = _why(refused)
     engine = _with_netlink(request, program, host)
-    if why is not None:
+    if engine.name != "kernel":
         engine.notes.append(("info", f"nftables is traced over netlink; no bpf engine: {why}"))
     return engine
+
+
+def _why(refused: Check) -> str:
+    return refused.text.removeprefix("no, because ")
 
 
 def _with_bpf(request: Request, program: bytes, host: Host) -> Engine:

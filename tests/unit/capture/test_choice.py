@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What `auto` takes where the module cannot be loaded."""
+"""What `auto` takes, with the module and without."""
 
 from __future__ import annotations
 
@@ -75,3 +75,42 @@ def test_what_the_doctor_finds_keeps_bpf_from_being_tried(
     taken = choice.open_engine(Request(netns="there"))
     # THEN it is not mentioned
     assert taken.notes == [("warn", f"tracing over netlink; no kernel engine: {NO_MODULE.text}")]
+
+
+@pytest.fixture
+def with_module(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A host that takes the module and uses nftables."""
+    host.modules = {"nf_tables"}
+    monkeypatch.setattr(doctor, "why_not", lambda host: None)
+    monkeypatch.setattr(choice, "_with_bpf", lambda *_: engine("kernel+bpf"))
+    monkeypatch.setattr(choice, "_with_netlink", lambda *_: engine("kernel+netlink"))
+    monkeypatch.setattr(choice, "_kernel", lambda *_: engine("kernel"))
+    return host
+
+
+def test_beside_the_module_bpf_traces_nftables(with_module: Any) -> None:
+    taken: Any = choice.open_engine(Request())
+    assert (taken.name, taken.notes) == ("kernel+bpf", [])
+    # AND nothing is beside it if nftables is not in use, which asking for it would load
+    with_module.modules = set()
+    assert choice.open_engine(Request()).name == "kernel"
+
+
+def test_beside_the_module_netlink_traces_nftables_if_bpf_is_refused(
+    with_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a kernel that refuses the programs
+    def refuse(*_: Any) -> Any:
+        raise CaptureError("the kernel rejected the BPF programs: not permitted")
+
+    monkeypatch.setattr(choice, "_with_bpf", refuse)
+    taken: Any = choice.open_engine(Request())
+    # THEN netlink is beside the module, and one line has the reason
+    assert taken.name == "kernel+netlink"
+    text = "nftables is traced over netlink; no bpf engine: "
+    assert taken.notes == [("info", f"{text}the kernel rejected the BPF programs: not permitted")]
+    # AND so if the doctor knows beforehand
+    refusal = Check("engine: bpf", "fail", "no, because libbpf.so.1 is missing")
+    monkeypatch.setattr(doctor, "why_not_bpf", lambda host: refusal)
+    taken = choice.open_engine(Request())
+    assert taken.notes == [("info", f"{text}libbpf.so.1 is missing")]

@@ -29,7 +29,8 @@ def flips(*times: int, skb: int = SKB) -> Array:
 
 def firsts(of: Array) -> list[int]:
     """The times of entries that begin a journey."""
-    return of["time"][of["flags"] & F_FIRST != 0].tolist()
+    times: list[int] = of["time"][of["flags"] & F_FIRST != 0].tolist()
+    return times
 
 
 def test_the_first_call_after_the_flip_begins_the_journey() -> None:
