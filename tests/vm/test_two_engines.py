@@ -192,7 +192,7 @@ def test_a_packet_that_legacy_accepts_and_nftables_drops_shows_both(family: int,
         drop = "table inet last {\n chain in {\n type filter hook input priority 20\n meta l4proto "
         _nft(plain, ["nft", "-f", "-"], drop + WORDS[family]["icmp"] + " drop\n }\n }\n")
         with captured(netns=plain.name, engine="auto") as capture:
-            assert traffic.ping(plain.name, LOOPBACK[family], 1).received == 0
+            assert traffic.ping(plain.name, LOOPBACK[family], 1, timeout=2.0).received == 0
             capture.wait_rows(5, {plain.inode})
         rows = [row for row in capture.rows if row.icmp in ("8/0", "128/0")]
         last = [_passed(row) for row in rows if row.hook == "INPUT"]
