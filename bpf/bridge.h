@@ -35,15 +35,6 @@ static __always_inline const struct net_device *device_of(const struct net *net,
 	return NULL;
 }
 
-static __always_inline void fill_port(const struct net_device *device,
-				      char *name, __u32 *ifindex)
-{
-	if (!device)
-		return;
-	*ifindex = BPF_CORE_READ(device, ifindex);
-	bpf_probe_read_kernel_str(name, IPTTRACE_IF_LEN, &device->name);
-}
-
 /* After the entry's head, devices and all. */
 static __always_inline void fill_ports(struct ipttrace_entry *entry,
 				       const struct sk_buff *skb,
@@ -76,15 +67,15 @@ static __always_inline void fill_ports(struct ipttrace_entry *entry,
 	if (bpf_core_field_exists(info->physinif)) {
 		id = BPF_CORE_READ(info, physinif);
 		if (id)
-			fill_port(device_of(net, id), entry->physin,
-				  &entry->physin_ifindex);
+			fill_device(device_of(net, id), entry->physin,
+				    &entry->physin_ifindex, true);
 	} else {
 		old = (void *)info;
-		fill_port(BPF_CORE_READ(old, physindev), entry->physin,
-			  &entry->physin_ifindex);
+		fill_device(BPF_CORE_READ(old, physindev), entry->physin,
+			    &entry->physin_ifindex, true);
 	}
-	fill_port(BPF_CORE_READ(info, physoutdev), entry->physout,
-		  &entry->physout_ifindex);
+	fill_device(BPF_CORE_READ(info, physoutdev), entry->physout,
+		    &entry->physout_ifindex, true);
 }
 
 #endif

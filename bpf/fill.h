@@ -42,19 +42,21 @@ static __always_inline bool in_softirq(void)
 }
 
 static __always_inline void fill_device(const struct net_device *device,
-					char *name, __u32 *ifindex)
+					char *name, __u32 *ifindex,
+					const bool probed)
 {
 	if (!device)
 		return;
-	*ifindex = device->ifindex;
-	bpf_probe_read_kernel_str(name, IPTTRACE_IF_LEN, device->name);
+	*ifindex = GET(probed, device, ifindex);
+	bpf_probe_read_kernel_str(name, IPTTRACE_IF_LEN, &device->name);
 }
 
 /* Returns whether there is an entry that cannot be read, for lack of conntrack's BTF. */
 static __always_inline bool fill_conntrack(struct ipttrace_entry_head *head,
-					   const struct sk_buff *skb)
+					   const struct sk_buff *skb,
+					   const bool probed)
 {
-	unsigned long nfct = skb->_nfct;
+	unsigned long nfct = GET(probed, skb, _nfct);
 	struct nf_conn *ct = (void *)(nfct & ~NFCT_INFOMASK);
 	unsigned long status = 0;
 	struct tuple tuple;
@@ -92,13 +94,16 @@ static __always_inline bool fill_conntrack(struct ipttrace_entry_head *head,
  * are all headers that netfilter has looked at.
  */
 static __always_inline void fill_packet(struct ipttrace_entry *entry,
-					const struct sk_buff *skb)
+					const struct sk_buff *skb,
+					const bool probed)
 {
-	__u16 network = skb->network_header, mac = skb->mac_header;
-	unsigned char *head = skb->head;
-	long before = skb->data - head - network; /* of data: < 0 before it */
-	long length = (long)skb->len + before;
-	long linear = length - skb->data_len;
+	__u16 network = GET(probed, skb, network_header);
+	__u16 mac = GET(probed, skb, mac_header);
+	unsigned char *head = GET(probed, skb, head);
+	/* Of data: < 0 before it. */
+	long before = GET(probed, skb, data) - head - network;
+	long length = (long)GET(probed, skb, len) + before;
+	long linear = length - GET(probed, skb, data_len);
 	__u32 size;
 
 	entry->head.len = length > 0 ? length : 0;
@@ -118,17 +123,18 @@ static __always_inline void fill_packet(struct ipttrace_entry *entry,
 		entry->head.mac_len = size;
 }
 
-static __always_inline __u16 vlan_tci(const struct sk_buff *skb)
+static __always_inline __u16 vlan_tci(const struct sk_buff *skb,
+				      const bool probed)
 {
 	bool present;
 
 	if (bpf_core_field_exists(skb->vlan_present))
 		present = BPF_CORE_READ_BITFIELD_PROBED(skb, vlan_present);
 	else if (bpf_core_field_exists(skb->vlan_all))
-		present = skb->vlan_all != 0;
+		present = GET(probed, skb, vlan_all) != 0;
 	else
 		present = false;
-	return present ? skb->vlan_tci : 0;
+	return present ? GET(probed, skb, vlan_tci) : 0;
 }
 
 #endif

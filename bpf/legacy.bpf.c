@@ -77,7 +77,8 @@ static __always_inline __u8 ct_flags(const struct ipttrace_entry_head *head,
 
 static __always_inline int enter(const struct xt_table *table,
 				 const struct sk_buff *skb,
-				 const struct nf_hook_state *state)
+				 const struct nf_hook_state *state, __u64 frame,
+				 const bool probed)
 {
 	__u64 key = (unsigned long)state, address = (unsigned long)skb;
 	struct ipttrace_entry_head *head;
@@ -92,10 +93,11 @@ static __always_inline int enter(const struct xt_table *table,
 	head = &record->entry.head;
 	head->time = bpf_ktime_get_ns();
 	meet(record, address);
-	fill_run(record, skb, state);
+	fill_run(record, skb, state, probed);
 	bpf_core_read(head->table, sizeof(head->table), &table->name);
 	priority = BPF_CORE_READ(table, priority);
-	head->ct_flags = ct_flags(head, priority, state->net);
+	head->ct_flags = ct_flags(head, priority, GET(probed, state, net));
+	run->frame = frame;
 	begin_run(run, key, (unsigned long)table, priority,
 		  head->family == NFPROTO_IPV6 ? OF_IP6 : OF_IP);
 	return 0;
@@ -110,9 +112,7 @@ static __always_inline int leave(const struct sk_buff *skb,
 
 	if (!run)
 		return 0;
-	if (!run->total) /* some were: each run ends with one */
-		count(IPTTRACE_COUNT_MISSED, 1);
-	end_run(run, key, skb, verdict, now);
+	end_run(run, key, skb, verdict, now, false);
 	return 0;
 }
 
@@ -120,7 +120,7 @@ SEC("fentry/ipt_do_table")
 int BPF_PROG(ipttrace_ip_entry, struct xt_table *table, struct sk_buff *skb,
 	     const struct nf_hook_state *state)
 {
-	return enter(table, skb, state);
+	return enter(table, skb, state, 0, false);
 }
 
 SEC("fexit/ipt_do_table")
@@ -134,7 +134,7 @@ SEC("fentry/ip6t_do_table")
 int BPF_PROG(ipttrace_ip6_entry, struct xt_table *table, struct sk_buff *skb,
 	     const struct nf_hook_state *state)
 {
-	return enter(table, skb, state);
+	return enter(table, skb, state, 0, false);
 }
 
 SEC("fexit/ip6t_do_table")
@@ -142,6 +142,39 @@ int BPF_PROG(ipttrace_ip6_exit, void *table, struct sk_buff *skb,
 	     const struct nf_hook_state *state, unsigned int verdict)
 {
 	return leave(skb, state, verdict);
+}
+
+/* Of both functions, which have the same arguments. */
+static __always_inline int enter_probed(struct pt_regs *ctx)
+{
+	return enter((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+		     (void *)PT_REGS_PARM3(ctx), PT_REGS_SP(ctx), true);
+}
+
+SEC("kprobe/ipt_do_table")
+int ipttrace_ip_entry_probe(struct pt_regs *ctx)
+{
+	return enter_probed(ctx);
+}
+
+SEC("kretprobe/ipt_do_table")
+int ipttrace_ip_exit_probe(struct pt_regs *ctx)
+{
+	end_probed(ctx);
+	return 0;
+}
+
+SEC("kprobe/ip6t_do_table")
+int ipttrace_ip6_entry_probe(struct pt_regs *ctx)
+{
+	return enter_probed(ctx);
+}
+
+SEC("kretprobe/ip6t_do_table")
+int ipttrace_ip6_exit_probe(struct pt_regs *ctx)
+{
+	end_probed(ctx);
+	return 0;
 }
 
 /* What nf_log_trace() is called with beyond its registers, from the return address on. */

@@ -10,6 +10,10 @@
 #ifndef IPTTRACE_NEST_H
 #define IPTTRACE_NEST_H
 
+#include <linux/ptrace.h>
+
+#include <bpf/bpf_tracing.h>
+
 #include "state.h"
 
 #define MOST_DEPTH  4  /* runs that have not ended, and are looked at */
@@ -70,6 +74,8 @@ static __always_inline struct run *run_around(__u64 context, __u64 key,
 		if (!is_stale(*at, key))
 			return run;
 		next = run->nest.parent;
+		if (run->frame)
+			count(IPTTRACE_COUNT_MISSED, 1);
 		bpf_map_delete_elem(&runs, at);
 		*at = next;
 	}
@@ -141,13 +147,16 @@ static __always_inline void begin_run(struct run *run, __u64 key, __u64 table,
 /* Ends a run that returned at `now`. */
 static __always_inline void end_run(struct run *run, __u64 key,
 				    const struct sk_buff *skb, __u32 verdict,
-				    __u64 now)
+				    __u64 now, const bool probed)
 {
 	__u64 context = run->nest.context, around = run->nest.parent;
 	__u64 entered = run->record.entry.head.time;
 	struct run *parent;
 
-	write_run(run, key, skb, verdict, now);
+	write_run(run, key, skb, verdict, now, probed);
+	/* In a legacy table some were: each run ends with one. */
+	if (!run->total && !run->record.entry.head.tables)
+		count(IPTTRACE_COUNT_MISSED, 1);
 	bpf_map_delete_elem(&runs, &key);
 	parent = around ? bpf_map_lookup_elem(&runs, &around) : NULL;
 	if (!parent || parent->nest.context != context) {
@@ -156,6 +165,32 @@ static __always_inline void end_run(struct run *run, __u64 key,
 	}
 	bpf_map_update_elem(&newest, &context, &around, BPF_ANY);
 	parent->others += bpf_ktime_get_ns() - entered;
+}
+
+/*
+ * Ends the run of the function that returns, which a kprobe at its end is not told.  On x86 the
+ * return address is off the stack by then.
+ */
+static __always_inline void end_probed(struct pt_regs *ctx)
+{
+	__u64 now = bpf_ktime_get_ns(), stack = PT_REGS_SP(ctx), key, *found;
+	__u64 context = current_context();
+	struct run *run;
+	int i;
+
+	found = bpf_map_lookup_elem(&newest, &context);
+	key = found ? *found : 0;
+	for (i = 0; i < MOST_DEPTH && key; i++) {
+		run = bpf_map_lookup_elem(&runs, &key);
+		if (!run || run->nest.context != context)
+			return;
+		if (run->frame && stack - run->frame <= sizeof(void *)) {
+			end_run(run, key, (void *)run->skb, PT_REGS_RC(ctx),
+				now, true);
+			return;
+		}
+		key = run->nest.parent;
+	}
 }
 
 #endif

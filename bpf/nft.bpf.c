@@ -9,7 +9,8 @@
  * is hit, before it looks whether anybody listens.
  *
  * Compiled once for all kernels (CO-RE).  Which of the programs for nft_trace_notify() fits
- * is seen from its BTF by who loads them.
+ * is seen from its BTF by who loads them.  Where the kernel refuses fentry, those for kprobes
+ * take their place.
  */
 
 #include <linux/bpf.h>
@@ -28,19 +29,20 @@
 
 #include "nest.h"
 
-static __always_inline __u32 generation(const struct net *net)
+static __always_inline __u32 generation(const struct net *net,
+					const bool probed)
 {
 	struct nftables_pernet *own = NULL;
 	struct net_generic *all;
 	__u32 id = 0, found = 0;
 
 	if (bpf_core_field_exists(((struct net *)0)->nft.base_seq))
-		return net->nft.base_seq;
+		return GET(probed, net, nft.base_seq);
 	if (!&nf_tables_net_id ||
 	    !bpf_core_field_exists(((struct nftables_pernet *)0)->base_seq))
 		return 0;
 	bpf_probe_read_kernel(&id, sizeof(id), &nf_tables_net_id);
-	all = net->gen;
+	all = GET(probed, net, gen);
 	bpf_probe_read_kernel(&own, sizeof(own), (void *)all + 8 * (__u64)id);
 	bpf_core_read(&found, sizeof(found), &own->base_seq);
 	return found;
@@ -84,11 +86,11 @@ static __always_inline int priority(__u64 chain)
 	return BPF_CORE_READ(base, ops.priority);
 }
 
-SEC("fentry/nft_do_chain")
-int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
-	     struct nft_chain *chain)
+static __always_inline int enter(const struct nft_pktinfo *pkt,
+				 const struct nft_chain *chain, __u64 frame,
+				 const bool probed)
 {
-	struct sk_buff *skb = pkt->skb;
+	struct sk_buff *skb = GET(probed, pkt, skb);
 	const struct nf_hook_state *state;
 	__u64 key = (unsigned long)pkt, address = (unsigned long)skb;
 	struct ipttrace_run *record;
@@ -112,18 +114,33 @@ int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 		return 0;
 	}
 	meet(record, address);
-	state = pkt->state;
-	record->generation = generation(state->net);
-	fill_run(record, skb, state);
+	state = GET(probed, pkt, state);
+	record->generation = generation(GET(probed, state, net), probed);
+	fill_run(record, skb, state, probed);
 	record->entry.head.tables =
 		BPF_CORE_READ_BITFIELD_PROBED(table, family);
 	run->place.base = (unsigned long)chain;
 	run->place.chain = run->place.base;
 	run->place.depth = 0;
+	run->frame = frame;
 	/* As a number, see begin_run(). */
 	base = *(volatile __u64 *)&run->place.base;
 	begin_run(run, key, base, priority(base), OF_NFT);
 	return 0;
+}
+
+SEC("fentry/nft_do_chain")
+int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
+	     struct nft_chain *chain)
+{
+	return enter(pkt, chain, 0, false);
+}
+
+SEC("kprobe/nft_do_chain")
+int ipttrace_nft_entry_probe(struct pt_regs *ctx)
+{
+	return enter((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+		     PT_REGS_SP(ctx), true);
 }
 
 /*
@@ -228,8 +245,19 @@ int BPF_PROG(ipttrace_nft_notify, const struct nft_pktinfo *pkt,
 		      BPF_CORE_READ_BITFIELD_PROBED(info, type), info->skbid);
 }
 
-SEC("fentry/nft_trace_notify")
-int BPF_PROG(ipttrace_nft_notify_old, struct nft_traceinfo___old *info)
+SEC("kprobe/nft_trace_notify")
+int ipttrace_nft_notify_probe(struct pt_regs *ctx)
+{
+	struct nft_traceinfo *info = (void *)PT_REGS_PARM4(ctx);
+
+	return notify((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
+		      (void *)PT_REGS_PARM3(ctx),
+		      BPF_CORE_READ(info, basechain),
+		      BPF_CORE_READ_BITFIELD_PROBED(info, type),
+		      BPF_CORE_READ(info, skbid));
+}
+
+static __always_inline int notify_old(const struct nft_traceinfo___old *info)
 {
 	__u32 id = 0;
 
@@ -238,6 +266,18 @@ int BPF_PROG(ipttrace_nft_notify_old, struct nft_traceinfo___old *info)
 	return notify(BPF_CORE_READ(info, pkt), BPF_CORE_READ(info, verdict),
 		      BPF_CORE_READ(info, rule), BPF_CORE_READ(info, basechain),
 		      BPF_CORE_READ_BITFIELD_PROBED(info, type), id);
+}
+
+SEC("fentry/nft_trace_notify")
+int BPF_PROG(ipttrace_nft_notify_old, struct nft_traceinfo___old *info)
+{
+	return notify_old(info);
+}
+
+SEC("kprobe/nft_trace_notify")
+int ipttrace_nft_notify_old_probe(struct pt_regs *ctx)
+{
+	return notify_old((void *)PT_REGS_PARM1(ctx));
 }
 
 SEC("fexit/nft_do_chain")
@@ -249,7 +289,14 @@ int BPF_PROG(ipttrace_nft_exit, struct nft_pktinfo *pkt, void *chain,
 
 	if (!run)
 		return 0;
-	end_run(run, key, pkt->skb, verdict, now);
+	end_run(run, key, pkt->skb, verdict, now, false);
+	return 0;
+}
+
+SEC("kretprobe/nft_do_chain")
+int ipttrace_nft_exit_probe(struct pt_regs *ctx)
+{
+	end_probed(ctx);
 	return 0;
 }
 

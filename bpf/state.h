@@ -38,6 +38,7 @@ struct run_nest {
 struct run {
 	__u64 key;
 	__u64 skb;
+	__u64 frame; /* where its return address is; 0: not of a kprobe */
 	__u64 began;
 	__u64 others; /* ns since, in our programs and in runs inside this one */
 	__u64 serial; /* of this CPU and object */
@@ -140,19 +141,21 @@ static __always_inline void meet(struct ipttrace_run *record, __u64 skb)
 /* All that comes from the packet, its hook and the process; after meet(). */
 static __always_inline void fill_run(struct ipttrace_run *record,
 				     const struct sk_buff *skb,
-				     const struct nf_hook_state *state)
+				     const struct nf_hook_state *state,
+				     const bool probed)
 {
 	struct ipttrace_entry_head *head = &record->entry.head;
+	const struct net *net = GET(probed, state, net);
 	__u64 ids = bpf_get_current_pid_tgid();
 
 	head->skb = (unsigned long)skb;
-	head->sk = (unsigned long)skb->sk;
-	head->netns = state->net->ns.inum;
-	head->mark = skb->mark;
-	head->family = state->pf;
-	head->hook = state->hook;
-	head->protocol_be16 = skb->protocol;
-	head->vlan_tci = vlan_tci(skb);
+	head->sk = (unsigned long)GET(probed, skb, sk);
+	head->netns = GET(probed, net, ns.inum);
+	head->mark = GET(probed, skb, mark);
+	head->family = GET(probed, state, pf);
+	head->hook = GET(probed, state, hook);
+	head->protocol_be16 = GET(probed, skb, protocol);
+	head->vlan_tci = vlan_tci(skb, probed);
 	head->source = IPTTRACE_SOURCE_BPF;
 	head->cpu = bpf_get_smp_processor_id();
 	head->pid = ids >> 32;
@@ -160,12 +163,14 @@ static __always_inline void fill_run(struct ipttrace_run *record,
 	bpf_get_current_comm(record->entry.comm, sizeof(record->entry.comm));
 	if (in_softirq())
 		head->flags |= IPTTRACE_F_SOFTIRQ;
-	fill_device(state->in, record->entry.in, &head->in_ifindex);
-	fill_device(state->out, record->entry.out, &head->out_ifindex);
-	fill_ports(&record->entry, skb, state->net);
-	if (fill_conntrack(head, skb))
+	fill_device(GET(probed, state, in), record->entry.in, &head->in_ifindex,
+		    probed);
+	fill_device(GET(probed, state, out), record->entry.out,
+		    &head->out_ifindex, probed);
+	fill_ports(&record->entry, skb, net);
+	if (fill_conntrack(head, skb, probed))
 		record->flags |= IPTTRACE_RUN_NO_CONNTRACK;
-	fill_packet(&record->entry, skb);
+	fill_packet(&record->entry, skb, probed);
 }
 
 /* Hits that fill a run's record go ahead of it, so that there is room for more. */
@@ -206,11 +211,11 @@ static __always_inline struct ipttrace_run_hit *next_hit(struct run *run,
 /* Fills in the exit, and writes the run. */
 static __always_inline void write_run(struct run *run, __u64 key,
 				      const struct sk_buff *skb, __u32 verdict,
-				      __u64 now)
+				      __u64 now, const bool probed)
 {
 	struct ipttrace_exit *exit = &run->record.exit;
 	__u64 hits = run->record.hit_count;
-	unsigned long status = 0;
+	unsigned long status = 0, nfct;
 	struct nf_conn *ct;
 	__u64 size;
 
@@ -224,9 +229,10 @@ static __always_inline void write_run(struct run *run, __u64 key,
 	verdict &= NF_VERDICT_MASK;
 	if (verdict == NF_ACCEPT || verdict == NF_REPEAT) {
 		exit->flags = IPTTRACE_F_ALIVE;
-		exit->mark = skb->mark;
-		exit->ct_info = skb->_nfct & NFCT_INFOMASK;
-		ct = (void *)(skb->_nfct & ~NFCT_INFOMASK);
+		nfct = GET(probed, skb, _nfct);
+		exit->mark = GET(probed, skb, mark);
+		exit->ct_info = nfct & NFCT_INFOMASK;
+		ct = (void *)(nfct & ~NFCT_INFOMASK);
 		if (ct && bpf_core_type_exists(struct nf_conn))
 			bpf_core_read(&status, sizeof(status), &ct->status);
 		exit->ct_status = status;

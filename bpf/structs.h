@@ -15,6 +15,13 @@
 
 #define ACCESS __attribute__((preserve_access_index))
 
+/*
+ * A field of a struct.  Programs of fentry read it directly; those of kprobes have an address
+ * only, of which the verifier does not know what is there, and `probed` is true in them.
+ */
+#define GET(probed, from, field) \
+	((probed) ? BPF_CORE_READ(from, field) : (from)->field)
+
 struct net_generic;
 
 struct ns_common {

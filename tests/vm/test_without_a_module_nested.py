@@ -100,9 +100,14 @@ def softly(one: Live) -> dict[int, bool]:
 
 
 def test_what_reject_sends_is_inside_the_run_that_rejects(tmp_path: Path) -> None:
+    assert not any("kprobes" in text for _, text in rejected(tmp_path).trace.notes)
+
+
+def rejected(folder: Path) -> Live:
+    """A trace in which packets are rejected; checks all of its rows."""
     # GIVEN rules of both kinds that reject, where packets leave and where they come in
     with ruled() as plain:
-        one = live(plain, tmp_path / "ready", engine="bpf")
+        one = live(plain, folder / "ready", engine="bpf")
         # WHEN packets are rejected
         send(plain)
         rows = one.finish()
@@ -141,3 +146,4 @@ def test_what_reject_sends_is_inside_the_run_that_rejects(tmp_path: Path) -> Non
         assert around.cost_ns
         assert around.cost_ns < slow.cost_ns, (around, slow)
     assert len({row.journey for row in rows}) == 2 * sent
+    return one

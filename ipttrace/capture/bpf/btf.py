@@ -16,6 +16,7 @@ BTF: Final = Path("/sys/kernel/btf")
 
 # BTF_KIND_*
 _POINTER: Final = 2
+_STRUCT: Final = 4
 _CONST: Final = 10
 _FUNC: Final = 12
 _FUNC_PROTO: Final = 13
@@ -62,6 +63,16 @@ def parameters(libbpf: Libbpf, module: str, function: str) -> list[str] | None:
         count = proto.info & 0xFFFF
         each = (_Parameter * count).from_address(address + ctypes.sizeof(_Type))
         return [_pointee(libbpf, where, one.type) for one in each]
+
+
+def kernel_has_struct(libbpf: Libbpf, name: str) -> bool:
+    """Whether the kernel itself, without modules, describes this struct's fields."""
+    kernel = libbpf.lib.btf__load_vmlinux_btf()
+    if not kernel:
+        return False
+    found = libbpf.lib.btf__find_by_name_kind(kernel, name.encode(), _STRUCT)
+    libbpf.lib.btf__free(kernel)
+    return bool(found > 0)
 
 
 def _type(libbpf: Libbpf, btf: int, number: int) -> _Type:

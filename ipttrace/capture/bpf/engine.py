@@ -79,9 +79,8 @@ class BpfEngine:
         with contextlib.ExitStack() as stack:
             self._programs = Programs(options.buffer, legacy=options.legacy)
             stack.callback(self._programs.close)
+            # Attached before packets are flipped, so that none is met in the middle of its way.
             failures = self._programs.trace_legacy()
-            # Before packets are flipped, so that none is met in the middle of its way.
-            self._programs.attach()
             legacy = self._programs.legacy
             self._netlink = netlink.NetlinkEngine(
                 netlink.Options(
@@ -99,6 +98,9 @@ class BpfEngine:
         self._set_filter(options.program)
         self.notes: list[tuple[Level, str]] = self._netlink.notes
         self.notes += [("warn", text) for text in failures]
+        if self._programs.probed:
+            text = f"tracing with kprobes, since fentry is refused: {self._programs.probed}"
+            self.notes.append(("info", text))
         self._legacy_due = time.monotonic() + _LEGACY_EVERY
         self.names = self._netlink.names
         self.over = ""  # why there is nothing left to trace

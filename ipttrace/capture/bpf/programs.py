@@ -2,7 +2,8 @@
 """The BPF programs of the engine: of nftables (bpf/nft.bpf.c), of legacy (bpf/legacy.bpf.c).
 
 Those of nftables are always there.  Those of a legacy family come with its module, which may
-be loaded at any time, and share the others' ring and counters.  Must not interpret records.
+be loaded at any time, and share the others' ring and counters.  Where the kernel refuses
+fentry, kprobes take its place.  Must not interpret records.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from ipttrace.capture.bpf.btf import BTF, parameters
+from ipttrace.capture.bpf.btf import BTF, kernel_has_struct, parameters
 from ipttrace.capture.bpf.objects import BpfObject
 from ipttrace.capture.bpf.ring import Ring
 from ipttrace.capture.errors import CaptureError
@@ -33,7 +35,8 @@ _FAMILIES: Final = {
     4: ("ip_tables", "ipt_do_table", "ipttrace_ip_entry", "ipttrace_ip_exit"),
     6: ("ip6_tables", "ip6t_do_table", "ipttrace_ip6_entry", "ipttrace_ip6_exit"),
 }
-_LOG: Final = "ipttrace_log"
+_LOG: Final = "ipttrace_log"  # of a kprobe in any case
+_PROBE: Final = "_probe"  # what the name of a program for kprobes ends with
 _REPORT_FLIPS: Final = b"\1"  # report_flips of bpf/nft.bpf.c
 # Since Linux 5.16; before, the table came last.
 _TABLE_FIRST: Final = ["void", "sk_buff", "nf_hook_state"]
@@ -42,33 +45,35 @@ _LARGEST_RING: Final = 1 << 30
 
 
 def conntrack_is_loaded() -> bool:
-    """Whether programs that are loaded now can read conntrack's entries."""
+    """Whether conntrack is a module that is loaded now."""
     return (BTF / "nf_conntrack").exists()
 
 
-def attempt() -> None:
+def attempt() -> str:
     """Loads and attaches the programs as the engine does, and removes them at once.
 
-    Raises CaptureError if the kernel refuses them.  No module is loaded for it: without
-    nf_tables only the program of the kernel's own nf_log_trace() is tried.
+    Returns why they need kprobes; "" if they do not.  Raises CaptureError if the kernel
+    refuses them.  No module is loaded for it: without nf_tables only the program of the
+    kernel's own nf_log_trace() is tried.
     """
     libbpf = Libbpf()
     if parameters(libbpf, "nf_tables", "nft_trace_notify") is not None:
         programs = Programs(_LEAST_RING)
-        try:
-            programs.attach()
-        finally:
-            programs.close()
-        return
+        programs.close()
+        return programs.probed
     one = BpfObject(libbpf, _LEGACY, (_LOG,), sizes={"ring": _LEAST_RING})
     try:
         one.attach()
     finally:
         one.close()
+    return ""
 
 
 class Programs:
-    """The programs, loaded; attached from `attach` to `detach`."""
+    """The programs, attached when this is made, until `detach`, and again by `attach`.
+
+    `probed`: why kprobes take the place of fentry, or "".
+    """
 
     def __init__(self, buffer: int, *, legacy: bool = True) -> None:
         """`buffer`: bytes of the ring, at most.  Raises CaptureError with what is missing.
@@ -78,9 +83,11 @@ class Programs:
         self._wants_legacy = legacy
         if not (BTF / "vmlinux").exists():
             raise CaptureError(f"the kernel has no BTF ({BTF / 'vmlinux'})")
-        self.sees_conntrack = conntrack_is_loaded()
         self._libbpf = Libbpf()
-        self._attached = False
+        # Their programs find its fields when they are loaded.
+        self.sees_conntrack = conntrack_is_loaded() or kernel_has_struct(self._libbpf, "nf_conn")
+        self.probed = ""
+        self._attached = True
         self._families: set[int] = set()  # of legacy tables that are traced
         self._refused: set[int] = set()
         self._shared: dict[str, int] = {}
@@ -102,16 +109,12 @@ class Programs:
             size = min(max(buffer, _LEAST_RING), _LARGEST_RING)
             size = 1 << size.bit_length() - 1
             cpus = self._libbpf.lib.libbpf_num_possible_cpus()
-            first = BpfObject(
-                self._libbpf,
-                _NFT,
-                # That at the beginning of a run is attached last, so that none is seen in part.
-                ("ipttrace_nft_entry", _NOTIFY[notify], "ipttrace_nft_exit"),
-                sizes={"ring": size, "counters": cpus * _COUNTERS_EACH},
-                constants=b"" if legacy else _REPORT_FLIPS,
-            )
-            self._objects = [first]
+            self._objects: list[BpfObject] = []
             stack.callback(self._close_objects)
+            # That at the beginning of a run is attached last, so that none is seen in part.
+            names = ("ipttrace_nft_entry", _NOTIFY[notify], "ipttrace_nft_exit")
+            sizes = {"ring": size, "counters": cpus * _COUNTERS_EACH}
+            first = self._load(_NFT, names, sizes, b"" if legacy else _REPORT_FLIPS)
             self._share(first, "packets", "ring", "counters", "runs", "newest")
             self.ring = Ring(first.map_fd("ring"), size)
             stack.callback(self.ring.close)
@@ -155,15 +158,46 @@ class Programs:
             )
         # The kprobe sees the hits of both families.
         names = (entry, leave) if self._families else (entry, _LOG, leave)
-        loaded = BpfObject(self._libbpf, _LEGACY, names, shared=self._shared)
-        if self._attached:
-            try:
-                loaded.attach()
-            except CaptureError:
-                loaded.close()
-                raise
-        self._objects.append(loaded)
+        self._load(_LEGACY, names, {})
         self._families.add(family)
+
+    def _load(
+        self, name: str, programs: Sequence[str], sizes: Mapping[str, int], constants: bytes = b""
+    ) -> BpfObject:
+        """An object with these programs of fentry, or those of kprobes, attached once.
+
+        It stays attached if the others are.  Raises CaptureError with why fentry is refused,
+        if kprobes are as well.
+        """
+        probes = [one if one == _LOG else one + _PROBE for one in programs]
+        refusal: CaptureError | None = None
+        for names in (programs, probes):
+            try:
+                loaded = BpfObject(
+                    self._libbpf,
+                    name,
+                    names,
+                    sizes=sizes,
+                    shared=self._shared,
+                    constants=constants,
+                )
+                try:
+                    loaded.attach()
+                except CaptureError:
+                    loaded.close()
+                    raise
+            except CaptureError as error:
+                refusal = refusal or error
+                self._libbpf.warnings.clear()
+                continue
+            if refusal is not None:
+                self.probed = self.probed or str(refusal)
+            if not self._attached:
+                loaded.detach()
+            self._objects.append(loaded)
+            return loaded
+        assert refusal is not None
+        raise refusal
 
     def _share(self, loaded: BpfObject, *names: str) -> None:
         for name in names:
@@ -175,7 +209,9 @@ class Programs:
         return self._wants_legacy and not self._refused
 
     def attach(self) -> None:
-        """Attaches the programs.  Raises CaptureError, with none attached."""
+        """Attaches the programs again.  Raises CaptureError, with none attached."""
+        if self._attached:
+            return
         try:
             for one in self._objects:
                 one.attach()

@@ -23,10 +23,12 @@ def engine(host: Host) -> Check:
     if (why := why_not(host)) is not None:
         return why
     # Other reasons, such as a security module's policy, are in no file.
-    if refusal := host.bpf_refusal():
-        return Check(_NAME, "fail", f"no, because {refusal}")
+    accepted, reason = host.try_bpf()
+    if not accepted:
+        return Check(_NAME, "fail", f"no, because {reason}")
     # Legacy tables need what they need over netlink.
-    return Check(_NAME, "ok", netlink.engine(host).text)
+    text = netlink.engine(host).text
+    return Check(_NAME, "ok", f"{text}, with kprobes (no fentry: {reason})" if reason else text)
 
 
 def why_not(host: Host) -> Check | None:

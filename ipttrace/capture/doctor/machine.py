@@ -65,20 +65,22 @@ def _find_bcc() -> bool:
     return any((Path(folder) / "libbcc.py").exists() for folder in folders)
 
 
-def _accepted() -> str:
+def _accepted() -> tuple[bool, str]:
     """Of a machine made of files: its kernel accepts all programs."""
-    return ""
+    return True, ""
 
 
-def _refusal() -> str:
-    """Why this kernel refuses the BPF engine's programs; "" if it accepts them."""
+def _attempt() -> tuple[bool, str]:
+    """Whether this kernel accepts the BPF engine's programs.
+
+    And why it refuses them, or why it accepts them for kprobes only.
+    """
     from ipttrace.capture.bpf import programs
 
     try:
-        programs.attempt()
+        return True, programs.attempt()
     except CaptureError as error:
-        return str(error)
-    return ""
+        return False, str(error)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Host:
 
     `bcc`, `bpf_object`: whether bcc can be imported and the BPF programs are compiled.
     `source_hash`: name of the folder in the cache for this version's module; None for any.
-    `bpf_refusal`: tries the BPF engine's programs; why the kernel refuses them, or "".
+    `try_bpf`: tries the BPF engine's programs: whether the kernel accepts them, and why it
+    refuses them, or accepts them for kprobes only, or "".
     """
 
     root: Path
@@ -95,7 +98,7 @@ class Host:
     bcc: bool = True
     bpf_object: bool = True
     source_hash: str | None = None
-    bpf_refusal: Callable[[], str] = _accepted
+    try_bpf: Callable[[], tuple[bool, str]] = _accepted
 
     @staticmethod
     def here() -> Host:
@@ -108,7 +111,7 @@ class Host:
             built = object_file(OBJECT).exists()
         except CaptureError:
             built = False
-        return Host(Path("/"), os.environ, _find_bcc(), built, source_hash, _refusal)
+        return Host(Path("/"), os.environ, _find_bcc(), built, source_hash, _attempt)
 
     def read(self, path: str) -> str | None:
         """Returns the text of a file, 4 MB at most; None if it cannot be read."""

@@ -207,10 +207,17 @@ def test_it_tries_the_programs_since_no_file_shows_what_a_kernel_refuses(
 ) -> None:
     # GIVEN a machine that lacks nothing, whose kernel refuses the programs all the same
     refusal = "the kernel rejected the BPF programs: Operation not permitted"
-    host = replace(machine(), bpf_refusal=lambda: refusal)
+    host = replace(machine(), try_bpf=lambda: (False, refusal))
     # THEN the doctor gives the kernel's reason
     check = found(host, "engine: bpf")
     assert (check.status, check.text) == ("fail", f"no, because {refusal}")
+    # AND what it accepts instead
+    host = replace(machine(), try_bpf=lambda: (True, refusal))
+    check = found(host, "engine: bpf")
+    assert (check.status, check.text.endswith(f", with kprobes (no fentry: {refusal})")) == (
+        "ok",
+        True,
+    )
     # AND does not try where a file shows already why it cannot work
     (host.root / "sys/kernel/btf/vmlinux").unlink()
     assert "has no BTF" in found(host, "engine: bpf").text
