@@ -23,7 +23,7 @@ BRIDGED = f"""table bridge ports {{
         udp dport 9 iifname {PORTS[0]} counter
     }}
     chain through {{
-        type filter hook forward priority 0; policy accept;
+        type filter hook forward priority 10; policy accept;
         udp dport 9 iifname {PORTS[0]} oifname {PORTS[1]} counter
     }}
     chain after {{
