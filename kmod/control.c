@@ -112,7 +112,7 @@ static void disarm(enum ipttrace_reason reason)
 	control.state = IPTTRACE_DRAINING;
 	control.reason = reason;
 	ipttrace_armed_clear();
-	control.drained = jiffies + msecs_to_jiffies(IPTTRACE_DRAIN_MS);
+	control.drained = jiffies + msecs_to_jiffies(ipttrace_drain_ms);
 	schedule_delayed_work(&drain_work, control.drained - jiffies);
 	module_put(THIS_MODULE);
 }

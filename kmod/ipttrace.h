@@ -234,6 +234,7 @@ struct ipttrace_session {
 	unsigned long flipped_all_until; /* jiffies */
 };
 
+extern unsigned int ipttrace_drain_ms; /* a parameter of the module */
 extern struct ipttrace_session ipttrace_session;
 DECLARE_PER_CPU(struct ipttrace_stats, ipttrace_stats);
 

@@ -10,10 +10,17 @@
 #include <linux/jiffies.h>
 #include <linux/kprobes.h>
 #include <linux/minmax.h>
+#include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/string.h>
 
 #include "ipttrace.h"
+
+unsigned int ipttrace_drain_ms = IPTTRACE_DRAIN_MS;
+module_param_named(drain_ms, ipttrace_drain_ms, uint, 0444);
+MODULE_PARM_DESC(
+	drain_ms,
+	"how long the log lines of packets on their way are silenced after disarming, in ms");
 
 struct ipttrace_session ipttrace_session;
 DEFINE_PER_CPU(struct ipttrace_stats, ipttrace_stats);
@@ -85,7 +92,7 @@ void ipttrace_session_set_filter(struct bpf_prog *filter)
 	if (!filter || !ipttrace_session.flips_all)
 		return;
 	WRITE_ONCE(ipttrace_session.flipped_all_until,
-		   jiffies + msecs_to_jiffies(IPTTRACE_DRAIN_MS));
+		   jiffies + msecs_to_jiffies(ipttrace_drain_ms));
 	/* Who sees the one sees the other: see below. */
 	smp_store_release(&ipttrace_session.flips_all, false);
 }

@@ -74,6 +74,7 @@
 /* Rises when a program for the older one would not work with this one. */
 #define IPTTRACE_PROTOCOL	2
 
+/* Unless the module has the parameter drain_ms. */
 #define IPTTRACE_DRAIN_MS	250
 
 enum ipttrace_cmd {

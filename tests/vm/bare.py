@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -36,11 +37,11 @@ class Bare:
         self.control.close()
         self.control = Control()
 
-    def reinsert(self) -> None:
-        """rmmod and insmod."""
+    def reinsert(self, *parameters: str) -> None:
+        """rmmod and insmod, with these parameters."""
         self.control.close()
         kmod.remove(30.0)
-        kmod.insert(self.module)
+        subprocess.run(["insmod", str(self.module), *parameters], check=True)
         self.control = Control()
 
 
