@@ -146,6 +146,13 @@ ipttrace_physout(const struct sk_buff *skb)
 #define ipttrace_ftrace_args(fregs) ((struct pt_regs *)(fregs))
 #endif
 
+/* The last argument of a function that ftrace calls, before and since 5.11. */
+#ifdef IPTTRACE_FTRACE_REGS
+#define ipttrace_ftrace_regs struct ftrace_regs
+#else
+#define ipttrace_ftrace_regs struct pt_regs
+#endif
+
 /*
  * Arguments of nf_log_trace(net, pf, hook, skb, in, out, loginfo, fmt, table,
  * chain, comment, rulenum).  It is variadic from the ninth on: each of these

@@ -15,7 +15,7 @@
  *	programs.c	which BPF programs are ours, and running one
  *	ruleset.c	the generations of the rules; has kretprobes of its own
  *	changes.c	changes of rules that are to be reported
- *	canary.c	whether kprobes hit, or are switched off
+ *	canary.c	whether kprobes hit, or are switched off; keeps ftrace on
  *	flaggers.c	who else sets nf_trace
  *	follow.c	the packets that matched, by address
  *	calls.c		the calls that are running, by task and skb
@@ -278,6 +278,8 @@ void ipttrace_changes_wake(void); /* without any */
 void ipttrace_canary_setup(void);
 void ipttrace_canary_teardown(void);
 bool ipttrace_kprobes_hit(void);
+int ipttrace_ftrace_hold(void);
+void ipttrace_ftrace_release(void);
 
 /* follow.c: the pair under control.c's lock, the rest from handlers */
 int ipttrace_follow_setup(void);

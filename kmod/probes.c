@@ -157,9 +157,11 @@ static int probes_enable(void)
 	int i, err;
 
 	err = trace_setup();
+	if (!err)
+		return 0;
 	/* Turned off by sysctl: kprobes would register, but never hit. */
-	if (!err || err == -EBUSY)
-		return err;
+	if (err == -EBUSY || ipttrace_ftrace_hold() == -EBUSY)
+		return -EBUSY;
 	err = probe_enable(&ipttrace_log_probe);
 	for (i = 0; i < IPTTRACE_TABLES && !err; i++)
 		if (probes.registered[i])
@@ -205,6 +207,7 @@ void ipttrace_probes_drained(void)
 {
 	trace_teardown();
 	unregister_kprobe(&ipttrace_log_probe);
+	ipttrace_ftrace_release();
 	probes.skipped += ipttrace_log_probe.nmissed;
 	ipttrace_log_probe.nmissed = 0;
 	ipttrace_flaggers_teardown();
