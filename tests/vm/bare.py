@@ -10,6 +10,7 @@ from typing import Final
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.capture.kernel.control import Control
 from ipttrace.capture.kernel.programs import PINS, PROGRAMS, Pins
+from tests.vm.patience import PATIENCE
 
 
 class Bare:
@@ -28,7 +29,7 @@ class Bare:
     def __exit__(self, *_: object) -> None:
         self.control.close()
         try:
-            kmod.remove(30.0)
+            kmod.remove(PATIENCE)
         finally:
             self._pins.remove()
 
@@ -40,7 +41,7 @@ class Bare:
     def reinsert(self, *parameters: str) -> None:
         """rmmod and insmod, with these parameters."""
         self.control.close()
-        kmod.remove(30.0)
+        kmod.remove(PATIENCE)
         subprocess.run(["insmod", str(self.module), *parameters], check=True)
         self.control = Control()
 

@@ -30,6 +30,7 @@ from tests.data.stop import StopFlag
 from tests.lab.conntrack import flush
 from tests.lab.stages import Tally
 from tests.vm.kernel_log import dmesg, forget_leaks, leaks, lockdep_is_off, splat
+from tests.vm.patience import PATIENCE
 
 T = TypeVar("T")
 
@@ -126,12 +127,14 @@ class Capture:
         with self._fed:
             self._fed.notify_all()
 
-    def wait_until(self, reached: Callable[[], bool], timeout: float = 60.0) -> bool:
+    def wait_until(self, reached: Callable[[], bool], timeout: float = PATIENCE) -> bool:
         """Waits until `reached()`, checked after each frame; False after `timeout` seconds."""
         with self._fed:
             return self._fed.wait_for(lambda: reached() or not self._thread.is_alive(), timeout)
 
-    def wait_rows(self, count: int, netns: set[int] | None = None, timeout: float = 60.0) -> None:
+    def wait_rows(
+        self, count: int, netns: set[int] | None = None, timeout: float = PATIENCE
+    ) -> None:
         """Waits for `count` rows (of these namespaces): softirqs may run later."""
 
         def reached() -> bool:
@@ -145,7 +148,7 @@ class Capture:
         if self._thread.is_alive():
             self.paused.set()
             self._stop.reason = "done"
-            self._thread.join(120)
+            self._thread.join(2 * PATIENCE)
             assert not self._thread.is_alive(), "the agent does not end"
         if self.error is not None:
             raise self.error

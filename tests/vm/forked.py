@@ -24,9 +24,7 @@ from ipttrace.capture.request import Request
 from ipttrace.lab import traffic
 from ipttrace.stream.decoder import Decoder
 from ipttrace.stream.frames import Frame, Kind
-
-PATIENCE = 60.0
-"""Seconds after which a test gives up; a slow guest needs a fraction of it."""
+from tests.vm.patience import PATIENCE
 
 assert ipttrace.capture.kernel.engine
 

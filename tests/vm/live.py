@@ -12,7 +12,8 @@ from typing import Any
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.row import Row
 from ipttrace.trace.session import Trace
-from tests.vm.forked import PATIENCE, Agent
+from tests.vm.forked import Agent
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import Plain
 
 

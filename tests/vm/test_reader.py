@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ipttrace.lab import traffic
 from tests.vm.conftest import SHARED
-from tests.vm.forked import PATIENCE, Agent, until, wait_gone
+from tests.vm.forked import Agent, until, wait_gone
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import Plain
 
 pytestmark = SHARED

@@ -20,7 +20,8 @@ from ipttrace.capture.kernel.programs import PINS
 from ipttrace.lab import traffic
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import SHARED, kprobes
-from tests.vm.forked import PATIENCE, fork
+from tests.vm.forked import fork
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
 
 pytestmark = SHARED

@@ -18,7 +18,8 @@ from ipttrace.capture.kernel.control import Change, Control
 from ipttrace.lab import traffic
 from ipttrace.lab.network.ns import enter
 from tests.vm.bare import Bare, references
-from tests.vm.forked import PATIENCE, Agent, fork, until
+from tests.vm.forked import Agent, fork, until
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 from tests.vm.strangers import (
     as_nobody,
