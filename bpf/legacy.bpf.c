@@ -87,7 +87,7 @@ static __always_inline int enter(const struct xt_table *table,
 	int priority;
 
 	run = new_run(skb);
-	if (!run)
+	if (!run || refused(address))
 		return 0;
 	record = &run->record;
 	head = &record->entry.head;

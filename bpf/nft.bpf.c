@@ -27,6 +27,7 @@
 #define NFT_RETURN	     (-5)
 #define NFT_TRACETYPE_POLICY 1
 
+#include "expr.h"
 #include "nest.h"
 
 static __always_inline __u32 generation(const struct net *net,
@@ -104,15 +105,19 @@ static __always_inline int enter(const struct nft_pktinfo *pkt,
 		return 0;
 	record = &run->record;
 	table = BPF_CORE_READ(chain, table);
-	record->entry.head.time = bpf_ktime_get_ns();
-	fill_name(record->table, BPF_CORE_READ(table, name), key,
-		  record->entry.head.time, 0);
+	bpf_probe_read_kernel_str(record->table, sizeof(IPTTRACE_OWN_TABLE),
+				  BPF_CORE_READ(table, name));
 	if (is_own(record->table)) {
 		known = bpf_map_lookup_elem(&packets, &address);
-		if (known)
+		if (known && *known != REFUSED)
 			*known = CROSSING;
 		return 0;
 	}
+	if (refused(address))
+		return 0;
+	record->entry.head.time = bpf_ktime_get_ns();
+	fill_name(record->table, BPF_CORE_READ(table, name), key,
+		  record->entry.head.time, 0);
 	meet(record, address);
 	state = GET(probed, pkt, state);
 	record->generation = generation(GET(probed, state, net), probed);
@@ -149,27 +154,35 @@ int ipttrace_nft_entry_probe(struct pt_regs *ctx)
  */
 const volatile __u8 report_flips;
 
+/* The packet hits a rule of a table that flips packets, or its chain's policy. */
 static __always_inline void flipped(const struct nft_base_chain *base,
-				    __u64 skb)
+				    const struct sk_buff *skb, __u32 type)
 {
 	char name[sizeof(IPTTRACE_OWN_TABLE)] = {};
-	__u32 state = FLIPPED, *known;
 	struct ipttrace_run_flip flip;
+	__u64 address = (unsigned long)skb;
+	__u32 state, result, *known;
 
 	bpf_probe_read_kernel_str(name, sizeof(name),
 				  BPF_CORE_READ(base, chain.table, name));
 	if (!is_own(name))
 		return;
-	known = bpf_map_lookup_elem(&packets, &skb);
+	known = bpf_map_lookup_elem(&packets, &address);
 	if (known && *known == CROSSING) {
 		*known = FOLLOWED;
 		return;
 	}
-	bpf_map_update_elem(&packets, &skb, &state, BPF_ANY);
+	if (type == NFT_TRACETYPE_POLICY)
+		return;
+	result = expr_result(skb);
+	state = result == EXPR_MATCHES ? FLIPPED :
+		result == EXPR_FAILS   ? REFUSED :
+					 DOUBTFUL;
+	bpf_map_update_elem(&packets, &address, &state, BPF_ANY);
 	if (!report_flips)
 		return;
 	flip.time = bpf_ktime_get_ns();
-	flip.skb = skb;
+	flip.skb = address;
 	/* If there is no room, the packet's runs are lost as well. */
 	bpf_ringbuf_output(&ring, &flip, sizeof(flip), BPF_RB_NO_WAKEUP);
 }
@@ -181,7 +194,7 @@ static __always_inline int notify(const struct nft_pktinfo *pkt,
 				  __u32 id)
 {
 	__u64 began = bpf_ktime_get_ns(), key = (unsigned long)pkt;
-	__u64 skb = (unsigned long)BPF_CORE_READ(pkt, skb);
+	const struct sk_buff *skb = BPF_CORE_READ(pkt, skb);
 	struct ipttrace_run_hit *hit;
 	struct nft_chain *chain;
 	struct run *run;
@@ -190,8 +203,8 @@ static __always_inline int notify(const struct nft_pktinfo *pkt,
 	int code;
 
 	run = bpf_map_lookup_elem(&runs, &key);
-	if (!run || run->skb != skb) {
-		flipped(base, skb);
+	if (!run || run->skb != (unsigned long)skb) {
+		flipped(base, skb, type);
 		return 0;
 	}
 	hit = next_hit(run, key, began);

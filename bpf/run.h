@@ -27,6 +27,7 @@ struct ipttrace_run_hit {
 /* ipttrace_run.flags */
 #define IPTTRACE_RUN_FOREIGN	0x01	/* our table has not flipped the packet */
 #define IPTTRACE_RUN_NO_CONNTRACK 0x02	/* it has an entry that cannot be read */
+#define IPTTRACE_RUN_DOUBTFUL	0x04	/* it has, and EXPR needs more than could be read */
 
 /* Which run it is of; before its hits, so that a run's first ones can go ahead of it. */
 struct ipttrace_run_piece {
@@ -67,6 +68,7 @@ enum ipttrace_counter {
 	IPTTRACE_COUNT_LOST_RUNS,		/* for which the ring had no room */
 	IPTTRACE_COUNT_LOST_RULES,
 	IPTTRACE_COUNT_MISSED,		/* no state was free; legacy: no hit was seen */
+	IPTTRACE_COUNT_REFUSED,		/* runs of packets that EXPR does not match */
 };
 
 #define IPTTRACE_COUNTERS_EACH	8

@@ -66,6 +66,8 @@ struct {
 
 enum packet_state {
 	FLIPPED = 1, /* by our table, and not met since */
+	DOUBTFUL, /* as FLIPPED, but whether EXPR matches is left to the agent */
+	REFUSED,  /* by our table, though EXPR does not match */
 	FOLLOWED,
 	CROSSING, /* as FOLLOWED, and in our table again */
 };
@@ -122,6 +124,17 @@ static __always_inline struct run *new_run(const struct sk_buff *skb)
 	return run;
 }
 
+/* Counts a run of a packet that EXPR does not match; returns whether it is one. */
+static __always_inline bool refused(__u64 skb)
+{
+	__u32 *known = bpf_map_lookup_elem(&packets, &skb);
+
+	if (!known || *known != REFUSED)
+		return false;
+	count(IPTTRACE_COUNT_REFUSED, 1);
+	return true;
+}
+
 /* Notes that the packet is met; fills in whether this is its first run. */
 static __always_inline void meet(struct ipttrace_run *record, __u64 skb)
 {
@@ -133,8 +146,10 @@ static __always_inline void meet(struct ipttrace_run *record, __u64 skb)
 		record->flags = IPTTRACE_RUN_FOREIGN;
 		return;
 	}
-	record->entry.head.flags = *known == FLIPPED ? IPTTRACE_F_FIRST :
-						       IPTTRACE_F_FOLLOWED;
+	record->entry.head.flags = *known <= DOUBTFUL ? IPTTRACE_F_FIRST :
+							IPTTRACE_F_FOLLOWED;
+	if (*known == DOUBTFUL)
+		record->flags = IPTTRACE_RUN_DOUBTFUL;
 	*known = FOLLOWED;
 }
 

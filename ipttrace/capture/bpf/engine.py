@@ -23,12 +23,14 @@ from ipttrace.capture.bpf.programs import (
     LOST_RULES,
     LOST_RUNS,
     MISSED,
+    REFUSED,
     RULES,
     RUNS,
     Programs,
     conntrack_is_loaded,
 )
-from ipttrace.capture.bpf.runs import FOREIGN, Array, RunReader, Runs
+from ipttrace.capture.bpf.runs import DOUBTFUL, FOREIGN, Array, RunReader, Runs
+from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink import engine as netlink
 from ipttrace.capture.netlink.calls import Calls, in_order
 from ipttrace.capture.netlink.events import ChainRegistry
@@ -43,6 +45,7 @@ _NETLINK_BUFFER: Final = 8 << 20  # for messages about changes of rules
 _MOST_HELD: Final = 64 << 20  # bytes of runs that wait for rules: what is beyond stays in the ring
 _MOST_REFUSED: Final = 1 << 16  # packets
 _LEGACY_EVERY: Final = 1.0  # s, for legacy tables' modules that are loaded later
+_NEVER: Final = 1 << 63  # ns
 _MOST_GONE: Final = 64  # namespaces that are gone, whose last runs may still come
 
 
@@ -81,6 +84,7 @@ class BpfEngine:
             stack.callback(self._programs.close)
             # Attached before packets are flipped, so that none is met in the middle of its way.
             failures = self._programs.trace_legacy()
+            self._set_filter(options.program)
             legacy = self._programs.legacy
             self._netlink = netlink.NetlinkEngine(
                 netlink.Options(
@@ -95,7 +99,7 @@ class BpfEngine:
             stack.callback(self._netlink.close)
             self._stack = stack.pop_all()
         self._armed = True
-        self._set_filter(options.program)
+        self._settle_filter()
         self.notes: list[tuple[Level, str]] = self._netlink.notes
         self.notes += [("warn", text) for text in failures]
         if self._programs.probed:
@@ -115,11 +119,13 @@ class BpfEngine:
         """Starts tracing with the current filter.  Raises CaptureError."""
         self._programs.attach()
         try:
+            self._set_filter(self._program)
             self._netlink.arm()
         except BaseException:
             self._programs.detach()
             raise
         self._armed = True
+        self._settle_filter()
 
     def disarm(self) -> None:
         """Ends tracing; what was written until now can still be taken.  Raises CaptureError."""
@@ -133,10 +139,26 @@ class BpfEngine:
         """Replaces the filter at once.  Raises CaptureError, FilterError."""
         self._netlink.filter(program)
         self._set_filter(program)
+        self._settle_filter()
 
     def _set_filter(self, program: bytes) -> None:
         self._filtered = bool(program)
+        self._program = program
+        self._let_programs_filter(not nft_filter.compile(program).exact)
         self._refused.clear()
+
+    def _let_programs_filter(self, needed: bool) -> None:
+        """Whether the programs refuse packets that were flipped though EXPR does not match."""
+        self._programs.filter(self._program if needed else b"")
+        self._filter_since = time.monotonic_ns() if needed else _NEVER
+
+    def _settle_filter(self) -> None:
+        """Spares the programs the filter if the flip tables turned out to be exact."""
+        if self._filter_since != _NEVER and self._flips_exactly():
+            self._let_programs_filter(False)
+
+    def _flips_exactly(self) -> bool:
+        return all(one.exact for one in self._netlink.namespaces.values())
 
     def take(self) -> list[Records]:
         """The records of runs whose rules are known by now: entries, rules, exits."""
@@ -147,6 +169,8 @@ class BpfEngine:
             read_at = self.before
         self._note_chains()
         self._netlink.take()
+        if self._filter_since == _NEVER and not self._flips_exactly():
+            self._let_programs_filter(True)
         self._note_modules()
         self.over = self._netlink.over
         runs = Runs.join(self._held)
@@ -222,15 +246,17 @@ class BpfEngine:
     def _matching(self, runs: Runs, namespace: TracedNamespace) -> Array:
         """Which runs are of packets that EXPR matches: bool, shape (n,).
 
-        The flip table has decided it, unless it took more than EXPR, or another program's
-        rule set nf_trace.  A packet is asked for at its first run, before NAT.
+        The flip table or the programs have decided it, unless another program's rule set
+        nf_trace, or a program could not.  A packet is asked for at its first run, before NAT.
         """
         entries = runs.heads["entry"]
         keep = np.ones(len(entries), bool)
         if not self._filtered:
             return keep
         first = entries["flags"] & record.F_FIRST != 0
-        doubtful = first & ((runs.heads["flags"] & FOREIGN != 0) | (not namespace.exact))
+        doubtful = first & (runs.heads["flags"] & (FOREIGN | DOUBTFUL) != 0)
+        if not namespace.exact:
+            doubtful |= first & (entries["time"] < self._filter_since)
         if doubtful.any():
             some = entries[doubtful]
             keep[doubtful] = namespace.matches(some["packet"], some["caplen"])
@@ -268,15 +294,15 @@ class BpfEngine:
         return {
             "engine": self.name,
             "state": "armed" if self._armed else "disarmed",
-            "calls": found[RUNS],
-            "refused": self._refused_runs,
+            "calls": found[RUNS] + found[REFUSED],
+            "refused": self._refused_runs + found[REFUSED],
             "matched": runs,
             "flipped": flips["flipped"],
             "due": [runs + missed, found[RULES] - self._withheld[1], runs],
             "delivered": list(self._delivered),
             "lost": [found[LOST_RUNS], found[LOST_RULES], found[LOST_RUNS]],
             "missed": missed,
-            "filter": flips.get("filter", ""),
+            "filter": flips["filter"] if self._flips_exactly() else "in the kernel (bpf)",
         }
 
     def close(self) -> None:

@@ -17,13 +17,14 @@ from typing import Final
 import numpy as np
 
 from ipttrace.capture.bpf.btf import BTF, kernel_has_struct, parameters
+from ipttrace.capture.bpf.filter import Filter
 from ipttrace.capture.bpf.objects import BpfObject
 from ipttrace.capture.bpf.ring import Ring
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.libbpf import Libbpf
 
 # enum ipttrace_counter, and IPTTRACE_COUNTERS_EACH
-RUNS, RULES, LOST_RUNS, LOST_RULES, MISSED = range(5)
+RUNS, RULES, LOST_RUNS, LOST_RULES, MISSED, REFUSED = range(6)
 _COUNTERS_EACH: Final = 8
 
 _NFT: Final = "nft.bpf.o"
@@ -125,7 +126,8 @@ class Programs:
             except OSError as error:
                 raise CaptureError(f"cannot map the BPF counters: {error.strerror}") from error
             each = np.frombuffer(mapped, np.uint64).reshape(cpus, _COUNTERS_EACH)
-            self._counters = each[:, : MISSED + 1]
+            self._counters = each[:, : REFUSED + 1]
+            self._filter = Filter(first.map_fd("expr"))
             self._stack = stack.pop_all()
 
     def trace_legacy(self) -> list[str]:
@@ -226,8 +228,12 @@ class Programs:
         for one in self._objects:
             one.detach()
 
+    def filter(self, program: bytes) -> None:
+        """Lets the programs refuse packets that `program` does not match; empty: none."""
+        self._filter.set(program)
+
     def counters(self) -> list[int]:
-        """RUNS to MISSED, of all CPUs; programs that could not run are MISSED as well."""
+        """RUNS to REFUSED, of all CPUs; programs that could not run are MISSED as well."""
         found: list[int] = self._counters.sum(axis=0).tolist()
         found[MISSED] += sum(one.recursion_misses() for one in self._objects)
         return found

@@ -23,6 +23,7 @@ HITS: Final = 16
 NAME_LEN: Final = 64
 FOREIGN: Final = 0x01
 NO_CONNTRACK: Final = 0x02
+DOUBTFUL: Final = 0x04
 
 PIECE_DTYPE: Final[np.dtype[np.void]] = np.dtype([("run", "<u8"), ("began", "<u8")])
 RUN_DTYPE: Final[np.dtype[np.void]] = np.dtype(

@@ -10,8 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ipttrace.capture import combined
+from ipttrace.capture import combined, two_engines
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.filter import pcap
 from ipttrace.capture.netlink.events import EVENT
+from ipttrace.capture.netlink.nft import xt_bpf
 from tests.data.records import MONO, Array, entry, leave, rule, udp, v4
 
 PACKET = v4(17, "10.0.0.1", "10.0.0.2", udp(1000, 53, b"payload"))
@@ -89,3 +92,20 @@ def test_a_packet_under_way_while_records_are_taken_is_one_journey(
         taken += [part for part in both.take()[:1] if len(part)]
     # THEN both calls have the packet's skb
     assert [hex(one) for part in taken for one in part["skb"].tolist()] == ["0x1000"] * 2
+
+
+EXPRESSIBLE, OTHER = pcap.compile("udp port 53"), pcap.compile("udp[8] ^ 3 = 7")
+
+
+def test_beside_the_module_a_filter_must_be_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a kernel that has xt_bpf
+    monkeypatch.setattr(xt_bpf, "can_run", lambda program: True)
+    # THEN every filter can be used
+    two_engines.refuse_inexact(OTHER)
+    # GIVEN one that does not
+    monkeypatch.setattr(xt_bpf, "can_run", lambda program: False)
+    # THEN only those that nftables can express
+    two_engines.refuse_inexact(b"")
+    two_engines.refuse_inexact(EXPRESSIBLE)
+    with pytest.raises(CaptureError, match=r"^nftables cannot .*: --engine netlink traces both"):
+        two_engines.refuse_inexact(OTHER)
