@@ -15,10 +15,12 @@ from pathlib import Path
 from ipttrace.lab.network.ns import call_in, socket_in
 from ipttrace.trace.row import Row
 from tests.lab.queue import queue
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.live import Live, is_whole, live
 from tests.vm.paired import FAR, NEAR, Hits, counted, hits, load, paired
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 COUNT = 23
 UDP = socket.SOCK_DGRAM

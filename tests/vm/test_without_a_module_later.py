@@ -11,8 +11,11 @@ import subprocess
 from pathlib import Path
 
 from ipttrace.lab.network.ns import run_in, socket_in
+from tests.vm.conftest import SHARED
 from tests.vm.live import live
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 COUNT = 23
 CONNTRACK = "nf_conntrack"

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from ipttrace.lab.network.ns import run_in, socket_in
+from tests.vm.conftest import SHARED
 from tests.vm.live import live
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 COUNT = 23
 # nft allows 128 bytes; these begin with the same 100.

@@ -10,7 +10,10 @@ import subprocess
 
 from tests.program import ipttrace
 from tests.vm.bpf_links import links
+from tests.vm.conftest import SHARED
 from tests.vm.denied import ipttrace_denied
+
+pytestmark = SHARED
 
 
 def engine_bpf(printed: str) -> list[str]:

@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 from ipttrace.lab.network.ns import run_in
+from tests.vm.conftest import SHARED
 from tests.vm.forked import flooding
 from tests.vm.live import live
 from tests.vm.plain import Plain
+
+pytestmark = SHARED
 
 REPLACEMENTS = 23
 EVERY = 0.2  # s

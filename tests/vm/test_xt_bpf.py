@@ -23,7 +23,7 @@ from ipttrace.lab.network.ns import run, run_in, socket_in
 from ipttrace.trace.row import Row
 from tests.netns.capture.netlink.nft.test_table import OTHERS as OTHERS_OF_NFT
 from tests.netns.capture.netlink.nft.test_table import CableNamespaces, packets
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.forked import Agent, until
 from tests.vm.kernel_log import dmesg
 from tests.vm.live import is_whole
@@ -225,6 +225,7 @@ def test_a_kernel_without_xt_bpf_traces_the_same_and_says_nothing(
     assert not said
 
 
+@SHARED
 def test_programs_that_the_bpf_engine_runs_match_what_libpcap_matches() -> None:
     # GIVEN a kernel without xt_bpf, and packets of all kinds
     sending = packets(397)
