@@ -37,6 +37,15 @@ def inode(name: str) -> int:
         return os.fstat(fd).st_ino
 
 
+def problem(name: str) -> str:
+    """Returns why there is no namespace `name`, as in `inode`; "" if there is one."""
+    try:
+        inode(name)
+    except CaptureError as error:
+        return str(error)
+    return ""
+
+
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[int]:
     """A descriptor of the namespace `name`, as in `inode`, which keeps it alive meanwhile.

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from ipttrace import __version__
 from ipttrace.cli import commands, options, outcome, ssh
-from ipttrace.cli.outcome import BadUsage
+from ipttrace.cli.outcome import BadUsage, Failed
 from ipttrace.cli.stdout import has_terminal
 
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
     from ipttrace.tui.config.settings import Settings
     from ipttrace.tui.feed import Source
+
+
+_COMMAND_LIKE: Final = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z]+)?")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,19 +54,40 @@ def run(argv: Sequence[str]) -> int:
         raise BadUsage("the screen needs a terminal; use ipttrace print")
     options.check_expr(parsed)
     load_settings()
-    return _other_hosts(parsed) if parsed.ssh else _this_host(parsed)
+    if parsed.ssh:
+        return _other_hosts(parsed)
+    _check_netns(parsed.netns)
+    return _this_host(parsed)
 
 
 def _check_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """Raises BadUsage if the first word is a misspelt command rather than part of EXPR."""
-    if not argv or (meant := commands.similar(argv[0])) is None:
+    """Raises BadUsage if the first word was meant as a command rather than as part of EXPR."""
+    if not argv or argv[0].startswith("-"):
         return
     # The options may be those of the command that was meant.
     parsed, _ = parser.parse_known_intermixed_args(argv)
-    try:
-        options.check_expr(parsed)
-    except BadUsage:
-        raise BadUsage(f'no command "{argv[0]}"; did you mean "{meant}"?') from None
+    wrong = options.problem_of_expr(" ".join(parsed.expr))
+    if wrong is None:
+        return
+    if (meant := commands.similar(argv[0])) is not None:
+        raise BadUsage(f'no command "{argv[0]}"; did you mean "{meant}"?')
+    message, at = wrong
+    if _COMMAND_LIKE.fullmatch(argv[0]) and not at and message.endswith("syntax error"):
+        raise BadUsage(
+            f'no command "{argv[0]}", and no filter begins with it (see ipttrace --help)'
+        )
+
+
+def _check_netns(name: str | None) -> None:
+    """Raises Failed if this host has no network namespace `name`: before the screen opens."""
+    from ipttrace.capture import netns
+
+    if name is None or name == netns.ALL:
+        return
+    if os.geteuid() and (name.isdigit() or "/" in name):
+        return  # only the agent may look at the namespace of any process
+    if problem := netns.problem(name):
+        raise Failed(problem)
 
 
 def _this_host(parsed: argparse.Namespace) -> int:
@@ -73,9 +98,15 @@ def _this_host(parsed: argparse.Namespace) -> int:
     with tempfile.TemporaryFile() as stderr:
         link = LocalLink(["--unchecked", *options.agent_arguments(parsed)], stderr=stderr)
         source = StreamSource(link.stream, link.control, name="this host", farewell=STOP)
-        status = show(source, "this host", until=parsed.until)
-        agent = link.close()
-        return outcome.print_kept(stderr) or status or max(agent, 0)
+        agent = outcome.DONE
+
+        def words() -> int:
+            nonlocal agent
+            agent = link.close()
+            return outcome.print_kept(stderr)
+
+        status = show(source, "this host", until=parsed.until, words=words)
+        return status or max(agent, 0)
 
 
 def _other_hosts(parsed: argparse.Namespace) -> int:
@@ -113,10 +144,13 @@ def show(
     *,
     until: Query | None = None,
     shown: Query | None = None,
+    words: Callable[[], int] | None = None,
 ) -> int:
     """Opens the screen on `source`, then prints the summary; returns the exit status.
 
-    `until`: disarm at the first row that matches; `shown`: the query to begin with.
+    `until`: disarm at the first row that matches; `shown`: the query to begin with;
+    `words`: ends the agent, prints what it wrote to stderr, and returns FAILED if that
+    was anything.
     """
     settings = load_settings()
     from ipttrace.tui.app import TraceApp
@@ -131,9 +165,12 @@ def show(
         settings=settings,
     )
     figures = app.run()
+    failed = outcome.DONE if words is None else words()
     if figures is None:
-        return app.return_code or outcome.FAILED
+        return failed or app.return_code or outcome.FAILED
+    if failed and not figures.get("engine"):
+        return failed  # nothing was traced, and the agent has said why
     if figures.get("error"):
         outcome.error(figures["error"])
     print(summary(figures), file=sys.stderr)
-    return outcome.FAILED if figures.get("error") else outcome.DONE
+    return outcome.FAILED if figures.get("error") else failed

@@ -59,6 +59,27 @@ def test_a_bad_expression_that_resembles_no_command_is_reported_as_one(
     assert "syntax error" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("typed", ["help", "version", "top", "trace.iptr", "read trace.iptr"])
+def test_a_word_that_is_neither_a_command_nor_a_filter_leads_to_the_help(
+    typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed.split()) == 2
+    word = typed.split()[0]
+    expected = f'no command "{word}", and no filter begins with it (see ipttrace --help)'
+    assert capsys.readouterr().err == f"ipttrace: {expected}\n"
+
+
+def test_the_screen_does_not_open_for_a_namespace_that_does_not_exist(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipttrace.cli.screen.has_terminal", lambda: True)
+    # WHEN the name of the namespace is wrong
+    assert main(["--netns", "no-such-namespace"]) == 1
+    # THEN one line says so: no screen, and no summary of a trace that never began
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ipttrace: there is no network namespace 'no-such-namespace': ")
+
+
 @pytest.mark.parametrize("word", EXPR_WORDS.split())
 def test_no_word_of_an_expression_resembles_a_command(word: str) -> None:
     assert similar(word) is None
