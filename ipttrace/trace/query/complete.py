@@ -37,6 +37,8 @@ _NAMED: Final = {
 }
 # Offered if no rows are known.
 _USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": HOOKS}
+# The fields that most queries begin with: offered first.
+_COMMON: Final = ("verdict", "src", "dst", "port", "proto", "netns", "table", "chain")
 _KEYWORDS: Final = {
     "AND": ("and", "both must match"),
     "OR": ("or", "at least one must match"),
@@ -157,8 +159,9 @@ class _Position:
                 yield self._made(text, help)
 
     def _fields_and_words(self) -> Iterator[Completion]:
-        for field in fields().values():
-            yield self._made(field.name, field.help)
+        known = fields()
+        for name in dict.fromkeys((*_COMMON, *known)):
+            yield self._made(known[name].name, known[name].help)
         for word, (name, op, value) in WORDS.items():
             yield self._made(word, f"{name}{op}{value}")
         yield self._made("not", "negates the next test")

@@ -224,7 +224,7 @@ def fields() -> dict[str, Field]:
         ("match", (match,), "what decided: rule, return or policy"),
         ("path", (special.Path(),), "any step: chain or chain:rulenum"),
         ("rule", (special.RuleText(),), "text of the deciding rule"),
-        ("verdict", (_verdict(),), "verdict"),
+        ("verdict", (_verdict(),), "what the table returned: DROP, ACCEPT"),
         (
             "cost",
             (number("cost", _not_netlink, units=values.DURATIONS),),

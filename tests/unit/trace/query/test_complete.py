@@ -30,7 +30,7 @@ def offered(text: str, cursor: int | None = None) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "first"),
     [
-        ("", ["time", "engine"]),
+        ("", ["verdict", "src", "dst", "port", "proto"]),
         ("ver", ["verdict"]),
         ("not ver", ["verdict"]),
         ("(drop and ver", ["verdict"]),
