@@ -25,7 +25,7 @@ from typing import Final
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.widgets import ContentSwitcher, Footer
+from textual.widgets import ContentSwitcher
 
 from ipttrace.text import clean
 from ipttrace.trace import query
@@ -52,6 +52,7 @@ from ipttrace.tui.timers import once
 from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.trace_view import TraceView
 from ipttrace.tui.widgets.bar import Bar, about_pieces, status_pieces
+from ipttrace.tui.widgets.key_line import KeyLine
 from ipttrace.tui.widgets.prompt import CheckText, Prompt
 
 FRAME: Final = 0.05  # s between two pictures
@@ -151,7 +152,7 @@ class BaseApp(OrderedKeysApp[Summary]):
                 yield self.neighbours
             yield self.side
         yield self.status_bar
-        yield Footer(show_command_palette=False)
+        yield KeyLine(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.rows.focus()

@@ -46,11 +46,14 @@ class Exports:
         selection = app.shown.selection
         choices = [
             Choice("marked rows", len(app.view.marks)),
-            Choice("this view", selection.end - selection.first),
+            Choice("matching the filter", selection.end - selection.first),
             Choice("everything held", len(app.store)),
         ]
         chosen = MARKED if choices[MARKED].rows else VIEW if app.shown.filters.text else ALL
-        app.push_screen(ExportDialog(choices, chosen, new_name("csv")), self.start)
+        title = "export rows"
+        if app.switcher.current != "trace":
+            title += ", not the list in this view"
+        app.push_screen(ExportDialog(choices, chosen, new_name("csv"), title), self.start)
 
     def start(self, request: ExportRequest | None) -> None:
         """Starts the export that the dialog returned; None: the user has cancelled it."""

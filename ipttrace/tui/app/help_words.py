@@ -35,7 +35,7 @@ _RULES: Final[Lines] = (
         "packets counted by the kernel, as in iptables -vL; empty if the rule has no counter;"
         " not shown while rows are filtered",
     ),
-    ("drops, drop%", "packets that the rule dropped, and its share of all drops"),
+    ("drops, drop%", "packets that the rule dropped, and its share of all drops in the namespace"),
     ("p50, p99", "cost of the calls that ended at the rule: 50% or 99% of them cost less"),
     ("pol, ret", "the chain's policy; the end of a user chain, which returns to its caller"),
 )

@@ -52,6 +52,13 @@ _IN_THE_FOOTER: Final = (
         id="search",
     ),
     Binding(
+        "2",
+        "view('rules-view')",
+        "Rules",
+        tooltip="the rules, their hits and their cost",
+        id="rules",
+    ),
+    Binding(
         "space",
         "pause",
         "Pause",
@@ -59,14 +66,14 @@ _IN_THE_FOOTER: Final = (
         tooltip="freeze the display, or continue; rows keep coming in",
         id="pause",
     ),
-    Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here", id="follow"),
     Binding(
-        "2",
-        "view('rules-view')",
-        "Rules",
-        tooltip="the rules, their hits and their cost",
-        id="rules",
+        "e",
+        "export",
+        "Export",
+        tooltip="save rows to a file (export): csv, jsonl, pcapng or text",
+        id="export",
     ),
+    Binding("t", "follow", "Tail", tooltip="follow the newest row, or stay here", id="follow"),
     Binding(
         "K",
         "kernel",
@@ -122,9 +129,6 @@ _VIEWS_AND_AGENTS: Final = (
     ),
 )
 _FILES: Final = (
-    Binding(
-        "e", "export", "Export", tooltip="rows to a file: csv, jsonl, pcapng or text", id="export"
-    ),
     Binding(
         "R",
         "record",

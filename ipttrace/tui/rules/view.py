@@ -65,7 +65,11 @@ class RulesView(SortedLedger):
         Binding("s", "sort", "Sort", tooltip="by number, hits, drops or cost", id="sort"),
         REVERSE,
         Binding(
-            "0", "hide", "Hide 0", tooltip="hide rules without hits, or show them", id="hide_unhit"
+            "0",
+            "hide",
+            "Hide unhit",
+            tooltip="hide rules without hits, or show them",
+            id="hide_unhit",
         ),
         *NAMESPACE_KEYS,
     ]
@@ -302,8 +306,10 @@ class RulesView(SortedLedger):
             if len(self._hosts) > 1 and host < len(self._hosts):
                 where += f" on {self._hosts[host]}"
         order = self._order_name + (", reversed" if self.reversed else "")
-        hidden = "hidden" if self._hidden else "shown"
-        right = with_keys(f"  {{sort}} by {order}  {{hide_unhit}} {hidden} ", chosen(self))
+        right = f"  {{sort}} by {order} "
+        if self.sort == NUMBER:  # sorted by anything else, only rules with hits are listed
+            right += f" {{hide_unhit}}: {'show' if self._hidden else 'hide'} unhit rules "
+        right = with_keys(right, chosen(self))
         if many > 1 and self._namespace in self._order:
             right = f"  netns {self._order.index(self._namespace) + 1}/{many} [ ]" + right
         if "kernel" in self._words.columns and (age := self._kernel_age()) is not None:

@@ -76,8 +76,11 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
         Binding("down", "choose(1)", show=False),
     ]
 
-    def __init__(self, choices: Sequence[Choice], chosen: int, path: str) -> None:
+    def __init__(
+        self, choices: Sequence[Choice], chosen: int, path: str, title: str = "export rows"
+    ) -> None:
         super().__init__()
+        self._box_title = title
         self._choices = choices
         self._chosen = chosen
         self._path = path
@@ -85,7 +88,7 @@ class ExportDialog(ModalScreen[ExportRequest | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = "export"
+            box.border_title = self._box_title
             box.border_subtitle = "↑ ↓: which rows   Enter: write   Esc: back"
             with RadioSet(id="what"):
                 for number, choice in enumerate(self._choices):

@@ -48,7 +48,7 @@ async def test_the_filtered_view_is_exported_in_the_format_of_the_ending(
         # WHEN it is exported THEN the view is offered
         asked = await dialog(app, pilot, f"out.{ending}")
         assert asked.query_one(RadioSet).pressed_index == 1
-        assert f"this view: {count:,} rows" in "\n".join(screen_text(app))
+        assert f"matching the filter: {count:,} rows" in "\n".join(screen_text(app))
         await pilot.press("enter")
         await notice_with(app, pilot, f"{count:,} rows written to out.{ending}")
         assert app.focused is app.rows
@@ -71,6 +71,19 @@ async def test_the_filtered_view_is_exported_in_the_format_of_the_ending(
 
 
 @pytest.mark.parametrize("size", SIZES)
+async def test_among_the_rules_the_dialog_shows_that_rows_are_exported(
+    folder: Path, size: tuple[int, int]
+) -> None:
+    async with replayed(size=size) as (app, pilot):
+        await dialog(app, pilot)
+        assert "─ export rows ─" in "\n".join(screen_text(app))
+        await pilot.press("escape", "2")
+        # WHEN the rules are listed THEN nothing suggests that they are what is written
+        await dialog(app, pilot)
+        assert "─ export rows, not the list in this view ─" in "\n".join(screen_text(app))
+
+
+@pytest.mark.parametrize("size", SIZES)
 async def test_the_user_chooses_marked_rows_the_view_or_everything(
     folder: Path, size: tuple[int, int]
 ) -> None:
@@ -79,7 +92,11 @@ async def test_the_user_chooses_marked_rows_the_view_or_everything(
         asked = await dialog(app, pilot)
         assert asked.query_one(RadioSet).pressed_index == 2
         text = "\n".join(screen_text(app))
-        for part in ("marked rows: 0 rows", "this view: 985 rows", "everything held: 985 rows"):
+        for part in (
+            "marked rows: 0 rows",
+            "matching the filter: 985 rows",
+            "everything held: 985 rows",
+        ):
             assert part in text
         assert asked.query_one(Input).value.endswith(".csv")
         await pilot.press("escape")
@@ -307,7 +324,7 @@ async def test_arrow_keys_choose_which_rows_are_exported_and_it_shows_without_co
         await pilot.pause()
         assert chosen.pressed_index == 1
         drawn = "\n".join(screen_text(app))
-        assert "(*) this view: 1 row " in drawn
+        assert "(*) matching the filter: 1 row " in drawn
         assert "( ) everything held: 1 row " in drawn
         await pilot.press("down")
         await until(pilot, lambda: chosen.pressed_index == 2)

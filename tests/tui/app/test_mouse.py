@@ -46,6 +46,42 @@ async def test_a_click_on_a_key_in_the_footer_does_what_the_key_does(size: tuple
         await until(pilot, lambda: isinstance(app.screen, Help), "help")
 
 
+@pytest.mark.parametrize("width", [40, 80, 81, 90, 100, 101, 102, 103, 120, 200])
+@pytest.mark.parametrize("view", ["1", "2"])
+async def test_no_key_in_the_footer_is_cut(view: str, width: int) -> None:
+    async with replayed(size=(width, 24)) as (app, pilot):
+        await pilot.press(view)
+        entries = [f"{key.key_display} {key.description}" for key in app.screen.query(FooterKey)]
+
+        def whole() -> bool:
+            left = screen_text(app)[-1].strip()
+            for entry in entries:
+                if not left:
+                    return True
+                if not left.startswith(entry):
+                    return False
+                left = left.removeprefix(entry).strip()
+            return not left
+
+        await until(pilot, whole, "keys shown in full")
+        # AND none after the terminal has become narrow and wide again
+        await pilot.resize_terminal(30, 24)
+        await pilot.resize_terminal(width, 24)
+        await until(pilot, whole, "keys shown in full")
+        # AND a wider terminal shows more of them
+        few = screen_text(app)[-1].split()
+        await pilot.resize_terminal(220, 24)
+        await until(pilot, lambda: entries[-1] in screen_text(app)[-1], "all keys")
+        assert screen_text(app)[-1].split()[: len(few)] == few
+
+
+async def test_80_columns_show_the_keys_of_a_first_session() -> None:
+    async with replayed(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: "f Flow " in screen_text(app)[-1], "the keys")
+        for key in ("? Help ", "q Quit ", ": Filter ", "2 Rules "):
+            assert key in screen_text(app)[-1]
+
+
 async def test_a_click_selects_a_row_and_a_double_click_opens_its_detail() -> None:
     async with replayed() as (app, pilot):
         app.rows.move_to(seq_of(app, lambda row: row.verdict == "DROP"))

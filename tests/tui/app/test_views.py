@@ -144,7 +144,7 @@ async def test_the_keys_of_the_rules_view_work() -> None:
         before = len(rules._keys)
         await pilot.press("0")
         assert len(rules._keys) < before
-        assert "hidden" in screen_text(app)[2]
+        assert "show unhit rules" in screen_text(app)[2]
         await pilot.press("0")
         assert len(rules._keys) == before
         for order in ("hits", "dropped", "p99", "number"):
@@ -358,6 +358,25 @@ async def test_help_can_be_searched() -> None:
         await until(pilot, lambda: "No line of the help" in str(text.content))
         await pilot.press("enter", "escape")
         assert app.screen is app.rows.screen
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("save", "save rows to a file (export)"),
+        ("export", "save rows to a file (export)"),
+        ("NAT", "this row's flow: both directions"),
+        ("drop%", "its share of all drops in the namespace"),
+    ],
+)
+async def test_the_words_that_a_newcomer_searches_for_are_in_the_help(
+    word: str, found: str
+) -> None:
+    async with replayed(SCREENS, (120, 40)) as (app, pilot):
+        await pilot.press("question_mark", "slash")
+        await write(app, pilot, word)
+        text = app.screen.query_one("#help-text", Static)
+        await until(pilot, lambda: found in " ".join(str(text.content).split()), found)
 
 
 async def palette(app: TraceApp, pilot: Pilot[Any], words: str) -> None:

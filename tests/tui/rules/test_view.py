@@ -163,13 +163,18 @@ async def test_a_click_on_a_title_sorts_the_rules_and_a_second_one_reverses() ->
 
 async def test_0_hides_rules_without_hits() -> None:
     async with on_screen(RulesView(), lab(), (120, 40)) as (app, pilot):
+        assert "0: hide unhit rules" in lines(app)[0]
         await pilot.press("0")
         text = "\n".join(lines(app))
+        assert "0: show unhit rules" in text
         assert "--dport 80" not in text
         assert "Chain WEB" not in text
         assert "-p udp -j DROP" in text
         await pilot.press("0")
         assert "Chain WEB" in "\n".join(lines(app))
+        # AND the key is not offered where only rules with hits are listed anyway
+        await pilot.press("s")
+        assert "unhit" not in lines(app)[0]
 
 
 async def test_the_cursor_stays_on_its_rule_while_others_move() -> None:
