@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from ipttrace.capture.filter import nft, pcap
+from ipttrace.capture.netlink.nft import xt_bpf
 from ipttrace.lab.network.ns import run, run_in, socket_in
 from ipttrace.trace.row import Row
 from tests.netns.capture.netlink.nft.test_table import OTHERS as OTHERS_OF_NFT
@@ -190,10 +191,12 @@ def no_xt_bpf() -> Iterator[None]:
         until(lambda: _references() == 0)
         run(["rmmod", "xt_bpf"])
     loader.write_text("/bin/false")
+    xt_bpf._is_there.cache_clear()  # asked once in a process
     try:
         yield
     finally:
         loader.write_text(before)
+        xt_bpf._is_there.cache_clear()
 
 
 @pytest.mark.parametrize("engine", ["bpf", "netlink"])
@@ -244,3 +247,25 @@ def test_programs_that_the_bpf_engine_runs_match_what_libpcap_matches() -> None:
                 assert capture.books["refused"] == capture.books["flipped"] - len(matching)
                 assert capture.books["calls"] == capture.books["flipped"]
                 assert capture.books["missed"] == 0
+
+
+def test_beside_the_module_nftables_is_traced_with_such_a_filter_if_xt_bpf_runs_it(
+    routed: Routed,
+) -> None:
+    expr = EXPRESSIONS["arithmetic"]
+    # WHEN both engines trace packets that nftables cannot select
+    with captured(expr, routed.router.name, engine="auto") as capture:
+        routed.send()
+        capture.wait_rows(COUNT + 2)
+        assert routed.counted() == COUNT
+    # THEN rows of nftables are there, of those that match
+    assert capture.books["engine"] == "kernel+bpf"
+    only_those_that_match([row for row in capture.rows if row.tables], ["FORWARD"])
+    # WHEN the kernel has no xt_bpf THEN nothing is flipped, and a note says why
+    with no_xt_bpf(), captured(expr, routed.router.name, engine="auto") as capture:
+        routed.send()
+        assert routed.counted() == 0
+    assert capture.books["engine"] == "kernel"
+    assert not capture.rows
+    text = "nftables is not traced: nftables cannot express this filter, and xt_bpf cannot run it"
+    assert any(note.startswith(text) for _, note in capture.trace.notes)

@@ -141,7 +141,7 @@ async def test_texts_name_the_keys_that_the_user_has_chosen() -> None:
         await until(pilot, lambda: line(f"{mine['fold']} folds them"), "the detail")
         for view, text in (
             ("rules-view", f"{mine['sort']} by "),
-            ("rules-view", f"  {mine['hide_unhit']} shown"),
+            ("rules-view", f"{mine['hide_unhit']}: hide unhit rules"),
             ("flows-view", f"{mine['sort']} by "),
             ("totals-view", f"{mine['zoom']} last "),
             ("totals-view", f"{mine['sort']} by "),
