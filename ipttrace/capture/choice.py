@@ -145,7 +145,9 @@ def _with_netlink(request: Request, program: bytes, host: Host) -> Engine:
         refuse_inexact(program)
         scope = request.netns or netns.ALL  # the kernel engine's default
         first = combined.FIRST
-        options = Options(program, scope, DEFAULT_BUFFER, legacy=False, first=first, exact=True)
+        options = Options(
+            program, scope, DEFAULT_BUFFER, legacy=False, first=first, beside_module=True
+        )
         return combined.KernelAndNetlink(kernel, NetlinkEngine(options))
     except CaptureError as error:
         kernel.notes.append(("warn", f"nftables is not traced: {error}"))

@@ -68,6 +68,7 @@ NATIVE = """table inet native {{
     }}
 }}
 """
+LOGGERS = ("net.netfilter.nf_log.2", "net.netfilter.nf_log.10")
 LOUD = " type filter hook output priority 10\n counter"
 WORDS = {
     4: {"icmp": "icmp", "type": "ipv4_addr", "loop": "127.0.0.1", "ip": "ip"},
@@ -147,13 +148,18 @@ def test_23_pings_through_all_kinds_of_rules_are_one_timeline_over_netlink(
 def pings_are_one_timeline(plain: Plain, family: int, engine: str, named: str) -> None:
     """Checks the rows of 23 pings; `named`: the engine as the stream names it."""
     # GIVEN a namespace with rules of legacy, of iptables-nft and of nftables
+    before = plain.run("sysctl", "-n", *LOGGERS).stdout
     with captured(netns=plain.name, engine=engine) as capture:
         # WHEN 23 pings go through them
         assert traffic.ping(plain.name, LOOPBACK[family], COUNT).received == COUNT
         capture.wait_rows(2 * COUNT * len(OUT + IN), {plain.inode})
+        # THEN with the module the namespace's log stays as it is, and there is no warning
+        if engine == "auto":
+            assert plain.run("sysctl", "-n", *LOGGERS).stdout == before
+            assert [text for level, text in capture.trace.notes if level == "warn"] == []
     # Without the packets that IPv6 itself sends.
     rows = [row for row in capture.rows if row.icmp in ("8/0", "0/0", "128/0", "129/0")]
-    # THEN each request and reply has exactly these rows
+    # AND each request and reply has exactly these rows
     assert Counter(map(_passed, rows)) == {
         passed: 2 * COUNT * (OUT + IN).count(passed) for passed in OUT + IN
     }

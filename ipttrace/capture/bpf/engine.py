@@ -93,7 +93,7 @@ class BpfEngine:
                     _NETLINK_BUFFER,
                     legacy=legacy,
                     listen=False,
-                    exact=not options.legacy,
+                    beside_module=not options.legacy,
                 )
             )
             stack.callback(self._netlink.close)

@@ -22,18 +22,19 @@ class RunContext:
     """Shared by the namespaces of a run."""
 
     def __init__(
-        self, first: int, *, legacy: bool, listen: bool = True, exact: bool = False
+        self, first: int, *, legacy: bool, listen: bool = True, beside_module: bool = False
     ) -> None:
         """`first`: the first number of calls and journeys; `legacy`: trace legacy tables.
 
-        `listen`: for reports of traced packets, else only for changes of rules; `exact`:
-        refuse a filter rather than flip further packets.
+        `listen`: for reports of traced packets, else only for changes of rules; `beside_module`:
+        which traces the legacy tables: refuse a filter rather than flip further packets, and
+        leave the log alone.
         """
         self.numbers = UniqueNumbers(first)
         self.names = RecordNames()
         self.legacy = legacy
         self.listen = listen
-        self.exact = exact
+        self.beside_module = beside_module
         self.notes: list[tuple[Level, str]] = []
         # Reads all messages that the kernel has sent until now; the engine sets it.
         self.flush: Callable[[], object] = lambda: None

@@ -58,9 +58,8 @@ class Options:
     `program`: the filter, sock_filter[], empty for all packets; `netns`: see netns.inode,
     "all", or None for this process's own; `buffer`: bytes for messages in the kernel, of
     all namespaces together; `legacy`: trace legacy tables too; `first`: the first number
-    of calls and journeys; `listen`: for reports of traced packets; else packets are flipped
-    and rules are followed for another engine, which sees the packets itself; `exact`: refuse
-    a filter rather than flip packets that it does not match.
+    of calls and journeys; `listen`: for reports of traced packets; else packets are flipped and
+    rules are followed for another engine, which sees the packets; `beside_module`: see RunContext.
     """
 
     program: bytes = b""
@@ -69,7 +68,7 @@ class Options:
     legacy: bool = True
     first: int = 1
     listen: bool = True
-    exact: bool = False
+    beside_module: bool = False
 
 
 class NetlinkEngine:
@@ -82,7 +81,10 @@ class NetlinkEngine:
 
     def __init__(self, options: Options) -> None:
         context = self._context = RunContext(
-            options.first, legacy=options.legacy, listen=options.listen, exact=options.exact
+            options.first,
+            legacy=options.legacy,
+            listen=options.listen,
+            beside_module=options.beside_module,
         )
         self.notes = context.notes
         self.record_names = context.names

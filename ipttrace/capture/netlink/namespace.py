@@ -111,7 +111,7 @@ class TracedNamespace:
             except OSError as error:
                 raise CaptureError(f"cannot open the netfilter netlink socket: {error}") from error
             snapshot = self._known = self._dump.snapshot()  # the newest that could be read
-            table = FlipTable(exact=context.exact)
+            table = FlipTable(exact=context.beside_module)
             self._flip_table = stack.enter_context(contextlib.closing(table))
             first = context.next_generation()
             self._decoder = NftTraceDecoder(snapshot.genid)
@@ -201,7 +201,7 @@ class TracedNamespace:
         if not self._untraced_legacy:
             return False
         if not self._want_legacy:
-            if not self._context.listen:
+            if not self._context.listen and not self._context.beside_module:
                 self._silence_legacy()
             return False
         try:
