@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The BPF engine sees connections even if conntrack is loaded after it has started.
-
-Behind the other files by name: see test_without_a_module.py.
-"""
+"""The BPF engine sees connections even if conntrack is loaded after it has started."""
 
 from __future__ import annotations
 
 import socket
-import subprocess
 from pathlib import Path
 
 from ipttrace.lab.network.ns import run_in, socket_in
-from tests.vm.conftest import SHARED
 from tests.vm.live import live
 from tests.vm.plain import LOOPBACK, Plain
-
-pytestmark = SHARED
 
 COUNT = 23
 CONNTRACK = "nf_conntrack"
@@ -33,17 +26,8 @@ def loaded(module: str) -> bool:
     return Path("/sys/module", module).exists()
 
 
-def unload(module: str) -> None:
-    """Unloads a module, and before it those that use it."""
-    while loaded(module) and (holders := sorted(Path("/sys/module", module, "holders").iterdir())):
-        unload(holders[0].name)
-    if loaded(module):
-        subprocess.run(["rmmod", module], check=True)
-
-
 def test_connections_are_seen_though_conntrack_came_later(tmp_path: Path) -> None:
     # GIVEN a kernel without conntrack, and an agent that traces
-    unload(CONNTRACK)
     with Plain() as plain, socket_in(plain.name, socket.AF_INET, socket.SOCK_DGRAM) as heard:
         heard.bind((LOOPBACK[4], 53))
         heard.settimeout(30)
