@@ -35,9 +35,10 @@ from tests.vm.patience import PATIENCE
 T = TypeVar("T")
 
 IN_GUEST = os.environ.get("IPTTRACE_GUEST") == "1"
-# For tests of what is the same on every kernel.  A run on several kernels divides them:
-# IPTTRACE_SHARE=1/2 is the first of two shares.
+# For tests of what hardly depends on the kernel.  A run on several kernels divides them:
+# IPTTRACE_SHARE=1/2 is the first of two shares.  TOGETHER: all tests of the file in one.
 SHARED = pytest.mark.shared
+TOGETHER = pytest.mark.shared(together=True)
 # Parts of the symbols that the module probes: ip[6]t_do_table, nf_log_trace, and for changes
 # of rules xt_replace_table, xt_register_table and xt_request_find_table_lock.
 PROBED = ("t_do_table", "nf_log_trace", " xt_re")
@@ -48,9 +49,15 @@ collect_ignore_glob = [] if IN_GUEST else ["test_*.py"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out the tests that are in another kernel's share."""
     share, shares = map(int, os.environ.get("IPTTRACE_SHARE", "1/1").split("/"))
-    shared = [one for one in items if one.get_closest_marker("shared")]
-    others = {one for at, one in enumerate(shared) if at % shares != share - 1}
-    items[:] = [one for one in items if one not in others]
+    units: dict[str, int] = {}  # to the number of each: a test, or a file
+    kept = []
+    for item in items:
+        if marker := item.get_closest_marker("shared"):
+            unit = str(item.path) if marker.kwargs.get("together") else item.nodeid
+            if units.setdefault(unit, len(units)) % shares != share - 1:
+                continue
+        kept.append(item)
+    items[:] = kept
 
 
 def refuse_bpf() -> contextlib.AbstractContextManager[object]:

@@ -16,8 +16,10 @@ from ipttrace.lab.network import read_counters
 from ipttrace.lab.network.ns import socket_in
 from ipttrace.trace.row import Row
 from tests.lab.bridge import ADDRESSES, PORTS, Bridge
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 COUNT = 23
 RAW = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"

@@ -11,8 +11,10 @@ from ipttrace.lab.network import ROLES, Network
 from ipttrace.lab.network import addresses as at
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT
-from tests.vm.conftest import captured, kprobes, seen
+from tests.vm.conftest import SHARED, captured, kprobes, seen
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 PING = next(one for one in scenarios.scenarios(4) if one.name == "ping")
 

@@ -8,8 +8,10 @@ import socket
 import numpy as np
 
 from ipttrace.lab.network.ns import run, run_in, socket_in
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
+
+pytestmark = SHARED
 
 RECORDED = 128  # bytes of a packet: IPTTRACE_PACKET_LEN of bpf/record.h
 FEW = 5

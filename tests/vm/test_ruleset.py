@@ -16,9 +16,12 @@ import pytest
 from ipttrace.lab import traffic
 from ipttrace.stream.frames import Frame, Kind
 from ipttrace.trace.session import Trace
+from tests.vm.conftest import SHARED
 from tests.vm.live import balanced
 from tests.vm.plain import COMMANDS, LOOPBACK, Plain
 from tests.vm.texts import flowing, generation_of, live, rules
+
+pytestmark = SHARED
 
 COUNT = 7
 

@@ -18,6 +18,7 @@ from ipttrace.capture.kernel.control import Change, Control
 from ipttrace.lab import traffic
 from ipttrace.lab.network.ns import enter
 from tests.vm.bare import Bare, references
+from tests.vm.conftest import SHARED
 from tests.vm.forked import Agent, fork, until
 from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
@@ -30,6 +31,8 @@ from tests.vm.strangers import (
     result,
 )
 from tests.vm.texts import flowing, live, rules
+
+pytestmark = SHARED
 
 O_CLOEXEC = 0o2000000
 

@@ -22,11 +22,13 @@ from tests.lab import targets
 from tests.lab.cases import Ruleset
 from tests.lab.conntrack import flush_namespace
 from tests.lab.wire import transmit
-from tests.vm.conftest import refuse_bpf
+from tests.vm.conftest import TOGETHER, refuse_bpf
 from tests.vm.plain import COMMANDS, Plain
 from tests.vm.test_truth import counted_by_rows, grown
 from tests.vm.texts import in_short, live
 from tests.vm.wired import wired
+
+pytestmark = TOGETHER
 
 # Each run forks: it should not import them each time.
 assert combined

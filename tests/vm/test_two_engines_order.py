@@ -15,8 +15,11 @@ import pytest
 from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.trace.row import Row
 from tests.lab import order
+from tests.vm.conftest import SHARED
 from tests.vm.plain import Plain
 from tests.vm.texts import live
+
+pytestmark = SHARED
 
 COUNT = 7
 

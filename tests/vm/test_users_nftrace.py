@@ -11,9 +11,11 @@ from collections import Counter
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.lab.network.ns import run_in
 from tests.vm.bare import Bare
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.logged import Log, deliver, logged
 from tests.vm.plain import raw_and_filter
+
+pytestmark = SHARED
 
 FEW = 23
 THEIRS, OURS = 7001, 7002

@@ -12,7 +12,9 @@ from collections import Counter
 from ipttrace.lab import traffic
 from ipttrace.lab.network import read_counters
 from tests.lab.bridge import ADDRESSES, PORTS, Bridge
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
+
+pytestmark = SHARED
 
 COUNT = 23
 LEGACY, IP, BRIDGE = 0, 2, 7  # NFPROTO_* of tables

@@ -30,6 +30,8 @@ from tests.vm.kernel_log import dmesg
 from tests.vm.live import is_whole
 from tests.vm.plain import Plain
 
+pytestmark = SHARED
+
 COUNT: Final = 23
 OTHERS: Final = 31  # that do not match
 ROUTER, SERVER = "10.61.0.1", "10.62.0.2"
@@ -228,7 +230,6 @@ def test_a_kernel_without_xt_bpf_traces_the_same_and_says_nothing(
     assert not said
 
 
-@SHARED
 def test_programs_that_the_bpf_engine_runs_match_what_libpcap_matches() -> None:
     # GIVEN a kernel without xt_bpf, and packets of all kinds
     sending = packets(397)
