@@ -38,7 +38,7 @@ static __always_inline const struct net_device *device_of(const struct net *net,
 /* After the entry's head, devices and all. */
 static __always_inline void fill_ports(struct ipttrace_entry *entry,
 				       const struct sk_buff *skb,
-				       const struct net *net)
+				       const struct net *net, const bool probed)
 {
 	const struct nf_bridge_info___old *old;
 	const struct nf_bridge_info *info;
@@ -58,7 +58,7 @@ static __always_inline void fill_ports(struct ipttrace_entry *entry,
 	    !bpf_core_type_exists(struct nf_bridge_info))
 		return;
 	id = bpf_core_enum_value(enum skb_ext_id, SKB_EXT_BRIDGE_NF);
-	if (!(BPF_CORE_READ(skb, active_extensions) >> id & 1))
+	if (!(GET(probed, skb, active_extensions) >> id & 1))
 		return;
 	extensions = BPF_CORE_READ(skb, extensions);
 	bpf_probe_read_kernel(&offset, sizeof(offset),

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * EXPR, run on packets that the flip table has flipped: used where the table could not be made
- * to match exactly what EXPR does.  It is classic BPF, interpreted: a program for fentry can
- * neither load bytes of a packet as a socket filter does, nor be replaced in part.
+ * EXPR, run on packets: on those that the flip table has flipped, if the table could not be made
+ * to match exactly what EXPR does, and on those outside the tables.  It is classic BPF,
+ * interpreted: a program for fentry can neither load bytes of a packet as a socket filter does,
+ * nor be replaced in part.
  */
 #ifndef IPTTRACE_EXPR_H
 #define IPTTRACE_EXPR_H
@@ -35,20 +36,26 @@ struct {
 	__type(value, struct sock_filter);
 } expr SEC(".maps");
 
+#define EXPR_COPIED 128 /* bytes of the packet */
+
 struct expr_run {
 	unsigned char *start; /* of the network header */
 	__u64 len;
 	__u64 linear;
+	__u64 copied; /* how many of the bytes are valid */
 	__u32 at;
 	__u32 result;
 	__u32 a, x;
 	__u32 memory[BPF_MEMWORDS];
+	__u8 bytes[EXPR_COPIED]; /* the first ones, since each read of them by a helper costs */
 };
 
-/* The program that fills it in never nests on a CPU. */
+#define EXPR_SLOTS 16
+
+/* One for each program that uses it, which never nests on a CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, EXPR_SLOTS);
 	__type(key, __u32);
 	__type(value, struct expr_run);
 } expr_runs SEC(".maps");
@@ -60,29 +67,24 @@ static __always_inline bool expr_load(struct expr_run *run, __u16 code,
 	__u32 size = BPF_SIZE(code) == BPF_W ? 4 :
 		     BPF_SIZE(code) == BPF_H ? 2 :
 					       1;
-	__u8 bytes[4] = {};
+	__u8 beyond[4] = {}, *bytes = beyond;
 
 	if (offset + size > run->len) {
 		run->result = EXPR_FAILS;
 		return false;
 	}
-	if (offset + size > run->linear) {
+	if (offset + size <= run->copied && offset <= EXPR_COPIED - 4) {
+		bytes = run->bytes + offset;
+	} else if (offset + size > run->linear ||
+		   bpf_probe_read_kernel(beyond, size, run->start + offset)) {
 		run->result = EXPR_DOUBTFUL;
 		return false;
 	}
-	/* From the end, so that the last byte is always the same one. */
-	if (bpf_probe_read_kernel(bytes + 3, 1,
-				  run->start + offset + size - 1) ||
-	    (size > 1 &&
-	     bpf_probe_read_kernel(bytes + 2, 1,
-				   run->start + offset + size - 2)) ||
-	    (size > 2 &&
-	     bpf_probe_read_kernel(bytes, 2, run->start + offset))) {
-		run->result = EXPR_DOUBTFUL;
-		return false;
-	}
-	*value = (__u32)bytes[0] << 24 | bytes[1] << 16 | bytes[2] << 8 |
-		 bytes[3];
+	*value = bytes[0];
+	if (size > 1)
+		*value = *value << 8 | bytes[1];
+	if (size > 2)
+		*value = *value << 16 | bytes[2] << 8 | bytes[3];
 	return true;
 }
 
@@ -148,16 +150,13 @@ static __always_inline bool expr_compare(__u16 code, __u32 a, __u32 operand)
 }
 
 /* One instruction; returns 1 at the end of the program. */
-static long expr_step(__u32 number, void *unused)
+static long expr_step(__u32 number, struct expr_run **of)
 {
+	struct expr_run *run = *of;
 	struct sock_filter *instruction;
-	__u32 zero = 0, at, k, operand, value = 0;
-	struct expr_run *run;
+	__u32 at, k, operand, value = 0;
 	__u16 code;
 
-	run = bpf_map_lookup_elem(&expr_runs, &zero);
-	if (!run)
-		return 1;
 	at = run->at;
 	instruction = bpf_map_lookup_elem(&expr, &at);
 	if (!instruction)
@@ -227,37 +226,47 @@ static long expr_step(__u32 number, void *unused)
 	}
 }
 
-/* Whether EXPR matches, enum expr_result. */
-static __always_inline __u32 expr_result(const struct sk_buff *skb)
+/*
+ * Whether EXPR matches, enum expr_result.  `network`: where the network header is, from
+ * skb->head on; `slot`: the program's own.
+ */
+static __always_inline __u32 expr_result(const struct sk_buff *skb,
+					 __u32 network, __u32 slot,
+					 const bool probed)
 {
-	__u32 zero = 0, length;
 	struct sock_filter *first;
 	struct expr_run *run;
 	unsigned char *head;
-	long before, len;
-	__u16 network;
+	__u32 zero = 0;
+	__u32 copied;
+	long len;
 
 	first = bpf_map_lookup_elem(&expr, &zero);
 	if (!first || !first->k)
 		return EXPR_MATCHES;
-	length = first->k;
-	run = bpf_map_lookup_elem(&expr_runs, &zero);
+	run = bpf_map_lookup_elem(&expr_runs, &slot);
 	if (!run ||
 	    !bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop))
 		return EXPR_DOUBTFUL;
-	head = BPF_CORE_READ(skb, head);
-	network = BPF_CORE_READ(skb, network_header);
-	before = BPF_CORE_READ(skb, data) - head - network;
-	len = (long)BPF_CORE_READ(skb, len) + before;
+	head = GET(probed, skb, head);
+	len = GET(probed, skb, data) - head - network;
+	len += GET(probed, skb, len);
 	if (len < 0)
 		return EXPR_FAILS;
-	__builtin_memset(run, 0, sizeof(*run));
+	__builtin_memset(run, 0, __builtin_offsetof(struct expr_run, bytes));
 	run->start = head + network;
 	run->len = len;
-	run->linear = len - BPF_CORE_READ(skb, data_len);
+	len -= GET(probed, skb, data_len);
+	run->linear = len > 0 ? len : 0;
+	copied = len <= 0 ? 0 : len < EXPR_COPIED ? len : EXPR_COPIED;
+	/* Never more; the verifier wants to see that where it is used. */
+	asm volatile("" : "+r"(copied));
+	if (copied &&
+	    !bpf_probe_read_kernel(run->bytes, copied & 0xff, run->start))
+		run->copied = copied;
 	run->at = 1 + (first->code ? EXPR_MOST : 0);
 	run->result = EXPR_DOUBTFUL;
-	bpf_loop(length, expr_step, NULL, 0);
+	bpf_loop(first->k, expr_step, &run, 0);
 	return run->result;
 }
 

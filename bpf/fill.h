@@ -6,8 +6,6 @@
 #ifndef IPTTRACE_FILL_H
 #define IPTTRACE_FILL_H
 
-#include <stdbool.h>
-
 #include "structs.h"
 
 #define NFCT_INFOMASK  7UL
@@ -91,13 +89,13 @@ static __always_inline bool fill_conntrack(struct ipttrace_entry_head *head,
 
 /*
  * The packet from its network header on, as far as it is in the linear part: there at least
- * are all headers that netfilter has looked at.
+ * are all headers that netfilter has looked at.  `network`: where that header is, from
+ * skb->head on.
  */
 static __always_inline void fill_packet(struct ipttrace_entry *entry,
 					const struct sk_buff *skb,
-					const bool probed)
+					__u32 network, const bool probed)
 {
-	__u16 network = GET(probed, skb, network_header);
 	__u16 mac = GET(probed, skb, mac_header);
 	unsigned char *head = GET(probed, skb, head);
 	/* Of data: < 0 before it. */
@@ -119,6 +117,8 @@ static __always_inline void fill_packet(struct ipttrace_entry *entry,
 	size = network - mac;
 	if (size > IPTTRACE_MAC_LEN)
 		return;
+	/* Never more; the verifier wants to see that where it is used. */
+	asm volatile("" : "+r"(size));
 	if (!bpf_probe_read_kernel(entry->head.mac, size & 0x1f, head + mac))
 		entry->head.mac_len = size;
 }

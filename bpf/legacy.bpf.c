@@ -63,17 +63,21 @@ static __always_inline bool conntrack_used(const struct net *net, __u8 family)
 }
 
 static __always_inline __u8 ct_flags(const struct ipttrace_entry_head *head,
-				     int priority, const struct net *net)
+				     const struct xt_table *table,
+				     const struct net *net)
 {
 	if (head->flags & IPTTRACE_F_CONNTRACK ||
 	    head->ct_info == IP_CT_UNTRACKED)
 		return 0;
 	if ((head->hook == NF_INET_PRE_ROUTING ||
 	     head->hook == NF_INET_LOCAL_OUT) &&
-	    priority < PRI_CONNTRACK)
+	    BPF_CORE_READ(table, priority) < PRI_CONNTRACK)
 		return 0;
 	return conntrack_used(net, head->family) ? IPTTRACE_CT_INVALID : 0;
 }
+
+/* Runs of this object that are under way; too many if the end of one was not seen. */
+__u64 open_runs;
 
 static __always_inline int enter(const struct xt_table *table,
 				 const struct sk_buff *skb,
@@ -83,23 +87,40 @@ static __always_inline int enter(const struct xt_table *table,
 	__u64 key = (unsigned long)state, address = (unsigned long)skb;
 	struct ipttrace_entry_head *head;
 	struct ipttrace_run *record;
+	struct packet_set *packet;
+	struct new_run place;
 	struct run *run;
-	int priority;
+	__u32 *known;
+	__u64 time;
+	bool marked;
 
-	run = new_run(skb);
-	if (!run || refused(address))
+	marked = is_traced(skb, probed);
+	if (!marked && !from_rules)
+		return 0;
+	time = bpf_ktime_get_ns();
+	packet = packet_set_of(address);
+	if (!packet)
+		return 0;
+	known = known_packet(packet, address, time);
+	if (refused(known))
+		return 0;
+	run = new_run(&place, key);
+	if (!run)
 		return 0;
 	record = &run->record;
 	head = &record->entry.head;
-	head->time = bpf_ktime_get_ns();
-	meet(record, address);
+	head->time = time;
+	run->marked = marked;
+	if (marked)
+		place.packet = meet(record, packet, address, known);
 	fill_run(record, skb, state, probed);
 	bpf_core_read(head->table, sizeof(head->table), &table->name);
-	priority = BPF_CORE_READ(table, priority);
-	head->ct_flags = ct_flags(head, priority, GET(probed, state, net));
+	head->ct_flags = ct_flags(head, table, GET(probed, state, net));
 	run->frame = frame;
-	begin_run(run, key, (unsigned long)table, priority,
+	run->place.base = (unsigned long)table;
+	begin_run(run, &place, key,
 		  head->family == NFPROTO_IPV6 ? OF_IP6 : OF_IP);
+	__sync_fetch_and_add(&open_runs, 1);
 	return 0;
 }
 
@@ -107,12 +128,25 @@ static __always_inline int leave(const struct sk_buff *skb,
 				 const struct nf_hook_state *state,
 				 __u32 verdict)
 {
-	__u64 now = bpf_ktime_get_ns(), key = (unsigned long)state;
-	struct run *run = bpf_map_lookup_elem(&runs, &key);
+	__u64 key = (unsigned long)state, context, now;
+	struct bucket *bucket;
+	__u32 number, at;
+	struct run *run;
 
+	/* The packet may be gone: it cannot be asked for nf_trace. */
+	if (!open_runs)
+		return 0;
+	now = bpf_ktime_get_ns();
+	context = current_context();
+	bucket = bucket_of(context, &number);
+	if (!bucket)
+		return 0;
+	at = place_of(bucket, context, key);
+	run = at < BUCKET_RUNS ? run_at(number, at) : NULL;
 	if (!run)
 		return 0;
-	end_run(run, key, skb, verdict, now, false);
+	__sync_fetch_and_add(&open_runs, -1);
+	end_run(run, bucket, at, context, key, skb, verdict, now, false);
 	return 0;
 }
 
@@ -188,33 +222,53 @@ struct log_stack {
 	__u64 rulenum;
 };
 
+/* The newest run of a packet in a legacy table. */
+static __always_inline struct run *
+newest_of(struct bucket *bucket, __u32 number, __u64 context, __u64 skb)
+{
+	struct run *run, *found = NULL;
+	__u64 last = 0;
+	__u32 at;
+
+#pragma unroll
+	for (at = 0; at < BUCKET_RUNS; at++) {
+		if (bucket->context[at] != context ||
+		    bucket->entered[at] < last)
+			continue;
+		run = run_at(number, at);
+		if (!run || run->skb != skb || run->record.entry.head.tables)
+			continue;
+		last = bucket->entered[at];
+		found = run;
+	}
+	return found;
+}
+
 SEC("kprobe/nf_log_trace")
 int ipttrace_log(struct pt_regs *ctx)
 {
 	__u64 began = bpf_ktime_get_ns(), skb = PT_REGS_PARM4(ctx);
-	__u64 context = current_context(), key, *found;
+	__u64 context = current_context();
 	struct ipttrace_run_hit *hit;
 	struct log_stack stack;
 	char comment[2] = {};
+	struct bucket *bucket;
 	struct run *run;
-	int i;
+	__u32 number;
 
-	found = bpf_map_lookup_elem(&newest, &context);
-	if (!found)
-		return 0;
-	key = *found;
-	run = bpf_map_lookup_elem(&runs, &key);
-	/* The exit of a run inside may have been missed. */
-	for (i = 1; i < MOST_DEPTH && run && run->skb != skb; i++) {
-		key = run->nest.parent;
-		run = bpf_map_lookup_elem(&runs, &key);
-	}
-	if (!run || run->skb != skb)
+	bucket = bucket_of(context, &number);
+	run = bucket ? newest_of(bucket, number, context, skb) : NULL;
+	if (!run)
 		return 0;
 	if (bpf_probe_read_kernel(&stack, sizeof(stack),
 				  (void *)PT_REGS_SP(ctx)))
 		return 0;
-	hit = next_hit(run, key, began);
+	if (!run->marked) {
+		run->marked = 1;
+		meet_marked(&run->record, skb, began);
+	}
+	hit = next_hit(run, run->record.piece.run, began,
+		       legacy_chain_number((void *)stack.chain));
 	if (!hit)
 		return 0;
 	/* "rule", "return" or "policy" */
@@ -224,8 +278,6 @@ int ipttrace_log(struct pt_regs *ctx)
 					IPTTRACE_MATCH_RULE;
 	hit->handle = (__u32)stack.rulenum;
 	hit->verdict = 0;
-	bpf_probe_read_kernel_str(hit->chain, sizeof(hit->chain),
-				  (void *)stack.chain);
 	run->others += bpf_ktime_get_ns() - began;
 	return 0;
 }

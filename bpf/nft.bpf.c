@@ -6,7 +6,8 @@
  * nft_do_chain() runs a base chain.  Its pktinfo is on the caller's stack, so that no other
  * run has the same address at the same time, whatever interrupts, preempts or is called by
  * this one: a run's state is found by it.  nft_trace_notify() is called for each rule that
- * is hit, before it looks whether anybody listens.
+ * is hit, before it looks whether anybody listens.  A run ends with the call for its verdict
+ * or its policy: a program at the end of nft_do_chain() would cost all packets more.
  *
  * Compiled once for all kernels (CO-RE).  Which of the programs for nft_trace_notify() fits
  * is seen from its BTF by who loads them.  Where the kernel refuses fentry, those for kprobes
@@ -26,111 +27,74 @@
 #define NFT_GOTO	     (-4)
 #define NFT_RETURN	     (-5)
 #define NFT_TRACETYPE_POLICY 1
+#define NFT_TRACETYPE_RULE   3
 
 #include "expr.h"
 #include "nest.h"
+#include "tables.h"
 
-static __always_inline __u32 generation(const struct net *net,
-					const bool probed)
-{
-	struct nftables_pernet *own = NULL;
-	struct net_generic *all;
-	__u32 id = 0, found = 0;
-
-	if (bpf_core_field_exists(((struct net *)0)->nft.base_seq))
-		return GET(probed, net, nft.base_seq);
-	if (!&nf_tables_net_id ||
-	    !bpf_core_field_exists(((struct nftables_pernet *)0)->base_seq))
-		return 0;
-	bpf_probe_read_kernel(&id, sizeof(id), &nf_tables_net_id);
-	all = GET(probed, net, gen);
-	bpf_probe_read_kernel(&own, sizeof(own), (void *)all + 8 * (__u64)id);
-	bpf_core_read(&found, sizeof(found), &own->base_seq);
-	return found;
-}
-
-/* Is it the table of an ipttrace?  Its chains flip packets, and are of no interest. */
-static __always_inline bool is_own(const char *table)
-{
-	return table[0] == 'i' && table[1] == 'p' && table[2] == 't' &&
-	       table[3] == 't' && table[4] == 'r' && table[5] == 'a' &&
-	       table[6] == 'c' && table[7] == 'e' && table[8] == '-';
-}
-
-/* Reads a name into the 64 bytes that a run has for it; a longer one goes ahead of the run. */
-static __always_inline void fill_name(char *to, const char *name, __u64 key,
-				      __u64 began, __u64 time)
-{
-	struct ipttrace_run_name *whole;
-
-	if (bpf_probe_read_kernel_str(to, IPTTRACE_RUN_NAME_LEN, name) <
-	    IPTTRACE_RUN_NAME_LEN)
-		return;
-	whole = bpf_ringbuf_reserve(&ring, sizeof(*whole), 0);
-	if (!whole)
-		return;
-	whole->piece.run = key;
-	whole->piece.began = began;
-	whole->time = time;
-	__builtin_memset(whole->name, 0, sizeof(whole->name));
-	bpf_probe_read_kernel_str(whole->name, sizeof(whole->name), name);
-	bpf_ringbuf_submit(whole, BPF_RB_NO_WAKEUP);
-}
-
-/* Of the base chain whose inner chain is at this address. */
-static __always_inline int priority(__u64 chain)
-{
-	const struct nft_base_chain *base =
-		(void *)(chain -
-			 bpf_core_field_offset(struct nft_base_chain, chain));
-
-	return BPF_CORE_READ(base, ops.priority);
-}
-
+/* marked: by a rule of this very run, which is not seen from its beginning. */
 static __always_inline int enter(const struct nft_pktinfo *pkt,
-				 const struct nft_chain *chain, __u64 frame,
-				 const bool probed)
+				 const struct nft_chain *chain,
+				 const bool marked, const bool probed)
 {
-	struct sk_buff *skb = GET(probed, pkt, skb);
-	const struct nf_hook_state *state;
+	const struct sk_buff *skb = GET(probed, pkt, skb);
 	__u64 key = (unsigned long)pkt, address = (unsigned long)skb;
+	const struct nf_hook_state *state;
 	struct ipttrace_run *record;
-	struct nft_table *table;
+	struct packet_set *packet;
+	struct known_name *table;
+	struct new_run place;
 	struct run *run;
-	__u32 *known;
-	__u64 base;
+	__u64 time, name;
+	__u32 *known, id;
 
-	run = new_run(skb);
+	if (!is_traced(skb, probed))
+		return 0;
+	time = bpf_ktime_get_ns();
+	state = GET(probed, pkt, state);
+	id = generation(GET(probed, state, net), probed);
+	packet = packet_set_of(address);
+	if (!packet)
+		return 0;
+	known = known_packet(packet, address, time);
+	table = table_of(chain, id, marked ? NAME_TABLE_LATER : NAME_TABLE,
+			 &name);
+	if (!table) {
+		count(IPTTRACE_COUNT_RUNS, 1);
+		count(IPTTRACE_COUNT_LOST_RUNS, 1);
+		return 0;
+	}
+	if (table->own) {
+		/* A copy that has not been met stays one: its flip is not the first. */
+		if (known && *known != REFUSED)
+			*known = (*known & ~CARRIED) == COPIED ?
+					 COPIED | CARRIED :
+					 CROSSING;
+		return 0;
+	}
+	if (refused(known))
+		return 0;
+	run = new_run(&place, key);
 	if (!run)
 		return 0;
 	record = &run->record;
-	table = BPF_CORE_READ(chain, table);
-	bpf_probe_read_kernel_str(record->table, sizeof(IPTTRACE_OWN_TABLE),
-				  BPF_CORE_READ(table, name));
-	if (is_own(record->table)) {
-		known = bpf_map_lookup_elem(&packets, &address);
-		if (known && *known != REFUSED)
-			*known = CROSSING;
-		return 0;
-	}
-	if (refused(address))
-		return 0;
-	record->entry.head.time = bpf_ktime_get_ns();
-	fill_name(record->table, BPF_CORE_READ(table, name), key,
-		  record->entry.head.time, 0);
-	meet(record, address);
-	state = GET(probed, pkt, state);
-	record->generation = generation(GET(probed, state, net), probed);
+	record->entry.head.time = time;
+	record->table = name;
+	record->generation = id;
+	if (marked)
+		place.packet = meet_marked(record, address, time);
+	else
+		place.packet = meet(record, packet, address, known);
 	fill_run(record, skb, state, probed);
-	record->entry.head.tables =
-		BPF_CORE_READ_BITFIELD_PROBED(table, family);
+	record->entry.head.tables = table->family;
 	run->place.base = (unsigned long)chain;
 	run->place.chain = run->place.base;
 	run->place.depth = 0;
-	run->frame = frame;
-	/* As a number, see begin_run(). */
-	base = *(volatile __u64 *)&run->place.base;
-	begin_run(run, key, base, priority(base), OF_NFT);
+	run->place.unknown = marked;
+	run->marked = 1;
+	run->frame = 0;
+	begin_run(run, &place, key, OF_NFT);
 	return 0;
 }
 
@@ -138,15 +102,48 @@ SEC("fentry/nft_do_chain")
 int BPF_PROG(ipttrace_nft_entry, struct nft_pktinfo *pkt,
 	     struct nft_chain *chain)
 {
-	return enter(pkt, chain, 0, false);
+	return enter(pkt, chain, false, false);
 }
 
 SEC("kprobe/nft_do_chain")
 int ipttrace_nft_entry_probe(struct pt_regs *ctx)
 {
 	return enter((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
-		     PT_REGS_SP(ctx), true);
+		     false, true);
 }
+
+#define MOST_RULES 512 /* of a chain, that are looked at */
+
+/* The chain that a rule is in, from its end; 0: unknown. */
+static __always_inline __u64 chain_of(const struct nft_rule_dp *rule)
+{
+	const struct nft_rule_dp_last *last;
+	int i;
+
+	if (!bpf_core_type_exists(struct nft_rule_dp_last))
+		return 0;
+	for (i = 0; i < MOST_RULES && rule; i++) {
+		if (BPF_CORE_READ_BITFIELD_PROBED(rule, is_last)) {
+			last = (void *)rule;
+			return (unsigned long)BPF_CORE_READ(last, chain);
+		}
+		rule = (void *)rule + sizeof(__u64) +
+		       BPF_CORE_READ_BITFIELD_PROBED(rule, dlen);
+	}
+	return 0;
+}
+
+static __always_inline const char *
+base_table_name(const struct nft_base_chain *base, const bool probed)
+{
+	return probed ? BPF_CORE_READ(base, chain.table, name) :
+			base->chain.table->name;
+}
+
+/* A bit field of struct nft_rule_dp, whose bit fields are together in this word. */
+#define RULE_BITS(word, rule, field)                       \
+	((word) << __CORE_RELO(rule, field, LSHIFT_U64) >> \
+	 __CORE_RELO(rule, field, RSHIFT_U64))
 
 /*
  * Set by who loads it: the ring also has the flips.  Beside another engine they show which of
@@ -154,97 +151,147 @@ int ipttrace_nft_entry_probe(struct pt_regs *ctx)
  */
 const volatile __u8 report_flips;
 
-/* The packet hits a rule of a table that flips packets, or its chain's policy. */
-static __always_inline void flipped(const struct nft_base_chain *base,
-				    const struct sk_buff *skb, __u32 type)
+/* What is hit is of no run: the packet may have hit a rule of a table that flips packets. */
+static __always_inline void flipped(const struct sk_buff *skb,
+				    const struct nft_base_chain *base,
+				    bool policy, __u64 now, const bool probed)
 {
-	char name[sizeof(IPTTRACE_OWN_TABLE)] = {};
-	struct ipttrace_run_flip flip;
 	__u64 address = (unsigned long)skb;
+	struct packet_set *packet;
 	__u32 state, result, *known;
+	union table_name table;
+	bool carried = false;
 
-	bpf_probe_read_kernel_str(name, sizeof(name),
-				  BPF_CORE_READ(base, chain.table, name));
-	if (!is_own(name))
+	packet = packet_set_of(address);
+	if (!packet)
 		return;
-	known = bpf_map_lookup_elem(&packets, &address);
-	if (known && *known == CROSSING) {
-		*known = FOLLOWED;
-		return;
+	known = known_packet(packet, address, now);
+	/* In such a table, as its beginning has noted. */
+	if (known) {
+		carried = *known & CARRIED;
+		*known &= ~CARRIED;
+		if (*known == CROSSING) {
+			*known = FOLLOWED;
+			return;
+		}
+		if (carried && *known != COPIED)
+			return;
 	}
-	if (type == NFT_TRACETYPE_POLICY)
+	if (policy)
 		return;
-	result = expr_result(skb);
-	state = result == EXPR_MATCHES ? FLIPPED :
-		result == EXPR_FAILS   ? REFUSED :
-					 DOUBTFUL;
-	bpf_map_update_elem(&packets, &address, &state, BPF_ANY);
+	__builtin_memset(&table, 0, sizeof(table));
+	bpf_probe_read_kernel_str(table.text, sizeof(IPTTRACE_OWN_TABLE),
+				  base_table_name(base, probed));
+	if (!is_own(&table))
+		return;
+	if (!carried) {
+		result = expr_result(skb, GET(probed, skb, network_header), 0,
+				     probed);
+		state = result == EXPR_MATCHES ? FLIPPED :
+			result == EXPR_FAILS   ? REFUSED :
+						 DOUBTFUL;
+		if (known) {
+			*known = state;
+			keep_number(known, BESIDE(origin), 0);
+		} else {
+			remember_packet(packet, address, state, now);
+		}
+	}
 	if (!report_flips)
 		return;
-	flip.time = bpf_ktime_get_ns();
-	flip.skb = address;
 	/* If there is no room, the packet's runs are lost as well. */
-	bpf_ringbuf_output(&ring, &flip, sizeof(flip), BPF_RB_NO_WAKEUP);
+	report_flip(address, 0, IPTTRACE_RUN_FLIPPED, now);
 }
 
-static __always_inline int notify(const struct nft_pktinfo *pkt,
-				  const struct nft_verdict *verdict,
-				  const struct nft_rule_dp *rule,
-				  const struct nft_base_chain *base, __u32 type,
-				  __u32 id)
+/*
+ * One hit, of a rule or, if that is NULL, of the policy; the verdict of a run ends it.  in: the
+ * chain of the rule, NULL if that has to be found.
+ */
+static __always_inline int
+notify(const struct nft_pktinfo *pkt, const struct nft_verdict *verdict,
+       const struct nft_rule_dp *rule, const struct nft_base_chain *base,
+       const struct nft_chain *in, __u32 id, const bool probed)
 {
 	__u64 began = bpf_ktime_get_ns(), key = (unsigned long)pkt;
-	const struct sk_buff *skb = BPF_CORE_READ(pkt, skb);
+	const struct sk_buff *skb = GET(probed, pkt, skb);
+	__u64 context = current_context();
 	struct ipttrace_run_hit *hit;
+	struct bucket *bucket;
+	struct run *run = NULL;
 	struct nft_chain *chain;
-	struct run *run;
+	__u32 number, at, depth;
+	const bool policy = !rule;
+	__u64 bits = 0;
 	bool end;
-	__u32 at;
 	int code;
 
-	run = bpf_map_lookup_elem(&runs, &key);
+	bucket = bucket_of(context, &number);
+	if (!bucket)
+		return 0;
+	at = place_of(bucket, context, key);
+	if (at < BUCKET_RUNS)
+		run = run_at(number, at);
+	if ((!run || run->skb != (unsigned long)skb) && from_rules && !probed) {
+		enter(pkt,
+		      (void *)((unsigned long)base +
+			       bpf_core_field_offset(struct nft_base_chain,
+						     chain)),
+		      true, true);
+		at = place_of(bucket, context, key);
+		run = at < BUCKET_RUNS ? run_at(number, at) : NULL;
+	}
 	if (!run || run->skb != (unsigned long)skb) {
-		flipped(base, skb, type);
+		flipped(skb, base, policy, began, probed);
 		return 0;
 	}
-	hit = next_hit(run, key, began);
-	if (!hit)
-		return 0;
 	run->record.entry.head.trace_id = id;
 	/* A chain that a GOTO led to ends with the base chain's policy. */
-	chain = (void *)(type == NFT_TRACETYPE_POLICY ? run->place.base :
-							run->place.chain);
-	code = BPF_CORE_READ(verdict, code);
-	hit->handle = 0;
-	hit->verdict = code;
-	hit->type = type;
+	if (!policy && run->place.unknown)
+		run->place.chain = in ? (unsigned long)in : chain_of(rule);
+	chain = (void *)(policy ? run->place.base : run->place.chain);
+	code = GET(probed, verdict, code);
+	hit = next_hit(run, key, began,
+		       chain_number(chain, run->record.generation));
+	/* Lost: its verdict still counts. */
+	if (hit) {
+		hit->handle = 0;
+		hit->verdict = code;
+		hit->type = policy ? NFT_TRACETYPE_POLICY : NFT_TRACETYPE_RULE;
+	}
 	/*
 	 * By the rule and the verdict: the type of a return is RETURN on some kernels,
 	 * RULE on those whose __nft_trace_verdict() masks the verdict (6.12 does).
 	 */
-	end = !rule || BPF_CORE_READ_BITFIELD_PROBED(rule, is_last);
-	if (!end && type != NFT_TRACETYPE_POLICY)
-		hit->handle = BPF_CORE_READ_BITFIELD_PROBED(rule, handle);
-	fill_name(hit->chain, BPF_CORE_READ(chain, name), key,
-		  run->record.entry.head.time, began);
-	if (type == NFT_TRACETYPE_POLICY)
-		goto out;
-	if (code == NFT_RETURN || (end && code == NFT_CONTINUE)) {
+	if (rule && probed)
+		bpf_core_read(&bits, sizeof(bits), rule);
+	else if (rule)
+		bits = *(const __u64 *)rule;
+	end = policy || RULE_BITS(bits, rule, is_last);
+	if (hit && !end)
+		hit->handle = RULE_BITS(bits, rule, handle);
+	if (policy) {
+		code = GET(probed, base, policy);
+	} else if (run->place.unknown) {
+		/* The chain of the next hit is looked up as well. */
+	} else if (code == NFT_RETURN || (end && code == NFT_CONTINUE)) {
 		if (run->place.depth) {
-			at = --run->place.depth;
-			if (at < STACK)
-				run->place.chain = run->place.stack[at];
+			depth = --run->place.depth;
+			if (depth < STACK)
+				run->place.chain = run->place.stack[depth];
 		}
 	} else if (code == NFT_JUMP || code == NFT_GOTO) {
-		at = run->place.depth;
-		if (code == NFT_JUMP && at < STACK) {
-			run->place.stack[at] = run->place.chain;
-			run->place.depth = at + 1;
+		depth = run->place.depth;
+		if (code == NFT_JUMP && depth < STACK) {
+			run->place.stack[depth] = run->place.chain;
+			run->place.depth = depth + 1;
 		}
-		run->place.chain = (unsigned long)BPF_CORE_READ(verdict, chain);
+		run->place.chain = (unsigned long)GET(probed, verdict, chain);
 	}
-out:
-	run->others += bpf_ktime_get_ns() - began;
+	if (code >= 0)
+		end_run(run, bucket, at, context, key, skb, code, began,
+			probed);
+	else
+		run->others += bpf_ktime_get_ns() - began;
 	return 0;
 }
 
@@ -254,8 +301,8 @@ int BPF_PROG(ipttrace_nft_notify, const struct nft_pktinfo *pkt,
 	     const struct nft_verdict *verdict, const struct nft_rule_dp *rule,
 	     struct nft_traceinfo *info)
 {
-	return notify(pkt, verdict, rule, info->basechain,
-		      BPF_CORE_READ_BITFIELD_PROBED(info, type), info->skbid);
+	return notify(pkt, verdict, rule, info->basechain, NULL, info->skbid,
+		      false);
 }
 
 SEC("kprobe/nft_trace_notify")
@@ -265,52 +312,32 @@ int ipttrace_nft_notify_probe(struct pt_regs *ctx)
 
 	return notify((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx),
 		      (void *)PT_REGS_PARM3(ctx),
-		      BPF_CORE_READ(info, basechain),
-		      BPF_CORE_READ_BITFIELD_PROBED(info, type),
-		      BPF_CORE_READ(info, skbid));
+		      BPF_CORE_READ(info, basechain), NULL,
+		      BPF_CORE_READ(info, skbid), true);
 }
 
-static __always_inline int notify_old(const struct nft_traceinfo___old *info)
+static __always_inline int notify_old(const struct nft_traceinfo___old *info,
+				      const bool probed)
 {
 	__u32 id = 0;
 
 	if (bpf_core_field_exists(info->skbid))
-		id = BPF_CORE_READ(info, skbid);
-	return notify(BPF_CORE_READ(info, pkt), BPF_CORE_READ(info, verdict),
-		      BPF_CORE_READ(info, rule), BPF_CORE_READ(info, basechain),
-		      BPF_CORE_READ_BITFIELD_PROBED(info, type), id);
+		id = GET(probed, info, skbid);
+	return notify(GET(probed, info, pkt), GET(probed, info, verdict),
+		      GET(probed, info, rule), GET(probed, info, basechain),
+		      GET(probed, info, chain), id, probed);
 }
 
 SEC("fentry/nft_trace_notify")
 int BPF_PROG(ipttrace_nft_notify_old, struct nft_traceinfo___old *info)
 {
-	return notify_old(info);
+	return notify_old(info, false);
 }
 
 SEC("kprobe/nft_trace_notify")
 int ipttrace_nft_notify_old_probe(struct pt_regs *ctx)
 {
-	return notify_old((void *)PT_REGS_PARM1(ctx));
-}
-
-SEC("fexit/nft_do_chain")
-int BPF_PROG(ipttrace_nft_exit, struct nft_pktinfo *pkt, void *chain,
-	     unsigned int verdict)
-{
-	__u64 now = bpf_ktime_get_ns(), key = (unsigned long)pkt;
-	struct run *run = bpf_map_lookup_elem(&runs, &key);
-
-	if (!run)
-		return 0;
-	end_run(run, key, pkt->skb, verdict, now, false);
-	return 0;
-}
-
-SEC("kretprobe/nft_do_chain")
-int ipttrace_nft_exit_probe(struct pt_regs *ctx)
-{
-	end_probed(ctx);
-	return 0;
+	return notify_old((void *)PT_REGS_PARM1(ctx), true);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -18,7 +18,7 @@
 #ifndef IPTTRACE_RECORD_H
 #define IPTTRACE_RECORD_H
 
-#define IPTTRACE_RECORD_VERSION	6
+#define IPTTRACE_RECORD_VERSION	7
 
 #define IPTTRACE_PACKET_LEN	128
 #define IPTTRACE_NAME_LEN	32	/* XT_TABLE_MAXNAMELEN */
@@ -165,6 +165,43 @@ struct ipttrace_hit {
 	char	chain[IPTTRACE_NAME_LEN];
 };
 
+/* ipttrace_station.what: what happened to a packet outside the tables */
+enum ipttrace_what {
+	IPTTRACE_DROPPED = 1,	/* freed by kfree_skb() */
+	IPTTRACE_RECEIVED,	/* taken from a device */
+	IPTTRACE_ROUTED,	/* a route was found for it */
+	IPTTRACE_FORWARDED,	/* from one device to another */
+	IPTTRACE_QUEUED,	/* waits for a neighbour to be resolved */
+	IPTTRACE_SENT,		/* handed to a device */
+	IPTTRACE_DELIVERED,	/* put into a socket's queue */
+};
+
+/* ipttrace_station.station_flags */
+#define IPTTRACE_S_ROUTE	0x01	/* the route_ fields are valid */
+#define IPTTRACE_S_NEIGHBOUR	0x02	/* neighbour_state is valid */
+#define IPTTRACE_S_TRACED	0x04	/* nf_trace was set */
+#define IPTTRACE_S_MATCHED	0x08	/* EXPR matches these bytes */
+
+/*
+ * A packet seen outside the tables.  Written by BPF; the agent puts numbers in the place
+ * of addresses of code, and names them in a PLACES frame.
+ */
+struct ipttrace_station {
+	struct ipttrace_entry entry;	/* without table and ruleset; call: a number of its own */
+	__u64	place;		/* of the code, 0: unknown */
+	__u64	stack;		/* the kernel stack, 0: unknown */
+	__u32	reason;		/* enum skb_drop_reason of the running kernel, 0: unknown */
+	__u32	route_table;	/* RT_TABLE_* */
+	__u8	gateway[16];	/* next hop, zero: the destination itself */
+	__u8	gateway_family;	/* NFPROTO_IPV4, NFPROTO_IPV6, 0: no gateway */
+	__u8	route_type;	/* RTN_* */
+	__u8	neighbour_state; /* NUD_* */
+	__u8	what;		/* enum ipttrace_what */
+	__u8	station_flags;	/* IPTTRACE_S_* */
+	__u8	padding[3];
+	__u64	owner;		/* inode of the socket it was delivered to, 0: unknown; see PLACES */
+};
+
 /* How many of a call's rules cross with it; further ones cross before it. */
 #define IPTTRACE_HITS	4
 
@@ -186,6 +223,7 @@ _Static_assert(sizeof(struct ipttrace_entry_head) == 232, "entry_head size");
 _Static_assert(sizeof(struct ipttrace_entry) == 456, "entry size");
 _Static_assert(sizeof(struct ipttrace_rule) == 88, "rule size");
 _Static_assert(sizeof(struct ipttrace_exit) == 48, "exit size");
+_Static_assert(sizeof(struct ipttrace_station) == 512, "station size");
 _Static_assert(sizeof(struct ipttrace_hit) == 48, "hit size");
 _Static_assert(sizeof(struct ipttrace_call_record) == 696, "call_record size");
 IPTTRACE_AT(ipttrace_entry_head, netns, 48);
@@ -202,6 +240,10 @@ IPTTRACE_AT(ipttrace_entry, nft_before, 448);
 IPTTRACE_AT(ipttrace_rule, rulenum, 16);
 IPTTRACE_AT(ipttrace_rule, chain, 56);
 IPTTRACE_AT(ipttrace_exit, verdict, 32);
+IPTTRACE_AT(ipttrace_station, place, 456);
+IPTTRACE_AT(ipttrace_station, gateway, 480);
+IPTTRACE_AT(ipttrace_station, what, 499);
+IPTTRACE_AT(ipttrace_station, owner, 504);
 IPTTRACE_AT(ipttrace_hit, chain, 16);
 IPTTRACE_AT(ipttrace_call_record, exit, 456);
 IPTTRACE_AT(ipttrace_call_record, hits, 504);

@@ -12,16 +12,15 @@
 #include "record.h"
 
 #define IPTTRACE_OWN_TABLE	"ipttrace-"	/* how the names of tables that flip begin */
-#define IPTTRACE_RUN_NAME_LEN	64		/* longer ones: ipttrace_run_name */
 #define IPTTRACE_RUN_HITS	16
 
 struct ipttrace_run_hit {
 	__u64	time;
 	__u64	handle;		/* of the rule, 0: none; legacy: its number */
+	__u64	chain;		/* the number of its name, see ipttrace_run_name */
 	__s32	verdict;	/* nftables: NF_*, NFT_* */
 	__u8	type;		/* NFT_TRACETYPE_*; legacy: as logged, IPTTRACE_MATCH_* */
 	__u8	reserved[3];
-	char	chain[IPTTRACE_RUN_NAME_LEN];
 };
 
 /* ipttrace_run.flags */
@@ -35,17 +34,27 @@ struct ipttrace_run_piece {
 	__u64	began;
 };
 
-/* A name that is cut in a run, which it goes ahead of. */
+/* What a number in the runs that follow stands for; never 0. */
 struct ipttrace_run_name {
-	struct ipttrace_run_piece piece;
-	__u64	time;		/* of the hit whose chain it is; 0: the table */
+	__u64	number;		/* its upper half: where it is in the kernel, until it is used again */
 	char	name[256];	/* NFT_NAME_MAXLEN */
 };
 
-/* A packet that our table has flipped. */
+/* ipttrace_run_flip.what */
+enum ipttrace_run_what {
+	IPTTRACE_RUN_FLIPPED,	/* by our table */
+	IPTTRACE_RUN_COPIED,	/* of a packet that is traced */
+	IPTTRACE_RUN_CARRIED,	/* the same packet goes on, with nf_trace cleared */
+	IPTTRACE_RUN_FREED,	/* a carried one, that nobody has flipped again */
+};
+
+/* What happened to a packet between its runs. */
 struct ipttrace_run_flip {
 	__u64	time;
 	__u64	skb;
+	__u64	original;	/* of a copy: the address of the other, else 0 */
+	__u32	what;		/* enum ipttrace_run_what */
+	__u32	reserved;
 };
 
 struct ipttrace_run {
@@ -55,8 +64,7 @@ struct ipttrace_run {
 	__u16	hit_count;
 	__u8	flags;
 	__u8	reserved;
-	char	table[IPTTRACE_RUN_NAME_LEN];
-	__u64	reserved1;
+	__u64	table;		/* nftables: the number of its name */
 	struct ipttrace_run_piece piece;
 	struct ipttrace_run_hit	hits[IPTTRACE_RUN_HITS];	/* as many as hit_count */
 };
@@ -73,10 +81,10 @@ enum ipttrace_counter {
 
 #define IPTTRACE_COUNTERS_EACH	8
 
-_Static_assert(sizeof(struct ipttrace_run_hit) == 88, "run_hit size");
-_Static_assert(sizeof(struct ipttrace_run_name) == 280, "run_name size");
-_Static_assert(sizeof(struct ipttrace_run_flip) == 16, "run_flip size");
-_Static_assert(__builtin_offsetof(struct ipttrace_run, hits) == 600,
+_Static_assert(sizeof(struct ipttrace_run_hit) == 32, "run_hit size");
+_Static_assert(sizeof(struct ipttrace_run_name) == 264, "run_name size");
+_Static_assert(sizeof(struct ipttrace_run_flip) == 32, "run_flip size");
+_Static_assert(__builtin_offsetof(struct ipttrace_run, hits) == 536,
 	       "run.hits has moved");
 
 #endif

@@ -6,6 +6,8 @@
 #ifndef IPTTRACE_STRUCTS_H
 #define IPTTRACE_STRUCTS_H
 
+#include <stdbool.h>
+
 #include <linux/types.h>
 
 #include <bpf/bpf_core_read.h>
@@ -21,6 +23,21 @@
  */
 #define GET(probed, from, field) \
 	((probed) ? BPF_CORE_READ(from, field) : (from)->field)
+
+/*
+ * What is in maps is read again after it.  Of a value that it reads from a map, the verifier does
+ * not know by which way it came there: it checks what follows once, and not once for each
+ * combination of ways that lead to it.
+ */
+#define MERGE() asm volatile("" ::: "memory")
+
+/* Does the same for a value that is in no map. */
+static __u32 nothing; /* always 0, which the verifier cannot know */
+
+static __always_inline __u32 forget(__u32 value)
+{
+	return value ^ *(volatile __u32 *)&nothing;
+}
 
 struct net_generic;
 
@@ -71,10 +88,80 @@ struct nftables_pernet {
 	unsigned int base_seq;
 } ACCESS;
 
+struct possible_net {
+	struct net *net;
+} ACCESS;
+
+struct address6 {
+	__u8 bytes[16];
+};
+
 struct net_device {
 	char name[IPTTRACE_IF_LEN];
 	int ifindex;
+	unsigned int flags;
 	struct hlist_node index_hlist;
+	struct possible_net nd_net;
+	const void *rtnl_link_ops;
+} ACCESS;
+
+struct sock_common {
+	struct possible_net skc_net;
+} ACCESS;
+
+struct sock_backlog {
+	struct {
+		int counter;
+	} rmem_alloc;
+};
+
+struct socket;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct sock_backlog sk_backlog;
+	int sk_rcvbuf;
+	struct socket *sk_socket;
+} ACCESS;
+
+struct inode {
+	unsigned long i_ino;
+} ACCESS;
+
+/* What sk_socket points to is its beginning. */
+struct socket_alloc {
+	struct inode vfs_inode;
+} ACCESS;
+
+struct neighbour {
+	__u8 nud_state;
+} ACCESS;
+
+struct dst_entry {
+	struct net_device *dev;
+	unsigned short flags;
+} ACCESS;
+
+struct rtable {
+	__u16 rt_type;
+	__u8 rt_gw_family;
+	__be32 rt_gw4;
+	struct address6 rt_gw6;
+} ACCESS;
+
+struct fib6_table {
+	__u32 tb6_id;
+} ACCESS;
+
+struct fib6_info {
+	struct fib6_table *fib6_table;
+	__u8 fib6_type;
+} ACCESS;
+
+struct rt6_info {
+	struct fib6_info *from;
+	struct address6 rt6i_gateway;
+	__u32 rt6i_flags;
 } ACCESS;
 
 enum skb_ext_id {
@@ -97,9 +184,13 @@ struct nf_bridge_info___old {
 
 struct sk_buff {
 	struct sock *sk;
+	struct net_device *dev;
+	unsigned long _skb_refdst;
 	unsigned long _nfct;
+	int skb_iif;
 	unsigned int len, data_len;
 	__u16 mac_len;
+	__u8 cloned : 1;
 	__u8 nf_trace : 1;
 	__u8 vlan_present : 1;
 	__be16 protocol;
@@ -138,6 +229,7 @@ struct nft_chain {
 
 struct nft_base_chain {
 	struct nf_hook_ops ops;
+	__u8 policy;
 	struct nft_chain chain;
 } ACCESS;
 
@@ -152,27 +244,27 @@ struct nft_rule_dp {
 	__u64 handle : 42;
 } ACCESS;
 
+/* The end of a chain's rules.  Since Linux 6.4 */
+struct nft_rule_dp_last {
+	struct nft_chain *chain;
+} ACCESS;
+
 struct xt_table {
 	int priority;
 	char name[IPTTRACE_NAME_LEN];
 } ACCESS;
 
-enum nft_trace_types {
-	NFT_TRACETYPE_UNSPEC,
-};
-
 struct nft_traceinfo {
-	enum nft_trace_types type : 8;
 	__u32 skbid;
 	const struct nft_base_chain *basechain;
 } ACCESS;
 
 /* Before Linux 6.4. */
 struct nft_traceinfo___old {
-	enum nft_trace_types type : 8;
 	__u32 skbid;
 	const struct nft_pktinfo *pkt;
 	const struct nft_base_chain *basechain;
+	const struct nft_chain *chain;
 	const struct nft_rule_dp *rule;
 	const struct nft_verdict *verdict;
 } ACCESS;
@@ -204,5 +296,13 @@ struct pcpu_hot {
 extern const struct pcpu_hot pcpu_hot __ksym __weak;
 extern const int __preempt_count __ksym __weak;
 extern const void nf_tables_net_id __ksym __weak;
+
+/* The test that comes before all others. */
+static __always_inline bool is_traced(const struct sk_buff *skb,
+				      const bool probed)
+{
+	return probed ? BPF_CORE_READ_BITFIELD_PROBED(skb, nf_trace) :
+			BPF_CORE_READ_BITFIELD(skb, nf_trace);
+}
 
 #endif

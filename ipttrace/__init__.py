@@ -10,13 +10,15 @@ second list:
 - view/, tui/: rows as text, files, packets and on the screen
 
 - cli/: the commands
+- whatif/: a packet sent through a copy of the rules
 - tui/, link/, lab/: the screen; starting an agent here or by ssh; places to trace in
 - capture/, view/
 - trace/
 - stream/
-- text.py, netfilter.py, rule_words.py, files.py, ready.py, start.py: foreign text made
-  safe; netfilter's numbers and names; the words of a rule; files where others can write
-  too; waiting for descriptors; how another Python of this package is started
+- text.py, netfilter.py, rule_words.py, files.py, ready.py, start.py, namespaces.py,
+  checksums.py: foreign text made safe; netfilter's numbers and names; the words of a rule;
+  files where others can write too; waiting for descriptors; how another Python of this
+  package is started; new namespaces for a process; the Internet checksum
 
 docs/internals.md draws the whole; import-linter's contracts in pyproject.toml hold it.
 """

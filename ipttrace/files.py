@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import resource
 import stat
 from pathlib import Path
 from typing import Final
@@ -152,3 +154,10 @@ def _resolve(path: str, *, last: bool) -> tuple[int, str, bool]:
         raise
     os.close(at)
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+
+
+def raise_limit() -> None:
+    """Allows as many descriptors as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

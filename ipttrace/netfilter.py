@@ -33,12 +33,19 @@ NFT_FAMILIES: Final[dict[int, str]] = {
 
 NFT_FAMILY_NUMBERS: Final[dict[str, int]] = {name: number for number, name in NFT_FAMILIES.items()}
 
-# enum nf_inet_hooks, in the kernel's numbering.
-HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+# enum nf_inet_hooks, in the kernel's numbering: of IP, and of devices, which both have INGRESS.
+IP_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+HOOKS: Final = (*IP_HOOKS, "INGRESS", "EGRESS")
+INGRESS: Final = HOOKS.index("INGRESS")
+EGRESS: Final = HOOKS.index("EGRESS")
 UNKNOWN_HOOK: Final = 255  # written by an engine that does not know the hook
 
-# NF_ARP_IN, NF_ARP_OUT, NF_ARP_FORWARD to the IP hook of the same direction.
-ARP_HOOKS: Final[dict[int, int]] = {0: 1, 1: 3, 2: 2}
+# Of families with hooks of their own: to HOOKS.  NF_ARP_IN, NF_ARP_OUT, NF_ARP_FORWARD become
+# the IP hook of the same direction; NF_NETDEV_INGRESS, NF_NETDEV_EGRESS.
+FAMILY_HOOKS: Final[dict[int, dict[int, int]]] = {
+    NFPROTO_ARP: {0: 1, 1: 3, 2: 2},
+    NFPROTO_NETDEV: {0: INGRESS, 1: EGRESS},
+}
 
 NAT_PRIORITIES: Final[dict[int, int]] = {0: -100, 1: 100, 3: -100, 4: 100}
 """Where the kernel does NAT, by hook: there chains of type nat run, whatever their priority."""

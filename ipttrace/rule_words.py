@@ -31,8 +31,15 @@ class Target(NamedTuple):
     name: str
 
 
-def words(rule: str) -> Iterator[str]:
-    """The words of a rule, without their quotes and backslashes.
+class Word(NamedTuple):
+    """A word as it stands in the rule, and without its quotes and backslashes."""
+
+    raw: str
+    plain: str
+
+
+def pieces(rule: str) -> Iterator[Word]:
+    """The words of a rule.
 
     As add_param_to_argv() of iptables' xshared.c: blanks separate words, except between
     double quotes, and a backslash between quotes takes the next character as it is.
@@ -42,6 +49,7 @@ def words(rule: str) -> Iterator[str]:
         if rule[at] in _BLANK:
             at += 1
             continue
+        start = at
         word: list[str] = []
         quoted = False
         while at < end and (quoted or rule[at] not in _BLANK):
@@ -57,7 +65,18 @@ def words(rule: str) -> Iterator[str]:
             else:
                 word.append(letter)
         before = "".join(word)
-        yield before
+        yield Word(rule[start:at], before)
+
+
+def words(rule: str) -> Iterator[str]:
+    """The words of a rule, without their quotes and backslashes."""
+    for word in pieces(rule):
+        yield word.plain
+
+
+def takes_text(word: str) -> bool:
+    """Whether the value of this option may look like another option."""
+    return word in _NAMING
 
 
 def target(rule: str) -> Target | None:

@@ -13,6 +13,7 @@
 #include <net/net_namespace.h>
 #include <net/netns/generic.h>
 
+#include "breaks.h"
 #include "ipttrace.h"
 
 /* What is set is so under the mutex of control.c and the spinlock. */
@@ -35,6 +36,14 @@ void ipttrace_armed_set(const struct ipttrace_owner *owner,
 	armed.owner = *owner;
 	armed.net = net;
 	armed.over = false;
+	spin_unlock(&armed_lock);
+}
+
+/* No handler is called: the next ARM may say which namespace they want. */
+void ipttrace_armed_drained(void)
+{
+	spin_lock(&armed_lock);
+	armed.net = NULL;
 	spin_unlock(&armed_lock);
 }
 
@@ -112,6 +121,7 @@ static int armed_net_init(struct net *net)
 static void armed_net_exit(struct net *net)
 {
 	ipttrace_ruleset_net_exit(net);
+	ipttrace_breaks_net_exit(net);
 	spin_lock(&armed_lock);
 	if (armed.net && armed.net == net) {
 		ipttrace_session_net_gone();

@@ -48,6 +48,11 @@ static int tracing_setup(const struct ipttrace_setup *setup,
 		NL_SET_ERR_MSG(extack, "no memory to follow packets");
 		return err;
 	}
+	err = ipttrace_probes_hold(extack);
+	if (err)
+		goto teardown_follow;
+	/* If it fails, packets are traced without generations of rules. */
+	ipttrace_ruleset_setup(control.events, setup->net);
 	ipttrace_calls_clear();
 	ipttrace_session_setup(setup);
 	err = ipttrace_probes_setup(setup->maxactive, extack);
@@ -59,6 +64,9 @@ static int tracing_setup(const struct ipttrace_setup *setup,
 
 teardown_session:
 	ipttrace_session_teardown();
+	ipttrace_ruleset_teardown();
+	ipttrace_probes_release();
+teardown_follow:
 	ipttrace_follow_teardown();
 	return err;
 }
@@ -73,11 +81,13 @@ static void tracing_teardown(void)
 	ipttrace_probes_teardown();
 	ipttrace_calls_clear();
 	ipttrace_session_teardown();
+	ipttrace_ruleset_teardown();
 }
 
 static void tracing_drained(void)
 {
 	ipttrace_probes_drained();
+	ipttrace_probes_release();
 	ipttrace_follow_teardown();
 }
 
@@ -87,6 +97,7 @@ static void drain_end(void)
 	if (control.state != IPTTRACE_DRAINING)
 		return;
 	tracing_drained();
+	ipttrace_armed_drained();
 	control.state = IPTTRACE_IDLE;
 }
 
@@ -106,14 +117,15 @@ static void control_drain(struct work_struct *work)
 
 static void disarm(enum ipttrace_reason reason)
 {
+	unsigned long drain = msecs_to_jiffies(ipttrace_drain_ms);
+
 	tracing_teardown();
 	ipttrace_setup_put(&control.setup);
-	ipttrace_ruleset_teardown();
 	control.state = IPTTRACE_DRAINING;
 	control.reason = reason;
 	ipttrace_armed_clear();
-	control.drained = jiffies + msecs_to_jiffies(ipttrace_drain_ms);
-	schedule_delayed_work(&drain_work, control.drained - jiffies);
+	control.drained = jiffies + drain;
+	schedule_delayed_work(&drain_work, drain);
 	module_put(THIS_MODULE);
 }
 
@@ -170,11 +182,9 @@ int ipttrace_control_arm(struct ipttrace_setup *setup,
 		goto unlock;
 	}
 	drain_end();
-	/* If it fails, packets are traced without generations of rules. */
-	ipttrace_ruleset_setup(control.events, setup->net);
 	err = tracing_setup(setup, extack);
 	if (err)
-		goto teardown_ruleset;
+		goto put_module;
 	control.setup = *setup;
 	control.setup.net = NULL;
 	control.net_id = setup->net_id;
@@ -184,8 +194,7 @@ int ipttrace_control_arm(struct ipttrace_setup *setup,
 	control_unlock();
 	return 0;
 
-teardown_ruleset:
-	ipttrace_ruleset_teardown();
+put_module:
 	module_put(THIS_MODULE);
 unlock:
 	control_unlock();
@@ -228,6 +237,11 @@ int ipttrace_control_set_filter(struct bpf_prog *filter,
 		control_unlock();
 		return err;
 	}
+	if (control.setup.from_rules) {
+		NL_SET_ERR_MSG(extack, "armed with FROM_RULES: no filter");
+		control_unlock();
+		return -EINVAL;
+	}
 	old = control.setup.filter;
 	ipttrace_session_set_filter(filter);
 	control.setup.filter = filter;
@@ -260,10 +274,8 @@ void ipttrace_control_status(struct ipttrace_status *status,
 static void control_rescan(struct work_struct *work)
 {
 	control_lock();
-	if (control.state == IPTTRACE_ARMED) {
+	if (control.state == IPTTRACE_ARMED)
 		ipttrace_probes_rescan();
-		ipttrace_ruleset_rescan();
-	}
 	control_unlock();
 }
 

@@ -27,6 +27,7 @@
 #include <linux/string.h>
 #include <net/net_namespace.h>
 
+#include "breaks.h"
 #include "ipttrace.h"
 
 #define NETNS_BITS 8
@@ -160,6 +161,13 @@ bool ipttrace_flaggers_any(const struct net *net)
 {
 	return READ_ONCE(flaggers.unknown) || flaggers.probe.nmissed ||
 	       test_bit(netns_hash(net), flaggers.netns) ||
-	       ipttrace_nft_traces();
+	       ipttrace_breaks_socket_wants(net) || ipttrace_nft_traces();
 }
 NOKPROBE_SYMBOL(ipttrace_flaggers_any);
+
+/* Whether the target TRACE is there. */
+bool ipttrace_flaggers_trace(void)
+{
+	return READ_ONCE(flaggers.probed) || READ_ONCE(flaggers.unknown);
+}
+NOKPROBE_SYMBOL(ipttrace_flaggers_trace);

@@ -14,42 +14,43 @@
 
 #include <linux/netfilter/x_tables.h>
 #include <linux/rcupdate.h>
+#include <linux/string.h>
 #include <linux/timekeeping.h>
 #include <net/net_namespace.h>
 #include <net/netfilter/nf_conntrack.h>
 
+#include "breaks.h"
 #include "compat.h"
 #include "ipttrace.h"
 
 struct kretprobe ipttrace_table_probes[IPTTRACE_TABLES];
-struct kprobe ipttrace_log_probe;
 kprobe_pre_handler_t ipttrace_take_instance;
 
 /* Whether the kretprobe's own pre_handler has found an instance. */
 static DEFINE_PER_CPU(bool, instance_found);
 
-/*
- * A struct net without any logger.  nf_log_trace() looks for one by the family
- * that it is given, and returns if there is none.  No family would do in its
- * place: a logger can be bound to each, NFPROTO_UNSPEC too.
- */
-static struct net silent_net;
-
-static bool netns_wanted(const struct net *net)
+/* Rules in this table may set nf_trace: IPTTRACE, or TRACE. */
+static bool table_marks(const struct xt_table *table)
 {
-	const struct net *only = READ_ONCE(ipttrace_session.net);
-
-	return !only || only == net;
+	return ipttrace_breaks_in(table) ||
+	       (!strcmp(table->name, "raw") && ipttrace_flaggers_trace());
 }
-NOKPROBE_SYMBOL(netns_wanted);
+NOKPROBE_SYMBOL(table_marks);
 
 /* Whether to trace this call.  If not, nothing has been changed. */
-static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state)
+static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state,
+			const struct xt_table *table)
 {
 	const struct bpf_prog *filter;
 
-	if (!netns_wanted(state->net))
+	if (!ipttrace_netns_wanted(state->net))
 		return false;
+	if (ipttrace_session.from_rules) {
+		if (skb->nf_trace)
+			return true;
+		ipttrace_follow_del(skb);
+		return table_marks(table);
+	}
 
 	/* Preemption is off, which is an RCU read section too. */
 	filter = rcu_dereference_sched(ipttrace_session.filter);
@@ -65,17 +66,18 @@ static bool call_wanted(struct sk_buff *skb, const struct nf_hook_state *state)
 NOKPROBE_SYMBOL(call_wanted);
 
 /* Begins a call: takes an instance and hooks the return. */
-static int call_begin(struct kprobe *p, struct pt_regs *regs)
+static int call_begin(struct kprobe *p, struct pt_regs *regs, bool marked)
 {
 	unsigned long flags;
 	int ret;
 
 	local_irq_save(flags);
-	this_cpu_inc(ipttrace_stats.matched);
+	if (marked)
+		this_cpu_inc(ipttrace_stats.matched);
 	this_cpu_write(instance_found, false);
 	ret = ipttrace_take_instance(p, regs);
 	/* rp->nmissed is not atomic: CPUs that count at once lose some. */
-	if (!this_cpu_read(instance_found)) {
+	if (marked && !this_cpu_read(instance_found)) {
 		this_cpu_inc(ipttrace_stats.due[IPTTRACE_ENTRY]);
 		this_cpu_inc(ipttrace_stats.nmissed);
 	}
@@ -90,14 +92,17 @@ static __always_inline int table_hit(struct kprobe *p, struct pt_regs *regs)
 		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_SKB);
 	const struct nf_hook_state *state =
 		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_STATE);
+	const struct xt_table *table =
+		(void *)regs_get_kernel_argument(regs, IPTTRACE_ARG_TABLE);
 
 	if (!READ_ONCE(ipttrace_session.live))
 		return 0;
-	if (!call_wanted(skb, state)) {
+	if (!call_wanted(skb, state, table)) {
 		this_cpu_inc(ipttrace_stats.refused);
 		return 0;
 	}
-	return call_begin(p, regs);
+	return call_begin(p, regs,
+			  !ipttrace_session.from_rules || skb->nf_trace);
 }
 
 /*
@@ -113,16 +118,18 @@ NOKPROBE_SYMBOL(ipttrace_table_hit);
 /* Sets nf_trace and remembers the packet.  Returns flags of its entry. */
 static u8 packet_flip(struct sk_buff *skb)
 {
-	bool filtered = rcu_access_pointer(ipttrace_session.filter);
+	bool filtered = ipttrace_session_follows();
 	u8 flags = 0;
 
-	if (!skb->nf_trace) {
+	if (!skb->nf_trace && !ipttrace_session.from_rules) {
 		skb->nf_trace = 1;
 		this_cpu_inc(ipttrace_stats.flipped);
 		flags |= IPTTRACE_F_FIRST;
 	} else if (filtered && ipttrace_follow_has(skb)) {
 		this_cpu_inc(ipttrace_stats.followed);
 		return IPTTRACE_F_FOLLOWED;
+	} else if (ipttrace_session.from_rules) {
+		flags |= IPTTRACE_F_FIRST;
 	}
 	if (filtered && !ipttrace_follow_add(skb))
 		this_cpu_inc(ipttrace_stats.unfollowed);
@@ -137,6 +144,19 @@ static u64 call_next_id(void)
 	       (raw_smp_processor_id() + 1);
 }
 NOKPROBE_SYMBOL(call_next_id);
+
+/* The call around it that has a row, and how many of these there are. */
+static void call_nest(struct ipttrace_call *call)
+{
+	struct ipttrace_entry_head *head = &call->record.entry.head;
+	const struct ipttrace_call *around = call->parent;
+
+	while (around && !around->marked)
+		around = around->parent;
+	head->parent = around ? around->record.entry.head.call : 0;
+	head->depth = around ? around->record.entry.head.depth + 1 : 0;
+}
+NOKPROBE_SYMBOL(call_nest);
 
 int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
@@ -162,6 +182,7 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	call->family = state->pf;
 	call->overhead = 0;
 	call->rules = 0;
+	call->marked = !ipttrace_session.from_rules || skb->nf_trace;
 	call->softirq = in_serving_softirq();
 	ipttrace_call_link(call);
 	if (call->depth > this_cpu_read(ipttrace_stats.depth))
@@ -169,7 +190,7 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 
 	head->ruleset = ipttrace_ruleset(state->net);
 	head->skb = (unsigned long)skb;
-	head->parent = call->parent ? call->parent->record.entry.head.call : 0;
+	call_nest(call);
 	head->sk = (unsigned long)skb->sk;
 	head->netns = state->net->ns.inum;
 	head->len = skb->len;
@@ -178,8 +199,7 @@ int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	head->out_ifindex = state->out ? state->out->ifindex : 0;
 	head->family = state->pf;
 	head->hook = state->hook;
-	head->depth = call->depth - 1;
-	head->flags = packet_flip(skb);
+	head->flags = call->marked ? packet_flip(skb) : IPTTRACE_F_FIRST;
 	if (ipttrace_call_copied(call))
 		head->flags |= IPTTRACE_F_FIRST;
 	if (call->softirq)
@@ -236,6 +256,10 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 
 	local_irq_save(flags);
 	ipttrace_call_unlink(call);
+	if (!call->marked) {
+		this_cpu_inc(ipttrace_stats.refused);
+		goto parent;
+	}
 	*record = (struct ipttrace_exit){
 		.call = call->record.entry.head.call,
 		.time = now,
@@ -264,13 +288,13 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	case NF_DROP:
 	case NF_STOLEN:
 		/* It may be freed: its address may be another packet's now. */
-		if (rcu_access_pointer(ipttrace_session.filter))
+		if (ipttrace_session_follows())
 			ipttrace_follow_del(call->skb);
 		break;
 	}
 
 	call_put(call);
-
+parent:
 	if (call->parent) /* what was before its start is counted already */
 		call->parent->overhead +=
 			ktime_get_mono_fast_ns() - call->start;
@@ -278,89 +302,6 @@ int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs)
 	return 0;
 }
 NOKPROBE_SYMBOL(ipttrace_call_exit);
-
-/*
- * Whether we caused this log line, although it belongs to no known call.  A copy
- * or a fragment of a packet has its nf_trace, but not its address.
- */
-static bool log_ours(const struct net *net, const struct sk_buff *skb)
-{
-	if (!netns_wanted(net))
-		return false;
-	return ipttrace_session_flipped_all() || ipttrace_follow_has(skb) ||
-	       (ipttrace_kprobes_hit() && !ipttrace_flaggers_any(net));
-}
-NOKPROBE_SYMBOL(log_ours);
-
-/* A rule for which the call's own record has no room. */
-static void rule_put(const struct ipttrace_call *call,
-		     const struct ipttrace_hit *hit)
-{
-	union {
-		struct ipttrace_rule record;
-		struct pt_regs size; /* what the verifier lets it read */
-	} context;
-	struct ipttrace_rule *record = &context.record;
-
-	BUILD_BUG_ON(sizeof(*record) > sizeof(struct pt_regs));
-	memset(&context, 0, sizeof(context));
-	*record = (struct ipttrace_rule){
-		.call = call->record.entry.head.call,
-		.time = hit->time,
-		.rulenum = hit->rulenum,
-		.seq = hit->seq,
-		.match = hit->match,
-	};
-	memcpy(record->table, call->record.entry.head.table,
-	       sizeof(record->table));
-	memcpy(record->chain, hit->chain, sizeof(record->chain));
-	this_cpu_inc(ipttrace_stats.due[IPTTRACE_RULE]);
-	ipttrace_program_run(ipttrace_session.progs[IPTTRACE_PROG_RULE],
-			     &context);
-}
-NOKPROBE_SYMBOL(rule_put);
-
-static void call_rule(struct ipttrace_call *call, struct pt_regs *regs)
-{
-	const char *chain = (void *)ipttrace_log_arg(regs, 1);
-	const char *comment = (void *)ipttrace_log_arg(regs, 2);
-	u32 rulenum = ipttrace_log_arg(regs, 3);
-	struct ipttrace_hit later, *hit = &later;
-
-	if (call->rules < IPTTRACE_HITS)
-		hit = &call->record.hits[call->rules];
-	hit->time = ktime_get_mono_fast_ns();
-	hit->rulenum = rulenum;
-	hit->seq = call->rules++;
-	hit->match = ipttrace_match_of(call, chain, comment, rulenum);
-	hit->reserved = 0;
-	strscpy_pad(hit->chain, chain, sizeof(hit->chain));
-	if (hit == &later)
-		rule_put(call, hit);
-	call->overhead += ktime_get_mono_fast_ns() - hit->time;
-}
-NOKPROBE_SYMBOL(call_rule);
-
-int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs)
-{
-	const struct net *net = (void *)regs_get_kernel_argument(regs, 0);
-	struct sk_buff *skb = (void *)regs_get_kernel_argument(regs, 3);
-	struct ipttrace_call *call = NULL;
-	unsigned long flags;
-
-	local_irq_save(flags);
-	if (READ_ONCE(ipttrace_session.live))
-		call = ipttrace_call_find(skb);
-	if (call)
-		call_rule(call, regs);
-	if (call || log_ours(net, skb)) {
-		ipttrace_set_arg(regs, 0, (unsigned long)&silent_net);
-		this_cpu_inc(ipttrace_stats.silenced);
-	}
-	local_irq_restore(flags);
-	return 0;
-}
-NOKPROBE_SYMBOL(ipttrace_log_hit);
 
 #ifdef IPTTRACE_FTRACE
 /* Either address may be some bytes into the function. */

@@ -5,23 +5,29 @@
  * through struct ipttrace_events.
  *
  *	main.c		module init and exit
+ *	target.c	the target IPTTRACE
  *	netlink.c	the generic netlink protocol (uapi/ipttrace.h)
+ *	messages.c	the contents of messages to user space
  *	control.c	the state machine: idle, armed for one socket, draining
  *	armed.c		for which socket and namespace, and whether that is over
  *	setup.c		what an ARM asks for: BPF programs, filter, limits
- *	probes.c	makes the kernel call the handlers: ftrace or kprobes
- *	handlers.c	a run of a table becomes a call, a log line a rule hit
+ *	probes.c	makes the kernel call the handlers: ftrace or kprobes; keeps
+ *			ftrace on
+ *	handlers.c	a run of a table becomes a call
+ *	hits.c		a log line becomes a rule hit of it
  *	session.c	what the handlers use while armed, and their counters
  *	programs.c	which BPF programs are ours, and running one
  *	ruleset.c	the generations of the rules; has kretprobes of its own
  *	changes.c	changes of rules that are to be reported
- *	canary.c	whether kprobes hit, or are switched off; keeps ftrace on
+ *	canary.c	whether kprobes hit, or are switched off
  *	flaggers.c	who else sets nf_trace
+ *	breaks.c	rules with the target IPTTRACE, and who wants their packets
  *	follow.c	the packets that matched, by address
  *	calls.c		the calls that are running, by task and skb
  *	record.c	fills in parts of a record
  *
- * compat.h hides the differences between kernels and is included by any file.
+ * compat.h hides the differences between kernels and is included by any file;
+ * breaks.h has what concerns the target alone.
  */
 #ifndef IPTTRACE_H
 #define IPTTRACE_H
@@ -41,6 +47,7 @@
 
 struct ftrace_regs; /* absent from 5.10 */
 struct genl_info;
+struct ipttrace_break_table;
 struct net;
 struct nf_hook_state;
 struct work_struct;
@@ -97,6 +104,7 @@ struct ipttrace_setup {
 	struct net *net; /* NULL: all; a reference until armed */
 	u64 net_id;
 	u32 maxactive;
+	bool from_rules;
 };
 
 /* The socket that armed, and its process. */
@@ -151,6 +159,7 @@ struct ipttrace_call {
 	u8 hook;
 	u8 family;
 	bool softirq;
+	bool marked; /* else nf_trace is clear as yet: there is no row */
 	/* The newest call inside this one, of a packet that a target sends */
 	const struct sk_buff *inner;
 	const struct xt_table *inner_table; /* compared, never dereferenced */
@@ -162,6 +171,14 @@ struct ipttrace_call {
 /* netlink.c */
 int ipttrace_netlink_setup(void);
 void ipttrace_netlink_teardown(void);
+
+/* messages.c */
+int ipttrace_put_change(struct sk_buff *msg,
+			const struct ipttrace_change *change);
+int ipttrace_put_status(struct sk_buff *msg,
+			const struct ipttrace_status *status);
+int ipttrace_put_break(struct sk_buff *msg,
+		       const struct ipttrace_break_table *table);
 
 /* control.c */
 int ipttrace_control_setup(const struct ipttrace_events *events);
@@ -183,6 +200,7 @@ void ipttrace_armed_teardown(void);
 void ipttrace_armed_set(const struct ipttrace_owner *owner,
 			const struct net *net);
 void ipttrace_armed_clear(void);
+void ipttrace_armed_drained(void);
 bool ipttrace_armed_over(enum ipttrace_reason *reason);
 bool ipttrace_armed_by(const struct ipttrace_owner *owner);
 u32 ipttrace_armed_pid(void);
@@ -196,6 +214,8 @@ int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info);
 void ipttrace_setup_put(struct ipttrace_setup *setup);
 
 /* probes.c, under the lock of control.c */
+int ipttrace_probes_hold(struct netlink_ext_ack *extack);
+void ipttrace_probes_release(void);
 int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack);
 void ipttrace_probes_teardown(void);
 void ipttrace_probes_drained(void);
@@ -211,16 +231,21 @@ enum ipttrace_table {
 
 /* handlers.c: the probes that lead to it, registered by probes.c */
 extern struct kretprobe ipttrace_table_probes[IPTTRACE_TABLES];
-extern struct kprobe ipttrace_log_probe;
 /* The pre_handler of every kretprobe: takes an instance, hooks the return */
 extern kprobe_pre_handler_t ipttrace_take_instance;
 
 int ipttrace_table_hit(struct kprobe *p, struct pt_regs *regs);
 int ipttrace_call_enter(struct kretprobe_instance *ri, struct pt_regs *regs);
 int ipttrace_call_exit(struct kretprobe_instance *ri, struct pt_regs *regs);
-int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs);
 void ipttrace_ftrace_hit(unsigned long ip, unsigned long parent_ip,
 			 struct ftrace_ops *ops, struct ftrace_regs *fregs);
+
+/* hits.c: its probe is registered by probes.c too */
+extern struct kprobe ipttrace_log_probe;
+
+int ipttrace_log_hit(struct kprobe *p, struct pt_regs *regs);
+bool ipttrace_break_armed(const struct sk_buff *skb, const struct net *net,
+			  bool legacy);
 
 /* session.c: read by handlers, written under the lock of control.c */
 struct ipttrace_session {
@@ -229,6 +254,7 @@ struct ipttrace_session {
 	struct bpf_prog __rcu *filter;
 	const struct net *net; /* NULL: all; compared, never dereferenced */
 	bool live; /* calls are traced; else only log lines are silenced */
+	bool from_rules; /* only packets that the user's rules mark */
 	/* Still valid after teardown: */
 	bool flips_all; /* there is no filter, or was none at the end */
 	unsigned long flipped_all_until; /* jiffies */
@@ -237,6 +263,20 @@ struct ipttrace_session {
 extern unsigned int ipttrace_drain_ms; /* a parameter of the module */
 extern struct ipttrace_session ipttrace_session;
 DECLARE_PER_CPU(struct ipttrace_stats, ipttrace_stats);
+
+static __always_inline bool ipttrace_netns_wanted(const struct net *net)
+{
+	const struct net *only = READ_ONCE(ipttrace_session.net);
+
+	return !only || only == net;
+}
+
+/* Whether packets are remembered by address. */
+static inline bool ipttrace_session_follows(void)
+{
+	return ipttrace_session.from_rules ||
+	       rcu_access_pointer(ipttrace_session.filter);
+}
 
 void ipttrace_session_setup(const struct ipttrace_setup *setup);
 void ipttrace_session_teardown(void);
@@ -258,7 +298,6 @@ u32 ipttrace_ruleset(const struct net *net);
 void ipttrace_ruleset_setup(const struct ipttrace_events *events,
 			    const struct net *only);
 void ipttrace_ruleset_teardown(void);
-void ipttrace_ruleset_rescan(void);
 void ipttrace_ruleset_recover(void);
 bool ipttrace_ruleset_watched(void);
 u32 ipttrace_ruleset_last(void);
@@ -278,8 +317,6 @@ void ipttrace_changes_wake(void); /* without any */
 void ipttrace_canary_setup(void);
 void ipttrace_canary_teardown(void);
 bool ipttrace_kprobes_hit(void);
-int ipttrace_ftrace_hold(void);
-void ipttrace_ftrace_release(void);
 
 /* follow.c: the pair under control.c's lock, the rest from handlers */
 int ipttrace_follow_setup(void);
@@ -310,6 +347,7 @@ void ipttrace_follow_del(const struct sk_buff *skb);
 void ipttrace_flaggers_setup(void);
 void ipttrace_flaggers_teardown(void);
 bool ipttrace_flaggers_any(const struct net *net);
+bool ipttrace_flaggers_trace(void);
 
 /* calls.c: from handlers, except for the last */
 void ipttrace_call_link(struct ipttrace_call *call);

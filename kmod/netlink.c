@@ -14,6 +14,7 @@
 #include <net/net_namespace.h>
 #include <net/sock.h>
 
+#include "breaks.h"
 #include "compat.h"
 #include "ipttrace.h"
 
@@ -28,6 +29,7 @@ static const struct nla_policy netlink_policy[IPTTRACE_A_MAX + 1] = {
 	[IPTTRACE_A_MAXACTIVE] = { .type = NLA_U32 },
 	[IPTTRACE_A_NETNS_FD] = { .type = NLA_U32 },
 	[IPTTRACE_A_NETNS_ID] = { .type = NLA_U64 },
+	[IPTTRACE_A_FROM_RULES] = { .type = NLA_FLAG },
 };
 
 #define WATCHERS 8
@@ -44,17 +46,6 @@ static struct {
 	struct net *net; /* NULL: free */
 	u32 portid;
 } watchers[WATCHERS];
-
-static int put_change(struct sk_buff *msg, const struct ipttrace_change *change)
-{
-	if (nla_put_u32(msg, IPTTRACE_A_RULESET_FIRST, change->first) ||
-	    nla_put_u32(msg, IPTTRACE_A_RULESET, change->last) ||
-	    nla_put_u32(msg, IPTTRACE_A_NETNS, change->netns) ||
-	    nla_put_u32(msg, IPTTRACE_A_FAMILY, change->family) ||
-	    nla_put_string(msg, IPTTRACE_A_TABLE, change->table))
-		return -EMSGSIZE;
-	return 0;
-}
 
 /* change is NULL: all changes up to that generation have been reported. */
 static bool notify(const struct ipttrace_change *change, u32 generation)
@@ -76,7 +67,7 @@ static bool notify(const struct ipttrace_change *change, u32 generation)
 			break;
 		head = genlmsg_put(msg, portid, 0, &netlink_family, 0,
 				   IPTTRACE_CMD_CHANGED);
-		if (!head || (change ? put_change(msg, change) :
+		if (!head || (change ? ipttrace_put_change(msg, change) :
 				       nla_put_u32(msg, IPTTRACE_A_RULESET,
 						   generation))) {
 			nlmsg_free(msg);
@@ -193,40 +184,6 @@ static int netlink_filter(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
-static int put_u64(struct sk_buff *msg, enum ipttrace_attr attr, u64 value)
-{
-	return nla_put_u64_64bit(msg, attr, value, IPTTRACE_A_PAD);
-}
-
-static int put_status(struct sk_buff *msg, const struct ipttrace_status *status)
-{
-	const struct ipttrace_stats *stats = &status->stats;
-
-	if (nla_put_u32(msg, IPTTRACE_A_PROTOCOL, IPTTRACE_PROTOCOL) ||
-	    nla_put_u32(msg, IPTTRACE_A_STATE, status->state) ||
-	    nla_put_u32(msg, IPTTRACE_A_REASON, status->reason) ||
-	    nla_put_u32(msg, IPTTRACE_A_VERSION, IPTTRACE_RECORD_VERSION) ||
-	    nla_put_u32(msg, IPTTRACE_A_OWNER_PID, status->owner_pid) ||
-	    nla_put_u32(msg, IPTTRACE_A_TARGETS, status->targets) ||
-	    nla_put_u32(msg, IPTTRACE_A_RULESET, status->ruleset) ||
-	    put_u64(msg, IPTTRACE_A_NETNS_ID, status->net_id) ||
-	    put_u64(msg, IPTTRACE_A_CALLS, stats->calls) ||
-	    put_u64(msg, IPTTRACE_A_REFUSED, stats->refused) ||
-	    put_u64(msg, IPTTRACE_A_MATCHED, stats->matched) ||
-	    put_u64(msg, IPTTRACE_A_FOLLOWED, stats->followed) ||
-	    put_u64(msg, IPTTRACE_A_FLIPPED, stats->flipped) ||
-	    put_u64(msg, IPTTRACE_A_SILENCED, stats->silenced) ||
-	    put_u64(msg, IPTTRACE_A_DUE_ENTRY, stats->due[IPTTRACE_ENTRY]) ||
-	    put_u64(msg, IPTTRACE_A_DUE_RULE, stats->due[IPTTRACE_RULE]) ||
-	    put_u64(msg, IPTTRACE_A_DUE_EXIT, stats->due[IPTTRACE_EXIT]) ||
-	    put_u64(msg, IPTTRACE_A_NMISSED, stats->nmissed) ||
-	    put_u64(msg, IPTTRACE_A_SKIPPED, status->skipped) ||
-	    put_u64(msg, IPTTRACE_A_UNFOLLOWED, stats->unfollowed) ||
-	    nla_put_u32(msg, IPTTRACE_A_DEPTH, stats->depth))
-		return -EMSGSIZE;
-	return 0;
-}
-
 static int netlink_get(struct sk_buff *skb, struct genl_info *info)
 {
 	struct ipttrace_status status;
@@ -248,7 +205,7 @@ static int netlink_get(struct sk_buff *skb, struct genl_info *info)
 				 IPTTRACE_CMD_GET);
 	if (!head)
 		goto free;
-	err = put_status(msg, &status);
+	err = ipttrace_put_status(msg, &status);
 	if (err)
 		goto free;
 	genlmsg_end(msg, head);
@@ -257,6 +214,42 @@ static int netlink_get(struct sk_buff *skb, struct genl_info *info)
 free:
 	nlmsg_free(msg);
 	return err;
+}
+
+static int netlink_break(struct sk_buff *skb, struct genl_info *info)
+{
+	struct net *only = ipttrace_net_get(info);
+	int err;
+
+	if (IS_ERR(only))
+		return PTR_ERR(only);
+	err = ipttrace_breaks_add(genl_info_net(info), info->snd_portid, only);
+	/* It is not kept alive: see ipttrace_breaks_net_exit(). */
+	if (only)
+		put_net(only);
+	if (err)
+		GENL_SET_ERR_MSG(info, "too many sockets want breakpoints");
+	return err;
+}
+
+static int netlink_breaks(struct sk_buff *msg, struct netlink_callback *cb)
+{
+	struct ipttrace_break_table table;
+
+	for (; ipttrace_breaks_get(cb->args[0], &table); cb->args[0]++) {
+		void *head = genlmsg_put(msg, NETLINK_CB(cb->skb).portid,
+					 cb->nlh->nlmsg_seq, &netlink_family,
+					 NLM_F_MULTI, IPTTRACE_CMD_BREAKS);
+
+		if (!head)
+			break;
+		if (ipttrace_put_break(msg, &table)) {
+			genlmsg_cancel(msg, head);
+			break;
+		}
+		genlmsg_end(msg, head);
+	}
+	return msg->len;
 }
 
 static const struct genl_small_ops netlink_ops[] = {
@@ -283,6 +276,16 @@ static const struct genl_small_ops netlink_ops[] = {
 	{
 		.cmd = IPTTRACE_CMD_WATCH,
 		.doit = netlink_watch,
+		.flags = GENL_ADMIN_PERM,
+	},
+	{
+		.cmd = IPTTRACE_CMD_BREAK,
+		.doit = netlink_break,
+		.flags = GENL_ADMIN_PERM,
+	},
+	{
+		.cmd = IPTTRACE_CMD_BREAKS,
+		.dumpit = netlink_breaks,
 		.flags = GENL_ADMIN_PERM,
 	},
 };
@@ -314,6 +317,7 @@ static int netlink_socket_gone(struct notifier_block *block,
 		return NOTIFY_DONE;
 	ipttrace_armed_socket_gone(gone->net, gone->portid);
 	watcher_gone(gone->net, gone->portid);
+	ipttrace_breaks_socket_gone(gone->net, gone->portid);
 	return NOTIFY_DONE;
 }
 

@@ -27,32 +27,97 @@ static const char *const table_symbols[IPTTRACE_TABLES] = {
 
 static struct {
 	bool registered[IPTTRACE_TABLES];
+	bool by_kprobes; /* ftrace was refused, and is not tried again */
 	u32 maxactive;
 	u64 skipped; /* by probes that are unregistered by now */
 } probes;
 
+#if defined(IPTTRACE_FTRACE) || defined(CONFIG_KPROBES_ON_FTRACE)
+
+/* Never called.  An empty filter would mean every function. */
+static noinline int hold_site(void)
+{
+	return READ_ONCE(by_ftrace) ? 42 : 0;
+}
+
 #ifdef IPTTRACE_FTRACE
+#define ftrace_hit ipttrace_ftrace_hit
+#else
+static void notrace ftrace_hit(unsigned long ip, unsigned long parent_ip,
+			       struct ftrace_ops *ops,
+			       ipttrace_ftrace_regs *regs)
+{
+}
+#endif
 
 /*
  * One for all functions, since each takes a while to unregister.  Permanent:
  * turning ftrace off by sysctl fails while it is registered.
  */
 static struct ftrace_ops trace_ops = {
-	.func = ipttrace_ftrace_hit,
+	.func = ftrace_hit,
 	.flags = FTRACE_OPS_FL_PERMANENT,
 };
-static bool trace_on;
-static bool trace_filtered[IPTTRACE_TABLES];
+static bool trace_held;
+
+/* No handler is called any more, except for those that have begun. */
+static int trace_clear(void)
+{
+	return ftrace_set_filter_ip(&trace_ops, (unsigned long)hold_site, 0, 1);
+}
+
+/*
+ * From here on until _release, kernel.ftrace_enabled=0 is refused.  That would
+ * switch off the kprobes that the kernel makes by ftrace, of which the canary
+ * shows nothing: whatever registers one comes after this.
+ */
+int ipttrace_probes_hold(struct netlink_ext_ack *extack)
+{
+	int err = trace_clear();
+
+	if (!err)
+		err = register_ftrace_function(&trace_ops);
+	trace_held = !err;
+	if (err != -EBUSY)
+		return 0; /* There is no ftrace: kprobes have to do without. */
+	NL_SET_ERR_MSG(extack,
+		       "ftrace is turned off: sysctl kernel.ftrace_enabled=1");
+	return err;
+}
 
 /* When it returns, no handler is running. */
+void ipttrace_probes_release(void)
+{
+	if (trace_held)
+		unregister_ftrace_function(&trace_ops);
+	trace_held = false;
+	ftrace_set_filter(&trace_ops, NULL, 0, 1);
+}
+
+#else
+
+int ipttrace_probes_hold(struct netlink_ext_ack *extack)
+{
+	return 0;
+}
+
+void ipttrace_probes_release(void)
+{
+}
+
+#endif
+
+#ifdef IPTTRACE_FTRACE
+
+static bool trace_on; /* it has nf_log_trace() */
+static bool trace_filtered[IPTTRACE_TABLES];
+
 static void trace_teardown(void)
 {
-	if (trace_on)
-		unregister_ftrace_function(&trace_ops);
+	if (trace_on && trace_clear())
+		ipttrace_probes_release();
 	trace_on = false;
 	memset(trace_filtered, 0, sizeof(trace_filtered));
-	/* An empty filter means every function: only once unregistered. */
-	ftrace_set_filter(&trace_ops, NULL, 0, 1);
 }
 
 static int trace_filter_add(const struct kprobe *kp, bool reset)
@@ -74,6 +139,7 @@ static int trace_filter_set(void)
 		err = trace_filter_add(&ipttrace_log_probe, true);
 		if (err)
 			return err;
+		trace_on = true;
 	}
 	for (i = 0; i < IPTTRACE_TABLES; i++) {
 		if (!probes.registered[i] || trace_filtered[i])
@@ -90,13 +156,9 @@ static int trace_setup(void)
 {
 	int err;
 
-	if (!by_ftrace)
+	if (!by_ftrace || !trace_held)
 		return -EOPNOTSUPP;
 	err = trace_filter_set();
-	if (!err && !trace_on) {
-		err = register_ftrace_function(&trace_ops);
-		trace_on = !err;
-	}
 	if (err)
 		trace_teardown();
 	return err;
@@ -156,12 +218,9 @@ static int probes_enable(void)
 {
 	int i, err;
 
-	err = trace_setup();
-	if (!err)
+	if (!probes.by_kprobes && !trace_setup())
 		return 0;
-	/* Turned off by sysctl: kprobes would register, but never hit. */
-	if (err == -EBUSY || ipttrace_ftrace_hold() == -EBUSY)
-		return -EBUSY;
+	probes.by_kprobes = true;
 	err = probe_enable(&ipttrace_log_probe);
 	for (i = 0; i < IPTTRACE_TABLES && !err; i++)
 		if (probes.registered[i])
@@ -202,12 +261,11 @@ void ipttrace_probes_teardown(void)
 			table_unregister(i);
 }
 
-/* Ends what _teardown left: no handler is called any more. */
+/* Ends what _teardown left: after _release, no handler is running. */
 void ipttrace_probes_drained(void)
 {
 	trace_teardown();
 	unregister_kprobe(&ipttrace_log_probe);
-	ipttrace_ftrace_release();
 	probes.skipped += ipttrace_log_probe.nmissed;
 	ipttrace_log_probe.nmissed = 0;
 	ipttrace_flaggers_teardown();
@@ -230,6 +288,7 @@ int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack)
 	int i, err;
 
 	probes.maxactive = maxactive;
+	probes.by_kprobes = false;
 	probes.skipped = 0;
 	err = log_register();
 	if (err) {
@@ -256,12 +315,6 @@ int ipttrace_probes_setup(u32 maxactive, struct netlink_ext_ack *extack)
 	err = probes_enable();
 	if (!err)
 		return 0;
-	if (err == -EBUSY) {
-		NL_SET_ERR_MSG(
-			extack,
-			"ftrace is turned off: sysctl kernel.ftrace_enabled=1");
-		goto unregister;
-	}
 refused:
 	NL_SET_ERR_MSG(
 		extack,

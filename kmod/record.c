@@ -81,6 +81,21 @@ static const struct nf_hook_entries *hook_entries(const struct net *net,
 NOKPROBE_SYMBOL(hook_entries);
 
 /*
+ * A copy of a hook's ops; false if the hook has just been unregistered.  NAT
+ * frees its own at once, without waiting for readers under RCU: what was read
+ * counts only if they are still in place.
+ */
+static __always_inline bool hook_read(struct nf_hook_ops **at,
+				      struct nf_hook_ops *copy)
+{
+	struct nf_hook_ops *op = READ_ONCE(*at);
+
+	*copy = *op;
+	smp_rmb();
+	return READ_ONCE(*at) == op;
+}
+
+/*
  * Whether packets of this family go through conntrack in this namespace.  Its
  * hooks are registered all together, as long as a rule or NAT needs them.
  * Other hooks of its priority, nftables' chains and BPF links, have priv set.
@@ -89,18 +104,16 @@ static bool conntrack_used(const struct net *net, u8 family)
 {
 	const struct nf_hook_entries *entries =
 		hook_entries(net, family, NF_INET_PRE_ROUTING);
-	struct nf_hook_ops **ops;
+	struct nf_hook_ops **ops, op;
 	unsigned int i;
 
 	if (!entries)
 		return false;
 	ops = nf_hook_entries_get_hook_ops(entries);
-	for (i = 0; i < entries->num_hook_entries; i++) {
-		const struct nf_hook_ops *op = READ_ONCE(ops[i]);
-
-		if (op->priority == NF_IP_PRI_CONNTRACK && !op->priv)
+	for (i = 0; i < entries->num_hook_entries; i++)
+		if (hook_read(&ops[i], &op) &&
+		    op.priority == NF_IP_PRI_CONNTRACK && !op.priv)
 			return true;
-	}
 	return false;
 }
 NOKPROBE_SYMBOL(conntrack_used);
@@ -222,7 +235,7 @@ void ipttrace_entry_beside(struct ipttrace_entry *entry,
 	const void *priv = IPTTRACE_PRIV_FIRST ? table : NULL;
 	const struct nf_hook_entries *entries =
 		hook_entries(state->net, state->pf, state->hook);
-	struct nf_hook_ops **ops;
+	struct nf_hook_ops **ops, op;
 	unsigned int i, chains = 0;
 	bool found = false;
 
@@ -233,13 +246,11 @@ void ipttrace_entry_beside(struct ipttrace_entry *entry,
 		return;
 	ops = nf_hook_entries_get_hook_ops(entries);
 	for (i = 0; i < entries->num_hook_entries; i++) {
-		const struct nf_hook_ops *op = READ_ONCE(ops[i]);
-
-		if (op->priority != table->priority)
+		if (!hook_read(&ops[i], &op) || op.priority != table->priority)
 			continue;
-		if (ipttrace_op_is_nft(op)) {
+		if (ipttrace_op_is_nft(&op)) {
 			chains++;
-		} else if (op->priv == priv) {
+		} else if (op.priv == priv) {
 			entry->nft_before = min(chains, 255U);
 			chains = 0;
 			found = true;

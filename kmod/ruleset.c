@@ -20,6 +20,8 @@
  *
  * Handlers run in process context with preemption off.  They do not sleep,
  * allocate or print: what changed is noted, see changes.c.
+ *
+ * A long file: all of it guards the same few variables.
  */
 
 #include <linux/kprobes.h>
@@ -55,7 +57,6 @@ static struct kretprobe ruleset_probes[RULESET_PROBES];
 static struct {
 	bool watching;
 	bool blind; /* kprobes were off: changes may have been missed */
-	const struct ipttrace_events *events;
 	const struct net *only; /* changes in others are of no interest */
 	/* Written under the lock of changes.c, like any struct ipttrace_net. */
 	u32 epoch; /* rises with each setup */
@@ -157,6 +158,12 @@ static bool change_begin(struct ruleset_change *change, const struct net *net,
 	struct ipttrace_net *rn = net ? ruleset_net(net) : &ruleset_nowhere;
 	unsigned long flags;
 
+	/*
+	 * A namespace that is being made may get tables before it is ours, and
+	 * nobody has seen it without them.
+	 */
+	if (!rn)
+		return false;
 	if (net && ruleset.only && net != ruleset.only)
 		return false;
 	BUILD_BUG_ON(sizeof(change->what.table) != sizeof(table->name));
@@ -308,7 +315,6 @@ void ipttrace_ruleset_setup(const struct ipttrace_events *events,
 {
 	unsigned long flags;
 
-	ruleset.events = events;
 	ruleset.only = only;
 	memset(ruleset_found, 0, sizeof(ruleset_found));
 	flags = ipttrace_changes_lock();
@@ -338,22 +344,6 @@ void ipttrace_ruleset_teardown(void)
 		all[i] = &ruleset_probes[i];
 	unregister_kretprobes(all, RULESET_PROBES);
 	ipttrace_changes_teardown();
-}
-
-/* x_tables may be unloaded, and loaded again, while armed. */
-void ipttrace_ruleset_rescan(void)
-{
-	int i;
-
-	if (ruleset.watching) {
-		for (i = 0; i < RULESET_PROBES; i++)
-			if (kprobe_gone(&ruleset_probes[i].kp))
-				break;
-		if (i == RULESET_PROBES)
-			return;
-		ipttrace_ruleset_teardown();
-	}
-	ipttrace_ruleset_setup(ruleset.events, ruleset.only);
 }
 
 /* Kprobes that were switched off may have been switched on again. */

@@ -45,6 +45,7 @@ void ipttrace_session_setup(const struct ipttrace_setup *setup)
 	memcpy(ipttrace_session.progs, setup->progs,
 	       sizeof(ipttrace_session.progs));
 	ipttrace_session.finished = setup->finished;
+	ipttrace_session.from_rules = setup->from_rules;
 	rcu_assign_pointer(ipttrace_session.filter, setup->filter);
 	ipttrace_session.flips_all = !setup->filter;
 	ipttrace_session.flipped_all_until = jiffies;

@@ -148,6 +148,13 @@ int ipttrace_setup_get(struct ipttrace_setup *setup, struct genl_info *info)
 	if (info->attrs[IPTTRACE_A_MAXACTIVE])
 		setup->maxactive =
 			nla_get_u32(info->attrs[IPTTRACE_A_MAXACTIVE]);
+	setup->from_rules = info->attrs[IPTTRACE_A_FROM_RULES];
+	if (setup->from_rules && setup->filter) {
+		GENL_SET_ERR_MSG(info,
+				 "FILTER and FROM_RULES exclude each other");
+		err = -EINVAL;
+		goto put;
+	}
 	if (setup->maxactive > 65536) {
 		NL_SET_ERR_MSG_ATTR(info->extack,
 				    info->attrs[IPTTRACE_A_MAXACTIVE],

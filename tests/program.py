@@ -20,7 +20,7 @@ PROGRAM = str(Path(sys.executable).with_name("ipttrace"))
 # Seconds.  Long, because the guest is slow: importing bcc alone takes ten.
 PATIENCE = 180.0
 NO_BTF = f"kernel {os.uname().release} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
-_SUMMARY = r"rows=(\d+) records=(\d+) lost=0 missed=0 engine=kernel(?:\+netlink)?"
+_SUMMARY = r"rows=(\d+) records=(\d+) lost=0 missed=0 engine=kernel(?:\+(?:netlink|bpf))?"
 _IN_CLOSE_WRITE, _IN_MOVED_TO = 0x008, 0x080  # inotify(7)
 
 

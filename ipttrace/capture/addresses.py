@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,8 @@ FIELDS: Final = ((ENTRY, "skb"), (ENTRY, "sk"), (ENTRY, "ct"), (EXIT, "skb"))
 """Where records contain addresses: the kind, and the field."""
 
 _LENGTH: Final = np.uint64(8 << 56)  # of the message, in its last block
+_SLOT_BITS: Final = 14
+_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # odd, as far from a pattern as can be
 _CHUNK: Final = 4096  # words at a time: the four lanes stay in the processor's cache
 
 
@@ -33,22 +36,49 @@ class HiddenAddresses:
     def __init__(self, key: bytes | None = None) -> None:
         """`key`: 16 bytes, None: random ones."""
         self._key = os.urandom(16) if key is None else key
+        # The last value of each slot, and its hash: that of 0 is 0.
+        self._values = np.zeros(1 << _SLOT_BITS, np.uint64)
+        self._hashes = np.zeros(1 << _SLOT_BITS, np.uint64)
 
     def hide(self, records: list[Records]) -> None:
         """Replaces the addresses in `records` (entries, rules, exits) in place."""
         columns = [records[kind][name] for kind, name in FIELDS]
-        values = np.concatenate(columns)
+        *others, last = columns
+        # Entry n and exit n are often of one call.
+        self.hide_columns(columns, others if np.array_equal(columns[0], last) else columns)
+
+    def hide_columns(self, columns: Sequence[Words], distinct: Sequence[Words] = ()) -> None:
+        """Replaces the addresses in these columns of records in place: shape (n,) each.
+
+        `distinct`: those before columns that are equal to the first ones, if there are any.
+        """
+        values = np.concatenate(distinct or columns)
         if not len(values):
             return
-        # Most follow an equal one: a packet's calls, a connection's packets.
-        begins = np.empty(len(values), bool)
-        begins[0] = True
-        np.not_equal(values[1:], values[:-1], out=begins[1:])
-        hashed = siphash(self._key, values[begins])[np.cumsum(begins) - 1]
+        hashed = self._hashed(values)
         at = 0
         for column in columns:
+            if at == len(values):
+                at = 0
             column[:] = hashed[at : at + len(column)]
             at += len(column)
+
+    def _hashed(self, values: Words) -> Words:
+        """The SipHash of each value; of most it is remembered, as memory is used again."""
+        slots = _slots(values)
+        found = self._hashes[slots]
+        new = np.flatnonzero(self._values[slots] != values)
+        if len(new):
+            distinct, inverse = np.unique(values[new], return_inverse=True)
+            hashed = siphash(self._key, distinct)
+            found[new] = hashed[inverse]
+            slots = _slots(distinct)
+            self._values[slots], self._hashes[slots] = distinct, hashed
+        return found
+
+
+def _slots(values: Words) -> npt.NDArray[np.int64]:
+    return (values * _SPREAD >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
 
 
 def siphash(key: bytes, words: Words) -> Words:

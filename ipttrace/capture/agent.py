@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Final
 from ipttrace import files
 from ipttrace.capture import hello, netns, slices
 from ipttrace.capture.budget import Budget
-from ipttrace.capture.choice import open_engine
+from ipttrace.capture.choice import only_netns, open_engine, with_drops
 from ipttrace.capture.control_line import Command, ControlLine, parse
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
@@ -33,9 +32,11 @@ from ipttrace.capture.request import Request
 from ipttrace.capture.rules.base import RuleTexts
 from ipttrace.capture.rules.kernel_watch import KernelRules
 from ipttrace.capture.signals import Stop
+from ipttrace.capture.sources import Sources
+from ipttrace.capture.tables.watch import TableWatch
 from ipttrace.capture.watch import Watcher
-from ipttrace.stream.messages import Books
-from ipttrace.stream.record import EXIT, Records
+from ipttrace.stream.messages import Books, Places
+from ipttrace.stream.record import EXIT, STATION, Records
 from ipttrace.stream.writer import Writer
 
 # How often buffers are read, s: short enough for eyes, long enough to cost an idle
@@ -48,7 +49,11 @@ _BOOKS_EVERY: Final = 1.0
 _RULES_AT_START: Final = 30.0
 _MOST_HELD: Final = 64 << 20  # bytes of records that wait for that
 _RULES_AT_END: Final = 1.0
+_NEVER: Final = 1 << 63  # ns
 _CLOCK_STEP: Final = 1_000_000  # ns by which the wall clock must step to be reported
+
+Stations = tuple[Records, Places | None] | None
+"""Stations, and what their numbers mean, if that is new; None: there are none."""
 
 
 class Agent:
@@ -61,18 +66,21 @@ class Agent:
         writer: Writer,
         watcher: Watcher | None = None,
         rules: Sequence[RuleTexts] = (),
+        sources: Sources | None = None,
     ) -> None:
-        """`rules`: the watches of `watcher` whose first and last findings rows wait for."""
+        """`rules`: the watches of `watcher` whose first and last findings rows wait for.
+
+        `sources`: the engine with drops beside it; None: it alone.
+        """
         self._request = request
         self._engine = engine
+        self._sources = sources or Sources(engine)
         self._writer = writer
         self._watcher = watcher
         self._rules = rules
         self._offset = 0  # wall clock - monotonic clock, ns
         self._netns_names = netns.NewNames({})
-        self._armed = True
         self._budget = Budget(request.max_rate, request.stop_after)
-        self._exits = 0
         self._spent = False  # the budget has disarmed, and no note says so yet
 
     def run(self, stop: Stop, control: int | None) -> Books:
@@ -87,7 +95,7 @@ class Agent:
         for fd in watched:
             engine.buffers.watch(fd)
         self._begin_budget()
-        about = hello.hello(self._request, engine)
+        about = hello.hello(self._request, engine, self._sources.no_drops)
         self._netns_names = netns.NewNames({int(one): of for one, of in about["netns"].items()})
         self._offset = about["clock"]["wall"] - about["clock"]["mono"]
         writer.hello(about)
@@ -155,6 +163,7 @@ class Agent:
             self._write_findings()
         for records in held:
             self._write(records)
+        self._write_stations(self._sources.take_stations())
 
     def _rules_wait(self) -> None:
         """Waits briefly for a watch of rules that has not read them yet."""
@@ -164,10 +173,9 @@ class Agent:
                 return
 
     def _take(self) -> list[Records]:
-        taken = self._engine.take()
-        self._exits += sum(map(len, taken[EXIT:]))
-        if self._armed and self._budget.limited:
-            self._spend(self._exits, self._engine.lost_exits())
+        taken = self._sources.take()
+        if self._sources.armed and self._budget.limited:
+            self._spend(*self._sources.rows())
         return taken
 
     def _pump(self) -> int:
@@ -175,17 +183,30 @@ class Agent:
         taken = self._take()
         # What these records depend on comes before them.
         self._write_findings()
-        return self._write(taken)
+        return self._write(taken, self._sources.take_stations())
 
-    def _write(self, taken: list[Records]) -> int:
+    def _write(self, taken: list[Records], stations: Stations = None) -> int:
+        """Writes records, and stations before the exits, which end a batch; returns how many."""
         if self._engine.names:
             self._writer.names(self._engine.names)
             self._engine.names.clear()
-        for some in slices.whole_calls(taken):
+        calls = list(slices.whole_calls(taken))
+        for number, some in enumerate(calls, 1):
             for kind, records in enumerate(some):
+                if kind == EXIT and number == len(calls):
+                    self._write_stations(stations)
                 if len(records):
                     self._writer.records(kind, records)
-        return sum(map(len, taken))
+        if not calls:
+            self._write_stations(stations)
+        return sum(map(len, taken)) + (0 if stations is None else len(stations[0]))
+
+    def _write_stations(self, found: Stations) -> None:
+        if found is not None:
+            stations, places = found
+            if places is not None:
+                self._writer.places(places)
+            self._writer.records(STATION, stations)
 
     def _write_findings(self) -> None:
         found = [] if self._watcher is None else self._watcher.take()
@@ -204,19 +225,18 @@ class Agent:
         self._writer.books(self._books())
 
     def _books(self) -> Books:
-        return {**self._engine.books(), "expr": self._request.expr}
+        return {**self._sources.books(), "expr": self._request.expr}
 
     # -- the budget
 
     def _begin_budget(self) -> None:
         if self._budget.limited:
-            self._budget.begin(self._exits, self._engine.lost_exits(), time.monotonic())
+            self._budget.begin(*self._sources.rows(), time.monotonic())
 
     def _spend(self, arrived: int, lost: int) -> None:
         """Disarms once the budget is spent; before anything is written, which may block."""
         if self._budget.spent(arrived, lost, time.monotonic()):
-            self._engine.disarm()
-            self._armed = False
+            self._sources.disarm()
             self._spent = True
 
     def spend_aside(self) -> None:
@@ -224,18 +244,16 @@ class Agent:
 
         A reader that has stopped must not make the budget last longer.
         """
-        if not self._armed:
+        if not self._sources.armed:
             return
         # A failure here repeats in the loop, which reports it.
         with contextlib.suppress(CaptureError):
-            books = self._engine.books()
-            lost = books["lost"][EXIT]
-            self._spend(books["due"][EXIT] - lost, lost)
+            self._spend(*self._sources.counted_rows())
 
     def _report_spent(self) -> None:
         self._spent = False
         self._drain()
-        self._writer.note(*self._budget.note(self._exits))
+        self._writer.note(*self._budget.note(self._sources.rows()[0]))
         self._writer.books(self._books())
 
     def _drain(self) -> None:
@@ -250,14 +268,15 @@ class Agent:
         self._write(taken)
         while self._pump():
             pass
+        self._write_stations(self._sources.take_stations(_NEVER))
 
     def _finish(self, reason: str) -> Books:
-        if self._armed:
-            self._engine.disarm()
-            self._armed = False
+        if self._sources.armed:
+            self._sources.disarm()
         self._drain()
         if self._spent:
             self._report_spent()
+        self._write_notes()
         books = self._books()
         self._writer.end({**books, "reason": reason})
         return books
@@ -276,8 +295,7 @@ class Agent:
                 return False
             self._carry_out(command)
         except pcap.FilterError as error:
-            at = error.position
-            where = "" if at is None else f", at character {at + 1}"
+            where = "" if (at := error.position) is None else f", at character {at + 1}"
             self._writer.note("error", f"{error.message}{where}")
         except CaptureError as error:
             self._writer.note("error", str(error))
@@ -286,21 +304,24 @@ class Agent:
     def _carry_out(self, command: Command) -> None:
         """Raises CaptureError; then nothing has changed."""
         if command.name == "filter":
-            self._engine.filter(pcap.compile(command.expr))
+            if self._request.from_rules:
+                raise CaptureError("--from-rules traces what rules mark: there is no filter")
+            self._sources.filter(pcap.compile(command.expr))
             self._request = replace(self._request, expr=command.expr)
             done = f"filter: {command.expr or 'none'}"
         elif command.name == "arm":
             if self._spent:
                 self._report_spent()
-            if not self._armed:
-                self._engine.arm()
-                self._armed = True
+            if not self._sources.armed:
+                self._sources.arm()
                 self._begin_budget()
             done = f"armed; filter: {self._request.expr or 'none'}"
+        elif command.name == "stations":
+            self._sources.show_stations(command.on)
+            done = f"stations: {'on' if command.on else 'off'}"
         else:
-            if self._armed:
-                self._engine.disarm()
-                self._armed = False
+            if self._sources.armed:
+                self._sources.disarm()
             self._drain()
             done = "disarmed"
         self._writer.note("info", done)
@@ -310,9 +331,9 @@ class Agent:
 def _rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:
     """The watches for the rules that the engine's rows refer to."""
     found: list[RuleTexts] = []
-    if engine.name not in ("netlink", "bpf"):
+    if engine.name not in ("netlink", "bpf", "none"):
         found.append(KernelRules(None if request.netns == netns.ALL else request.netns))
-    if engine.name != "kernel":
+    if engine.name not in ("kernel", "none"):
         from ipttrace.capture.rules.netlink_watch import NetlinkRules, ReportsChanges
 
         assert isinstance(engine, ReportsChanges)
@@ -327,23 +348,10 @@ def _write_ready(path: Path) -> None:
         raise CaptureError(f"{path}: {error.strerror}") from error
 
 
-def _only_netns(request: Request, engine: Engine) -> str | None:
-    """The one namespace that is traced; None for several."""
-    if request.netns is None and engine.name in ("netlink", "bpf"):
-        return "/proc/self/ns/net"
-    return None if request.netns == netns.ALL else request.netns
-
-
-def _raise_descriptor_limit() -> None:
-    """Allows as many descriptors as this process may have: each namespace takes several."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main(request: Request, out: int, control: int | None) -> int:
     """Runs an agent with its stream on the descriptor `out`.  Returns the exit status."""
-    _raise_descriptor_limit()
+    # Each namespace takes several descriptors.
+    files.raise_limit()
     sink = Descriptor(out)
     stop = Stop(sink)
     try:
@@ -359,17 +367,21 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     try:
+        sources = with_drops(request, engine)
         watcher = Watcher()
-    except OSError as error:
+    except (CaptureError, OSError) as error:
         engine.close()
-        print(f"ipttrace: {error.strerror}", file=sys.stderr)
+        print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     rules = _rule_texts(request, engine)
     for one in rules:
         watcher.add(one.make, "rules")
-    watcher.add(lambda: NeighbourWatch(_only_netns(request, engine)), "neighbours")
+    only = only_netns(request, engine)
+    watcher.add(lambda: NeighbourWatch(only), "neighbours")
+    watcher.add(lambda: TableWatch(only), "tables")
     try:
-        agent = Agent(request, engine, Writer(sink, checked=request.checked), watcher, rules)
+        writer = Writer(sink, checked=request.checked)
+        agent = Agent(request, engine, writer, watcher, rules, sources)
         if request.max_rate is not None or request.stop_after is not None:
             stop.while_blocked(agent.spend_aside)
         agent.run(stop, control)
@@ -382,5 +394,5 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
         for one in rules:
             one.end()
         watcher.close()
-        engine.close()
+        sources.close()
     return 130 if stop.reason == "SIGINT" else 0

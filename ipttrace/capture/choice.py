@@ -18,6 +18,7 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap
 from ipttrace.capture.filter.pcap import FilterError
 from ipttrace.capture.request import Request
+from ipttrace.capture.sources import Sources
 
 if TYPE_CHECKING:
     from ipttrace.capture.bpf.engine import BpfEngine
@@ -33,6 +34,12 @@ def open_engine(request: Request) -> Engine:
     engine in its place, with a note.
     """
     program = pcap.compile(request.expr)
+    if request.engine == "none":
+        from ipttrace.capture.drops.alone import NoEngine
+
+        return NoEngine()
+    if request.from_rules and request.engine == "auto":
+        return _from_rules(request)
     if request.engine == "netlink":
         return _netlink(request, program)
     if request.engine == "bpf":
@@ -46,6 +53,62 @@ def open_engine(request: Request) -> Engine:
     if request.engine == "kernel":
         raise CaptureError(lacking.line())
     return _without_module(request, program, host, lacking)
+
+
+def with_drops(request: Request, engine: Engine) -> Sources:
+    """The engine, and drops beside it, armed, if the host allows it.
+
+    Raises CaptureError if nothing but drops was asked for.
+    """
+    wanted = request.drops or request.stations or request.engine == "none"
+    if request.from_rules or not wanted:  # rules mark no drops
+        return Sources(engine)
+    drops, why = None, ""
+    try:
+        if os.geteuid() != 0:
+            raise CaptureError("recording drops needs root: run with sudo")
+        from ipttrace.capture.drops.source import Drops
+
+        program, inode = pcap.compile(request.expr), _only_inode(request, engine)
+        drops = Drops(program, inode, stations=request.stations)
+    except CaptureError as error:
+        if request.engine == "none":
+            raise CaptureError(f"drops cannot be seen here: {error}") from error
+        why = str(error)
+        if request.stations:
+            engine.notes.append(("warn", f"drops and stations are not recorded: {error}"))
+    return Sources(engine, drops, why, raw_addresses=request.raw_addresses)
+
+
+def only_netns(request: Request, engine: Engine) -> str | None:
+    """The one namespace that is traced; None for several."""
+    if request.netns is None and engine.name in ("netlink", "bpf"):
+        return "/proc/self/ns/net"
+    return None if request.netns == netns.ALL else request.netns
+
+
+def _only_inode(request: Request, engine: Engine) -> int:
+    name = only_netns(request, engine)
+    if name is None:
+        return 0
+    with netns.opened(name) as fd:
+        return os.fstat(fd).st_ino
+
+
+def _from_rules(request: Request) -> Engine:
+    """The BPF engine, which sees all kinds of rules, and where it is refused, netlink."""
+    refused = doctor.why_not_bpf(Host.here())
+    refusal = ""
+    if refused is None:
+        try:
+            return _bpf(request, b"")
+        except CaptureError as error:
+            refusal = str(error)
+    else:
+        refusal = _why(refused)
+    engine = _netlink(request, b"")
+    engine.notes.insert(0, ("info", f"tracing over netlink; no bpf engine: {refusal}"))
+    return engine
 
 
 def _without_module(request: Request, program: bytes, host: Host, lacking: Check) -> Engine:
@@ -91,6 +154,7 @@ def _kernel(
             buffer=request.buffer or DEFAULT_BUFFER,
             maxactive=request.maxactive,
             raw_addresses=raw_addresses or request.raw_addresses,
+            from_rules=request.from_rules,
         )
     )
 
@@ -163,11 +227,18 @@ def _bpf(request: Request, program: bytes) -> BpfEngine:
     if os.geteuid() != 0:
         raise CaptureError("tracing with BPF needs root: run with sudo")
     return BpfEngine(
-        Options(program, request.netns, request.buffer or DEFAULT_BUFFER, request.raw_addresses)
+        Options(
+            program,
+            request.netns,
+            request.buffer or DEFAULT_BUFFER,
+            request.raw_addresses,
+            from_rules=request.from_rules,
+        )
     )
 
 
 def _netlink(request: Request, program: bytes) -> NetlinkEngine:
     from ipttrace.capture.netlink.engine import DEFAULT_BUFFER, NetlinkEngine, Options
 
-    return NetlinkEngine(Options(program, request.netns, request.buffer or DEFAULT_BUFFER))
+    buffer = request.buffer or DEFAULT_BUFFER
+    return NetlinkEngine(Options(program, request.netns, buffer, from_rules=request.from_rules))

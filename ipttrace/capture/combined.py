@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.joining import JourneyJoiner
 from ipttrace.capture.netlink.calls import stream_layout
@@ -49,15 +50,21 @@ class KernelAndNetlink(TwoEngines):
             self._flushes.append((begun, time.monotonic_ns()))
         self._netlink_records.add(self.netlink.take(), self.netlink.priorities)
         # After that: so all calls of the kernel engine before those of netlink are there.
-        self._kernel_records.add(self.kernel.take())
+        known_before = self.take_kernel_records(self._kernel_records)
         self.take_notes()
-        before = self._settled_before() if self.armed else 1 << 63
+        before = min(self._settled_before(), known_before) if self.armed else 1 << 63
+        self.before = before
         kernel = self._kernel_records.take(before)
         held = self._netlink_records
         later = self._kernel_records.records[ENTRY]
         joined = self._joiner.join(kernel, held.records, held.priority, self.netlink.flips, later)
         netlink = held.take(before, joined)
         return [stream_layout(np.concatenate(parts)) for parts in zip(kernel, netlink, strict=True)]
+
+    @property
+    def addresses(self) -> HiddenAddresses:
+        """Those of the kernel engine: joined records have its packets' addresses."""
+        return self.kernel.addresses
 
     def _settled_before(self) -> int:
         """All calls of packets that came to a table before this time have been taken.

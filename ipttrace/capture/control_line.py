@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The control line: commands to the agent from the reader of its stream, one JSON object a line.
 
-``{"cmd": "filter", "expr": "tcp port 80"}``, ``{"cmd": "disarm"}``,
-``{"cmd": "arm"}``, ``{"cmd": "stop"}``.  End of file means stop, so that an agent
-never outlives the process that started it.  Reads and parses only: must not carry
-out a command.
+``{"cmd": "filter", "expr": "tcp port 80"}``, ``{"cmd": "disarm"}``, ``{"cmd": "arm"}``,
+``{"cmd": "stations", "on": true}``, ``{"cmd": "stop"}``.  End of file means stop, so that an
+agent never outlives the process that started it.  Reads and parses only: must not carry out a
+command.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Final
 
 from ipttrace.capture.errors import CaptureError
 
-COMMANDS: Final = ("filter", "disarm", "arm", "stop")
+COMMANDS: Final = ("filter", "disarm", "arm", "stations", "stop")
 _LONGEST: Final = 1 << 20  # bytes of a line
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One of COMMANDS; `expr`: the new filter expression of "filter"."""
+    """One of COMMANDS; `expr`: the new filter expression of "filter"; `on`: of "stations"."""
 
     name: str
     expr: str = ""
+    on: bool = False
 
 
 def parse(line: bytes) -> Command:
@@ -34,13 +35,16 @@ def parse(line: bytes) -> Command:
         value = json.loads(line)
         name = value["cmd"]
         expr = value["expr"] if name == "filter" else ""
+        on = value["on"] if name == "stations" else False
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CaptureError("malformed command on the control line") from None
     if name not in COMMANDS:
         raise CaptureError(f"unknown command on the control line: {str(name)[:40]!r}")
     if not isinstance(expr, str):
         raise CaptureError("the filter on the control line is not a string")
-    return Command(name, expr)
+    if not isinstance(on, bool):
+        raise CaptureError("stations on the control line are neither true nor false")
+    return Command(name, expr, on)
 
 
 class ControlLine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.stream.messages import Books, Level
 from ipttrace.stream.record import Records
 
@@ -40,10 +41,17 @@ class Engine(Protocol):
     notes: list[tuple[Level, str]]  # for the user; the agent takes them from the front
     names: dict[str, str]  # full names by those in records; the agent empties it
     over: str  # why there is nothing left to trace; "" while there is
+    # Records of calls that ended before this time, ns, have been taken.
+    before: int
 
     @property
     def name(self) -> str:
         """As rows and summaries show it."""
+        ...
+
+    @property
+    def addresses(self) -> HiddenAddresses:
+        """What replaces the kernel's addresses in records that are taken from now on."""
         ...
 
     @property

@@ -27,9 +27,12 @@ def clock() -> Clock:
     return best[1]
 
 
-def hello(request: Request, engine: Engine) -> Hello:
-    """What HELLO contains besides the record layout."""
-    return {
+def hello(request: Request, engine: Engine, no_drops: str | None) -> Hello:
+    """What HELLO contains besides the record layout.
+
+    `no_drops`: why drops are not recorded; None: they are.
+    """
+    about: Hello = {
         "engine": engine.name,
         "version": __version__,
         "kernel": platform.release(),
@@ -40,4 +43,9 @@ def hello(request: Request, engine: Engine) -> Hello:
         "netns": {str(inode): name for inode, name in netns.names().items()},
         "only_netns": request.netns,
         "clock": clock(),
+        "drops": no_drops is None,
+        "stations": no_drops is None and request.stations,
     }
+    if no_drops is not None:
+        about["no_drops"] = no_drops
+    return about

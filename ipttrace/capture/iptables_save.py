@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import shutil
 import socket
@@ -51,6 +52,22 @@ _LINE: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+
+
+# The extension of iptables for the module's target, where it is built or installed with ipttrace,
+# and the folders of the host's own extensions: the first that exists is in use.
+_EXTENSION: Final = "libxt_IPTTRACE.so"
+_BUILT: Final = (
+    Path(__file__).resolve().parents[2] / "build" / "xtables",
+    Path("/usr/lib/ipttrace/xtables"),
+)
+_EXTENSIONS: Final = (
+    Path(f"/usr/lib/{platform.machine()}-linux-gnu/xtables"),
+    Path("/usr/lib64/xtables"),
+    Path("/usr/lib/xtables"),
+)
+# What the save commands of legacy tables and of iptables-nft say without it.
+_NO_EXTENSION: Final = ("library for target `IPTTRACE'", "target extension not found")
 
 
 class CommandMissing(CaptureError):
@@ -159,11 +176,28 @@ def _printed(family: int, *options: str) -> dict[str, Table]:
     return parse(run([path, "-c", *options]).decode("utf-8", "backslashreplace"))
 
 
+class _ExtensionMissing(CaptureError):
+    """iptables cannot print a rule with -j IPTTRACE."""
+
+
 def run(argv: list[str]) -> bytes:
     """Returns the standard output of a command.
 
-    Raises CaptureError if it fails or takes too long, Unreadable if it prints too much, OSError.
+    If iptables has no extension for -j IPTTRACE, it gets that of ipttrace.  Raises CaptureError
+    if it fails or takes too long, Unreadable if it prints too much, OSError.
     """
+    try:
+        return _run(argv, {})
+    except _ExtensionMissing:
+        found = next((one for one in _BUILT if (one / _EXTENSION).exists()), None)
+        if found is None:
+            raise
+        before = os.environ.get("XTABLES_LIBDIR")
+        default = next((one for one in _EXTENSIONS if one.is_dir()), found)
+        return _run(argv, {"XTABLES_LIBDIR": f"{before or default}:{found}"})
+
+
+def _run(argv: list[str], more: dict[str, str]) -> bytes:
     errors = os.memfd_create("ipttrace-stderr")
     try:
         with subprocess.Popen(
@@ -171,7 +205,7 @@ def run(argv: list[str]) -> bytes:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **more},
             process_group=0,  # Ctrl-C must not reach it
         ) as process:
             try:
@@ -182,6 +216,10 @@ def run(argv: list[str]) -> bytes:
         if process.returncode:
             first = os.pread(errors, 200, 0).decode("utf-8", "backslashreplace").splitlines()[:1]
             reason = first[0] if first else f"status {process.returncode}"
+            if any(words in reason for words in _NO_EXTENSION):
+                raise _ExtensionMissing(
+                    f"{Path(argv[0]).name} cannot print -j IPTTRACE: make install-xtables"
+                )
             raise CaptureError(f"{Path(argv[0]).name} fails: {reason}")
         return data
     finally:

@@ -13,9 +13,9 @@ import numpy as np
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import dropped
 from ipttrace.capture.netlink.events import UniqueNumbers
-from ipttrace.capture.netlink.journeys import LegacyJourneys, can_follow, chain_order
 from ipttrace.capture.netlink.keys import Keys, packet_keys, tuples_before_nat
 from ipttrace.capture.netlink.legacy import tables
+from ipttrace.capture.netlink.legacy_journeys import LegacyJourneys, can_follow, chain_order
 from ipttrace.stream import record
 from ipttrace.stream.record import ENTRY, EXIT, Records
 

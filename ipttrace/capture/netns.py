@@ -155,6 +155,23 @@ def path_to(name: str, inode: int) -> str:
     return str(candidates[0])
 
 
+def traced(home: int, only: str | None) -> dict[int, tuple[str, str]]:
+    """Returns inode → name and path, of all traced namespaces: `home` and those with a name.
+
+    `only`: the one namespace that is traced, as `inode` takes it; None for all.
+    """
+    known = names()
+    if only is None:
+        known = {home: known.get(home, ""), **known}
+        return {number: (name, path_to(name, number)) for number, name in known.items()}
+    try:
+        number = inode(only)
+    except CaptureError:
+        return {}  # deleted
+    own = "" if only.startswith("/proc/self/") else only
+    return {number: (known.get(number, own), path_to(only, number))}
+
+
 def title(path: str, inode: int) -> str:
     """Returns what messages call the namespace `inode`, to which `path` leads."""
     name = path.rsplit("/", 1)[-1] if "/netns/" in path else str(inode)

@@ -12,7 +12,7 @@ class Request:
     """The options of everything that traces; None where the engine has a default."""
 
     expr: str = ""
-    engine: str = "auto"  # auto, kernel, netlink, bpf
+    engine: str = "auto"  # auto, kernel, netlink, bpf; none: drops alone
     netns: str | None = None  # a name, a pid, netns.ALL
     buffer: int | None = None  # bytes
     maxactive: int | None = None
@@ -21,4 +21,7 @@ class Request:
     checked: bool = True  # frames with checksums: whenever kept or sent over a network
     max_rate: int | None = None  # rows/s
     stop_after: int | None = None  # rows
+    from_rules: bool = False  # only packets that rules mark, from there on
     raw_addresses: bool = False  # the kernel's, of packets, sockets, conntrack entries
+    drops: bool = True  # record drops where the host allows it
+    stations: bool = False  # and the stations of packets between tables

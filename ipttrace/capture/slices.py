@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from ipttrace.capture.opaque import picked
 from ipttrace.stream.record import ENTRY, EXIT, RULE, Records
 
 # Entries of a slice: more than arrive between two looks, since cutting copies records.
@@ -44,10 +45,4 @@ def whole_calls(taken: list[Records], most: int = MOST) -> Iterator[list[Records
         inside = np.argsort(which, kind="stable")
         parts.append(np.split(inside, np.searchsorted(which[inside], np.arange(1, len(cuts) + 1))))
     for some in zip(*parts, strict=True):
-        yield [_pick(records, indices) for records, indices in zip(taken, some, strict=True)]
-
-
-def _pick(records: Records, indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Records:
-    """Returns ``records[indices]``: as opaque bytes, which numpy copies at once."""
-    picked: Records = records.view(f"V{records.dtype.itemsize}")[indices].view(records.dtype)
-    return picked
+        yield [picked(records, indices) for records, indices in zip(taken, some, strict=True)]

@@ -6,17 +6,22 @@ Must not join records.
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 import numpy as np
 
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.capture.netlink.calls import stream_layout
 from ipttrace.capture.netlink.nft import xt_bpf
+from ipttrace.capture.opaque import joined, picked
 from ipttrace.stream import record
 from ipttrace.stream.messages import Books, Level
 from ipttrace.stream.record import ENTRY, Records
+
+MOST_HELD: Final = 64 << 20  # bytes of one engine's records that wait for the other's
 
 
 class TwoEngines:
@@ -29,8 +34,10 @@ class TwoEngines:
         self.notes: list[tuple[Level, str]] = []
         self.names = other.names
         self.over = ""
+        self.before = 0
         self.buffers = kernel.buffers
         self.armed = True
+        self._kernel_read = 0
 
     def arm(self) -> None:
         """Starts both engines.  Raises CaptureError, with neither started."""
@@ -55,6 +62,18 @@ class TwoEngines:
         finally:
             self.kernel.disarm()
         self.armed = False
+
+    def take_kernel_records(self, held: HeldRecords) -> int:
+        """Adds the kernel engine's records to `held`, unless too many wait there.
+
+        They then wait in the engine's own buffers, which count what they have no room for.
+        Returns the time before which all calls have been added, CLOCK_MONOTONIC ns.
+        """
+        if self.armed and held.size > MOST_HELD:
+            return self._kernel_read
+        self._kernel_read = time.monotonic_ns()
+        held.add(self.kernel.take())
+        return 1 << 63
 
     def take_notes(self) -> None:
         """Adds the engines' notes, and why there is nothing left to trace, to its own."""
@@ -118,8 +137,13 @@ class HeldRecords:
             priority = np.zeros(len(records[ENTRY]), np.int32)
         if any(map(len, records)):
             both = zip(self.records, records, strict=True)
-            self.records = [stream_layout(np.concatenate([a, b])) for a, b in both]
+            self.records = [joined(parts) for parts in both]
             self.priority = np.concatenate([self.priority, priority])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records that wait."""
+        return sum(part.nbytes for part in self.records)
 
     def take(self, before: int, also: Array | None = None) -> list[Records]:
         """Removes and returns the records of calls that began before `before`.
@@ -135,11 +159,11 @@ class HeldRecords:
             self.priority = self.priority[:0]
             return taken
         stay = entries["call"][~go]
-        taken, kept = [entries[go]], [entries[~go]]
+        taken, kept = [picked(entries, go)], [picked(entries, ~go)]
         for part in self.records[ENTRY + 1 :]:
             later = np.isin(part["call"], stay)
-            taken.append(part[~later])
-            kept.append(part[later])
+            taken.append(picked(part, ~later))
+            kept.append(picked(part, later))
         self.priority = self.priority[~go]
         self.records = kept
         return taken

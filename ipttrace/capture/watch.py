@@ -20,7 +20,7 @@ from ipttrace.stream.frames import Kind
 from ipttrace.stream.messages import Message
 
 Finding = tuple[Kind, Message]
-"""A frame to be written: RULES, COUNTERS, NEIGHBOURS or NOTE, and its object."""
+"""A frame to be written: RULES, COUNTERS, NEIGHBOURS, TABLES or NOTE, and its object."""
 
 # When the reader has stopped, watches wait instead of piling up findings.
 _MOST_PENDING: Final = 1000

@@ -17,7 +17,8 @@ from ipttrace.cli.stdout import refuse_terminal
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the arguments."""
     parser = options.Parser(prog="ipttrace agent", description="Writes the stream to stdout.")
-    options.add_tracing(parser)
+    # none: drops alone, without rows.
+    options.add_tracing(parser, (*options.ENGINES, "none"))
     parser.add_argument(
         "--control",
         action="store_true",
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     # In the lab's VM: the stream goes to a virtio port, and the lab's traffic is started.
     parser.add_argument("--port", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--lab", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--fault", help=argparse.SUPPRESS)
     return parser
 
 
@@ -62,12 +64,15 @@ def run(argv: Sequence[str]) -> int:
         ready_file=parsed.ready_file,
         max_rate=parsed.max_rate,
         stop_after=parsed.stop_after,
+        from_rules=parsed.from_rules,
         raw_addresses=parsed.raw_addresses,
+        drops=not parsed.no_drops,
+        stations=parsed.stations,
         checked=not parsed.unchecked,
     )
     if not parsed.lab:
         return main(request, out, control)
     from ipttrace.lab.guest import lab_traffic
 
-    with lab_traffic():
+    with lab_traffic(parsed.fault):
         return main(request, out, control)

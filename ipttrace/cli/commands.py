@@ -45,6 +45,7 @@ class Command:
 SCREEN: Final = Command("", "[EXPR]", "live screen on this host", "screen")
 COMMANDS: Final = (
     Command("print", "[EXPR]", "print rows as lines", "print"),
+    Command("drops", "[EXPR]", "print packets that are dropped, where and why", "drops"),
     Command("record", "FILE [EXPR]", "record the stream to a file", "record"),
     Command("replay", "FILE", "show a recording on the screen or as lines", "replay"),
     Command(
@@ -52,6 +53,20 @@ COMMANDS: Final = (
     ),
     Command("lab", "[-- COMMAND ...]", "live screen on a throwaway VM with traffic in it", "lab"),
     Command("demo", "[EXPR]", "live screen on a small isolated network with traffic", "demo"),
+    Command(
+        "whatif", "PACKET", "send a packet through a copy of the rules, and show its way", "whatif"
+    ),
+    Command(
+        "whynot", "RULE PACKET", "show which conditions of a rule a packet does not meet", "whynot"
+    ),
+    Command(
+        "compare",
+        "OLD NEW",
+        "list packets of a recording that meet another fate with other rules",
+        "compare",
+    ),
+    Command("test", "FILE", "test a firewall: packets, and what is to become of them", "test"),
+    Command("snapshot", "[FILE]", "write the network and rules of a host to a file", "snapshot"),
     Command("doctor", "", "check what this machine can do and what it lacks", "doctor"),
     Command("config", "", "print the default config file of the screen", "config"),
     Command("agent", "[EXPR]", "the privileged half: writes the stream to stdout", "agent"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ipttrace.cli import options, outcome
 from ipttrace.cli.screen import load_settings
@@ -13,6 +13,10 @@ from ipttrace.cli.stdout import has_terminal, open_output
 
 if TYPE_CHECKING:
     from ipttrace.lab.guest import TracedMachine
+
+
+# As in lab/network/faults.py, which help does without.
+FAULTS: Final = ("rp-filter", "forwarding", "route", "neighbour", "loss", "any")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +32,13 @@ def build_parser() -> argparse.ArgumentParser:
         default="6.1",
         metavar="RELEASE",
         help="kernel of the VM: 6.1 (default), 6.12, …",
+    )
+    parser.add_argument(
+        "--fault",
+        choices=FAULTS,
+        metavar="NAME",
+        help="plant a fault that is in no rule, to practise: "
+        f"{', '.join(FAULTS[:-1])}; {FAULTS[-1]}: one of them",
     )
     options.add_show(parser)
     # argparse would take -- and COMMAND for arguments of its own.
@@ -48,12 +59,14 @@ def run(argv: Sequence[str]) -> int:
     parsed = parser.parse_args(own)
     from ipttrace.lab import guest
 
+    if command and parsed.fault:
+        parser.error("--fault is for the lab's own network: leave it or COMMAND out")
     if command:
         return guest.run(parsed.kernel, command)
     lines = parsed.text or parsed.record or not has_terminal()
     if not lines:
         load_settings()
-    with guest.traced(parsed.kernel, parsed.duration) as (machine, stderr):
+    with guest.traced(parsed.kernel, parsed.duration, parsed.fault) as (machine, stderr):
         if lines:
             status, began = _lines(machine, parsed.record)
         else:

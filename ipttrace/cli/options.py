@@ -15,6 +15,7 @@ from ipttrace.cli.outcome import BAD_USAGE, BadUsage, error
 from ipttrace.text import escape
 
 FORMATS: Final = ("text", "csv", "jsonl", "pcapng")
+ENGINES: Final = ("auto", "kernel", "netlink", "bpf")
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,22 +82,34 @@ def add_expr(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_tracing(parser: argparse.ArgumentParser) -> None:
-    """EXPR and the options of every command that starts an agent on a real host."""
+def add_tracing(parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGINES) -> None:
+    """EXPR and the options of every command that starts an agent on a real host.
+
+    `engines`: those to choose from; a single one is no choice.
+    """
     add_expr(parser)
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "kernel", "netlink", "bpf"),
-        default="auto",
-        help="kernel: a module, legacy tables only; netlink: no module, all tables;"
-        " bpf: no module, all tables, with processes and costs;"
-        " auto: kernel and bpf, else bpf; netlink in place of bpf if that is refused",
-    )
+    if len(engines) > 1:
+        parser.add_argument(
+            "--engine",
+            choices=engines,
+            default="auto",
+            help="kernel: a module, legacy tables only; netlink: no module, all tables;"
+            " bpf: no module, all tables, with processes and costs;"
+            " auto: kernel and bpf, else bpf; netlink in place of bpf if that is refused",
+        )
+    else:
+        parser.set_defaults(engine=engines[0])
     parser.add_argument(
         "--netns",
         metavar="NAME",
         help="trace only this network namespace, by name or by the pid of a process in it;"
         " all: every namespace",
+    )
+    parser.add_argument(
+        "--from-rules",
+        action="store_true",
+        help="trace only packets that rules mark, from that rule on: -j IPTTRACE, -j TRACE,"
+        " nft's meta nftrace set 1; without EXPR",
     )
     parser.add_argument("--duration", type=positive, metavar="S", help="stop after S seconds")
     parser.add_argument("--ready-file", type=Path, metavar="F", help="write F once armed")
@@ -123,6 +136,19 @@ def add_tracing(parser: argparse.ArgumentParser) -> None:
         "--raw-addresses",
         action="store_true",
         help="show the kernel's addresses instead of hashes of them",
+    )
+    if len(engines) > 1:
+        parser.add_argument(
+            "--no-drops",
+            action="store_true",
+            help="do not record packets dropped outside the tables",
+        )
+    else:
+        parser.set_defaults(no_drops=False)
+    parser.add_argument(
+        "--stations",
+        action="store_true",
+        help="also record where packets are between the tables: devices, routes, sockets",
     )
 
 
@@ -159,15 +185,18 @@ def agent_arguments(options: argparse.Namespace) -> list[str]:
             continue  # the file is to be written on this host
         if value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]
-    if options.raw_addresses:
-        found.append("--raw-addresses")
+    for name in ("from_rules", "raw_addresses", "no_drops", "stations"):
+        if getattr(options, name):
+            found.append(f"--{name.replace('_', '-')}")
     return [*found, "--", *options.expr]
 
 
 def check_expr(options: argparse.Namespace) -> None:
-    """Raises BadUsage if libpcap rejects EXPR."""
+    """Raises BadUsage if libpcap rejects EXPR, or EXPR comes with --from-rules."""
     if not options.expr:
         return
+    if getattr(options, "from_rules", False):  # the demo has its own rules
+        raise BadUsage("--from-rules traces what rules mark: give no EXPR with it")
     from ipttrace.capture.filter import pcap
 
     try:

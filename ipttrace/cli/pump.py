@@ -32,6 +32,7 @@ from ipttrace.view.writer import OutputError, Writer, summary
 if TYPE_CHECKING:
     from ipttrace.trace.query import Query
     from ipttrace.trace.query.until import Until
+    from ipttrace.trace.store import Picked
 
 _PORTION: Final = 1 << 20  # bytes read at a time
 # Rows formatted at a time: bounds memory, and the delay of the first line.
@@ -69,6 +70,8 @@ class Pump:
         stop: Callable[[], None] | None = None,
         names: dict[int, str] | None = None,
         file: str = "",
+        written: Callable[[Picked], object] | None = None,
+        before_summary: Callable[[], object] | None = None,
     ) -> None:
         """`output`: what rows become; None writes no rows.
 
@@ -76,7 +79,8 @@ class Pump:
         that matches is the last one.  `copy` receives the stream as it is; `stop` asks
         the agent to finish.  `names` is filled with the names of the network
         namespaces, by inode, when the stream begins.  `file`: the name of the recording,
-        for error lines; "": the stream is an agent's.
+        for error lines; "": the stream is an agent's.  `written` is called with rows that
+        are written, `before_summary` before the line that ends the run.
         """
         self.trace = Trace(capacity=4 * 65536)
         self.interrupted = False
@@ -91,6 +95,8 @@ class Pump:
         self._stop = stop
         self._names = names
         self._prefix = f"{file}: " if file else ""
+        self._written = written
+        self._before_summary = before_summary
         self._decoder = Decoder()
         self._writer = Writer()
         self._held: list[Frame] = []  # records of a live stream, to be fed together
@@ -251,6 +257,9 @@ class Pump:
                 seqs = seqs[: self._count - self.rows]
             if self._output is not None and len(seqs) and not self._writer.closed:
                 self._write(self._output.rows(store, seqs)[0])
+            if self._written is not None:
+                for picked in store.picked(seqs):
+                    self._written(picked)
             self._next = last
             self.rows += len(seqs)
             if self._count is not None and self.rows >= self._count:
@@ -314,6 +323,8 @@ class Pump:
             sys.stdout.flush()
             for error in self.errors:
                 outcome.error(error)
+            if self._before_summary is not None:
+                self._before_summary()
             print(summary({**self.trace.summary(), "rows": self.rows}), file=sys.stderr)
         elif not self.interrupted:
             for error in self.errors:

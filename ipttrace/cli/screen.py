@@ -105,7 +105,7 @@ def _this_host(parsed: argparse.Namespace) -> int:
             agent = link.close()
             return outcome.print_kept(stderr)
 
-        status = show(source, "this host", until=parsed.until, words=words)
+        status = show(source, "this host", until=parsed.until, words=words, here=True)
         return status or max(agent, 0)
 
 
@@ -145,14 +145,16 @@ def show(
     until: Query | None = None,
     shown: Query | None = None,
     words: Callable[[], int] | None = None,
+    here: bool = False,
 ) -> int:
     """Opens the screen on `source`, then prints the summary; returns the exit status.
 
     `until`: disarm at the first row that matches; `shown`: the query to begin with;
     `words`: ends the agent, prints what it wrote to stderr, and returns FAILED if that
-    was anything.
+    was anything; `here`: the stream is of this host, as it is now.
     """
     settings = load_settings()
+    from ipttrace.cli.asking import AskHere
     from ipttrace.tui.app import TraceApp
     from ipttrace.view.writer import summary
 
@@ -163,6 +165,7 @@ def show(
         shown=shown,
         check_expr=options.problem_of_expr,
         settings=settings,
+        ask_rules=AskHere() if here else None,
     )
     figures = app.run()
     failed = outcome.DONE if words is None else words()

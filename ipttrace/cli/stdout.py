@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ipttrace.view.output import Output
 
 
-def open_output(format: str, names: dict[int, str]) -> Output:
+def open_output(format: str, names: dict[int, str], *, drops: bool = False) -> Output:
     """Returns what turns rows into `format` for this stdout.
 
-    `names`: the names of the network namespaces by inode; may be filled later.
-    Raises Failed if stdout is closed.
+    `names`: the names of the network namespaces by inode; may be filled later; `drops`:
+    there are no rows of tables.  Raises Failed if stdout is closed.
     """
     check_stdout()
     from ipttrace.view import formats, text
@@ -30,6 +30,7 @@ def open_output(format: str, names: dict[int, str]) -> Output:
         names,
         columns=shutil.get_terminal_size().columns if os.isatty(1) else None,
         colour=text.colour_wanted(1, os.environ),
+        drops=drops,
     )
 
 

@@ -60,14 +60,18 @@ def run(kernel: str, command: Sequence[str]) -> int:
 class TracedMachine:
     """A VM with the lab network, its traffic and an agent.
 
-    ``kernel`` is a series or release, ``duration`` the agent's in seconds;
-    ``stderr`` receives what the guest's command writes there.
+    ``kernel`` is a series or release, ``duration`` the agent's in seconds; ``fault`` of
+    `network/faults.py` is planted; ``stderr`` receives what the guest's command writes there.
     """
 
-    def __init__(self, kernel: str, duration: float | None, stderr: IO[bytes]) -> None:
+    def __init__(
+        self, kernel: str, duration: float | None, stderr: IO[bytes], fault: str | None = None
+    ) -> None:
         found = _kernel(kernel)
         command = [*python("ipttrace"), "agent", "--engine", "kernel"]
         command += ["--port", "--lab"]
+        if fault is not None:
+            command += ["--fault", fault]
         if duration is not None:
             command += ["--duration", str(duration)]
         self.release = found.release
@@ -109,14 +113,16 @@ class TracedMachine:
 
 
 @contextlib.contextmanager
-def traced(kernel: str, duration: float | None) -> Iterator[tuple[TracedMachine, IO[bytes]]]:
+def traced(
+    kernel: str, duration: float | None, fault: str | None = None
+) -> Iterator[tuple[TracedMachine, IO[bytes]]]:
     """Yields a booting TracedMachine and the file with the guest's stderr.
 
     Prints one line and exits the program if the VM cannot be started.
     """
     with tempfile.TemporaryFile() as stderr:
         try:
-            machine = TracedMachine(kernel, duration, stderr)
+            machine = TracedMachine(kernel, duration, stderr, fault)
             machine.start()
         except (CaptureError, KernelError, MachineError) as error:
             print(f"ipttrace: {error}", file=sys.stderr)
@@ -128,15 +134,15 @@ def traced(kernel: str, duration: float | None) -> Iterator[tuple[TracedMachine,
 
 
 @contextlib.contextmanager
-def lab_traffic() -> Iterator[None]:
-    """In the guest: keeps the lab network and its traffic up.
+def lab_traffic(fault: str | None = None) -> Iterator[None]:
+    """In the guest: keeps the lab network and its traffic up, with a fault or none.
 
     They run in a child process, so that a slow guest sets the network up on one
     CPU while it imports the engine on the other.
     """
     for module in ("iptable_filter", "ip6table_filter"):
         subprocess.run(["modprobe", "-q", module], check=False)
-    argv = python("ipttrace.lab.guest")
+    argv = python("ipttrace.lab.guest") + ([] if fault is None else [fault])
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -148,15 +154,17 @@ def lab_traffic() -> Iterator[None]:
         child.stdin.close()
 
 
-def _traffic() -> int:
+def _traffic(fault: str | None = None) -> int:
     """Runs the lab network and its traffic until end of file on stdin; returns 0."""
-    from ipttrace.lab.network import Network
+    from ipttrace.lab.network import Network, faults
     from ipttrace.lab.traffic import mix
 
     with Network() as network:
+        if fault is not None:
+            faults.plant(fault, lambda argv: network.run("router", argv))
         mix.run(network.prefix, 40.0, None, 0)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_traffic())
+    sys.exit(_traffic(*sys.argv[1:]))

@@ -24,6 +24,8 @@ _SIZES: Final = {
     Kind.COUNTERS: _TABLES,
     Kind.NEIGHBOURS: _TABLES,
     Kind.NAMES: _TABLES,
+    Kind.PLACES: _OTHERS,
+    Kind.TABLES: _OTHERS,
     Kind.HELLO: _OTHERS,
     Kind.CLOCK: _OTHERS,
     Kind.BOOKS: _OTHERS,

@@ -17,6 +17,7 @@ from ipttrace.stream.frames import (
     HEADER,
     MAGIC,
     MAX_PAYLOAD,
+    RECORD_KINDS,
     UNCHECKED,
     Frame,
     Kind,
@@ -108,10 +109,11 @@ class Decoder:
                 raise StreamError(f"the stream's record layout is not valid: {error}") from error
         frame = Frame(kind, payload, self._dtypes)
         if frame.is_records:
-            count, rest = divmod(len(payload), self._dtypes[kind - Kind.ENTRY].itemsize)
+            of = RECORD_KINDS.index(Kind(kind))
+            count, rest = divmod(len(payload), self._dtypes[of].itemsize)
             if rest:
                 raise StreamError(f"the stream is damaged at byte {offset}: part of a record")
-            if count * record.DTYPES[kind - Kind.ENTRY].itemsize > _MOST_CONVERTED:
+            if count * record.ALL_DTYPES[of].itemsize > _MOST_CONVERTED:
                 raise StreamError(f"the stream is damaged at byte {offset}: {count} records")
         return frame
 

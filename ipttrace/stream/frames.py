@@ -73,9 +73,12 @@ class Kind(IntEnum):
     COUNTERS = 10  # json: a table's counters
     NEIGHBOURS = 11  # json: a namespace's neighbour tables
     NAMES = 12  # json: full names by those in the records that follow
+    STATION = 13  # records
+    PLACES = 14  # json: names of the places, stacks and reasons in the stations that follow
+    TABLES = 15  # json: a namespace's reassembly or conntrack
 
 
-RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT)
+RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT, Kind.STATION)  # by kinds of record
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +87,22 @@ class Frame:
 
     kind: int
     payload: bytes
-    dtypes: tuple[np.dtype[np.void], ...] = record.DTYPES
+    dtypes: tuple[np.dtype[np.void], ...] = record.ALL_DTYPES
 
     @property
     def is_records(self) -> bool:
-        """Whether this is an ENTRY, RULE or EXIT frame."""
+        """Whether this is an ENTRY, RULE, EXIT or STATION frame."""
         return self.kind in RECORD_KINDS
 
     @property
     def records(self) -> Records:
-        """The records of an ENTRY, RULE or EXIT frame, shape (n,), read-only.
+        """The records of such a frame, shape (n,), read-only.
 
         Converted to this version's layout.
         """
-        index = self.kind - Kind.ENTRY
-        return record.convert(np.frombuffer(self.payload, self.dtypes[index]), record.DTYPES[index])
+        index = RECORD_KINDS.index(Kind(self.kind))
+        found = np.frombuffer(self.payload, self.dtypes[index])
+        return record.convert(found, record.ALL_DTYPES[index])
 
     def portions(self, most: int) -> Iterator[Frame]:
         """An EXIT frame, which ends calls, as frames of at most `most` records; else itself."""
@@ -135,8 +139,9 @@ def joined(frames: Sequence[Frame]) -> list[Frame]:
         parts: dict[int, list[Frame]] = {kind: [] for kind in RECORD_KINDS}
         for frame in run:
             parts[frame.kind].append(frame)
-        for kind, some in parts.items():
-            if some:
+        # Exits come last: they end a batch.
+        for kind in (Kind.ENTRY, Kind.RULE, Kind.STATION, Kind.EXIT):
+            if some := parts[kind]:
                 payload = some[0].payload if len(some) == 1 else b"".join(f.payload for f in some)
                 found.append(Frame(kind, payload, some[0].dtypes))
     return found

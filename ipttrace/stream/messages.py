@@ -3,7 +3,8 @@
 
 Only writers may rely on these types: what a reader gets may come from a
 forged file, so readers check each field (trace/session.py, trace/rules/frames.py,
-trace/neighbours/frames.py).  A field may be added, never renamed: recordings are kept.
+trace/neighbours/frames.py, trace/tables/frames.py).  A field may be added, never renamed:
+recordings are kept.
 Each kind of frame is described in docs/events/.  Must not do I/O.
 """
 
@@ -25,7 +26,7 @@ class Clock(TypedDict):
 class Hello(TypedDict):
     """HELLO: where the stream comes from; the writer adds the record layout."""
 
-    engine: str  # kernel, netlink, bpf, kernel+netlink, kernel+bpf
+    engine: str  # kernel, netlink, bpf, kernel+netlink, kernel+bpf; none: drops alone
     version: str  # of ipttrace
     kernel: str  # uname -r
     arch: str
@@ -35,6 +36,19 @@ class Hello(TypedDict):
     netns: dict[str, str]  # names of network namespaces by inode
     only_netns: str | None  # the one that is traced; None: all that the engine can
     clock: Clock
+    drops: NotRequired[bool]  # whether drops are recorded
+    no_drops: NotRequired[str]  # why not
+    stations: NotRequired[bool]  # whether stations are recorded too, to begin with
+
+
+class StationBooks(TypedDict):
+    """The counters of stations: due = delivered + lost + missed, once all was read."""
+
+    due: int  # taken by EXPR, as the programs have counted
+    delivered: int
+    lost: int  # no room in the ring
+    missed: int  # the program could not run
+    refused: int  # not taken by EXPR
 
 
 class Books(TypedDict):
@@ -54,6 +68,7 @@ class Books(TypedDict):
     silenced: NotRequired[int]  # log calls suppressed (kernel engine)
     unfollowed: NotRequired[int]  # packets for which the table of followed ones had no room
     depth: NotRequired[int]  # deepest nesting of calls
+    stations: NotRequired[StationBooks]
     filter: NotRequired[str]  # what nftables checks of the filter (netlink engine)
     expr: NotRequired[str]
 
@@ -76,6 +91,23 @@ class Names(TypedDict):
 
     names: dict[str, str]
     netns: NotRequired[dict[str, str]]  # more names of network namespaces by inode
+
+
+class Places(TypedDict, total=False):
+    """PLACES: what the numbers in stations mean, each as text; see docs/events/places.md."""
+
+    places: dict[str, str]  # "ip_rcv_finish_core+0x1d2" by place
+    stacks: dict[str, list[str]]  # places from the innermost on, by stack
+    reasons: dict[str, str]  # the kernel's names without SKB_DROP_REASON_, by reason
+    owners: dict[str, Owner]  # by owner
+
+
+class Owner(TypedDict):
+    """The process that has a socket; of several, the first."""
+
+    pid: int
+    comm: str
+    others: int  # further processes that have it
 
 
 class ChainRules(TypedDict):
@@ -189,5 +221,17 @@ class Neighbours(TypedDict, total=False):
     gone: list[int]
 
 
-Message = Rules | Counters | Neighbours | Note
+class Tables(TypedDict, total=False):
+    """TABLES: reassembly or conntrack of a namespace; see trace/tables/__init__.py."""
+
+    mono: int
+    since: int  # when the values were last seen to be as before, ns
+    netns: int
+    name: str
+    table: Literal["ipv4", "ipv6", "conntrack"]
+    values: dict[str, int] | None  # None: it is gone
+    gone: list[int]
+
+
+Message = Rules | Counters | Neighbours | Tables | Note
 """What a watch finds; see capture/watch.py."""

@@ -13,12 +13,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-RECORD_VERSION: Final = 6
+RECORD_VERSION: Final = 7
 
 ENTRY: Final = 0
 RULE: Final = 1
 EXIT: Final = 2
-KINDS: Final = ("entry", "rule", "exit")
+STATION: Final = 3
+KINDS: Final = ("entry", "rule", "exit")  # of a call
+ALL_KINDS: Final = (*KINDS, "station")
 
 F_FIRST: Final = 0x01
 F_FOLLOWED: Final = 0x02
@@ -39,6 +41,24 @@ SOURCE_KERNEL: Final = 0
 SOURCE_NFT: Final = 1
 SOURCE_NFLOG: Final = 2
 SOURCE_BPF: Final = 3
+
+# By enum ipttrace_what; "" is a call.
+STATIONS: Final = (
+    "",
+    "dropped",
+    "received",
+    "routed",
+    "forwarded",
+    "queued",
+    "sent",
+    "delivered",
+)
+DROPPED: Final = 1
+
+STATION_F_ROUTE: Final = 0x01
+STATION_F_NEIGHBOUR: Final = 0x02
+STATION_F_TRACED: Final = 0x04
+STATION_F_MATCHED: Final = 0x08
 
 MATCHES: Final = ("rule", "return", "policy")
 MATCH_RULE: Final = 0
@@ -133,9 +153,28 @@ EXIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     ]
 )
 
+STATION_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        *((name, ENTRY_DTYPE[name]) for name in ENTRY_DTYPE.names or ()),
+        ("place", "<u8"),
+        ("stack", "<u8"),
+        ("reason", "<u4"),
+        ("route_table", "<u4"),
+        ("gateway", "u1", (16,)),
+        ("gateway_family", "u1"),
+        ("route_type", "u1"),
+        ("neighbour_state", "u1"),
+        ("what", "u1"),
+        ("station_flags", "u1"),
+        ("padding", "u1", (3,)),
+        ("owner", "<u8"),
+    ]
+)
+
 NAME_LEN: Final = 32
 
 DTYPES: Final[tuple[np.dtype[np.void], ...]] = (ENTRY_DTYPE, RULE_DTYPE, EXIT_DTYPE)
+ALL_DTYPES: Final = (*DTYPES, STATION_DTYPE)
 
 Layout = dict[str, Any]
 
@@ -153,7 +192,7 @@ def layout() -> Layout:
     [[name, dtype string, offset, length of the subarray or 1], …]}}}``
     """
     kinds = {}
-    for kind, dtype in zip(KINDS, DTYPES, strict=True):
+    for kind, dtype in zip(ALL_KINDS, ALL_DTYPES, strict=True):
         fields = []
         for name in dtype.names or ():
             sub, offset = dtype.fields[name][:2]  # type: ignore[index]
@@ -166,12 +205,16 @@ def layout() -> Layout:
 def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
     """The dtypes of a stream with this layout in its HELLO.
 
-    Raises ValueError for anything that `layout` could not have written: unknown
-    types, fields outside the record, wrong sizes, records without call and time.
+    Of ALL_KINDS; streams of earlier versions lack stations.  Raises ValueError for anything that
+    `layout` could not have written: unknown types, fields outside the record, wrong sizes,
+    records without call and time.
     """
     found = []
-    for kind, own in zip(KINDS, DTYPES, strict=True):
+    for kind, own in zip(ALL_KINDS, ALL_DTYPES, strict=True):
         try:
+            if kind not in KINDS and kind not in described["kinds"]:
+                found.append(own)
+                continue
             entry = described["kinds"][kind]
             size, fields = entry["size"], entry["fields"]
             if type(size) is not int or not 0 < size <= _MOST_BYTES:

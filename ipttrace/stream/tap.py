@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A recording that starts in the middle of a stream and is a complete stream itself.
 
-What later frames depend on (HELLO, the clock, the newest rules and neighbours) is kept,
-so that a recording can start with it.  Must not interpret frames beyond that.
+What later frames depend on (HELLO, the clock, the newest rules, neighbours and tables of
+the kernel) is kept, so that a recording can start with it.  Must not interpret frames
+beyond that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MOST_CHANGES: Final = 1000
 _ROOM: Final = 256 << 20
 _NAME: Final = 128  # characters
 _FRAME: Final = 1000  # bytes besides the payload
-_MOST_NAMES: Final = 32 << 20  # bytes of NAMES frames; the records' own names do without
+_MOST_NAMES: Final = 32 << 20  # bytes of NAMES and PLACES frames; rows do without more
 
 
 class Tap:
@@ -52,11 +53,11 @@ class Tap:
             self._names, self._names_size = [], 0
         elif frame.kind == Kind.CLOCK:
             self._clock = frame
-        elif frame.kind == Kind.NAMES:
+        elif frame.kind in (Kind.NAMES, Kind.PLACES):
             self._names_size += len(frame.payload)
             if self._names_size <= _MOST_NAMES:
                 self._names.append(frame)
-        elif frame.kind in (Kind.RULES, Kind.NEIGHBOURS):
+        elif frame.kind in (Kind.RULES, Kind.NEIGHBOURS, Kind.TABLES):
             self._keep(frame)
         if self._writer is not None and frame.kind != Kind.END:
             self._write(frame)
@@ -94,6 +95,9 @@ class Tap:
         if frame.kind == Kind.NEIGHBOURS:
             self._keep_neighbours(frame, value)
             return
+        if frame.kind == Kind.TABLES and "netns" not in value:
+            self._forget_tables(value.get("gone"))
+            return
         key = (frame.kind, *(str(value.get(name))[:_NAME] for name in ("netns", "family", "table")))
         self._put(key, frame)
 
@@ -115,6 +119,12 @@ class Tap:
             kept.append(frame)
             self._size += _size(frame)
             self._shrink()
+
+    def _forget_tables(self, gone: object) -> None:
+        """Forgets the TABLES frames of namespaces that are gone."""
+        names = {str(netns)[:_NAME] for netns in gone} if isinstance(gone, list) else set()
+        for key in [key for key in self._about if key[0] == Kind.TABLES and key[1] in names]:
+            self._size -= _size(self._about.pop(key))
 
     def _put(self, key: tuple[object, ...], frame: Frame) -> None:
         if (old := self._about.pop(key, None)) is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import FORMAT, MAGIC, RECORD_KINDS, UNCHECKED, Frame, Kind
-from ipttrace.stream.messages import Books, Clock, End, Hello, Level, Message, Names, Note
+from ipttrace.stream.messages import Books, Clock, End, Hello, Level, Message, Names, Note, Places
 from ipttrace.stream.record import Records
 
 _NAMES_AT_ONCE: Final = 1000
@@ -51,13 +51,13 @@ class Writer:
         self._json(Kind.HELLO, {"format": FORMAT, "layout": record.layout(), **about})
 
     def records(self, kind: int, records: Records) -> None:
-        """ENTRY, RULE or EXIT: `records`, shape (n,), of `record.DTYPES[kind]`.
+        """ENTRY, RULE, EXIT or STATION: `records`, shape (n,), of `record.ALL_DTYPES[kind]`.
 
-        `kind`: record.ENTRY, RULE or EXIT.  Raises TypeError for another layout.
+        `kind`: record.ENTRY, RULE, EXIT or STATION.  Raises TypeError for another layout.
         """
-        if records.dtype != record.DTYPES[kind]:
+        if records.dtype != record.ALL_DTYPES[kind]:
             # numpy itself changes byte orders when it joins structured arrays.
-            raise TypeError(f"{record.KINDS[kind]} records do not have the stream's layout")
+            raise TypeError(f"{record.ALL_KINDS[kind]} records do not have the stream's layout")
         most = (1 << 20) // records.dtype.itemsize
         for start in range(0, len(records), most):
             part = np.ascontiguousarray(records[start : start + most])
@@ -91,8 +91,12 @@ class Writer:
             some: Names = {"names": {}, "netns": dict(pairs[start : start + _NAMES_AT_ONCE])}
             self._json(Kind.NAMES, some)
 
+    def places(self, places: Places) -> None:
+        """PLACES: names for the numbers in the stations that follow."""
+        self._json(Kind.PLACES, places)
+
     def message(self, kind: Kind, message: Message) -> None:
-        """RULES, COUNTERS, NEIGHBOURS or NOTE: what a watch found."""
+        """RULES, COUNTERS, NEIGHBOURS, TABLES or NOTE: what a watch found."""
         self._json(kind, message)
 
     def end(self, books: End) -> None:

@@ -5,9 +5,12 @@ arrays      what numpy lacks: keyed hashes, bounded maps, joining records
 decode      packet headers: columns of many packets, or one packet field by field
 rules       texts and counters of rules, by generation
 neighbours  ARP and NDP tables over time
+fragments  which rows are fragments of one packet
+tables  reassembly and conntrack over time
 calls       records joined to calls, calls to journeys, packets to flows
-row         one traversal, as shown to a person
+row         one traversal or station, as shown to a person
 store       the columns of the rows that are held
+drops       packets outside the tables: stations, and what drops mean
 session     a trace: feeds on frames, fills a store
 selection   the rows that a query matches, by position
 query       the query language

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One traversal as shown to a person: the row.
+"""One traversal, or station between tables, as shown to a person: the row.
 
 The columnar store makes rows only for what is shown or written.  Field names are those
 of JSON lines, CSV, queries and documentation.  Must not do I/O.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from ipttrace.stream import record
 from ipttrace.trace.rules import NFT
 
 
@@ -22,6 +23,7 @@ class Kind(Enum):
     HEX = auto()  # a number that is written as 0x…
     TRACE_ID = auto()  # a number that is written as nft does: 8 hexadecimal digits
     TABLES = auto()  # NFPROTO_* of the table's family: see rules.tables_name
+    YES = auto()  # true or false
     TEXT = auto()
     BLANK = auto()  # text that is "" if it is unknown
     PATH = auto()  # steps
@@ -57,14 +59,14 @@ TABLE: Final = {
     "out": Field(Kind.TEXT, ("out",)),
     "family": Field(Kind.NUMBER, ("family",)),
     "hook": Field(Kind.BLANK, ("hook",)),
-    "table": Field(Kind.TEXT, ("table",)),
+    "table": Field(Kind.BLANK, ("table",)),
     "chain": Field(Kind.TEXT, ("chain",)),
     "rulenum": Field(Kind.NUMBER, ("rulenum", "chain")),
     "match": Field(Kind.TEXT, ("match", "chain")),
     "path": Field(Kind.PATH, ("path",)),
     "rule": Field(Kind.TEXT, ("host", "netns", "family", "tables", "table", "ruleset", *_DECIDING)),
     "verdict": Field(Kind.TEXT, ("verdict", "exit_flags")),
-    "cost_ns": Field(Kind.NUMBER, ("cost", "engine")),
+    "cost_ns": Field(Kind.NUMBER, ("cost", "engine", "what", "exit_flags")),
     "len": Field(Kind.NUMBER, ("len", "flags")),
     "proto": Field(Kind.BLANK, ("proto",)),
     "src": Field(Kind.BLANK, ("src", "version")),
@@ -90,6 +92,10 @@ TABLE: Final = {
     "ct_zone": Field(Kind.NUMBER, ("ct_zone", _IS_TRACKED)),
     "physin": Field(Kind.TEXT, ("physin",)),
     "physout": Field(Kind.TEXT, ("physout",)),
+    "drop": Field(Kind.YES, ("verdict", "exit_flags", "what")),
+    "reason": Field(Kind.TEXT, ("reason",)),
+    "place": Field(Kind.TEXT, ("place",)),
+    "station": Field(Kind.TEXT, ("what",)),
 }
 
 FIELDS: Final = tuple(TABLE)
@@ -110,8 +116,46 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that has a socket; of several the first, and how many `others` have it."""
+
+    pid: int
+    comm: str
+    others: int
+
+    def __str__(self) -> str:
+        more = f" and {self.others} more" if self.others else ""
+        return f"{self.comm or 'a process'} (pid {self.pid}{more})"
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What only stations have, see record.STATION_DTYPE; `stack`: from the innermost place on."""
+
+    stack: tuple[str, ...] = ()
+    route_table: int = 0
+    gateway: bytes = bytes(16)
+    gateway_family: int = 0
+    route_type: int = 0
+    neighbour_state: int = 0
+    flags: int = 0
+    owner: Owner | None = None  # of the socket that got the packet
+
+    @property
+    def has_route(self) -> bool:
+        """Whether the route's fields are valid."""
+        return bool(self.flags & record.STATION_F_ROUTE)
+
+    @property
+    def has_neighbour(self) -> bool:
+        """Whether the neighbour's state is valid."""
+        return bool(self.flags & record.STATION_F_NEIGHBOUR)
+
+
+# Nobody changes one: frozen=True would double the cost of making it.
+@dataclass(slots=True, unsafe_hash=True)
 class Row:
-    """One traversal.  None: the engine cannot know the value, or it does not apply.
+    """One traversal or station.  None: the engine cannot know the value, or it does not apply.
 
     All text is clean (`ipttrace.text`): safe on a terminal, but not as Rich markup or
     as a spreadsheet cell, which views take care of.
@@ -129,7 +173,7 @@ class Row:
     out: str | None
     family: int  # 4, 6; 3: ARP, 7: bridge
     hook: str  # "": unknown
-    table: str
+    table: str  # "" of a station
     chain: str | None
     rulenum: int | None
     match: str | None
@@ -168,6 +212,11 @@ class Row:
     ct_zone: int | None = None
     physin: str | None = None  # the port of a bridge by which it came in; None: not bridged
     physout: str | None = None
+    drop: bool | None = None  # the packet died here; None: unknown
+    reason: str | None = None  # the kernel's name of the reason for a drop
+    place: str | None = None  # where in the kernel it was: "ip_rcv_finish_core+0x1d2"
+    station: str | None = None  # dropped, received, …: see record.STATIONS; None: a traversal
+    aside: Aside | None = None  # of a station, and of a rule's drop
 
     @property
     def rules_family(self) -> int:

@@ -12,10 +12,13 @@ from ipttrace.stream import record
 from ipttrace.stream.budget import Budget
 from ipttrace.stream.frames import Frame, Kind, StreamError
 from ipttrace.text import clean
+from ipttrace.trace.arrays import Array
 from ipttrace.trace.calls import Assembler, Calls, Flows
+from ipttrace.trace.drops import Stations
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rules import Rulesets
-from ipttrace.trace.store import ENGINES, FullNames, Store, fill
+from ipttrace.trace.store import ENGINES, Columns, FullNames, Store, fill
+from ipttrace.trace.tables import KernelTables
 
 _KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
 _LEVELS: Final = ("info", "warn", "error")
@@ -25,7 +28,7 @@ _NS_LIMIT: Final = 1 << 63
 
 
 class Trace:
-    """What one stream contained: rows, rules, neighbours, books and notes."""
+    """What one stream contained: rows, rules, neighbours, kernel tables, books and notes."""
 
     def __init__(
         self, capacity: int = 1_000_000, *, store: Store | None = None, host: int = 0
@@ -38,6 +41,7 @@ class Trace:
         self.rulesets = self.store.rulesets.setdefault(host, Rulesets())
         self.rulesets.begin()
         self.neighbours = self.store.neighbours[host] = Neighbours()
+        self.kernel_tables = self.store.kernel_tables[host] = KernelTables()
         self.hello: dict[str, Any] = {}
         self.books: dict[str, Any] = {}
         self.notes: list[tuple[str, str]] = []  # level and clean text
@@ -50,6 +54,7 @@ class Trace:
         self._flows = Flows(self.store.aliases)
         self._budget = Budget()
         self._names = FullNames(self.store.names)
+        self._stations = Stations(self.store)
 
     def feed(self, frame: Frame) -> int:
         """Processes a frame; returns the number of rows that it finished.
@@ -61,8 +66,10 @@ class Trace:
         self._budget.check(
             {
                 "records whose calls have not ended": self._assembler.size,
+                "stations": self._stations.size,
                 "rules": self.rulesets.size,
                 "neighbours": self.neighbours.size,
+                "kernel tables": self.kernel_tables.size,
             }
         )
         return new
@@ -73,15 +80,24 @@ class Trace:
             records = frame.records
             self.records += len(records)
             return self._keep(self._assembler.feed(kind, records))
+        if frame.kind == Kind.STATION:
+            records = frame.records
+            self.records += len(records)
+            self._stations.add(records)
+            # Those of a batch of calls come before its exits.
+            return self._keep(None) if self._assembler.between else 0
         if frame.kind == Kind.HELLO:
             return self._hello(frame.json)
         if frame.kind == Kind.CLOCK:
             # Records so far have times of the previous clock.
-            new = self._keep(self._assembler.flush())
-            self.clock = _clock(frame.json)
+            new = self._keep(self._assembler.flush(), complete=True)
+            self._set_clock(frame.json)
             return new
         if frame.kind == Kind.BOOKS:
             self.books = _books(frame.json)
+            return self._keep(None, complete=True)
+        if frame.kind == Kind.PLACES:
+            self._stations.learn(frame.json)
         elif frame.kind == Kind.NOTE:
             self._note(frame.json)
         elif frame.kind == Kind.RULES:
@@ -93,6 +109,8 @@ class Trace:
             self._learn_netns(frame.json.get("netns", {}))
         elif frame.kind == Kind.NEIGHBOURS:
             self.neighbours.feed(frame.json)
+        elif frame.kind == Kind.TABLES:
+            self.kernel_tables.feed(frame.json)
         elif frame.kind == Kind.END:
             end = frame.json
             self.books = {**self.books, **_books(end)}
@@ -102,7 +120,7 @@ class Trace:
 
     def finish(self) -> int:
         """Ends the trace, with or without an END frame; returns the number of new rows."""
-        return self._keep(self._assembler.finish())
+        return self._keep(self._assembler.finish(), complete=True)
 
     def summary(self) -> dict[str, Any]:
         """Returns the figures for the line that ends every command.
@@ -126,13 +144,23 @@ class Trace:
     @property
     def lost(self) -> int:
         """Records that no buffer had room for, as of the last books; 0 before the first."""
-        return sum(self.books.get("lost", ()))
+        lost: int = sum(self.books.get("lost", ()))
+        return lost + self._of_stations("lost")
 
     @property
     def missed(self) -> int:
-        """Calls that no probe saw, as of the last books; 0 before the first."""
+        """Calls and stations that no probe saw, as of the last books; 0 before the first."""
         missed: int = self.books.get("missed", 0)
-        return missed
+        return missed + self._of_stations("missed")
+
+    @property
+    def has_stations(self) -> bool:
+        """Whether there have been stations in the stream."""
+        return self._stations.active
+
+    def _of_stations(self, counter: str) -> int:
+        stations: dict[str, int] = self.books.get("stations", {})
+        return stations.get(counter, 0)
 
     @property
     def engine(self) -> str:
@@ -144,23 +172,22 @@ class Trace:
         """The number of calls without a row: entry or exit never came, or too late to be joined."""
         return self._assembler.incomplete
 
-    def _keep(self, calls: Calls | None) -> int:
-        if calls is None:
-            return 0
-        mono, wall = self.clock or (0, 0)
-        new = self.store.append(
-            *fill(
-                calls,
-                self._names,
-                self._flows,
-                self.rulesets,
-                self._engine,
-                wall - mono,
-                self.host,
-            )
-        )
+    def _keep(self, calls: Calls | None, *, complete: bool = False) -> int:
+        """Appends the rows of calls, and of the stations beside them.
+
+        `complete`: no call will come that belongs to a station so far.
+        """
+        if self._stations.active:
+            new = self._stations.append(calls, self._fill, complete_batch=complete)
+        else:
+            new = 0 if calls is None else self.store.append(*self._fill(calls))
         self.rows += new
         return new
+
+    def _fill(self, calls: Calls) -> tuple[Columns, Array, Columns]:
+        mono, wall = self.clock or (0, 0)
+        of_stream = (self._names, self._flows, self.rulesets, self._engine)
+        return fill(calls, *of_stream, wall - mono, self.host)
 
     def _hello(self, hello: dict[str, Any]) -> int:
         new = 0
@@ -169,14 +196,19 @@ class Trace:
             self.rulesets.begin()
             self.ended = None
             self._names = FullNames(self.store.names)
+            self._stations = Stations(self.store)
         engine = hello.get("engine", "")
         if engine not in ENGINES:
             raise StreamError(f"unknown engine in the stream: {clean(str(engine), 80)}")
         self._engine = ENGINES.index(engine)
         if "clock" in hello:
-            self.clock = _clock(hello["clock"])
+            self._set_clock(hello["clock"])
         self.hello = hello
         return new
+
+    def _set_clock(self, value: object) -> None:
+        self.clock = mono, wall = _clock(value)
+        self.kernel_tables.offset = wall - mono
 
     def _learn_netns(self, names: object) -> None:
         """Adds names of namespaces to those of HELLO, where readers find them."""
@@ -218,4 +250,7 @@ def _books(value: dict[str, Any]) -> dict[str, Any]:
     for name in ("calls", "refused", "matched", "followed", "flipped", "silenced", "missed"):
         if name in value and not _is_natural(value[name]):
             raise StreamError(f"malformed books in the stream: {name}")
+    stations = value.get("stations", {})
+    if not isinstance(stations, dict) or not all(map(_is_natural, stations.values())):
+        raise StreamError("malformed books in the stream: stations")
     return value

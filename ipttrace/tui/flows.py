@@ -29,7 +29,7 @@ from ipttrace.tui.key_words import chosen, with_keys
 from ipttrace.tui.messages import FilterRequested, Notice
 from ipttrace.tui.rows import filter_words
 from ipttrace.tui.widgets import figures
-from ipttrace.tui.widgets.ledger import REVERSE, SortedLedger
+from ipttrace.tui.widgets.ledger import REVERSE, SortedLedger, fitting, used
 
 SHOWN: Final = 500
 
@@ -51,7 +51,7 @@ _COLUMNS: Final[dict[str, tuple[str, int]]] = {
 _LONGEST: Final = 97
 _ALWAYS: Final = ("packets", "drops", "bytes", "cost", "proto", "ends", "verdict")
 # What additional room is spent on, in this order: another column, or a column's new width.
-_STEPS: Final = (
+_STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("ends", 37),
     ("verdict", 22),
     ("last", 4),
@@ -171,26 +171,16 @@ class FlowsView(SortedLedger):
     # Columns.
 
     def _choose_columns(self) -> dict[str, int]:
-        chosen = {name: _COLUMNS[name][1] for name in _ALWAYS}
-
-        def used() -> int:
-            return sum(width + 1 for width in chosen.values()) - 1
-
-        for name, width in _STEPS:
-            if name == "host" and len(self._hosts) < 2:
-                continue
-            before = dict(chosen)
-            chosen[name] = width
-            if used() > self.width:
-                chosen = before
-                break
+        least = {name: _COLUMNS[name][1] for name in _ALWAYS}
+        steps = [step for step in _STEPS if step[0] != "host" or len(self._hosts) > 1]
+        chosen = fitting(least, steps, self.width)
         # No wider than the content: the eye should not have to cross empty cells.
         longest = max((len(_ends(flow, _LONGEST)) for flow in self._flows.values()), default=0)
         chosen["ends"] = min(chosen["ends"], max(longest, _COLUMNS["ends"][1]))
         # The last column gets the rest.
-        chosen["verdict"] += max(0, self.width - used())
-        if used() > self.width:
-            chosen["ends"] = max(9, chosen["ends"] + self.width - used())
+        chosen["verdict"] += max(0, self.width - used(chosen))
+        if used(chosen) > self.width:
+            chosen["ends"] = max(9, chosen["ends"] + self.width - used(chosen))
         return {name: chosen[name] for name in _COLUMNS if name in chosen}
 
     def heading(self) -> list[Cells]:
@@ -249,7 +239,7 @@ class FlowsView(SortedLedger):
         marks = VERDICT_MARKS["DROP"]
         if flow.verdict != "DROP":
             marks = f"{VERDICT_MARKS.get(flow.verdict, '?')} {marks}"
-        text = f"{marks} {flow.dropped_table}"
+        text = f"{marks} {flow.dropped_table or flow.dropped_why}"
         if (step := flow.dropped_at) is not None:
             number = ":policy" if step.match == "policy" else f":{step.rulenum}"
             # If there is little room, leave out the table, then cut the chain.

@@ -114,6 +114,7 @@ DEFAULTS: Final = {
     "rows": "1",
     "search": "/",
     "sort": "s",
+    "stations": "B",
     "zoom": "z",
 }
 

@@ -90,3 +90,24 @@ class ExportEnded(Message, bubble=False):
         super().__init__()
         self.text = text
         self.error = error
+
+
+class WhyNotRequested(Message):
+    """The user asks why the packet under the cursor does not meet a rule.
+
+    `rule`: as for ``ipttrace whynot``; None: the user names it.
+    """
+
+    def __init__(self, rule: str | None) -> None:
+        super().__init__()
+        self.rule = rule
+
+
+class RulesAnswered(Message, bubble=False):
+    """A question about a packet is answered; `error`: why it could not be, else ""."""
+
+    def __init__(self, title: str, lines: list[str], error: str = "") -> None:
+        super().__init__()
+        self.title = title
+        self.lines = lines
+        self.error = error

@@ -21,7 +21,13 @@ from ipttrace.trace.selection import Mask
 from ipttrace.trace.store import Store
 from ipttrace.tui.detail import Detail, KnownNames
 from ipttrace.tui.key_words import chosen, with_keys
-from ipttrace.tui.messages import ColumnsChanged, CursorMoved, FilterRequested, Notice
+from ipttrace.tui.messages import (
+    ColumnsChanged,
+    CursorMoved,
+    FilterRequested,
+    Notice,
+    WhyNotRequested,
+)
 from ipttrace.tui.rows import Rows, ShownRows, filter_words
 from ipttrace.tui.rows.empty import Empty
 from ipttrace.tui.rows.titles import Titles
@@ -93,6 +99,7 @@ class TraceView(Vertical):
         Binding("m", "mark", "mark this row, or unmark it", show=False, id="mark"),
         Binding("apostrophe", "marked", "the next marked row", show=False, id="marked"),
         Binding("y", "copy", "copy this row", show=False, id="copy"),
+        Binding("Y", "why_not", "why this packet does not meet a rule", show=False, id="why_not"),
         Binding("z", "fold", "fold the bytes in the detail, or show them", show=False, id="fold"),
     ]
 
@@ -278,6 +285,10 @@ class TraceView(Vertical):
     def marks(self) -> frozenset[int]:
         """Sequence numbers of the marked rows."""
         return frozenset(self._marks)
+
+    def action_why_not(self) -> None:
+        if self._need() is not None:
+            self.post_message(WhyNotRequested(None))
 
     def action_copy(self) -> None:
         if (row := self._need()) is not None:

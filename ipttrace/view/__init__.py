@@ -3,7 +3,9 @@
 
 labels    names of hosts and network namespaces
 values    one value as text: times, numbers, costs, paths
+parts     many lines by one format
 segments  lines from the store's columns, each text made once
+stations  what happened outside the tables, as text
 text      rows as aligned columns for a terminal
 csv       rows as CSV
 jsonl     rows as JSON lines

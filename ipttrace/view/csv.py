@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -23,8 +23,8 @@ from ipttrace.trace.row import Kind, Row
 from ipttrace.trace.rules import tables_name
 from ipttrace.trace.store import Picked
 from ipttrace.view.labels import LabelSource, labels_of
-from ipttrace.view.segments import Segments
-from ipttrace.view.values import hexadecimal, joined_path, number, rfc3339, trace_id
+from ipttrace.view.segments import Forms, Segments
+from ipttrace.view.values import hexadecimal, joined_path, number, rfc3339, trace_id, yes
 
 # = + - @ and their full-width forms.  Tab, CR and LF are escaped by now, but a
 # spreadsheet might undo escapes.
@@ -50,14 +50,26 @@ _CELLS: Final[Mapping[Kind, Callable[[Any], str]]] = {
     Kind.HEX: hexadecimal,
     Kind.TRACE_ID: trace_id,
     Kind.TABLES: tables_name,
+    Kind.YES: yes,
     Kind.TEXT: cell,
     Kind.BLANK: cell,
     Kind.PATH: lambda path: cell(joined_path(path)),
 }
 
 
+_FORMS: Final[Forms] = {
+    Kind.TIME: "%s.%09dZ",
+    Kind.NUMBER: "%d",
+    Kind.HEX: "%#x",
+    Kind.TRACE_ID: "%08x",
+}
+
+
 def _quoted(cells: list[str]) -> str:
     """Returns the cells of a part of a line, quoted where necessary."""
+    joined = ",".join(cells)
+    if joined.count(",") == len(cells) - 1 and '"' not in joined and joined.isprintable():
+        return joined
     out = io.StringIO(newline="")
     # One more cell: a line that consists of an empty one would be quoted.
     csv.writer(out).writerow([*cells, ""])
@@ -69,19 +81,17 @@ class CsvView:
 
     def __init__(self, names: LabelSource = None) -> None:
         self._labels = labels_of(names)
-        self._segments = Segments(self._labels, _CELLS, _quoted)
+        self._segments = Segments(self._labels, _CELLS, _FORMS, _quoted)
 
     def header(self) -> str:
         return ",".join(self._labels.fields) + "\r\n"
 
     def lines(self, rows: Iterable[Row]) -> str:
-        return _joined(self._segments.of_rows(rows))
+        return _joined(map(",".join, self._segments.of_rows(rows)))
 
     def picked(self, rows: Picked) -> str:
-        return _joined(self._segments.of_picked(rows))
+        return _joined(self._segments.of_picked(rows, ","))
 
 
-def _joined(lines: Iterator[Sequence[str]]) -> str:
-    joined = [",".join(segments) for segments in lines]
-    joined.append("")
-    return "\r\n".join(joined)
+def _joined(lines: Iterable[str]) -> str:
+    return "\r\n".join([*lines, ""])

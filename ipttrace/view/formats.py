@@ -30,13 +30,15 @@ def output(
     *,
     columns: int | None = None,
     colour: bool = False,
+    drops: bool = False,
 ) -> Output:
     """Returns the output of format `name`.  Raises KeyError if there is no such format.
 
-    `columns`: the terminal's width in cells; `colour`: use it.  Both are for text.
+    `columns`: the terminal's width in cells; `colour`: use it; `drops`: there are no rows of
+    tables.  All three are for text.
     """
     if name == "text":
-        return LineOutput(TextView(names, columns=columns, colour=colour))
+        return LineOutput(TextView(names, columns=columns, colour=colour, drops=drops))
     if name == "pcapng":
         return Pcapng(names)
     views: dict[str, Callable[[LabelSource], View]] = {"csv": CsvView, "jsonl": JsonlView}

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from ipttrace.trace.row import Kind, Row, Step
 from ipttrace.trace.rules import tables_name
 from ipttrace.trace.store import Picked
 from ipttrace.view.labels import LabelSource, labels_of
-from ipttrace.view.segments import Segments
+from ipttrace.view.segments import Forms, Segments
 from ipttrace.view.values import hexadecimal, number, rfc3339, trace_id
 
 # JSON can express half of a surrogate pair, but strict readers reject the line.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _encode: Final = json.JSONEncoder(ensure_ascii=True, separators=(", ", ": ")).encode
 _NULL: Final = "null"
+_BETWEEN: Final = ", "
 
 
 def _json(value: Any) -> str:
@@ -67,9 +68,18 @@ _VALUES: Final[Mapping[Kind, Callable[[Any], str]]] = {
     Kind.HEX: lambda value: _quoted(hexadecimal(value)),
     Kind.TRACE_ID: lambda value: _quoted(trace_id(value)),
     Kind.TABLES: lambda value: _quoted(tables_name(value)),
+    Kind.YES: _json,
     Kind.TEXT: _json,
     Kind.BLANK: lambda value: _json(value or None),
     Kind.PATH: _steps,
+}
+
+
+_FORMS: Final[Forms] = {
+    Kind.TIME: '"%s.%09dZ"',
+    Kind.NUMBER: "%d",
+    Kind.HEX: '"%#x"',
+    Kind.TRACE_ID: '"%08x"',
 }
 
 
@@ -78,19 +88,20 @@ class JsonlView:
 
     def __init__(self, names: LabelSource = None) -> None:
         labels = labels_of(names)
-        self._segments = Segments(labels, _VALUES, ", ".join, lambda name: f'"{name}": ')
+        self._segments = Segments(
+            labels, _VALUES, _FORMS, _BETWEEN.join, lambda name: f'"{name}": '
+        )
 
     def header(self) -> str:
         return ""
 
     def lines(self, rows: Iterable[Row]) -> str:
-        return _joined(self._segments.of_rows(rows))
+        return _joined(map(_BETWEEN.join, self._segments.of_rows(rows)))
 
     def picked(self, rows: Picked) -> str:
-        return _joined(self._segments.of_picked(rows))
+        return _joined(self._segments.of_picked(rows, _BETWEEN))
 
 
-def _joined(lines: Iterator[Sequence[str]]) -> str:
-    joined = ["{" + ", ".join(segments) for segments in lines]
-    joined.append("")
-    return "}\n".join(joined)
+def _joined(lines: Iterable[str]) -> str:
+    objects = "}\n{".join(lines)
+    return "{" + objects + "}\n" if objects else ""

@@ -5,7 +5,8 @@ A journey becomes one packet per form: traversals with the same bytes and the sa
 device are comments of one packet; NAT, a lower TTL or another device begins the next.
 From PREROUTING to INPUT, a packet is on the device it came in by; from FORWARD or
 OUTPUT on, on the device it leaves by, as tcpdump would see it there.  A packet that
-FORWARD drops stays on the device it came in by.
+FORWARD drops stays on the device it came in by.  What happened outside the tables is a
+comment as well.
 
 The format is draft-ietf-opsawg-pcapng, little-endian.  All text is escaped.  Must
 not do I/O.
@@ -26,10 +27,12 @@ from ipttrace import __version__
 from ipttrace.stream import record
 from ipttrace.text import clean
 from ipttrace.trace.arrays import Array
+from ipttrace.trace.drops import explain
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import table_name
 from ipttrace.trace.store import Store
 from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.stations import outcome, reason_and_place
 from ipttrace.view.values import duration, path_text
 
 LINKTYPE_RAW: Final = 101
@@ -58,6 +61,7 @@ _EPB_FLAGS, _EPB_PACKETID = 2, 5
 _INBOUND, _OUTBOUND = 1, 2
 
 _INCOMING: Final = frozenset({"PREROUTING", "INPUT"})
+_IN_STATIONS: Final = frozenset({"received", "delivered"})
 _GOES_ON: Final = frozenset({"ACCEPT", "STOP", "REPEAT", None})
 
 _Form = tuple[int, int, str | None, bool]
@@ -99,10 +103,17 @@ class _Packet:
     @property
     def outgoing(self) -> bool:
         """Is it on the device it leaves by?"""
-        if self.rows[0].hook in _INCOMING:
+        if _is_incoming(self.rows[0]):
             return False
         last = self.rows[-1]
         return last.hook != "FORWARD" or last.verdict in _GOES_ON
+
+
+def _is_incoming(row: Row) -> bool:
+    """Is the packet on the device it came in by?"""
+    if row.station is None:
+        return row.hook in _INCOMING
+    return row.station in _IN_STATIONS or row.out is None
 
 
 class Pcapng:
@@ -150,8 +161,9 @@ class Pcapng:
         return b"".join(self._due(None))
 
     def _take(self, row: Row, data: bytes) -> None:
-        device = row.in_ or row.out if row.hook in _INCOMING else row.out or row.in_
-        form = (row.host, row.netns, device, row.hook in _INCOMING)
+        incoming = _is_incoming(row)
+        device = row.in_ or row.out if incoming else row.out or row.in_
+        form = (row.host, row.netns, device, incoming)
         packet = self._open.get(row.journey)
         if packet is None or not packet.includes(form, row.len, data):
             packet = self._open[row.journey] = _Packet(form, row.len, data, [])
@@ -188,13 +200,14 @@ class Pcapng:
             number = self._interfaces[key] = len(self._interfaces)
             yield self._interface(*key)
         data = packet.data
+        name = self._labels.name(first.host, first.netns)
         high, low = divmod(min(max(first.time, 0), 2**64 - 1), 1 << 32)
         yield _block(
             _ENHANCED_PACKET,
             struct.pack("<IIIII", number, high, low, len(data), max(packet.length or 0, len(data))),
             data,
             bytes(-len(data) % 4),
-            *(_text(_COMMENT, _traversal(row), _LONGEST) for row in packet.rows),
+            *(_text(_COMMENT, _traversal(row, name), _LONGEST) for row in packet.rows),
             _text(_COMMENT, _owner(packet.rows[-1]), _LONGEST),
             _option(_EPB_FLAGS, struct.pack("<I", _OUTBOUND if outgoing else _INBOUND)),
             # One packet that several devices saw has one id.
@@ -242,8 +255,13 @@ def _path(path: tuple[Step, ...], partial: bool) -> str:
     return path_text(path, partial)
 
 
-def _traversal(row: Row) -> str:
-    """Returns `FORWARD filter FORWARD:2 → DOCKER-USER:1 DROP 12.3 µs rule: -A DOCKER-USER …`."""
+def _traversal(row: Row, netns: str | None) -> str:
+    """Returns `FORWARD filter FORWARD:2 → DOCKER-USER:1 DROP 12.3 µs rule: -A DOCKER-USER …`.
+
+    Of a station, `DROPPED IP_RPFILTER at ip_rcv_finish_core+0x1d2: RPF: the reverse path …`.
+    """
+    if row.station is not None:
+        return _station(row, netns)
     table = table_name(row.tables, row.table)
     end = row.verdict or "(verdict unknown)"
     words = [row.hook, table, _path(row.path, row.partial), end]
@@ -252,6 +270,11 @@ def _traversal(row: Row) -> str:
     if row.rule:
         words.append(f"rule: {row.rule}")
     return " ".join(word for word in words if word)
+
+
+def _station(row: Row, netns: str | None) -> str:
+    head = f"{outcome(row)} {reason_and_place(row)}".rstrip()
+    return f"{head}: {explain(row, netns)}"
 
 
 def _owner(row: Row) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from ipttrace.text import cut, escape, width
@@ -18,8 +19,10 @@ from ipttrace.trace.row import TABLE, Row
 from ipttrace.trace.rules import table_name
 from ipttrace.trace.store import Picked
 from ipttrace.view.labels import LabelSource, labels_of
+from ipttrace.view.parts import Part, format_lines, times
 from ipttrace.view.segments import REMEMBERED, Memo
-from ipttrace.view.values import clock, duration, path_text
+from ipttrace.view.stations import DROPPED, OF_TABLES, RED, STATIONS, outcome, station_text
+from ipttrace.view.values import clock, clock_second, duration, path_text
 
 # Below this many cells the path is omitted.
 _PATH_ROOM: Final = 12
@@ -38,7 +41,7 @@ _GROUPS: Final = ("TABLE", "COST", "COMM/PID")
 _RESET: Final = "\x1b[0m"
 _BOLD: Final = "\x1b[1m"
 _DIM: Final = "\x1b[2m"
-_VERDICT: Final = {"ACCEPT": "\x1b[32m", "DROP": "\x1b[31m"}
+_VERDICT: Final = {"ACCEPT": "\x1b[32m", "DROP": RED}
 _OTHER_VERDICT: Final = "\x1b[33m"
 
 
@@ -131,9 +134,12 @@ class _Group:
 
     def texts(self, picked: Picked) -> list[str]:
         """Returns the joined cells of these rows, which may widen the columns from row to row."""
-        texts = []
+        found = self._memo.of(picked)
         widths = self._widths()
-        for cells in self._memo.of(picked):
+        if {cells.widths for cells in found} == {widths}:
+            return [cells.text for cells in found]
+        texts = []
+        for cells in found:
             if cells.widths != widths:
                 zipped = zip(self._columns, cells.keys, strict=True)
                 cells.text = " ".join([column.cell(key) for column, key in zipped])
@@ -162,11 +168,14 @@ class TextView:
         columns: int | None = None,
         colour: bool = False,
         utc: bool = False,
+        drops: bool = False,
     ) -> None:
+        """`drops`: there are no rows of tables, and no columns for them."""
         self._labels = labels_of(names)
         self._terminal = columns
         self._colour = colour
         self._utc = utc
+        self._drops = drops
         self._columns = self._fitting(columns)
         self._groups = [_Group(list(some)) for some in _groups(self._columns)]
         self._paths: dict[Any, str] = {}
@@ -178,15 +187,19 @@ class TextView:
 
     def header(self) -> str:
         line = " ".join(["TIME".ljust(15), *(column.heading() for column in self._columns)])
-        if self._path_fits(len(line)):
+        if self._drops:
+            line += " REASON AT PLACE  WHAT IT MEANS"
+        elif self._path_fits(len(line)):
             line += " PATH  TEXT" if self._texts else " PATH"
         line = line.rstrip()
         return f"{_BOLD}{line}{_RESET}\n" if self._colour else f"{line}\n"
 
     def lines(self, rows: Iterable[Row]) -> str:
-        return _joined(map(self._cells, rows))
+        return _joined(map(" ".join, map(self._cells, rows)))
 
     def picked(self, rows: Picked) -> str:
+        if rows.column("what").any():
+            return self.lines(rows.rows())
         before = [column.width for column in self._columns]
         groups = [group.texts(rows) for group in self._groups]
         if self._terminal is not None and before != [column.width for column in self._columns]:
@@ -197,8 +210,10 @@ class TextView:
         if self._ends_used != self._used:
             self._ends.clear()
             self._ends_used = self._used
-        stamps = map(self._stamp, rows.values("time"))
-        return _joined(zip(stamps, *groups, self._ends.of(rows), strict=True))
+        form = f"{_DIM}%s.%06d{_RESET}" if self._colour else "%s.%06d"
+        stamps = times(form, rows.column("time"), partial(clock_second, utc=self._utc), 1000)
+        texts = [Part("%s", [some]) for some in (*groups, self._ends.of(rows))]
+        return _joined(format_lines([stamps, *texts], " ", len(rows)))
 
     def _cells(self, row: Row) -> list[str]:
         cells = [column.cell(column.key(row)) for column in self._columns]
@@ -210,6 +225,9 @@ class TextView:
 
     def _end(self, row: Row) -> str:
         """Returns what follows the columns: the path, and the rule's text if there is room."""
+        if row.station is not None:
+            netns = self._labels.name(row.host, row.netns)
+            return station_text(row, netns, colour=self._colour)
         path = self._path(row) if len(row.path) > 1 or row.partial else ""
         return self._with_text(path, row.rule)
 
@@ -252,7 +270,7 @@ class TextView:
 
     def _fitting(self, room: int | None) -> list[_Column]:
         """Returns the columns that fit a terminal of `room` cells; None: all."""
-        columns = self._all()
+        columns = [one for one in self._all() if not self._drops or one.title not in OF_TABLES]
         # MATCH stays: without it, a policy looks like a rule that does not exist.
         for title, path in _LEFT_OUT:
             if room is None or 15 + sum(column.width + 1 for column in columns) + path <= room:
@@ -311,8 +329,8 @@ class TextView:
                 "VERDICT",
                 7,
                 12,
-                of("verdict"),
-                lambda row: row.verdict,
+                of("verdict", "station"),
+                outcome,
                 _verdict,
                 colour=_verdict_colour if colour else None,
             ),
@@ -336,10 +354,8 @@ class TextView:
         return self._labels.name(*key) or str(key[1])
 
 
-def _joined(lines: Iterable[Iterable[str]]) -> str:
-    joined = [" ".join(cells).rstrip(" ") for cells in lines]
-    joined.append("")
-    return "\n".join(joined)
+def _joined(found: Iterable[str]) -> str:
+    return "\n".join([*(line.rstrip(" ") for line in found), ""])
 
 
 def _depends(*fields: str) -> tuple[str, ...]:
@@ -392,4 +408,6 @@ def _process(key: tuple[str | None, int | None]) -> str:
 
 
 def _verdict_colour(verdict: str | None) -> str:
+    if verdict in STATIONS:
+        return RED if verdict == DROPPED else ""
     return "" if verdict is None else _VERDICT.get(verdict, _OTHER_VERDICT)

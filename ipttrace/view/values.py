@@ -13,7 +13,8 @@ SECOND: Final = 1_000_000_000  # ns
 
 
 @lru_cache(maxsize=256)
-def _utc_second(second: int) -> str | None:
+def utc_second(second: int) -> str | None:
+    """Returns s since the epoch as in `rfc3339`, without fractions and zone."""
     try:
         at = time.gmtime(second)
     except (OverflowError, ValueError, OSError):
@@ -29,13 +30,18 @@ def rfc3339(nanoseconds: int) -> str | None:
     None if the year does not have four digits: RFC 3339 cannot express it.
     """
     second, rest = divmod(nanoseconds, SECOND)
-    text = _utc_second(second)
+    text = utc_second(second)
     return None if text is None else f"{text}.{rest:09d}Z"
 
 
 def number(value: int | None) -> str:
     """Returns a number; "" for None."""
     return "" if value is None else str(value)
+
+
+def yes(value: bool | None) -> str:
+    """Returns yes or no, as queries have it; "" for None."""
+    return "" if value is None else ("no", "yes")[value]
 
 
 def hexadecimal(value: int | None) -> str:
@@ -49,7 +55,8 @@ def trace_id(value: int | None) -> str:
 
 
 @lru_cache(maxsize=256)
-def _clock_second(second: int, utc: bool) -> str:
+def clock_second(second: int, utc: bool) -> str:
+    """Returns s since the epoch as in `clock`, without fractions."""
     try:
         at = time.gmtime(second) if utc else time.localtime(second)
     except (OverflowError, ValueError, OSError):
@@ -60,7 +67,7 @@ def _clock_second(second: int, utc: bool) -> str:
 def clock(nanoseconds: int, utc: bool = False) -> str:
     """Returns ns since the epoch as `HH:MM:SS.µµµµµµ`, in local time unless `utc`."""
     second, rest = divmod(nanoseconds, SECOND)
-    return f"{_clock_second(second, utc)}.{rest // 1000:06d}"
+    return f"{clock_second(second, utc)}.{rest // 1000:06d}"
 
 
 def duration(nanoseconds: int | None) -> str:

@@ -21,6 +21,9 @@
  *		trace; needed until ARM returns.
  *	NETNS_ID (u64, optional) NETNS_FD must be this one, from an earlier GET.
  *	MAXACTIVE (u32, optional) calls that may be traced at a time.
+ *	FROM_RULES (flag, optional) trace only packets that the user's rules
+ *		mark, from the rule on that does: the targets IPTTRACE and TRACE,
+ *		and "meta nftrace" of nftables.  Excludes FILTER.
  *
  *	-EBUSY	armed by another socket (GET returns its process)
  *	-ENOENT	no program at a path; neither ip_tables nor ip6_tables is
@@ -65,14 +68,24 @@
  *          With RULESET alone: all changes up to that generation have been
  *          reported.  A socket that has no room reads ENOBUFS, and has lost
  *          some.  The sequence number is 0.
+ *
+ * BREAK    packets that hit a rule with the target IPTTRACE are marked (nf_trace
+ *          is set) as long as this socket is open, for somebody who sees such
+ *          packets without ARM.  A further one replaces the first.
+ *	NETNS_FD (u32, optional) descriptor of the only network namespace.
+ *	-ENOSPC	too many do so already
+ *
+ * BREAKS   (dump) the tables with such rules, which hold the module: NETNS
+ *          (inode), FAMILY, TABLE, RULES (how many), NFT if it is a table of
+ *          nftables.
  */
 #ifndef _UAPI_IPTTRACE_H
 #define _UAPI_IPTTRACE_H
 
 #define IPTTRACE_GENL_NAME	"ipttrace"
 #define IPTTRACE_GENL_VERSION	1
-/* Rises when a program for the older one would not work with this one. */
-#define IPTTRACE_PROTOCOL	2
+/* Rises when a program for either would not work with the other. */
+#define IPTTRACE_PROTOCOL	3
 
 /* Unless the module has the parameter drain_ms. */
 #define IPTTRACE_DRAIN_MS	250
@@ -85,6 +98,8 @@ enum ipttrace_cmd {
 	IPTTRACE_CMD_FILTER,
 	IPTTRACE_CMD_WATCH,
 	IPTTRACE_CMD_CHANGED,
+	IPTTRACE_CMD_BREAK,
+	IPTTRACE_CMD_BREAKS,
 };
 
 enum ipttrace_attr {
@@ -120,6 +135,9 @@ enum ipttrace_attr {
 	IPTTRACE_A_NETNS_FD,	/* u32 */
 	IPTTRACE_A_NETNS_ID,	/* u64: the namespace; never used again */
 	IPTTRACE_A_RULESET_FIRST, /* u32 */
+	IPTTRACE_A_FROM_RULES,	/* flag */
+	IPTTRACE_A_RULES,	/* u32 */
+	IPTTRACE_A_NFT,		/* flag */
 	__IPTTRACE_A_END,
 };
 #define IPTTRACE_A_MAX (__IPTTRACE_A_END - 1)

@@ -9,7 +9,7 @@ import sys
 
 from tests.paths import PROJECT
 
-PARTS = ("trace", "query", "tally", "netlink", "tui", "vm")
+PARTS = ("trace", "query", "tally", "netlink", "whatif", "tui", "vm")
 RESULT = PROJECT / "build" / "bench.json"
 
 _RUN = "import json, tests.bench.bench_{0} as part; print('\\n' + json.dumps(part.run()))"

@@ -6,7 +6,7 @@ two chains of nftables, of two rules each).  Each
 variant alternates with untraced runs, several times; it is compared with the mean of
 the untraced runs before and after it, and the median counts.  -j TRACE comes last: it
 leaves a raw table behind that every packet then traverses.  Prints one JSON object.
-``python -m tests.bench.guest BARE.ko [--counted | --nft]``.
+``python -m tests.bench.guest BARE.ko [--counted] [--nft]``.
 
 ``--counted`` is for a guest in which a nanosecond is an instruction: it measures the
 cost of a packet, with the agent stopped, and of a record in the agent.
@@ -32,6 +32,7 @@ from pathlib import Path
 from ipttrace.lab.network.ns import call_in, run_in, socket_in
 from ipttrace.lab.traffic import flood
 from ipttrace.stream.frames import MAGIC
+from tests.bench import delivered
 
 NETLINK_NETFILTER = 12
 NS = "ipt-bench"
@@ -66,6 +67,18 @@ NFT_TRACE = """table inet trace {
         meta nftrace set 1
     }
 }
+"""
+# A chain at each hook of a packet, as a trace with a filter has them.
+NFT_FLIPS = """table inet flips {{
+    chain out {{
+        type filter hook output priority -400; policy accept;
+        udp dport 1 {0}
+    }}
+    chain pre {{
+        type filter hook prerouting priority -400; policy accept;
+        udp dport 1 {0}
+    }}
+}}
 """
 TRACE = """*raw
 :PREROUTING ACCEPT [0:0]
@@ -105,12 +118,15 @@ def bare(module: str) -> Iterator[Variant]:
 
 
 @contextlib.contextmanager
-def agent(expr: str, engine: str = "kernel") -> Iterator[Variant]:
-    """Runs the agent; reads its stream from a pipe and keeps only its end."""
+def agent(expr: str, engine: str = "kernel", drops: str = "--no-drops") -> Iterator[Variant]:
+    """Runs the agent; reads its stream from a pipe and keeps only its end.
+
+    `drops`: an option, "" for none: drops are recorded.
+    """
     ready = Path("/tmp/bench.ready")
     ready.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "ipttrace", "agent", "--engine", engine]
-    argv += ["--control", "--unchecked"]
+    argv += ["--control", "--unchecked", *drops.split()]
     if engine != "kernel":
         argv += ["--netns", NS]
     argv += ["--ready-file", str(ready)]
@@ -146,6 +162,16 @@ def nft_monitor() -> Iterator[Variant]:
         monitor.kill()
         monitor.wait()
         run_in(NS, ["nft", "delete", "table", "inet", "trace"])
+
+
+@contextlib.contextmanager
+def nft_flips(statement: str) -> Iterator[Variant]:
+    """Two more chains, whose rules match no packet; `statement`: what they would do."""
+    run_in(NS, ["nft", "-f", "-"], text=NFT_FLIPS.format(statement))
+    try:
+        yield Variant()
+    finally:
+        run_in(NS, ["nft", "delete", "table", "inet", "flips"])
 
 
 @contextlib.contextmanager
@@ -241,6 +267,13 @@ def _variants(
         "all matched and read": lambda: agent(""),
         "bpf: filter that matches nothing": lambda: agent("udp port 1", "bpf"),
         "bpf: all matched and read": lambda: agent("", "bpf"),
+        # The sink never reads: packets are dropped once its buffer is full.
+        "bpf, drops: filter that matches nothing": lambda: agent("udp port 1", "bpf", ""),
+        "bpf, drops: all matched and read": lambda: agent("", "bpf", ""),
+        "bpf, stations: filter that matches nothing": lambda: agent(
+            "udp port 1", "bpf", "--stations"
+        ),
+        "bpf, stations: all matched and read": lambda: agent("", "bpf", "--stations"),
         "-j TRACE with a reader": trace_target,
     }
 
@@ -251,6 +284,14 @@ def _nft_variants() -> dict[str, Callable[[], contextlib.AbstractContextManager[
         "nft, bpf: all matched and read": lambda: agent("", "bpf"),
         "nft, netlink: all matched and read": lambda: agent("", "netlink"),
         "nft monitor trace": nft_monitor,
+    }
+
+
+def _nft_floors() -> dict[str, Callable[[], contextlib.AbstractContextManager[Variant]]]:
+    """What the kernel itself does for a filter that matches nothing, without any trace."""
+    return {
+        "nft, two more chains": lambda: nft_flips("accept"),
+        "nft, two more chains with meta nftrace": lambda: nft_flips("meta nftrace set 1"),
     }
 
 
@@ -266,12 +307,25 @@ def _idle(pid: int) -> int:
     return _cpu(pid) - before
 
 
-def counted(module: str) -> None:
+def _delivered_variants() -> dict[str, Callable[[], contextlib.AbstractContextManager[Variant]]]:
+    """Of packets that all reach their receiver, as most packets of a host do."""
+    return {
+        "delivered, untraced": untraced,
+        "delivered, drops: filter that matches nothing": lambda: agent("udp port 1", "kernel", ""),
+        "delivered, bpf, drops: filter that matches nothing": lambda: agent(
+            "udp port 1", "bpf", ""
+        ),
+    }
+
+
+def counted(module: str, *, nft: bool = False) -> None:
     """Prints instructions per packet, and the agent's instructions per record."""
-    sink = _network()
+    sink = _network(nft=nft)
     costs: Figures = {}
     extra: Figures = {}
-    for name, variant in list(_variants(module).items())[:-1]:
+    nft_variants = {"nft, untraced": untraced, **_nft_floors(), **_nft_variants()}
+    variants = nft_variants if nft else _variants(module)
+    for name, variant in list(variants.items())[:-1]:
         with variant() as running:
             flood(NS, "127.0.0.1", PORT, count=COUNTED)
             if running.pid is not None:
@@ -293,6 +347,8 @@ def counted(module: str) -> None:
                 if name.endswith("all matched and read"):
                     extra[f"{name}: agent, a record"] = spent / (2 * COUNTED * 6)
         extra |= {f"{name}: {key}": value for key, value in running.figures.items()}
+    if not nft:
+        costs |= delivered.costs(NS, sink, _delivered_variants())
     sink.close()
     print(json.dumps({"kernel": os.uname().release, "costs": costs, "extra": extra}))
 
@@ -335,7 +391,7 @@ def main(module: str, *, nft: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--counted"]:
-        counted(sys.argv[1])
+    if "--counted" in sys.argv[2:]:
+        counted(sys.argv[1], nft="--nft" in sys.argv[2:])
     else:
-        main(sys.argv[1], nft=sys.argv[2:] == ["--nft"])
+        main(sys.argv[1], nft="--nft" in sys.argv[2:])

@@ -115,14 +115,14 @@ def first_message(packet_id: int, chain: str = "in", packet: bytes | None = None
 def snapshot(genid: int = 1, table: int = 3, /, **chains: tuple[int | None, list[int]]) -> Snapshot:
     """Table inet t with these chains, each as (hook or None, handles of its rules)."""
     infos = {
-        (INET, "t", name): ChainInfo(*_base(hook), list(handles))
+        (INET, "t", name): ChainInfo(*_base(hook), (), list(handles))
         for name, (hook, handles) in chains.items()
     }
     return Snapshot(genid, {(INET, "t"): TableInfo(table, 0, None)}, infos)
 
 
-def _base(hook: int | None) -> tuple[int | None, int | None, str, int | None, None]:
-    return (None, None, "", None, None) if hook is None else (hook, 0, "filter", 1, None)
+def _base(hook: int | None) -> tuple[int | None, int | None, str, int | None]:
+    return (None, None, "", None) if hook is None else (hook, 0, "filter", 1)
 
 
 def batch(messages: list[bytes], time: int = SECOND, width: int = 512) -> Batch:
@@ -199,7 +199,7 @@ def captured() -> tuple[str, list[Snapshot], list[bytes]]:
                 for family, name, handle, flags in one["tables"]
             },
             {
-                (family, table, chain): ChainInfo(hook, priority, kind, policy, None, handles)
+                (family, table, chain): ChainInfo(hook, priority, kind, policy, (), handles)
                 for family, table, chain, hook, priority, kind, policy, handles in one["chains"]
             },
         )

@@ -54,6 +54,26 @@ def leave(call: int, rules: int, verdict: int = 1, at: int = 0, **fields: Any) -
     return _record(record.EXIT_DTYPE, {"call": call, **given, **fields})
 
 
+def station(
+    call: int, what: str, at: int = 0, packet: bytes = b"", traced: bool = True, **fields: Any
+) -> Array:
+    """A station record, shape (1,), of a packet that was traced before unless not `traced`."""
+    given: dict[str, Any] = {
+        "call": call,
+        "time": MONO + at,
+        "skb": 0x1000,
+        "family": 2,
+        "hook": 255,
+        "source": record.SOURCE_BPF,
+        "len": len(packet),
+        "caplen": min(len(packet), 128),
+        "packet": packet[:128],
+        "what": record.STATIONS.index(what),
+        "station_flags": record.STATION_F_MATCHED | (record.STATION_F_TRACED if traced else 0),
+    }
+    return _record(record.STATION_DTYPE, given | fields)
+
+
 def joined(*records: Array) -> Array:
     """One array of these records, in their own dtype."""
     found = np.zeros(len(records), records[0].dtype)

@@ -31,7 +31,7 @@ from ipttrace.trace.arrays.hashing import Hash
 from ipttrace.tui.app import TraceApp
 from ipttrace.tui.feed.source import FileSource, Source
 from ipttrace.tui.neighbours.vendors import Vendors
-from tests.data import messages, neighbours, streams
+from tests.data import messages, neighbours, stations, streams, tables
 from tests.paths import DATA
 from tests.tui.harness import Agent, laid_out, until
 from tests.tui.replayed import SIZES, all_rows, settled, write
@@ -120,7 +120,7 @@ async def at_rest(app: TraceApp, pilot: Pilot[Any]) -> None:
         lambda: not any(pane.display and (pane._stale or pane._learning) for pane in panes),
         "neighbours",
     )
-    counting = app.rules, app.flows, app.totals
+    counting = app.rules, app.flows, app.totals, app.drops
     await until(
         pilot,
         lambda: all(not one.display or (not one._stale and one._timer is None) for one in counting),
@@ -185,7 +185,26 @@ async def row_of_hostile_texts(pilot: Pilot[Any]) -> None:
     await at_rest(app, pilot)
 
 
+async def drops(pilot: Pilot[Any]) -> None:
+    """Where a router's packets die."""
+    app = await arrived(pilot)
+    await press(pilot, "6")
+    await at_rest(app, pilot)
+
+
+async def journey_to_a_drop(pilot: Pilot[Any]) -> None:
+    """A packet that the tables accepted, and that no neighbour took."""
+    app = await arrived(pilot)
+    app.rows.move_to(7)
+    await press(pilot, "enter")
+    await at_rest(app, pilot)
+
+
 # Made-up streams.
+
+
+def drops_stream(writer: Writer) -> None:
+    stations.write(writer)
 
 
 def neighbours_stream(writer: Writer) -> None:
@@ -206,6 +225,12 @@ def neighbours_stream(writer: Writer) -> None:
     for netns, name in ((neighbours.ROUTER, "router"), (neighbours.CLIENT, "client")):
         frame = neighbours.namespace(netns, name, 59)
         writer.message(Kind.NEIGHBOURS, messages.message(frame))
+    # Fragments that never come, and a conntrack table that is nearly full.
+    lost = {"ReasmReqds": 1_262, "ReasmTimeout": 7, "ReasmFails": 7}
+    frames = [tables.table(name) for name in ("ipv4", "ipv6", "conntrack")]
+    frames += [tables.table("ipv4", 59, **lost), tables.table("conntrack", 59, entries=251_908)]
+    for frame in (*frames, tables.look(59)):
+        writer.message(Kind.TABLES, messages.message(frame))
 
 
 HOSTILE = (
@@ -263,6 +288,8 @@ PICTURES = {
     "flows": Picture(on_a_drop("3")),
     "totals": Picture(on_a_drop("4")),
     "neighbours": Picture(neighbours_of_the_router, neighbours_stream),
+    "drops": Picture(drops, drops_stream),
+    "journey": Picture(journey_to_a_drop, drops_stream),
     "hostile": Picture(row_of_hostile_texts, hostile_stream),
 }
 

@@ -23,7 +23,7 @@ MOST_LINES: Final = 400
 ABOUT_THE_PROJECT: Final = {
     *("test_architecture.py", "test_documents.py", "test_shared_files.py", "test_wording.py"),
 }
-ELSEWHERE: Final = {"kmod": PROJECT / "kmod"}
+ELSEWHERE: Final = {"kmod": PROJECT / "kmod", "mutations": PROJECT / "tests" / "mutations"}
 
 PYTHON: Final = sorted(PACKAGE.rglob("*.py"))
 C: Final = sorted(file for folder in ("kmod", "bpf") for file in (PROJECT / folder).rglob("*.[ch]"))

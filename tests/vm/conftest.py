@@ -35,7 +35,7 @@ from tests.vm.patience import PATIENCE
 T = TypeVar("T")
 
 IN_GUEST = os.environ.get("IPTTRACE_GUEST") == "1"
-# For tests of what hardly depends on the kernel.  A run on several kernels divides them:
+# For tests of what hardly depends on the kernel.  `make test` divides them between its kernels:
 # IPTTRACE_SHARE=1/2 is the first of two shares.  TOGETHER: all tests of the file in one.
 SHARED = pytest.mark.shared
 TOGETHER = pytest.mark.shared(together=True)
@@ -68,7 +68,7 @@ def refuse_bpf() -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(doctor, "why_not_bpf", return_value=refusal)
 
 
-@pytest.fixture(params=["kernel+bpf", pytest.param("kernel+netlink", marks=SHARED)])
+@pytest.fixture(params=["kernel+bpf", "kernel+netlink"])
 def pair(request: pytest.FixtureRequest) -> Iterator[str]:
     """The engines that `auto` uses, if nf_tables is loaded."""
     subprocess.run(["modprobe", "nf_tables"], check=True)

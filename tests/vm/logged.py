@@ -14,6 +14,7 @@ from typing import Final
 
 from ipttrace.lab.network.ns import socket_in
 from tests.vm.kernel_log import dmesg
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 
 _SWITCH: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
@@ -69,7 +70,7 @@ def delivering(plain: Plain, *ports: int) -> Iterator[Callable[..., None]]:
         listeners = {port: stack.enter_context(socket_in(plain.name, *kind)) for port in ports}
         for port, listener in listeners.items():
             listener.bind((LOOPBACK[4], port))
-            listener.settimeout(60)
+            listener.settimeout(PATIENCE)
 
         def send(ports: list[int], payload: bytes = b"ipttrace", at_once: int = 1) -> None:
             for first in range(0, len(ports), at_once):

@@ -8,5 +8,5 @@ from __future__ import annotations
 
 from tests.vm.kernel_log import LOCKDEP
 
-PATIENCE = 60.0 if not LOCKDEP.exists() else 400.0
+PATIENCE = 180.0 if not LOCKDEP.exists() else 400.0
 """Seconds.  A slow guest needs a fraction of it; a debug kernel is several times slower."""

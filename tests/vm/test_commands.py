@@ -190,6 +190,8 @@ def as_cell(name: str, value: Any) -> str:
             + ("" if step["match"] == "rule" else f"/{step['match']}")
             for step in value
         )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     # A text that begins like a rule would be a formula in a spreadsheet.
     guard = "'" if isinstance(value, str) and value.startswith("-") else ""
     return "" if value is None else guard + str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from ipttrace.lab.network.ns import socket_in
 from ipttrace.trace.row import Row
 from tests.lab.bridge import ADDRESSES, PORTS, Bridge
 from tests.vm.conftest import SHARED, captured
+from tests.vm.modules import loaded
 from tests.vm.plain import LOOPBACK, Plain
 
 pytestmark = SHARED
@@ -126,12 +126,10 @@ def test_mark_and_zone_of_a_connection_are_those_that_rules_give_it(
 
 
 def test_a_bridged_packet_has_the_ports_that_physdev_matches() -> None:
-    for module in ("bridge", "br_netfilter", "veth"):
-        subprocess.run(["modprobe", module], check=True)
     physdev = "-m physdev --physdev-in {} --physdev-out {} --physdev-is-bridged".format(*PORTS)
     rules = f"{FILTER}-A FORWARD -p udp -m udp --dport 9 {physdev}\nCOMMIT\n"
     nat = "*mangle\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n"
-    with Bridge() as bridge:
+    with loaded("br_netfilter"), Bridge() as bridge:
         bridge.run("iptables-legacy-restore", text=rules + nat)
         with captured("udp dst port 9", netns=bridge.name) as capture:
             sent = traffic.udp(bridge.hosts[0], ADDRESSES[1], 9, COUNT).sent

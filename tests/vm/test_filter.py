@@ -15,9 +15,12 @@ from ipttrace.lab.network import addresses as at
 from ipttrace.lab.network.ns import socket_in
 from tests.lab import scenarios, stages
 from tests.lab.scenarios import COUNT
-from tests.vm.conftest import captured, seen
+from tests.vm.conftest import SHARED, captured, seen
 from tests.vm.logged import Log, logged
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
 THEIRS, OURS = 7001, 7002
@@ -88,7 +91,7 @@ def send(plain: Plain, family: int) -> Counter[int]:
     for port in (THEIRS, OURS):
         with socket_in(plain.name, kind, socket.SOCK_DGRAM) as sock:
             sock.bind((address, port))
-            sock.settimeout(60)
+            sock.settimeout(PATIENCE)
             assert traffic.udp(plain.name, address, port, FEW).sent == FEW
             for _ in range(FEW):
                 assert sock.recv(100)

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import re
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +22,15 @@ from ipttrace.capture.kernel.calls import HITS
 from ipttrace.lab import traffic
 from ipttrace.lab.network.ns import socket_in
 from ipttrace.trace.row import Step
+from tests.vm.bare import Bare
 from tests.vm.conftest import captured, kprobes
-from tests.vm.forked import until
+from tests.vm.forked import fork, until
 from tests.vm.plain import Plain
 
 SWITCH = Path("/proc/sys/kernel/ftrace_enabled")
+PROBES = Path("/sys/kernel/debug/kprobes/list")
+OFF = r"sysctl kernel\.ftrace_enabled=1"
+ARMINGS = 8
 BY_FTRACE = tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 11)
 PARAMETERS = ["", "ftrace=0"]
 MANY = 22
@@ -120,7 +128,7 @@ def test_if_ftrace_is_turned_off_the_error_names_the_sysctl(plain: Plain, parame
     with inserted(parameter):
         SWITCH.write_text("0\n")
         try:
-            with pytest.raises(CaptureError, match=r"sysctl kernel\.ftrace_enabled=1"):
+            with pytest.raises(CaptureError, match=OFF):
                 captured(netns=plain.name).__enter__()
         finally:
             SWITCH.write_text("1\n")
@@ -139,6 +147,61 @@ def test_ftrace_cannot_be_turned_off_during_a_capture(plain: Plain, parameter: s
             capture.wait_rows(46)
         assert len(capture.rows) == 46
         # AND afterwards it is as free as before
-        assert until(lambda: not attached("switch_site"), 10.0)
+        assert until(lambda: not attached("hold_site"), 10.0)
         SWITCH.write_text("0\n")
+        SWITCH.write_text("1\n")
+
+
+@needs_switch
+@pytest.mark.parametrize("parameter", PARAMETERS)
+def test_whenever_ftrace_can_be_turned_off_no_probe_is_registered(parameter: str) -> None:
+    # GIVEN somebody who turns it off and on all the time, and looks for probes in between
+    with Bare() as bare, turning_off() as tried:
+        bare.reinsert(parameter or "ftrace=1", "drain_ms=0")
+        armed = 0
+        refusals = []
+
+        def arm() -> bool:
+            nonlocal armed
+            try:
+                bare.control.arm(bare.pins)
+            except CaptureError as error:
+                refusals.append(str(error))
+            else:
+                armed += 1
+                bare.control.disarm()
+            return armed >= ARMINGS and min(tried[:2]) > 0
+
+        # WHEN it is armed and disarmed again and again
+        assert until(arm)
+        assert all(re.search(OFF, text) for text in refusals)
+        # THEN he was refused at times, and else there was no probe
+        refused, done, found = tried[:3]
+        assert not found, f"{found} of {done} times ({refused} were refused)"
+
+
+@contextlib.contextmanager
+def turning_off() -> Iterator[memoryview]:
+    """How often a child was refused, how often not, and how often it then found a probe."""
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+    tried = memoryview(shared).cast("Q")
+
+    def run() -> None:
+        while True:
+            try:
+                SWITCH.write_text("0\n")
+            except OSError:
+                tried[0] += 1
+                continue
+            tried[1] += 1
+            tried[2] += bool(kprobes()) or "trace_tg" in PROBES.read_text()
+            SWITCH.write_text("1\n")
+            time.sleep(0.005)
+
+    pid = fork(run)
+    try:
+        yield tried
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         SWITCH.write_text("1\n")

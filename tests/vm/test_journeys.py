@@ -13,7 +13,9 @@ from ipttrace.lab.network import addresses as at
 from ipttrace.trace.row import Row
 from tests.lab import scenarios, stages
 from tests.lab.scenarios import COUNT, Scenario
-from tests.vm.conftest import Capture, captured, seen, undisturbed
+from tests.vm.conftest import SHARED, Capture, captured, seen, undisturbed
+
+pytestmark = SHARED
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
 CLIENT = {4: at.CLIENT4, 6: at.CLIENT6}

@@ -17,10 +17,13 @@ import pytest
 from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.lab.network.ns import socket_in
 from tests.vm.bare import Bare
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.forked import flooding, until
 from tests.vm.logged import Log, deliver, delivering, logged, set_logger
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import Plain, raw_and_filter
+
+pytestmark = SHARED
 
 FEW = 23
 MANY = 64
@@ -89,7 +92,7 @@ def test_a_packet_that_is_on_its_way_when_a_filter_is_set_is_not_logged(plain: P
         socket_in(plain.name, *kind) as listener,
     ):
         listener.bind(("127.0.0.1", OURS))
-        listener.settimeout(60)
+        listener.settimeout(PATIENCE)
         bare.control.arm(bare.pins, other)
         deliver(plain, [THEIRS])
         for _ in range(FEW):
@@ -154,7 +157,7 @@ COMMIT
         captured("udp dst port 77", netns=plain.name) as capture,
     ):
         listener.bind(("127.0.0.1", OURS))
-        listener.settimeout(60)
+        listener.settimeout(PATIENCE)
         for _ in range(FEW):
             sender.sendto(b"x", ("127.0.0.1", 77))
             # The copy may be dropped on its way.

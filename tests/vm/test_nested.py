@@ -14,7 +14,9 @@ from ipttrace.stream.record import F_SOFTIRQ
 from ipttrace.trace.row import Row
 from tests.lab import scenarios
 from tests.lab.scenarios import COUNT, Scenario, Traversal
-from tests.vm.conftest import Capture, captured, seen
+from tests.vm.conftest import SHARED, Capture, captured, seen
+
+pytestmark = SHARED
 
 
 class Case(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from ipttrace.lab.network.ns import run, run_in, socket_in
 from tests.vm.conftest import SHARED, captured
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
 
 pytestmark = SHARED
@@ -58,7 +59,7 @@ def test_a_packet_whose_vlan_tag_was_removed_has_none() -> None:
         kind = (socket.AF_INET, socket.SOCK_DGRAM)
         with socket_in(other.name, *kind) as listener, socket_in(one.name, *kind) as sender:
             listener.bind(("10.9.0.2", 7002))
-            listener.settimeout(60)
+            listener.settimeout(PATIENCE)
             with captured("udp dst port 7002", netns=other.name) as capture:
                 # WHEN packets arrive in it
                 for _ in range(FEW):

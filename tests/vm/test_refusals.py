@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from ipttrace.capture.errors import CaptureError
-from ipttrace.capture.kernel.control import CMD_ARM, CMD_DISARM, CMD_FILTER, Control
+from ipttrace.capture.kernel.control import CMD_ARM, CMD_DISARM, CMD_FILTER, CMD_WATCH, Control
 from ipttrace.capture.kernel.programs import PINS
 from ipttrace.lab import traffic
 from tests.vm.bare import Bare, references
 from tests.vm.conftest import SHARED, kprobes
 from tests.vm.forked import fork
 from tests.vm.patience import PATIENCE
+from tests.vm.pinned import EXIT, ZERO, instruction, pin_kprobe
 from tests.vm.plain import LOOPBACK, Plain, raw_and_filter
 
 pytestmark = SHARED
@@ -32,10 +33,8 @@ RETURN_0 = struct.pack("=HBBI", 6, 0, 0, 0)  # linux/filter.h: BPF_RET | BPF_K
 NETLINK_GENERIC = 16  # linux/netlink.h
 NLMSG_ERROR = 2
 REQUEST_ACK = 5  # NLM_F_REQUEST | NLM_F_ACK
-KPROBE = 2  # linux/bpf.h: BPF_PROG_TYPE_KPROBE
 GET_ATTACH_COOKIE = 174  # linux/bpf.h: BPF_FUNC_get_attach_cookie
-ZERO = struct.pack("=BBhi", 0xB7, 0, 0, 0)  # r0 = 0
-COOKIE = struct.pack("=BBhi", 0x85, 0, 0, GET_ATTACH_COOKIE)  # r0 = bpf_get_attach_cookie(r1)
+COOKIE = instruction(0x85, value=GET_ATTACH_COOKIE)  # r0 = bpf_get_attach_cookie(r1)
 KPROBE_MULTI = 42  # linux/bpf.h: BPF_TRACE_KPROBE_MULTI, an attach type
 SLEEPABLE = 1 << 4  # linux/bpf.h: BPF_F_SLEEPABLE
 SOCKET_FILTER = 1  # linux/bpf.h: BPF_PROG_TYPE_SOCKET_FILTER
@@ -77,34 +76,7 @@ def refused(control: Control, command: int, attributes: Attributes) -> tuple[int
 def pin_socket_filter(path: Path) -> None:
     """Pins a valid program of another type."""
     lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 0; exit
-    fd = lib.bpf_prog_load(SOCKET_FILTER, b"other", b"GPL", code, ctypes.c_size_t(2), None)
-    assert fd >= 0, os.strerror(-fd)
-    assert lib.bpf_obj_pin(fd, os.fsencode(path)) == 0
-    os.close(fd)
-
-
-class LoadOptions(ctypes.Structure):
-    """struct bpf_prog_load_opts of bpf/bpf.h, up to prog_flags."""
-
-    _fields_ = (
-        ("sz", ctypes.c_size_t),
-        ("attempts", ctypes.c_int),
-        ("expected_attach_type", ctypes.c_int),
-        ("prog_btf_fd", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-    )
-
-
-def pin_kprobe(
-    path: Path, name: bytes, attach_type: int = 0, flags: int = 0, value: bytes = ZERO
-) -> None:
-    """Pins a program of type kprobe that returns `value`."""
-    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    code = value + struct.pack("=BBhi", 0x95, 0, 0, 0)  # exit
-    options = LoadOptions(ctypes.sizeof(LoadOptions), 1, attach_type, 0, flags)
-    load = (KPROBE, name, b"GPL", code, ctypes.c_size_t(2), ctypes.byref(options))
-    fd = lib.bpf_prog_load(*load)
+    fd = lib.bpf_prog_load(SOCKET_FILTER, b"other", b"GPL", ZERO + EXIT, ctypes.c_size_t(2), None)
     assert fd >= 0, os.strerror(-fd)
     assert lib.bpf_obj_pin(fd, os.fsencode(path)) == 0
     os.close(fd)
@@ -171,7 +143,7 @@ def test_a_pin_that_others_can_replace_is_refused(bare: Bare) -> None:
 def test_a_program_under_our_name_that_asks_for_its_cookie_does_no_harm(bare: Bare) -> None:
     # GIVEN a program that has the name of ours, and asks how it is attached
     other = PINS / "other"
-    pin_kprobe(other, b"ipttrace_rule", value=COOKIE)
+    pin_kprobe(other, b"ipttrace_rule", code=COOKIE + EXIT)
     with Plain() as plain:
         plain.load(raw_and_filter("-A OUTPUT -p udp -m udp --dport 9\n" * 10), 4)
         bare.control._request(CMD_ARM, pins(rule=other))
@@ -285,6 +257,8 @@ def test_every_command_needs_root(bare: Bare) -> None:
     assert as_nobody(lambda control: control.status(), root) == 0
     assert as_nobody(lambda control: control.disarm(), root) == 0
     assert as_nobody(lambda control: control.filter(b""), root) == 0
+    # changes() would need root for its buffer already.
+    assert as_nobody(lambda control: control._request(CMD_WATCH, []), root) == 0
     assert not kprobes()
 
 

@@ -9,7 +9,9 @@ from ipttrace.lab.network import Network
 from tests.lab import scenarios
 from tests.lab.scenarios import Scenario
 from tests.lab.stages import Tally
-from tests.vm.conftest import captured, seen, undisturbed
+from tests.vm.conftest import SHARED, captured, seen, undisturbed
+
+pytestmark = SHARED
 
 
 @pytest.mark.parametrize("scenario", scenarios.scenarios(), ids=lambda s: f"{s.name} v{s.family}")

@@ -13,9 +13,11 @@ from ipttrace.trace.row import Row
 from tests.lab.cases import packet
 from tests.lab.targets import THERE, UDP
 from tests.lab.wire import transmit, udp
-from tests.vm.conftest import captured
+from tests.vm.conftest import SHARED, captured
 from tests.vm.texts import in_short
 from tests.vm.wired import wired
+
+pytestmark = SHARED
 
 COUNT = 7
 TO = {4: "10.9.1.1", 6: "fd09::1:1"}

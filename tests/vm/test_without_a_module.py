@@ -20,6 +20,7 @@ from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.trace.row import Row
 from tests.vm.conftest import captured
 from tests.vm.live import Live, is_whole, live
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 
 Counted = dict[tuple[str, str], list[int | None]]
@@ -90,7 +91,7 @@ def ruled() -> Iterator[tuple[Plain, list[socket.socket]]]:
         for port in HEARD:
             one = stack.enter_context(socket_in(plain.name, socket.AF_INET, socket.SOCK_DGRAM))
             one.bind((LOOPBACK[4], port))
-            one.settimeout(30)
+            one.settimeout(PATIENCE)
             heard.append(one)
         yield plain, heard
 

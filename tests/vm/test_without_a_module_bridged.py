@@ -6,13 +6,13 @@ Behind the other files by name: see test_without_a_module.py.
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 
 from ipttrace.lab import traffic
 from ipttrace.lab.network import read_counters
 from tests.lab.bridge import ADDRESSES, PORTS, Bridge
 from tests.vm.conftest import SHARED, captured
+from tests.vm.modules import loaded
 
 pytestmark = SHARED
 
@@ -47,10 +47,8 @@ table ip addresses {{
 
 
 def test_bpf_shows_the_ports_of_a_bridged_packet_in_each_kind_of_table() -> None:
-    for module in ("bridge", "br_netfilter", "veth"):
-        subprocess.run(["modprobe", module], check=True)
     physdev = "-m physdev --physdev-in {} --physdev-out {} --physdev-is-bridged".format(*PORTS)
-    with Bridge() as bridge:
+    with loaded("br_netfilter"), Bridge() as bridge:
         # GIVEN a legacy rule that counts packets from port to port
         rules = f"{FILTER}-A FORWARD -p udp -m udp --dport 9 {physdev}\nCOMMIT\n"
         bridge.run("iptables-legacy-restore", text=rules)

@@ -18,6 +18,7 @@ from tests.lab.queue import queue
 from tests.vm.conftest import SHARED, captured
 from tests.vm.live import Live, is_whole, live
 from tests.vm.paired import FAR, NEAR, Hits, counted, hits, load, paired
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 
 pytestmark = SHARED
@@ -32,7 +33,7 @@ def exchange(near: Plain, far: Plain, family: int, size: int = 29, options: byte
     with socket_in(far.name, kind, UDP) as server, socket_in(near.name, kind, UDP) as client:
         server.bind((FAR[family], 9))
         for one in (server, client):
-            one.settimeout(30)
+            one.settimeout(PATIENCE)
         if options:
             client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, options)
         client.connect((FAR[family], 9))
@@ -66,9 +67,6 @@ table netdev wire {
         ip protocol udp counter
         ip6 nexthdr udp counter
     }
-    chain flips { type filter hook ingress device eth0 priority -10; policy accept;
-        ip protocol udp meta nftrace set 1
-    }
     chain in { type filter hook ingress device eth0 priority 0; policy accept;
         ip protocol udp counter
     }
@@ -82,7 +80,7 @@ table ip6 six {
 
 
 def test_arp_and_the_hooks_of_devices(tmp_path: Path) -> None:
-    # GIVEN rules for ARP, and where a device sends and receives; there, another one flips
+    # GIVEN rules for ARP, and where a device sends and receives
     with paired() as (near, far):
         load(near, FAMILIES)
         one = live(near, tmp_path / "ready", engine="bpf")
@@ -97,6 +95,13 @@ def test_arp_and_the_hooks_of_devices(tmp_path: Path) -> None:
     assert rules["six", "in", 1] == COUNT
     assert rules["requests", "in", 1] > 0
     complete(one, rows, rules)
+    # AND a packet is followed from the device's ingress on
+    hooks = {(row.table, row.chain): row.hook for row in rows}
+    assert hooks["wire", "in"] == "INGRESS"
+    assert hooks["wire", "out"] == "EGRESS"
+    wire = {row.journey for row in rows if row.hook == "INGRESS"}
+    six = {row.journey for row in rows if row.table == "six" and row.path[0].match == "rule"}
+    assert len(six & wire) == len(six) == COUNT
 
 
 STEPS = """table inet steps {
@@ -160,7 +165,7 @@ def test_a_packet_that_a_program_had_in_a_queue_goes_on_as_one_journey(tmp_path:
     subprocess.run(["modprobe", "nfnetlink_queue"], check=True)
     with Plain() as plain, socket_in(plain.name, socket.AF_INET, UDP) as heard:
         heard.bind((LOOPBACK[4], 9))
-        heard.settimeout(60)
+        heard.settimeout(PATIENCE)
         load(plain, rules_text)
         bound = threading.Event()
 
@@ -226,7 +231,7 @@ def test_packets_that_a_flow_table_takes_past_the_hooks_have_no_rows(tmp_path: P
         ):
             server.bind(("10.79.0.2", 9))
             for end in (server, client):
-                end.settimeout(30)
+                end.settimeout(PATIENCE)
             client.bind((NEAR[4], 1009))
             for _ in range(COUNT):
                 client.sendto(b"x", ("10.79.0.2", 9))

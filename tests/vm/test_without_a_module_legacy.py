@@ -18,6 +18,7 @@ from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.trace.row import Row
 from tests.vm.conftest import captured
 from tests.vm.live import Live, is_whole, live
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 
 COUNT = 23
@@ -97,7 +98,7 @@ def ruled() -> Iterator[tuple[Plain, list[socket.socket]]]:
             for port in HEARD:
                 one = stack.enter_context(socket_in(plain.name, kind, socket.SOCK_DGRAM))
                 one.bind((LOOPBACK[family], port))
-                one.settimeout(30)
+                one.settimeout(PATIENCE)
                 heard.append(one)
         yield plain, heard
 

@@ -16,6 +16,7 @@ import pytest
 from ipttrace.lab.network.ns import run_in, socket_in
 from tests.vm.conftest import SHARED
 from tests.vm.live import live
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 
 pytestmark = SHARED
@@ -45,7 +46,7 @@ RULES = f"""table inet {TABLE} {{
 def test_rows_have_the_whole_names(engine: str, tmp_path: Path) -> None:
     with Plain() as plain, socket_in(plain.name, socket.AF_INET, socket.SOCK_DGRAM) as heard:
         heard.bind((LOOPBACK[4], 53))
-        heard.settimeout(30)
+        heard.settimeout(PATIENCE)
         # GIVEN rules in chains whose names differ in their last bytes only
         run_in(plain.name, ["nft", "-f", "-"], text=RULES)
         one = live(plain, tmp_path / "ready", engine=engine)

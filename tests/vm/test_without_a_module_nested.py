@@ -16,8 +16,12 @@ from pathlib import Path
 from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.stream.record import F_SOFTIRQ
 from ipttrace.trace.row import Row
+from tests.vm.conftest import SHARED
 from tests.vm.live import Live, live
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
+
+pytestmark = SHARED
 
 COUNT = 23
 # By whom, and where, a packet to the port is rejected.  Packets on lo leave in the sender's
@@ -77,7 +81,7 @@ def send(plain: Plain) -> None:
     for family, kind in ((4, socket.AF_INET), (6, socket.AF_INET6)):
         for port in PORTS:
             with socket_in(plain.name, kind, socket.SOCK_DGRAM) as sender:
-                sender.settimeout(30)
+                sender.settimeout(PATIENCE)
                 sender.connect((LOOPBACK[family], port))
                 for _ in range(COUNT):
                     with contextlib.suppress(PermissionError):  # dropped in OUTPUT

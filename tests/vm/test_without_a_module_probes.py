@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ipttrace.capture.bpf.objects import BpfObject
 from ipttrace.capture.libbpf import Libbpf
+from ipttrace.capture.libbpf.objects import BpfObject
 from tests.program import ipttrace
 from tests.vm.conftest import SHARED
 from tests.vm.test_without_a_module_nested import rejected
@@ -84,7 +84,7 @@ def test_with_kprobes_it_sees_what_it_sees_with_fentry(tmp_path: Path) -> None:
     # GIVEN a kernel that allows no more programs on nft_do_chain(), and on ipt_do_table()
     subprocess.run(["modprobe", "nf_tables"], check=True)
     with (
-        occupied("nft.bpf.o", "ipttrace_nft_exit"),
+        occupied("nft.bpf.o", "ipttrace_nft_entry"),
         occupied("legacy.bpf.o", "ipttrace_ip_exit"),
     ):
         # WHEN packets are rejected in tables of both kinds, and of IPv6 (which fentry sees)

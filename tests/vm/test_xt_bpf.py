@@ -28,6 +28,7 @@ from tests.vm.conftest import SHARED, captured
 from tests.vm.forked import Agent, until
 from tests.vm.kernel_log import dmesg
 from tests.vm.live import is_whole
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import Plain
 
 pytestmark = SHARED
@@ -113,7 +114,7 @@ def routed() -> Iterator[Routed]:
         run_in(router.name, ["nft", "-f", "-"], text=NAT)
         heard = stack.enter_context(socket_in(server.name, socket.AF_INET, socket.SOCK_DGRAM))
         heard.bind((SERVER, 53))
-        heard.settimeout(60)
+        heard.settimeout(PATIENCE)
         yield Routed(client, router, heard)
 
 

@@ -3,13 +3,12 @@
 
 From the bottom up; no file imports one below it in this list:
 
-ring      reads the ring to which the programs write
 runs      runs of packets through chains and tables, as the programs write them
-btf       what the kernel's BTF says of its functions
-filter    EXPR for the programs, if the flip table is not exact
-objects   a compiled object, loaded; its programs, attached together
+alike     equal rows among many
+records   the records of runs, with what is known of each kind of hit
 calls     runs of nftables to records of calls, with what the rulesets determine
 legacy_calls  those of legacy tables
+follow    the programs that follow packets where the kernel clears nf_trace
 programs  which objects are loaded, their ring and their counters
 engine    the programs, and the netlink engine's flip tables and rulesets, together
 """

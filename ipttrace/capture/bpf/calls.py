@@ -12,7 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.capture.bpf.runs import NO_CONNTRACK, Array, LongNames, Runs
+from ipttrace.capture.bpf.alike import alike
+from ipttrace.capture.bpf.records import make_rules, set_rulesets
+from ipttrace.capture.bpf.runs import NO_CONNTRACK, Array, RunNames, Runs
 from ipttrace.capture.netlink.calls import Calls
 from ipttrace.capture.netlink.events import (
     CHAIN_END,
@@ -21,9 +23,11 @@ from ipttrace.capture.netlink.events import (
     RETURN,
     RULE,
     ChainRegistry,
+    bases,
 )
 from ipttrace.capture.netlink.names import RecordNames
-from ipttrace.netfilter import DROP, STOLEN, UNKNOWN_HOOK
+from ipttrace.capture.opaque import picked
+from ipttrace.netfilter import DROP, FAMILY_HOOKS, STOLEN, UNKNOWN_HOOK
 from ipttrace.stream import record
 
 _OF_POLICY: Final = 1  # NFT_TRACETYPE_POLICY
@@ -34,100 +38,117 @@ def make_calls(
     chains: ChainRegistry,
     locate: Callable[[Array], None],
     names: RecordNames,
-    long: LongNames,
+    told: RunNames,
 ) -> Calls:
-    """The calls that these runs, all of one namespace, were.
+    """The calls that these runs, all of one namespace, were; the runs' entries become theirs.
 
-    `locate`: fills in what rulesets determine of events, EVENT, shape (n,); `long`: of the
-    reader that has read the runs.
+    `locate`: fills in what rulesets determine of events, EVENT, shape (n,), for each alone;
+    `told`: of the reader that has read the runs.
     """
-    heads, hits, counts = runs.heads, runs.hits, runs.counts
-    count = len(heads)
+    entries, exits, hits, counts = runs.entries, runs.exits, runs.hits, runs.counts
+    count = len(entries)
     if not count:
         return Calls.none()
     of_run = np.repeat(np.arange(count), counts)
-    tables = long.whole(heads["table"])
-    named = chains.numbers(
-        heads["entry"]["tables"][of_run], _bytes(tables)[of_run], _bytes(long.whole(hits["chain"]))
-    )
-    events, first = _events(runs, named, of_run)
-    locate(events)
-    entries = heads["entry"].copy()
+    run_ones, run_kinds = _kinds_of_runs(runs)
+    tables = told.of(runs.heads["table"][run_ones])
+    entries["table"] = _short(tables, names)[run_kinds]
     some = np.flatnonzero(counts)  # all, unless programs could not run
-    begin = events[first[some]]
-    call = entries["call"]
-    entries["table"] = _short(tables, names)
-    entries["hook"][some] = np.where(
-        begin["hook"] != UNKNOWN_HOOK, begin["hook"], entries["hook"][some]
+    first = np.cumsum(counts) - counts
+    is_head = np.zeros(len(hits), bool)
+    is_head[first[some]] = True
+    columns = [run_kinds[of_run], hits["handle"], hits["type"] == _OF_POLICY, is_head]
+    ones, kinds = alike([*columns, hits["chain"]])
+    events = _events(runs, ones, of_run[ones], is_head[ones])
+    events["chain"] = chains.numbers(
+        entries["tables"][of_run[ones]],
+        _bytes([tables[kind] for kind in run_kinds[of_run[ones]].tolist()]),
+        _bytes(told.of(hits["chain"][ones])),
     )
-    entries["ct_flags"][some] = begin["ct_flags"] & record.CT_INVALID
-    if len(some):
-        least = np.minimum.reduceat(events["ruleset"], first[some])
-        most = np.maximum.reduceat(events["ruleset"], first[some])
-        # If rules were replaced during the call, its generation is unknown.
-        entries["ruleset"][some] = np.where(least == most, least, 0)
-    # The end of a base chain is reported once more, as its policy.
-    chain_end = events["kind"] == CHAIN_END
-    base = events["chain"][first[of_run]] if len(events) else events["chain"]
-    step = ~chain_end | (events["chain"] != base)
-    of_step, steps = of_run[step], events[step]
-    per_call = np.bincount(of_step, minlength=count)
-    rules = np.zeros(len(steps), record.RULE_DTYPE)
-    rules["call"] = call[of_step]
-    rules["time"] = hits["time"][step]
-    rules["rulenum"] = steps["rulenum"]
-    rules["seq"] = np.arange(len(steps)) - np.repeat(np.cumsum(per_call) - per_call, per_call)
-    rules["match"] = np.where(steps["kind"] == CHAIN_END, RETURN, steps["kind"])
-    rules["table"] = entries["table"][of_step]
-    each, inverse = np.unique(steps["chain"], return_inverse=True)
-    short = [names.short(chains.chains[number].chain) for number in each.tolist()]
-    rules["chain"] = np.array(short, "S32")[inverse] if short else b""
-    exits = heads["exit"].copy()
+    locate(events)
+    begin = kinds[first[some]]
+    # Packets may be marked in a chain that rules jump to: its base chain comes later.
+    base = kinds[bases(events["hook"][kinds], first[some])]
+    hook = events["hook"][base]
+    _number_hooks(entries)
+    entries["hook"][some] = np.where(hook != UNKNOWN_HOOK, hook, entries["hook"][some])
+    entries["ct_flags"][some] = events["ct_flags"][begin] & record.CT_INVALID
+    set_rulesets(entries, events["ruleset"], kinds, counts)
+    each, inverse = np.unique(events["chain"], return_inverse=True)
+    patterns = np.zeros(len(ones), record.RULE_DTYPE)
+    patterns["rulenum"] = events["rulenum"]
+    patterns["match"] = np.where(events["kind"] == CHAIN_END, RETURN, events["kind"])
+    patterns["table"] = entries["table"][of_run[ones]]
+    patterns["chain"] = _short([chains.chains[one].chain for one in each.tolist()], names)[inverse]
+    times, per_call = hits["time"], counts
+    if (events["kind"] == CHAIN_END).any():
+        # The end of a base chain is reported once more, as its policy.
+        base_chains = np.zeros(count, events["chain"].dtype)
+        base_chains[some] = events["chain"][base]
+        step = events["kind"][kinds] != CHAIN_END
+        step |= events["chain"][kinds] != base_chains[of_run]
+        kinds, times, of_run = kinds[step], times[step], of_run[step]
+        per_call = np.bincount(of_run, minlength=count)
+    rules = make_rules(patterns, kinds, entries["call"][of_run], times, per_call)
     lost = np.maximum(exits["rules"].astype(np.int64) - counts, 0)
     exits["rules"] = per_call + lost
     exits["verdict"] = _verdicts(exits["verdict"])
     return Calls(entries, exits, rules, np.zeros(count, np.int32), entries[:0])
 
 
-def _events(runs: Runs, chains: Array, of_run: Array) -> tuple[Array, Array]:
-    """The hits, in these chains, as events, and of each run where its first one is."""
-    heads, hits, counts = runs.heads, runs.hits, runs.counts
-    events = np.zeros(len(hits), EVENT)
-    first = np.cumsum(counts) - counts
-    if not len(hits):
-        return events, first
-    # Of the very run, so that no other generation can be meant: as if it were long ago.
-    events["time"] = 0
-    events["generation"] = heads["generation"][of_run]
-    events["handle"] = hits["handle"]
-    entries = heads["entry"]
-    events["chain"] = chains
-    kinds = [hits["type"] == _OF_POLICY, hits["handle"] != 0]
-    events["kind"] = np.select(kinds, [POLICY, RULE], CHAIN_END)
-    some = np.flatnonzero(counts)
-    begins = first[some]
-    events["head"][begins] = True
-    for name in ("family", "ct_info", "hook"):
-        events[name][begins] = entries[name][some]
-    has_entry = entries["flags"][some] & record.F_CONNTRACK != 0
-    has_entry |= heads["flags"][some] & NO_CONNTRACK != 0
-    events["ct_flags"][begins] = np.where(has_entry, record.CT_STATE, 0)
-    return events, first
+def _kinds_of_runs(runs: Runs) -> tuple[Array, Array]:
+    """Of each kind of run one, and each run's kind, by all that events need of an entry."""
+    columns = [runs.entries[name] for name in ("tables", "family", "hook", "ct_info")]
+    has_entry = _has_entry(runs.entries["flags"], runs.heads["flags"])
+    return alike([*columns, runs.heads["generation"], has_entry, runs.heads["table"]])
 
 
-def _bytes(names: Array) -> Array:
-    """Names as bytes: uint8, shape (n, k)."""
-    plain = np.ascontiguousarray(names)
-    found: Array = plain.view(np.uint8).reshape(len(plain), plain.dtype.itemsize)
+def _number_hooks(entries: Array) -> None:
+    """Gives hooks of families with hooks of their own the numbers that HOOKS has."""
+    raw = entries["hook"].copy()
+    for family, numbers in FAMILY_HOOKS.items():
+        of_family = entries["tables"] == family
+        if of_family.any():
+            for number, hook in numbers.items():
+                entries["hook"][of_family & (raw == number)] = hook
+
+
+def _has_entry(flags: Array, run_flags: Array) -> Array:
+    """Whether the packets had a conntrack entry: bool, shape (n,)."""
+    found: Array = flags & record.F_CONNTRACK != 0
+    found |= run_flags & NO_CONNTRACK != 0
     return found
 
 
-def _short(names: Array, known: RecordNames) -> Array:
+def _events(runs: Runs, which: Array, of_run: Array, head: Array) -> Array:
+    """Some hits as events, without their chains: EVENT, shape (k,).
+
+    `which`: indices of hits; `of_run`: that of each hit's run; `head`: is it the run's first?
+    """
+    heads, hits, entries = runs.heads[of_run], runs.hits[which], picked(runs.entries, of_run)
+    # Of the very run, so that no other generation can be meant: as if it were long ago.
+    events = np.zeros(len(which), EVENT)
+    events["generation"] = heads["generation"]
+    events["handle"] = hits["handle"]
+    kinds = [hits["type"] == _OF_POLICY, hits["handle"] != 0]
+    events["kind"] = np.select(kinds, [POLICY, RULE], CHAIN_END)
+    events["head"] = head
+    for name in ("family", "ct_info", "hook"):
+        events[name] = np.where(head, entries[name], 0)
+    known = _has_entry(entries["flags"], heads["flags"])
+    events["ct_flags"] = np.where(head & known, record.CT_STATE, 0)
+    return events
+
+
+def _bytes(names: list[bytes]) -> Array:
+    """Names as bytes: uint8, shape (n, k)."""
+    found: Array = np.array(names, "S256").view(np.uint8).reshape(len(names), 256)
+    return found
+
+
+def _short(names: list[bytes], known: RecordNames) -> Array:
     """Names as records have them: S32, shape (n,)."""
-    begins = np.append(True, names[1:] != names[:-1])[: len(names)]
-    found: Array = np.array([known.short(name) for name in names[begins].tolist()], "S32")
-    every: Array = found[np.cumsum(begins) - 1]
-    return every
+    return np.array([known.short(name) for name in names], "S32")
 
 
 def _verdicts(verdicts: Array) -> Array:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from ipttrace.capture import netns
 from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.bpf.calls import make_calls
+from ipttrace.capture.bpf.follow import Follower
 from ipttrace.capture.bpf.legacy_calls import make_legacy_calls
 from ipttrace.capture.bpf.programs import (
     LOST_RULES,
@@ -30,6 +33,7 @@ from ipttrace.capture.bpf.programs import (
     conntrack_is_loaded,
 )
 from ipttrace.capture.bpf.runs import DOUBTFUL, FOREIGN, Array, RunReader, Runs
+from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink import engine as netlink
 from ipttrace.capture.netlink.calls import Calls, in_order
@@ -54,7 +58,7 @@ class Options:
     """What to trace: `program`, `netns` as of the netlink engine; `buffer`: bytes of the ring.
 
     `raw_addresses`: records contain the kernel's addresses as they are.  Without `legacy`,
-    another engine traces the legacy tables.
+    another engine traces the legacy tables; `from_rules`: only packets that rules mark.
     """
 
     program: bytes = b""
@@ -62,6 +66,7 @@ class Options:
     buffer: int = DEFAULT_BUFFER
     raw_addresses: bool = False
     legacy: bool = True
+    from_rules: bool = False
 
 
 class BpfEngine:
@@ -80,12 +85,18 @@ class BpfEngine:
         self._chains: dict[int, ChainRegistry] = {}  # of namespaces that are or were traced
         Dump().close()  # the kernel loads nf_tables when it is first asked
         with contextlib.ExitStack() as stack:
-            self._programs = Programs(options.buffer, legacy=options.legacy)
+            self._programs = Programs(
+                options.buffer, legacy=options.legacy, from_rules=options.from_rules
+            )
             stack.callback(self._programs.close)
             # Attached before packets are flipped, so that none is met in the middle of its way.
             failures = self._programs.trace_legacy()
             self._set_filter(options.program)
             legacy = self._programs.legacy
+            self._follower: Follower | None = None
+            self._follows = options.netns == netns.ALL and not options.from_rules
+            several = self._follows and len(netns.paths(None)) > 1
+            refusal = self._follow(stack) if several else ""
             self._netlink = netlink.NetlinkEngine(
                 netlink.Options(
                     options.program,
@@ -94,6 +105,8 @@ class BpfEngine:
                     legacy=legacy,
                     listen=False,
                     beside_module=not options.legacy,
+                    from_rules=options.from_rules,
+                    carried=-1 if self._follower is None else self._follower.carried,
                 )
             )
             stack.callback(self._netlink.close)
@@ -102,6 +115,8 @@ class BpfEngine:
         self._settle_filter()
         self.notes: list[tuple[Level, str]] = self._netlink.notes
         self.notes += [("warn", text) for text in failures]
+        if refusal:
+            self.notes.append(("warn", refusal))
         if self._programs.probed:
             text = f"tracing with kprobes, since fentry is refused: {self._programs.probed}"
             self.notes.append(("info", text))
@@ -110,19 +125,42 @@ class BpfEngine:
         self.over = ""  # why there is nothing left to trace
         self.changes = self._netlink.changes
         self.buffers = self._netlink.buffers
-        self._addresses = HiddenAddresses()
+        self.addresses = HiddenAddresses()
         # Of the last `take`: all runs that ended before this time have been taken, ns.
         self.before = 0
         self._sees_conntrack = self._programs.sees_conntrack
+
+    def _follow(self, stack: contextlib.ExitStack) -> str:
+        """Follows packets from one namespace to another; returns why that is not possible."""
+        self._follows = False  # do not try again
+        try:
+            follower = self._programs.follower()
+            stack.callback(follower.close)
+            follower.attach()
+        except CaptureError as error:
+            return f"a packet is another one in each network namespace: {error}"
+        self._follower = follower
+        return ""
+
+    def _follow_more(self) -> None:
+        """Begins to follow packets when there is a second namespace."""
+        if not self._follows or len(self._netlink.namespaces) < 2:
+            return
+        if refusal := self._follow(self._stack):
+            self.notes.append(("warn", refusal))
+        elif self._follower is not None:
+            self._netlink.carry(self._follower.carried)
 
     def arm(self) -> None:
         """Starts tracing with the current filter.  Raises CaptureError."""
         self._programs.attach()
         try:
+            if self._follower is not None:
+                self._follower.attach()
             self._set_filter(self._program)
             self._netlink.arm()
         except BaseException:
-            self._programs.detach()
+            self._detach()
             raise
         self._armed = True
         self._settle_filter()
@@ -132,8 +170,13 @@ class BpfEngine:
         try:
             self._netlink.disarm()
         finally:
-            self._programs.detach()
+            self._detach()
         self._armed = False
+
+    def _detach(self) -> None:
+        self._programs.detach()
+        if self._follower is not None:
+            self._follower.detach()
 
     def filter(self, program: bytes) -> None:
         """Replaces the filter at once.  Raises CaptureError, FilterError."""
@@ -163,26 +206,34 @@ class BpfEngine:
     def take(self) -> list[Records]:
         """The records of runs whose rules are known by now: entries, rules, exits."""
         read_at = time.monotonic_ns()
-        if sum(one.heads.nbytes + one.hits.nbytes for one in self._held) < _MOST_HELD:
-            self._held.append(self._reader.read(*self._programs.ring.take()))
+        if sum(one.nbytes for one in self._held) < _MOST_HELD:
+            read = self._reader.read(*self._programs.ring.look())
+            self._programs.ring.release()
+            if len(read.entries):
+                self._held.append(read)
         else:
             read_at = self.before
         self._note_chains()
+        self._netlink.rows_wait = bool(self._held)
         self._netlink.take()
         if self._filter_since == _NEVER and not self._flips_exactly():
             self._let_programs_filter(True)
         self._note_modules()
+        if self._armed:
+            self._follow_more()
         self.over = self._netlink.over
         runs = Runs.join(self._held)
-        ready = self._are_ready(runs.heads["entry"])
-        self._held = [] if ready.all() else [runs.pick(~ready)]
-        waiting = [int(one.heads["entry"]["time"].min()) for one in self._held]
+        if self._held:
+            ready = self._are_ready(runs.entries)
+            self._held = [] if ready.all() else [runs.pick(~ready)]
+            runs = runs.pick(ready)
+        waiting = [int(one.entries["time"].min()) for one in self._held]
         self.before = min(read_at, *waiting) if waiting else read_at
-        records = self._records(runs.pick(ready))
+        records = self._records(runs)
         for kind, part in enumerate(records):
             self._delivered[kind] += len(part)
         if not self._raw_addresses:
-            self._addresses.hide(records)
+            self.addresses.hide(records)
         return records
 
     def take_flips(self) -> Array:
@@ -218,10 +269,9 @@ class BpfEngine:
             del self._chains[inode]
 
     def _records(self, runs: Runs) -> list[Records]:
-        found = [Calls.none()]
+        found: list[Calls] = []
         hits = len(runs.hits)
-        for inode in np.unique(runs.heads["entry"]["netns"]).tolist():
-            some = runs.pick(runs.heads["entry"]["netns"] == inode)
+        for inode, some in _by_namespace(runs):
             namespace = self._netlink.namespaces.get(inode)
             timeline = None
             if namespace is not None:
@@ -231,15 +281,15 @@ class BpfEngine:
             elif inode in self._chains:
                 chains, locate = self._chains[inode], _unknown
             else:
-                self._refused_runs += len(some.heads)
+                self._refused_runs += len(some.entries)
                 continue  # a rule there traces packets: not ours
-            legacy = some.heads["entry"]["tables"] == 0
+            legacy = some.entries["tables"] == 0
             nft = some.pick(~legacy)
-            names = self._netlink.record_names
-            found.append(make_calls(nft, chains, locate, names, self._reader.long))
-            found.append(make_legacy_calls(some.pick(legacy), timeline))
+            names, told = self._netlink.record_names, self._reader.names
+            found.append(make_calls(nft, chains, locate, names, told))
+            found.append(make_legacy_calls(some.pick(legacy), timeline, told))
         records, _ = in_order(found)
-        self._withheld[0] += len(runs.heads) - len(records[record.ENTRY])
+        self._withheld[0] += len(runs.entries) - len(records[record.ENTRY])
         self._withheld[1] += hits - len(records[record.RULE])
         return records
 
@@ -249,7 +299,7 @@ class BpfEngine:
         The flip table or the programs have decided it, unless another program's rule set
         nf_trace, or a program could not.  A packet is asked for at its first run, before NAT.
         """
-        entries = runs.heads["entry"]
+        entries = runs.entries
         keep = np.ones(len(entries), bool)
         if not self._filtered:
             return keep
@@ -308,6 +358,16 @@ class BpfEngine:
     def close(self) -> None:
         """Disarms and removes everything that was added to the host."""
         self._stack.close()
+
+
+def _by_namespace(runs: Runs) -> Iterator[tuple[int, Runs]]:
+    """The runs of each network namespace, by inode."""
+    inodes = runs.entries["netns"]
+    if len(inodes) and (inodes == inodes[0]).all():
+        yield int(inodes[0]), runs
+        return
+    for inode in np.unique(inodes).tolist():
+        yield inode, runs.pick(inodes == inode)
 
 
 def _unknown(events: Array) -> None:

@@ -9,23 +9,21 @@ fentry, kprobes take its place.  Must not interpret records.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
-from ipttrace.capture.bpf.btf import BTF, kernel_has_struct, parameters
-from ipttrace.capture.bpf.filter import Filter
-from ipttrace.capture.bpf.objects import BpfObject
-from ipttrace.capture.bpf.ring import Ring
+from ipttrace.capture.bpf.follow import SHARED, Follower
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.libbpf import Libbpf
+from ipttrace.capture.libbpf.btf import BTF, kernel_has_struct, parameters
+from ipttrace.capture.libbpf.counters import Counters
+from ipttrace.capture.libbpf.filter import Filter
+from ipttrace.capture.libbpf.objects import BpfObject
+from ipttrace.capture.libbpf.ring import Ring
 
-# enum ipttrace_counter, and IPTTRACE_COUNTERS_EACH
+# enum ipttrace_counter
 RUNS, RULES, LOST_RUNS, LOST_RULES, MISSED, REFUSED = range(6)
-_COUNTERS_EACH: Final = 8
 
 _NFT: Final = "nft.bpf.o"
 _LEGACY: Final = "legacy.bpf.o"
@@ -38,7 +36,6 @@ _FAMILIES: Final = {
 }
 _LOG: Final = "ipttrace_log"  # of a kprobe in any case
 _PROBE: Final = "_probe"  # what the name of a program for kprobes ends with
-_REPORT_FLIPS: Final = b"\1"  # report_flips of bpf/nft.bpf.c
 # Since Linux 5.16; before, the table came last.
 _TABLE_FIRST: Final = ["void", "sk_buff", "nf_hook_state"]
 _LEAST_RING: Final = 1 << 16
@@ -76,12 +73,14 @@ class Programs:
     `probed`: why kprobes take the place of fentry, or "".
     """
 
-    def __init__(self, buffer: int, *, legacy: bool = True) -> None:
+    def __init__(self, buffer: int, *, legacy: bool = True, from_rules: bool = False) -> None:
         """`buffer`: bytes of the ring, at most.  Raises CaptureError with what is missing.
 
         Without `legacy`, another engine traces the legacy tables: the ring has the flips too.
+        `from_rules`: runs begin at a rule of the user's that sets nf_trace.
         """
         self._wants_legacy = legacy
+        self._from_rules = from_rules
         if not (BTF / "vmlinux").exists():
             raise CaptureError(f"the kernel has no BTF ({BTF / 'vmlinux'})")
         self._libbpf = Libbpf()
@@ -113,20 +112,14 @@ class Programs:
             self._objects: list[BpfObject] = []
             stack.callback(self._close_objects)
             # That at the beginning of a run is attached last, so that none is seen in part.
-            names = ("ipttrace_nft_entry", _NOTIFY[notify], "ipttrace_nft_exit")
-            sizes = {"ring": size, "counters": cpus * _COUNTERS_EACH}
-            first = self._load(_NFT, names, sizes, b"" if legacy else _REPORT_FLIPS)
-            self._share(first, "packets", "ring", "counters", "runs", "newest")
+            names = ("ipttrace_nft_entry", _NOTIFY[notify])
+            sizes = {"ring": size, "counters": cpus}
+            # from_rules of bpf/state.h, report_flips of bpf/nft.bpf.c
+            first = self._load(_NFT, names, sizes, bytes([from_rules, not legacy]))
+            self._share(first, "packets", "ring", "counters", "runs", "buckets")
             self.ring = Ring(first.map_fd("ring"), size)
             stack.callback(self.ring.close)
-            # Read by a mapping: see bpf/state.h.
-            length = cpus * _COUNTERS_EACH * 8
-            try:
-                mapped = mmap.mmap(first.map_fd("counters"), length, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise CaptureError(f"cannot map the BPF counters: {error.strerror}") from error
-            each = np.frombuffer(mapped, np.uint64).reshape(cpus, _COUNTERS_EACH)
-            self._counters = each[:, : REFUSED + 1]
+            self._counters = Counters(first.map_fd("counters"), cpus)
             self._filter = Filter(first.map_fd("expr"))
             self._stack = stack.pop_all()
 
@@ -160,7 +153,7 @@ class Programs:
             )
         # The kprobe sees the hits of both families.
         names = (entry, leave) if self._families else (entry, _LOG, leave)
-        self._load(_LEGACY, names, {})
+        self._load(_LEGACY, names, {}, bytes([self._from_rules]))
         self._families.add(family)
 
     def _load(
@@ -201,6 +194,11 @@ class Programs:
         assert refusal is not None
         raise refusal
 
+    def follower(self) -> Follower:
+        """The programs that follow packets, not attached.  Raises CaptureError."""
+        shared = {name: self._shared[name] for name in SHARED}
+        return Follower(shared, report=not self._wants_legacy)
+
     def _share(self, loaded: BpfObject, *names: str) -> None:
         for name in names:
             self._shared.setdefault(name, loaded.map_fd(name))
@@ -234,7 +232,7 @@ class Programs:
 
     def counters(self) -> list[int]:
         """RUNS to REFUSED, of all CPUs; programs that could not run are MISSED as well."""
-        found: list[int] = self._counters.sum(axis=0).tolist()
+        found = self._counters.sums(REFUSED + 1)
         found[MISSED] += sum(one.recursion_misses() for one in self._objects)
         return found
 

@@ -3,69 +3,77 @@
 
 A run crosses from the kernel in one piece: its entry, its exit and its hits (struct
 ipttrace_run of bpf/run.h); if it has more hits than that holds, the first ones go ahead
-of it, and so does a name that is too long for it.  No Python loop over records, except where
-such names are.  Must not do I/O.
+of it.  Names of chains and tables are numbers in it: each is told before the first run that has
+it.  No Python loop over records, except over such names and pieces.  Must not do I/O.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ipttrace.capture.opaque import joined, picked
 from ipttrace.stream.record import ENTRY_DTYPE, EXIT_DTYPE
 
 Array = npt.NDArray[Any]
 
 HITS: Final = 16
-NAME_LEN: Final = 64
 FOREIGN: Final = 0x01
 NO_CONNTRACK: Final = 0x02
 DOUBTFUL: Final = 0x04
 
 PIECE_DTYPE: Final[np.dtype[np.void]] = np.dtype([("run", "<u8"), ("began", "<u8")])
-RUN_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+# What a run has besides its entry and its exit.
+HEAD_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [
-        ("entry", ENTRY_DTYPE),
-        ("exit", EXIT_DTYPE),
         ("generation", "<u4"),
         ("hit_count", "<u2"),
         ("flags", "u1"),
         ("reserved", "u1"),
-        ("table", f"S{NAME_LEN}"),
-        ("reserved1", "<u8"),
+        ("table", "<u8"),
         ("piece", PIECE_DTYPE),
     ]
+)
+RUN_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [("entry", ENTRY_DTYPE), ("exit", EXIT_DTYPE), ("head", HEAD_DTYPE)]
 )
 HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [
         ("time", "<u8"),
         ("handle", "<u8"),
+        ("chain", "<u8"),
         ("verdict", "<i4"),
         ("type", "u1"),
         ("reserved", "u1", (3,)),
-        ("chain", f"S{NAME_LEN}"),
     ]
 )
-NAMED_DTYPE: Final[np.dtype[np.void]] = np.dtype(
-    [("piece", PIECE_DTYPE), ("time", "<u8"), ("name", "S256")]
+NAME_DTYPE: Final[np.dtype[np.void]] = np.dtype([("number", "<u8"), ("name", "S256")])
+FLIP_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [("time", "<u8"), ("skb", "<u8"), ("original", "<u8"), ("what", "<u4"), ("reserved", "<u4")]
 )
-FLIP_DTYPE: Final[np.dtype[np.void]] = np.dtype([("time", "<u8"), ("skb", "<u8")])
+FLIPPED, COPIED, CARRIED, FREED = range(4)  # enum ipttrace_run_what
 _PIECE_LENGTH: Final = PIECE_DTYPE.itemsize + HITS * HIT_DTYPE.itemsize
+_EXIT_AT: Final = ENTRY_DTYPE.itemsize // 8  # words from the run's beginning
+_HEAD_AT: Final = _EXIT_AT + EXIT_DTYPE.itemsize // 8
 _MOST_PIECES: Final = 4096  # whose runs have not ended
-_MOST_LONG: Final = 1 << 16  # names
-_LONG: Final = 0xFF  # the last byte of what stands for a long name: the kernel's is NUL
+_MOST_OLD: Final = 1 << 16  # names that the kernel has replaced
+_PLACE: Final = 32  # of a number, from which bit on: where it is in the kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """`heads`: RUN_DTYPE, shape (n,); `hits`: HIT_DTYPE, those of each run one after the other.
+    """`entries`, `exits`, `heads`: of the stream, and HEAD_DTYPE, shape (n,).
 
-    `counts`: how many hits each run has, shape (n,).
+    `hits`: HIT_DTYPE, those of each run one after the other; `counts`: how many each run has,
+    shape (n,).  The entries and exits may be changed.
     """
 
+    entries: Array
+    exits: Array
     heads: Array
     hits: Array
     counts: Array
@@ -73,14 +81,29 @@ class Runs:
     @staticmethod
     def none() -> Runs:
         """No runs."""
-        return Runs(np.zeros(0, RUN_DTYPE), np.zeros(0, HIT_DTYPE), np.zeros(0, np.int64))
+        entries, exits, heads = (np.zeros(0, one) for one in (ENTRY_DTYPE, EXIT_DTYPE, HEAD_DTYPE))
+        return Runs(entries, exits, heads, np.zeros(0, HIT_DTYPE), np.zeros(0, np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that they take."""
+        return sum(one.nbytes for one in (self.entries, self.exits, self.heads, self.hits))
 
     def pick(self, which: Array) -> Runs:
         """The runs for which `which`, bool, shape (n,), is true."""
         if which.all():
             return self
-        hits = self.hits[np.repeat(which, self.counts)]
-        return Runs(self.heads[which], hits, self.counts[which])
+        count = int(np.count_nonzero(which))
+        if not count:
+            return Runs.none()
+        each = (self.entries, self.exits, self.heads)
+        if which[:count].all():
+            counts = self.counts[:count]
+            entries, exits, heads = (one[:count] for one in each)
+            return Runs(entries, exits, heads, self.hits[: counts.sum()], counts)
+        entries, exits, heads = (picked(one, which) for one in each)
+        hits = picked(self.hits, np.repeat(which, self.counts))
+        return Runs(entries, exits, heads, hits, self.counts[which])
 
     @staticmethod
     def join(parts: list[Runs]) -> Runs:
@@ -90,44 +113,35 @@ class Runs:
         if not parts:
             return Runs.none()
         return Runs(
-            _joined([one.heads for one in parts], RUN_DTYPE),
-            _joined([one.hits for one in parts], HIT_DTYPE),
+            joined([one.entries for one in parts]),
+            joined([one.exits for one in parts]),
+            joined([one.heads for one in parts]),
+            joined([one.hits for one in parts]),
             np.concatenate([one.counts for one in parts]),
         )
 
 
-class LongNames:
-    """Names that do not fit into a run, and what stands for each of them there."""
+class RunNames:
+    """The names of chains and tables, by the numbers that stand for them in runs."""
 
     def __init__(self) -> None:
         self._names: dict[int, bytes] = {}
-        self._tokens: dict[bytes, int] = {}
-        self._next = 0
+        self._current: dict[int, int] = {}  # the newest number, by its place in the kernel
+        self._old: deque[int] = deque()
 
-    def token(self, name: bytes) -> bytes:
-        """What stands for the name: NAME_LEN bytes that are no name."""
-        number = self._tokens.get(name)
-        if number is None:
-            number = self._tokens[name] = self._next
-            self._names[number] = name
-            self._next += 1
-            if len(self._names) > _MOST_LONG:
-                oldest = next(iter(self._names))
-                del self._tokens[self._names.pop(oldest)]
-        return b"%0*d%c" % (NAME_LEN - 1, number, _LONG)
+    def learn(self, number: int, name: bytes) -> None:
+        """Notes a name; of very many that were replaced, the oldest are forgotten."""
+        before = self._current.get(number >> _PLACE)
+        if before is not None and before != number:
+            self._old.append(before)
+            if len(self._old) > _MOST_OLD:
+                self._names.pop(self._old.popleft(), None)
+        self._current[number >> _PLACE] = number
+        self._names[number] = name
 
-    def whole(self, names: Array) -> Array:
-        """The names of runs in full: bytes, shape (n,), at least NAME_LEN wide.
-
-        Of very many different ones, the oldest are forgotten: their names are empty.
-        """
-        last = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), NAME_LEN)[:, -1]
-        if not (last == _LONG).any():
-            return names
-        found = names.astype("S256")
-        for at in np.flatnonzero(last == _LONG).tolist():
-            found[at] = self._names.get(int(names[at][:-1]), b"")
-        return found
+    def of(self, numbers: Array) -> list[bytes]:
+        """The names; empty ones of numbers that are unknown."""
+        return [self._names.get(number, b"") for number in numbers.tolist()]
 
 
 class RunReader:
@@ -135,73 +149,57 @@ class RunReader:
 
     def __init__(self) -> None:
         self._pieces: dict[tuple[int, int], list[Array]] = {}  # by run
-        # By run, the names of its table (0) and of hits' chains, by time.
-        self._names: dict[tuple[int, int], dict[int, bytes]] = {}
         self._flips: list[Array] = []
-        self.long = LongNames()
+        self.names = RunNames()
 
     def take_flips(self) -> Array:
-        """The flips that have been read since the last call: FLIP_DTYPE, shape (n,)."""
+        """What happened to packets between their runs, and was read since the last call.
+
+        FLIP_DTYPE, shape (n,).
+        """
         found, self._flips = self._flips, []
         return np.concatenate(found) if found else np.zeros(0, FLIP_DTYPE)
 
     def read(self, words: Array, starts: Array, lengths: Array) -> Runs:
-        """`words`, `starts`, `lengths`: as Ring.take returns them."""
+        """`words`, `starts`, `lengths`: as Ring.look returns them.  Copies what it keeps."""
         is_piece = lengths == _PIECE_LENGTH
         fits = (lengths - RUN_DTYPE.itemsize) % HIT_DTYPE.itemsize == 0
         fits &= lengths >= RUN_DTYPE.itemsize
         for at in starts[is_piece].tolist():
             self._keep(words[at : at + _PIECE_LENGTH // 8])
-        for at in starts[lengths == NAMED_DTYPE.itemsize].tolist():
-            self._keep_name(words[at : at + NAMED_DTYPE.itemsize // 8])
+        for at in starts[lengths == NAME_DTYPE.itemsize].tolist():
+            one = words[at : at + NAME_DTYPE.itemsize // 8].view(NAME_DTYPE)[0]
+            self.names.learn(int(one["number"]), bytes(one["name"]))
         flips = starts[lengths == FLIP_DTYPE.itemsize]
         if len(flips):
-            self._flips.append(words[flips[:, None] + np.arange(2)].view(FLIP_DTYPE)[:, 0])
+            self._flips.append(_at(words, flips, FLIP_DTYPE))
         starts, lengths = starts[fits & ~is_piece], lengths[fits & ~is_piece]
         if not len(starts):
             return Runs.none()
-        heads = words[starts[:, None] + np.arange(RUN_DTYPE.itemsize // 8)]
-        heads = heads.view(RUN_DTYPE)[:, 0]
         counts = (lengths - RUN_DTYPE.itemsize) // HIT_DTYPE.itemsize
-        seq = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        size = HIT_DTYPE.itemsize // 8
-        begins = np.repeat(starts + RUN_DTYPE.itemsize // 8, counts) + seq * size
-        hits = words[begins[:, None] + np.arange(size)].view(HIT_DTYPE)[:, 0]
-        runs = Runs(heads, hits, counts)
-        if self._pieces:
-            runs = self._completed(runs)
-        if self._names:
-            self._name(runs)
-        return runs
+        begins = starts + RUN_DTYPE.itemsize // 8
+        if not (counts == 1).all():
+            begins = np.repeat(begins, counts)
+            begins += numbered(counts) * (HIT_DTYPE.itemsize // 8)
+        runs = Runs(
+            _at(words, starts, ENTRY_DTYPE),
+            _at(words, starts + _EXIT_AT, EXIT_DTYPE),
+            _at(words, starts + _HEAD_AT, HEAD_DTYPE),
+            _at(words, begins, HIT_DTYPE),
+            counts,
+        )
+        return self._completed(runs) if self._pieces else runs
 
     def _keep(self, words: Array) -> None:
         key = (int(words[0]), int(words[1]))
-        hits = words[PIECE_DTYPE.itemsize // 8 :].view(HIT_DTYPE)
+        hits = words[PIECE_DTYPE.itemsize // 8 :].copy().view(HIT_DTYPE)
         self._pieces.setdefault(key, []).append(hits)
         if len(self._pieces) > _MOST_PIECES:
             self._pieces.pop(next(iter(self._pieces)))  # its run was lost
 
-    def _keep_name(self, words: Array) -> None:
-        one = words.view(NAMED_DTYPE)[0]
-        self._names.setdefault(one["piece"].item(), {})[int(one["time"])] = bytes(one["name"])
-        if len(self._names) > _MOST_PIECES:
-            self._names.pop(next(iter(self._names)))  # its run was lost
-
-    def _name(self, runs: Runs) -> None:
-        """Puts what stands for them in the place of names that are cut."""
-        ends = np.cumsum(runs.counts)
-        for at, key in enumerate(runs.heads["piece"].tolist()):
-            if (found := self._names.pop(key, None)) is None:
-                continue
-            if table := found.pop(0, b""):
-                runs.heads["table"][at] = self.long.token(table)
-            hits = runs.hits[int(ends[at] - runs.counts[at]) : int(ends[at])]
-            for position in np.flatnonzero(np.isin(hits["time"], list(found))).tolist():
-                hits["chain"][position] = self.long.token(found[int(hits["time"][position])])
-
     def _completed(self, runs: Runs) -> Runs:
         """The runs with the hits that went ahead of them."""
-        longer = runs.heads["exit"]["rules"] > runs.counts
+        longer = runs.exits["rules"] > runs.counts
         if not longer.any():
             return runs
         parts, counts = [], runs.counts.copy()
@@ -215,11 +213,29 @@ class RunReader:
             done = begin
             counts[at] += sum(map(len, ahead))
         parts.append(runs.hits[done:])
-        return Runs(runs.heads, _joined(parts, HIT_DTYPE), counts)
+        return replace(runs, hits=joined(parts), counts=counts)
 
 
-def _joined(parts: list[Array], dtype: np.dtype[np.void]) -> Array:
-    """The parts as one array: as bytes, since numpy would change the order of ports' bytes."""
-    plain = [np.ascontiguousarray(part).view(f"V{dtype.itemsize}") for part in parts]
-    joined: Array = np.concatenate(plain).view(dtype)
-    return joined
+def numbered(counts: Array) -> Array:
+    """0, 1, … for each of `counts`, one after the other: int64, shape (sum of counts,)."""
+    if (counts == 1).all():
+        return np.zeros(len(counts), np.int64)
+    ends = np.cumsum(counts)
+    found: Array = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    return found
+
+
+def _at(words: Array, starts: Array, dtype: np.dtype[np.void]) -> Array:
+    """What begins at these words: `dtype`, shape (n,)."""
+    size = f"V{dtype.itemsize}"
+    if not len(starts):
+        return np.zeros(0, dtype)
+    first, step = int(starts[0]), int(starts[-1] - starts[0]) // max(len(starts) - 1, 1)
+    if (starts == first + np.arange(len(starts)) * step).all():
+        # Of one length, as most are: copied at once.
+        same: Array = np.ndarray((len(starts),), size, words, first * 8, (step * 8,))
+        return same.copy().view(dtype)
+    count = len(words) - dtype.itemsize // 8 + 1
+    each: Array = np.ndarray((count,), size, words, strides=(8,))
+    found: Array = each[starts].view(dtype)
+    return found

@@ -6,6 +6,7 @@
 - kernel: what the kernel engine needs
 - netlink: what the netlink engine needs
 - bpf: what the BPF engine needs
+- drops: what drops and stations need
 - optional: what neither needs, but a user may miss
 
 A check looks at a `Host` and returns one line: nothing is mounted, installed or sent, no
@@ -20,7 +21,7 @@ import os
 import sys
 from typing import Final
 
-from ipttrace.capture.doctor import bpf, kernel, netlink, optional
+from ipttrace.capture.doctor import bpf, drops, kernel, netlink, optional
 from ipttrace.capture.doctor.bpf import why_not as why_not_bpf
 from ipttrace.capture.doctor.check import Check
 from ipttrace.capture.doctor.kernel import why_not
@@ -35,6 +36,7 @@ _COLOURS: Final = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
 def checks(host: Host) -> list[Check]:
     """Returns all findings; the last three say whether each engine can run."""
     found = [check(host) for check in (*kernel.CHECKS, *optional.CHECKS)]
+    found += [drops.drops(host), drops.stations(host)]
     return [*found, bpf.engine(host), kernel.engine(host), netlink.engine(host)]
 
 

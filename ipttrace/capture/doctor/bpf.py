@@ -13,7 +13,7 @@ from ipttrace.capture.doctor.check import BOOT, Check, install
 from ipttrace.capture.doctor.machine import Host
 
 _NAME: Final = "engine: bpf"
-_LIBRARY: Final = "libbpf.so.1"
+LIBRARY: Final = "libbpf.so.1"
 _MODULES_BTF: Final = (5, 11)
 _NEEDED: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
 
@@ -49,8 +49,8 @@ def why_not(host: Host) -> Check | None:
     flips = netlink.engine(host)
     if flips.status != "ok":
         return Check(_NAME, flips.status, flips.text, flips.remedy)
-    if not host.library(_LIBRARY):
-        text = f"no, because {_LIBRARY} is missing"
+    if not host.library(LIBRARY):
+        text = f"no, because {LIBRARY} is missing"
         return Check(_NAME, "fail", text, install(host, "libbpf1"))
     if "[confidentiality]" in (host.word("sys/kernel/security/lockdown") or ""):
         text = "no, because lockdown=confidentiality keeps BPF from reading the kernel"

@@ -83,6 +83,23 @@ def _attempt() -> tuple[bool, str]:
         return False, str(error)
 
 
+def _accepted_outside(*, stations: bool) -> tuple[bool, str]:
+    return True, ""
+
+
+def _attempt_outside(*, stations: bool) -> tuple[bool, str]:
+    """Whether this kernel accepts the programs of drops, or those of stations as well.
+
+    And why it refuses them, or the functions that it lacks.
+    """
+    from ipttrace.capture.drops import programs
+
+    try:
+        return True, ", ".join(sorted(programs.attempt(stations=stations)))
+    except CaptureError as error:
+        return False, str(error)
+
+
 @dataclass(frozen=True)
 class Host:
     """A machine: the files below `root`, and an environment.
@@ -91,6 +108,7 @@ class Host:
     `source_hash`: name of the folder in the cache for this version's module; None for any.
     `try_bpf`: tries the BPF engine's programs: whether the kernel accepts them, and why it
     refuses them, or accepts them for kprobes only, or "".
+    `try_outside`: the same for drops and stations: with the functions that the kernel lacks.
     """
 
     root: Path
@@ -99,6 +117,7 @@ class Host:
     bpf_object: bool = True
     source_hash: str | None = None
     try_bpf: Callable[[], tuple[bool, str]] = _accepted
+    try_outside: Callable[..., tuple[bool, str]] = _accepted_outside
 
     @staticmethod
     def here() -> Host:
@@ -111,7 +130,9 @@ class Host:
             built = object_file(OBJECT).exists()
         except CaptureError:
             built = False
-        return Host(Path("/"), os.environ, _find_bcc(), built, source_hash, _attempt)
+        return Host(
+            Path("/"), os.environ, _find_bcc(), built, source_hash, _attempt, _attempt_outside
+        )
 
     def read(self, path: str) -> str | None:
         """Returns the text of a file, 4 MB at most; None if it cannot be read."""

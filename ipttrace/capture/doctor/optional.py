@@ -6,6 +6,7 @@ Must not read anything except the `Host`.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Final
 
@@ -49,7 +50,7 @@ def _leftovers(host: Host) -> Check:
         if (pid := host.pins_holder) is not None:
             return Check("leftovers", "ok", f"none: ipttrace is running (pid {pid})")
         left.append((f"pins under /{PINS}", f"rm -r /{PINS}"))
-    if MODULE in host.modules:
+    if MODULE in host.modules and host.word(f"sys/module/{MODULE}/refcnt") in (None, "0"):
         left.append((f"module {MODULE}", f"rmmod {MODULE}"))
     if not left:
         return Check("leftovers", "ok", "none")
@@ -57,6 +58,19 @@ def _leftovers(host: Host) -> Check:
     text = f"left by a run that was killed, removed at the next start: {what}"
     command = " && ".join(sudo(host, command) for _, command in reversed(left))
     return Check("leftovers", "warn", text, command)
+
+
+def _breakpoints(host: Host) -> Check:
+    folders = (f"usr/lib/{platform.machine()}-linux-gnu", "usr/lib64", "usr/lib")
+    if not any(host.exists(f"{one}/xtables/libxt_IPTTRACE.so") for one in folders):
+        command = sudo(host, "make install-xtables")
+        return Check("breakpoints", "ok", f"iptables has no -j IPTTRACE: {command} adds it")
+    if MODULE in host.modules:
+        return Check("breakpoints", "ok", "rules may have -j IPTTRACE")
+    built = host.built_module
+    command = sudo(host, "make dkms" if built is None else f"insmod {built}")
+    text = f"rules may have -j IPTTRACE once the module is loaded: {command}"
+    return Check("breakpoints", "ok", text)
 
 
 def _user_namespaces(host: Host) -> Check:
@@ -83,5 +97,6 @@ CHECKS: Final[tuple[Callable[[Host], Check], ...]] = (
     _rules,
     nftables,
     _leftovers,
+    _breakpoints,
     _user_namespaces,
 )

@@ -27,7 +27,7 @@ CMD_FILTER: Final = 4
 CMD_WATCH: Final = 5
 CMD_CHANGED: Final = 6
 
-PROTOCOL: Final = 2  # IPTTRACE_PROTOCOL
+PROTOCOL: Final = 3  # IPTTRACE_PROTOCOL
 
 # Bits of TARGETS: the functions that are probed, whether rule changes are watched, and
 # whether all kprobes are switched off.
@@ -81,6 +81,7 @@ class Message(genlmsg):  # type: ignore[misc]
         ("IPTTRACE_A_NETNS_FD", "uint32"),
         ("IPTTRACE_A_NETNS_ID", "uint64"),
         ("IPTTRACE_A_RULESET_FIRST", "uint32"),
+        ("IPTTRACE_A_FROM_RULES", "flag"),
     )
 
 
@@ -170,13 +171,15 @@ class Control:
         netns: int | None = None,
         maxactive: int | None = None,
         netns_id: int = 0,
+        *,
+        from_rules: bool = False,
     ) -> None:
         """Starts tracing.  Raises CaptureError.
 
         `pins`: of the programs for calls and rules; `program`: classic BPF, or b"" for
         every packet; `netns`: a descriptor of the one namespace, or None for all, which may
         be closed afterwards: tracing ends with the namespace.  `netns_id`: it must be this
-        one, from `status`; 0 for any.
+        one, from `status`; 0 for any; `from_rules`: only packets that rules mark.
         """
         names = ("IPTTRACE_A_PROG_CALL", "IPTTRACE_A_PROG_RULE")
         attrs: list[tuple[str, object]] = [
@@ -190,6 +193,8 @@ class Control:
             attrs.append(("IPTTRACE_A_NETNS_ID", netns_id))
         if maxactive is not None:
             attrs.append(("IPTTRACE_A_MAXACTIVE", maxactive))
+        if from_rules:
+            attrs.append(("IPTTRACE_A_FROM_RULES", True))
         try:
             self._request(CMD_ARM, attrs)
         except CaptureError as error:

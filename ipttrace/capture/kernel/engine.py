@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ipttrace.capture import breakpoints
 from ipttrace.capture import netns as namespaces
 from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.errors import CaptureError
@@ -53,7 +54,8 @@ class Options:
     `program`: classic BPF, or b"" for every packet; `netns`: the one namespace, as
     `netns.inode` takes it, or None for all;
     `buffer`: bytes of all rings; `maxactive`: calls at a time, None: the module's default;
-    `raw_addresses`: records contain the kernel's addresses as they are.
+    `raw_addresses`: records contain the kernel's addresses as they are; `from_rules`: trace
+    only packets that rules mark, from there on.
     """
 
     program: bytes = b""
@@ -61,6 +63,7 @@ class Options:
     buffer: int = DEFAULT_BUFFER
     maxactive: int | None = None
     raw_addresses: bool = False
+    from_rules: bool = False
 
 
 def _pages(buffer: int) -> tuple[int, int]:
@@ -99,11 +102,14 @@ class KernelEngine:
         self.over = ""  # why there is nothing left to trace
         self._netns_id = 0  # the one namespace that is traced, for the module
         self._kprobes_off = False
+        self._loaded = False  # the module, by this process
+        self._users = ""  # the newest note about rules that use it
         self._armed = False
         self._armings = 0
         self._before: Status | None = None  # the counters of all armings except the newest
         self._early: list[list[Records]] = []  # records of earlier armings, not yet taken
-        self._addresses: HiddenAddresses | None = None
+        self.addresses = HiddenAddresses()
+        self.before = 0  # all records written before this time, ns, have been taken
         self._delivered = [0, 0, 0]
         self.notes: list[tuple[Level, str]] = []
         self.names: dict[str, str] = {}  # legacy names always fit in a record
@@ -137,19 +143,23 @@ class KernelEngine:
     def _insert(self, stale: bool, module: Path | None, stack: contextlib.ExitStack) -> None:
         """Inserts the module, to be removed by `close`, unless one is loaded already.
 
-        A module that was left by a killed run, beside stale pins, is replaced.
+        A module that was left by a killed run, beside stale pins, is replaced, unless rules
+        use it.
         """
         if stale:
             self.notes.append(("warn", "cleaned up after a run that was killed"))
         if kmod.loaded():
-            if not stale:
+            if not stale or breakpoints.tables():
                 self.notes.append(("info", "using the ipttrace module that is already loaded"))
                 return
             kmod.remove()
         kmod.insert(module or kmod.find_or_build())
+        self._loaded = True
         stack.callback(self._remove_module)
 
     def _remove_module(self) -> None:
+        if any(one.netns in namespaces.paths(one.netns) for one in breakpoints.tables()):
+            return
         # Another socket of a dying process may still hold it for a moment.  The next start
         # would clean up, so this error must not hide an earlier one.
         with contextlib.suppress(CaptureError):
@@ -170,7 +180,7 @@ class KernelEngine:
                 self._before = before
             raise
         # What was taken before is hidden already, under the key of its own arming.
-        self._addresses = None if self._options.raw_addresses else HiddenAddresses()
+        self.addresses = HiddenAddresses()
         self._armings += 1
         self._armed = True
 
@@ -186,6 +196,7 @@ class KernelEngine:
                 netns,
                 self._options.maxactive,
                 self._netns_id,
+                from_rules=self._options.from_rules,
             )
         self._netns_id = self._control.status().netns_id
 
@@ -206,6 +217,7 @@ class KernelEngine:
 
     def disarm(self) -> None:
         """Ends tracing; records written until now can still be taken."""
+        self._note_users()
         try:
             if not self.over:
                 self._control.disarm()
@@ -215,17 +227,28 @@ class KernelEngine:
                 raise
         self._armed = False
 
+    def _note_users(self) -> None:
+        """Says which rules keep the module loaded, if this process has loaded it."""
+        if not self._loaded or not (found := breakpoints.tables()):
+            return
+        text = f"the module stays loaded when ipttrace ends: {breakpoints.described(found)} use it"
+        if text != self._users:
+            self.notes.append(("info", text))
+        self._users = text
+
     def take(self) -> list[Records]:
         """All records written by now: entries, rules, exits; entries by time."""
+        before = time.monotonic_ns()
         taken = self._early.pop(0) if self._early else self._take()
+        self.before = before
         for kind, records in enumerate(taken):
             self._delivered[kind] += len(records)
         return taken
 
     def _take(self) -> list[Records]:
         taken = self.buffers.take()
-        if self._addresses is not None:
-            self._addresses.hide(taken)
+        if not self._options.raw_addresses:
+            self.addresses.hide(taken)
         return taken
 
     def lost_exits(self) -> int:

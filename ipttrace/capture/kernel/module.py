@@ -22,14 +22,17 @@ import shutil
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Final
 
+from ipttrace.capture import breakpoints
 from ipttrace.capture.errors import CaptureError
 from ipttrace.files import create, is_roots_file, is_roots_folder, make_private_folder
 
 NAME: Final = "ipttrace"
 LOADED: Final = Path("/sys/module") / NAME
+_DEPENDS_ON: Final = Path("/sys/module/x_tables")
 ROOTS_CACHE: Final = Path("/var/cache/ipttrace")
 
 _SYSCALLS: Final = {  # finit_module(2), delete_module(2)
@@ -61,11 +64,18 @@ def _source_files(folder: Path) -> list[Path]:
 
 def built_path(release: str, folder: Path | None = None, cache: Path | None = None) -> Path:
     """The path in the cache of the module for the kernel `release`, built or not."""
-    folder = folder or sources()
+    files = _source_files(folder or sources())
+    digest = _digest(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+    return (cache or cache_folder()) / "modules" / release / digest[:16] / f"{NAME}.ko"
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of the files' contents; asked several times at a start.  With time in ns and size."""
     digest = hashlib.sha256()
-    for path in _source_files(folder):
+    for path, _, _ in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return (cache or cache_folder()) / "modules" / release / digest.hexdigest()[:16] / f"{NAME}.ko"
+    return digest.hexdigest()
 
 
 def build(kdir: Path, release: str, folder: Path | None = None, cache: Path | None = None) -> Path:
@@ -216,6 +226,8 @@ def insert(path: Path) -> None:
                 f"{path} or a folder above it belongs to another user, or others can write there:"
                 " remove it and start again"
             )
+        if not _DEPENDS_ON.exists():
+            subprocess.run(["modprobe", "-q", _DEPENDS_ON.name], check=False)
         code = _syscall(0, ctypes.c_int(file.fileno()), b"", ctypes.c_int(0))
     if code in (0, errno.EEXIST):
         return
@@ -246,7 +258,8 @@ def _insert_error(code: int, path: Path) -> str:
 def remove(patience: float = 2.0) -> None:
     """Removes the module if it is loaded.  Raises CaptureError if it stays in use.
 
-    `patience`: seconds to wait for a killed process to close its sockets.
+    `patience`: seconds to wait for a killed process to close its sockets, and for the rules of
+    a namespace that is gone.
     """
     deadline = time.monotonic() + patience
     while loaded():
@@ -254,6 +267,11 @@ def remove(patience: float = 2.0) -> None:
         if code in (0, errno.ENOENT):
             return
         if code not in (errno.EAGAIN, errno.EBUSY) or time.monotonic() > deadline:
+            if found := breakpoints.tables():
+                raise CaptureError(
+                    f"the module stays loaded: {breakpoints.described(found)} use it;"
+                    " delete them first"
+                )
             raise CaptureError(
                 f"the module is in use by another program ({os.strerror(code)}): stop it first"
             )

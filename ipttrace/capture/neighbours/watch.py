@@ -247,7 +247,7 @@ class NeighbourWatch:
         tables: list[NeighbourTable] = []
         failed = ""
         before, self._known = self._known, {}
-        for inode, (name, path) in self._traced().items():
+        for inode, (name, path) in namespaces.traced(self._home, self._only).items():
             known = before.get(inode) or _Namespace()
             known.name = name
             try:
@@ -276,16 +276,3 @@ class NeighbourWatch:
 
     def close(self) -> None:
         """Does nothing: nothing is held between looks."""
-
-    def _traced(self) -> dict[int, tuple[str, str]]:
-        """Returns inode → name and path, of all traced namespaces."""
-        names = namespaces.names()
-        if self._only is None:
-            names = {self._home: names.get(self._home, ""), **names}
-            return {inode: (name, namespaces.path_to(name, inode)) for inode, name in names.items()}
-        try:
-            inode = namespaces.inode(self._only)
-        except CaptureError:
-            return {}  # deleted
-        own = "" if self._only.startswith("/proc/self/") else self._only
-        return {inode: (names.get(inode, own), namespaces.path_to(self._only, inode))}

@@ -16,7 +16,8 @@ keys          by which a packet is recognised, though rules change it
 conntrack_table  conntrack entries that nftables' messages name, looked up
 copies        which events are of copies that TEE sent
 fading        maps that forget what was written long ago
-journeys      which packet an event is of
+journeys      which packet an event of nftables is of
+legacy_journeys  which packet an event of a legacy table is of
 arrival       packets as they came to a chain, though its first rule changed them
 reached       the later chains that packets met
 calls         events to records of calls

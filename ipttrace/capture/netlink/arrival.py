@@ -17,16 +17,17 @@ import numpy as np
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.events import IPV6_EXTENSIONS, NFT_NET_LEN, NFT_PACKET_LEN
 from ipttrace.capture.netlink.nft.rewrites import ALL, CHECKSUM, LINK, TRANSPORT
-from ipttrace.netfilter import HOOKS, NAT_PRIORITIES
+from ipttrace.netfilter import INGRESS, IP_HOOKS, NAT_PRIORITIES
 
 # How long what was reported of packets is remembered, ns, and of how many events.
 _LIFETIME: Final = 1_000_000_000
 _MOST: Final = 1 << 15
 
-_PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = range(len(HOOKS))
+_PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = range(len(IP_HOOKS))
 # Pairs of hooks that a packet meets one after the other, as it is but for its TTL.
 _FOLLOWS: Final = np.zeros((256, 256), bool)
 _FOLLOWS[[0, 1, 2, 3, 4, 0, 0, 0, 2, 3], [0, 1, 2, 3, 4, 1, 2, 4, 4, 4]] = True
+_FOLLOWS[INGRESS, [INGRESS, _PREROUTING]] = True
 # Where the kernel does NAT, by hook.
 _NAT_AT: Final = np.zeros(256, np.int32)
 _NAT_AT[[*NAT_PRIORITIES]] = [*NAT_PRIORITIES.values()]
@@ -79,7 +80,6 @@ class Arrivals:
                 if name not in ("hit", "missed", "total", "index"):
                     part[name] = source[name]
         begun = new[: len(flips)]
-        begun["hook"] = np.where(begun["iif"] != 0, _PREROUTING, _OUTPUT)
         begun["priority"] = np.iinfo(np.int32).min
         begun["index"] = -1
         of_events = new[len(flips) :]

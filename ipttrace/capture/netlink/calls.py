@@ -26,9 +26,11 @@ from ipttrace.capture.netlink.events import (
     UNKNOWN_VERDICT,
     ChainRegistry,
     UniqueNumbers,
+    bases,
     packet_length,
 )
 from ipttrace.capture.netlink.names import RecordNames
+from ipttrace.capture.opaque import joined, picked
 from ipttrace.netfilter import ACCEPT, DROP, UNKNOWN_HOOK
 from ipttrace.stream import record
 
@@ -66,6 +68,9 @@ class Calls:
         exits = np.zeros(0, record.EXIT_DTYPE)
         rules = np.zeros(0, record.RULE_DTYPE)
         return Calls(entries, exits, rules, np.zeros(0, np.int32), entries)
+
+
+_NONE: Final = Calls.none()
 
 
 class CallMaker:
@@ -179,11 +184,12 @@ class CallMaker:
         count = len(starts)
         call = self._numbers.take(count)
         heads, lasts = events[starts], events[starts + lengths - 1]
+        base = events[bases(events["hook"], starts)]
         tables, chains = self._chains["table"], self._chains["chain"]
         of_call = np.repeat(np.arange(count), lengths)
         chain_end = events["kind"] == CHAIN_END
         # The end of a base chain is reported once more, as its policy.
-        step = ~chain_end | (events["chain"] != heads["chain"][of_call])
+        step = ~chain_end | (events["chain"] != base["chain"][of_call])
         of_step = of_call[step]
         steps = events[step]
         per_call = np.bincount(of_step, minlength=count)
@@ -207,7 +213,7 @@ class CallMaker:
         entries["in_ifindex"] = heads["iif"]
         entries["out_ifindex"] = heads["oif"]
         entries["family"] = heads["family"]
-        entries["hook"] = heads["hook"]
+        entries["hook"] = base["hook"]
         entries["table"] = tables[heads["chain"]]
         # If rules were replaced during the call, its generation is unknown.
         sure = np.minimum.reduceat(events["ruleset"], starts) == np.maximum.reduceat(
@@ -243,9 +249,9 @@ class CallMaker:
         exits["flags"][verdict == UNKNOWN_VERDICT] = record.EXIT_F_NO_VERDICT
         exits["rules"] = per_call
         if over.all():
-            return Calls(entries, exits, rules, heads["priority"], entries[:0])
+            return Calls(entries, exits, rules, base["priority"], entries[:0])
         self.incomplete += int((~over).sum())
-        return Calls(entries[over], exits[over], rules, heads["priority"][over], entries[~over])
+        return Calls(entries[over], exits[over], rules, base["priority"][over], entries[~over])
 
     def _add_chains(self) -> None:
         """Adds the chains that were registered since the last call."""
@@ -276,17 +282,24 @@ def in_order(calls: list[Calls]) -> tuple[list[Array], Array]:
     Returns entries, rules and exits, and the priority of each entry's chain (0 for calls
     without an exit), int32.
     """
-    entries = np.concatenate([one.entries for one in calls])
-    exits = np.concatenate([one.exits for one in calls])
-    rules = np.concatenate([one.rules for one in calls])
-    priority = np.concatenate([one.priority for one in calls])
-    cut = np.concatenate([one.cut for one in calls])
-    order = np.argsort(entries["time"], kind="stable")
-    entries, exits, priority = entries[order], exits[order], priority[order]
-    if len(cut):
-        entries = np.concatenate([entries, cut])
-        priority = np.concatenate([priority, np.zeros(len(cut), np.int32)])
-    return [stream_layout(entries), stream_layout(rules), stream_layout(exits)], priority
+    some = [one for one in calls if len(one.entries) or len(one.cut)]
+    if not some:
+        return [_NONE.entries, _NONE.rules, _NONE.exits], _NONE.priority
+    entries, rules, exits = (
+        joined([stream_layout(getattr(one, name)) for one in some])
+        for name in ("entries", "rules", "exits")
+    )
+    priority = np.concatenate([one.priority for one in some])
+    times = entries["time"]
+    if (times[1:] < times[:-1]).any():
+        order = np.argsort(times, kind="stable")
+        entries, exits, priority = picked(entries, order), picked(exits, order), priority[order]
+    cut = [stream_layout(one.cut) for one in some if len(one.cut)]
+    if cut:
+        entries = joined([entries, *cut])
+        missing = np.zeros(len(entries) - len(priority), np.int32)
+        priority = np.concatenate([priority, missing])
+    return [entries, rules, exits], priority
 
 
 def dropped(exits: Array) -> Array:

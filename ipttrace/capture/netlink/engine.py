@@ -3,8 +3,8 @@
 
 In each traced namespace a flip table sets nf_trace on packets that match EXPR; nftables
 and the legacy tables then report rule hits over netlink.  Nothing outlives the process:
-a socket owns the flip table, and a guard process restores the log setting.  Must not
-import bcc.
+a socket owns the flip table, and a guard process restores the log setting.  Long because
+it has all that concerns several namespaces at once.  Must not import bcc.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Final, TypeVar
 import numpy as np
 
 from ipttrace.capture import netns
+from ipttrace.capture.addresses import HiddenAddresses
+from ipttrace.capture.breakpoints import Wanted
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import nft as nft_filter
 from ipttrace.capture.netlink.attributes import Array
@@ -28,11 +30,12 @@ from ipttrace.capture.netlink.calls import Calls, in_order
 from ipttrace.capture.netlink.changes import NftChange
 from ipttrace.capture.netlink.context import RunContext
 from ipttrace.capture.netlink.counters import Counters
-from ipttrace.capture.netlink.events import EVENT
+from ipttrace.capture.netlink.events import NO_EVENTS
 from ipttrace.capture.netlink.legacy import logger
 from ipttrace.capture.netlink.namespace import SIDES, TracedNamespace
 from ipttrace.capture.netlink.reader import MOST_STORED, MailboxReader
 from ipttrace.capture.netlink.wake import WakeSources
+from ipttrace.capture.opaque import joined
 from ipttrace.stream.messages import Books
 from ipttrace.stream.record import ENTRY, Records
 
@@ -47,7 +50,6 @@ _HOLD: Final = 20_000_000
 _PORTION: Final = 4 << 20
 _MOST_HELD: Final = 16 << 20
 _SCAN_EVERY: Final = 2.0  # s, for new namespaces, namespaces that are gone, new legacy tables
-
 _T = TypeVar("_T")
 
 
@@ -59,7 +61,9 @@ class Options:
     "all", or None for this process's own; `buffer`: bytes for messages in the kernel, of
     all namespaces together; `legacy`: trace legacy tables too; `first`: the first number
     of calls and journeys; `listen`: for reports of traced packets; else packets are flipped and
-    rules are followed for another engine, which sees the packets; `beside_module`: see RunContext.
+    rules are followed for another engine, which sees the packets; `beside_module`: see RunContext;
+    `from_rules`: flip no packet, but trace those that rules mark; `carried`: the descriptor of
+    a socket filter that matches further packets to flip, -1: none.
     """
 
     program: bytes = b""
@@ -69,13 +73,12 @@ class Options:
     first: int = 1
     listen: bool = True
     beside_module: bool = False
+    from_rules: bool = False
+    carried: int = -1
 
 
 class NetlinkEngine:
-    """The engine; armed when it is made.
-
-    Raises CaptureError if nothing can be traced.
-    """
+    """The engine; armed when it is made.  Raises CaptureError if nothing can be traced."""
 
     name: Final = "netlink"
 
@@ -85,7 +88,9 @@ class NetlinkEngine:
             legacy=options.legacy,
             listen=options.listen,
             beside_module=options.beside_module,
+            marked=Wanted(options.netns) if options.from_rules else None,
         )
+        context.carried = options.carried
         self.notes = context.notes
         self.record_names = context.names
         self.names = context.names.new
@@ -96,9 +101,10 @@ class NetlinkEngine:
         self._armed = False
         self._delivered = [0, 0, 0]
         # Of the last `take`: flips (EVENT), and the priority of each entry's chain.
-        self.flips = np.zeros(0, EVENT)
-        self.priorities = np.zeros(0, np.int32)
+        self.flips, self.priorities = NO_EVENTS, np.zeros(0, np.int32)
         self.before = 0  # it returned what had been read before, CLOCK_MONOTONIC ns
+        self.rows_wait = True  # of another engine, for legacy rules?
+        self.addresses = HiddenAddresses()  # its own records have none
         # Of namespaces that were removed: counters; calls and flips for the next `take`.
         self._removed = Counters()
         self._removed_calls: list[Calls] = []
@@ -147,6 +153,9 @@ class NetlinkEngine:
     def _in_worker(self, do: Callable[[], _T]) -> _T:
         """Calls `do` in the thread that enters namespaces."""
         return self._worker.submit(do).result()
+
+    def _in_each(self, do: Callable[[TracedNamespace], None]) -> None:
+        self._in_worker(lambda: list(map(do, self._namespaces.values())))
 
     def _add(self, inode: int, path: str) -> None:
         share = self._options.buffer // max(1, len(self._namespaces) + 1)
@@ -199,6 +208,7 @@ class NetlinkEngine:
     def _scan(self) -> None:
         """Adds new namespaces, removes those that are gone, and finds new legacy tables."""
         self._scan_due = time.monotonic() + _SCAN_EVERY
+        self._context.mark(wanted=self._armed)
         found = {}
         if self._options.netns is not None:
             found = self._in_worker(lambda: netns.paths(None))
@@ -245,6 +255,7 @@ class NetlinkEngine:
                 self._untraceable.add(namespace.inode)
                 self._context.warn(f"{namespace.title} is not traced: {error}")
         self._armed = True
+        self._context.mark(wanted=True)
 
     def filter(self, program: bytes) -> None:
         """Replaces the filter at once, without a gap; if disarmed, for the next `arm`.
@@ -252,27 +263,24 @@ class NetlinkEngine:
         Raises CaptureError, FilterError.
         """
         compiled = nft_filter.compile(program)
-
-        def change() -> None:
-            for namespace in self._namespaces.values():
-                namespace.filter(compiled)
-
         if self._armed:
-            self._in_worker(change)
+            self._in_each(lambda one: one.filter(compiled))
         self._compiled = compiled
         self._options = replace(self._options, program=program)
+
+    def carry(self, descriptor: int) -> None:
+        """Flips what this socket filter matches too, from now on.  Raises CaptureError."""
+        self._context.carried = descriptor
+        if self._armed:
+            self._in_each(lambda one: one.filter(self._compiled))
 
     def disarm(self) -> None:
         """No packet is flipped after this; calls reported before can still be taken.
 
         Raises CaptureError.
         """
-
-        def disarm() -> None:
-            for namespace in self._namespaces.values():
-                namespace.disarm()
-
-        self._in_worker(disarm)
+        self._context.mark(wanted=False)
+        self._in_each(TracedNamespace.disarm)
         self._armed = False
 
     def take(self) -> list[Records]:
@@ -296,10 +304,9 @@ class NetlinkEngine:
                 flips.append(namespace.journeys.flips)
             if self._armed or found or self.before == before:
                 break
-        self.flips = np.concatenate(flips) if flips else np.zeros(0, EVENT)
-        records, self.priorities = in_order(found or [Calls.none()])
-        for kind, part in enumerate(records):
-            self._delivered[kind] += len(part)
+        self.flips = joined([part for part in flips if len(part)] or [NO_EVENTS])
+        records, self.priorities = in_order(found)
+        self._delivered = [a + len(b) for a, b in zip(self._delivered, records, strict=True)]
         return records
 
     def _receive(self) -> None:
@@ -308,7 +315,8 @@ class NetlinkEngine:
         for namespace in self._namespaces.values():
             self._reader.taken(namespace.receive(_PORTION // count, _MOST_HELD // count))
             try:
-                self._in_worker(partial(namespace.update_rules, force=not self._armed))
+                if not self._armed or namespace.rules_are_due(self.rows_wait):
+                    self._in_worker(partial(namespace.update_rules, force=not self._armed))
             except (FileNotFoundError, ProcessLookupError):
                 self._scan_due = 0.0  # it is gone, or another path leads to it now
                 if not self._armed:

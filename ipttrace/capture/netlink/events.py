@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ipttrace.capture.netlink.attributes import Array
-from ipttrace.netfilter import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+from ipttrace.netfilter import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, UNKNOWN_HOOK
 from ipttrace.stream import record
 
 TABLE_PREFIX: Final = b"ipttrace-"  # of nft tables that flip, made by any ipttrace process
@@ -72,6 +72,8 @@ EVENT: Final = np.dtype(
     ]
 )
 """An event of nftables' trace."""
+
+NO_EVENTS: Final = np.zeros(0, EVENT)
 
 # Fields of an entry record that only legacy events have.
 LEGACY_FIELDS: Final = (
@@ -186,3 +188,15 @@ def packet_length(packets: Array, caplen: Array) -> Array:
     told = (length != 0) & (other | (caplen >= np.where(version == 6, 6, 4)))
     found: Array = np.where(told, np.maximum(length, caplen), 0).astype(np.uint32)
     return found
+
+
+def bases(hooks: Array, starts: Array) -> Array:
+    """Of each call its first event in the base chain: int64, shape (m,).
+
+    `hooks`: of the chains of events, shape (n,); `starts`: where each call begins, shape (m,).
+    If it has none, its first event: packets may be marked in a chain that rules jump to.
+    """
+    count = len(hooks)
+    at = np.where(hooks != UNKNOWN_HOOK, np.arange(count), count)
+    found: Array = np.minimum.reduceat(at, starts) if len(starts) else starts
+    return np.asarray(np.where(found < count, found, starts))

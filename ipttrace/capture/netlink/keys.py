@@ -21,6 +21,7 @@ _CT_RELATED: Final = 1
 _CT_REPLY: Final = 3
 _CT_RELATED_REPLY: Final = 4
 _TCP: Final = 6
+_FRAGMENT: Final = 44
 
 
 class Keys(NamedTuple):
@@ -101,6 +102,9 @@ def packet_keys(
         addresses[valid, :36] = tuples[valid]
     full = coarse = _mix_bytes(addresses) ^ invariant
     if hidden.any():
+        # Of an IPv6 fragment that is not the first, nftables reports not even an address.
+        fragment = six & (proto == _FRAGMENT)
+        hidden &= ~(fragment & ((header[:, 2] != 0) | (header[:, 3] >= 8)))
         fixed[hidden, :_L4_LEN] = 0
         addresses[hidden, 32:36] = 0
         without = np.concatenate([fixed[hidden], rest[hidden]], axis=1)

@@ -125,6 +125,14 @@ class LegacyTimeline:
         texts = self.rules.texts(tables, epochs)
         self._context.changes.put(LegacyChange(self.path, self._inode, texts, generation))
 
+    def stretch(self, times: Array) -> Array:
+        """A number for the rules of each time, CLOCK_MONOTONIC ns: int64, shape (n,)."""
+        # A change is seen some time after it took effect: until then, the event may be of
+        # the rules before or after it.
+        starts = np.array([one.start for one in self._stretches], np.uint64)
+        found: Array = np.maximum(np.searchsorted(starts, times, side="left") - 1, 0)
+        return found
+
     def locate(self, events: Array) -> tuple[Array, Array]:
         """Fills in `kind`, `verdict`, `last`, `ruleset` and `priority`.
 
@@ -133,10 +141,7 @@ class LegacyTimeline:
         """
         if not len(events):
             return np.zeros(0, bool), np.zeros(0, bool)
-        # A change is seen some time after it took effect: until then, the event may be of
-        # the rules before or after it.
-        starts = np.array([one.start for one in self._stretches], np.uint64)
-        stretch = np.maximum(np.searchsorted(starts, events["time"], side="left") - 1, 0)
+        stretch = self.stretch(events["time"])
         key = np.zeros(len(events), [("chain", "u4"), ("rulenum", "u4"), ("more", "u8")])
         key["chain"], key["rulenum"] = events["chain"], events["rulenum"]
         key["more"] = (

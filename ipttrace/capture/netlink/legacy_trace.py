@@ -17,10 +17,11 @@ from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.calls import CallMaker, Calls
 from ipttrace.capture.netlink.context import RunContext
 from ipttrace.capture.netlink.events import LEGACY_EVENT, LEGACY_FIELDS
-from ipttrace.capture.netlink.journeys import LegacyJourneys, PacketFilter, chain_order
+from ipttrace.capture.netlink.journeys import PacketFilter
 from ipttrace.capture.netlink.keys import packet_keys, tuples_before_nat
 from ipttrace.capture.netlink.legacy import decode as nflog
 from ipttrace.capture.netlink.legacy.logger import LogSetting
+from ipttrace.capture.netlink.legacy_journeys import LegacyJourneys, chain_order
 from ipttrace.capture.netlink.legacy_timeline import LegacyTimeline
 from ipttrace.capture.netlink.reached import AFTER_ALL_CHAINS, Reached
 from ipttrace.capture.netlink.reader import Batch, Mailbox
@@ -72,7 +73,7 @@ class LegacyTrace:
             self._chains = self.timeline.chains
             stack.callback(setting.restore, inode)
             setting.take(path, inode)
-            self.journeys = LegacyJourneys(context.numbers, matches)
+            self.journeys = LegacyJourneys(context.numbers, matches, flips=context.flips)
             self._calls = CallMaker(
                 self._chains,
                 context.numbers,

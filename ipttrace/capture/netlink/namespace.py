@@ -34,10 +34,12 @@ from ipttrace.capture.netlink.events import (
 )
 from ipttrace.capture.netlink.journeys import NftJourneys
 from ipttrace.capture.netlink.legacy import decode as nflog
+from ipttrace.capture.netlink.legacy.logger import silent
 from ipttrace.capture.netlink.legacy.rules import LegacyRules
 from ipttrace.capture.netlink.legacy_timeline import LegacyTimeline
 from ipttrace.capture.netlink.legacy_trace import LegacyTrace
 from ipttrace.capture.netlink.nft.decode import NFNLGRP_NFTABLES, NFNLGRP_NFTRACE, NftTraceDecoder
+from ipttrace.capture.netlink.nft.devices import DeviceFlips
 from ipttrace.capture.netlink.nft.dump import Dump, Snapshot
 from ipttrace.capture.netlink.nft.generations import Generations
 from ipttrace.capture.netlink.nft.rewrites import ALL
@@ -51,6 +53,7 @@ from ipttrace.netfilter import (
     NFPROTO_INET,
     NFPROTO_IPV4,
     NFPROTO_IPV6,
+    NFPROTO_NETDEV,
     NFT_FAMILIES,
 )
 from ipttrace.stream import record
@@ -113,6 +116,7 @@ class TracedNamespace:
             snapshot = self._known = self._dump.snapshot()  # the newest that could be read
             table = FlipTable(exact=context.beside_module)
             self._flip_table = stack.enter_context(contextlib.closing(table))
+            self._at_devices = DeviceFlips(table)
             first = context.next_generation()
             self._decoder = NftTraceDecoder(snapshot.genid)
             self._decoder.reports_conntrack |= not context.listen
@@ -148,13 +152,19 @@ class TracedNamespace:
         behind it shows the packets that were not dropped.  Does nothing if disarmed.
         Raises CaptureError.
         """
-        if not self._armed or self._filter is None:
+        if not self._armed or self._filter is None or not self._context.flips:
             return
         wanted, installed = self._families(), self._flip_table.installed
         if missing := wanted - installed:
+            self._flip_table.carry(self._carried)
             self._flip_table.install(self._filter, sorted(missing))
+        elif installed and self._carried < 0 and self._flip_table.carries:
+            self.filter(self._filter)
+        if why := self._at_devices.update(self._filter, self._known):
+            self._warn_once(f"packets at the ingress of devices of {self.title}: {why}")
         now = time.monotonic()
-        self._unneeded = {one: self._unneeded.get(one, now) for one in installed - wanted}
+        unneeded = installed - wanted - {NFPROTO_NETDEV}
+        self._unneeded = {one: self._unneeded.get(one, now) for one in unneeded}
         over = [one for one, since in self._unneeded.items() if now > since + _KEEP]
         self._flip_table.remove(over)
         self.journeys.exact = self._flip_table.exact
@@ -182,8 +192,9 @@ class TracedNamespace:
             if chain.hook is not None and not table.startswith(prefix)
         }
         found = ruled & {NFPROTO_ARP, NFPROTO_BRIDGE}
-        ip_families = {NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6}
-        # Legacy tables need flips even if nftables has no chain for IP.
+        ip_families = {NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_NETDEV}
+        # Legacy tables need flips even if nftables has no chain for IP; and at the egress of
+        # devices, packets are met that were flipped before.
         if self._want_legacy or self.timeline is not None or ruled & ip_families:
             found.add(NFPROTO_INET)
         return found
@@ -238,18 +249,19 @@ class TracedNamespace:
     def _silence_legacy(self) -> None:
         """Keeps legacy rules from writing flipped packets to the kernel's log.
 
-        Their lines go to nfnetlink_log, where nobody reads them.  Raises OSError if the
+        There is no logger, or nfnetlink_log, where nobody reads them.  Raises OSError if the
         namespace cannot be entered, CaptureError.
         """
         if self._silenced:
             return
         setting = self._context.log_setting()
+        logger = silent(self.inode)
         with self._inside(), self._context.paused(self.mailbox):
             # Refused if another program would read them.
             nflog.bind(self.mailbox)
             nflog.unbind(self.mailbox)
             self._stack.callback(setting.restore, self.inode)
-            setting.take(self.path, self.inode)
+            setting.take(self.path, self.inode, set_to=logger)
         self._silenced = True
         if not self._want_legacy:
             self._context.warn(
@@ -264,9 +276,16 @@ class TracedNamespace:
 
     def filter(self, compiled: Compiled) -> None:
         """Replaces the filter.  Raises CaptureError."""
+        self._flip_table.carry(self._carried)
         self._flip_table.replace(compiled)
         self._filter = compiled
         self.journeys.exact = self._flip_table.exact
+
+    @property
+    def _carried(self) -> int:
+        # The module knows no packet that EXPR does not match: legacy tables would log it.
+        silent = self._context.beside_module and self._untraced_legacy
+        return -1 if silent else self._context.carried
 
     @property
     def exact(self) -> bool:
@@ -285,6 +304,16 @@ class TracedNamespace:
     def flipped(self) -> int:
         """Packets flipped, as the kernel counts them.  Raises CaptureError."""
         return self._flip_table.counted()[0]
+
+    def rules_are_due(self, rows_wait: bool) -> bool:
+        """Whether `update_rules` may find something; for the engine's thread.
+
+        `rows_wait`: for legacy rules, which are looked at less often if none do.
+        """
+        timeline = self.timeline
+        return bool(self._decoder.changes) or (
+            timeline is not None and timeline.rules.is_due(rows_wait=rows_wait)
+        )
 
     def update_rules(self, *, force: bool) -> None:
         """Reads rules that have changed; `force`: even legacy rules that are not due.
@@ -424,6 +453,8 @@ class TracedNamespace:
 
     def take(self, before: int) -> list[Calls]:
         """The calls that are finished, by events read before `before`, CLOCK_MONOTONIC ns."""
+        if not self._context.listen:
+            return []
         if self.legacy is not None:
             before = min(before, self.rules_checked)
             if self._armed:

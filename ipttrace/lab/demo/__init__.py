@@ -2,7 +2,6 @@
 """`ipttrace demo`: a lab network, its traffic and an agent on the host, isolated from it.
 
 - ``processes``: starts and ends the demo's processes
-- ``namespaces``: the namespaces that isolate them
 - ``network``: the network and traffic in there
 
 Must not import tui, view or textual.

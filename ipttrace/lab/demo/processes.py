@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Final, NoReturn
 
-from ipttrace.lab.demo import namespaces
-from ipttrace.lab.demo.namespaces import DemoError
+from ipttrace import namespaces
 from ipttrace.lab.network.addresses import SERVER4
 from ipttrace.lab.network.nft import HTTPS
+from ipttrace.namespaces import NamespaceError
 from ipttrace.ready import readable
 
 __all__ = ["PUZZLE", "Demo", "DemoError", "running"]
@@ -37,6 +37,10 @@ _CLOSE_TIMEOUT: Final = 10.0  # s
 # Folders that an ordinary user's PATH lacks.
 _SYSTEM_PATH: Final = ("/usr/sbin", "/sbin")
 _PROGRAMS: Final = {"ip": "iproute2", "nft": "nftables", "iptables-nft-restore": "iptables"}
+
+
+class DemoError(Exception):
+    """The demo cannot run on this host; the text is one line, with what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +164,8 @@ def _enter_namespaces(parent: int, ends: list[int], options: _Options) -> int:
     os.closerange(len(ends), os.sysconf("SC_OPEN_MAX"))
     error_pipe = len(ends) - 1
     try:
-        unprivileged = namespaces.unshare_all()
-    except DemoError as error:
+        unprivileged = namespaces.unshare_all(_remedy())
+    except NamespaceError as error:
         os.write(error_pipe, str(error).encode())
         return 1
     namespaces.die_with(parent)  # the kernel clears it on some changes of credentials
@@ -177,6 +181,11 @@ def _enter_namespaces(parent: int, ends: list[int], options: _Options) -> int:
     return status
 
 
+def _remedy() -> str:
+    lab = "`ipttrace lab`, which boots a virtual machine"
+    return f"use {lab}" if os.geteuid() == 0 else f"use `sudo ipttrace demo`, or {lab}"
+
+
 def _agent(options: _Options, unprivileged: bool) -> int:
     """The first process of the new namespaces: the agent, once the network is up."""
     # Not ignored any more: as the namespace's first process it is immune to SIGINT
@@ -184,8 +193,8 @@ def _agent(options: _Options, unprivileged: bool) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     namespaces.die_with(0)
     try:
-        namespaces.mount_proc(unprivileged)
-    except DemoError as error:
+        namespaces.mount_proc(unprivileged, _remedy())
+    except NamespaceError as error:
         print(f"ipttrace: {error}", file=sys.stderr, flush=True)
         return 1
     ready_read, ready_write = os.pipe()

@@ -7,6 +7,7 @@ It is isolated: the host's network is not changed.
 - ``addresses``: the nodes' addresses
 - ``layout``: links, routes and sysctls
 - ``rules``: iptables rules
+- ``faults``: faults that are in no rule
 - ``nft``: native nftables tables
 - ``load``: loads rules, and reports missing kernel features
 - ``counters``: reads rule counters

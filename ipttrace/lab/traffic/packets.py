@@ -11,6 +11,8 @@ import ipaddress
 import struct
 from typing import Final
 
+from ipttrace.checksums import checksum
+
 ICMP_ECHO: Final = {4: 8, 6: 128}
 ICMP_REPLY: Final = {4: 0, 6: 129}
 GRE: Final = 47
@@ -19,16 +21,6 @@ SCTP: Final = 132
 
 # RFC 8200, 4.6: next header and length (the kernel fills both in), then PadN of 4.
 DESTINATION_OPTIONS: Final = b"\x00\x00\x01\x04\x00\x00\x00\x00"
-
-
-def checksum(data: bytes) -> int:
-    """Returns the Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\x00"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def crc32c(data: bytes) -> int:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipttrace.lab.kernels import DEFAULT, ensure, show_progress
+from ipttrace.lab.kernels import DEBUG, DEFAULT, ensure, show_progress
 from ipttrace.lab.kernels.error import KernelError
-from ipttrace.lab.vm.machine import Machine, MachineError
+from ipttrace.lab.vm.machine import BOOT_LIMIT, Machine, MachineError
 from ipttrace.lab.vm.terminal import on_terminal
 
 
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
             accel=parsed.accel,
             one_thread=parsed.one_thread,
             terminal=on_terminal(),
+            # KASAN and lockdep: a minute of CPU time before the first command
+            boot_limit=BOOT_LIMIT * (4 if parsed.kernel == DEBUG else 1),
         )
         return machine.run()
     except (KernelError, MachineError) as error:

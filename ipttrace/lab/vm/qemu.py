@@ -68,6 +68,8 @@ def qemu_arguments(
         raise ValueError("counting instructions needs accel='tcg' and cpus=1")
     threads = "single" if one_thread or counted else "multi"
     clock = [f"tsc_early_khz={tsc_khz}"] if tsc_khz is not None else []
+    # Removing probes, programs and namespaces waits for RCU, at a quarter of a second otherwise.
+    rcu = ["rcupdate.rcu_expedited=1"] if threads == "multi" else []
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
@@ -76,7 +78,7 @@ def qemu_arguments(
         # Each in a socket of its own: a kernel without ACPI finds no others.
         *("-smp", f"{cpus},sockets={cpus}", "-m", memory),
         *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
-        *("-append", " ".join([*KERNEL_ARGUMENTS, *clock, *kernel.arguments, *append])),
+        *("-append", " ".join([*KERNEL_ARGUMENTS, *rcu, *clock, *kernel.arguments, *append])),
         *_file_system("root", Path("/"), "readonly=on,multidevs=remap"),
         *("-device", "virtio-serial-pci,max_ports=8"),
     ]

@@ -56,6 +56,18 @@ _SCRIPT: Final = "; ".join(
 )
 
 
+# Likewise, for a command that ends by itself: sudo may not ask, because stdout is data.
+_ONCE: Final = "; ".join(
+    (
+        'p=$(command -v "$1" || PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/opt/ipttrace/bin'
+        ' command -v "$1") || { echo "ipttrace is not installed there" >&2; exit 127; }',
+        "shift",
+        'if [ "$(id -u)" = 0 ]; then exec "$p" "$@"; fi',
+        'exec sudo -n -- "$p" "$@"',
+    )
+)
+
+
 def check_host(host: str) -> None:
     """Raises LinkError unless `host` may be passed to ssh as a destination."""
     if not host or host.startswith("-") or not host.isprintable() or " " in host:
@@ -72,3 +84,9 @@ def ssh_command(host: str, program: Sequence[str], arguments: Sequence[str]) -> 
     words = [program[0].removeprefix("~/"), *program[1:], "agent", "--control", *arguments]
     command = shlex.join(["exec", "sh", "-c", _SCRIPT, "sh", *words])
     return ["ssh", *_OPTIONS, "--", host, command]
+
+
+def one_command(host: str, program: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Returns the command that runs ``ipttrace`` with `arguments` on `host`, as root, once."""
+    words = [program[0].removeprefix("~/"), *program[1:], *arguments]
+    return ["ssh", *_OPTIONS, "--", host, shlex.join(["exec", "sh", "-c", _ONCE, "sh", *words])]

@@ -88,6 +88,11 @@ class Assembler:
         return None
 
     @property
+    def between(self) -> bool:
+        """Whether no batch has begun whose exits have not come."""
+        return not self._inbox_size
+
+    @property
     def waiting(self) -> int:
         """The number of calls that are incomplete so far."""
         return len(self._entries) + len(self._exits)

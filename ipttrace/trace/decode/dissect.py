@@ -13,6 +13,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from ipttrace.checksums import checksum
 from ipttrace.text import clean
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.decode.icmp import icmp, icmpv6
@@ -225,11 +226,7 @@ def _ipv4(reader: Reader, put: Put) -> Next | None:
 
 def _checksum(reader: Reader, header: int) -> str:
     given = reader.u16(10)
-    words = reader.raw(0, header)
-    total = sum(int.from_bytes(words[at : at + 2], "big") for at in range(0, header, 2)) - given
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    correct = total ^ 0xFFFF
+    correct = checksum(reader.raw(0, 10) + bytes(2) + reader.raw(12, header - 12))
     return f"0x{given:04x} " + ("correct" if given == correct else f"wrong, not 0x{correct:04x}")
 
 

@@ -12,6 +12,7 @@ describes it.
 - special.py: tests of fields computed from several columns
 - names.py: tests of names, evaluated once for each name
 - unresolved.py: accepted packets whose next hop does not answer ARP or ND
+- fragment.py: what is wrong with a fragment
 - patterns.py: regular expressions
 - values.py: numbers with units, times, addresses
 - context.py: what a query depends on besides the rows
@@ -108,11 +109,11 @@ _NEGATIVE: Final = {"!=": "=", "not in": "=", "!~": "~", "in": "="}
 class Query:
     """A compiled query.  Several threads may use one at the same time."""
 
-    def __init__(self, text: str, matcher: Matcher | None, *, by_neighbours: bool = False) -> None:
+    def __init__(self, text: str, matcher: Matcher | None, *, changes: bool = False) -> None:
         self.text = text
         """Canonical text: compiled again, it gives the same text and rows."""
-        self.by_neighbours = by_neighbours
-        """Whether a row may match at one time and not at another, as neighbours change."""
+        self.changes = changes
+        """Whether a row may match at one time and not at another: see Kind.changes."""
         self._matcher = matcher
 
     def __repr__(self) -> str:
@@ -147,7 +148,7 @@ def compile(text: str) -> Query:
         if tree is None:
             return Query("", None)
         tree = map_leaves(tree, _canonical)
-        return Query(to_text(tree), _matcher_of(tree, text), by_neighbours=_has_by_neighbours(tree))
+        return Query(to_text(tree), _matcher_of(tree, text), changes=_has_changes(tree))
     except QueryError as error:
         error.text = text
         raise
@@ -177,12 +178,12 @@ def _matcher_of(node: Node, source: str) -> Matcher:
     return _all(matchers) if node.word == "and" else _any(matchers)
 
 
-def _has_by_neighbours(node: Node) -> bool:
+def _has_changes(node: Node) -> bool:
     if isinstance(node, Test):
-        return any(kind.by_neighbours for kind in fields()[node.name.text].kinds)
+        return any(kind.changes for kind in fields()[node.name.text].kinds)
     assert not isinstance(node, BareWord)
     parts = (node.part,) if isinstance(node, Not) else node.parts
-    return any(map(_has_by_neighbours, parts))
+    return any(map(_has_changes, parts))
 
 
 def _all(matchers: Sequence[Matcher]) -> Matcher:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.netfilter import HOOKS, TABLES
+from ipttrace.netfilter import IP_HOOKS, TABLES
 from ipttrace.trace.query.context import Context
 from ipttrace.trace.query.fields import ALIASES, fields
 from ipttrace.trace.query.kinds import SEARCH
@@ -36,7 +36,7 @@ _NAMED: Final = {
     "physout": ("physout",),
 }
 # Offered if no rows are known.
-_USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": HOOKS}
+_USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": IP_HOOKS}
 # The fields that most queries begin with: offered first.
 _COMMON: Final = ("verdict", "src", "dst", "port", "proto", "netns", "table", "chain")
 _KEYWORDS: Final = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a query depends on besides the columns: names, the newest row, rules, neighbours.
+"""What a query depends on besides the columns: names, time, rules, neighbours, fragments.
 
 Must not do I/O.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ipttrace.trace.fragments import FragmentIndex, index_of
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.store import Names, Store
 
@@ -35,6 +36,7 @@ class Context:
     rulesets: Mapping[int, RuleTexts] = field(default_factory=dict)  # by host
     utc: bool = False  # times without a zone are UTC, not local
     neighbours: Mapping[int, Neighbours] = field(default_factory=dict)  # by host
+    fragments: FragmentIndex | None = None  # of the store; None: no row has a fault
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by field, for completion
 
 
@@ -57,5 +59,12 @@ def context_of(
     named = dict(netns_by_host or {})
     named.update(((0, inode), name) for inode, name in (netns or {}).items())
     return Context(
-        store.names, newest, named, hosts, store.rulesets, utc, neighbours=store.neighbours
+        store.names,
+        newest,
+        named,
+        hosts,
+        store.rulesets,
+        utc,
+        neighbours=store.neighbours,
+        fragments=index_of(store),
     )

@@ -13,15 +13,16 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.netfilter import HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
+from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.query import kinds, special, values
+from ipttrace.trace.query.fragment import FragmentFault
 from ipttrace.trace.query.names import Name
 from ipttrace.trace.query.unresolved import Unresolved
-from ipttrace.trace.rules import FAMILIES, NFT
+from ipttrace.trace.rules import FAMILIES, NFT, NO_TABLES
 from ipttrace.trace.store import ENGINES, NETLINK, Part
 
 
@@ -47,6 +48,7 @@ _CT_TEXTS: Final = ("ESTABLISHED", "RELATED", "NEW", "ESTABLISHED", "RELATED")
 _CT_NOTHING: Final = 5
 _CT_UNTRACKED: Final = 6
 _CT_INVALID: Final = 7
+_UNKNOWN: Final = 2  # neither yes nor no
 
 
 def _tracked(part: Part) -> Array:
@@ -118,6 +120,18 @@ def _has_verdict(part: Part) -> Array:
     return ended
 
 
+def _costed(part: Part) -> Array:
+    """Rows whose time was measured: those of stations are moments."""
+    measured: Array = _not_netlink(part) & (part.columns["what"] == 0)
+    return measured
+
+
+def _drop(part: Part) -> Array:
+    what, verdict = part.columns["what"], part.columns["verdict"] & np.uint32(0xFF)
+    died = np.where(what == 0, verdict == DROP, what == record.DROPPED)
+    return np.where(_has_verdict(part) | (what != 0), died, np.uint8(_UNKNOWN)).astype(np.uint8)
+
+
 def _version(part: Part) -> Array:
     return part.columns["version"]
 
@@ -156,6 +170,7 @@ def _hook() -> kinds.Choice:
 def _tables() -> kinds.Choice:
     names = {number - NFT: str(name) for name, number in FAMILIES.items() if number > NFT}
     texts = ["legacy", *(names.get(at, str(at)) for at in range(1, 256))]
+    texts[NO_TABLES] = ""
     return kinds.Choice(lambda part: part.columns["tables"], texts, listed=TABLES)
 
 
@@ -199,11 +214,11 @@ def fields() -> dict[str, Field]:
         known=_decided,
     )
     ct_state = kinds.Choice(_ct_state, (*_CT_TEXTS, "", "UNTRACKED", "INVALID"), listed=CT_STATES)
-    partial = kinds.Choice(
-        _partial,
-        ("no", "yes"),
-        listed=("yes", "no"),
-        also={"true": "yes", "1": "yes", "false": "no", "0": "no"},
+    also = {"true": "yes", "1": "yes", "false": "no", "0": "no"}
+    partial = kinds.Choice(_partial, ("no", "yes"), listed=("yes", "no"), also=also)
+    drop = kinds.Choice(_drop, ("no", "yes", ""), listed=("yes", "no"), also=also)
+    station = kinds.Choice(
+        lambda part: part.columns["what"], _named(record.STATIONS), listed=record.STATIONS[1:]
     )
     number, name = kinds.Number, Name
     made: list[tuple[str, tuple[kinds.Kind, ...], str]] = [
@@ -227,7 +242,7 @@ def fields() -> dict[str, Field]:
         ("verdict", (_verdict(),), "what the table returned: DROP, ACCEPT"),
         (
             "cost",
-            (number("cost", _not_netlink, units=values.DURATIONS),),
+            (number("cost", _costed, units=values.DURATIONS),),
             "time spent in the table: 50us, 1.5ms",
         ),
         (
@@ -259,6 +274,10 @@ def fields() -> dict[str, Field]:
         ("ct_zone", (number("ct_zone", _tracked),), "conntrack zone"),
         ("physin", (name("physin"),), "port of the bridge by which the packet came in"),
         ("physout", (name("physout"),), "port of the bridge by which the packet leaves"),
+        ("drop", (drop,), "whether the packet died here: in a rule, or outside the tables"),
+        ("reason", (name("reason"),), "the kernel's reason for a drop: IP_RPFILTER"),
+        ("place", (name("place"),), "where in the kernel it was: ip_rcv_finish_core+0x1d2"),
+        ("station", (station,), "what happened outside the tables: dropped, received"),
         ("addr", (src, dst, ct_src, ct_dst), "src, dst, ct_orig_src or ct_orig_dst"),
         ("port", (ports["sport"], ports["dport"]), "sport or dport"),
         ("dev", (into, out), "in or out"),
@@ -271,6 +290,7 @@ def fields() -> dict[str, Field]:
             (Unresolved(),),
             "ARP or ND: accepted, but the next hop does not answer it now",
         ),
+        ("frag_fault", (FragmentFault(),), "fragment: too short, overlapping, or never completed"),
         ("host", (special.Host(),), "host on which it was traced"),
     ]
     return {name: Field(name, of, text) for name, of, text in made}

@@ -44,7 +44,9 @@ def by_journey(row: Row) -> str:
 
 
 def by_rule(row: Row) -> str:
-    """Rows decided by the same rule."""
+    """Rows decided by the same rule; of a station, what happened for the same reason."""
+    if row.station is not None:
+        return by_drop(row)
     return _tests(
         table=row.table or None,
         chain=row.chain or None,
@@ -52,6 +54,15 @@ def by_rule(row: Row) -> str:
         **_of_tables(row.rules_family),
         netns=row.netns,
     )
+
+
+def by_drop(row: Row) -> str:
+    """Drops by the same rule, or for the same reason at the same place; stations alike."""
+    if row.station is None:
+        return conjunction("drop=yes", by_rule(row))
+    if not row.drop:
+        return _tests(station=row.station, netns=row.netns)
+    return _tests(station=row.station, reason=row.reason, place=row.place or None, netns=row.netns)
 
 
 def by_rule_on_path(table: str, chain: str, rulenum: int, family: int, netns: int) -> str:
@@ -69,13 +80,17 @@ def by_chain_on_path(table: str, chain: str, family: int, netns: int) -> str:
 
 
 def by_chain(row: Row) -> str:
-    """Rows decided in the same chain of the same table."""
+    """Rows decided in the same chain of the same table; "" for a station."""
+    if row.station is not None:
+        return ""
     tables = _of_tables(row.rules_family) if row.tables else {}
     return _tests(table=row.table or None, chain=row.chain or None, **tables)
 
 
 def by_verdict(row: Row) -> str:
-    """Rows with the same verdict."""
+    """Rows with the same verdict; of a drop outside the tables, all drops."""
+    if row.station is not None:
+        return _tests(drop="yes") if row.drop else _tests(station=row.station)
     return _tests(verdict=row.verdict)
 
 

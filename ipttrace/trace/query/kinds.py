@@ -37,8 +37,8 @@ class Kind:
     maskable: ClassVar[bool] = False
     # Do its matchers match only rows that have a value?
     skips_unknown: ClassVar[bool] = False
-    # Does a row's value change with what is known of neighbours?
-    by_neighbours: ClassVar[bool] = False
+    # Does a row's value change with what is known of neighbours, or of other fragments?
+    changes: ClassVar[bool] = False
 
     def matcher(self, op: str, wanted: Sequence[Value], test: Test, source: str) -> Matcher:
         """Matches rows for which `op` (one of = < <= > >= ~) holds for one of `wanted`.

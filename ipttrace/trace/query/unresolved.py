@@ -50,7 +50,7 @@ class Unresolved(Choice):
     """ARP or ND for the rows for which `next_hop` finds one; unknown for all others."""
 
     skips_unknown = True
-    by_neighbours = True
+    changes = True
 
     def __init__(self) -> None:
         texts = ("", *PROTOCOLS)

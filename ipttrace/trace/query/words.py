@@ -27,8 +27,9 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = (
     | {state.lower(): ("ct_state", "=", state) for state in CT_STATES}
     | {flag.lower(): ("flags", "=", flag) for flag in TCP_FLAGS if flag not in ("NS", "ECE", "CWR")}
     | {verdict.lower(): ("verdict", "=", verdict) for verdict in VERDICTS}
+    | {"drop": ("drop", "=", "yes")}
     | {"partial": ("partial", "=", "yes"), "frag": ("frag", "!=", "none")}
-    | {"unresolved": ("unresolved", "!=", "none")}
+    | {name: (name, "!=", "none") for name in ("unresolved", "frag_fault")}
     | {f"no_{proto.lower()}": ("unresolved", "=", proto) for proto in UNRESOLVED}
 )
 
@@ -95,6 +96,8 @@ def _unknown_word(value: Value, word: str) -> QueryError:
 
 
 _EXAMPLES: Final = {
+    "place": "ip_forward",
+    "reason": "IP_RPFILTER",
     "time": "12:30:05",
     "rule": '"…"',
     "src": "10.0.0.0/8",

@@ -11,8 +11,24 @@ rulesets   all of these for one host: what the rest of the program uses
 
 from __future__ import annotations
 
-from ipttrace.trace.rules.families import FAMILIES, NFT, family_name, table_name, tables_name
+from ipttrace.trace.rules.families import (
+    FAMILIES,
+    NFT,
+    NO_TABLES,
+    family_name,
+    table_name,
+    tables_name,
+)
 from ipttrace.trace.rules.rulesets import Rulesets
 from ipttrace.trace.rules.timeline import Table
 
-__all__ = ["FAMILIES", "NFT", "Rulesets", "Table", "family_name", "table_name", "tables_name"]
+__all__ = [
+    "FAMILIES",
+    "NFT",
+    "NO_TABLES",
+    "Rulesets",
+    "Table",
+    "family_name",
+    "table_name",
+    "tables_name",
+]

@@ -12,6 +12,8 @@ from typing import Final
 from ipttrace.netfilter import NFT_FAMILIES
 
 NFT: Final = 16
+NO_TABLES: Final = 255
+"""In place of NFPROTO_*: not a run through a table."""
 # As frames give them → number.
 FAMILIES: Final[dict[object, int]] = {
     4: 4,
@@ -31,9 +33,11 @@ def family_name(family: int) -> str:
 def tables_name(tables: int) -> str:
     """Returns the field `tables` as text: "legacy", or nft's name of the family.
 
-    `tables`: NFPROTO_* of the nftables table; 0: a legacy table.
+    `tables`: NFPROTO_* of the nftables table; 0: a legacy table; NO_TABLES: "".
     """
-    return family_name(NFT + tables) if tables in NFT_FAMILIES else str(tables or "legacy")
+    if tables in NFT_FAMILIES:
+        return family_name(NFT + tables)
+    return "" if tables == NO_TABLES else str(tables or "legacy")
 
 
 def table_name(tables: int, table: str) -> str:
@@ -41,4 +45,4 @@ def table_name(tables: int, table: str) -> str:
 
     `tables`: NFPROTO_* of the nftables table; 0: a legacy table.
     """
-    return f"{family_name(NFT + tables)} {table}" if tables else table
+    return f"{family_name(NFT + tables)} {table}" if tables and tables != NO_TABLES else table

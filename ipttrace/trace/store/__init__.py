@@ -3,12 +3,13 @@
 
 schema  the columns, and how calls become columns
 names   chain, table, device and process names as ids
+asides  kernel stacks, routes and neighbours of stations by number
 unfold  columns to rows
 picked  some rows, by columns or as rows
 
 Rows have sequence numbers in order of arrival, which are never reused.  One thread
-appends while others read: chunks in use are never modified, and `end` grows only when a
-row is complete.  Must not do I/O.
+appends while others read: `end` grows only when a row is complete, and only what becomes
+known later is modified afterwards (see `complete` and `rejoin`).  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -25,23 +26,29 @@ from ipttrace.trace.calls import Aliases
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import Rulesets
+from ipttrace.trace.store.asides import ASIDE, Asides
 from ipttrace.trace.store.names import FullNames, Names
 from ipttrace.trace.store.picked import Picked
 from ipttrace.trace.store.schema import (
     ENGINES,
     NETLINK,
     SCHEMA,
+    STATION_COLUMNS,
     STEPS,
     Columns,
     fill,
     traces_nftables,
 )
 from ipttrace.trace.store.unfold import DIRECT, address
+from ipttrace.trace.tables import KernelTables
 
 __all__ = [
+    "ASIDE",
     "DIRECT",
     "ENGINES",
     "NETLINK",
+    "STATION_COLUMNS",
+    "Asides",
     "Columns",
     "FullNames",
     "Names",
@@ -138,9 +145,11 @@ class Store:
             raise ValueError(f"a store needs room for at least one row, not {capacity}")
         self.capacity = capacity
         self.names = Names()
+        self.asides = Asides(self.names)
         self.aliases = Aliases()  # of flows
         self.rulesets: dict[int, Rulesets] = {}  # by host; the source of rule texts
         self.neighbours: dict[int, Neighbours] = {}  # by host; as of now, not of a row's time
+        self.kernel_tables: dict[int, KernelTables] = {}  # by host
         self._chunk_rows = max(1, min(_CHUNK_ROWS, capacity // 16))
         # Replaced, never modified, so that readers need no lock.
         self._chunks: tuple[_Chunk, ...] = ()
@@ -202,6 +211,24 @@ class Store:
             done += some
             self._end += some
         return count
+
+    def complete(self, seqs: Array, columns: Columns) -> None:
+        """Adds to held rows, int64 (n,), what their records did not contain.
+
+        `columns`: reason, place and aside, shape (n,).
+        """
+        self._modify(seqs, columns, ("reason", "place", "aside"))
+
+    def rejoin(self, seqs: Array, journeys: Array) -> None:
+        """Gives rows, int64 (n,), the journeys, uint64 (n,), to which they turned out to belong."""
+        self._modify(seqs, {"journey": journeys}, ("journey",))
+
+    def _modify(self, seqs: Array, columns: Columns, names: Sequence[str]) -> None:
+        for chunk in self._chunks:
+            mine = (seqs >= chunk.first) & (seqs < chunk.first + chunk.count)
+            if mine.any():
+                for name in names:
+                    chunk.columns[name][seqs[mine] - chunk.first] = columns[name][mine]
 
     def _portion(self, chunk: _Chunk, ends: Array, done: int) -> int:
         """Returns the number of rows from `done` on that fit the chunk; at least one."""
@@ -284,6 +311,7 @@ class Store:
                 self.names,
                 self.rulesets,
                 self.aliases,
+                self.asides,
             )
             at += some
 

@@ -22,6 +22,7 @@ LIMIT: Final = 1 << 18
 _FULL_NAMES_SIZE: Final = 32 << 20
 """Bytes that full names of one stream may take, about."""
 TOO_MANY: Final = "(too many names)"
+_MOST_BITS: Final = 18  # of a hash, by which a table finds a name
 
 
 class Names:
@@ -120,6 +121,9 @@ class _Seen:
         self._raw = np.zeros(0, self._dtype)
         self._hashes = np.zeros(0, np.uint64)
         self._ids = np.zeros(0, np.uint32)
+        # Index of a name by the first bits of its hash: faster than a search.
+        self._slots: Array | None = None
+        self._shift = np.uint64(0)
         self.learn({b"": 0}, 1)
 
     def _hash_of(self, raw: Array) -> Array:
@@ -128,13 +132,17 @@ class _Seen:
 
     def lookup(self, raw: Array) -> tuple[Array, Array]:
         """Returns ids (0 if unknown), and the indices of unknown strings."""
-        at = np.searchsorted(self._hashes, self._hash_of(raw))
-        at[at == len(self._hashes)] = 0
+        hashes = self._hash_of(raw)
+        if self._slots is None:
+            at = np.searchsorted(self._hashes, hashes)
+            at[at == len(self._hashes)] = 0
+        else:
+            at = self._slots[hashes >> self._shift]
         # Verify equality: a hash collision must not yield a wrong name.
         words = (len(raw), self._words // 2 or 1)
         kind = np.uint64 if self._words % 2 == 0 else np.uint32
         same = raw.view(kind).reshape(words) == self._raw.view(kind).reshape(-1, words[1])[at]
-        known = same.all(axis=1)
+        known = _all(same)
         ids = self._ids[at]
         if known.all():
             return ids, np.zeros(0, np.intp)
@@ -152,3 +160,26 @@ class _Seen:
         self._hashes = hashes[order]
         self._raw = np.concatenate([self._raw, raw])[order]
         self._ids = np.concatenate([self._ids, np.fromiter(fresh.values(), np.uint32)])[order]
+        self._make_slots()
+
+    def _make_slots(self) -> None:
+        """Makes the table of the names by the first bits of their hashes, if they differ there."""
+        self._slots = None
+        for bits in range(len(self._hashes).bit_length() + 3, _MOST_BITS + 1):
+            self._shift = np.uint64(64 - bits)
+            firsts = self._hashes >> self._shift
+            if (firsts[1:] != firsts[:-1]).all():
+                self._slots = np.zeros(1 << bits, np.uint32)
+                self._slots[firsts] = np.arange(len(firsts))
+                return
+
+
+def _all(same: Array) -> Array:
+    """Returns whether all are true in each row of `same`, bool (n, k): much faster for small k."""
+    k = same.shape[1]
+    rows: Array
+    if k in (2, 4, 8):
+        rows = np.equal(same.view(f"u{k}")[:, 0], int.from_bytes(b"\1" * k, "little"))
+    else:
+        rows = np.all(same, axis=1)
+    return rows

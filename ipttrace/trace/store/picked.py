@@ -18,6 +18,7 @@ from ipttrace.trace.arrays import Array
 from ipttrace.trace.calls import Aliases
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import Rulesets
+from ipttrace.trace.store.asides import Asides
 from ipttrace.trace.store.names import Names
 from ipttrace.trace.store.schema import SCHEMA, Columns
 from ipttrace.trace.store.unfold import DIRECT, STEP_DTYPE, unfold
@@ -51,6 +52,7 @@ class Picked:
         names: Names,
         rulesets: Mapping[int, Rulesets],
         aliases: Aliases,
+        asides: Asides,
     ) -> None:
         """`seqs`: int64 (n,), all in the chunk whose first row is `first`; at least one.
 
@@ -70,6 +72,7 @@ class Picked:
         self.names = names
         self._rulesets = rulesets
         self._aliases = aliases
+        self._asides = asides
 
     def __len__(self) -> int:
         return len(self._seqs)
@@ -128,4 +131,5 @@ class Picked:
             self._path_keys(index),
             self.names,
             self._rulesets,
+            self._asides,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The columns of a traversal, and how calls become columns.  Must not do I/O."""
+"""The columns of a row, and how calls become columns.  Must not do I/O."""
 
 from __future__ import annotations
 
@@ -167,13 +167,19 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "frag_off": ("u2", ()),
     "l4": ("u1", ()),
     "packet": ("u1", (128,)),  # from the network header
+    "what": ("u1", ()),  # index into record.STATIONS; 0: a call
+    "reason": ("u4", ()),  # this and the next, ids of Names: why and where it was dropped
+    "place": ("u4", ()),
+    "aside": ("u4", ()),  # number of Asides
 }
+STATION_COLUMNS: Final = ("what", "reason", "place", "aside")  # 0 in rows of calls
+
 
 # The columns of steps: one step per rule record.
 STEPS: Final = {"chain": "u4", "rulenum": "u4", "match": "u1"}
 
 # Only streams have two engines: each of their records is of one of the two.
-ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink", "bpf", "kernel+bpf")
+ENGINES: Final = ("", "kernel", "netlink", "kernel+netlink", "bpf", "kernel+bpf", "none")
 _KERNEL: Final = ENGINES.index("kernel")
 NETLINK: Final = ENGINES.index("netlink")
 _BPF: Final = ENGINES.index("bpf")
@@ -241,6 +247,8 @@ def fill(
         np.where(changed, 0, entries["ruleset"]), entries["tables"] != 0
     )
     columns["partial"] = calls.partial
+    for name in STATION_COLUMNS:
+        columns[name] = np.zeros(len(calls), SCHEMA[name][0])
 
     steps: Columns = {
         "chain": names.intern(calls.rules["chain"]),

@@ -10,15 +10,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipttrace.netfilter import HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
+from ipttrace.netfilter import DROP, HOOKS, IP_VERSIONS, UNKNOWN_HOOK, VERDICTS
 from ipttrace.stream import record
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import NFT, Rulesets
+from ipttrace.trace.store.asides import Asides
 from ipttrace.trace.store.names import Names
-from ipttrace.trace.store.schema import ENGINES, NETLINK, STEPS
+from ipttrace.trace.store.schema import ENGINES, NETLINK, STATION_COLUMNS, STEPS
 
 # enum ip_conntrack_info (linux/netfilter/nf_conntrack_common.h).
 _CT_STATES: Final = {
@@ -82,6 +83,7 @@ _PLAIN: Final = (
 )
 # And what many rows have not, in which case all of these are 0.
 _RARE: Final = ("ct_flags", "ct_mark", "ct_zone", "physin", "physout")
+_OF_STATIONS: Final = STATION_COLUMNS  # likewise
 
 
 def _name(table: Sequence[str], number: int) -> str:
@@ -122,11 +124,18 @@ Column = Callable[[str], Array]
 DIRECT: Final[dict[str, Callable[[Column], list[Any]]]] = {
     "time": lambda column: _listed(column("time")),
     "skb": lambda column: [value or None for value in column("skb").tolist()],
-    "cost_ns": lambda column: _known(column("cost"), column("engine") != NETLINK),
+    "cost_ns": lambda column: _known(column("cost"), _has_cost(column)),
     "len": lambda column: _known(column("len"), column("flags") & record.F_NO_LEN == 0),
     "journey": lambda column: _listed(column("journey")),
     "trace_id": lambda column: [value or None for value in column("trace_id").tolist()],
 }
+
+
+def _has_cost(column: Column) -> Array:
+    """Which rows have a cost: one whose end was not seen has neither that nor a verdict."""
+    ended = column("exit_flags") & record.EXIT_F_NO_VERDICT == 0
+    found: Array = (column("engine") != NETLINK) & (column("what") == 0) & ended
+    return found
 
 
 def _known(values: Array, known: Array) -> list[Any]:
@@ -143,10 +152,11 @@ def unfold(
     path_keys: list[bytes],
     names: Names,
     rulesets: Mapping[int, Rulesets],
+    asides: Asides,
 ) -> list[Row]:
     """Returns the rows with these n sequence numbers, columns and steps (see unfold_paths).
 
-    `rulesets`: by host, for the text of the deciding rule.
+    `rulesets`: by host, for the text of the deciding rule; `asides`: those of the store.
     """
     paths = unfold_paths(path_keys, names)
     plain: tuple[str, ...] = _PLAIN
@@ -154,11 +164,13 @@ def unfold(
         column(name).any() for name in ("ct_flags", "physin", "physout")
     ):
         plain += _RARE
+    if any(column(name).any() for name in _OF_STATIONS):
+        plain += _OF_STATIONS
     listed = [_listed(column(name)) for name in plain]
     direct = [make(column) for make in DIRECT.values()]
     titles = (*plain, *DIRECT)
     return [
-        _row(seq, dict(zip(titles, values, strict=True)), path, names, rulesets)
+        _row(seq, dict(zip(titles, values, strict=True)), path, names, rulesets, asides)
         for seq, path, *values in zip(seqs, paths, *listed, *direct, strict=True)
     ]
 
@@ -189,6 +201,7 @@ def _row(
     path: tuple[Step, ...],
     names: Names,
     rulesets: Mapping[int, Rulesets],
+    asides: Asides,
 ) -> Row:
     known = of["known"]
     tracked = bool(of["flags"] & record.F_CONNTRACK)
@@ -247,7 +260,24 @@ def _row(
         tables=of["tables"],
         trace_id=of["trace_id"],
         **(_rare(of, tracked, names) if "ct_flags" in of else {}),
+        drop=_drop(of, unknown_verdict),
+        **(_of_station(of, names, asides) if "what" in of else {}),
     )
+
+
+def _drop(of: dict[str, Any], unknown_verdict: bool) -> bool | None:
+    if what := of.get("what", 0):
+        return bool(what == record.DROPPED)
+    return None if unknown_verdict else bool(of["verdict"] & 0xFF == DROP)
+
+
+def _of_station(of: dict[str, Any], names: Names, asides: Asides) -> dict[str, Any]:
+    return {
+        "reason": names.text(of["reason"]) or None,
+        "place": names.text(of["place"]) or None,
+        "station": _name(record.STATIONS, of["what"]) if of["what"] else None,
+        "aside": asides.get(of["aside"]) if of["aside"] else None,
+    }
 
 
 def _rare(of: dict[str, Any], tracked: bool, names: Names) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 """The story of one packet: the journey that a row belongs to, for the detail pane.
 
 Each traversal of the skb with its path, the texts of the rules it hit and what changed
-between and inside the tables; around them, the calls that one made from inside another
-(the answer of a REJECT rule).
+between and inside the tables, and each station between them; around them, the calls that
+one made from inside another (the answer of a REJECT rule).
 
 - search.py: finds the rows, within a bounded distance of the one asked for
 - observation.py: one packet as it entered one table
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ipttrace.stream import record
+from ipttrace.trace.fragments import Fragments, index_of
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import Rulesets
 from ipttrace.trace.store import Store
@@ -61,7 +62,7 @@ class RuleHit:
 
 @dataclass(frozen=True, slots=True)
 class Traversal:
-    """One line of the story."""
+    """One line of the story: a traversal or a station."""
 
     row: Row
     own: bool  # of this journey's skb; False: of a call around or inside one of its calls
@@ -112,6 +113,7 @@ class Story:
     traversals: tuple[Traversal, ...]  # in time order
     starts_earlier: bool  # the journey's first rows are missing: no longer held, or too far
     ends_later: bool  # further rows were left out, or may lie beyond the rows searched
+    fragments: Fragments | None = None  # of which it was made, or is one; None: unknown
 
 
 def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Story | None:
@@ -148,6 +150,7 @@ def story(store: Store, seq: int, limit: int = LIMIT, reach: int = REACH) -> Sto
         traversals=_leaving(store, packets, _traversals(packets, row.journey, store.rulesets)),
         starts_earlier=not any(each.row.call == first for each in packets),
         ends_later=found.cut or unfinished,
+        fragments=index_of(store).of_row(seq, journey),
     )
 
 

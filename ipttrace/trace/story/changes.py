@@ -66,8 +66,10 @@ def changes_between(before: Observation, after: Observation) -> tuple[PacketChan
     changes.note("src", endpoint(a.src, a.sport), endpoint(b.src, b.sport))
     changes.note("dst", endpoint(a.dst, a.dport), endpoint(b.dst, b.dport))
     changes.note("proto", a.proto or None, b.proto or None)
-    changes.note("in", a.in_, b.in_)
-    changes.note("out", a.out, b.out)
+    if a.station is None and b.station is None:
+        # Between tables, a packet is on one device.
+        changes.note("in", a.in_, b.in_)
+        changes.note("out", a.out, b.out)
     left = before.number("mark_after") if before.readable_after else a.mark
     changes.note("mark", _hex(left), _hex(b.mark))
     if a.len is not None and b.len is not None:

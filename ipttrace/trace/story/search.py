@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.netfilter import DROP, STOLEN
+from ipttrace.stream import record
 from ipttrace.trace.arrays import Array
 from ipttrace.trace.row import Row
 from ipttrace.trace.store import Part, Store
@@ -90,6 +91,7 @@ def _rows_in(store: Store, journey: int, first: int, end: int) -> tuple[Array, b
             began |= bool((part.columns["call"][at] == np.uint64(first_call(journey))).any())
             verdicts = part.columns["verdict"][at] & np.uint32(0xFF)
             ended |= bool(np.isin(verdicts, _LAST_VERDICTS).any())
+            ended |= bool((part.columns["what"][at] == record.DROPPED).any())
     return (np.concatenate(seqs) if seqs else np.zeros(0, np.int64)), began, ended
 
 

@@ -9,6 +9,7 @@ matches.  Runs in one thread.
 - rules.py: hits, verdicts and costs of each rule
 - listing.py: a namespace's rules with those figures, for the rules view
 - flows.py: packets, drops and costs of each flow
+- drops.py: drops by reason and place, and by rule
 - totals.py: verdicts by second, hooks and tables, protocols, losses
 - matching.py: the rows of a part that a mask matches, as a part
 - row_facts.py: what each tally reads from the rows' columns
@@ -27,6 +28,7 @@ from typing import Final
 import numpy as np
 
 from ipttrace.trace.store import Part, Store
+from ipttrace.trace.tally.drops import DropsTally
 from ipttrace.trace.tally.flows import FlowsTally
 from ipttrace.trace.tally.matching import Mask, Matching
 from ipttrace.trace.tally.rules import RulesTally
@@ -47,11 +49,13 @@ class Tallies:
         flows: FlowsTally | None = None,
         totals: TotalsTally | None = None,
         mask: Mask | None = None,
+        drops: DropsTally | None = None,
     ) -> None:
         """`mask`: counts only rows that it matches; None: all."""
         self.rules = RulesTally() if rules is None else rules
         self.flows = FlowsTally() if flows is None else flows
         self.totals = TotalsTally() if totals is None else totals
+        self.drops = DropsTally() if drops is None else drops
         self._matching = None if mask is None else Matching(mask)
         self.skipped = 0  # rows that the store dropped before they were counted
         self._next = 0
@@ -87,10 +91,12 @@ class Tallies:
             self.rules.feed(some)
             self.flows.feed(some)
             self.totals.feed(some)
+            self.drops.feed(some)
             if some is not part:
                 # Rates and plots go on to the newest row, whether it matches or not.
                 self.rules.note_newest(part)
                 self.totals.note_newest(part)
+                self.drops.note_newest(part)
         return self._next < store.end
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ipttrace.trace.arrays import Array, Hash
 from ipttrace.trace.calls import Aliases
 from ipttrace.trace.decode import headers as packet
 from ipttrace.trace.decode import protocol as ip
+from ipttrace.trace.drops.where import UNSPECIFIED
 from ipttrace.trace.row import Step
 from ipttrace.trace.store import Names, Part, address
 from ipttrace.trace.tally.row_facts import (
@@ -26,6 +27,7 @@ from ipttrace.trace.tally.row_facts import (
     begins_journey,
     capped_costs,
     cost_known,
+    dropped,
     outcomes,
 )
 from ipttrace.trace.tally.slots import OTHER, Slots
@@ -58,14 +60,18 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "first": ("i8", ()),
     "last": ("i8", ()),
     "verdict": ("u1", ()),  # index into OUTCOMES, of its last row
-    "drop_table": ("u4", ()),  # this and the next: of its last drop; ids of Names
+    "drop_table": ("u4", ()),  # these: of its last drop; ids of Names
     "drop_chain": ("u4", ()),
+    "drop_reason": ("u4", ()),
+    "drop_place": ("u4", ()),
     "drop_rulenum": ("u4", ()),
     "drop_match": ("u1", ()),
 }
 _ADDED: Final = ("packets", "rows", "bytes", "drops", "cost", "costed")
 _FIRST: Final = ("host", "flow", "netns", "version", "proto", "src", "dst", "sport", "dport")
-_DROP: Final = ("drop_table", "drop_chain", "drop_rulenum", "drop_match")
+_DROP: Final = (
+    *("drop_table", "drop_chain", "drop_reason", "drop_place", "drop_rulenum", "drop_match"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class Flow:
     verdict: str  # of its newest row
     dropped_table: str  # where its newest drop was decided; "" if none
     dropped_at: Step | None
+    dropped_why: str = ""  # the reason for a drop outside the tables, else its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +143,16 @@ class FlowsTally:
             rows = order[starts[at]]
             self._add_flows(part, rows, flows[rows], fresh)
         self._count(columns, order, starts, slots)
-        last = order[np.append(starts[1:], len(order)) - 1]
-        held["verdict"][slots] = outcomes(columns["verdict"][last])
+        by_outcome = outcomes(columns)
+        last = np.append(starts[1:], len(order)) - 1
+        if columns["what"].any():
+            # What packets passed between the tables is no verdict.
+            decided = ((columns["what"] == 0) | (by_outcome == DROP))[order]
+            last = np.maximum.reduceat(np.where(decided, np.arange(len(order)), -1), starts)
+            slots_of, last = slots[last >= 0], last[last >= 0]
+            held["verdict"][slots_of] = by_outcome[order[last]]
+        else:
+            held["verdict"][slots] = by_outcome[order[last]]
         self._note_drops(columns, order, starts, slots)
 
     def _keys(self, flows: Array, hosts: Array) -> Array:
@@ -187,7 +202,7 @@ class FlowsTally:
         sums = {
             "packets": begins.astype(np.int64),
             "bytes": np.where(begins, columns["len"], 0).astype(np.int64),
-            "drops": (columns["verdict"] & 0xFF == DROP).astype(np.int64),
+            "drops": dropped(columns).astype(np.int64),
             "cost": cost,
             "costed": cost_known(columns).astype(np.int64),
         }
@@ -204,11 +219,11 @@ class FlowsTally:
     def _note_drops(
         self, columns: dict[str, Array], order: Array, starts: Array, slots: Array
     ) -> None:
-        dropped = columns["verdict"][order] & 0xFF == DROP
-        if not dropped.any():
+        died = dropped(columns)[order]
+        if not died.any():
             return
         # Index in `order` of each flow's last dropped row.
-        newest = np.maximum.reduceat(np.where(dropped, np.arange(len(order)), -1), starts)
+        newest = np.maximum.reduceat(np.where(died, np.arange(len(order)), -1), starts)
         some = newest >= 0
         rows, slots = order[newest[some]], slots[some]
         held = self.slots.columns
@@ -317,7 +332,13 @@ class FlowsTally:
             verdict=OUTCOMES[int(of["verdict"])],
             dropped_table=names.text(int(of["drop_table"])) if of["drops"] else "",
             dropped_at=at,
+            dropped_why=_why(of, names) if of["drops"] and not of["drop_table"] else "",
         )
+
+
+def _why(of: Mapping[str, Any], names: Names) -> str:
+    reason, place = (names.text(int(of[name])) for name in ("drop_reason", "drop_place"))
+    return place if reason in UNSPECIFIED else reason
 
 
 def _ranks(order: Array) -> Array:

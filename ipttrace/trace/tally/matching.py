@@ -13,7 +13,7 @@ import numpy as np
 
 from ipttrace.trace.arrays import Array, Recent
 from ipttrace.trace.store import Part
-from ipttrace.trace.tally.row_facts import BEGINS
+from ipttrace.trace.tally.row_facts import BEGINS, SEQUENCE
 
 Mask = Callable[[Part], Array]
 
@@ -30,12 +30,13 @@ class Matching:
         self._counted = Recent(_JOURNEYS)
 
     def of(self, part: Part) -> Part:
-        """A part of the matching rows with their steps, and BEGINS among its columns.
+        """A part of the matching rows with their steps; BEGINS and SEQUENCE are among its columns.
 
-        Its rows are not consecutive: their sequence numbers are unknown.
+        Its rows are not consecutive.
         """
         rows = np.flatnonzero(self._mask(part))
         columns = {name: column[rows] for name, column in part.columns.items()}
+        columns[SEQUENCE] = rows.astype(np.int64) + part.first
         columns[BEGINS] = self._first_matches(columns["journey"])
         begins = part.begins[rows].astype(np.int64)
         lengths = part.ends[rows].astype(np.int64) - begins

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every tally reads from a part's columns: outcome, first row, cost.
+"""What every tally reads from a part's columns: outcome, drop, first row, cost.
 
 Must not loop over rows in Python.
 """
@@ -10,22 +10,41 @@ from typing import Final
 
 import numpy as np
 
-from ipttrace.netfilter import VERDICTS
+from ipttrace.netfilter import DROP, VERDICTS
+from ipttrace.stream import record
 from ipttrace.trace.arrays import Array
-from ipttrace.trace.store import NETLINK
+from ipttrace.trace.store import NETLINK, Part
 
 OUTCOMES: Final = (*VERDICTS, "other")
-# A column of selected rows only, see matching: bool, whether the row counts a packet.
+# Columns of selected rows only, see matching: bool, whether the row counts a packet; int64,
+# its sequence number.
 BEGINS: Final = "begins"
+SEQUENCE: Final = "sequence"
 
 _HOST_SHIFT: Final = np.uint64(56)  # as store.schema puts hosts into journeys
 _MOST_NS: Final = np.uint64(1 << 50)  # two weeks; larger costs are not credible
 
 
-def outcomes(verdicts: Array) -> Array:
-    """Index into OUTCOMES of each verdict, intp of shape (n,)."""
-    found: Array = np.minimum(verdicts & 0xFF, len(OUTCOMES) - 1).astype(np.intp)
+def outcomes(columns: dict[str, Array]) -> Array:
+    """Index into OUTCOMES of each row, intp of shape (n,); a drop outside the tables is a drop."""
+    verdicts, what = columns["verdict"] & 0xFF, columns["what"]
+    found: Array = np.minimum(verdicts, len(OUTCOMES) - 1).astype(np.intp)
+    if what.any():
+        found[what == record.DROPPED] = DROP
     return found
+
+
+def dropped(columns: dict[str, Array]) -> Array:
+    """Whether each row's packet died there: by a rule, or outside the tables; bool (n,)."""
+    what = columns["what"]
+    found: Array = columns["verdict"] & 0xFF == DROP
+    return found | (what == record.DROPPED) if what.any() else found
+
+
+def sequence(part: Part) -> Array:
+    """The sequence number of each row, int64 (n,)."""
+    known = part.columns.get(SEQUENCE)
+    return np.arange(part.first, part.first + len(part)) if known is None else known
 
 
 def begins_journey(columns: dict[str, Array]) -> Array:
@@ -40,8 +59,9 @@ def begins_journey(columns: dict[str, Array]) -> Array:
 
 def cost_known(columns: dict[str, Array]) -> Array:
     """Whether each row's cost was measured, bool of shape (n,)."""
+    what = columns["what"]
     known: Array = columns["engine"] != NETLINK
-    return known
+    return known & (what == 0) if what.any() else known
 
 
 def capped_costs(columns: dict[str, Array]) -> Array:

@@ -49,6 +49,7 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
 }
 _ROW: Final = ("host", "netns", "table", "ruleset")
 _STEP: Final = ("chain", "rulenum", "match")
+_DECIDED: Final = ("verdict", "cost", "engine", "what")
 
 
 class RulesTally:
@@ -86,7 +87,7 @@ class RulesTally:
         rows = np.flatnonzero((columns["chain"] != 0) & (lengths > 0))
         if len(rows):
             deciding = slots[part.ends[rows].astype(np.intp) - 1 - first]
-            decided = {name: columns[name][rows] for name in ("verdict", "cost", "engine")}
+            decided = {name: columns[name][rows] for name in _DECIDED}
             self._count_decided(deciding, decided)
 
     def note_newest(self, part: Part) -> None:
@@ -117,7 +118,7 @@ class RulesTally:
 
     def _count_decided(self, slots: Array, columns: dict[str, Array]) -> None:
         held = self.slots.columns
-        at = slots * len(OUTCOMES) + outcomes(columns["verdict"])
+        at = slots * len(OUTCOMES) + outcomes(columns)
         np.add.at(held["outcomes"].reshape(-1), at, 1)
         at = slots * tally_costs.BUCKETS + tally_costs.buckets(columns["cost"])
         at = at[cost_known(columns)]

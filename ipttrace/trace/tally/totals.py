@@ -46,6 +46,7 @@ _COLUMNS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "outcomes": ("i8", (len(OUTCOMES),)),
     "costs": ("u4", (tally_costs.BUCKETS,)),
 }
+_OF_HOOK: Final = ("tables", "family", "hook", "table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class TotalsTally:
         self.newest = int(columns["time"].max())
         begins, known = begins_journey(columns), cost_known(columns)
         self.packets += int(np.count_nonzero(begins))
-        by_outcome = outcomes(columns["verdict"])
+        by_outcome = outcomes(columns)
         self.outcomes += np.bincount(by_outcome, minlength=len(OUTCOMES))
         costs = tally_costs.buckets(columns["cost"])
         self.costs += np.bincount(costs[known], minlength=tally_costs.BUCKETS)
@@ -157,13 +158,17 @@ class TotalsTally:
     def _count_hooks(
         self, columns: dict[str, Array], by_outcome: Array, costs: Array, known: Array
     ) -> None:
+        inside = columns["what"] == 0
+        if not inside.all():
+            columns = {name: columns[name][inside] for name in _OF_HOOK}
+            by_outcome, costs, known = by_outcome[inside], costs[inside], known[inside]
         key = columns["tables"].astype(np.uint64) << np.uint64(48)
         key |= columns["table"].astype(np.uint64) << np.uint64(16)
         key |= columns["family"].astype(np.uint64) << np.uint64(8)
         key |= columns["hook"]
         slots, at, fresh = self._hooks.assign(key)
         held = self._hooks.columns
-        for name in ("tables", "family", "hook", "table"):
+        for name in _OF_HOOK:
             held[name][fresh] = columns[name][at]
         np.add.at(held["outcomes"].reshape(-1), slots * len(OUTCOMES) + by_outcome, 1)
         at = (slots * tally_costs.BUCKETS + costs)[known]
@@ -184,7 +189,9 @@ class TotalsTally:
 
         It counts for the newest second.
         """
-        lost, missed = sum(books.get("lost", ())), books.get("missed", 0)
+        stations = books.get("stations", {})
+        lost = sum(books.get("lost", ())) + stations.get("lost", 0)
+        missed = books.get("missed", 0) + stations.get("missed", 0)
         before = self._books.get(host, (0, 0))
         if (lost, missed) == before:
             return

@@ -7,7 +7,9 @@
 - `base`: `BaseApp`: feeds the streams, draws views and bars
 - `counting`: the tallies behind the views: of all rows, and of the filter's
 - `notice`: the line for what must not be overlooked
-- `columns`, `filtering`, `agents`, `playback`, `exports`, `recordings`: the commands
+- `columns`, `filtering`, `agents`, `playback`, `exports`, `recordings`,
+  `asking`: the commands
+- `answer`: what the rules answer, over the other views
 - `moment`: times that a user types
 - `help`, `help_words`: the help screen, and what it says besides the keys
 - `key_order`: keys take effect in the order in which they are pressed

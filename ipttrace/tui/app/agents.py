@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Commands for the agents: arm, disarm, and the filter in the kernel.
+"""Commands for the agents: arm, disarm, stations, and the filter in the kernel.
 
 Must not feed traces or draw.
 """
@@ -23,9 +23,7 @@ class Agents:
         """Disarms, or arms again."""
         app = self._app
         if not self._tracing:
-            app.show_notice(
-                "no tracing is running here that could be armed or disarmed", error=True
-            )
+            app.show_notice("only a live trace can be armed and disarmed", error=True)
             return
         armed = app.situation().state == at.ARMED
         if app.feeds.send({"cmd": "disarm" if armed else "arm"}):
@@ -33,6 +31,29 @@ class Agents:
             app.show_notice(with_keys(arming, chosen(app)))
         else:
             self._refused()
+
+    def toggle_stations(self) -> None:
+        """Asks for stations of the packets that are traced, or no more of them."""
+        app = self._app
+        if not self._tracing:
+            app.show_notice("stations need a live trace", error=True)
+            return
+        if why := app.feeds.unseen_drops():
+            app.show_notice(f"stations cannot be recorded: {why}", error=True)
+            return
+        on = not app.feeds.stations
+        if not app.feeds.send({"cmd": "stations", "on": on}):
+            self._refused()
+            return
+        for feed in app.feeds:
+            feed.stations_asked = on
+        if not on:
+            app.show_notice("stations are no longer recorded")
+            return
+        traced = app.situation().filter
+        which = f"of {traced}" if traced else "of all packets; {kernel} sets a filter in the kernel"
+        text = f"packets are shown between the tables too, {which}"
+        app.show_notice(with_keys(text, chosen(app)))
 
     def ask_filter(self) -> None:
         """Opens the prompt for a filter in the kernel."""

@@ -38,6 +38,7 @@ from ipttrace.tui.app.exit_on_hangup import exit_on_hangup
 from ipttrace.tui.app.key_order import OrderedKeysApp
 from ipttrace.tui.app.notice import NoticeLine
 from ipttrace.tui.detail import KnownNames
+from ipttrace.tui.drops import DropsView
 from ipttrace.tui.feed import Feed, Source
 from ipttrace.tui.feed.feeds import Feeds, Summary
 from ipttrace.tui.flows import FlowsView
@@ -128,6 +129,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         self.flows = FlowsView(id="flows-view")
         self.totals = TotalsView(id="totals-view")
         self.neighbours = NeighbourPane(id="neighbours")
+        self.drops = DropsView(id="drops-view")
         self.side = NeighbourPane(id="side")
         self.status_bar = Bar(id="status")
 
@@ -150,6 +152,7 @@ class BaseApp(OrderedKeysApp[Summary]):
                 yield self.flows
                 yield self.totals
                 yield self.neighbours
+                yield self.drops
             yield self.side
         yield self.status_bar
         yield KeyLine(show_command_palette=False)
@@ -316,9 +319,9 @@ class BaseApp(OrderedKeysApp[Summary]):
         self.side.display = wanted and self.switcher.current != "neighbours"
 
     def toggle_side(self) -> None:
-        """Shows the neighbours beside the rows, or hides them."""
+        """Shows the tables of the kernel beside the rows, or hides them."""
         if self.switcher.current == "neighbours":
-            text = "this view shows the neighbours already: {rows} goes back to the rows"
+            text = "this view shows the tables already: {rows} goes back to the rows"
             self.show_notice(with_keys(text, chosen(self)))
             return
         self._side_wanted = not self.side.display
@@ -355,7 +358,8 @@ class BaseApp(OrderedKeysApp[Summary]):
         for pane in (self.side, self.neighbours):
             if pane.display:
                 trace = self.view_feed.trace
-                pane.show(trace.neighbours, self._netns_names(trace.host))
+                names = self._netns_names(trace.host)
+                pane.show(trace.neighbours, trace.kernel_tables, names)
                 if (row := self.view.row) is not None and not rows.follow:
                     pane.choose(row.netns)
         self._show_tallies()
@@ -371,7 +375,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         for feed in self.feeds:
             self.counting.all.totals.note_books(feed.trace.host, feed.trace.books)
         view = self.switcher.visible_content
-        if not isinstance(view, RulesView | FlowsView | TotalsView):
+        if not isinstance(view, RulesView | FlowsView | TotalsView | DropsView):
             return
         tallies, names, netns = self.counting.current(), self.store.names, self.feeds.netns_names()
         view.note_filter(self.counting.about)
@@ -381,6 +385,8 @@ class BaseApp(OrderedKeysApp[Summary]):
             view.show(tallies.rules, names, self.store.rulesets, netns, hosts)
         elif view is self.flows:
             view.show(tallies.flows, names, netns, hosts)
+        elif view is self.drops:
+            view.show(tallies.drops, self.store, netns, hosts, self.feeds.unseen_drops())
         elif view is self.totals:
             view.show(tallies.totals, names, skipped=tallies.skipped)
 

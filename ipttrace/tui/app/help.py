@@ -137,7 +137,8 @@ class Help(ModalScreen[None]):
             if some:
                 parts += _table(title, some, width)
         if not wanted:
-            text = textwrap.indent(textwrap.fill(help_words.ROWS, max(20, width - 2)), "  ")
+            about = with_keys(help_words.ROWS, self._keymap)
+            text = textwrap.indent(textwrap.fill(about, max(20, width - 2)), "  ")
             parts += [("Rows", "bold $text-primary"), "\n", text, "\n"]
         self.query_one("#help-text", Static).update(
             Content.assemble(*(parts or [f"No line of the help contains: {wanted}"]))

@@ -11,7 +11,8 @@ from typing import Final
 from ipttrace.tui.rows.columns import COLUMNS
 
 ROWS: Final = (
-    "A row is one packet in one table, with the rule that decided and the verdict."
+    "A row is one packet in one table, with the rule that decided and the verdict, or a packet"
+    " that was dropped outside the tables; {stations} shows others between the tables too."
     " The rail at the left edge joins the rows of a packet."
 )
 Lines = tuple[tuple[str, str], ...]
@@ -60,7 +61,17 @@ _TOTALS: Final[Lines] = (
     ("p50, p99", "cost of a row: 50% or 99% of them cost less"),
     ("packets, bytes", "totals of each protocol; a packet counts once, with its first row"),
 )
-_NEIGHBOURS: Final[Lines] = (
+_DROPS: Final[Lines] = (
+    ("drops, /s", "packets that died, and how many per second"),
+    ("ago", "time since the last one"),
+    ("host, netns", "where it was, if there is room"),
+    ("reason", "the kernel's name of the reason; rule or policy if a rule dropped them"),
+    ("place or rule", "the function in the kernel and the offset in it; table, chain and rule"),
+    ("flow with the most", "its share of these drops, source and destination"),
+    ("line below", "what it means and what to look at next, for the newest one; the rule's text"),
+)
+_TABLES: Final[Lines] = (
+    ("WARNING, FULL", "nearly full, or packets were lost in the last 10 s; what is new is dropped"),
     ("gc_thresh", "below 1 no cleanup; above 2 idle entries are removed; at 3 it is full"),
     ("address", "the neighbour's address; ✗: not resolved"),
     ("state", "as in ip neigh: REACHABLE, STALE, FAILED, …"),
@@ -69,12 +80,16 @@ _NEIGHBOURS: Final[Lines] = (
     ("probes, refs", "requests without an answer so far; references in the kernel"),
     ("conf/used/upd", "time since it was confirmed, used, changed"),
     ("vendor, flags", "vendor of the network card, by its address; flags as in ip neigh"),
+    ("waiting, bytes", "packets that wait for fragments, their memory, and high_thresh"),
+    ("Reasm…", "as in nstat: fragments, packets put together, given up; then per second"),
+    ("conntrack", "entries of this namespace, of nf_conntrack_max; counters as conntrack -S"),
 )
 QUERY: Final[Lines] = (
     ("{filter}", "filters the rows by a query; Tab completes fields, operators and values"),
     ("{search}", "searches for a query, or for any text on the screen"),
     ("verdict=DROP", "field, operator, value; also != < <= > >= and ~ for a regular expression"),
     ("dport in 80,443", "one of a list, a range (8000-8100) or a network (10.0.0.0/8)"),
+    ("drop", "packets that died: in a rule, or outside the tables; also reason, place, station"),
     ("drop and not tcp", "tests are joined by and, or, not and parentheses; many words need no ="),
     ("no_arp", "accepted, but the next hop does not answer: marked no ARP; no_nd for no ND"),
     ("cost>50us", "with units; src=10.1.0.2, addr=…, port=…, netns=router, time>-30s"),
@@ -87,5 +102,6 @@ VIEWS: Final[dict[str, tuple[str, str, Lines]]] = {
     "rules-view": ("Keys among the rules", "Columns of the rules", _RULES),
     "flows-view": ("Keys among the flows", "Columns of the flows", _FLOWS),
     "totals-view": ("Keys among the totals", "Columns of the totals", _TOTALS),
-    "neighbours": ("Keys among the neighbours", "Columns of the neighbours", _NEIGHBOURS),
+    "drops-view": ("Keys among the drops", "Columns of the drops", _DROPS),
+    "neighbours": ("Keys among the kernel's tables", "The kernel's tables", _TABLES),
 }

@@ -12,6 +12,7 @@ from typing import Final
 from textual.binding import Binding, BindingType
 
 from ipttrace.tui.detail import Detail
+from ipttrace.tui.drops import DropsView
 from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows import Rows
@@ -102,13 +103,34 @@ _VIEWS_AND_AGENTS: Final = (
     Binding(
         "5",
         "view('neighbours')",
-        "neighbour tables, full screen",
+        "tables of the kernel: neighbours, reassembly, conntrack",
         show=False,
         id="neighbours",
     ),
+    Binding(
+        "6",
+        "view('drops-view')",
+        "the drops: where packets die, and why",
+        show=False,
+        id="drops",
+    ),
     Binding("f2,L", "columns", "choose, move and size the columns", show=False, id="columns"),
     Binding(
-        "o", "side", "show neighbour tables beside the rows, or hide them", show=False, id="side"
+        "o", "side", "show the kernel's tables beside the rows, or hide them", show=False, id="side"
+    ),
+    Binding(
+        "B",
+        "stations",
+        "show what happens between the tables (stations), or no longer",
+        show=False,
+        id="stations",
+    ),
+    Binding(
+        "W",
+        "what_if",
+        "send this row's packet through the rules as they are now (what if)",
+        show=False,
+        id="what_if",
     ),
     Binding("A", "arm", "disarm (no packet is traced), or arm again", show=False, id="arm"),
     Binding("escape", "put_away", "close what is open: detail, view, filter", show=False),
@@ -162,7 +184,7 @@ _FIXED: Final = frozenset(("ctrl+c", "ctrl+q", "ctrl+z", "ctrl+p", "escape"))
 _TOGETHER: Final = (
     (Rows, TraceView),
     (Detail, TraceView),
-    *((view,) for view in (RulesView, FlowsView, TotalsView, NeighbourPane)),
+    *((view,) for view in (RulesView, FlowsView, TotalsView, NeighbourPane, DropsView)),
 )
 
 
@@ -225,7 +247,8 @@ def key_sections() -> list[Section]:
         ("Keys among the rules", bindings_of(RulesView)),
         ("Keys among the flows", bindings_of(FlowsView)),
         ("Keys among the totals", bindings_of(TotalsView)),
-        ("Keys among the neighbours", bindings_of(NeighbourPane)),
+        ("Keys among the kernel's tables", bindings_of(NeighbourPane)),
+        ("Keys among the drops", bindings_of(DropsView)),
     ]
 
 

@@ -20,6 +20,7 @@ from textual.widget import Widget
 from ipttrace.trace import query
 from ipttrace.tui.app import configuration
 from ipttrace.tui.app.agents import Agents
+from ipttrace.tui.app.asking import Asking, AskRules
 from ipttrace.tui.app.base import GRACE, BaseApp
 from ipttrace.tui.app.columns import Columns
 from ipttrace.tui.app.exports import Exports, new_name
@@ -31,7 +32,14 @@ from ipttrace.tui.app.recordings import Recordings
 from ipttrace.tui.config.settings import Settings
 from ipttrace.tui.feed import Source
 from ipttrace.tui.key_words import KeysInWords, in_words, names_in, with_keys
-from ipttrace.tui.messages import ExportEnded, ExportProgress, FilterRequested, TitleClicked
+from ipttrace.tui.messages import (
+    ExportEnded,
+    ExportProgress,
+    FilterRequested,
+    RulesAnswered,
+    TitleClicked,
+    WhyNotRequested,
+)
 from ipttrace.tui.plain import SIXTEEN, Ascii, has_sixteen_colours, utf8, without_colours
 from ipttrace.tui.widgets.prompt import CheckText
 
@@ -52,8 +60,9 @@ class TraceApp(BaseApp):
         shown: query.Query | None = None,
         check_expr: CheckText | None = None,
         settings: Settings | None = None,
+        ask_rules: AskRules | None = None,
     ) -> None:
-        """See `BaseApp`.  `settings`: the user's."""
+        """See `BaseApp`.  `settings`: the user's; `ask_rules`: see `Asking`."""
         self._settings = settings or Settings()
         vars(self)["CSS"] = configuration.css(self._settings)  # before Textual reads it
         super().__init__(
@@ -82,6 +91,7 @@ class TraceApp(BaseApp):
         self.playback = Playback(self)
         self.exports = Exports(self)
         self.recordings = Recordings(self)
+        self.asking = Asking(self, ask_rules)
 
     def on_mount(self) -> None:
         self.rows.show_columns(self._settings.columns)
@@ -171,8 +181,22 @@ class TraceApp(BaseApp):
     def action_arm(self) -> None:
         self.agents.toggle_armed()
 
+    def action_stations(self) -> None:
+        self.agents.toggle_stations()
+
     def action_kernel(self) -> None:
         self.agents.ask_filter()
+
+    # The rules as they are now.
+
+    def action_what_if(self) -> None:
+        self.asking.what_if()
+
+    def on_why_not_requested(self, message: WhyNotRequested) -> None:
+        self.asking.why_not(message.rule)
+
+    def on_rules_answered(self, message: RulesAnswered) -> None:
+        self.asking.end(message)
 
     # Files.
 

@@ -11,22 +11,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ipttrace.trace.decode import protocol as ip
-from ipttrace.trace.decode.dissect import dissect, hex_dump
 from ipttrace.trace.neighbours import Reach
 from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import table_name
-from ipttrace.trace.story import Packet, PacketChange, RuleHit, Story, Traversal, endpoint
+from ipttrace.trace.story import PacketChange, RuleHit, Story, Traversal, endpoint
 from ipttrace.tui.cells import (
     Cell,
     Cells,
     cell_len,
+    counted,
     cut,
     duration,
     fit,
     fold,
     verdict_cell,
 )
-from ipttrace.tui.detail.wrap import MOST_LINES, Line, wrap
+from ipttrace.tui.detail.fragments import fragment_lines
+from ipttrace.tui.detail.packet import byte_lines, packet_lines
+from ipttrace.tui.detail.stations import cause, end, stack, told
+from ipttrace.tui.detail.wrap import MOST_LINES, Line, named, section, wrap
 from ipttrace.tui.key_words import with_keys
 
 ROLES: Final = frozenset(
@@ -40,7 +43,6 @@ _NARROW: Final = 100  # cells; below, namespaces are shown only where they chang
 _NARROWEST: Final = 40  # cells; below, lines are cut
 _LONG_TABLE: Final = 12  # cells
 _LONG_CHAIN: Final = 30
-_WIDE_DUMP: Final = 140  # cells; from this width on, 32 bytes per line
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +78,18 @@ def lines(
         hop = f"{reach.via} on {reach.dev}"
         text = f"no {reach.unresolved}: accepted, but {hop} is {reach.state} now"
         made += wrap([[(text, "bad")]], width, 2)
+    last = next((one.row for one in reversed(story.traversals) if one.own), story.row)
+    made += cause(last, width, names.netns.get(last.netns))
     made += _journey(story, width, names)
+    made += fragment_lines(story, width)
     made += _conntrack(story, width)
-    made += _packet(story.packet, width)
+    made += packet_lines(story.packet, width)
+    made += stack(last, width)
     fold_key = with_keys("{fold}", {} if keymap is None else keymap)
-    made += _bytes(story.packet, width, folded, fold_key)
+    made += byte_lines(story.packet, width, folded, fold_key)
     if width < _NARROWEST:
         made = [Line(cut(line.cells, width), line.shown, line.belongs) for line in made]
     return made
-
-
-def _section(title: str, *rest: str) -> Cells:
-    """The heading of a section, and remarks after it."""
-    return [(title, "section"), *((f"  {text}", "dim") for text in rest)]
 
 
 # The sections.
@@ -101,29 +102,29 @@ def _about(story: Story, names: KnownNames) -> list[Cells]:
     kind = " ".join(filter(None, (row.proto or "-", row.flags, row.icmp, row.frag and "frag")))
     items.append([(f"{kind} ", "head"), (packet, "head")])
     if not _over_netlink(row):
-        items.append(_named("skb", "-" if row.skb is None else f"0x{row.skb:x}"))
+        items.append(named("skb", "-" if row.skb is None else f"0x{row.skb:x}"))
         items.append(_process(story))
-        items.append(_named("sock", "-" if story.socket is None else f"0x{story.socket:x}"))
-        items.append(_named("cpu", "-" if row.cpu is None else str(row.cpu)))
+        items.append(named("sock", "-" if story.socket is None else f"0x{story.socket:x}"))
+        items.append(named("cpu", "-" if row.cpu is None else str(row.cpu)))
     if row.trace_id is not None:
-        items.append(_named("trace id", f"{row.trace_id:08x}"))
-    items.append(_named("netns", _netns(row, names)))
+        items.append(named("trace id", f"{row.trace_id:08x}"))
+    items.append(named("netns", _netns(row, names)))
     if host := names.hosts.get(row.host):
-        items.append(_named("host", host))
+        items.append(named("host", host))
     for name, port in (("physin", row.physin), ("physout", row.physout)):
         if port:
-            items.append(_named(name, port))
-    items.append(_named("mark", "-" if row.mark is None else f"0x{row.mark:x}"))
-    items.append(_named("len", "-" if row.len is None else str(row.len)))
+            items.append(named(name, port))
+    items.append(named("mark", "-" if row.mark is None else f"0x{row.mark:x}"))
+    items.append(named("len", "-" if row.len is None else str(row.len)))
     if row.ruleset:
-        items.append(_named("rules", f"#{row.ruleset}"))
+        items.append(named("rules", f"#{row.ruleset}"))
     if row.engine:
-        items.append(_named("engine", row.engine))
+        items.append(named("engine", row.engine))
     # The journey below cuts them.
     if cell_len(row.table) > _LONG_TABLE:
-        items.append(_named("table", row.table))
+        items.append(named("table", row.table))
     if row.chain and cell_len(row.chain) > _LONG_CHAIN:
-        items.append(_named("chain", row.chain))
+        items.append(named("chain", row.chain))
     if _over_netlink(row):
         items.append([("cost, process and CPU unknown: traced over netlink", "dim")])
     return items
@@ -133,18 +134,14 @@ def _over_netlink(row: Row) -> bool:
     return row.engine == "netlink"
 
 
-def _named(name: str, value: str) -> Cells:
-    return [(f"{name} ", "name"), (value, "value")]
-
-
 def _process(story: Story) -> Cells:
     row = story.row
     if row.pid is None and not row.comm:
-        return _named("process", "-")
+        return named("process", "-")
     tid = "" if story.tid in (None, row.pid) else f" thread {story.tid}"
     who = f"{row.comm or '-'} {'-' if row.pid is None else row.pid}{tid}"
     # The interrupted process need not be related to the packet.
-    return _named("interrupted" if story.interrupted else "process", who)
+    return named("interrupted" if story.interrupted else "process", who)
 
 
 def _netns(row: Row, names: KnownNames) -> str:
@@ -154,12 +151,13 @@ def _netns(row: Row, names: KnownNames) -> str:
 def _journey(story: Story, width: int, names: KnownNames) -> list[Line]:
     traversals = story.traversals
     own = [traversal for traversal in traversals if traversal.own]
-    notes = [f"{len(own)} table{'s' if len(own) != 1 else ''}"]
+    tables = sum(traversal.row.station is None for traversal in own)
+    notes = [counted(tables, "table") if tables else "no table"]
     if any(traversal.row.cost_ns is not None for traversal in own):
         notes[0] += f" in {duration(own[-1].since + (own[-1].row.cost_ns or 0))}"
     if (others := len(traversals) - len(own)) > 0:
         notes.append(f"indented: sent within a call; {others} of another skb")
-    made = [Line(cut(_section("Journey", *notes), width))]
+    made = [Line(cut(section("Journey", *notes), width))]
     columns = _Columns(traversals, width, names)
     made.append(columns.titles())
     if story.starts_earlier:
@@ -168,6 +166,7 @@ def _journey(story: Story, width: int, names: KnownNames) -> list[Line]:
         )
     for traversal in traversals:
         made += _traversal(traversal, story.row.index, columns)
+    made += end(own[-1].row if own else None, width)
     if story.ends_later:
         made.append(Line(cut([("  later tables may be beyond the search limit", "dim")], width)))
     return made
@@ -204,7 +203,7 @@ class _Columns:
             "devices": devices,
             "netns": netns,
         }
-        if all(t.row.cost_ns is None for t in traversals):
+        if all(t.row.cost_ns is None and t.row.station is None for t in traversals):
             # Without costs, all came over netlink: its times only give the order.
             self.sizes |= {"since": 0, "gap": 0, "cost": 0}
         # The least informative column goes first.
@@ -226,6 +225,15 @@ class _Columns:
                 text, role = cells[name]
                 line.append((fit(text, size, name in _RIGHT) + " ", role))
         return Line(cut(line, self.width), shown)
+
+    def station(self, cells: Mapping[str, Cell], text: Cell, mark: str, shown: bool) -> Line:
+        """A line from `cells` for the columns of time, and a text in place of the others."""
+        line: Cells = [(f"{mark:<2}", "changed" if shown else "dim")]
+        for name in ("since", "gap"):
+            if size := self.sizes[name]:
+                content, role = cells[name]
+                line.append((fit(content, size, name in _RIGHT) + " ", role))
+        return Line(cut([*line, text], self.width), shown)
 
     def titles(self) -> Line:
         names = {"since": "time", "gap": "gap", "hook": "hook", "table": "table", "rule": "rule"}
@@ -280,7 +288,12 @@ def _traversal(traversal: Traversal, shown: int, columns: _Columns) -> list[Line
         "devices": (_devices(row), plain),
         "netns": (_netns(row, columns.names), "dim"),
     }
-    made = [columns.line(cells, SHOWN if is_shown else "", is_shown)]
+    mark = SHOWN if is_shown else ""
+    if row.station is None:
+        made = [columns.line(cells, mark, is_shown)]
+    else:
+        text = "  " * traversal.depth + told(row, columns.names.netns.get(row.netns))
+        made = [columns.station(cells, (text, "drop" if row.drop else plain), mark, is_shown)]
     made += _changes("came with", traversal.changed_before, columns)
     # In full for the row itself.
     made += _steps(traversal, columns.width, MOST_LINES if is_shown else 1)
@@ -343,46 +356,16 @@ def _conntrack(story: Story, width: int) -> list[Line]:
         text = f"{state}: no entry" if state else "no entry on arrival"
         if _over_netlink(story.row) and not state:
             text = "unknown: traced over netlink"
-        return [Line(cut(_section("Conntrack", text), width))]
+        return [Line(cut(section("Conntrack", text), width))]
     items = [
-        _section("Conntrack"),
-        _named("state", conntrack.state or "-"),
-        _named("proto", "-" if conntrack.proto is None else ip.proto_name(conntrack.proto)),
-        _named("status", " ".join(conntrack.status) or "-"),
-        _named("mark", "-" if conntrack.mark is None else f"0x{conntrack.mark:x}"),
-        _named("zone", "-" if conntrack.zone is None else str(conntrack.zone)),
-        _named("orig", conntrack.orig or "-"),
-        _named("reply", conntrack.reply or "-"),
-        _named("entry", f"0x{conntrack.address:x}" if conntrack.address else "-"),
+        section("Conntrack"),
+        named("state", conntrack.state or "-"),
+        named("proto", "-" if conntrack.proto is None else ip.proto_name(conntrack.proto)),
+        named("status", " ".join(conntrack.status) or "-"),
+        named("mark", "-" if conntrack.mark is None else f"0x{conntrack.mark:x}"),
+        named("zone", "-" if conntrack.zone is None else str(conntrack.zone)),
+        named("orig", conntrack.orig or "-"),
+        named("reply", conntrack.reply or "-"),
+        named("entry", f"0x{conntrack.address:x}" if conntrack.address else "-"),
     ]
     return wrap(items, width, 2)
-
-
-def _packet(packet: Packet, width: int) -> list[Line]:
-    made: list[Line] = [Line(_section("Packet"))]
-    length = len(packet.data) if packet.length is None else packet.length
-    layers = dissect(packet.data, length, packet.mac, packet.ethertype, packet.vlan)
-    for layer in layers:
-        indent = 2 + 2 * layer.depth
-        items: list[Cells] = [[(" " * indent, "dim"), (layer.name, "section")]]
-        items += [_named(name, value) for name, value in layer.fields]
-        if layer.note:
-            items.append([("! " + layer.note, "bad")])
-        made += wrap(items, width, indent + 2)
-    return made
-
-
-def _bytes(packet: Packet, width: int, folded: bool, key: str) -> list[Line]:
-    here, length = len(packet.data), packet.length
-    of = "" if length is None else f" of {length}"
-    held = f"{here}{of} from the network header"
-    does = f"{key} {'shows' if folded else 'folds'} them"
-    made = [Line(cut(_section("Bytes", held, does), width))]
-    if folded:
-        return made
-    per_line = 32 if width >= _WIDE_DUMP else 16 if width >= 75 else 8 if width >= 42 else 4
-    room = 3 * per_line - 1 + max(per_line // 8 - 1, 0)
-    for offset, octets, text in hex_dump(packet.data, per_line):
-        line = [(f"  {offset}  ", "dim"), (f"{octets:<{room}}", "hex"), (f"  {text}", "text")]
-        made.append(Line(cut(line, width)))
-    return made

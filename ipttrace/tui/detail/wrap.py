@@ -24,6 +24,16 @@ class Line:
     belongs: bool = False  # to the traversal above
 
 
+def section(title: str, *rest: str) -> Cells:
+    """The heading of a section, and remarks after it."""
+    return [(title, "section"), *((f"  {text}", "dim") for text in rest)]
+
+
+def named(name: str, value: str) -> Cells:
+    """A value after its name."""
+    return [(f"{name} ", "name"), (value, "value")]
+
+
 def wrap(items: Iterable[Cells], width: int, indent: int, gap: str = "  ") -> list[Line]:
     """Items one after another.
 

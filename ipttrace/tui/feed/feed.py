@@ -37,6 +37,7 @@ class Feed:
         self.tap = Tap()
         self.recorded = ""  # the file of the current or latest recording
         self.recording_error = ""  # why the recording broke off, until the user dismisses it
+        self.stations_asked: bool | None = None  # by the user; None: as the stream began
         self._file: BinaryIO | None = None
 
     def feed_one(self) -> bool:
@@ -145,6 +146,13 @@ class Feed:
                 return "The agent exited without sending its last counts; nothing stays armed"
             return "The recording is cut off: its end is missing"
         return at.text_of(self.trace.ended.get("reason"))
+
+    @property
+    def stations(self) -> bool:
+        """Whether stations are recorded now, as far as it was asked for."""
+        if self.stations_asked is not None:
+            return self.stations_asked
+        return self.trace.hello.get("stations") is True
 
     @property
     def host(self) -> str:

@@ -43,7 +43,7 @@ class Feeds(tuple[Feed, ...]):
     def engine(self) -> str:
         """The engines of all feeds, named as in a stream that has several: kernel+netlink."""
         names = {name for feed in self for name in feed.trace.engine.split("+") if name}
-        return "+".join(sorted(names, key=("kernel", "bpf", "netlink").index))
+        return "+".join(sorted(names, key=("kernel", "bpf", "netlink", "none").index))
 
     def hosts(self) -> list[str]:
         """The hosts' names by number, from the streams; from the sources where two are equal."""
@@ -86,6 +86,23 @@ class Feeds(tuple[Feed, ...]):
     def neighbour_fails(self) -> bool:
         """Whether a neighbour does not answer: what makes `unresolved` true of rows."""
         return any(feed.trace.neighbours.unresolved() for feed in self)
+
+    def unseen_drops(self) -> str:
+        """Why drops outside the tables are not recorded, for the first host of which that is so.
+
+        "" if they are.
+        """
+        for feed in self:
+            hello = feed.trace.hello
+            if hello and hello.get("drops") is not True and not feed.trace.has_stations:
+                why = at.text_of(hello.get("no_drops"), "this stream does not contain others")
+                return self.prefix(feed) + why
+        return ""
+
+    @property
+    def stations(self) -> bool:
+        """Whether stations are recorded now, as far as it was asked for."""
+        return any(feed.stations for feed in self)
 
     def hello(self) -> dict[str, object]:
         """The HELLO of a single host; of several, the keys that hold for all."""

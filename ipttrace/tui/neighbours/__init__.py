@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The neighbour pane: how full the ARP and NDP tables are, and the neighbours in them.
+"""The pane of the kernel's tables: neighbours, reassembly, conntrack.
 
 - `vendors`: vendors of network cards
-- `words`: the text of tables, devices and neighbours
+- `words`: the text of neighbour tables, devices and neighbours
+- `sections`: the text of reassembly and conntrack
 - `pane`: the widget
 """

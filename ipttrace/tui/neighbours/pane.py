@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The neighbour pane: how full the ARP and NDP tables are, and the neighbours in them.
+"""The pane of the kernel's tables: neighbours, reassembly, conntrack.
 
-Shows one namespace of a `Neighbours`; `[` and `]` change the namespace, `t` shows
-every field.  A neighbour's cells are computed when its line is drawn.  Must not
-change the `Neighbours`; must be touched from the app's thread only.
+Shows how full they are, and the neighbours, of one namespace of a `Neighbours` and a
+`KernelTables`; `[` and `]` change the namespace, `t` shows every field.  A neighbour's
+cells are computed when its line is drawn.  Must not change what it shows; must be touched
+from the app's thread only.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from textual.reactive import var
 from textual.strip import Strip
 
 from ipttrace.trace.neighbours import Device, Namespace, Neighbour, Neighbours
-from ipttrace.tui.cells import Cells, cut, spread
-from ipttrace.tui.neighbours import words
+from ipttrace.trace.tables import CONNTRACK, IPV4, IPV6, KernelTables
+from ipttrace.tui.cells import Cells, beside, cut, spread
+from ipttrace.tui.neighbours import sections, words
 from ipttrace.tui.neighbours.vendors import Vendors
 from ipttrace.tui.widgets.strips import NAMESPACE_KEYS, LineView
 
 PREFIX: Final = "neighbours--"
 _EMPTY: Final = (
-    "No neighbour tables yet.",
+    "No tables of the kernel yet.",
     "They arrive once a second.",
     "Recordings by older versions have none.",
 )
@@ -79,7 +81,8 @@ class NeighbourPane(LineView):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._neighbours: Neighbours | None = None
-        self._version = -1
+        self._kernel_tables: KernelTables | None = None
+        self._versions = (-1, -1)
         self._names: Mapping[int, str] = {}
         self._above: list[Cells] = []  # lines above the neighbours
         self._shown: list[Neighbour] = []
@@ -90,31 +93,38 @@ class NeighbourPane(LineView):
         self._devices: dict[int, tuple[Device, list[Cells]]] = {}
         self._devices_width = 0
 
-    def show(self, neighbours: Neighbours, names: Mapping[int, str]) -> None:
+    def show(
+        self, neighbours: Neighbours, kernel_tables: KernelTables, names: Mapping[int, str]
+    ) -> None:
         """Show the tables of a host; draws only if they or the names have changed.
 
         `names`: of namespaces by inode, safe for a terminal; a namespace without one
         gets the name in its own frame.
         """
+        versions = neighbours.version, kernel_tables.version
         if (
             neighbours is self._neighbours
-            and neighbours.version == self._version
+            and kernel_tables is self._kernel_tables
+            and versions == self._versions
             and names == self._names
         ):
             return
-        self._neighbours, self._version = neighbours, neighbours.version
+        self._neighbours, self._kernel_tables = neighbours, kernel_tables
+        self._versions = versions
         self._names = dict(names)
         self._refill()
 
     def choose(self, netns: int) -> None:
-        """Show this namespace, if its neighbours are known."""
-        if self._neighbours is not None and self._neighbours.namespace(netns) is not None:
+        """Show this namespace, if its tables are known."""
+        if netns in self._order():
             self.netns = netns
 
     def name_of(self, netns: int) -> str:
         """The name under which the pane shows a namespace."""
-        known = None if self._neighbours is None else self._neighbours.namespace(netns)
-        return self._names.get(netns) or (known.name if known else "") or f"netns {netns}"
+        held = (one for one in (self._neighbours, self._kernel_tables) if one is not None)
+        known = (one.namespace(netns) for one in held)
+        name = next((one.name for one in known if one is not None and one.name), "")
+        return self._names.get(netns) or name or f"netns {netns}"
 
     # Keys.
 
@@ -140,9 +150,12 @@ class NeighbourPane(LineView):
 
     def _order(self) -> list[int]:
         """The namespaces in the order of the keys."""
-        if self._neighbours is None:
+        if self._neighbours is None or self._kernel_tables is None:
             return []
-        return [one.netns for one in self._neighbours.namespaces()]
+        order = [one.netns for one in self._neighbours.namespaces()]
+        known = set(order)
+        more = (one.netns for one in self._kernel_tables.namespaces())
+        return order + [netns for netns in more if netns not in known]
 
     def _refill(self) -> None:
         self._stale = True
@@ -159,23 +172,35 @@ class NeighbourPane(LineView):
         above: list[Cells] = []
         self._shown, self._namespace = [], None
         if neighbours is not None:
-            above += self._tables(neighbours)
             if self.netns is not None:
                 self._namespace = neighbours.namespace(self.netns)
-        if self._namespace is not None:
-            self._shown = words.ordered(self._namespace)
-            if self.detail:
-                above += self._parameters(self._namespace)
-            above.append(words.about_neighbours(self._namespace, self._shown))
-            above.append(words.titles(self.width))
+            if self._namespace is not None:
+                self._shown = words.ordered(self._namespace)
+            above = self._lines_above(neighbours, low=False)
+            if not self._fits(len(above)):
+                above = self._lines_above(neighbours, low=True)
         self._above = above or [[], *([(f" {line}", "dim")] for line in _EMPTY)]
         self._head = [self._title(order)]
         self.reach(len(self._above) + self._per * len(self._shown))
         self.redraw()
 
-    def _tables(self, neighbours: Neighbours) -> list[Cells]:
+    def _fits(self, lines: int) -> bool:
+        """Whether so many lines leave room for neighbours."""
+        some = self._per * min(len(self._shown), words.LEAST)
+        return self.detail or self.size.height >= words.LOW or lines + some <= self.page
+
+    def _lines_above(self, neighbours: Neighbours, low: bool) -> list[Cells]:
+        """The lines above the neighbours; `low`: few of them."""
+        above = self._tables(neighbours, low) + self._sections(low)
+        if self._namespace is not None:
+            if self.detail:
+                above += self._parameters(self._namespace)
+            above.append(words.about_neighbours(self._namespace, self._shown))
+            above.append(words.titles(self.width))
+        return above
+
+    def _tables(self, neighbours: Neighbours, low: bool) -> list[Cells]:
         views, width = neighbours.tables(), self.width
-        low = self.size.height < words.LOW
         if len(views) == 2 and width >= words.WIDE:
             half = (width - 3) // 2
             lines = words.tables_beside(views[0], views[1], half, self.detail, low)
@@ -185,9 +210,30 @@ class NeighbourPane(LineView):
                 lines += words.table_lines(view, width, self.detail, low)
         if not lines:
             return []
+        if low and not self.detail:
+            return lines
         # Explains why there may be more entries than neighbours below.
-        note = "All namespaces share the tables."
+        note = "All namespaces share the neighbour tables."
         return [*lines, [(note, "dim")], []]
+
+    def _sections(self, low: bool) -> list[Cells]:
+        """Reassembly and conntrack of the namespace."""
+        held = self._kernel_tables
+        known = None if held is None or self.netns is None else held.namespace(self.netns)
+        if known is None:
+            return []
+        four, six, conntrack = (known.table(name) for name in (IPV4, IPV6, CONNTRACK))
+        detail, width = self.detail, self.width
+        if width >= sections.WIDE:
+            half = (width - 3) // 2
+            left = sections.reassembly_lines(four, six, half, detail, low)
+            right = sections.conntrack_lines(conntrack, half, detail, low)
+            lines = beside(left, right, half, "   ")
+        else:
+            lines = sections.reassembly_lines(four, six, width, detail, low)
+            lines += [] if low and not detail else [[]]
+            lines += sections.conntrack_lines(conntrack, width, detail, low)
+        return lines if low and not detail else [*lines, []]
 
     def _parameters(self, namespace: Namespace) -> list[Cells]:
         if self._devices_width != self.width:
@@ -221,10 +267,11 @@ class NeighbourPane(LineView):
 
     def _title(self, order: list[int]) -> Cells:
         if self.netns is None or self.netns not in order:
-            return [(spread(" Neighbours", "", self.width), "title")]
+            return [(spread(" Kernel tables", "", self.width), "title")]
         at = f"  netns {order.index(self.netns) + 1}/{len(order)} [ ]" if len(order) > 1 else ""
         right = f"{at}  t {'less' if self.detail else 'more'} "
-        return [(spread(f" {self.name_of(self.netns)}", right, self.width), "title")]
+        what = "Kernel tables of " if self.width >= words.WIDE // 2 else ""
+        return [(spread(f" {what}{self.name_of(self.netns)}", right, self.width), "title")]
 
     def line(self, at: int) -> tuple[Cells, str]:
         """Line `at`, cut with "…"."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The text of the neighbour pane: tables, devices and neighbours as lines of cells.
+"""The text of the pane's section on neighbours: tables, devices and neighbours as lines.
 
 Text in frames is already safe for a terminal.  Pure: must not import widgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
@@ -17,7 +17,8 @@ from ipttrace.tui.cells import Cells, beside, fit, length
 from ipttrace.tui.widgets.figures import span, sparkline
 
 WIDE: Final = 96  # cells; from this width on, the two tables are side by side
-LOW: Final = 36  # lines; below, the tables are shorter, which leaves room for neighbours
+LOW: Final = 36  # lines; below, the tables are shorter if they leave no room for neighbours
+LEAST: Final = 8  # neighbours for which there must be room
 ONE_LINE: Final = 76  # cells; from this width on, a neighbour has one line, not two
 FULL: Final = 134  # cells; from this width on, a neighbour has all its fields
 
@@ -29,7 +30,7 @@ ROLES: Final = frozenset(
 _FAMILY: Final = {4: "IPv4", 6: "IPv6"}
 _SHORT: Final = ("lookups", "hits", "allocs", "res_failed", "forced_gc_runs", "table_fulls")
 _TROUBLE: Final = frozenset({"res_failed", "forced_gc_runs", "table_fulls"})
-_LEVELS: Final = {
+LEVELS: Final = {
     "ok": ("ok", "ok"),
     "warn": ("WARNING", "warn"),
     "full": ("FULL", "full"),
@@ -91,8 +92,10 @@ def gauge(view: TableView, width: int) -> str:
     return "█" * filled + "".join("┊" if at in marks else "░" for at in range(filled, width))
 
 
-def _packed(pairs: Iterable[tuple[str, str]], width: int, indent: int = 2) -> list[Cells]:
-    """Names and values, as many per line as fit."""
+def packed(
+    pairs: Iterable[tuple[str, str]], width: int, indent: int = 2, marked: Container[str] = ()
+) -> list[Cells]:
+    """Names and values, as many per line as fit; values of the names in `marked` are warnings."""
     lines: list[Cells] = []
     used = width
     for name, value in pairs:
@@ -103,7 +106,7 @@ def _packed(pairs: Iterable[tuple[str, str]], width: int, indent: int = 2) -> li
         else:
             lines[-1].append(("  ", "text"))
             used += 2
-        lines[-1] += [(f"{name} ", "dim"), (value, "value")]
+        lines[-1] += [(f"{name} ", "dim"), (value, "warn" if name in marked else "value")]
         used += size
     return lines
 
@@ -158,10 +161,10 @@ def _counter(view: TableView, name: str, width: int, column: int) -> Cells:
     return line
 
 
-def _head(view: TableView, width: int) -> list[Cells]:
-    """How full a table is, as numbers and as a gauge."""
+def _head(view: TableView, width: int, low: bool = False) -> list[Cells]:
+    """How full a table is, as numbers and as a gauge; `low`: without what the gauge marks."""
     table = view.table
-    word, role = _LEVELS[view.level]
+    word, role = LEVELS[view.level]
     name = table.name if width >= 48 else table.name.removesuffix("_cache")
     head: Cells = [
         (f"{_FAMILY[table.family]} {name}  ", "head"),
@@ -172,7 +175,7 @@ def _head(view: TableView, width: int) -> list[Cells]:
     return [
         head,
         [(gauge(view, max(1, width)), "bar" if role == "ok" else role)],
-        [("  gc_thresh ", "dim"), (marks, "value")],
+        *([] if low else [[("  gc_thresh ", "dim"), (marks, "value")]]),
         *([[(f"  {why}", role)]] if (why := _why(view, width)) else []),
     ]
 
@@ -190,20 +193,20 @@ def table_lines(view: TableView, width: int, detail: bool, low: bool = False) ->
     increases.
     """
     table = view.table
-    lines = _head(view, width)
+    lines = _head(view, width, low and not detail)
     names = [*STATS, *(name for name in table.stats if name not in STATS)] if detail else _SHORT
     column = max(len(name) for name in names)
     if low and not detail:
         rising = [name for name in names if name in _TROUBLE and view.rate(name)]
-        lines += [_counter(view, name, width, column) for name in ("lookups", *rising)]
+        lines += [_counter(view, name, width, column) for name in rising]
         still = ((name, table.stats.get(name, 0)) for name in _SHORT[3:] if name not in rising)
-        return lines + _packed(((name, number(value, 6)) for name, value in still), width)
+        return lines + packed(((name, number(value, 6)) for name, value in still), width)
     lines += [_counter(view, name, width, column) for name in names]
     lines.append(_hit_ratio(view, column))
     if detail:
-        lines += _packed(_config(table), width)
+        lines += packed(_config(table), width)
         lines.append([("  parameters of a new device", "dim")])
-        lines += _packed((_parameter(*pair) for pair in table.parms.items()), width, 4)
+        lines += packed((_parameter(*pair) for pair in table.parms.items()), width, 4)
     return lines
 
 
@@ -216,7 +219,7 @@ def device_lines(device: Device, width: int) -> list[Cells]:
     lines: list[Cells] = [[(f"  {device.name}  ", "value"), (about, "dim")]]
     for family, parms in sorted(device.parms.items()):
         lines.append([(f"  {_FAMILY[family]}", "text")])
-        lines += _packed((_parameter(*pair) for pair in parms.items()), width, 4)
+        lines += packed((_parameter(*pair) for pair in parms.items()), width, 4)
     return lines
 
 
@@ -225,9 +228,10 @@ def tables_beside(
 ) -> list[Cells]:
     """Two tables in two columns, each `width` cells wide."""
     left, right = (table_lines(view, width, detail, low) for view in (one, two))
-    if len(_head(one, width)) != len(_head(two, width)):
+    first, second = (len(_head(view, width, low and not detail)) for view in (one, two))
+    if first != second:
         # Put the same counters on the same lines.
-        (left if len(_head(one, width)) < len(_head(two, width)) else right).insert(3, [])
+        (left if first < second else right).insert(min(first, second), [])
     return beside(left, right, width, "   ")
 
 

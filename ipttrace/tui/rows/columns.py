@@ -79,7 +79,13 @@ COLUMNS: Final = (
         " if there is room",
         row_cells.table,
     ),
-    Column("chain", "chain", "the chain that decided", row_cells.chain),
+    Column(
+        "chain",
+        "chain",
+        "the chain that decided; of a drop outside the tables, the kernel's reason or the function"
+        " that dropped it; of a packet between two tables, what happened to it",
+        row_cells.chain,
+    ),
     Column(
         "rulenum",
         "#",
@@ -104,5 +110,10 @@ COLUMNS: Final = (
         row_cells.cost,
         right=True,
     ),
-    Column("rule", "rule", "the text that the rule had when it decided", row_cells.rule),
+    Column(
+        "rule",
+        "rule",
+        "the text that the rule had when it decided; of a drop outside the tables, what it means",
+        row_cells.rule,
+    ),
 )

@@ -30,7 +30,19 @@ def rule(family: int, table: str, chain: str, rulenum: int | None, kind: str = "
     return f"policy {place}" if kind == "policy" else f"{kind} {place}:{rulenum or '?'}"
 
 
+def drop(row: Row) -> str:
+    """Drops by a rule, or outside the tables; another station."""
+    if row.station is None:
+        return f"drops by {_rule(row, '')}"
+    if not row.drop:
+        return row.station
+    words = [row.reason or "dropped"]
+    return " ".join([*words, *([f"at {row.place}"] if row.place else [])])
+
+
 def _rule(row: Row, netns: str) -> str:
+    if row.station is not None:
+        return drop(row)
     if row.chain is None:
         return f"rule {table_name(row.tables, row.table)} ?"
     kind = "policy" if row.match == "policy" else "rule"
@@ -49,11 +61,15 @@ def _flow(row: Row, netns: str) -> str:
     return flow(row.src, row.sport, row.dst, row.dport)
 
 
+def _station(row: Row) -> str:
+    return "drops" if row.drop else row.station or ""
+
+
 _BY_KEY: Final[Mapping[str, Callable[[Row, str], str]]] = {
     "flow": _flow,
     "rule": _rule,
     "chain": _chain,
-    "verdict": lambda row, netns: row.verdict or "no verdict",
+    "verdict": lambda row, netns: row.verdict or _station(row) or "no verdict",
     "process": _process,
     "namespace": lambda row, netns: f"netns {netns}",
     "host": lambda row, netns: f"host {row.src}",

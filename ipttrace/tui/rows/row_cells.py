@@ -16,6 +16,8 @@ from functools import lru_cache
 from typing import Final
 
 from ipttrace.netfilter import TABLES
+from ipttrace.trace.drops import explain
+from ipttrace.trace.drops.where import UNSPECIFIED
 from ipttrace.trace.row import Row
 from ipttrace.trace.rules import table_name
 from ipttrace.tui import cells
@@ -71,7 +73,8 @@ def rail(row: Row, width: int, context: Context) -> Cell:
         return MARKED, "drop"
     if _continues(row, context):
         mark = CONTINUES
-    elif row.call == row.journey & _CALL:
+    elif row.call == row.journey & _CALL or row.station == "received":
+        # A packet that a device received is named after its first table.
         mark = BEGINS
     else:
         mark = RESUMES
@@ -167,7 +170,23 @@ def endpoints(row: Row, width: int, context: Context) -> Cell:
 _FAMILY_ROOM: Final = 8  # cells from which the family is worth cutting the name
 
 
+def decided_by(row: Row) -> str:
+    """What the column of chains shows: the chain; of a station the reason for a drop, or itself."""
+    if row.station is None:
+        return row.chain or ""
+    if not row.drop:
+        return row.station
+    return row.reason if row.reason not in (None, *UNSPECIFIED) else row.place or "dropped"
+
+
+def text_of(row: Row, netns: str | None) -> str:
+    """The text of the rule; of a station, what it means."""
+    return row.rule or "" if row.station is None else explain(row, netns)
+
+
 def table(row: Row, width: int, context: Context) -> Cell:
+    if row.station is not None:
+        return "", "policy"
     name = table_name(row.tables, row.table)
     if cell_len(name) > width < _FAMILY_ROOM:
         name = row.table  # the addresses show the family
@@ -175,6 +194,8 @@ def table(row: Row, width: int, context: Context) -> Cell:
 
 
 def chain(row: Row, width: int, context: Context) -> Cell:
+    if row.station is not None:
+        return decided_by(row), "drop" if row.drop else "policy"
     return _unknown(row) if row.chain is None else row.chain, "chain"
 
 
@@ -183,6 +204,8 @@ def _unknown(row: Row) -> str:
 
 
 def rulenum(row: Row, width: int, context: Context) -> Cell:
+    if row.station is not None:
+        return "", "policy"
     if row.match == "policy":
         return ("policy" if width >= 6 else "pol"), "policy"
     if row.rulenum is None:
@@ -198,6 +221,8 @@ def unresolved(protocol: str) -> str:
 
 
 def verdict(row: Row, width: int, context: Context) -> Cell:
+    if row.station is not None:
+        return verdict_cell("DROP") if row.drop else ("", "policy")
     if row.verdict is None:
         return "  ?", "policy"
     if context.unresolved:
@@ -206,8 +231,10 @@ def verdict(row: Row, width: int, context: Context) -> Cell:
 
 
 def cost(row: Row, width: int, context: Context) -> Cell:
+    if row.station is not None:
+        return "", "cost"
     return duration(row.cost_ns), "cost"
 
 
 def rule(row: Row, width: int, context: Context) -> Cell:
-    return row.rule or "", "rule"
+    return text_of(row, context.netns.get((row.host, row.netns))), "rule"

@@ -24,7 +24,7 @@ from ipttrace.trace.story import endpoint
 from ipttrace.tui.cells import cell_len, fit
 from ipttrace.tui.rows import layout
 from ipttrace.tui.rows.layout import Placed
-from ipttrace.tui.rows.row_cells import NETNS_LOOKS, Context, short_names
+from ipttrace.tui.rows.row_cells import NETNS_LOOKS, Context, decided_by, short_names, text_of
 from ipttrace.tui.widgets.strips import component_style
 
 # Lines remembered; more than any terminal shows at once, so that the lines of
@@ -101,14 +101,15 @@ class RowStrips:
         ends = endpoint(row.src, row.sport), endpoint(row.dst, row.dport)
         for name, length in (
             ("table", cell_len(table_name(row.tables, row.table))),
-            ("chain", cell_len(row.chain or "")),
+            ("chain", cell_len(decided_by(row))),
             ("devices", cell_len(row.in_ or "") + cell_len(row.out or "") + 1),
             ("endpoints", len(ends[0]) + len(ends[1]) + 3),
         ):
             if length > self._needs.get(name, 0):
                 self._needs[name] = length
                 self.outgrown = True
-        self.rule_need = max(self.rule_need, cell_len(row.rule or ""))
+        text = text_of(row, self.netns.get((row.host, row.netns)))
+        self.rule_need = max(self.rule_need, cell_len(text))
 
     def name(self, netns: Mapping[tuple[int, int], str]) -> None:
         """Uses these names of namespaces; `clear` must follow."""

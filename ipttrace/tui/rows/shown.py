@@ -15,6 +15,7 @@ import numpy as np
 
 from ipttrace.trace import query
 from ipttrace.trace.arrays import Array
+from ipttrace.trace.fragments import index_of
 from ipttrace.trace.selection import AllRows, Mask, MatchingRows, Selection
 from ipttrace.trace.store import Store
 from ipttrace.tui.rows.filters import Filters
@@ -37,8 +38,8 @@ class ShownRows:
         self._next: MatchingRows | None = None  # the new filter's, while it is being tried
         self._filter: Mask | None = None  # the filter in force; None: all rows
         self._joined = 0  # version of the store's flows that it has been tried with
-        self._by_neighbours = False  # rows begin and cease to match as neighbours change
-        self._reach: Sequence[tuple[int, int, int]] = ()  # neighbours it has been tried with
+        self._changes = False  # rows begin and cease to match later
+        self._reach: Sequence[tuple[int, int, int]] = ()  # what it has been tried with
         self._again = False  # the filter in force is being tried again
         self.revision = 0  # increases when rows that were tried match differently
         self.clock: Clock | None = None  # while a recording is played
@@ -92,7 +93,7 @@ class ShownRows:
     def _select(self, compiled: query.Query) -> None:
         self._next = None
         self._filter = self._mask(compiled) if self.filters.text else None
-        self._by_neighbours = compiled.by_neighbours
+        self._changes = compiled.changes
         if self._filter is None:
             self._put(AllRows(self._store))
             return
@@ -143,9 +144,12 @@ class ShownRows:
         return self.selection.all if isinstance(self.selection, PlayedRows) else self.selection
 
     def _reach_versions(self) -> Sequence[tuple[int, int, int]]:
-        """What changes if neighbours change so that a next hop answers or does not."""
+        """What changes if a next hop answers or does not, or a fragment proves faulty."""
         held = self._store.neighbours.items()
-        return [(host, id(one), one.reach_version) for host, one in held]
+        fragments = index_of(self._store)
+        fragments.update()
+        versions = [(host, id(one), one.reach_version) for host, one in held]
+        return [*versions, (-1, id(fragments), fragments.version)]
 
     def _put(self, selection: Selection) -> None:
         if self.clock is None:
@@ -162,12 +166,13 @@ class ShownRows:
         """Adds new rows of the store to the selection.  True: the filter is tried again on all.
 
         Rows are of another flow than they seemed to be when later ones show what NAT does,
-        and a neighbour may cease to answer.  `again`: whether rows may appear or disappear.
+        a neighbour may cease to answer, and a fragment prove faulty.  `again`: whether rows
+        may appear or disappear.
         """
         self.selection.pull(PORTION)
         if self._filter is None or self._next is not None or not again:
             return False
-        if self._by_neighbours and self._reach != self._reach_versions():
+        if self._changes and self._reach != self._reach_versions():
             self._try(again=True)
             return True
         joined = self._store.aliases.since(self._joined)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from textual.binding import Binding, BindingType
 
 from ipttrace.trace import query
-from ipttrace.trace.rules import NFT, Rulesets
+from ipttrace.trace.rules import NFT, Rulesets, family_name
 from ipttrace.trace.store import Names
 from ipttrace.trace.tally.listing import (
     POLICY,
@@ -30,7 +30,7 @@ from ipttrace.trace.tally.listing import (
 from ipttrace.trace.tally.rules import RulesTally
 from ipttrace.tui.cells import Cells, spread
 from ipttrace.tui.key_words import chosen, with_keys
-from ipttrace.tui.messages import FilterRequested, Notice
+from ipttrace.tui.messages import FilterRequested, Notice, WhyNotRequested
 from ipttrace.tui.rows import filter_words
 from ipttrace.tui.rules.words import NUMBER, TEXT, Words
 from ipttrace.tui.widgets import figures
@@ -70,6 +70,13 @@ class RulesView(SortedLedger):
             "Hide unhit",
             tooltip="hide rules without hits, or show them",
             id="hide_unhit",
+        ),
+        Binding(
+            "Y",
+            "why_not",
+            "why the packet under the cursor among the rows does not meet this rule",
+            show=False,
+            id="why_not",
         ),
         *NAMESPACE_KEYS,
     ]
@@ -189,6 +196,14 @@ class RulesView(SortedLedger):
         if len(self._hosts) > 1 and listing.host < len(self._hosts):
             text += f" and host={query.quote(self._hosts[listing.host])}"
         self.post_message(FilterRequested(text, words, replace=True))
+
+    def action_why_not(self) -> None:
+        key = self.picked
+        if not isinstance(key, RuleKey) or key.kind == POLICY:
+            self.post_message(Notice("no rule under the cursor", error=True))
+            return
+        family = family_name(key.family) if key.family > NFT else "legacy"
+        self.post_message(WhyNotRequested(f"{family} {key.table} {key.chain} {key.number}"))
 
     # Lines.
 

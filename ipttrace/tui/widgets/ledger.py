@@ -9,7 +9,7 @@ app's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from time import monotonic
 from typing import ClassVar, Final
@@ -34,6 +34,28 @@ ROLES: Final = (
     *("title", "titles", "table", "chain", "text", "dim", "never", "value", "cursor"),
     *("accept", "drop", "other", "warn", "cold", "cool", "mild", "warm", "hot"),
 )
+
+
+def used(widths: Mapping[str, int]) -> int:
+    """The cells of a line with these columns, one cell apart."""
+    return sum(width + 1 for width in widths.values()) - 1
+
+
+def fitting(
+    least: Mapping[str, int], steps: Sequence[tuple[str, int]], room: int
+) -> dict[str, int]:
+    """The widths of columns in a line of `room` cells.
+
+    `least`: the columns that are always there; `steps`: what further room is spent on, in
+    this order: another column, or a column's new width.
+    """
+    widths = dict(least)
+    for name, width in steps:
+        wider = {**widths, name: width}
+        if used(wider) > room:
+            break
+        widths = wider
+    return widths
 
 
 class Ledger(LineView):

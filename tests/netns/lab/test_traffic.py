@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import pytest
 
+from ipttrace.checksums import checksum
 from ipttrace.lab import traffic
 from ipttrace.lab.network import Network, NetworkError
 from ipttrace.lab.network import addresses as at
 from ipttrace.lab.traffic.mix import Mix, steps
-from ipttrace.lab.traffic.packets import checksum, crc32c, inner_ipv4, tcp_syn
+from ipttrace.lab.traffic.packets import crc32c, inner_ipv4, tcp_syn
 from ipttrace.lab.traffic.server import DNS, SINK, WEB, Server
 
 SERVERS = [(4, at.SERVER4), (6, at.SERVER6)]

@@ -138,21 +138,24 @@ async def test_any_expression_reaches_the_agent_as_one_line(text: str) -> None:
         assert received(agent) == {"cmd": "filter", "expr": text}
 
 
-@pytest.mark.parametrize("key", ["A", "K"])
-async def test_a_recording_has_nothing_to_arm(key: str) -> None:
+LIVE_ONLY = [("A", "only a live trace can be armed"), ("K", "no tracing is running here")]
+
+
+@pytest.mark.parametrize(("key", "why"), LIVE_ONLY)
+async def test_a_recording_has_nothing_to_arm(key: str, why: str) -> None:
     async with replayed() as (app, pilot):
         await pilot.press(key)
-        await until(pilot, lambda: "no tracing is running here" in app.notice_line.shown[0])
+        await until(pilot, lambda: why in app.notice_line.shown[0])
         assert not app.prompt.asking
 
 
-@pytest.mark.parametrize("key", ["A", "K"])
-async def test_an_agent_that_has_exited_accepts_no_commands(key: str) -> None:
+@pytest.mark.parametrize(("key", "why"), LIVE_ONLY)
+async def test_an_agent_that_has_exited_accepts_no_commands(key: str, why: str) -> None:
     async with live(streams.hello(), streams.rows(40), rows=40) as (agent, app, pilot):
         agent.hang_up()
         await until(pilot, lambda: app.over)
         await pilot.press(key)
-        await until(pilot, lambda: "no tracing is running here" in app.notice_line.shown[0])
+        await until(pilot, lambda: why in app.notice_line.shown[0])
         assert len(all_rows(app)) == 40
 
 

@@ -27,13 +27,15 @@ from tests.tui.replayed import LAB, SIZES, all_rows, listed, replayed, seq_of, s
 
 SCREENS = DATA / "screens.iptr"  # has rules and neighbours
 VIEWS = {"1": "trace", "2": "rules-view", "3": "flows-view", "4": "totals-view", "5": "neighbours"}
+VIEWS["6"] = "drops-view"
 # A text that each view must show.
 LINES = {
     "1": "source → destination",
     "2": "PREROUTING",
     "3": "last verdict",
     "4": "✓ ACCEPT",
-    "5": "gc_thresh",
+    "5": "arp_cache",
+    "6": "place or rule",
 }
 
 
@@ -48,7 +50,7 @@ async def test_each_view_has_a_key_and_gets_the_focus(size: tuple[int, int]) -> 
         def shows(line: str) -> bool:
             return line in text(app)
 
-        for key in "2345123451":
+        for key in "23456123451":
             await pilot.press(key)
             assert app.switcher.current == VIEWS[key]
             await until(pilot, partial(shows, LINES[key]), f"{VIEWS[key]}: {LINES[key]}")
@@ -182,7 +184,7 @@ async def test_the_neighbour_pane_handles_its_keys() -> None:
     async with replayed(SCREENS) as (app, pilot):
         await pilot.press("5")
         pane = app.neighbours
-        await until(pilot, lambda: "gc_thresh" in text(app))
+        await until(pilot, lambda: "arp_cache" in text(app))
         here = pane.netns
         await pilot.press("right_square_bracket")
         assert pane.netns != here
@@ -200,11 +202,11 @@ async def test_o_shows_and_hides_the_neighbours_beside_the_rows() -> None:
     async with replayed(SCREENS, (140, 40)) as (app, pilot):
         assert not app.side.display
         await pilot.press("o")
-        await until(pilot, lambda: "gc_thresh" in text(app))
+        await until(pilot, lambda: "IPv4 arp " in text(app))
         assert "source → destination" in text(app)
         assert app.focused is app.rows
         await pilot.press("o")
-        await until(pilot, lambda: "gc_thresh" not in text(app))
+        await until(pilot, lambda: "IPv4 arp " not in text(app))
         # WHEN the screen is wide THEN they stay as the user left them
         await pilot.resize_terminal(200, 50)
         await pilot.pause()
@@ -352,7 +354,7 @@ async def test_help_can_be_searched() -> None:
         await pilot.press("question_mark", "slash")
         await write(app, pilot, "gc_thresh")
         text = app.screen.query_one("#help-text", Static)
-        await until(pilot, lambda: str(text.content).startswith("Columns of the neighbours"))
+        await until(pilot, lambda: str(text.content).startswith("The kernel's tables"))
         assert len(str(text.content).strip().splitlines()) == 3
         await write(app, pilot, " nothing")
         await until(pilot, lambda: "No line of the help" in str(text.content))

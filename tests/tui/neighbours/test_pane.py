@@ -13,6 +13,7 @@ from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
 from ipttrace.trace.neighbours import Neighbours
+from ipttrace.trace.tables import KernelTables
 from ipttrace.tui.neighbours import words
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.neighbours.vendors import Vendors
@@ -22,6 +23,7 @@ from tests.data.neighbours import CLIENT, FAILED, REACHABLE, ROUTER, namespace, 
 from tests.tui.harness import until
 
 NAMES = {ROUTER: "router", CLIENT: "client"}
+NO_TABLES = KernelTables()  # as of a recording by an older version
 
 
 class Screen(App[None]):
@@ -31,15 +33,17 @@ class Screen(App[None]):
 
 @asynccontextmanager
 async def pane(
-    held: Neighbours | None, size: tuple[int, int] = (60, 60)
+    held: Neighbours | None,
+    size: tuple[int, int] = (60, 60),
+    kernel: KernelTables | None = None,
 ) -> AsyncIterator[tuple[NeighbourPane, Pilot[Any]]]:
-    """A pane that shows the router's namespace of `held`."""
+    """A pane that shows the router's namespace of `held` and `kernel`."""
     app = Screen()
     async with app.run_test(size=size) as pilot:
         one = app.query_one(NeighbourPane)
         one.focus()
         if held is not None:
-            one.show(held, NAMES)
+            one.show(held, NO_TABLES if kernel is None else kernel, NAMES)
             one.choose(ROUTER)
         await pilot.pause()
         yield one, pilot
@@ -140,7 +144,7 @@ async def test_brackets_cycle_through_the_namespaces() -> None:
 
 async def test_a_known_name_has_priority_over_the_name_in_the_stream() -> None:
     async with pane(made.router()) as (one, pilot):
-        one.show(made.router(), {ROUTER: "gw-7"})
+        one.show(made.router(), NO_TABLES, {ROUTER: "gw-7"})
         await pilot.pause()
         assert "gw-7" in one.render_line(0).text
         assert one.name_of(CLIENT) == "client"
@@ -182,13 +186,13 @@ async def test_ages_increase_and_changed_neighbours_are_drawn() -> None:
     async with pane(held, (60, 60)) as (one, pilot):
         held.feed(made.tables(89, table(4), table(6)))
         held.feed(made.news(89, neighbours_changed=[neighbour("10.0.0.2", FAILED)]))
-        one.show(held, NAMES)
+        one.show(held, NO_TABLES, NAMES)
         await pilot.pause()
         assert line_with(one, "10.0.0.3 ").split()[-1] == "13m"
         assert "FAILED" in line_with(one, "10.0.0.2 ")
         # AND without a change, nothing is drawn
         one._above = [[("untouched", "text")]]
-        one.show(held, NAMES)
+        one.show(held, NO_TABLES, NAMES)
         assert one._above == [[("untouched", "text")]]
 
 
@@ -196,11 +200,11 @@ async def test_a_removed_namespace_is_replaced_by_another() -> None:
     held = made.router()
     async with pane(held) as (one, pilot):
         held.feed({"mono": held.mono + 1, "gone": [ROUTER]})
-        one.show(held, NAMES)
+        one.show(held, NO_TABLES, NAMES)
         await pilot.pause()
         assert one.netns == CLIENT
         held.feed({"mono": held.mono + 1, "gone": [CLIENT]})
-        one.show(held, NAMES)
+        one.show(held, NO_TABLES, NAMES)
         await pilot.pause()
         assert "IPv4 arp_cache" in text(one)
         await pilot.press("right_square_bracket", "t", "t")
@@ -210,9 +214,9 @@ async def test_a_removed_namespace_is_replaced_by_another() -> None:
 async def test_an_empty_pane_explains_itself(held: Neighbours | None) -> None:
     async with pane(held) as (one, pilot):
         if held is not None:
-            one.show(held, {})
+            one.show(held, NO_TABLES, {})
             await pilot.pause()
-            assert "No neighbour tables yet." in text(one)
+            assert "No tables of the kernel yet." in text(one)
         await pilot.press("right_square_bracket", "left_square_bracket", "t", "G", "g")
 
 
@@ -222,7 +226,7 @@ async def test_a_hidden_pane_is_filled_when_it_is_shown() -> None:
         one.display = False
         await pilot.pause()
         held.feed(made.news(70, neighbours_changed=[neighbour("10.0.0.200", FAILED)]))
-        one.show(held, NAMES)
+        one.show(held, NO_TABLES, NAMES)
         assert "10.0.0.200" not in all_text(one)
         one.display = True
         await until(pilot, lambda: "10.0.0.200" in all_text(one))
@@ -260,7 +264,7 @@ async def test_escapes_and_markup_are_shown_as_text() -> None:
     devices = [made.device(2, evil)]
     held.feed(namespace(name=evil, neighbours=[one_neighbour], devices=devices, second=60))
     async with pane(held, (120, 60)) as (one, pilot):
-        one.show(held, {})
+        one.show(held, NO_TABLES, {})
         await pilot.press("t")
         said = text(one) + all_text(one)
         assert "\x1b" not in said

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.agent import Agent
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap as pcapfilter
@@ -61,6 +62,8 @@ class Engine:
         self.notes: list[tuple[Level, str]] = []
         self.names: dict[str, str] = {}
         self.over = ""
+        self.before = 0
+        self.addresses = HiddenAddresses()
         self.rows = rows
         self.fail = fail
         self.done: list[str] = []

@@ -94,6 +94,34 @@ def test_a_packet_under_way_while_records_are_taken_is_one_journey(
     assert [hex(one) for part in taken for one in part["skb"].tolist()] == ["0x1000"] * 2
 
 
+def test_records_that_wait_for_rules_stay_below_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN rules of nftables that cannot be read, and a module that goes on writing records
+    monkeypatch.setattr(two_engines, "MOST_HELD", 10_000)
+    kernel, netlink = Source(none(), np.zeros(0, EVENT)), Source(none(), np.zeros(0, EVENT))
+    both = combined.KernelAndNetlink(cast(Any, kernel), cast(Any, netlink))
+    kernel.before = MONO + 1_000_000
+    calls, taken = 0, 0
+    for call in range(1, 101):
+        if not len(kernel._records[0]):
+            calls += 1
+            kernel._records = [entry(call, call), rule(call, 0, b"INPUT", 1), leave(call, 1)]
+        taken += len(both.take()[0])
+    # THEN most of them stay in its buffers, where what has no room is counted
+    assert taken == 0
+    assert 10_000 < both._kernel_records.size < 11_000
+    assert calls < 25
+    # WHEN the rules are read THEN all that were written come, as if nothing had been
+    kernel.before = netlink.before = 1 << 62
+    both.disarm = lambda: None  # type: ignore[method-assign]
+    both.armed = False
+    while True:
+        some = len(both.take()[0])
+        taken += some
+        if not some:
+            break
+    assert taken == calls
+
+
 EXPRESSIBLE, OTHER = pcap.compile("udp port 53"), pcap.compile("udp[8] ^ 3 = 7")
 
 

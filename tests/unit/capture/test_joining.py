@@ -289,7 +289,7 @@ def test_a_chain_of_type_nat_comes_where_the_kernel_does_nat(
     hook: int, priority: int, table: bytes, expected: list[str]
 ) -> None:
     # GIVEN a chain of type nat with a priority of its own, and a legacy table at its hook
-    chain = ChainInfo(hook, priority, "nat", ACCEPT, None, [1])
+    chain = ChainInfo(hook, priority, "nat", ACCEPT, (), [1])
     snapshot = Snapshot(10, {(2, "t"): TableInfo(1, 0, None)}, {(2, "t", "c"): chain})
     location = Generations(snapshot, 1)._search(10, 0, ChainKey(2, b"t", b"c"), 1)
     # AND a packet that both engines report, nftables' row later, as it was read later

@@ -41,6 +41,16 @@ def test_an_invalid_option_is_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["print"], ["record", "trace"], ["agent"]])
+def test_what_rules_mark_excludes_a_filter(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--from-rules", "tcp", "port", "443"]) == 2
+    assert capsys.readouterr().err == (
+        "ipttrace: --from-rules traces what rules mark: give no EXPR with it\n"
+    )
+
+
 @pytest.mark.parametrize("command", [["print"], ["record", "trace"]])
 def test_an_invalid_query_for_until_is_bad_usage_before_anything_starts(
     command: list[str],

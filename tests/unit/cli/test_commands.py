@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ipttrace.cli import main
@@ -96,4 +98,4 @@ def test_a_command_s_help_has_its_name_and_its_arguments(
     usage = capsys.readouterr().out.split("\n\n")[0]
     assert usage.startswith(f"usage: ipttrace {found.name} ")
     assert ("EXPR" in usage) == ("EXPR" in found.arguments)
-    assert ("FILE" in usage.replace("--record FILE", "")) == ("FILE" in found.arguments)
+    assert ("FILE" in re.sub("--[a-z]+ FILE", "", usage)) == ("FILE" in found.arguments)

@@ -22,6 +22,7 @@ def test_ctrl_c_where_the_agent_of_sudo_does_not_end_is_one_line(
     program.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "PATIENCE", 0.2)
+    monkeypatch.setattr(local, "_CLEANUP", 0.2)
     monkeypatch.setattr(local, "_as_root", lambda argv: [str(program)])
     killed = subprocess.Popen.kill
 

@@ -28,7 +28,7 @@ from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rules.counters import CounterHistory
 from ipttrace.trace.session import Trace
 from ipttrace.view.formats import FORMATS, output
-from tests.data import messages, neighbours
+from tests.data import messages, neighbours, tables
 from tests.paths import LAB
 
 Frames = list[tuple[int, bytes]]
@@ -65,16 +65,19 @@ def as_json(value: object) -> bytes:
 def _seed() -> Frames:
     with LAB.open("rb") as file:
         first, *rest = ((frame.kind, frame.payload) for frame in read(file))
-    tables: list[tuple[Kind, object]] = [
+    others: list[tuple[Kind, object]] = [
         (Kind.RULES, RULES),
         (Kind.COUNTERS, COUNTERS),
         (Kind.NEIGHBOURS, neighbours.tables()),
         (Kind.NEIGHBOURS, neighbours.namespace()),
         (Kind.NEIGHBOURS, neighbours.news(2, neighbours_changed=[])),
+        (Kind.TABLES, tables.table()),
+        (Kind.TABLES, tables.table("conntrack", 1)),
+        (Kind.TABLES, tables.look(1)),
         (Kind.NOTE, {"level": "warn", "text": "a note"}),
         (Kind.CLOCK, {"mono": 1, "wall": messages.WALL}),
     ]
-    return [first, *((kind, as_json(value)) for kind, value in tables), *rest]
+    return [first, *((kind, as_json(value)) for kind, value in others), *rest]
 
 
 SEED = _seed()
@@ -102,6 +105,8 @@ def consume(stream: bytes) -> Trace:
         for netns in (*trace.rulesets.namespaces(), 0):
             trace.rulesets.tables(netns)
         trace.neighbours.tables()
+        for known in trace.kernel_tables.namespaces():
+            assert all(table.level for table in known.tables.values())
         if trace.hello:
             tap.start(io.BytesIO())
     return trace
@@ -276,7 +281,9 @@ def test_a_long_value_in_an_error_is_cut() -> None:
     assert error.isprintable()
 
 
-@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.NOTE, Kind.BOOKS, Kind.RULES, Kind.NEIGHBOURS])
+@pytest.mark.parametrize(
+    "kind", [Kind.HELLO, Kind.NOTE, Kind.BOOKS, Kind.RULES, Kind.NEIGHBOURS, Kind.TABLES]
+)
 def test_json_that_no_agent_writes_is_refused_by_its_length(kind: Kind) -> None:
     head = MAGIC + struct.pack("<BB2xII", kind, 0, 9 << 20, 0)
     decoder = Decoder()
@@ -307,6 +314,20 @@ def test_a_namespace_that_is_gone_takes_no_memory() -> None:
     assert known.size > 10_000
     known.feed({"mono": 1, "gone": [neighbours.ROUTER]})
     assert known.size == 0
+
+
+def test_kernel_tables_without_end_are_an_error_in_time() -> None:
+    # GIVEN namespaces whose tables change each second, with as many values as a frame may have
+    values = {f"value {number}": 1 for number in range(51)}
+    trace = Trace()
+    trace._budget = Budget(64 << 20)
+    frames = (
+        Frame(Kind.TABLES, as_json(tables.table("ipv4", second, netns, **values)))
+        for netns in itertools.count(1)
+        for second in range(100)
+    )
+    with pytest.raises(StreamError, match="more than 64 MB: too many kernel tables"):
+        deque(map(trace.feed, frames), 0)
 
 
 def test_counters_without_end_forget_the_oldest_tables() -> None:

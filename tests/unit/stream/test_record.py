@@ -18,6 +18,7 @@ from tests.paths import PROJECT
 HEADER = PROJECT / "bpf" / "record.h"
 STRUCTS = {"ipttrace_entry": record.ENTRY_DTYPE, "ipttrace_rule": record.RULE_DTYPE}
 STRUCTS["ipttrace_exit"] = record.EXIT_DTYPE
+STRUCTS["ipttrace_station"] = record.STATION_DTYPE
 STRUCTS["ipttrace_hit"] = whole.HIT_DTYPE
 
 
@@ -87,7 +88,15 @@ def test_a_stream_of_today_describes_its_records_for_good() -> None:
     # GIVEN the description that a stream begins with
     described = record.layout()
     # THEN it gives the dtypes back
-    assert record.dtypes_of(described) == record.DTYPES
+    assert record.dtypes_of(described) == record.ALL_DTYPES
+
+
+def test_a_recording_from_before_there_were_stations_can_be_read() -> None:
+    # GIVEN the description of a stream that has only the records of calls
+    described = record.layout()
+    del described["kinds"]["station"]
+    # THEN it is as good
+    assert record.dtypes_of(described) == record.ALL_DTYPES
 
 
 def test_records_of_another_version_are_read_by_their_fields() -> None:

@@ -12,7 +12,7 @@ from ipttrace.stream.frames import Kind
 from ipttrace.stream.tap import Tap
 from ipttrace.stream.writer import Writer
 from ipttrace.trace.session import Trace
-from tests.data import messages, streams
+from tests.data import messages, streams, tables
 
 
 def test_a_recording_begun_in_the_middle_reads_as_a_stream_with_the_clock_of_then() -> None:
@@ -66,6 +66,30 @@ def test_the_newest_rules_of_each_table_come_first_and_once() -> None:
     assert [frame.json["since"] for frame in frames[1:]] == [4, 4]
 
 
+def test_the_newest_tables_of_each_namespace_that_exists_come_first() -> None:
+    tap, decoder = Tap(), Decoder()
+    sink = io.BytesIO()
+    writer = Writer(sink)
+    for second in range(3):
+        for netns in (tables.ROUTER, tables.CLIENT):
+            for name in ("ipv4", "conntrack"):
+                frame = tables.table(name, second, netns)
+                writer.message(Kind.TABLES, messages.message(frame))
+        writer.message(Kind.TABLES, messages.message(tables.look(second)))
+    gone = {"mono": tables.T0 + 2 * tables.SECOND, "gone": [tables.CLIENT]}
+    writer.message(Kind.TABLES, messages.message(gone))
+    for frame_ in decoder.feed(streams.hello() + sink.getvalue()):
+        tap.feed(frame_)
+    out = io.BytesIO()
+    tap.start(out)
+    _, *frames = Decoder().feed(out.getvalue())
+    assert [(one.json["netns"], one.json["table"]) for one in frames] == [
+        (tables.ROUTER, "ipv4"),
+        (tables.ROUTER, "conntrack"),
+    ]
+    assert {one.json["mono"] for one in frames} == {tables.T0 + 2 * tables.SECOND}
+
+
 class Full:
     def write(self, data: bytes | memoryview, /) -> None:
         raise OSError(28, "No space left on device")
@@ -86,6 +110,20 @@ def test_a_recording_begun_in_the_middle_has_the_full_names_told_before() -> Non
     assert first.kind == Kind.HELLO
     assert [frame.kind for frame in others] == [Kind.NAMES, Kind.NAMES]
     assert {short: full for one in others for short, full in one.json["names"].items()} == names
+
+
+def test_a_recording_begun_in_the_middle_knows_the_places_named_before() -> None:
+    tap, stream = Tap(), io.BytesIO()
+    writer = Writer(stream)
+    writer.hello(messages.hello())
+    writer.places({"places": {"1": "ip_forward+0x31"}, "reasons": {"12": "IP_RPFILTER"}})
+    for frame in Decoder().feed(stream.getvalue()):
+        tap.feed(frame)
+    sink = io.BytesIO()
+    tap.start(sink)
+    sink.seek(0)
+    kinds = {frame.kind: frame for frame in read(sink)}
+    assert kinds[Kind.PLACES].json["places"] == {"1": "ip_forward+0x31"}
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_stream() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ipttrace.lab.network.ns import run_in, socket_in
 from tests.vm.live import live
+from tests.vm.patience import PATIENCE
 from tests.vm.plain import LOOPBACK, Plain
 
 COUNT = 23
@@ -30,7 +31,7 @@ def test_connections_are_seen_though_conntrack_came_later(tmp_path: Path) -> Non
     # GIVEN a kernel without conntrack, and an agent that traces
     with Plain() as plain, socket_in(plain.name, socket.AF_INET, socket.SOCK_DGRAM) as heard:
         heard.bind((LOOPBACK[4], 53))
-        heard.settimeout(30)
+        heard.settimeout(PATIENCE)
         run_in(plain.name, ["nft", "-f", "-"], text=BEFORE)
         one = live(plain, tmp_path / "ready", engine="bpf")
         assert not loaded(CONNTRACK)

@@ -11,10 +11,12 @@ import pytest
 
 from ipttrace.lab import traffic
 from tests.program import Command
-from tests.vm.conftest import kprobes
+from tests.vm.conftest import SHARED, kprobes
 from tests.vm.forked import Agent, flooding, until
 from tests.vm.live import Live, balanced, live
 from tests.vm.plain import LOOPBACK, Plain, listening, raw_and_filter
+
+pytestmark = SHARED
 
 RULES = raw_and_filter('-A INPUT -p udp -m udp --dport 9 -m comment --comment "budget" -j ACCEPT')
 # raw OUTPUT and PREROUTING, filter OUTPUT and INPUT

@@ -15,9 +15,11 @@ from ipttrace.capture.filter import pcap as pcapfilter
 from ipttrace.capture.kernel.programs import PINS
 from ipttrace.stream.frames import Kind
 from tests.vm.bare import Bare, references
-from tests.vm.conftest import kprobes
+from tests.vm.conftest import SHARED, kprobes
 from tests.vm.forked import Agent, flooding, until
 from tests.vm.plain import Plain, raw_and_filter
+
+pytestmark = SHARED
 
 # Of arming and disarming.  Fewer on the second kernel of the whole run, for its time.
 ROUNDS = 60 if os.uname().release.startswith("6.12.") else 200

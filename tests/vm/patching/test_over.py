@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ipttrace.capture.kernel.control import Control
 from tests.vm.bare import Bare, references
-from tests.vm.conftest import kprobes
+from tests.vm.conftest import SHARED, kprobes
 from tests.vm.forked import flooding, until
 from tests.vm.plain import Plain, raw_and_filter
+
+pytestmark = SHARED
 
 ROUNDS = 10
 RULES = raw_and_filter("-A OUTPUT -p udp -m udp --dport 9 -j REJECT")

@@ -16,10 +16,13 @@ import pytest
 
 from ipttrace.capture.errors import CaptureError
 from ipttrace.lab import traffic
+from ipttrace.trace.row import Step
 from tests.vm.bare import Bare, references
-from tests.vm.conftest import kprobes
+from tests.vm.conftest import SHARED, captured, kprobes
 from tests.vm.forked import flooding, until
 from tests.vm.plain import Plain
+
+pytestmark = SHARED
 
 BOTH = 3
 ONLY_4, ONLY_6 = 1, 2
@@ -66,6 +69,26 @@ def test_without_any_tables_the_error_names_the_module_to_load() -> None:
         bare.control.arm(bare.pins)
         assert bare.control.status().targets == ONLY_4
         bare.control.disarm()
+
+
+def test_a_namespace_that_is_made_with_tables_is_traced() -> None:
+    # GIVEN that namespaces are made with the table filter (as with forward=0, a policy of DROP)
+    unload("ip")
+    subprocess.run(["modprobe", "iptable_filter", "forward=0"], check=True)
+    try:
+        # WHEN one is made while it is armed
+        with captured() as capture, Plain() as plain:
+            inode = plain.inode
+            plain.run("iptables-legacy", "-A", "OUTPUT", "-p", "udp", "-j", "ACCEPT")
+            assert traffic.udp(plain.name, "127.0.0.1", 9, 23).sent == 23
+            capture.wait_rows(46, {inode})
+        # THEN its packets have rows
+        rows = [row for row in capture.rows if row.netns == inode and row.proto == "UDP"]
+        assert len(rows) == 46
+        paths = {row.path for row in rows if row.hook == "OUTPUT"}
+        assert paths == {(Step("OUTPUT", 1, "rule"),)}
+    finally:
+        unload("ip")
 
 
 def test_tables_loaded_while_armed_are_traced_and_can_be_unloaded() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sets namespaces' loggers to nfnetlink_log, so that traced legacy rules are sent there.
+"""Sets namespaces' loggers to nfnetlink_log, for lines of traced legacy rules, or to none.
 
 The old logger is always restored: by `restore`; after kill -9 at once, by a guard process
 (logger_guard.py); if that was killed too, by `repair` at the next start.  Must not read
@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
+from ipttrace.capture import netns
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink.legacy import logger_guard as guard
 from ipttrace.capture.netlink.legacy.logger_guard import NFNETLINK_LOG, NONE, State
@@ -24,6 +26,8 @@ from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
 from ipttrace.ready import readable
 
 FAMILIES: Final = (NFPROTO_IPV4, NFPROTO_IPV6)
+_ALL_NAMESPACES: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+_SYSLOG: Final = Path("/sys/module/nf_log_syslog")
 _PATIENCE: Final = 20.0  # s, for the guard to start, or to end
 
 
@@ -63,24 +67,30 @@ class LogSetting:
         """The guard's process id."""
         return self._guard.pid
 
-    def take(self, path: str, inode: int, families: Iterable[int] = FAMILIES) -> None:
+    def take(
+        self,
+        path: str,
+        inode: int,
+        families: Iterable[int] = FAMILIES,
+        set_to: str = NFNETLINK_LOG,
+    ) -> None:
         """Sets the calling thread's namespace's loggers of these families (NFPROTO_*).
 
-        The namespace has `inode`, and `path` leads to it.  Bind to group 0 before
-        (decode.bind), so that only one process sets the loggers, and restore before the
-        group is released.  Raises CaptureError, with nothing changed.
+        The namespace has `inode`, and `path` leads to it; `set_to`: NFNETLINK_LOG or NONE.
+        Bind to group 0 before (decode.bind), so that only one process sets the loggers, and
+        restore before the group is released.  Raises CaptureError, with nothing changed.
         """
         with self._lock:
             self._wait_for_guard()
             try:
                 with guard.locked(self._folder):
-                    self._take(path, inode, families)
+                    self._take(path, inode, families, set_to)
             except BlockingIOError as error:
                 raise CaptureError(f"another process holds {self._folder}/nf_log.lock") from error
             except OSError as error:
                 raise CaptureError(str(error)) from error
 
-    def _take(self, path: str, inode: int, families: Iterable[int]) -> None:
+    def _take(self, path: str, inode: int, families: Iterable[int], set_to: str) -> None:
         old = {}
         for family in families:
             try:
@@ -89,17 +99,20 @@ class LogSetting:
                 raise CaptureError(
                     "/proc/sys/net/netfilter/nf_log is missing (CONFIG_NETFILTER)"
                 ) from None
-        state = State(path, inode, guard.cookie(), old)
+        state = State(path, inode, guard.cookie(), old, set_to)
         for other in guard.states(self._folder, inode):
-            # Another run, or this one, has set nfnetlink_log already: its old logger counts.
+            # Another run, or this one, has set its logger already: its old one counts.
             if other.same_namespace(state):
                 for family, name in other.old.items():
-                    if old.get(family, NFNETLINK_LOG) == NFNETLINK_LOG:
+                    if old.get(family, other.set) == other.set:
                         old[family] = name
-        changing = [family for family in old if guard.logger(family) != NFNETLINK_LOG]
-        if all(name == NFNETLINK_LOG for name in old.values()):
+        changing = [family for family in old if guard.logger(family) != set_to]
+        if not changing and all(name == set_to for name in old.values()):
             return
-        if any(old[family] != NONE for family in changing) and not guard.writable():
+        if (
+            any(old[family] not in (NONE, NFNETLINK_LOG) for family in changing)
+            and not guard.writable()
+        ):
             raise CaptureError(
                 "/proc/sys is read-only, so that the current logger could not be "
                 "restored: make it writable"
@@ -108,7 +121,7 @@ class LogSetting:
         self._states[inode] = state
         try:
             for family in changing:
-                guard.set_logger(family, NFNETLINK_LOG)
+                guard.set_logger(family, set_to)
         except OSError as error:
             with contextlib.suppress(OSError):
                 guard.settle(self._folder, state)
@@ -162,6 +175,21 @@ class LogSetting:
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()
+
+
+def silent(inode: int) -> str:
+    """What to set as the logger of the namespace `inode`, so that nothing is logged.
+
+    Without a logger the kernel does not even compose the lines of traced packets.  But the
+    module that writes to the kernel's log puts itself in the place of none when it is loaded;
+    lines of namespaces other than the initial one it writes only if it is told to.
+    """
+    try:
+        everywhere = _ALL_NAMESPACES.read_text().strip() != "0"
+    except OSError:
+        everywhere = True  # not seen from here
+    quiet = inode != netns.initial() and not everywhere
+    return NONE if quiet or _SYSLOG.exists() else NFNETLINK_LOG
 
 
 def repair() -> list[str]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Namespaces' loggers: notes of the old ones, and the guard that restores them.
 
-A process that sets a namespace's loggers to nfnetlink_log first writes a file with the
-old ones.  Once the process has ended, the file is used to restore them: at once, by the
+A process that sets a namespace's loggers, to nfnetlink_log or to none, first writes a file
+with the old ones.  Once the process has ended, the file is used to restore them: at once, by the
 guard, which is this file run as a script; or at the next start.  Files and loggers are
 changed only under the folder's lock.
 
@@ -32,7 +32,7 @@ _PREFIX = "nf_log-"
 _LOCK = "nf_log.lock"
 _PATIENCE = 5.0  # s, while another process has the lock
 _MOST = 8192  # bytes of a file that are read
-_KEYS = ("boot", "pidns", "pid", "start", "inode", "cookie", "old")
+_KEYS = ("boot", "pidns", "pid", "start", "inode", "cookie", "old", "set")
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _SO_NETNS_COOKIE = 71  # unique since boot; Linux 5.14
@@ -48,10 +48,15 @@ class Gone(Exception):
 class State:
     """The content of one file: a process, a namespace, and its old loggers by NFPROTO_*."""
 
-    __slots__ = ("boot", "cookie", "inode", "old", "path", "pid", "pidns", "start")
+    __slots__ = ("boot", "cookie", "inode", "old", "path", "pid", "pidns", "set", "start")
 
-    def __init__(self, path: str, inode: int, cookie: int, old: dict[int, str]) -> None:
-        """Of the calling process.  `path` leads to the namespace; `cookie`: 0 if unknown."""
+    def __init__(
+        self, path: str, inode: int, cookie: int, old: dict[int, str], set_to: str = NFNETLINK_LOG
+    ) -> None:
+        """Of the calling process.  `path` leads to the namespace; `cookie`: 0 if unknown.
+
+        `set_to`: the logger that it sets, NFNETLINK_LOG or NONE.
+        """
         self.boot = boot_id()
         self.pidns = os.stat("/proc/self/ns/pid").st_ino
         self.pid = os.getpid()
@@ -59,6 +64,7 @@ class State:
         self.inode = inode
         self.cookie = cookie
         self.old = old
+        self.set = set_to
         self.path = path
 
     @property
@@ -92,7 +98,8 @@ class State:
     def text(self) -> bytes:
         """The file's bytes; the path comes last, because it may contain any character."""
         old = ",".join(f"{family}={name}" for family, name in self.old.items())
-        values = (self.boot, self.pidns, self.pid, self.start, self.inode, self.cookie, old)
+        numbers = (self.pidns, self.pid, self.start, self.inode, self.cookie)
+        values = (self.boot, *numbers, old, self.set)
         lines = [f"{key} {value}\n" for key, value in zip(_KEYS, values, strict=True)]
         return "".join(lines).encode() + b"path " + os.fsencode(self.path)
 
@@ -116,7 +123,10 @@ class State:
             if not 0 <= int(family) <= 255 or not name.replace("_", "").isalnum():
                 raise ValueError(f"not a family and a logger: {pair!r}")
             one.old[int(family)] = name
-        one.path = os.fsdecode(values[7])
+        one.set = values[7].decode("ascii")
+        if one.set not in (NFNETLINK_LOG, NONE):
+            raise ValueError(f"not what is set: {one.set!r}")
+        one.path = os.fsdecode(values[8])
         return one
 
 
@@ -310,14 +320,17 @@ def _bind(family: int, command: int) -> None:
 
 
 def restore(state: State) -> list[int]:
-    """Restores the old loggers where nfnetlink_log is still set; returns their families.
+    """Restores the old loggers where ours are still set; returns their families.
 
-    The calling thread enters the namespace and returns.  Raises Gone, OSError.
+    In the place of none another process may have set nfnetlink_log.  The calling thread
+    enters the namespace and returns.  Raises Gone, OSError.
     """
     done = []
+    ours = {state.set, NFNETLINK_LOG}
     with _inside(state):
         for family, old in state.old.items():
-            if old == NFNETLINK_LOG or logger(family) != NFNETLINK_LOG:
+            current = logger(family)
+            if current == old or current not in ours:
                 continue
             try:
                 set_logger(family, old)
@@ -393,7 +406,7 @@ def _setns(fd: int) -> None:
 
 
 def settle(folder: str, state: State) -> list[int]:
-    """Restores loggers, unless another process still needs nfnetlink_log; removes the file.
+    """Restores loggers, unless another process still needs its own; removes the file.
 
     Returns the families that were restored.  Needs the lock.  Raises OSError, and then
     the file stays.

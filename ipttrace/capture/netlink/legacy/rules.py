@@ -27,6 +27,7 @@ from ipttrace.capture.xtables import Blob
 # one while iptables' lock is taken again and again.
 _REST: Final = 4
 _LONGEST_REST: Final = 0.1  # s
+_IDLE_REST: Final = 0.1  # s more
 _RETRY: Final = 10.0  # s, after rules could not be read
 # How long rows wait, s: for later readings to show that none was missed, and for texts.
 _UNSETTLED: Final = 0.3
@@ -144,7 +145,7 @@ class LegacyRules:
         in which the rules changed, and new ones.  The first takes the place of those that begin
         later, which `checked` did not return.
         """
-        if not force and not self._is_due():
+        if not force and not self.is_due():
             return None
         self.learned = False
         self._look(flush)
@@ -165,10 +166,12 @@ class LegacyRules:
             for key, chains in tables.items()
         }
 
-    def _is_due(self) -> bool:
+    def is_due(self, *, rows_wait: bool = True) -> bool:
+        """Whether it is time for a check; if no rows wait for one, a later time."""
         now, moved = time.monotonic(), self._lock.now() != self._moment
         printed = any(one.done and one.last is None for one in self._printing)
-        return now >= self._due or printed or (moved and now >= self._soonest)
+        due = self._due if rows_wait else self._due + _IDLE_REST
+        return now >= due or printed or (moved and now >= self._soonest)
 
     # -- readings
 

@@ -9,6 +9,7 @@ xt_bpf       any filter as a match of a rule
 flip_rules   a filter as the rules of the flip table
 stale        whose a flip table is, and those that dead processes left
 table        the flip table, which sets nf_trace on packets that match the filter
+devices      what it does at the ingress of devices
 decode       trace messages to events
 generations  the rule number, hook and priority of an event, in the ruleset of its time
 """

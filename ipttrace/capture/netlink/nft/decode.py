@@ -29,7 +29,7 @@ from ipttrace.capture.netlink.events import (
     ChainRegistry,
 )
 from ipttrace.capture.netlink.reader import Batch, joined
-from ipttrace.netfilter import HOOKS, IP_VERSIONS
+from ipttrace.netfilter import HOOKS, IP_HOOKS, IP_VERSIONS
 from ipttrace.stream import record
 
 NFNLGRP_NFTABLES: Final = 7
@@ -142,7 +142,7 @@ class NftTraceDecoder:
         invalid &= (events["ct_info"] == 0) & (events["ct_flags"] == 0)
         at_first = np.isin(events["hook"], (_PREROUTING, _OUTPUT))
         seen = ~at_first | (events["priority"] > _PRI_CONNTRACK)
-        events["ct_flags"][invalid & seen & (events["hook"] < len(HOOKS))] = record.CT_INVALID
+        events["ct_flags"][invalid & seen & (events["hook"] < len(IP_HOOKS))] = record.CT_INVALID
 
     def _generations(self, batch: Batch, kinds: Array, times: Array) -> Array:
         """The ruleset's generation at each message: uint32, shape (n,)."""

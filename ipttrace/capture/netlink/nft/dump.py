@@ -15,7 +15,14 @@ from typing import Final, NamedTuple
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.netlink.nft.nftrace import may_clear, needs_conntrack, only_verdict
 from ipttrace.capture.netlink.nft.rewrites import Rewrite, rewrites
-from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, attributes, capture_error
+from ipttrace.capture.netlink.nft.wire import (
+    NftSocket,
+    Refused,
+    Request,
+    attributes,
+    capture_error,
+    each_attribute,
+)
 
 _GETTABLE: Final = 1
 _GETCHAIN: Final = 4
@@ -29,7 +36,8 @@ _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _TABLE_OWNER = 1, 2, 4, 7
 _CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 2, 3, 4, 5, 7
 _CHAIN_COUNTERS, _CHAIN_USERDATA = 8, 12
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2  # enum nft_counter_attributes
-_HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV = 1, 2, 3
+_HOOK_NUM, _HOOK_PRIORITY, _HOOK_DEV, _HOOK_DEVS = 1, 2, 3, 4
+_DEVICE_NAME: Final = 1  # of enum nft_devices_attributes; 2: how names begin
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _RULE_USERDATA: Final = 7
 _GEN_ID: Final = 1
@@ -53,15 +61,22 @@ class TableInfo:
     owner: int | None  # netlink address of the socket that owns it
 
 
+Devices = tuple[tuple[int, bytes], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ChainInfo:
-    """A chain; `hook`, `priority` and `policy` (NF_*) are None unless it is a base chain."""
+    """A chain; `hook`, `priority` and `policy` (NF_*) are None unless it is a base chain.
+
+    `devices`: where it is hooked, each as the kernel names it: kind (1: a name, 2: how names
+    begin) and name.
+    """
 
     hook: int | None
     priority: int | None
     type: str
     policy: int | None
-    device: str | None
+    devices: Devices = ()
     handles: list[int] = field(default_factory=list)  # of the rules, in order
     comment: str | None = None
     handle: int = 0  # of the chain, which keeps it when it is renamed
@@ -212,7 +227,7 @@ class Dump:
                 priority,
                 _text(found, _CHAIN_TYPE),
                 _number(found, _CHAIN_POLICY),
-                _text(hook, _HOOK_DEV) or None,
+                _devices(hook),
                 comment=_comment(found.get(_CHAIN_USERDATA, b"")),
                 handle=_number(found, _CHAIN_HANDLE) or 0,
             )
@@ -252,6 +267,13 @@ def without_counter(expressions: bytes) -> bytes:
         return expressions
     (length,) = struct.unpack_from("=H", expressions, at - 4)
     return expressions[: at - 4] + b"counter" + expressions[at - 4 + length :]
+
+
+def _devices(hook: dict[int, bytes]) -> Devices:
+    if name := hook.get(_HOOK_DEV, b"").rstrip(b"\0"):
+        return ((_DEVICE_NAME, name),)
+    listed = each_attribute(hook.get(_HOOK_DEVS, b""))
+    return tuple((kind, name.rstrip(b"\0")) for kind, name in listed)
 
 
 def _number(values: dict[int, bytes], kind: int) -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 from ipttrace.capture.netlink.attributes import Array
 from ipttrace.capture.netlink.events import TRACKING, ChainKey, ChainRegistry
 from ipttrace.capture.netlink.nft.dump import ChainInfo, Snapshot
-from ipttrace.netfilter import ARP_HOOKS, NAT_PRIORITIES, NFPROTO_ARP, UNKNOWN_HOOK
+from ipttrace.netfilter import FAMILY_HOOKS, NAT_PRIORITIES, UNKNOWN_HOOK
 
 # The kernel announces new rules at most this long after they took effect, ns.
 ANNOUNCE_DELAY: Final = 10_000_000
@@ -287,8 +287,8 @@ class Generations:
         if handle:
             rulenum = self._rulenums_of(generation, chain, info).get(handle, 0)
         hook = UNKNOWN_HOOK if info.hook is None else info.hook
-        if chain.family == NFPROTO_ARP:
-            hook = ARP_HOOKS.get(hook, UNKNOWN_HOOK)
+        if chain.family in FAMILY_HOOKS:
+            hook = FAMILY_HOOKS[chain.family].get(hook, UNKNOWN_HOOK)
         priority = info.priority or 0
         if info.type == "nat":
             priority = NAT_PRIORITIES.get(hook, priority)

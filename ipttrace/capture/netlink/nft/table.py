@@ -20,18 +20,28 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter.nft import Compiled
 from ipttrace.capture.netlink.events import PASSED
 from ipttrace.capture.netlink.nft import wire, xt_bpf
+from ipttrace.capture.netlink.nft.dump import Devices
 from ipttrace.capture.netlink.nft.flip_rules import COUNTER, FlipRules
 from ipttrace.capture.netlink.nft.stale import own_name
 from ipttrace.capture.netlink.nft.wire import NftSocket, Refused, Request, capture_error
-from ipttrace.netfilter import NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+from ipttrace.netfilter import (
+    NFPROTO_ARP,
+    NFPROTO_BRIDGE,
+    NFPROTO_INET,
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    NFPROTO_NETDEV,
+)
 
 _FIRST_PRIORITY: Final = -(1 << 31)  # before all other chains, and before defragmentation
 _LAST_PRIORITY: Final = (1 << 31) - 1
 _POSTROUTING: Final = 4
 _OWNER: Final = 0x2  # NFT_TABLE_F_OWNER
+_WITHOUT_POSTROUTING: Final = (NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_NETDEV)
 # Chain and hook: NF_INET_* and NF_BR_* have the same numbers, NF_ARP_* others.
 _CHAINS: Final = ((b"prerouting", 0), (b"output", 3))
 _ARP_CHAINS: Final = ((b"input", 0), (b"output", 1))
+_DEVICE_CHAINS: Final = ((b"ingress", 0),)
 
 
 class FlipTable:
@@ -55,7 +65,9 @@ class FlipTable:
         # family inet, ip and ip6 take its place.
         self._installed: dict[int, tuple[int, ...]] = {}
         self._reporting: set[int] = set()  # the families with the chain PASSED
+        self.devices: Devices = ()  # where the chain of NFPROTO_NETDEV is hooked
         self._removed_counts = (0, 0)  # packets and bytes, of tables removed since
+        self._carried = b""  # the match of packets that were flipped elsewhere
         self._socket = NftSocket()
 
     def __enter__(self) -> FlipTable:
@@ -84,14 +96,22 @@ class FlipTable:
         """The families, NFPROTO_*, in which the table exists."""
         return tuple(family for tables in self._installed.values() for family in tables)
 
-    def install(self, compiled: Compiled, families: Iterable[int] = (NFPROTO_INET,)) -> None:
+    def install(
+        self,
+        compiled: Compiled,
+        families: Iterable[int] = (NFPROTO_INET,),
+        devices: Devices = (),
+    ) -> None:
         """Makes the table, which flips packets that match `compiled` from now on.
 
-        `families`: any of NFPROTO_INET, _BRIDGE, _ARP; ARP packets are flipped only if
-        there is no filter.  Tables of other families stay as they are.  Raises
-        CaptureError, with none of these families installed.
+        `families`: any of NFPROTO_INET, _BRIDGE, _ARP, _NETDEV; ARP packets are flipped only
+        if there is no filter; `devices`: of NFPROTO_NETDEV, which flips what they receive.
+        Tables of other families stay as they are.  Raises CaptureError, with none of these
+        families installed.
         """
         wanted = list(families)
+        if NFPROTO_NETDEV in wanted:
+            self.devices = devices
         if self.installed & set(wanted):
             raise CaptureError(f"the nft table {self.name.decode()} is installed already")
         try:
@@ -130,7 +150,7 @@ class FlipTable:
         refuses it reports none.
         """
         for family in self.families:
-            if family in self._reporting or family in (NFPROTO_ARP, NFPROTO_BRIDGE):
+            if family in self._reporting or family in _WITHOUT_POSTROUTING:
                 continue
             self._reporting.add(family)
             chain = self._new_chain(family, PASSED, _POSTROUTING, _LAST_PRIORITY)
@@ -183,7 +203,33 @@ class FlipTable:
         finally:
             self._socket.close()
 
+    @property
+    def carries(self) -> bool:
+        """Whether it flips more than packets that match the filter: see `carry`."""
+        return bool(self._carried)
+
+    def carry(self, descriptor: int) -> None:
+        """Lets the next `install` or `replace` flip what this socket filter matches too; -1: none.
+
+        Where the kernel cannot run it so, only packets that match the filter are flipped.
+        """
+        self._carried = xt_bpf.of_descriptor(descriptor) if descriptor >= 0 else b""
+
     def _with_rules(
+        self, compiled: Compiled, families: Iterable[int], make: Callable[[FlipRules], None]
+    ) -> None:
+        """See _with_matches; without the match of `carry` if the kernel refuses that."""
+        before = self.installed
+        try:
+            self._with_matches(compiled, families, make)
+        except Refused:
+            if not self._carried:
+                raise
+            self._carried = b""
+            self.remove(self.installed - before)
+            self._with_matches(compiled, families, make)
+
+    def _with_matches(
         self, compiled: Compiled, families: Iterable[int], make: Callable[[FlipRules], None]
     ) -> None:
         """Calls `make` with what matches the packets that `compiled` does, or if need be more.
@@ -274,6 +320,8 @@ class FlipTable:
 
     def _new_chain(self, family: int, chain: bytes, hook: int, priority: int) -> Request:
         position = wire.number(1, hook) + wire.number(2, priority & 0xFFFFFFFF)
+        if family == NFPROTO_NETDEV:
+            position += wire.nested(4, *(wire.text(kind, name) for kind, name in self.devices))
         base = wire.text(1, self.name) + wire.text(3, chain) + wire.nested(4, position)
         base += wire.number(5, 1) + wire.text(7, b"filter")
         return Request(wire.NEWCHAIN, family, base, wire.CREATE | wire.EXCL)
@@ -285,7 +333,7 @@ class FlipTable:
         requests = []
         for chain, _ in _chains(family):
             where = wire.text(1, self.name) + wire.text(2, chain)
-            for rule in rules.expressions(family):
+            for rule in rules.expressions(family, self._carried):
                 body = where + wire.nested(4, rule)
                 requests.append(Request(wire.NEWRULE, family, body, wire.CREATE | wire.APPEND))
         return requests
@@ -333,4 +381,4 @@ class FlipTable:
 
 
 def _chains(family: int) -> tuple[tuple[bytes, int], ...]:
-    return _ARP_CHAINS if family == NFPROTO_ARP else _CHAINS
+    return {NFPROTO_ARP: _ARP_CHAINS, NFPROTO_NETDEV: _DEVICE_CHAINS}.get(family, _CHAINS)

@@ -99,15 +99,18 @@ def nested(kind: int, *inner: bytes) -> bytes:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Values by attribute type; stops at an attribute whose length does not fit."""
-    found = {}
+    return dict(each_attribute(data))
+
+
+def each_attribute(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Types and values; stops at an attribute whose length does not fit."""
     at = 0
     while at + 4 <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < 4 or at + length > len(data):
             break
-        found[kind & _TYPE] = data[at + 4 : at + length]
+        yield kind & _TYPE, data[at + 4 : at + length]
         at += (length + 3) & ~3
-    return found
 
 
 def _expression(name: bytes, *data: bytes) -> bytes:

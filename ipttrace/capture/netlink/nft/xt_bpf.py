@@ -56,6 +56,14 @@ def expression(program: bytes) -> Iterator[bytes | None]:
             os.close(descriptor)
 
 
+def of_descriptor(descriptor: int) -> bytes:
+    """The nft expression that a loaded socket filter matches; b"" if the kernel has no xt_bpf.
+
+    Valid while the descriptor is open; a rule that was made of it stays as it is.
+    """
+    return _match(_DESCRIPTOR, 0, descriptor, b"") if _is_there() else b""
+
+
 def can_run(program: bytes) -> bool:
     """Whether this host can run `program` so."""
     with expression(program) as found:

@@ -11,7 +11,7 @@ import pytest
 
 from ipttrace.capture.bpf import runs
 from ipttrace.capture.bpf.calls import make_calls
-from ipttrace.capture.bpf.runs import LongNames, RunReader
+from ipttrace.capture.bpf.runs import RunNames, RunReader
 from ipttrace.capture.netlink.events import ChainRegistry
 from ipttrace.capture.netlink.names import RecordNames
 from ipttrace.netfilter import DROP
@@ -22,8 +22,9 @@ HEADER = PROJECT / "bpf" / "run.h"
 STRUCTS = {
     "ipttrace_run": runs.RUN_DTYPE,
     "ipttrace_run_hit": runs.HIT_DTYPE,
-    "ipttrace_run_name": runs.NAMED_DTYPE,
+    "ipttrace_run_name": runs.NAME_DTYPE,
 }
+NUMBERS = {b"t": 1, b"in": 2, b"sub": 3}  # of names
 
 
 @pytest.mark.parametrize("struct", STRUCTS)
@@ -31,31 +32,27 @@ def test_every_field_lies_where_the_compiler_puts_it(struct: str, tmp_path: Path
     # GIVEN the header as compiled, and its mirror
     dtype = STRUCTS[struct]
     assert dtype.fields is not None
+    fields = dict(dtype.fields)
+    if struct == "ipttrace_run":
+        # What the mirror has together in `head`, for copies of it.
+        inner, at = fields.pop("head")[:2]
+        fields |= {name: (one[0], one[1] + at) for name, one in (inner.fields or {}).items()}
     lines = ["#include <stdio.h>", "#include <linux/types.h>", f'#include "{HEADER}"']
     lines += ["int main(void) {"]
     lines += [
         f'printf("%zu %zu ", __builtin_offsetof(struct {struct}, {name}),'
         f" sizeof(((struct {struct} *)0)->{name}));"
-        for name in dtype.names or ()
+        for name in fields
     ]
     end = "__builtin_offsetof(struct ipttrace_run, hits)"
     size = end if struct == "ipttrace_run" else f"sizeof(struct {struct})"
-    lines.append(f'printf("%zu %d %d", {size}, IPTTRACE_RUN_HITS, IPTTRACE_RUN_NAME_LEN); }}')
+    lines.append(f'printf("%zu %d", {size}, IPTTRACE_RUN_HITS); }}')
     (tmp_path / "layout.c").write_text("\n".join(lines))
     subprocess.run(["gcc", "-o", tmp_path / "layout", tmp_path / "layout.c"], check=True)
     said = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True)
     # THEN offsets and sizes are the same
-    places = [
-        part
-        for name in dtype.names or ()
-        for part in (dtype.fields[name][1], dtype.fields[name][0].itemsize)
-    ]
-    assert list(map(int, said.stdout.split())) == [
-        *places,
-        dtype.itemsize,
-        runs.HITS,
-        runs.NAME_LEN,
-    ]
+    places = [part for one in fields.values() for part in (one[1], one[0].itemsize)]
+    assert list(map(int, said.stdout.split())) == [*places, dtype.itemsize, runs.HITS]
 
 
 class Ring:
@@ -64,6 +61,12 @@ class Ring:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._lengths: list[int] = []
+
+    def tell(self, names: dict[bytes, int]) -> None:
+        for name, number in names.items():
+            one = np.zeros(1, runs.NAME_DTYPE)
+            one["number"], one["name"] = number, name
+            self.add(one.tobytes())
 
     def add(self, data: bytes) -> None:
         self._parts.append(data)
@@ -79,7 +82,14 @@ def hits(count: int, first: int = 1, chain: bytes = b"in") -> np.ndarray:
     found = np.zeros(count, runs.HIT_DTYPE)
     found["handle"] = np.arange(first, first + count)
     found["type"] = 3
-    found["chain"] = chain
+    found["chain"] = NUMBERS[chain]
+    return found
+
+
+def told() -> RunNames:
+    found = RunNames()
+    for name, number in NUMBERS.items():
+        found.learn(number, name)
     return found
 
 
@@ -88,9 +98,9 @@ def head(total: int, **fields: object) -> np.ndarray:
     found["entry"]["source"] = record.SOURCE_BPF
     found["entry"]["ct_orig_dport"] = 53
     found["exit"]["rules"] = total
-    found["table"] = b"t"
+    found["head"]["table"] = NUMBERS[b"t"]
     for name, value in fields.items():
-        found[name] = value
+        found["head"][name] = value
     return found
 
 
@@ -108,49 +118,48 @@ def test_a_run_with_more_hits_than_a_record_holds_has_them_all_in_order() -> Non
     assert found.counts.tolist() == [1, 20, 1]
     assert found.hits["handle"].tolist() == [1, *range(1, 21), 5]
     # AND ports have the order of bytes that they have on the wire
-    assert found.heads["entry"]["ct_orig_dport"].tolist() == [53, 53, 53]
+    assert found.entries["ct_orig_dport"].tolist() == [53, 53, 53]
 
 
-def test_names_that_are_too_long_for_a_run_come_ahead_of_it() -> None:
-    # GIVEN two runs through chains whose names begin with the same 63 bytes
+def test_names_are_those_that_were_told_before_the_run() -> None:
+    # GIVEN two runs, with names of every length, and a chain whose number nothing told of
     ring = Ring()
-    begin = b"n" * 100
-    for began in (5, 6):
-        piece = np.array([(7, began)], runs.PIECE_DTYPE)
-        path = hits(2, chain=begin[:63])
-        path["time"] = [began, began + 1]
-        for time, end in ((0, b"table"), (began, b"%d" % began), (began + 1, b"end")):
-            name = np.zeros(1, runs.NAMED_DTYPE)
-            name["piece"], name["time"], name["name"] = piece, time, begin + end
-            ring.add(name.tobytes())
-        ring.add(head(2, piece=piece, table=begin[:63]).tobytes() + path.tobytes())
-    ring.add(head(1).tobytes() + hits(1).tobytes())
+    long = b"n" * 254
+    ring.tell({b"t": 1, long + b"1": 1 << 32 | 1, b"x": 2 << 32 | 1})
+    path = hits(3)
+    path["chain"] = [1 << 32 | 1, 2 << 32 | 1, 77]
+    ring.add(head(3).tobytes() + path.tobytes())
+    # AND a name that has the place of another one, whose runs are still to be read
+    ring.tell({long + b"2": 1 << 32 | 2})
+    path["chain"] = [1 << 32 | 2, 2 << 32 | 1, 1 << 32 | 1]
+    ring.add(head(3).tobytes() + path.tobytes())
     # WHEN calls are made of them
-    reader, names = RunReader(), RecordNames()
+    reader, names, chains = RunReader(), RecordNames(), ChainRegistry()
     read = reader.read(*ring.take())
-    chains = ChainRegistry()
-    calls = make_calls(read, chains, lambda _: None, names, reader.long)
-    # THEN each name is known in full
-    ends = (b"5", b"end", b"6", b"end")
-    expected = [names.short(begin + end) for end in ends]
-    assert calls.rules["chain"].tolist() == [*expected, b"in"]
-    assert len(set(expected)) == 3
-    assert {one.table for one in chains.chains} == {begin + b"table", b"t"}
-    # AND a name of the kernel's is never taken for what stands for a long one
-    assert reader.long.whole(np.array([b"0" * 63], "S64")).tolist() == [b"0" * 63]
+    calls = make_calls(read, chains, lambda _: None, names, reader.names)
+    # THEN each name is known in full, and the other one is unknown
+    first, second = (names.short(long + end) for end in (b"1", b"2"))
+    assert first != second
+    assert calls.rules["chain"].tolist() == [first, b"x", b"", second, b"x", first]
+    assert {one.table for one in chains.chains} == {b"t"}
 
 
-def test_of_very_many_long_names_the_last_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_MOST_LONG", 3)
-    names = LongNames()
-    tokens = [names.token(b"n" * 70 + b"%d" % number) for number in range(5)]
-    found = names.whole(np.array(tokens, "S64")).tolist()
-    assert found == [b"", b"", *(b"n" * 70 + b"%d" % number for number in (2, 3, 4))]
+def test_of_very_many_names_those_in_use_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a name that stays, and five that had one place, one after the other
+    monkeypatch.setattr(runs, "_MOST_OLD", 2)
+    names = RunNames()
+    names.learn(1 << 32 | 1, b"stays")
+    numbers = [2 << 32 | version for version in range(1, 6)]
+    for number in numbers:
+        names.learn(number, b"%d" % number)
+    # THEN it is known, with the last one there and the two before it
+    assert names.of(np.array([1 << 32 | 1])) == [b"stays"]
+    assert names.of(np.array(numbers)) == [b"", b"", *(b"%d" % one for one in numbers[2:])]
 
 
 def test_a_record_of_no_known_length_is_left_out() -> None:
     ring = Ring()
-    ring.add(b"\0" * 608)
+    ring.add(b"\0" * 544)
     ring.add(head(1).tobytes() + hits(1).tobytes())
     assert RunReader().read(*ring.take()).counts.tolist() == [1]
 
@@ -165,7 +174,7 @@ def test_a_drop_is_a_drop_though_the_kernel_returns_stolen() -> None:
     # WHEN calls are made of it
     names = RecordNames()
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda events: None, names, LongNames())
+    calls = make_calls(read, ChainRegistry(), lambda events: None, names, told())
     # THEN the first was dropped, and the others are as they were
     assert calls.exits["verdict"].tolist() == [DROP, 2, 1, 5 << 16 | 3]
 
@@ -179,7 +188,7 @@ def test_the_end_of_a_base_chain_is_its_policy_only() -> None:
     ring.add(head(5).tobytes() + path.tobytes())
     # WHEN a call is made of it
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), LongNames())
+    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), told())
     # THEN there are two rules, the return and the policy
     assert calls.rules["match"].tolist() == [0, 0, 1, 2]
     assert calls.rules["chain"].tolist() == [b"in", b"sub", b"sub", b"in"]
@@ -191,6 +200,6 @@ def test_a_run_without_hits_is_a_call_without_rules() -> None:
     ring.add(head(0).tobytes())
     ring.add(head(1).tobytes() + hits(1).tobytes())
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), LongNames())
+    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), told())
     assert calls.exits["rules"].tolist() == [0, 1]
     assert calls.rules["call"].tolist() == [calls.entries["call"][1]]

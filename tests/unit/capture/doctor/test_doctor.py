@@ -489,6 +489,30 @@ def test_without_nft_rules_have_no_texts(machine: Callable[..., Host]) -> None:
     assert "have no texts" in missing.text
 
 
+EXTENSION = f"usr/lib/{os.uname().machine}-linux-gnu/xtables/libxt_IPTTRACE.so"
+LOADED = "ip_tables 36864 1 - Live 0x0\nip6_tables 36864 1 - Live 0x0\nipttrace 1 1 - Live 0x0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "iptables has no -j IPTTRACE: make install-xtables adds it"),
+        ({EXTENSION: ""}, "rules may have -j IPTTRACE once the module is loaded: make dkms"),
+        ({EXTENSION: "", "proc/modules": LOADED}, "rules may have -j IPTTRACE"),
+    ],
+)
+def test_breakpoints_are_explained(
+    machine: Callable[..., Host], files: dict[str, str], words: str
+) -> None:
+    one = found(machine(files), "breakpoints")
+    assert (one.status, one.text[: len(words)]) == ("ok", words)
+
+
+def test_a_module_that_rules_use_was_not_left_by_a_dead_run(machine: Callable[..., Host]) -> None:
+    host = machine({"proc/modules": LOADED, "sys/module/ipttrace/refcnt": "2\n"})
+    assert found(host, "leftovers").text == "none"
+
+
 def test_leftovers_of_a_dead_run_are_named_with_the_command_that_removes_them(
     machine: Callable[..., Host],
 ) -> None:

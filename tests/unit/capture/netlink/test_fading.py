@@ -14,8 +14,9 @@ from ipttrace.capture.netlink.events import (
     UniqueNumbers,
 )
 from ipttrace.capture.netlink.fading import SPAN, FadingMap
-from ipttrace.capture.netlink.journeys import LegacyJourneys, NftJourneys
+from ipttrace.capture.netlink.journeys import NftJourneys
 from ipttrace.capture.netlink.keys import Keys
+from ipttrace.capture.netlink.legacy_journeys import LegacyJourneys
 
 
 def test_what_was_written_lately_is_remembered_and_the_rest_forgotten() -> None:

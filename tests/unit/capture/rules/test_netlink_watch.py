@@ -27,7 +27,7 @@ def snapshot(genid: int, table: int = 1, content: int = 0, **chains: list[int]) 
     """
     infos = {
         (*TABLE, name): ChainInfo(
-            None, None, "", None, None, handles,
+            None, None, "", None, (), handles,
             handle=ord(name[0]), contents=[content + one for one in handles],
         )
         for name, handles in chains.items()

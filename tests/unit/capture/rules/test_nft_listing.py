@@ -33,9 +33,9 @@ class Listed:
             for name, (base, comment, rules) in chains.items():
                 handles = [handle for handle, _ in rules]
                 if base:
-                    chain = ChainInfo(1, 0, "filter", 1, None, handles, comment)
+                    chain = ChainInfo(1, 0, "filter", 1, (), handles, comment)
                 else:
-                    chain = ChainInfo(None, None, "", None, None, handles, comment)
+                    chain = ChainInfo(None, None, "", None, (), handles, comment)
                 snapshot.chains[1, table, name] = chain
         return snapshot
 

@@ -138,7 +138,7 @@ def test_a_shell_in_the_guest_has_the_users_terminal(kernel: Kernel) -> None:
     # WHEN the user types, and presses Ctrl-C
     wait_for(b"# ")
     os.write(user, b"stty size; cat\r")
-    wait_for(b"30 100")
+    wait_for(b"30 100\r\n")
     os.write(user, b"miaow\r")
     wait_for(b"miaow\r\nmiaow\r\n")
     os.write(user, b"\x03")

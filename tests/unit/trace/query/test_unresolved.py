@@ -189,9 +189,9 @@ def test_only_news_that_can_change_a_next_hop_have_rows_judged_again(
 
 def test_queries_know_whether_neighbours_change_them() -> None:
     for text in ("no_arp", "not no_nd", "tcp and (drop or not unresolved)"):
-        assert query.compile(text).by_neighbours
+        assert query.compile(text).changes
     for text in ("", "drop", "not (tcp and port=1)"):
-        assert not query.compile(text).by_neighbours
+        assert not query.compile(text).changes
 
 
 def test_until_ends_with_the_first_row_that_is_unresolved_when_it_comes() -> None:

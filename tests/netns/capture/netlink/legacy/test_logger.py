@@ -55,9 +55,9 @@ class LogNamespace:
         with inside(self.path, self.inode):
             guard.set_logger(family, name)
 
-    def take(self, setting: LogSetting) -> None:
+    def take(self, setting: LogSetting, set_to: str = NFNETLINK_LOG) -> None:
         with inside(self.path, self.inode):
-            setting.take(self.path, self.inode)
+            setting.take(self.path, self.inode, set_to=set_to)
 
 
 @contextmanager
@@ -202,6 +202,30 @@ def test_nfnetlink_log_stays_if_it_was_set_before(namespace: LogNamespace, folde
     assert files(folder) == []
     setting.restore()
     assert namespace.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
+
+
+@pytest.mark.parametrize("none_ends_first", [True, False])
+def test_where_one_run_needs_no_logger_another_one_may_need_nfnetlink_log(
+    namespace: LogNamespace, folder: Path, none_ends_first: bool
+) -> None:
+    # GIVEN a namespace with a logger, and a run that does without
+    namespace.set(2, NFNETLINK_LOG)
+    setting = LogSetting()
+    namespace.take(setting, "NONE")
+    assert namespace.loggers() == ("NONE", "NONE")
+    # WHEN another run sets nfnetlink_log
+    holder = Holder(namespace, folder)
+    assert namespace.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
+    # THEN the first logger is back after both have ended, in any order
+    if none_ends_first:
+        assert setting.restore() == []
+        assert namespace.loggers() == (NFNETLINK_LOG, NFNETLINK_LOG)
+        assert holder.end() == "[]"
+    else:
+        assert holder.end() == "[]"
+        assert setting.restore() == []
+    assert namespace.loggers() == (NFNETLINK_LOG, "NONE")
+    assert files(folder) == []
 
 
 def test_after_kill_9_the_guard_restores_at_once(namespace: LogNamespace, folder: Path) -> None:

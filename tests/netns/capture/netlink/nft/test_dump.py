@@ -55,17 +55,17 @@ def test_every_family_is_listed_with_its_hooks_and_policies(namespace: RulesetNa
     assert set(found.tables) == {(family, "t") for family in (INET, IP, IP6, ARP, BRIDGE, NETDEV)}
     assert all(info.handle > 0 and info.owner is None for info in found.tables.values())
     bases = {
-        (family, chain): (info.hook, info.priority, info.type, info.policy, info.device)
+        (family, chain): (info.hook, info.priority, info.type, info.policy, info.devices)
         for (family, _, chain), info in found.chains.items()
     }
     assert bases == {
-        (INET, "other"): (None, None, "", None, None),
-        (INET, "in"): (1, -150, "filter", 0, None),
-        (IP, "out"): (3, -100, "nat", 1, None),
-        (IP6, "f"): (2, 5, "filter", 1, None),
-        (ARP, "i"): (0, 0, "filter", 1, None),
-        (BRIDGE, "p"): (0, -300, "filter", 1, None),
-        (NETDEV, "n"): (0, 7, "filter", 1, "lo"),
+        (INET, "other"): (None, None, "", None, ()),
+        (INET, "in"): (1, -150, "filter", 0, ()),
+        (IP, "out"): (3, -100, "nat", 1, ()),
+        (IP6, "f"): (2, 5, "filter", 1, ()),
+        (ARP, "i"): (0, 0, "filter", 1, ()),
+        (BRIDGE, "p"): (0, -300, "filter", 1, ()),
+        (NETDEV, "n"): (0, 7, "filter", 1, ((1, b"lo"),)),
     }
     assert found.chains[INET, "t", "other"].comment == "one\ntwo"
     assert len(found.chains[INET, "t", "in"].handles) == 2

@@ -43,7 +43,7 @@ def conntrack(state: int, direction: int = 0, status: int = 0, number: int = 0xF
 
 def rules(genid: int = 1, *, priority: int = 0, hook: int = 1, tracking: bool = True) -> Snapshot:
     """A chain `in`, and whether a rule of the table needs conntrack."""
-    info = ChainInfo(hook, priority, "filter", 1, None, [10])
+    info = ChainInfo(hook, priority, "filter", 1, (), [10])
     families = {INET} if tracking else set()
     tables = {(INET, "t"): TableInfo(3, 0, None)}
     return Snapshot(genid, tables, {(INET, "t", "in"): info}, set(), families)

@@ -94,13 +94,13 @@ def test_a_dump_has_all_that_the_kernel_lists() -> None:
             -150,
             "filter",
             0,
-            None,
+            (),
             [4, 9, 7],
             "hi",
             contents=snapshot.chains[INET, "t", "in"].contents,
             verdicts=[None, None, None],
         ),
-        (INET, "t", "\udcffx"): ChainInfo(None, None, "", None, None),
+        (INET, "t", "\udcffx"): ChainInfo(None, None, "", None),
     }
     made = dump.rules()
     assert [rule[:4] for rule in made] == [(INET, "t", "in", handle) for handle in (4, 9, 7)]

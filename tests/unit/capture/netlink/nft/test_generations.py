@@ -14,7 +14,7 @@ KEY = ChainKey(2, b"t", b"c")
 def snapshot(
     genid: int, *handles: int, table: int = 1, contents: int = 5, verdict: int | None = None
 ) -> Snapshot:
-    chain = ChainInfo(None, None, "", None, None, list(handles))
+    chain = ChainInfo(None, None, "", None, (), list(handles))
     chain.contents.extend([contents] * len(handles))
     chain.verdicts.extend([verdict] * len(handles))
     return Snapshot(genid, {(2, "t"): TableInfo(table, 0, None)}, {(2, "t", "c"): chain})
