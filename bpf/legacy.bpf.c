@@ -36,35 +36,46 @@
  * Whether packets of this family go through conntrack in this namespace: see
  * conntrack_used() in kmod/record.c.
  */
-static __always_inline bool conntrack_used(const struct net *net, __u8 family)
+static __always_inline bool conntrack_used(const struct net *net,
+					   struct ipttrace_entry_head *head,
+					   const bool probed)
 {
 	struct nf_hook_entries *entries;
-	struct nf_hook_ops **ops, *op;
+	struct nf_hook_ops *op;
+	int priority;
 	__u32 i, number;
+	__u64 ops;
 
-	if (family == NFPROTO_IPV6)
-		entries = BPF_CORE_READ(net, nf.hooks_ipv6[0]);
+	if (head->family == NFPROTO_IPV6)
+		entries = GET(probed, net, nf.hooks_ipv6[0]);
 	else
-		entries = BPF_CORE_READ(net, nf.hooks_ipv4[0]);
+		entries = GET(probed, net, nf.hooks_ipv4[0]);
 	if (!entries)
 		return false;
-	number = BPF_CORE_READ(entries, num_hook_entries);
-	ops = (void *)entries +
-	      bpf_core_field_offset(struct nf_hook_entries, hooks) +
-	      number * bpf_core_type_size(struct nf_hook_entry);
+	number = GET(probed, entries, num_hook_entries);
+	/* As a number: the verifier allows no arithmetic with the pointer. */
+	head->ct = (unsigned long)entries;
+	ops = *(volatile __u64 *)&head->ct;
+	head->ct = 0;
+	ops += bpf_core_field_offset(struct nf_hook_entries, hooks) +
+	       number * bpf_core_type_size(struct nf_hook_entry);
 	for (i = 0; i < MOST_HOOKS && i < number; i++) {
 		op = NULL;
-		bpf_probe_read_kernel(&op, sizeof(op), ops + i);
-		if (BPF_CORE_READ(op, priority) == PRI_CONNTRACK &&
-		    !BPF_CORE_READ(op, priv))
+		bpf_probe_read_kernel(&op, sizeof(op),
+				      (void *)(ops + i * sizeof(op)));
+		priority = BPF_CORE_READ(op, priority);
+		/* They are in the order of their priorities. */
+		if (priority > PRI_CONNTRACK)
+			return false;
+		if (priority == PRI_CONNTRACK && !BPF_CORE_READ(op, priv))
 			return true;
 	}
 	return false;
 }
 
-static __always_inline __u8 ct_flags(const struct ipttrace_entry_head *head,
+static __always_inline __u8 ct_flags(struct ipttrace_entry_head *head,
 				     const struct xt_table *table,
-				     const struct net *net)
+				     const struct net *net, const bool probed)
 {
 	if (head->flags & IPTTRACE_F_CONNTRACK ||
 	    head->ct_info == IP_CT_UNTRACKED)
@@ -73,7 +84,9 @@ static __always_inline __u8 ct_flags(const struct ipttrace_entry_head *head,
 	     head->hook == NF_INET_LOCAL_OUT) &&
 	    BPF_CORE_READ(table, priority) < PRI_CONNTRACK)
 		return 0;
-	return conntrack_used(net, head->family) ? IPTTRACE_CT_INVALID : 0;
+	if (!conntrack_used(net, head, probed))
+		return 0;
+	return IPTTRACE_CT_INVALID;
 }
 
 /* Runs of this object that are under way; too many if the end of one was not seen. */
@@ -115,7 +128,7 @@ static __always_inline int enter(const struct xt_table *table,
 		place.packet = meet(record, packet, address, known);
 	fill_run(record, skb, state, probed);
 	bpf_core_read(head->table, sizeof(head->table), &table->name);
-	head->ct_flags = ct_flags(head, table, GET(probed, state, net));
+	head->ct_flags = ct_flags(head, table, GET(probed, state, net), probed);
 	run->frame = frame;
 	run->place.base = (unsigned long)table;
 	begin_run(run, &place, key,
@@ -211,11 +224,12 @@ int ipttrace_ip6_exit_probe(struct pt_regs *ctx)
 	return 0;
 }
 
-/* What nf_log_trace() is called with beyond its registers, from the return address on. */
+/*
+ * What nf_log_trace() is called with beyond its registers, on the stack behind the return
+ * address, loginfo and format.
+ */
+#define LOG_STACK (3 * sizeof(__u64))
 struct log_stack {
-	__u64 back;
-	__u64 loginfo;
-	__u64 format;
 	__u64 table;
 	__u64 chain;
 	__u64 comment;
@@ -261,7 +275,7 @@ int ipttrace_log(struct pt_regs *ctx)
 	if (!run)
 		return 0;
 	if (bpf_probe_read_kernel(&stack, sizeof(stack),
-				  (void *)PT_REGS_SP(ctx)))
+				  (void *)PT_REGS_SP(ctx) + LOG_STACK))
 		return 0;
 	if (!run->marked) {
 		run->marked = 1;

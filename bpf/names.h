@@ -102,7 +102,12 @@ static __always_inline __u64 legacy_chain_number(const char *name)
 	known = bpf_map_lookup_elem(&legacy_names, &slot);
 	if (!known)
 		return 0;
-	bpf_probe_read_kernel_str(words, sizeof(words), name);
+	/*
+	 * With what is behind it, which stays the same as long as the name does: a string would be
+	 * read byte by byte.
+	 */
+	if (bpf_probe_read_kernel(words, sizeof(words), name))
+		bpf_probe_read_kernel_str(words, sizeof(words), name);
 #pragma unroll
 	for (at = 0; at < LEGACY_CHAIN / 8; at++)
 		other |= words[at] ^ known->words[at];

@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 # Odd, so that none maps two words to one; random, so that none can choose words that collide.
 _FACTORS: Final = [np.uint64(secrets.randbits(64) | 1) for _ in range(8)]
 _BITS: Final = 12  # of a slot's number
+_NARROW: Final = 16  # bits of what is worth packing
 _ROUNDS: Final = 4
 
 
@@ -29,27 +30,30 @@ def alike(columns: list[Array]) -> tuple[Array, Array]:
     kinds = np.zeros(count, np.int64)
     if not count:
         return kinds, kinds
-    varying = [column for column in columns if (column != column[0]).any()]
+    varying, bits = _packed(columns)
     if not varying:
         return kinds[:1].copy(), kinds
     rows = np.arange(count)
+    if bits <= _BITS:
+        return _by_value(varying[0].view(np.int64), rows, bits)
     ones: list[Array] = []
     total = 0
     for turn in range(_ROUNDS):
         # One row stands for all that have its slot: those that differ have another turn.
         slots = _slots(varying, turn)
-        one_of = np.empty(1 << _BITS, np.int64)
-        one_of[slots] = np.arange(len(rows))
-        used = np.zeros(1 << _BITS, bool)
-        used[slots] = True
+        one_of = np.full(1 << _BITS, -1, np.int64)
+        one_of[slots] = rows if not turn else np.arange(len(rows))
+        used = one_of >= 0
         number = np.cumsum(used) + (total - 1)
         like = one_of[slots]
-        same = np.ones(len(rows), bool)
-        for column in varying:
+        same = varying[0][like] == varying[0]
+        for column in varying[1:]:
             same &= column[like] == column
         ones.append(rows[one_of[used]])
         total += len(ones[-1])
         if same.all():
+            if not turn:
+                return ones[0], number[slots]
             kinds[rows] = number[slots]
             return np.concatenate(ones), kinds
         kinds[rows[same]] = number[slots[same]]
@@ -61,16 +65,54 @@ def alike(columns: list[Array]) -> tuple[Array, Array]:
     return np.concatenate([*ones, rows[one]]), kinds
 
 
+def _packed(columns: list[Array]) -> tuple[list[Array], int]:
+    """The columns as few words, uint64, that differ exactly where these do; the bits of all."""
+    wide: list[Array] = []
+    packed: Array | None = None
+    total = used = 0
+    for column in columns:
+        values = column.view(np.uint8) if column.dtype == np.bool_ else column
+        low, high = values.min(), values.max()
+        if low == high:
+            continue
+        bits = int(high - low).bit_length()
+        total += bits
+        if bits > _NARROW:
+            wide.append(values.astype(np.uint64, copy=False))
+            continue
+        part = (values - low).astype(np.uint64)
+        if packed is None or used + bits > 64:
+            wide += [] if packed is None else [packed]
+            packed, used = part, bits
+        else:
+            part <<= np.uint64(used)
+            packed |= part
+            used += bits
+    return wide if packed is None else [packed, *wide], total
+
+
+def _by_value(values: Array, rows: Array, bits: int) -> tuple[Array, Array]:
+    """As `alike`, of one column of so many bits; `rows`: 0, 1, 2, …"""
+    one_of = np.full(1 << bits, -1, np.int64)
+    one_of[values] = rows
+    used = one_of >= 0
+    return one_of[used], (np.cumsum(used) - 1)[values]
+
+
 def _slots(columns: list[Array], turn: int) -> Array:
-    """A number of _BITS bits for each row, another one in each turn; equal rows have the same."""
-    mixed = np.full(len(columns[0]), turn, np.uint64)
-    for at, column in enumerate(columns):
-        mixed ^= column.astype(np.uint64, copy=False)
-        mixed *= _FACTORS[(at + turn) % len(_FACTORS)]
+    """A number of _BITS bits for each row, another one in each turn; equal rows have the same.
+
+    `columns`: uint64, shape (n,) each.
+    """
+    mixed = columns[0] * _FACTORS[turn]
+    for at, column in enumerate(columns[1:], 1):
         mixed ^= mixed >> np.uint64(32)
+        mixed ^= column
+        mixed *= _FACTORS[(at + turn) % len(_FACTORS)]
+    mixed ^= mixed >> np.uint64(32)
     mixed *= _FACTORS[turn]
-    found: Array = (mixed >> np.uint64(64 - _BITS)).astype(np.int64)
-    return found
+    mixed >>= np.uint64(64 - _BITS)
+    return mixed.view(np.int64)
 
 
 def words_of(records: Array, name: str) -> list[Array]:

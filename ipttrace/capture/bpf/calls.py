@@ -22,6 +22,7 @@ from ipttrace.capture.netlink.events import (
     POLICY,
     RETURN,
     RULE,
+    ChainKey,
     ChainRegistry,
     bases,
 )
@@ -60,15 +61,20 @@ def make_calls(
     columns = [run_kinds[of_run], hits["handle"], hits["type"] == _OF_POLICY, is_head]
     ones, kinds = alike([*columns, hits["chain"]])
     events = _events(runs, ones, of_run[ones], is_head[ones])
-    events["chain"] = chains.numbers(
-        entries["tables"][of_run[ones]],
-        _bytes([tables[kind] for kind in run_kinds[of_run[ones]].tolist()]),
-        _bytes(told.of(hits["chain"][ones])),
+    of_ones = of_run[ones]
+    keys = zip(
+        entries["tables"][of_ones].tolist(),
+        [tables[kind] for kind in run_kinds[of_ones].tolist()],
+        told.of(hits["chain"][ones]),
+        strict=True,
     )
+    events["chain"] = [chains.number(ChainKey(*key)) for key in keys]
     locate(events)
     begin = kinds[first[some]]
-    # Packets may be marked in a chain that rules jump to: its base chain comes later.
-    base = kinds[bases(events["hook"][kinds], first[some])]
+    base = begin
+    if (events["hook"] == UNKNOWN_HOOK).any():
+        # Packets may be marked in a chain that rules jump to: its base chain comes later.
+        base = kinds[bases(events["hook"][kinds], first[some])]
     hook = events["hook"][base]
     _number_hooks(entries)
     entries["hook"][some] = np.where(hook != UNKNOWN_HOOK, hook, entries["hook"][some])
@@ -78,7 +84,7 @@ def make_calls(
     patterns = np.zeros(len(ones), record.RULE_DTYPE)
     patterns["rulenum"] = events["rulenum"]
     patterns["match"] = np.where(events["kind"] == CHAIN_END, RETURN, events["kind"])
-    patterns["table"] = entries["table"][of_run[ones]]
+    patterns["table"] = entries["table"][of_ones]
     patterns["chain"] = _short([chains.chains[one].chain for one in each.tolist()], names)[inverse]
     times, per_call = hits["time"], counts
     if (events["kind"] == CHAIN_END).any():
@@ -138,12 +144,6 @@ def _events(runs: Runs, which: Array, of_run: Array, head: Array) -> Array:
     known = _has_entry(entries["flags"], heads["flags"])
     events["ct_flags"] = np.where(head & known, record.CT_STATE, 0)
     return events
-
-
-def _bytes(names: list[bytes]) -> Array:
-    """Names as bytes: uint8, shape (n, k)."""
-    found: Array = np.array(names, "S256").view(np.uint8).reshape(len(names), 256)
-    return found
 
 
 def _short(names: list[bytes], known: RecordNames) -> Array:

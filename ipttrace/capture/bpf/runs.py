@@ -172,20 +172,22 @@ class RunReader:
             self.names.learn(int(one["number"]), bytes(one["name"]))
         flips = starts[lengths == FLIP_DTYPE.itemsize]
         if len(flips):
-            self._flips.append(_at(words, flips, FLIP_DTYPE))
+            self._flips.append(_at(words, flips, FLIP_DTYPE, _step(flips)))
         starts, lengths = starts[fits & ~is_piece], lengths[fits & ~is_piece]
         if not len(starts):
             return Runs.none()
         counts = (lengths - RUN_DTYPE.itemsize) // HIT_DTYPE.itemsize
         begins = starts + RUN_DTYPE.itemsize // 8
-        if not (counts == 1).all():
+        single = bool((counts == 1).all())
+        if not single:
             begins = np.repeat(begins, counts)
             begins += numbered(counts) * (HIT_DTYPE.itemsize // 8)
+        step = _step(starts)
         runs = Runs(
-            _at(words, starts, ENTRY_DTYPE),
-            _at(words, starts + _EXIT_AT, EXIT_DTYPE),
-            _at(words, starts + _HEAD_AT, HEAD_DTYPE),
-            _at(words, begins, HIT_DTYPE),
+            _at(words, starts, ENTRY_DTYPE, step),
+            _at(words, starts + _EXIT_AT, EXIT_DTYPE, step),
+            _at(words, starts + _HEAD_AT, HEAD_DTYPE, step),
+            _at(words, begins, HIT_DTYPE, step if single else 0),
             counts,
         )
         return self._completed(runs) if self._pieces else runs
@@ -225,17 +227,23 @@ def numbered(counts: Array) -> Array:
     return found
 
 
-def _at(words: Array, starts: Array, dtype: np.dtype[np.void]) -> Array:
-    """What begins at these words: `dtype`, shape (n,)."""
+def _at(words: Array, starts: Array, dtype: np.dtype[np.void], step: int = 0) -> Array:
+    """What begins at these words: `dtype`, shape (n,); `step`: as `_step` returns it."""
     size = f"V{dtype.itemsize}"
-    if not len(starts):
-        return np.zeros(0, dtype)
-    first, step = int(starts[0]), int(starts[-1] - starts[0]) // max(len(starts) - 1, 1)
-    if (starts == first + np.arange(len(starts)) * step).all():
+    if step:
         # Of one length, as most are: copied at once.
-        same: Array = np.ndarray((len(starts),), size, words, first * 8, (step * 8,))
+        at = int(starts[0]) * 8
+        same: Array = np.ndarray((len(starts),), size, words, at, (step * 8,))
         return same.copy().view(dtype)
     count = len(words) - dtype.itemsize // 8 + 1
-    each: Array = np.ndarray((count,), size, words, strides=(8,))
+    each: Array = np.ndarray((max(count, 0),), size, words, strides=(8,))
     found: Array = each[starts].view(dtype)
     return found
+
+
+def _step(starts: Array) -> int:
+    """The distance of all starts, if it is the same; else 0."""
+    if len(starts) < 2:
+        return len(starts)
+    step = int(starts[1] - starts[0])
+    return step if (np.diff(starts) == step).all() else 0

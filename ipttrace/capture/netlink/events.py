@@ -138,6 +138,17 @@ class ChainRegistry:
         self.chains: list[ChainKey] = []
         self._numbers: dict[ChainKey, int] = {}
 
+    def number(self, key: ChainKey) -> int:
+        """The index into `chains`; an unknown one is added."""
+        number = self._numbers.get(key)
+        if number is None and len(self.chains) >= MOST_CHAINS:
+            key = _OTHER_CHAIN
+            number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.chains)
+            self.chains.append(key)
+        return number
+
     def numbers(self, families: Array, tables: Array, chains: Array) -> Array:
         """The indices into `chains`, uint32, shape (n,); unknown ones are added.
 
@@ -154,19 +165,13 @@ class ChainRegistry:
         _, first, inverse = np.unique(hashed, return_index=True, return_inverse=True)
         numbers = np.zeros(len(first), np.uint32)
         for i, at in enumerate(first.tolist()):
-            key = ChainKey(
-                int(families[at]),
-                tables[at].tobytes().split(b"\0", 1)[0],
-                chains[at].tobytes().split(b"\0", 1)[0],
+            numbers[i] = self.number(
+                ChainKey(
+                    int(families[at]),
+                    tables[at].tobytes().split(b"\0", 1)[0],
+                    chains[at].tobytes().split(b"\0", 1)[0],
+                )
             )
-            number = self._numbers.get(key)
-            if number is None and len(self.chains) >= MOST_CHAINS:
-                key = _OTHER_CHAIN
-                number = self._numbers.get(key)
-            if number is None:
-                number = self._numbers[key] = len(self.chains)
-                self.chains.append(key)
-            numbers[i] = number
         return numbers[inverse] if count else np.zeros(0, np.uint32)
 
 

@@ -26,6 +26,19 @@ def test_equal_rows_are_of_one_kind(kinds: int) -> None:
     assert len(ones) == len(np.unique(number))
 
 
+@pytest.mark.parametrize("wide", [0, 1 << 63])
+def test_few_small_numbers_are_told_apart_as_well(wide: int) -> None:
+    # GIVEN columns that differ little, of large and of small numbers and of truth values
+    rows = np.arange(999)
+    columns = [rows % 3 == 0, rows.astype(np.uint64) % 5 + np.uint64(wide), (200 + rows % 2).astype("u1")]
+    # WHEN they are compared
+    ones, found = alike(columns)
+    # THEN there is a kind for each combination
+    assert len(ones) == 2 * 5 * 2
+    for column in columns:
+        assert np.array_equal(column[ones[found]], column)
+
+
 def test_of_no_row_there_is_no_kind() -> None:
     ones, found = alike([np.zeros(0, np.uint64)])
     assert len(ones) == len(found) == 0
