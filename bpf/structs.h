@@ -106,7 +106,12 @@ struct net_device {
 } ACCESS;
 
 struct sock_common {
+	__be32 skc_daddr, skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num; /* the port of this end, not in network order */
+	__u16 skc_family;
 	struct possible_net skc_net;
+	struct address6 skc_v6_daddr, skc_v6_rcv_saddr;
 } ACCESS;
 
 struct sock_backlog {

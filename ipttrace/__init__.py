@@ -10,7 +10,7 @@ second list:
 - view/, tui/: rows as text, files, packets and on the screen
 
 - cli/: the commands
-- whatif/: a packet sent through a copy of the rules
+- whatif/, guard/: a packet sent through a copy of the rules; calls that are denied
 - tui/, link/, lab/: the screen; starting an agent here or by ssh; places to trace in
 - capture/, view/
 - trace/

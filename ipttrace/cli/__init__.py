@@ -16,7 +16,7 @@
     copies      what commands that make copies of rules have in common
 
     screen, print, drops, record, replay, export, lab, demo, doctor, config, agent, whatif,
-    whynot, compare, test, snapshot: a command each
+    whynot, compare, test, snapshot, guard: a command each
 
 Imports of the other packages are inside the functions: `agent` must not pay for the
 screen, nor `replay` for the kernel.

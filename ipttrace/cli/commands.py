@@ -67,6 +67,9 @@ COMMANDS: Final = (
     ),
     Command("test", "FILE", "test a firewall: packets, and what is to become of them", "test"),
     Command("snapshot", "[FILE]", "write the network and rules of a host to a file", "snapshot"),
+    Command(
+        "guard", "RULES", "deny connect, accept and receive by rules, as long as it runs", "guard"
+    ),
     Command("doctor", "", "check what this machine can do and what it lacks", "doctor"),
     Command("config", "", "print the default config file of the screen", "config"),
     Command("agent", "[EXPR]", "the privileged half: writes the stream to stdout", "agent"),

@@ -18,6 +18,7 @@ from typing import Any
 from ipttrace.capture.kernel import module as kmod
 from ipttrace.lab.kernels import Kernel, ensure
 from ipttrace.lab.vm.machine import Machine
+from tests.bench import guarded
 from tests.bench.first_row import first_row
 from tests.paths import PROJECT
 
@@ -30,9 +31,16 @@ GOALS = {
     "delivered, drops: filter that matches nothing": 0.90,
     "nft, bpf: filter that matches nothing": 0.90,
     "nft, bpf: all matched and read": 0.50,
+    guarded.GUARDED: 0.95,
+    guarded.GUARDED_CONNECTIONS: 0.95,
 }
 
-DELIVERED = "delivered, untraced"
+# What is compared with something else than the first variant, by how its names begin.
+BASES = {
+    "delivered": "delivered, untraced",
+    "packets": guarded.UNGUARDED,
+    "connections": guarded.CONNECTIONS,
+}
 
 # Whose instructions a record are counted, and what they are called.
 AGENTS = {
@@ -107,10 +115,10 @@ def _counts_of(base_name: str, *options: str) -> Figures:
     costs, extra = result["costs"], result["extra"]
     figures: Figures = {}
     for name, cost in costs.items():
-        untraced = DELIVERED if name.startswith("delivered, ") else base_name
+        untraced = BASES.get(name.split(",")[0], base_name)
         figures[f"vm: instructions, {name}"] = {
             "value": round(cost),
-            "unit": "a packet",
+            "unit": "a connection" if name.startswith("connections") else "a packet",
             "goal": "",
         }
         if name != untraced:

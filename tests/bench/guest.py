@@ -32,7 +32,7 @@ from pathlib import Path
 from ipttrace.lab.network.ns import call_in, run_in, socket_in
 from ipttrace.lab.traffic import flood
 from ipttrace.stream.frames import MAGIC
-from tests.bench import delivered
+from tests.bench import delivered, guarded
 
 NETLINK_NETFILTER = 12
 NS = "ipt-bench"
@@ -349,6 +349,7 @@ def counted(module: str, *, nft: bool = False) -> None:
         extra |= {f"{name}: {key}": value for key, value in running.figures.items()}
     if not nft:
         costs |= delivered.costs(NS, sink, _delivered_variants())
+        costs |= guarded.costs()
     sink.close()
     print(json.dumps({"kernel": os.uname().release, "costs": costs, "extra": extra}))
 

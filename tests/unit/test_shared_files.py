@@ -42,6 +42,7 @@ SHARED = {
     "tui/widgets/ledger.py": "lists of figures",
     "tui/widgets/bar.py": "a bar of pieces",
     "capture/agent.py": "the agent",
+    "capture/hello.py": "both clocks",
     "capture/request.py": "what an agent is asked for",
     "capture/filter/pcap.py": "EXPR compiled",
     "capture/filter/nft.py": "EXPR in nftables' terms",

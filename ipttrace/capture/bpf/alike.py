@@ -92,7 +92,7 @@ def _packed(columns: list[Array]) -> tuple[list[Array], int]:
 
 
 def _by_value(values: Array, rows: Array, bits: int) -> tuple[Array, Array]:
-    """As `alike`, of one column of so many bits; `rows`: 0, 1, 2, …"""
+    """As `alike`, of one column of so many bits; `rows`: 0, 1, 2 and so on."""
     one_of = np.full(1 << bits, -1, np.int64)
     one_of[values] = rows
     used = one_of >= 0

@@ -30,7 +30,11 @@ def test_equal_rows_are_of_one_kind(kinds: int) -> None:
 def test_few_small_numbers_are_told_apart_as_well(wide: int) -> None:
     # GIVEN columns that differ little, of large and of small numbers and of truth values
     rows = np.arange(999)
-    columns = [rows % 3 == 0, rows.astype(np.uint64) % 5 + np.uint64(wide), (200 + rows % 2).astype("u1")]
+    columns = [
+        rows % 3 == 0,
+        rows.astype(np.uint64) % 5 + np.uint64(wide),
+        (200 + rows % 2).astype("u1"),
+    ]
     # WHEN they are compared
     ones, found = alike(columns)
     # THEN there is a kind for each combination

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guard's BPF programs (bpf/guard.bpf.c): loaded, attached, their rules and events.
+
+Links are held by this process and pinned nowhere: however it ends, all is allowed again.
+Must not know what rules mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ipttrace.capture.libbpf import Libbpf
+from ipttrace.capture.libbpf.counters import Counters
+from ipttrace.capture.libbpf.objects import BpfObject
+from ipttrace.capture.libbpf.ring import Ring
+from ipttrace.guard.layout import DENIED, EVENT_DTYPE, LOST, POLICY_DTYPE
+
+_OBJECT: Final = "guard.bpf.o"
+_PROGRAMS: Final = tuple(
+    f"ipttrace_guard_{name}"
+    for name in ("connect", "send", "accept", "arrival", "receive", "packet")
+)
+_ARRAY: Final = 2  # BPF_MAP_TYPE_ARRAY
+_RING: Final = 1 << 20  # bytes, as in the object
+_LSM: Final = Path("/sys/kernel/security/lsm")
+_NAME: Final = 15  # PR_SET_NAME
+_THREAD: Final = Path("/proc/thread-self/comm")
+
+Events = npt.NDArray[np.void]
+
+
+class Programs:
+    """The programs; attached when this is made, with rules that deny nothing."""
+
+    def __init__(self) -> None:
+        """Raises CaptureError with what is missing."""
+        self._libbpf = libbpf = Libbpf()
+        cpus = libbpf.lib.libbpf_num_possible_cpus()
+        with contextlib.ExitStack() as stack:
+            self._object = BpfObject(libbpf, _OBJECT, _PROGRAMS, sizes={"counters": cpus})
+            stack.callback(self._object.close)
+            self._ring = Ring(self._object.map_fd("ring"), _RING)
+            stack.callback(self._ring.close)
+            self._counters = Counters(self._object.map_fd("counters"), cpus)
+            self._object.attach()
+            self._stack = stack.pop_all()
+
+    def replace(self, policy: bytes) -> None:
+        """Replaces all rules at once: POLICY_DTYPE.  Raises CaptureError, with nothing changed."""
+        assert len(policy) == POLICY_DTYPE.itemsize
+        lib: Any = self._libbpf.lib
+        lib.bpf_map_create.argtypes = [
+            ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32,
+            ctypes.c_void_p,
+        ]  # fmt: skip
+        lib.bpf_map_update_elem.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64,
+        ]  # fmt: skip
+        inner = lib.bpf_map_create(_ARRAY, b"guard_policy", 4, len(policy), 1, None)
+        self._libbpf.check(inner, "no memory for the rules")
+        try:
+            zero = struct.pack("<I", 0)
+            result = lib.bpf_map_update_elem(inner, zero, policy, 0)
+            self._libbpf.check(result, "cannot write the rules")
+            outer = self._object.map_fd("policies")
+            result = lib.bpf_map_update_elem(outer, zero, struct.pack("<i", inner), 0)
+            self._libbpf.check(result, "cannot replace the rules")
+        finally:
+            os.close(inner)
+
+    def take(self) -> Events:
+        """The events that have arrived: EVENT_DTYPE, shape (n,)."""
+        words, starts, lengths = self._ring.take()
+        size = EVENT_DTYPE.itemsize
+        starts = starts[lengths == size]
+        found = np.zeros(len(starts), EVENT_DTYPE)
+        for at, start in enumerate(starts.tolist()):
+            found[at] = words[start : start + size // 8].view(EVENT_DTYPE)[0]
+        return found
+
+    def counts(self) -> tuple[int, int]:
+        """How many calls were denied, and of how many of them the event was lost."""
+        sums = self._counters.sums(LOST + 1)
+        return sums[DENIED], sums[LOST]
+
+    def close(self) -> None:
+        """Detaches and unloads them: everything is allowed."""
+        self._stack.close()
+
+
+def denies_by_name() -> tuple[bytes, bytes]:
+    """A name that no process has, and what this thread is called."""
+    return b"ipt" + secrets.token_hex(6).encode(), _THREAD.read_bytes().rstrip(b"\n")
+
+
+def check_denial(name: bytes, own: bytes) -> bool:
+    """Whether the kernel asks the programs: a thread called `name` must not be able to connect.
+
+    Without "bpf" among the kernel's security modules it attaches them, and never asks.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    try:
+        prctl(_NAME, name, 0, 0, 0)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            try:
+                one.connect(("127.0.0.1", 9))
+            except OSError as error:
+                return error.errno == errno.EACCES
+            return False
+    finally:
+        prctl(_NAME, own, 0, 0, 0)
+
+
+def why_not_asked() -> str:
+    """Why the kernel does not ask the programs, and what to do."""
+    try:
+        modules = _LSM.read_text().strip()
+    except OSError:
+        modules = ""
+    listed = f" ({modules})" if modules else ""
+    return (
+        f"bpf is not among this kernel's security modules{listed}: boot with"
+        f" lsm={modules or '…'},bpf to use the guard"
+    )

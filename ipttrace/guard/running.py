@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guard while it runs: its rules, what replaces them, and what was denied.
+
+Must not write to stdout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ipttrace.capture.errors import CaptureError
+from ipttrace.capture.hello import clock
+from ipttrace.guard import programs, session, words
+from ipttrace.guard.containers import Cgroups
+from ipttrace.guard.policy import compile_policy
+from ipttrace.guard.programs import Programs
+from ipttrace.guard.rules import Rule, parse
+
+_KEPT: Final = 64  # sets of rules whose events may still come
+_MOST_HELD: Final = 1 << 16  # events
+_CONTAINERS_EVERY: Final = 1.0  # s
+
+
+class Refused(Exception):
+    """Rules that the guard does not take; the message is for a person."""
+
+
+class Guard:
+    """In force from when it is made until `close`, or until the process ends in any way."""
+
+    def __init__(self, rules: Sequence[Rule], *, dry: bool = False, force: bool = False) -> None:
+        """`dry`: nothing is denied; `force`: also rules that cut off this ssh session.
+
+        Raises CaptureError, RuleError, Refused.
+        """
+        self._dry = dry
+        self._session = None if force or dry else session.find()
+        self._cgroups = Cgroups()
+        self._rules: dict[int, Sequence[Rule]] = {}
+        self._version = 0
+        self._named: dict[str, list[int]] = {}
+        self._due = 0.0
+        self._held: deque[Any] = deque()  # events
+        self._lost = 0
+        self.replaced = -1
+        self._check(rules)
+        self._programs = Programs()
+        try:
+            self._check_kernel()
+            self.replace(rules)
+        except BaseException:
+            self._programs.close()
+            raise
+
+    def _check_kernel(self) -> None:
+        name, own = programs.denies_by_name()
+        rules = parse(f'deny connect comm "{name.decode()}"')
+        self._programs.replace(compile_policy(rules, {}, version=0))
+        if not programs.check_denial(name, own):
+            raise CaptureError(programs.why_not_asked())
+        self._programs.take()
+        self._at_start = self._programs.counts()
+
+    def _check(self, rules: Sequence[Rule]) -> None:
+        if self._session is None:
+            return
+        rule = session.cut_off_by(rules, self._session)
+        if rule is not None:
+            raise Refused(f'"{rule.text}" would cut off this ssh session: --force if you mean it')
+
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """Those that apply."""
+        return self._rules[self._version]
+
+    def replace(self, rules: Sequence[Rule]) -> None:
+        """Has these rules apply, all at once.  Raises as `__init__`; then the old ones stay."""
+        self._check(rules)
+        named = self._find_containers(rules)
+        version = self._version + 1
+        self._programs.replace(compile_policy(rules, named, version=version, dry=self._dry))
+        self._version, self._named = version, named
+        self._rules[version] = rules
+        self._rules.pop(version - _KEPT, None)
+        self.replaced += 1
+
+    def refresh(self) -> None:
+        """Notices containers that have come or gone.  Raises as `replace`."""
+        if time.monotonic() < self._due:
+            return
+        named = self._find_containers(self.rules)
+        if named != self._named:
+            policy = compile_policy(self.rules, named, version=self._version, dry=self._dry)
+            self._programs.replace(policy)
+            self._named = named
+
+    def _find_containers(self, rules: Sequence[Rule]) -> dict[str, list[int]]:
+        self._due = time.monotonic() + _CONTAINERS_EVERY
+        return self._cgroups.named({one for rule in rules for one in rule.containers or ()})
+
+    def take(self, most: int) -> list[dict[str, Any]]:
+        """What was denied, as words.as_json has it: the next `most` at the most."""
+        read = self._programs.take()
+        room = _MOST_HELD - len(self._held)
+        self._lost += max(len(read) - room, 0)
+        self._held.extend(read[:room])
+        events = [self._held.popleft() for _ in range(min(most, len(self._held)))]
+        if not events:
+            return []
+        now = clock()
+        offset = now["wall"] - now["mono"]
+        found = []
+        for event in events:
+            rules = self._rules.get(int(event["version"]), ())
+            number = int(event["rule"])
+            rule = rules[number - 1] if 0 < number <= len(rules) else None
+            container = self._cgroups.of(int(event["cgroup"]))
+            found.append(words.as_json(event, rule, container, offset))
+        return found
+
+    def counts(self) -> tuple[int, int]:
+        """How many calls were denied, and of how many of them the event was lost."""
+        now, before = self._programs.counts(), self._at_start
+        return now[0] - before[0], now[1] - before[1] + self._lost
+
+    def close(self) -> None:
+        """Allows everything again."""
+        self._programs.close()
