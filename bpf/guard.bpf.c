@@ -178,10 +178,8 @@ span_of_value(const struct ipttrace_guard_values *spans, __u32 count,
 		return 0;
 #pragma unroll
 	for (bit = SPAN_BITS - 1; bit >= 0; bit--) {
-		if (1U << bit >= forget(count))
-			continue;
 		next = (at + (1U << bit)) & (IPTTRACE_GUARD_SPANS - 1);
-		if (next < forget(count) && at_least(value, &spans->from[next]))
+		if (at_least(value, &spans->from[next]))
 			at = next;
 		at = forget(at);
 	}
@@ -198,10 +196,8 @@ static __always_inline __u32 span_of_number(
 		return 0;
 #pragma unroll
 	for (bit = SPAN_BITS - 1; bit >= 0; bit--) {
-		if (1U << bit >= forget(count))
-			continue;
 		next = (at + (1U << bit)) & (IPTTRACE_GUARD_SPANS - 1);
-		if (next < forget(count) && value >= spans->from[next])
+		if (value >= spans->from[next])
 			at = next;
 		at = forget(at);
 	}
@@ -467,26 +463,28 @@ static __always_inline void report(const struct call *call, __u32 rule,
 	bpf_ringbuf_submit(event, 0);
 }
 
-/*
- * Decides a call whose remote end is filled in: 0 or -EACCES.  The process and this end are
- * looked at only if some rule may be met.
- */
-static __always_inline int decide(struct call *call, const bool process)
+/* Whether some rule may be met, by the remote address alone: most calls end here. */
+static __always_inline bool may_meet(struct call *call)
 {
 	const struct ipttrace_guard_policy *policy = call->policy;
 	__u64 found = 0;
-	__u32 words, word, rule;
+	__u32 word;
 
 	call->remote_at =
 		span_of_value(&policy->remote, policy->remotes, &call->remote);
-	words = candidate_words(call);
-	if (!words)
-		return 0;
+	if (!candidate_words(call))
+		return false;
 #pragma nounroll
 	for (word = 0; word < IPTTRACE_GUARD_WORDS; word++)
 		found |= candidates(call, word);
-	if (!found)
-		return 0;
+	return found;
+}
+
+/* Decides a call that may meet a rule: 0 or -EACCES. */
+static __always_inline int settle(struct call *call, const bool process)
+{
+	__u32 rule;
+
 	MERGE();
 	local_end(call);
 	find_process(call, process);
@@ -496,7 +494,12 @@ static __always_inline int decide(struct call *call, const bool process)
 	if (!rule)
 		return 0;
 	report(call, rule, process);
-	return policy->dry ? 0 : -EACCES;
+	return call->policy->dry ? 0 : -EACCES;
+}
+
+static __always_inline int decide(struct call *call, const bool process)
+{
+	return may_meet(call) ? settle(call, process) : 0;
 }
 
 static __always_inline void remote_end(struct call *call,
@@ -618,11 +621,13 @@ int BPF_PROG(ipttrace_guard_packet, struct sock___guarded *sk,
 	} else {
 		set_six(&call.remote, head + skb->network_header + 8);
 	}
+	if (!may_meet(&call))
+		return 0;
 	if (call.protocol == IPPROTO_UDP &&
 	    !bpf_probe_read_kernel(ports, sizeof(ports),
 				   head + skb->transport_header))
 		call.remote_port = bpf_ntohs(ports[0]);
-	return decide(&call, false);
+	return settle(&call, false);
 }
 
 char LICENSE[] SEC("license") = "GPL";

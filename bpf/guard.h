@@ -46,7 +46,10 @@ struct ipttrace_guard_bits {
 	__u64 of[IPTTRACE_GUARD_WORDS];
 };
 
-/* Spans begin at `from`, in ascending order; the first one at 0. */
+/*
+ * Spans begin at `from`, in ascending order, the first one at 0.  Behind the last one are others
+ * like it at the highest value, so that a search need not know how many there are.
+ */
 struct ipttrace_guard_values {
 	struct ipttrace_guard_value from[IPTTRACE_GUARD_SPANS];
 	struct ipttrace_guard_bits rules[IPTTRACE_GUARD_SPANS];

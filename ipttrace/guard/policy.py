@@ -63,6 +63,7 @@ def compile_policy(
     policy["words"] = ((policy["call"] != 0) * word).sum(axis=1)
     some = int(policy["remotes"])
     policy["remote_words"][:some] = ((policy["remote"]["rules"][:some] != 0) * word).sum(axis=1)
+    policy["remote_words"][some:] = policy["remote_words"][some - 1]
     return policy.tobytes()
 
 
@@ -121,8 +122,10 @@ def _fill_spans(policy: Any, name: str, count: str, rules: Sequence[Rule]) -> No
     policy[count] = len(begins)
     spans = policy[name]
     if numbers:
+        spans["from"] = most - 1
         spans["from"][: len(begins)] = begins
     else:
+        spans["from"]["high"] = spans["from"]["low"] = _LOW
         spans["from"]["high"][: len(begins)] = [one >> 64 for one in begins]
         spans["from"]["low"][: len(begins)] = [one & _LOW for one in begins]
     bits = spans["rules"]
@@ -135,6 +138,7 @@ def _fill_spans(policy: Any, name: str, count: str, rules: Sequence[Rule]) -> No
         for first, last in ranges:
             begin, end = bisect_left(begins, first), bisect_left(begins, last + 1)
             bits[begin:end, word] |= bit
+    bits[len(begins) :] = bits[len(begins) - 1]
 
 
 def _fill_containers(

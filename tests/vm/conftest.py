@@ -60,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = kept
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Prints at once why a test failed: on the debug kernel a run may be ended before its end."""
+    if report.failed and os.uname().release.endswith("-debug"):
+        print(f"\n{report.longreprtext}", flush=True)
+
+
 def refuse_bpf() -> contextlib.AbstractContextManager[object]:
     """During a with statement `auto` finds that BPF cannot be used."""
     from ipttrace.capture import doctor
