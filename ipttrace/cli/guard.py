@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ipttrace.cli import options
 from ipttrace.cli.outcome import BAD_USAGE, DONE, INTERRUPTED, BadUsage, Failed, error
+from ipttrace.text import escape
 
 if TYPE_CHECKING:
     from ipttrace.guard.rules import RuleError
@@ -112,8 +113,10 @@ class _Source:
         first = arguments[0].split(None, 1)[:1]
         self.name = ""
         self._words = " ".join(arguments)
+        self._path = ""
         if len(arguments) == 1 and first not in (["deny"], ["allow"]):
-            self.name = arguments[0]
+            self._path = arguments[0]
+            self.name = escape(self._path)
             self._signature = self._stat()
 
     def text(self) -> str:
@@ -121,7 +124,7 @@ class _Source:
         if not self.name:
             return self._words
         try:
-            with open(self.name, "rb") as file:
+            with open(self._path, "rb") as file:
                 data = file.read(_LONGEST + 1)
         except (OSError, ValueError) as failure:
             reason = getattr(failure, "strerror", None) or "no such file"
@@ -142,7 +145,7 @@ class _Source:
 
     def _stat(self) -> Signature:
         try:
-            found = os.stat(self.name)
+            found = os.stat(self._path)
         except (OSError, ValueError):
             return ()
         return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -157,6 +160,7 @@ class _Loop:
         self._parsed = parsed
         self._output = _Output()
         self._reason = 0  # a signal
+        self._failure = ""  # of the last refresh
 
     def run(self) -> int:
         from ipttrace import files
@@ -173,6 +177,7 @@ class _Loop:
                 raise Failed(f"{self._parsed.ready_file}: {failure.strerror}") from None
         try:
             self._until_the_end()
+            self._guard.stop()
             while self._print():
                 pass
             self._output.flush(_LAST_WAIT)
@@ -181,7 +186,7 @@ class _Loop:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         denied, lost = self._guard.counts()
         verb = "would be denied" if self._parsed.dry_run else "denied"
-        lost += self._output.lost
+        lost += self._output.unwritten()
         self._note(f"{verb}={denied} lost={lost} replaced={self._guard.replaced}")
         return INTERRUPTED if self._reason == signal.SIGINT else DONE
 
@@ -241,12 +246,14 @@ class _Loop:
         from ipttrace.capture.errors import CaptureError
         from ipttrace.guard.rules import RuleError
 
+        failure = ""
         try:
             self._guard.refresh()
-        except RuleError as wrong:
-            error(wrong.message)
-        except CaptureError as failure:
-            error(str(failure))
+        except (RuleError, CaptureError) as wrong:
+            failure = str(wrong)
+        if failure and failure != self._failure:
+            error(failure)
+        self._failure = failure
 
     def _print(self) -> bool:
         """Prints some of what was denied; returns whether there was any."""
@@ -269,6 +276,10 @@ class _Output:
     def __init__(self) -> None:
         self._held = bytearray()
         self.lost = 0  # lines for which there was no room
+
+    def unwritten(self) -> int:
+        """How many lines the reader has not got."""
+        return self.lost + self._held.count(b"\n")
 
     def add(self, line: bytes) -> None:
         """A line to write."""

@@ -94,6 +94,10 @@ class Programs:
         sums = self._counters.sums(LOST + 1)
         return sums[DENIED], sums[LOST]
 
+    def detach(self) -> None:
+        """Detaches them: everything is allowed.  Their events can still be taken."""
+        self._object.detach()
+
     def close(self) -> None:
         """Detaches and unloads them: everything is allowed."""
         self._stack.close()

@@ -126,6 +126,10 @@ class Guard:
         now, before = self._programs.counts(), self._at_start
         return now[0] - before[0], now[1] - before[1] + self._lost
 
+    def stop(self) -> None:
+        """Allows everything again; what was denied until now can still be taken."""
+        self._programs.detach()
+
     def close(self) -> None:
-        """Allows everything again."""
+        """Allows everything again, and frees all."""
         self._programs.close()
