@@ -133,6 +133,7 @@ struct call {
 	__u32 uid;
 	__u16 remote_port, local_port;
 	__u8 kind, protocol;
+	__u32 protocol_at;		    /* enum ipttrace_guard_protocol */
 	__u32 remote_at, local_at, comm_at; /* spans */
 	__u32 remote_port_at, local_port_at, uid_at;
 };
@@ -159,40 +160,38 @@ static __always_inline const struct ipttrace_guard_policy *policy_of(__u32 call)
 	return policy && policy->calls >> call & 1 ? policy : NULL;
 }
 
-static __always_inline bool at_least(const struct ipttrace_guard_value *value,
-				     const struct ipttrace_guard_value *from)
+/*
+ * The span of a value.  Not inlined, and not static, as other functions below: what the verifier
+ * has checked once, it does not check again for each way that leads there.
+ */
+__noinline __u32 span_of_value(const struct ipttrace_guard_values *spans,
+			       __u64 high, __u64 low)
 {
-	return value->high > from->high ||
-	       (value->high == from->high && value->low >= from->low);
-}
-
-/* The span of a value. */
-static __always_inline __u32
-span_of_value(const struct ipttrace_guard_values *spans, __u32 count,
-	      const struct ipttrace_guard_value *value)
-{
+	const struct ipttrace_guard_value *from;
 	__u32 at = 0, next;
 	int bit;
 
-	if (count <= 1)
+	if (!spans)
 		return 0;
 #pragma unroll
 	for (bit = SPAN_BITS - 1; bit >= 0; bit--) {
 		next = (at + (1U << bit)) & (IPTTRACE_GUARD_SPANS - 1);
-		if (at_least(value, &spans->from[next]))
+		from = &spans->from[next];
+		if (high > from->high ||
+		    (high == from->high && low >= from->low))
 			at = next;
 		at = forget(at);
 	}
 	return at;
 }
 
-static __always_inline __u32 span_of_number(
-	const struct ipttrace_guard_numbers *spans, __u32 count, __u32 value)
+__noinline __u32 span_of_number(const struct ipttrace_guard_numbers *spans,
+				__u32 value)
 {
 	__u32 at = 0, next;
 	int bit;
 
-	if (count <= 1)
+	if (!spans)
 		return 0;
 #pragma unroll
 	for (bit = SPAN_BITS - 1; bit >= 0; bit--) {
@@ -214,37 +213,48 @@ parent_of(const struct kernfs_node *node)
 	return BPF_CORE_READ(node, parent);
 }
 
-/* The rules that name no container, or one that the cgroup is in. */
-static __always_inline void find_containers(const struct call *call,
-					    struct ipttrace_guard_bits *found)
+/* The place of a cgroup in the policy's list, if it is there. */
+__noinline __u32 place_of_cgroup(const struct ipttrace_guard_policy *policy,
+				 __u64 id)
 {
-	const struct ipttrace_guard_policy *policy = call->policy;
-	const struct kernfs_node *node = call->cgroup;
-	__u32 at, next, level;
-	__u64 id, is_it;
-	int bit, word;
+	__u32 at = 0, next;
+	int bit;
 
-	*found = policy->any_container;
+	if (!policy)
+		return 0;
+#pragma unroll
+	for (bit = IPTTRACE_GUARD_CONTAINERS / 2; bit; bit >>= 1) {
+		next = (at + bit) & (IPTTRACE_GUARD_CONTAINERS - 1);
+		if (next < policy->containers && id >= policy->cgroup[next])
+			at = next;
+		at = forget(at);
+	}
+	return at;
+}
+
+/* Adds the rules that name a container that the cgroup is in. */
+__noinline int find_containers(const struct ipttrace_guard_policy *policy,
+			       __u64 cgroup, struct ipttrace_guard_bits *found)
+{
+	const struct kernfs_node *node = (const void *)cgroup;
+	__u32 at, level, word;
+	__u64 id;
+
+	if (!policy || !found)
+		return 0;
 #pragma nounroll
 	for (level = 0; level < MOST_CGROUPS && node; level++) {
 		id = BPF_CORE_READ(node, id);
-		at = 0;
+		at = place_of_cgroup(policy, id) &
+		     (IPTTRACE_GUARD_CONTAINERS - 1);
+		if (policy->cgroup[at] == id)
 #pragma nounroll
-		for (bit = 128; bit; bit >>= 1) {
-			next = (at + bit) & (IPTTRACE_GUARD_CONTAINERS - 1);
-			if (next < forget(policy->containers) &&
-			    id >= policy->cgroup[next])
-				at = next;
-			at = forget(at);
-		}
-		at &= IPTTRACE_GUARD_CONTAINERS - 1;
-		is_it = forget(policy->cgroup[at] == id);
-#pragma nounroll
-		for (word = 0; word < IPTTRACE_GUARD_WORDS; word++)
-			found->of[word] |=
-				policy->of_cgroup[at].of[word] * is_it;
+			for (word = 0; word < IPTTRACE_GUARD_WORDS; word++)
+				found->of[word] |=
+					policy->of_cgroup[at].of[word];
 		node = parent_of(node);
 	}
+	return 0;
 }
 
 /* Of the rules of such calls, by the remote end and the protocol alone: one of 64 of them. */
@@ -253,9 +263,7 @@ static __always_inline __u64 candidates(const struct call *call, __u32 word)
 	const struct ipttrace_guard_policy *policy = call->policy;
 	__u32 remote = call->remote_at & (IPTTRACE_GUARD_SPANS - 1);
 	__u32 kind = call->kind & (IPTTRACE_GUARD_CALLS - 1);
-	__u32 protocol = call->protocol == IPPROTO_TCP ? IPTTRACE_GUARD_TCP :
-			 call->protocol == IPPROTO_UDP ? IPTTRACE_GUARD_UDP :
-							 IPTTRACE_GUARD_OTHER;
+	__u32 protocol = call->protocol_at & 3;
 
 	return policy->remote.rules[remote].of[word] &
 	       policy->call[kind].of[word] &
@@ -272,7 +280,7 @@ static __always_inline __u32 candidate_words(const struct call *call)
 }
 
 /* The number of the only bit that is set. */
-static __always_inline __u32 lowest_bit(__u64 bits)
+__noinline __u32 lowest_bit(__u64 bits)
 {
 	__u32 number = 0;
 	int half;
@@ -297,10 +305,10 @@ static __always_inline __u32 first_rule(const struct call *call)
 	struct ipttrace_guard_bits containers;
 	__u64 bits;
 
+	containers = policy->any_container;
 	if (policy->containers)
-		find_containers(call, &containers);
-	else
-		containers = policy->any_container;
+		find_containers(policy, (unsigned long)call->cgroup,
+				&containers);
 #pragma nounroll
 	for (word = 0; word < IPTTRACE_GUARD_WORDS; word++) {
 		if (!(words >> word & 1))
@@ -329,11 +337,17 @@ static __always_inline __u32 first_rule(const struct call *call)
 	return 0;
 }
 
+static __always_inline void set_value(struct ipttrace_guard_value *value,
+				      __u64 high, __u64 low)
+{
+	value->high = high;
+	value->low = low;
+}
+
 static __always_inline void set_four(struct ipttrace_guard_value *value,
 				     __be32 address)
 {
-	value->high = 0;
-	value->low = MAPPED | bpf_ntohl(address);
+	set_value(value, 0, MAPPED | bpf_ntohl(address));
 }
 
 static __always_inline void set_six(struct ipttrace_guard_value *value,
@@ -342,8 +356,8 @@ static __always_inline void set_six(struct ipttrace_guard_value *value,
 	__u64 halves[2] = {};
 
 	bpf_probe_read_kernel(halves, sizeof(halves), address);
-	value->high = bpf_be64_to_cpu(halves[0]);
-	value->low = bpf_be64_to_cpu(halves[1]);
+	set_value(value, bpf_be64_to_cpu(halves[0]),
+		  bpf_be64_to_cpu(halves[1]));
 }
 
 /* Begins a call on a socket of IP, without its addresses; false: no rule is of such calls. */
@@ -361,8 +375,11 @@ static __always_inline bool begin(struct call *call,
 	call->sk = sk;
 	call->kind = kind;
 	call->protocol = sk->sk_protocol;
-	call->remote.high = 0;
-	call->remote.low = 0;
+	call->protocol_at =
+		forget(call->protocol == IPPROTO_TCP ? IPTTRACE_GUARD_TCP :
+		       call->protocol == IPPROTO_UDP ? IPTTRACE_GUARD_UDP :
+						       IPTTRACE_GUARD_OTHER);
+	set_value(&call->remote, 0, 0);
 	call->remote_port = 0;
 	return true;
 }
@@ -371,8 +388,7 @@ static __always_inline void local_end(struct call *call)
 {
 	const struct sock___guarded *sk = call->sk;
 
-	call->local.high = 0;
-	call->local.low = 0;
+	set_value(&call->local, 0, 0);
 	call->local_port = sk->__sk_common.skc_num;
 	if (sk->__sk_common.skc_family == AF_INET)
 		set_four(&call->local, sk->__sk_common.skc_rcv_saddr);
@@ -408,19 +424,19 @@ static __always_inline void find_spans(struct call *call)
 {
 	const struct ipttrace_guard_policy *policy = call->policy;
 
-	call->remote_port_at = span_of_number(
-		&policy->remote_port, policy->remote_ports, call->remote_port);
+	call->remote_port_at =
+		span_of_number(&policy->remote_port, call->remote_port);
 	MERGE();
-	call->local_at =
-		span_of_value(&policy->local, policy->locals, &call->local);
+	call->local_at = span_of_value(&policy->local, call->local.high,
+				       call->local.low);
 	MERGE();
-	call->local_port_at = span_of_number(
-		&policy->local_port, policy->local_ports, call->local_port);
+	call->local_port_at =
+		span_of_number(&policy->local_port, call->local_port);
 	MERGE();
-	call->uid_at = span_of_number(&policy->uid, policy->uids, call->uid);
+	call->uid_at = span_of_number(&policy->uid, call->uid);
 	MERGE();
 	call->comm_at =
-		span_of_value(&policy->comm, policy->comms, &call->comm);
+		span_of_value(&policy->comm, call->comm.high, call->comm.low);
 	MERGE();
 }
 
@@ -470,8 +486,8 @@ static __always_inline bool may_meet(struct call *call)
 	__u64 found = 0;
 	__u32 word;
 
-	call->remote_at =
-		span_of_value(&policy->remote, policy->remotes, &call->remote);
+	call->remote_at = span_of_value(&policy->remote, call->remote.high,
+					call->remote.low);
 	if (!candidate_words(call))
 		return false;
 #pragma nounroll

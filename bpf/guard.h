@@ -34,7 +34,7 @@ enum ipttrace_guard_protocol {
 	IPTTRACE_GUARD_TCP,
 	IPTTRACE_GUARD_UDP,
 	IPTTRACE_GUARD_OTHER,
-	IPTTRACE_GUARD_PROTOCOLS,
+	IPTTRACE_GUARD_PROTOCOLS = 4, /* a power of two */
 };
 
 /* An address of IPv6, or of IPv4 mapped into it, or a name: its halves as numbers. */

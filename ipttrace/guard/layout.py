@@ -51,7 +51,7 @@ POLICY_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("words", "<u2", (4,)),
         ("allow", *_BITS),
         ("call", "<u8", (4, WORDS)),
-        ("protocol", "<u8", (3, WORDS)),
+        ("protocol", "<u8", (4, WORDS)),
         ("any_container", *_BITS),
         ("cgroup", "<u8", (CONTAINERS,)),
         ("of_cgroup", "<u8", (CONTAINERS, WORDS)),
