@@ -479,15 +479,27 @@ static __always_inline void report(const struct call *call, __u32 rule,
 	bpf_ringbuf_submit(event, 0);
 }
 
+/* The span of the remote address. */
+static __always_inline __u32 remote_span(const struct call *call)
+{
+	const struct ipttrace_guard_policy *policy = call->policy;
+	__u64 high = call->remote.high, low = call->remote.low;
+	__u32 found = IPTTRACE_GUARD_SEVERAL;
+
+	if (!high && low >> 32 == 0xffff)
+		found = policy->four[low >> 16 & 0xffff];
+	if (found != IPTTRACE_GUARD_SEVERAL)
+		return found;
+	return span_of_value(&policy->remote, high, low);
+}
+
 /* Whether some rule may be met, by the remote address alone: most calls end here. */
 static __always_inline bool may_meet(struct call *call)
 {
-	const struct ipttrace_guard_policy *policy = call->policy;
 	__u64 found = 0;
 	__u32 word;
 
-	call->remote_at = span_of_value(&policy->remote, call->remote.high,
-					call->remote.low);
+	call->remote_at = remote_span(call);
 	if (!candidate_words(call))
 		return false;
 #pragma nounroll
@@ -607,8 +619,9 @@ int BPF_PROG(ipttrace_guard_receive, struct socket___guarded *socket,
 	const struct sock___guarded *sk = socket->sk;
 	struct call call;
 
-	if (!begin(&call, sk, IPTTRACE_GUARD_RECEIVE) ||
-	    !sk->__sk_common.skc_dport)
+	if (!sk || !sk->__sk_common.skc_dport)
+		return 0;
+	if (!begin(&call, sk, IPTTRACE_GUARD_RECEIVE))
 		return 0;
 	remote_end(&call, &sk->__sk_common);
 	return decide(&call, true);

@@ -19,7 +19,8 @@
 #define IPTTRACE_GUARD_SPANS 2048 /* of each condition */
 #define IPTTRACE_GUARD_CONTAINERS \
 	256 /* cgroups of containers that rules name */
-#define IPTTRACE_GUARD_COMM 16
+#define IPTTRACE_GUARD_SEVERAL 0xffff
+#define IPTTRACE_GUARD_COMM    16
 
 /* What a process does, or what comes to its socket. */
 enum ipttrace_guard_call {
@@ -78,8 +79,10 @@ struct ipttrace_guard_policy {
 	struct ipttrace_guard_bits of_cgroup[IPTTRACE_GUARD_CONTAINERS];
 	struct ipttrace_guard_values remote, local, comm;
 	struct ipttrace_guard_numbers remote_port, local_port, uid;
-	__u16 remote_words
-		[IPTTRACE_GUARD_SPANS]; /* of remote.rules, those with any bit */
+	/* Of remote.rules, the words with any bit. */
+	__u16 remote_words[IPTTRACE_GUARD_SPANS];
+	/* Of each /16 of IPv4 its span of remote, or IPTTRACE_GUARD_SEVERAL. */
+	__u16 four[1 << 16];
 };
 
 /* ipttrace_guard_event.flags */

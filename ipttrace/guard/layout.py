@@ -13,6 +13,7 @@ import numpy as np
 RULES: Final = 1024
 WORDS: Final = RULES // 64
 SPANS: Final = 2048
+SEVERAL: Final = 0xFFFF
 CONTAINERS: Final = 256
 COMM: Final = 16
 
@@ -62,6 +63,7 @@ POLICY_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("local_port", NUMBERS_DTYPE),
         ("uid", NUMBERS_DTYPE),
         ("remote_words", "<u2", (SPANS,)),
+        ("four", "<u2", (1 << 16,)),
     ]
 )
 EVENT_DTYPE: Final[np.dtype[np.void]] = np.dtype(

@@ -64,6 +64,7 @@ def compile_policy(
     some = int(policy["remotes"])
     policy["remote_words"][:some] = ((policy["remote"]["rules"][:some] != 0) * word).sum(axis=1)
     policy["remote_words"][some:] = policy["remote_words"][some - 1]
+    policy["four"] = _spans_of_networks(policy["remote"]["from"][:some])
     return policy.tobytes()
 
 
@@ -139,6 +140,22 @@ def _fill_spans(policy: Any, name: str, count: str, rules: Sequence[Rule]) -> No
             begin, end = bisect_left(begins, first), bisect_left(begins, last + 1)
             bits[begin:end, word] |= bit
     bits[len(begins) :] = bits[len(begins) - 1]
+
+
+def _spans_of_networks(begins: Any) -> npt.NDArray[np.uint16]:
+    """The span in which each /16 of IPv4 lies; layout.SEVERAL if it lies in several.
+
+    `begins`: of the spans.  Most addresses are then found without a search.
+    """
+    mapped = (begins["high"] == 0) & (begins["low"] >> np.uint64(32) == 0xFFFF)
+    below = int(((begins["high"] == 0) & (begins["low"] < np.uint64(0xFFFF << 32))).sum())
+    own = (begins["low"][mapped] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    first = np.arange(1 << 16) << 16
+    spans = [
+        below - 1 + np.searchsorted(own, addresses, side="right")
+        for addresses in (first, first + 0xFFFF)
+    ]
+    return np.where(spans[0] == spans[1], spans[0], layout.SEVERAL).astype(np.uint16)
 
 
 def _fill_containers(

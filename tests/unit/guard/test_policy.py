@@ -82,6 +82,9 @@ def looked_up(policy: Any, call: Call) -> int | None:
         assert begins[0] == 0
         at = sum(begin <= getattr(call, name) for begin in begins) - 1
         bits = bits & spans["rules"][at]
+        if name == "remote" and call.remote >> 32 == 0xFFFF:
+            quick = int(policy["four"][call.remote >> 16 & 0xFFFF])
+            assert quick in (at, layout.SEVERAL)
         if name == "remote":
             words = int(policy["remote_words"][at] & policy["words"][call.call])
             assert all(words >> at & 1 for at in np.flatnonzero(bits).tolist())
