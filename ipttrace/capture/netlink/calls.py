@@ -24,6 +24,7 @@ from ipttrace.capture.netlink.events import (
     POLICY,
     RETURN,
     UNKNOWN_VERDICT,
+    VERDICT_CONTINUE,
     ChainRegistry,
     UniqueNumbers,
     bases,
@@ -36,7 +37,8 @@ from ipttrace.stream import record
 
 # A call whose next event has not come after so long, ns, lost its end.
 _PATIENCE: Final = 1_000_000_000
-_LEGACY_PATIENCE: Final = 50_000_000
+# A legacy call whose last event may have been its end, or may have dropped the packet.
+_SHORT_PATIENCE: Final = 50_000_000
 
 # Of each chain: names as in records, the table's family, a number for the table.
 _CHAIN: Final = np.dtype(
@@ -97,7 +99,6 @@ class CallMaker:
         self._source = source
         # Legacy tables mark no first event, and do not always report the end.
         self._legacy = source == record.SOURCE_NFLOG
-        self._patience = _LEGACY_PATIENCE if self._legacy else _PATIENCE
         self._pending: Array | None = None
         self._chains = np.zeros(0, _CHAIN)
         self._tables: dict[tuple[int, bytes], int] = {}
@@ -131,7 +132,12 @@ class CallMaker:
         over = events["last"][ends]
         # A later call of the same journey: the end of this one will not come.
         passed = np.append(~first[starts[1:]], False) if len(starts) > 1 else np.zeros(1, bool)
-        late = events["time"][ends].astype(np.int64) < now - self._patience
+        patience = np.full(len(ends), _PATIENCE)
+        if self._legacy:
+            goes_on = events["verdict"][ends] == VERDICT_CONTINUE
+            goes_on &= events["ruleset"][ends] != 0
+            patience[~goes_on] = _SHORT_PATIENCE
+        late = events["time"][ends].astype(np.int64) < now - patience
         wait = headed & ~over & ~passed & ~late
         if self._legacy:
             wait |= headed & self._undecided(events, starts, ends) & ~late & more

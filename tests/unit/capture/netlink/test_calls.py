@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 
 from ipttrace.capture.netlink.attributes import NFGEN, attributes
-from ipttrace.capture.netlink.events import packet_length
+from ipttrace.capture.netlink.calls import CallMaker
+from ipttrace.capture.netlink.events import (
+    LEGACY_EVENT,
+    POLICY,
+    VERDICT_CONTINUE,
+    ChainKey,
+    ChainRegistry,
+    UniqueNumbers,
+    packet_length,
+)
 from ipttrace.capture.netlink.names import RecordNames
+from ipttrace.stream.record import SOURCE_NFLOG
 from ipttrace.trace.row import Row
 from tests.data.nft_messages import (
     ACCEPT,
@@ -498,3 +508,25 @@ def test_a_length_that_the_header_does_not_tell_is_unknown(
 ) -> None:
     packet = np.frombuffer(start.ljust(60, b"\0"), np.uint8).reshape(1, 60)
     assert packet_length(packet, np.array([caplen])).tolist() == [length or 0]
+
+
+# -- legacy tables
+
+
+@pytest.mark.parametrize(("ruleset", "rows"), [(7, [2]), (0, [1, 1])])
+def test_a_run_that_goes_on_is_waited_for_if_its_rules_are_known(
+    ruleset: int, rows: list[int]
+) -> None:
+    # GIVEN a rule behind which the table goes on, and its policy 200 ms later
+    chains = ChainRegistry()
+    chain = chains.number(ChainKey(0, b"filter", b"INPUT"))
+    maker = CallMaker(chains, UniqueNumbers(), RecordNames(), SOURCE_NFLOG)
+    events = np.zeros(2, LEGACY_EVENT)
+    events["journey"], events["chain"], events["ruleset"] = 1, chain, ruleset
+    events["time"] = (1, 200_000_000)
+    events["verdict"] = (VERDICT_CONTINUE, ACCEPT)
+    events["kind"][1], events["last"][1] = POLICY, True
+    # WHEN a busy host is slow between them
+    found = [maker.feed(events[:1], 100_000_000), maker.feed(events[1:], 200_000_001)]
+    # THEN they are one row; without the rules the first may have been the last
+    assert [len(one.rules) for one in found if len(one.entries)] == rows
