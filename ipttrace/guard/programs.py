@@ -32,7 +32,7 @@ _PROGRAMS: Final = tuple(
     for name in ("connect", "send", "accept", "arrival", "receive", "packet")
 )
 _ARRAY: Final = 2  # BPF_MAP_TYPE_ARRAY
-_RING: Final = 1 << 20  # bytes, as in the object
+_RING: Final = 1 << 20  # bytes
 _LSM: Final = Path("/sys/kernel/security/lsm")
 _NAME: Final = 15  # PR_SET_NAME
 _THREAD: Final = Path("/proc/thread-self/comm")
@@ -48,7 +48,9 @@ class Programs:
         self._libbpf = libbpf = Libbpf()
         cpus = libbpf.lib.libbpf_num_possible_cpus()
         with contextlib.ExitStack() as stack:
-            self._object = BpfObject(libbpf, _OBJECT, _PROGRAMS, sizes={"counters": cpus})
+            self._object = BpfObject(
+                libbpf, _OBJECT, _PROGRAMS, sizes={"ring": _RING, "counters": cpus}
+            )
             stack.callback(self._object.close)
             self._ring = Ring(self._object.map_fd("ring"), _RING)
             stack.callback(self._ring.close)
@@ -103,19 +105,20 @@ class Programs:
         self._stack.close()
 
 
-def denies_by_name() -> tuple[bytes, bytes]:
-    """A name that no process has, and what this thread is called."""
-    return b"ipt" + secrets.token_hex(6).encode(), _THREAD.read_bytes().rstrip(b"\n")
+def unused_name() -> str:
+    """A name that no thread has."""
+    return "ipt" + secrets.token_hex(6)
 
 
-def check_denial(name: bytes, own: bytes) -> bool:
-    """Whether the kernel asks the programs: a thread called `name` must not be able to connect.
+def denies_thread(name: str) -> bool:
+    """Whether this thread, called `name` for the moment, is denied to connect.
 
-    Without "bpf" among the kernel's security modules it attaches them, and never asks.
+    Without "bpf" among the kernel's security modules programs are attached, and never asked.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
+    own = _THREAD.read_bytes().rstrip(b"\n")
     try:
-        prctl(_NAME, name, 0, 0, 0)
+        prctl(_NAME, name.encode(), 0, 0, 0)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             try:
                 one.connect(("127.0.0.1", 9))

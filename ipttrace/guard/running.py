@@ -56,10 +56,10 @@ class Guard:
             raise
 
     def _check_kernel(self) -> None:
-        name, own = programs.denies_by_name()
-        rules = parse(f'deny connect comm "{name.decode()}"')
+        name = programs.unused_name()
+        rules = parse(f"deny connect comm {name}")
         self._programs.replace(compile_policy(rules, {}, version=0))
-        if not programs.check_denial(name, own):
+        if not programs.denies_thread(name):
             raise CaptureError(programs.why_not_asked())
         self._programs.take()
         self._at_start = self._programs.counts()

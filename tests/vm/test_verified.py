@@ -13,6 +13,7 @@ import pytest
 
 from ipttrace.capture.bpf import programs as bpf
 from ipttrace.capture.drops import programs as drops
+from ipttrace.guard import programs as guard
 from tests.vm.refused import refuse_fentry
 
 # Of the million that the kernel allows a program.
@@ -42,6 +43,7 @@ def test_no_program_is_a_long_read(refuses_fentry: bool) -> None:
         places = drops.Programs(1 << 16, 0)
         stack.callback(places.close)
         places.attach_stations()
+        stack.callback(guard.Programs().close)
         found = list(verified())
     assert len(found) > 20
     assert max(found) < MOST, sorted(found)

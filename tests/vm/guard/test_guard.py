@@ -6,10 +6,12 @@ The truth: what the calls return, and what the namespace's rules have counted.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -94,6 +96,33 @@ def test_a_client_of_a_forbidden_server_is_denied_and_sends_nothing(
         assert (event["pid"], event["uid"], event["remote_port"]) == (os.getpid(), 0, PORT)
         assert event["comm"] == Path("/proc/self/comm").read_text().strip()
         assert event["netns"] == plain.inode
+
+
+def test_an_address_that_only_means_the_forbidden_one_is_denied_too(
+    plain: Plain, guard: Guarded
+) -> None:
+    guard.rules(f"deny connect to 127.0.0.1,::1,{SERVER}")
+    # GIVEN zeros, which are this host, and no family, with which sending still works
+    assert connect(plain.name, "0.0.0.0", PORT) == FORBIDDEN
+    assert connect(plain.name, "::", PORT, 6) == FORBIDDEN
+    assert connect(plain.name, "::ffff:0.0.0.0", PORT, 6) == FORBIDDEN
+    to = struct.pack("=H", socket.AF_UNSPEC) + struct.pack("!H", PORT) + socket.inet_aton(SERVER)
+    with socket_in(plain.name, socket.AF_INET, socket.SOCK_DGRAM) as one:
+        sendto = ctypes.CDLL(None, use_errno=True).sendto
+        before = sent(plain)
+        assert sendto(one.fileno(), b"x", 1, 0, to + bytes(8), 16) == -1
+        assert os.strerror(ctypes.get_errno()) == FORBIDDEN
+        assert sent(plain) == before
+        # THEN to disconnect is not denied
+        one.connect((OTHER, 9))
+        connect_ = ctypes.CDLL(None, use_errno=True).connect
+        assert connect_(one.fileno(), to + bytes(8), 16) == 0
+    assert [one["remote_ip"] for one in guard.events(4)] == [
+        "127.0.0.1",
+        "::1",
+        "127.0.0.1",
+        SERVER,
+    ]
 
 
 def test_accept_on_a_forbidden_port_fails(plain: Plain, guard: Guarded) -> None:
