@@ -77,6 +77,10 @@ if [ -n "$SHARE" ]; then
     $B mount -t 9p -o trans=virtio,version=9p2000.L,msize={MSIZE},cache=none share "$SHARE" \\
         || echo "ipttrace: the guest cannot mount $SHARE" >/dev/console
 fi
+# All but the first wait for this where the emulator is unsafe (qemu.py).
+for c in /sys/devices/system/cpu/cpu*/online; do
+    read -r on <$c && [ "$on" = 1 ] || echo 1 >$c
+done
 $B mkfifo out err
 $B cat <out >$P.stdout & C1=$!
 $B cat <err >$P.stderr & C2=$!

@@ -97,12 +97,16 @@ class Machine:
         self.accel = accel
         self.one_thread, self.counted = one_thread, counted
         self.boot_limit = boot_limit
-        self.ready = threading.Event()
-        """Set when the command starts, or can no longer start."""
         self._progress = progress or _print_progress
         self._sinks = {"stdout": byte_sink(stdout, 1), "stderr": byte_sink(stderr, 2)}
-        self._wants_stream = stream
+        self._wants_stream, self._wants_terminal = stream, terminal
         self._token = secrets.token_hex(16)
+        self._before_boot()
+
+    def _before_boot(self) -> None:
+        self.ready = threading.Event()
+        """Set when the command starts, or can no longer start."""
+        self._began = False
         self._changed = threading.Condition()
         self._status: int | None = None
         self._dead = False
@@ -111,7 +115,6 @@ class Machine:
         self._channels: list[Channel] = []
         self._sockets: list[socket.socket] = []
         self._bridge: Bridge | None = None
-        self._wants_terminal = terminal
         self._terminal: Terminal | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._life_pipe = -1
@@ -141,7 +144,20 @@ class Machine:
         return "\n".join(self._console)
 
     def run(self) -> int:
-        """Starts, waits and stops; returns the command's exit status."""
+        """Starts, waits and stops; returns the command's exit status.
+
+        An emulated guest that dies before its command starts is booted once more: with a
+        thread per CPU, QEMU's emulation may itself be at fault (see qemu.py).
+        """
+        try:
+            with self:
+                self.start()
+                return self.wait()
+        except MachineError as error:
+            if self._process is None or self._began or self.accel != "tcg":
+                raise
+            self._progress(f"{error}\nbooting once more, because the command had not started")
+        self._before_boot()
         with self:
             self.start()
             return self.wait()
@@ -318,6 +334,7 @@ class Machine:
     def _status_line(self, line: str) -> None:
         with self._changed:
             if line == "ready":
+                self._began = True
                 self.ready.set()
             elif match := re.fullmatch(r"exit (\d{1,3})", line):
                 self._status = int(match[1])

@@ -56,7 +56,8 @@ def qemu_arguments(
 
     ``one_thread``: emulates all CPUs in one thread.  With a thread per CPU, QEMU
     before 8.1 misses writes to code that another CPU is translating: a guest
-    that patches its code under load may run an int3 already removed.
+    that patches its code under load may run an int3 already removed.  So that it
+    does not die while it boots, its init starts all CPUs but the first.
 
     ``counted``: a nanosecond in the guest is one instruction, so that
     measurements do not depend on the host's load.  Raises ValueError unless
@@ -70,6 +71,11 @@ def qemu_arguments(
     clock = [f"tsc_early_khz={tsc_khz}"] if tsc_khz is not None else []
     # Removing probes, programs and namespaces waits for RCU, at a quarter of a second otherwise.
     rcu = ["rcupdate.rcu_expedited=1"] if threads == "multi" else []
+    # A kernel that boots on one CPU expects no second, unless it may not replace its locks.
+    late = ["maxcpus=1", "noreplace-smp"] if accel == "tcg" and threads == "multi" else []
+    if late and tsc_khz is not None:
+        # Else each CPU measures its loops per tick (of Debian's 250 a second) for a second.
+        late.append(f"lpj={tsc_khz * 1000 // 250}")
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
@@ -78,7 +84,7 @@ def qemu_arguments(
         # Each in a socket of its own: a kernel without ACPI finds no others.
         *("-smp", f"{cpus},sockets={cpus}", "-m", memory),
         *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
-        *("-append", " ".join([*KERNEL_ARGUMENTS, *rcu, *clock, *kernel.arguments, *append])),
+        *("-append", " ".join([*KERNEL_ARGUMENTS, *rcu, *late, *clock, *kernel.arguments, *append])),
         *_file_system("root", Path("/"), "readonly=on,multidevs=remap"),
         *("-device", "virtio-serial-pci,max_ports=8"),
     ]

@@ -85,6 +85,19 @@ def test_the_error_of_a_guest_that_dies_has_the_reason(kernel: Kernel) -> None:
         Machine(kernel, ["sh", "-c", script]).run()
 
 
+def test_a_guest_that_dies_before_its_command_starts_is_booted_once_more(kernel: Kernel) -> None:
+    # GIVEN a kernel that finds no init and panics
+    progress: list[str] = []
+    append = ["rdinit=/missing"]
+    machine = Machine(kernel, ["true"], append=append, accel="tcg", progress=progress.append)
+    # WHEN it runs THEN it boots twice, the first time's reason is printed, the second's raised
+    with pytest.raises(MachineError, match=r"the guest died(?s:.*)Kernel panic"):
+        machine.run()
+    assert sum(line.startswith("booting Linux") for line in progress) == 2
+    assert "Kernel panic" in progress[1]
+    assert progress[1].endswith("booting once more, because the command had not started")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_qemu_ends_with_the_program(kernel: Kernel, number: signal.Signals) -> None:
     # GIVEN a running VM
