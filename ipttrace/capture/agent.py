@@ -21,7 +21,7 @@ from typing import Final
 from ipttrace import files
 from ipttrace.capture import hello, netns, slices
 from ipttrace.capture.budget import Budget
-from ipttrace.capture.choice import only_netns, open_engine, with_drops
+from ipttrace.capture.choice import only_netns, open_engine, rule_texts, sources_of
 from ipttrace.capture.control_line import Command, ControlLine, parse
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
@@ -30,13 +30,12 @@ from ipttrace.capture.neighbours.watch import NeighbourWatch
 from ipttrace.capture.output import Descriptor
 from ipttrace.capture.request import Request
 from ipttrace.capture.rules.base import RuleTexts
-from ipttrace.capture.rules.kernel_watch import KernelRules
 from ipttrace.capture.signals import Stop
 from ipttrace.capture.sources import Sources
 from ipttrace.capture.tables.watch import TableWatch
 from ipttrace.capture.watch import Watcher
 from ipttrace.stream.messages import Books, Places
-from ipttrace.stream.record import EXIT, STATION, Records
+from ipttrace.stream.record import EXIT, SOCKET, STATION, Records
 from ipttrace.stream.writer import Writer
 
 # How often buffers are read, s: short enough for eyes, long enough to cost an idle
@@ -95,7 +94,9 @@ class Agent:
         for fd in watched:
             engine.buffers.watch(fd)
         self._begin_budget()
-        about = hello.hello(self._request, engine, self._sources.no_drops)
+        about = hello.hello(
+            self._request, engine, self._sources.no_drops, sockets=self._sources.has_sockets
+        )
         self._netns_names = netns.NewNames({int(one): of for one, of in about["netns"].items()})
         self._offset = about["clock"]["wall"] - about["clock"]["mono"]
         writer.hello(about)
@@ -183,7 +184,7 @@ class Agent:
         taken = self._take()
         # What these records depend on comes before them.
         self._write_findings()
-        return self._write(taken, self._sources.take_stations())
+        return self._write(taken, self._sources.take_stations()) + self._write_sockets()
 
     def _write(self, taken: list[Records], stations: Stations = None) -> int:
         """Writes records, and stations before the exits, which end a batch; returns how many."""
@@ -207,6 +208,17 @@ class Agent:
             if places is not None:
                 self._writer.places(places)
             self._writer.records(STATION, stations)
+
+    def _write_sockets(self) -> int:
+        """Moves the stages of sockets that have arrived; returns how many."""
+        found = self._sources.take_sockets()
+        if found is None:
+            return 0
+        stages, processes = found
+        if processes:
+            self._writer.processes({"processes": processes})
+        self._writer.records(SOCKET, stages)
+        return len(stages)
 
     def _write_findings(self) -> None:
         found = [] if self._watcher is None else self._watcher.take()
@@ -328,19 +340,6 @@ class Agent:
         self._writer.books(self._books())
 
 
-def _rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:
-    """The watches for the rules that the engine's rows refer to."""
-    found: list[RuleTexts] = []
-    if engine.name not in ("netlink", "bpf", "none"):
-        found.append(KernelRules(None if request.netns == netns.ALL else request.netns))
-    if engine.name not in ("kernel", "none"):
-        from ipttrace.capture.rules.netlink_watch import NetlinkRules, ReportsChanges
-
-        assert isinstance(engine, ReportsChanges)
-        found.append(NetlinkRules(engine.changes))
-    return found
-
-
 def _write_ready(path: Path) -> None:
     try:
         files.write(path, b"%d\n" % os.getpid())
@@ -367,13 +366,13 @@ def _run(request: Request, sink: Descriptor, stop: Stop, control: int | None) ->
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
     try:
-        sources = with_drops(request, engine)
+        sources = sources_of(request, engine)
         watcher = Watcher()
     except (CaptureError, OSError) as error:
         engine.close()
         print(f"ipttrace: {error}", file=sys.stderr)
         return 1
-    rules = _rule_texts(request, engine)
+    rules = rule_texts(request, engine)
     for one in rules:
         watcher.add(one.make, "rules")
     only = only_netns(request, engine)

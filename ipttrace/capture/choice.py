@@ -18,12 +18,14 @@ from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.filter import pcap
 from ipttrace.capture.filter.pcap import FilterError
 from ipttrace.capture.request import Request
+from ipttrace.capture.rules.base import RuleTexts
 from ipttrace.capture.sources import Sources
 
 if TYPE_CHECKING:
     from ipttrace.capture.bpf.engine import BpfEngine
     from ipttrace.capture.kernel.engine import KernelEngine
     from ipttrace.capture.netlink.engine import NetlinkEngine
+    from ipttrace.capture.sockets.source import Sockets as SocketStages
 
 
 def open_engine(request: Request) -> Engine:
@@ -55,14 +57,16 @@ def open_engine(request: Request) -> Engine:
     return _without_module(request, program, host, lacking)
 
 
-def with_drops(request: Request, engine: Engine) -> Sources:
-    """The engine, and drops beside it, armed, if the host allows it.
+def sources_of(request: Request, engine: Engine) -> Sources:
+    """The engine, and drops and sockets beside it, armed, if the host allows it.
 
-    Raises CaptureError if nothing but drops was asked for.
+    Raises CaptureError if nothing else was asked for.
     """
-    wanted = request.drops or request.stations or request.engine == "none"
+    alone = request.engine == "none"
+    sockets = _sockets(request, engine, alone=alone) if request.sockets else None
+    wanted = request.drops or request.stations or (alone and sockets is None)
     if request.from_rules or not wanted:  # rules mark no drops
-        return Sources(engine)
+        return Sources(engine, sockets=sockets, raw_addresses=request.raw_addresses)
     drops, why = None, ""
     try:
         if os.geteuid() != 0:
@@ -72,12 +76,45 @@ def with_drops(request: Request, engine: Engine) -> Sources:
         program, inode = pcap.compile(request.expr), _only_inode(request, engine)
         drops = Drops(program, inode, stations=request.stations)
     except CaptureError as error:
-        if request.engine == "none":
+        if alone and sockets is None:
             raise CaptureError(f"drops cannot be seen here: {error}") from error
         why = str(error)
         if request.stations:
             engine.notes.append(("warn", f"drops and stations are not recorded: {error}"))
-    return Sources(engine, drops, why, raw_addresses=request.raw_addresses)
+    return Sources(engine, drops, why, sockets=sockets, raw_addresses=request.raw_addresses)
+
+
+def _sockets(request: Request, engine: Engine, *, alone: bool) -> SocketStages | None:
+    """Stages of sockets, armed; None if the host does not allow it and a note says why.
+
+    Raises CaptureError if nothing else was asked for.
+    """
+    try:
+        if os.geteuid() != 0:
+            raise CaptureError("seeing sockets needs root: run with sudo")
+        from ipttrace.capture.sockets.source import Sockets
+
+        return Sockets(pcap.compile(request.expr), _only_inode(request, engine))
+    except CaptureError as error:
+        if alone:
+            raise CaptureError(f"sockets cannot be seen here: {error}") from error
+        engine.notes.append(("warn", f"sockets are not recorded: {error}"))
+        return None
+
+
+def rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:
+    """The watches for the rules that the engine's rows refer to."""
+    found: list[RuleTexts] = []
+    if engine.name not in ("netlink", "bpf", "none"):
+        from ipttrace.capture.rules.kernel_watch import KernelRules
+
+        found.append(KernelRules(None if request.netns == netns.ALL else request.netns))
+    if engine.name not in ("kernel", "none"):
+        from ipttrace.capture.rules.netlink_watch import NetlinkRules, ReportsChanges
+
+        assert isinstance(engine, ReportsChanges)
+        found.append(NetlinkRules(engine.changes))
+    return found
 
 
 def only_netns(request: Request, engine: Engine) -> str | None:

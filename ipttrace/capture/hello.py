@@ -27,10 +27,13 @@ def clock() -> Clock:
     return best[1]
 
 
-def hello(request: Request, engine: Engine, no_drops: str | None) -> Hello:
+def hello(
+    request: Request, engine: Engine, no_drops: str | None, *, sockets: bool = False
+) -> Hello:
     """What HELLO contains besides the record layout.
 
-    `no_drops`: why drops are not recorded; None: they are.
+    `no_drops`: why drops are not recorded; None: they are; `sockets`: whether stages of sockets
+    are.
     """
     about: Hello = {
         "engine": engine.name,
@@ -46,6 +49,8 @@ def hello(request: Request, engine: Engine, no_drops: str | None) -> Hello:
         "drops": no_drops is None,
         "stations": no_drops is None and request.stations,
     }
+    if sockets:
+        about["sockets"] = True
     if no_drops is not None:
         about["no_drops"] = no_drops
     return about

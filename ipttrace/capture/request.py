@@ -25,3 +25,4 @@ class Request:
     raw_addresses: bool = False  # the kernel's, of packets, sockets, conntrack entries
     drops: bool = True  # record drops where the host allows it
     stations: bool = False  # and the stations of packets between tables
+    sockets: bool = False  # record stages of sockets

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An engine, and the drops beside it, armed and disarmed together.
+"""An engine, and drops and sockets beside it, armed and disarmed together.
 
 Must not write the stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from ipttrace.capture.engine import Engine
 from ipttrace.capture.errors import CaptureError
-from ipttrace.stream.messages import Books, Places
+from ipttrace.stream.messages import Books, Places, Process
 from ipttrace.stream.record import EXIT, Records
 
 if TYPE_CHECKING:
     from ipttrace.capture.drops.source import Drops
+    from ipttrace.capture.sockets.source import Sockets
 
 
 class Sources:
-    """Both; `engine` alone if drops are not recorded."""
+    """All of them; `engine` alone if nothing else is recorded."""
 
     def __init__(
         self,
@@ -26,11 +28,14 @@ class Sources:
         drops: Drops | None = None,
         no_drops: str = "switched off",
         *,
+        sockets: Sockets | None = None,
         raw_addresses: bool = False,
     ) -> None:
-        """`no_drops`: why there are no `drops`; `raw_addresses`: they show the kernel's."""
+        """`no_drops`: why there are no `drops`; `raw_addresses`: all show the kernel's."""
         self.engine = engine
         self._drops = drops
+        self._sockets = sockets
+        self._beside = [one for one in (drops, sockets) if one is not None]
         self._no_drops = no_drops
         self._raw_addresses = raw_addresses
         self.armed = True
@@ -44,28 +49,31 @@ class Sources:
     def arm(self) -> None:
         """Raises CaptureError, with nothing armed."""
         self.engine.arm()
-        if self._drops is not None:
-            try:
-                self._drops.arm()
-            except BaseException:
-                self.engine.disarm()
-                raise
+        try:
+            for one in self._beside:
+                one.arm()
+        except BaseException:
+            self._disarm()
+            raise
         self.armed = True
 
     def disarm(self) -> None:
         """No record is written after this.  Raises CaptureError."""
+        self._disarm()
+        self.armed = False
+
+    def _disarm(self) -> None:
         try:
             self.engine.disarm()
         finally:
-            if self._drops is not None:
-                self._drops.disarm()
-        self.armed = False
+            for one in self._beside:
+                one.disarm()
 
     def filter(self, program: bytes) -> None:
-        """Replaces the filter of both.  Raises CaptureError, with nothing changed."""
+        """Replaces the filter of all.  Raises CaptureError, with nothing changed."""
         self.engine.filter(program)
-        if self._drops is not None:
-            self._drops.filter(program)
+        for one in self._beside:
+            one.filter(program)
 
     def show_stations(self, on: bool) -> None:
         """Starts or ends the recording of stations.  Raises CaptureError."""
@@ -93,19 +101,34 @@ class Sources:
         stations, places = self._drops.take(until, addresses)
         return (stations, places) if len(stations) else None
 
+    @property
+    def has_sockets(self) -> bool:
+        """Whether stages of sockets are recorded."""
+        return self._sockets is not None
+
+    def take_sockets(self) -> tuple[Records, dict[str, Process]] | None:
+        """Stages of sockets, and the processes that are new, by number.  None: there are none."""
+        if self._sockets is None:
+            return None
+        stages, processes = self._sockets.take(
+            None if self._raw_addresses else self.engine.addresses
+        )
+        return (stages, processes) if len(stages) else None
+
     def rows(self) -> tuple[int, int]:
-        """How many rows have arrived, stations among them, and how many were lost."""
-        read, lost = (0, 0) if self._drops is None else self._drops.counts()
+        """How many rows have arrived, stations and stages among them, and how many were lost."""
+        counts = [one.counts() for one in self._beside]
+        read, lost = (sum(each) for each in zip((0, 0), *counts, strict=True))
         return self._exits + read, self.engine.lost_exits() + lost
 
     def counted_rows(self) -> tuple[int, int]:
         """As `rows`, with what has been written and not yet taken.  Raises CaptureError."""
         books = self.books()
         lost, due = books["lost"][EXIT], books["due"][EXIT]
-        if "stations" in books:
-            stations = books["stations"]
-            lost += stations["lost"]
-            due += stations["due"] - stations["missed"]
+        for counted in (books.get("stations"), books.get("sockets")):
+            if counted is not None:
+                lost += counted["lost"]
+                due += counted["due"] - counted["missed"]
         return due - lost, lost
 
     def books(self) -> Books:
@@ -113,12 +136,13 @@ class Sources:
         books = self.engine.books()
         if self._drops is not None:
             books["stations"] = self._drops.books()
+        if self._sockets is not None:
+            books["sockets"] = self._sockets.books()
         return books
 
     def close(self) -> None:
         """Removes everything that was added to the host."""
-        try:
-            if self._drops is not None:
-                self._drops.close()
-        finally:
-            self.engine.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.engine.close)
+            for one in self._beside:
+                stack.callback(one.close)

@@ -9,13 +9,13 @@
     stdin       a recording from stdin
     stdout      rows on stdout, and what must not go to a terminal
     recording   the file that a stream is recorded to
-    pump        from a stream to lines: print, drops, record, replay, export, lab, demo
+    pump        from a stream to lines: print, drops, sockets, record, replay, export, lab, demo
     lines       what print and drops have in common
     asking      what the screen asks about a row: what if, why not
     editor      the user's editor on a copy of the rules
     copies      what commands that make copies of rules have in common
 
-    screen, print, drops, record, replay, export, lab, demo, doctor, config, agent, whatif,
+    screen, print, drops, sockets, record, replay, export, lab, demo, doctor, config, agent, whatif,
     whynot, compare, test, snapshot, guard: a command each
 
 Imports of the other packages are inside the functions: `agent` must not pay for the

@@ -17,8 +17,9 @@ from ipttrace.cli.stdout import refuse_terminal
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the arguments."""
     parser = options.Parser(prog="ipttrace agent", description="Writes the stream to stdout.")
-    # none: drops alone, without rows.
+    # none: drops or sockets alone, without rows.
     options.add_tracing(parser, (*options.ENGINES, "none"))
+    options.add_sockets(parser)
     parser.add_argument(
         "--control",
         action="store_true",
@@ -68,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
         raw_addresses=parsed.raw_addresses,
         drops=not parsed.no_drops,
         stations=parsed.stations,
+        sockets=parsed.sockets,
         checked=not parsed.unchecked,
     )
     if not parsed.lab:

@@ -46,6 +46,7 @@ SCREEN: Final = Command("", "[EXPR]", "live screen on this host", "screen")
 COMMANDS: Final = (
     Command("print", "[EXPR]", "print rows as lines", "print"),
     Command("drops", "[EXPR]", "print packets that are dropped, where and why", "drops"),
+    Command("sockets", "[EXPR]", "print handshakes, and which process gets them", "sockets"),
     Command("record", "FILE [EXPR]", "record the stream to a file", "record"),
     Command("replay", "FILE", "show a recording on the screen or as lines", "replay"),
     Command(

@@ -99,20 +99,13 @@ def add_tracing(parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGI
         )
     else:
         parser.set_defaults(engine=engines[0])
-    parser.add_argument(
-        "--netns",
-        metavar="NAME",
-        help="trace only this network namespace, by name or by the pid of a process in it;"
-        " all: every namespace",
-    )
+    add_scope(parser)
     parser.add_argument(
         "--from-rules",
         action="store_true",
         help="trace only packets that rules mark, from that rule on: -j IPTTRACE, -j TRACE,"
         " nft's meta nftrace set 1; without EXPR",
     )
-    parser.add_argument("--duration", type=positive, metavar="S", help="stop after S seconds")
-    parser.add_argument("--ready-file", type=Path, metavar="F", help="write F once armed")
     parser.add_argument(
         "--buffer",
         type=size,
@@ -132,11 +125,6 @@ def add_tracing(parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGI
         help="disarm after N rows; rows already on their way still arrive,"
         " unlike with print --count",
     )
-    parser.add_argument(
-        "--raw-addresses",
-        action="store_true",
-        help="show the kernel's addresses instead of hashes of them",
-    )
     if len(engines) > 1:
         parser.add_argument(
             "--no-drops",
@@ -149,6 +137,32 @@ def add_tracing(parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGI
         "--stations",
         action="store_true",
         help="also record where packets are between the tables: devices, routes, sockets",
+    )
+
+
+def add_scope(parser: argparse.ArgumentParser) -> None:
+    """What everything that traces has: where, how long, and how it shows addresses."""
+    parser.add_argument(
+        "--netns",
+        metavar="NAME",
+        help="trace only this network namespace, by name or by the pid of a process in it;"
+        " all: every namespace",
+    )
+    parser.add_argument("--duration", type=positive, metavar="S", help="stop after S seconds")
+    parser.add_argument("--ready-file", type=Path, metavar="F", help="write F once armed")
+    parser.add_argument(
+        "--raw-addresses",
+        action="store_true",
+        help="show the kernel's addresses instead of hashes of them",
+    )
+
+
+def add_sockets(parser: argparse.ArgumentParser) -> None:
+    """The option of commands whose stream is kept."""
+    parser.add_argument(
+        "--sockets",
+        action="store_true",
+        help="also record stages of sockets: `ipttrace sockets --file` shows them",
     )
 
 
@@ -180,13 +194,13 @@ def agent_arguments(options: argparse.Namespace) -> list[str]:
     """Returns the arguments of ``ipttrace agent`` that `options` amount to."""
     found = ["--engine", options.engine]
     for name in ("netns", "duration", "ready_file", "buffer", "max_rate", "stop_after"):
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if name == "ready_file" and options.ssh:
             continue  # the file is to be written on this host
         if value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]
-    for name in ("from_rules", "raw_addresses", "no_drops", "stations"):
-        if getattr(options, name):
+    for name in ("from_rules", "raw_addresses", "no_drops", "stations", "sockets"):
+        if getattr(options, name, False):
             found.append(f"--{name.replace('_', '-')}")
     return [*found, "--", *options.expr]
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ipttrace.trace.query import Query
     from ipttrace.trace.query.until import Until
     from ipttrace.trace.store import Picked
+    from ipttrace.view.sockets import StageView
 
 _PORTION: Final = 1 << 20  # bytes read at a time
 # Rows formatted at a time: bounds memory, and the delay of the first line.
@@ -72,6 +73,7 @@ class Pump:
         file: str = "",
         written: Callable[[Picked], object] | None = None,
         before_summary: Callable[[], object] | None = None,
+        stages: StageView | None = None,
     ) -> None:
         """`output`: what rows become; None writes no rows.
 
@@ -80,7 +82,8 @@ class Pump:
         the agent to finish.  `names` is filled with the names of the network
         namespaces, by inode, when the stream begins.  `file`: the name of the recording,
         for error lines; "": the stream is an agent's.  `written` is called with rows that
-        are written, `before_summary` before the line that ends the run.
+        are written, `before_summary` before the line that ends the run.  `stages`: what stages
+        of sockets become; then they are what is counted, and no rows are written.
         """
         self.trace = Trace(capacity=4 * 65536)
         self.interrupted = False
@@ -97,6 +100,7 @@ class Pump:
         self._prefix = f"{file}: " if file else ""
         self._written = written
         self._before_summary = before_summary
+        self._stages = stages
         self._decoder = Decoder()
         self._writer = Writer()
         self._held: list[Frame] = []  # records of a live stream, to be fed together
@@ -110,6 +114,10 @@ class Pump:
         self._notes_printed = 0
         # The agent sent nothing: it has printed the reason on stderr.
         self._silent = False
+
+    @property
+    def _prints(self) -> bool:
+        return self._output is not None or self._stages is not None
 
     def run(self, stream: _Stream) -> int:
         """Reads to the end, prints errors and the summary, returns the exit status."""
@@ -147,10 +155,10 @@ class Pump:
                 if self._stopping and time.monotonic() > self._deadline:
                     self.errors.append("the agent does not respond: its last counts are missing")
                     return
-                if not self._stopping and self._output is not None:
+                if not self._stopping and self._prints:
                     if self._writer.reader_gone():
                         self._finish()
-                    self._write(self._output.pause())
+                    self._write(b"" if self._output is None else self._output.pause())
                 continue
             data = os.read(fd, _PORTION)
             if not data:
@@ -219,6 +227,7 @@ class Pump:
                 self._on_books()
             # After each portion: the store must not evict a row that was not written.
             self._write_rows()
+            self._write_stages()
 
     def _learn_names(self, named: object) -> None:
         held = self.trace.hello.get("netns")
@@ -234,9 +243,12 @@ class Pump:
             from ipttrace.trace.query.until import Until
 
             self._until = Until(self._until_query, netns=self._names, hosts=(self._host(),))
-        if self._output is not None and not self._begun:
+        if self._prints and not self._begun:
             self._begun = True
-            self._write(self._output.begin(self.trace.hello))
+            if self._output is not None:
+                self._write(self._output.begin(self.trace.hello))
+            if self._stages is not None:
+                self._write(self._stages.header().encode())
 
     def _on_books(self) -> None:
         # The budget is used up (a note says so), and nothing here can arm it again.
@@ -261,12 +273,26 @@ class Pump:
                 for picked in store.picked(seqs):
                     self._written(picked)
             self._next = last
-            self.rows += len(seqs)
+            if self._stages is None:
+                self.rows += len(seqs)
             if self._count is not None and self.rows >= self._count:
                 self._finish()
                 self._next = store.end
                 return
         self._next = store.end
+
+    def _write_stages(self) -> None:
+        """Takes the stages of sockets that are new, and writes them if that is asked for."""
+        found = self.trace.sockets.take()
+        if self._stages is None or not found:
+            return
+        if self._count is not None:
+            found = found[: self._count - self.rows]
+        if not self._writer.closed:
+            self._write(self._stages.lines(found).encode("utf-8", "backslashreplace"))
+        self.rows += len(found)
+        if self._count is not None and self.rows >= self._count:
+            self._finish()
 
     def _end_row(self) -> int:
         """Returns the end of the rows to write; ends the run at a row that matches --until."""

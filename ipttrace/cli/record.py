@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.Parser(prog="ipttrace record", description="Records the stream to a file.")
     parser.add_argument("file", metavar="FILE", help="output file; - is stdout")
     options.add_tracing(parser)
+    options.add_sockets(parser)
     ssh.add_options(parser)
     options.add_until(parser)
     return parser

@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
             return show(StreamSource(stream, name="stdin"), "stdin", shown=parsed.query)
         return show(FileSource(parsed.file), Path(parsed.file).name, shown=parsed.query)
     except OSError as reason:
-        raise _failed(parsed.file, reason) from None
+        raise failed(parsed.file, reason) from None
 
 
 def write_rows(parsed: argparse.Namespace) -> int:
@@ -66,16 +66,18 @@ def write_rows(parsed: argparse.Namespace) -> int:
                 count=parsed.count,
                 query=parsed.query,
                 names=names,
-                file=_shown(parsed.file),
+                file=shown(parsed.file),
             )
             return pump.run(file)
     except OSError as reason:
-        raise _failed(parsed.file, reason) from None
+        raise failed(parsed.file, reason) from None
 
 
-def _failed(file: str, reason: OSError) -> Failed:
-    return Failed(f"{_shown(file)}: {reason.strerror}")
+def failed(file: str, reason: OSError) -> Failed:
+    """What says that a recording cannot be read."""
+    return Failed(f"{shown(file)}: {reason.strerror}")
 
 
-def _shown(file: str) -> str:
+def shown(file: str) -> str:
+    """A recording's name in an error."""
     return "stdin" if file == stdin.DASH else escape(file)

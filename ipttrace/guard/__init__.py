@@ -5,7 +5,6 @@
     conditions  the values that a rule's conditions take
     policy      rules as the BPF programs look them up, and the same decision in Python
     layout      bpf/guard.h in numpy
-    containers  the cgroups of the containers that rules name
     programs    the BPF programs, loaded and attached, and their events
     session     the ssh connection through which the command was given
     words       events as lines and as JSON

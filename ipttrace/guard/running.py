@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
+from ipttrace.capture.containers import Cgroups
 from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.hello import clock
 from ipttrace.guard import programs, session, words
-from ipttrace.guard.containers import Cgroups
 from ipttrace.guard.policy import compile_policy
 from ipttrace.guard.programs import Programs
 from ipttrace.guard.rules import Rule, parse

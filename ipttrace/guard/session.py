@@ -14,8 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
+from ipttrace.capture.containers import Container, identify
 from ipttrace.guard import conditions, layout
-from ipttrace.guard.containers import Container, identify
 from ipttrace.guard.policy import Call, first_rule
 from ipttrace.guard.rules import Rule
 

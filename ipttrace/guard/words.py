@@ -7,9 +7,9 @@ import datetime
 from collections.abc import Sequence
 from typing import Any, Final
 
+from ipttrace.capture.containers import Container
 from ipttrace.guard import layout
 from ipttrace.guard.conditions import text_of
-from ipttrace.guard.containers import Container
 from ipttrace.guard.rules import Rule
 from ipttrace.text import escape
 

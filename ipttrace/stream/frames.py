@@ -76,9 +76,12 @@ class Kind(IntEnum):
     STATION = 13  # records
     PLACES = 14  # json: names of the places, stacks and reasons in the stations that follow
     TABLES = 15  # json: a namespace's reassembly or conntrack
+    SOCKET = 16  # records
+    PROCESSES = 17  # json: the processes in the socket records that follow
 
 
-RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT, Kind.STATION)  # by kinds of record
+# By kinds of record.
+RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT, Kind.STATION, Kind.SOCKET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Frame:
 
     @property
     def is_records(self) -> bool:
-        """Whether this is an ENTRY, RULE, EXIT or STATION frame."""
+        """Whether this is a frame of records."""
         return self.kind in RECORD_KINDS
 
     @property
@@ -140,7 +143,7 @@ def joined(frames: Sequence[Frame]) -> list[Frame]:
         for frame in run:
             parts[frame.kind].append(frame)
         # Exits come last: they end a batch.
-        for kind in (Kind.ENTRY, Kind.RULE, Kind.STATION, Kind.EXIT):
+        for kind in (Kind.ENTRY, Kind.RULE, Kind.STATION, Kind.SOCKET, Kind.EXIT):
             if some := parts[kind]:
                 payload = some[0].payload if len(some) == 1 else b"".join(f.payload for f in some)
                 found.append(Frame(kind, payload, some[0].dtypes))

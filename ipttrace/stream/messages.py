@@ -39,6 +39,7 @@ class Hello(TypedDict):
     drops: NotRequired[bool]  # whether drops are recorded
     no_drops: NotRequired[str]  # why not
     stations: NotRequired[bool]  # whether stations are recorded too, to begin with
+    sockets: NotRequired[bool]  # whether stages of sockets are recorded
 
 
 class StationBooks(TypedDict):
@@ -49,6 +50,16 @@ class StationBooks(TypedDict):
     lost: int  # no room in the ring
     missed: int  # the program could not run
     refused: int  # not taken by EXPR
+
+
+class SocketBooks(TypedDict):
+    """The counters of stages of sockets: due = delivered + lost + missed, once all was read."""
+
+    due: int
+    delivered: int
+    lost: int  # no room in the ring
+    missed: int  # the program could not run
+    refused: int  # not taken by EXPR, and not due
 
 
 class Books(TypedDict):
@@ -69,6 +80,7 @@ class Books(TypedDict):
     unfollowed: NotRequired[int]  # packets for which the table of followed ones had no room
     depth: NotRequired[int]  # deepest nesting of calls
     stations: NotRequired[StationBooks]
+    sockets: NotRequired[SocketBooks]
     filter: NotRequired[str]  # what nftables checks of the filter (netlink engine)
     expr: NotRequired[str]
 
@@ -108,6 +120,27 @@ class Owner(TypedDict):
     pid: int
     comm: str
     others: int  # further processes that have it
+
+
+class Process(TypedDict, total=False):
+    """A process; what is not known is absent."""
+
+    pid: int  # in the initial namespace
+    comm: str
+    exe: str  # its executable, as it calls it
+    uid: int
+    pids: list[int]  # in the pid namespaces that it is in, from the initial one on
+    runtime: str  # docker, podman, containerd, cri-o …
+    container: str  # its id
+    pod: str  # uid of the Kubernetes pod
+    unit: str  # of systemd
+    others: int  # further processes that have the socket
+
+
+class Processes(TypedDict):
+    """PROCESSES: by the number in `owner` of the socket records that follow."""
+
+    processes: dict[str, Process]
 
 
 class ChainRules(TypedDict):

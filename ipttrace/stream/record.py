@@ -19,8 +19,9 @@ ENTRY: Final = 0
 RULE: Final = 1
 EXIT: Final = 2
 STATION: Final = 3
+SOCKET: Final = 4
 KINDS: Final = ("entry", "rule", "exit")  # of a call
-ALL_KINDS: Final = (*KINDS, "station")
+ALL_KINDS: Final = (*KINDS, "station", "socket")
 
 F_FIRST: Final = 0x01
 F_FOLLOWED: Final = 0x02
@@ -59,6 +60,58 @@ STATION_F_ROUTE: Final = 0x01
 STATION_F_NEIGHBOUR: Final = 0x02
 STATION_F_TRACED: Final = 0x04
 STATION_F_MATCHED: Final = 0x08
+
+# By enum ipttrace_stage.
+STAGES: Final = (
+    "",
+    "listening",
+    "bound",
+    "connecting",
+    "connected",
+    "SYN taken",
+    "SYN dropped",
+    "SYN-ACK sent",
+    "ACK dropped",
+    "established",
+    "accepted",
+    "first read",
+    "refused",
+    "reset",
+    "abandoned",
+    "closed",
+)
+(
+    _,
+    LISTENING,
+    BOUND,
+    CONNECTING,
+    CONNECTED,
+    SYN_TAKEN,
+    SYN_DROPPED,
+    SYN_ACK_SENT,
+    ACK_DROPPED,
+    ESTABLISHED,
+    ACCEPTED,
+    FIRST_READ,
+    REFUSED,
+    RESET,
+    ABANDONED,
+    CLOSED,
+) = range(len(STAGES))
+
+SK_F_PROCESS: Final = 0x0001
+SK_F_ORIGINAL: Final = 0x0002
+SK_F_TRANSLATED: Final = 0x0004
+SK_F_COOKIE: Final = 0x0008
+SK_F_ACCEPT_FULL: Final = 0x0010
+SK_F_SYN_FULL: Final = 0x0020
+SK_F_DENIED: Final = 0x0040
+SK_F_SENT: Final = 0x0080
+SK_F_QUEUE: Final = 0x0100
+SK_F_AGAIN: Final = 0x0200
+SK_F_LISTENER: Final = 0x0400
+SK_F_FASTOPEN: Final = 0x0800
+SK_F_MPTCP: Final = 0x1000
 
 MATCHES: Final = ("rule", "return", "policy")
 MATCH_RULE: Final = 0
@@ -171,10 +224,48 @@ STATION_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     ]
 )
 
+PID_LEVELS: Final = 4
+
+SOCKET_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [
+        ("time", "<u8"),
+        ("sk", "<u8"),
+        ("listener", "<u8"),
+        ("request", "<u8"),
+        ("cgroup", "<u8"),
+        ("owner", "<u8"),
+        ("netns", "<u4"),
+        ("pid", "<u4"),
+        ("tid", "<u4"),
+        ("uid", "<u4"),
+        ("pids", "<u4", (PID_LEVELS,)),
+        ("tids", "<u4", (PID_LEVELS,)),
+        ("queue", "<u4"),
+        ("queue_most", "<u4"),
+        ("requests", "<u4"),
+        ("error", "<u4"),
+        ("local", "u1", (16,)),
+        ("remote", "u1", (16,)),
+        ("orig_dst", "u1", (16,)),
+        ("reply_src", "u1", (16,)),
+        ("local_port", ">u2"),
+        ("remote_port", ">u2"),
+        ("orig_dport", ">u2"),
+        ("reply_sport", ">u2"),
+        ("comm", "S16"),
+        ("cpu", "<u2"),
+        ("flags", "<u2"),
+        ("family", "u1"),
+        ("protocol", "u1"),
+        ("stage", "u1"),
+        ("levels", "u1"),
+    ]
+)
+
 NAME_LEN: Final = 32
 
 DTYPES: Final[tuple[np.dtype[np.void], ...]] = (ENTRY_DTYPE, RULE_DTYPE, EXIT_DTYPE)
-ALL_DTYPES: Final = (*DTYPES, STATION_DTYPE)
+ALL_DTYPES: Final = (*DTYPES, STATION_DTYPE, SOCKET_DTYPE)
 
 Layout = dict[str, Any]
 
@@ -205,9 +296,9 @@ def layout() -> Layout:
 def dtypes_of(described: Layout) -> tuple[np.dtype[np.void], ...]:
     """The dtypes of a stream with this layout in its HELLO.
 
-    Of ALL_KINDS; streams of earlier versions lack stations.  Raises ValueError for anything that
-    `layout` could not have written: unknown types, fields outside the record, wrong sizes,
-    records without call and time.
+    Of ALL_KINDS; streams of earlier versions lack stations and sockets.  Raises ValueError for
+    anything that `layout` could not have written: unknown types, fields outside the record,
+    wrong sizes, records without call and time.
     """
     found = []
     for kind, own in zip(ALL_KINDS, ALL_DTYPES, strict=True):
@@ -254,7 +345,7 @@ def _check_field(kind: str, name: object, base: object, place: tuple[object, ...
 
 def _check_meaning(kind: str, dtype: np.dtype[np.void], own: np.dtype[np.void]) -> None:
     """Raises ValueError if fields of this version's records are missing or cannot be converted."""
-    for name in ("call", "time"):
+    for name in ("call", "time") if "call" in (own.names or ()) else ("time",):
         if name not in (dtype.names or ()) or dtype[name] != own[name]:
             raise ValueError(f"{kind} records without a field {name!r} of 8 bytes")
     for name in dtype.names or ():

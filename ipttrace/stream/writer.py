@@ -13,7 +13,18 @@ import numpy as np
 
 from ipttrace.stream import record
 from ipttrace.stream.frames import FORMAT, MAGIC, RECORD_KINDS, UNCHECKED, Frame, Kind
-from ipttrace.stream.messages import Books, Clock, End, Hello, Level, Message, Names, Note, Places
+from ipttrace.stream.messages import (
+    Books,
+    Clock,
+    End,
+    Hello,
+    Level,
+    Message,
+    Names,
+    Note,
+    Places,
+    Processes,
+)
 from ipttrace.stream.record import Records
 
 _NAMES_AT_ONCE: Final = 1000
@@ -51,9 +62,9 @@ class Writer:
         self._json(Kind.HELLO, {"format": FORMAT, "layout": record.layout(), **about})
 
     def records(self, kind: int, records: Records) -> None:
-        """ENTRY, RULE, EXIT or STATION: `records`, shape (n,), of `record.ALL_DTYPES[kind]`.
+        """ENTRY, RULE, EXIT, STATION, SOCKET: `records`, shape (n,), of `record.ALL_DTYPES[kind]`.
 
-        `kind`: record.ENTRY, RULE, EXIT or STATION.  Raises TypeError for another layout.
+        `kind`: record.ENTRY, RULE, EXIT, STATION or SOCKET.  Raises TypeError for another layout.
         """
         if records.dtype != record.ALL_DTYPES[kind]:
             # numpy itself changes byte orders when it joins structured arrays.
@@ -94,6 +105,10 @@ class Writer:
     def places(self, places: Places) -> None:
         """PLACES: names for the numbers in the stations that follow."""
         self._json(Kind.PLACES, places)
+
+    def processes(self, processes: Processes) -> None:
+        """PROCESSES: the processes in the socket records that follow."""
+        self._json(Kind.PROCESSES, processes)
 
     def message(self, kind: Kind, message: Message) -> None:
         """RULES, COUNTERS, NEIGHBOURS, TABLES or NOTE: what a watch found."""

@@ -11,6 +11,7 @@ calls       records joined to calls, calls to journeys, packets to flows
 row         one traversal or station, as shown to a person
 store       the columns of the rows that are held
 drops       packets outside the tables: stations, and what drops mean
+sockets     stages of sockets, and which connections they are of
 session     a trace: feeds on frames, fills a store
 selection   the rows that a query matches, by position
 query       the query language

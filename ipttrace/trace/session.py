@@ -17,11 +17,13 @@ from ipttrace.trace.calls import Assembler, Calls, Flows
 from ipttrace.trace.drops import Stations
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rules import Rulesets
+from ipttrace.trace.sockets import Sockets
 from ipttrace.trace.store import ENGINES, Columns, FullNames, Store, fill
 from ipttrace.trace.tables import KernelTables
 
 _KINDS: Final = {Kind.ENTRY: record.ENTRY, Kind.RULE: record.RULE, Kind.EXIT: record.EXIT}
 _LEVELS: Final = ("info", "warn", "error")
+_BESIDE: Final = ("stations", "sockets")  # have counters of their own in the books
 _MOST_NOTES: Final = 1000
 _MOST_NETNS: Final = 1 << 14  # names of namespaces that are added to those of HELLO
 _NS_LIMIT: Final = 1 << 63
@@ -55,6 +57,7 @@ class Trace:
         self._budget = Budget()
         self._names = FullNames(self.store.names)
         self._stations = Stations(self.store)
+        self.sockets = Sockets()
 
     def feed(self, frame: Frame) -> int:
         """Processes a frame; returns the number of rows that it finished.
@@ -70,6 +73,7 @@ class Trace:
                 "rules": self.rulesets.size,
                 "neighbours": self.neighbours.size,
                 "kernel tables": self.kernel_tables.size,
+                "sockets": self.sockets.size,
             }
         )
         return new
@@ -86,6 +90,12 @@ class Trace:
             self._stations.add(records)
             # Those of a batch of calls come before its exits.
             return self._keep(None) if self._assembler.between else 0
+        if frame.kind == Kind.SOCKET:
+            records = frame.records
+            self.records += len(records)
+            mono, wall = self.clock or (0, 0)
+            self.sockets.feed(records, wall - mono)
+            return 0
         if frame.kind == Kind.HELLO:
             return self._hello(frame.json)
         if frame.kind == Kind.CLOCK:
@@ -98,6 +108,8 @@ class Trace:
             return self._keep(None, complete=True)
         if frame.kind == Kind.PLACES:
             self._stations.learn(frame.json)
+        elif frame.kind == Kind.PROCESSES:
+            self.sockets.learn(frame.json)
         elif frame.kind == Kind.NOTE:
             self._note(frame.json)
         elif frame.kind == Kind.RULES:
@@ -145,22 +157,23 @@ class Trace:
     def lost(self) -> int:
         """Records that no buffer had room for, as of the last books; 0 before the first."""
         lost: int = sum(self.books.get("lost", ()))
-        return lost + self._of_stations("lost")
+        return lost + self._beside("lost")
 
     @property
     def missed(self) -> int:
         """Calls and stations that no probe saw, as of the last books; 0 before the first."""
         missed: int = self.books.get("missed", 0)
-        return missed + self._of_stations("missed")
+        return missed + self._beside("missed")
 
     @property
     def has_stations(self) -> bool:
         """Whether there have been stations in the stream."""
         return self._stations.active
 
-    def _of_stations(self, counter: str) -> int:
-        stations: dict[str, int] = self.books.get("stations", {})
-        return stations.get(counter, 0)
+    def _beside(self, counter: str) -> int:
+        """A counter of stations and of sockets, as of the last books."""
+        both: list[dict[str, int]] = [self.books.get(name, {}) for name in _BESIDE]
+        return sum(one.get(counter, 0) for one in both)
 
     @property
     def engine(self) -> str:
@@ -197,6 +210,7 @@ class Trace:
             self.ended = None
             self._names = FullNames(self.store.names)
             self._stations = Stations(self.store)
+            self.sockets.begin()
         engine = hello.get("engine", "")
         if engine not in ENGINES:
             raise StreamError(f"unknown engine in the stream: {clean(str(engine), 80)}")
@@ -250,7 +264,8 @@ def _books(value: dict[str, Any]) -> dict[str, Any]:
     for name in ("calls", "refused", "matched", "followed", "flipped", "silenced", "missed"):
         if name in value and not _is_natural(value[name]):
             raise StreamError(f"malformed books in the stream: {name}")
-    stations = value.get("stations", {})
-    if not isinstance(stations, dict) or not all(map(_is_natural, stations.values())):
-        raise StreamError("malformed books in the stream: stations")
+    for name in _BESIDE:
+        counted = value.get(name, {})
+        if not isinstance(counted, dict) or not all(map(_is_natural, counted.values())):
+            raise StreamError(f"malformed books in the stream: {name}")
     return value

@@ -6,6 +6,7 @@ values    one value as text: times, numbers, costs, paths
 parts     many lines by one format
 segments  lines from the store's columns, each text made once
 stations  what happened outside the tables, as text
+sockets   stages of sockets as text, CSV and JSON lines
 text      rows as aligned columns for a terminal
 csv       rows as CSV
 jsonl     rows as JSON lines

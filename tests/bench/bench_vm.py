@@ -33,6 +33,8 @@ GOALS = {
     "nft, bpf: all matched and read": 0.50,
     guarded.GUARDED: 0.95,
     guarded.GUARDED_CONNECTIONS: 0.95,
+    guarded.STAGED: 0.95,
+    guarded.STAGED_CONNECTIONS: 0.95,
 }
 
 # What is compared with something else than the first variant, by how its names begin.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guard of a thousand rules, none of which is met, costs packets and connections.
+"""What a guard of a thousand rules, none of which is met, and stages of sockets cost.
 
 A packet here is sent, delivered and read; a connection is made, accepted and closed.
 """
@@ -22,6 +22,8 @@ UNGUARDED = "packets, no guard"
 GUARDED = "packets, guard of 1,000 rules"
 CONNECTIONS = "connections, no guard"
 GUARDED_CONNECTIONS = "connections, guard of 1,000 rules"
+STAGED = "packets, sockets traced"
+STAGED_CONNECTIONS = "connections, sockets traced"
 PACKETS = 2_000
 CONNECTS = 300
 _NS = "ipt-bench-guard"
@@ -40,15 +42,15 @@ def _rules() -> str:
 
 
 @contextlib.contextmanager
-def _guard() -> Iterator[None]:
+def _running(*command: str) -> Iterator[None]:
     _RULES.write_text(_rules())
     _READY.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "ipttrace", "guard", "--ready-file", str(_READY), str(_RULES)]
-    child = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    argv = [sys.executable, "-m", "ipttrace", *command, "--ready-file", str(_READY)]
+    child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not _READY.exists():
             if child.poll() is not None:
-                raise SystemExit("the guard ended before its rules applied")
+                raise SystemExit(f"ipttrace {command[0]} ended before it was ready")
             time.sleep(0.05)
         yield
     finally:
@@ -57,7 +59,7 @@ def _guard() -> Iterator[None]:
 
 
 def costs() -> dict[str, float]:
-    """Nanoseconds per packet and per connection, without a guard and with one.
+    """Nanoseconds per packet and per connection, with nothing, with a guard, with sockets.
 
     In a namespace that has only lo, and no rules.
     """
@@ -67,8 +69,10 @@ def costs() -> dict[str, float]:
         sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         sink.bind(("127.0.0.1", 9))
         found = {UNGUARDED: _packets(sink), CONNECTIONS: _connections()}
-        with _guard():
+        with _running("guard", str(_RULES)):
             found |= {GUARDED: _packets(sink), GUARDED_CONNECTIONS: _connections()}
+        with _running("sockets"):
+            found |= {STAGED: _packets(sink), STAGED_CONNECTIONS: _connections()}
     run(["ip", "netns", "del", _NS])
     return found
 

@@ -45,6 +45,7 @@ SHARED = {
     "capture/hello.py": "both clocks",
     "capture/request.py": "what an agent is asked for",
     "capture/filter/pcap.py": "EXPR compiled",
+    "capture/filter/headers.py": "EXPR asked about bytes",
     "capture/filter/nft.py": "EXPR in nftables' terms",
     "capture/kernel/module.py": "the module, found and built",
     "capture/libbpf/btf.py": "what the kernel's BTF says",

@@ -13,6 +13,7 @@ import pytest
 
 from ipttrace.capture.bpf import programs as bpf
 from ipttrace.capture.drops import programs as drops
+from ipttrace.capture.sockets import programs as sockets
 from ipttrace.guard import programs as guard
 from tests.vm.refused import refuse_fentry
 
@@ -44,6 +45,7 @@ def test_no_program_is_a_long_read(refuses_fentry: bool) -> None:
         stack.callback(places.close)
         places.attach_stations()
         stack.callback(guard.Programs().close)
+        stack.callback(sockets.Programs(1 << 16, 0).close)
         found = list(verified())
     assert len(found) > 20
     assert max(found) < MOST, sorted(found)

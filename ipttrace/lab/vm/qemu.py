@@ -76,6 +76,7 @@ def qemu_arguments(
     if late and tsc_khz is not None:
         # Else each CPU measures its loops per tick (of Debian's 250 a second) for a second.
         late.append(f"lpj={tsc_khz * 1000 // 250}")
+    words = [*KERNEL_ARGUMENTS, *rcu, *late, *clock, *kernel.arguments, *append]
     arguments = [
         *("-name", "ipttrace", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", "-machine", "pc", "-cpu", CPU[accel]),
@@ -84,7 +85,7 @@ def qemu_arguments(
         # Each in a socket of its own: a kernel without ACPI finds no others.
         *("-smp", f"{cpus},sockets={cpus}", "-m", memory),
         *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initramfs}"),
-        *("-append", " ".join([*KERNEL_ARGUMENTS, *rcu, *late, *clock, *kernel.arguments, *append])),
+        *("-append", " ".join(words)),
         *_file_system("root", Path("/"), "readonly=on,multidevs=remap"),
         *("-device", "virtio-serial-pci,max_ports=8"),
     ]

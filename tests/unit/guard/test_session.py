@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ipttrace.capture.containers import Container
 from ipttrace.guard.conditions import number_of
-from ipttrace.guard.containers import Container
 from ipttrace.guard.rules import parse
 from ipttrace.guard.session import Session, cut_off_by, find
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ipttrace.capture.containers import Container
 from ipttrace.guard import layout, words
-from ipttrace.guard.containers import Container
 from ipttrace.guard.rules import parse
 
 

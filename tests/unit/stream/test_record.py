@@ -19,6 +19,7 @@ HEADER = PROJECT / "bpf" / "record.h"
 STRUCTS = {"ipttrace_entry": record.ENTRY_DTYPE, "ipttrace_rule": record.RULE_DTYPE}
 STRUCTS["ipttrace_exit"] = record.EXIT_DTYPE
 STRUCTS["ipttrace_station"] = record.STATION_DTYPE
+STRUCTS["ipttrace_socket"] = record.SOCKET_DTYPE
 STRUCTS["ipttrace_hit"] = whole.HIT_DTYPE
 
 
@@ -91,10 +92,10 @@ def test_a_stream_of_today_describes_its_records_for_good() -> None:
     assert record.dtypes_of(described) == record.ALL_DTYPES
 
 
-def test_a_recording_from_before_there_were_stations_can_be_read() -> None:
+def test_a_recording_from_before_there_were_stations_and_sockets_can_be_read() -> None:
     # GIVEN the description of a stream that has only the records of calls
     described = record.layout()
-    del described["kinds"]["station"]
+    del described["kinds"]["station"], described["kinds"]["socket"]
     # THEN it is as good
     assert record.dtypes_of(described) == record.ALL_DTYPES
 

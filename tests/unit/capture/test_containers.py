@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipttrace.guard.containers import Cgroups, Container, identify
+from ipttrace.capture.containers import Cgroups, Container, identify
 
 ID = "3f2a" + "0" * 60
 POD = "12345678-1234-1234-1234-123456789abc"

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the programs of bpf/sockets.bpf.c read of sockets, requests, packets and processes.
+ */
+#ifndef IPTTRACE_SOCKETS_H
+#define IPTTRACE_SOCKETS_H
+
+#include "structs.h"
+
+#define AF_INET	     2
+#define AF_INET6     10
+#define NFPROTO_IPV4 2
+#define NFPROTO_IPV6 10
+#define IPPROTO_TCP  6
+#define IPPROTO_UDP  17
+
+#define TCP_SYN_SENT	 2
+#define TCP_TIME_WAIT	 6
+#define TCP_CLOSE	 7
+#define TCP_LISTEN	 10
+#define TCP_NEW_SYN_RECV 12
+
+#define TCP_FLAG_SYN 0x02
+#define TCP_FLAGS    0x17 /* FIN, SYN, RST, ACK */
+
+enum tcp_synack_type {
+	TCP_SYNACK_NORMAL,
+	TCP_SYNACK_FASTOPEN,
+	TCP_SYNACK_COOKIE,
+};
+
+struct sock_common___stage {
+	__be32 skc_daddr, skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	__u16 skc_family;
+	unsigned char skc_state;
+	struct possible_net skc_net;
+	struct address6 skc_v6_daddr, skc_v6_rcv_saddr;
+} ACCESS;
+
+struct sock___stage {
+	struct sock_common___stage __sk_common;
+	int sk_err;
+	__u16 sk_protocol;
+	__u32 sk_ack_backlog, sk_max_ack_backlog;
+	struct socket *sk_socket;
+} ACCESS;
+
+struct socket___stage {
+	struct sock___stage *sk;
+} ACCESS;
+
+struct inet_sock {
+	__be16 inet_sport;
+} ACCESS;
+
+struct request_sock___stage {
+	struct sock_common___stage __req_common;
+} ACCESS;
+
+struct request_sock_queue {
+	struct {
+		int counter;
+	} qlen;
+} ACCESS;
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
+} ACCESS;
+
+struct tcp_sock {
+	bool is_mptcp;
+} ACCESS;
+
+struct sk_buff___stage {
+	struct sock *sk;
+	struct net_device *dev;
+	unsigned long _nfct;
+	__be16 protocol;
+	__u16 transport_header;
+	__u16 network_header;
+	unsigned char *head;
+} ACCESS;
+
+struct upid {
+	int nr;
+} ACCESS;
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+} ACCESS;
+
+struct kernfs_node {
+	__u64 id;
+} ACCESS;
+
+struct cgroup {
+	struct kernfs_node *kn;
+} ACCESS;
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+} ACCESS;
+
+struct task_struct {
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	struct css_set *cgroups;
+} ACCESS;
+
+/* The inode by which processes hold the socket, 0: none does as yet, or any more. */
+static __always_inline __u64 inode_of(const struct sock___stage *sk)
+{
+	const struct socket_alloc *socket =
+		(const void *)BPF_CORE_READ(sk, sk_socket);
+
+	return socket ? BPF_CORE_READ(socket, vfs_inode.i_ino) : 0;
+}
+
+static __always_inline bool is_mptcp(const struct sock___stage *sk)
+{
+	const struct tcp_sock *tcp = (const void *)sk;
+
+	return bpf_core_field_exists(tcp->is_mptcp) &&
+	       BPF_CORE_READ(tcp, is_mptcp);
+}
+
+static __always_inline bool
+is_syn_queue_full(const struct sock___stage *listener)
+{
+	const struct inet_connection_sock *icsk = (const void *)listener;
+
+	return (__u32)BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter) >=
+	       BPF_CORE_READ(listener, sk_max_ack_backlog);
+}
+
+/* A socket of IPv6 may have ends of IPv4. */
+static __always_inline bool is_mapped(const __u8 *address)
+{
+	const __u32 *words = (const void *)address;
+
+	return !words[0] && !words[1] && words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline void fill_ends(struct ipttrace_socket *record,
+				      const struct sock_common___stage *ends,
+				      __u16 family)
+{
+	record->remote_port_be16 = BPF_CORE_READ(ends, skc_dport);
+	record->local_port_be16 = bpf_htons(BPF_CORE_READ(ends, skc_num));
+	record->family = NFPROTO_IPV6;
+	if (family == AF_INET6 && bpf_core_field_exists(ends->skc_v6_daddr)) {
+		bpf_core_read(record->remote, 16, &ends->skc_v6_daddr);
+		bpf_core_read(record->local, 16, &ends->skc_v6_rcv_saddr);
+		if (!is_mapped(record->remote) && !is_mapped(record->local))
+			return;
+		__builtin_memset(record->remote, 0, 16);
+		__builtin_memset(record->local, 0, 16);
+	}
+	record->family = NFPROTO_IPV4;
+	bpf_core_read(record->remote, 4, &ends->skc_daddr);
+	bpf_core_read(record->local, 4, &ends->skc_rcv_saddr);
+}
+
+/* Returns the port, in network order. */
+static __always_inline __u16 fill_source(__u8 *address,
+					 const struct sk_buff___stage *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
+	__u16 port = 0;
+
+	if (BPF_CORE_READ(skb, protocol) == bpf_htons(ETH_P_IP))
+		bpf_probe_read_kernel(address, 4, network + 12);
+	else
+		bpf_probe_read_kernel(address, 16, network + 8);
+	bpf_probe_read_kernel(&port, 2,
+			      head + BPF_CORE_READ(skb, transport_header));
+	return port;
+}
+
+/* Those of a packet that has come in. */
+static __always_inline void fill_packet_ends(struct ipttrace_socket *record,
+					     const struct sk_buff___stage *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
+
+	__builtin_memset(record->remote, 0, 16);
+	__builtin_memset(record->local, 0, 16);
+	record->remote_port_be16 = fill_source(record->remote, skb);
+	bpf_probe_read_kernel(&record->local_port_be16, 2,
+			      head + BPF_CORE_READ(skb, transport_header) + 2);
+	if (BPF_CORE_READ(skb, protocol) == bpf_htons(ETH_P_IP)) {
+		record->family = NFPROTO_IPV4;
+		bpf_probe_read_kernel(record->local, 4, network + 16);
+	} else {
+		record->family = NFPROTO_IPV6;
+		bpf_probe_read_kernel(record->local, 16, network + 24);
+	}
+}
+
+static __always_inline __u8 tcp_flags(const struct sk_buff___stage *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u8 flags = 0;
+
+	bpf_probe_read_kernel(&flags, 1,
+			      head + BPF_CORE_READ(skb, transport_header) + 13);
+	return flags & TCP_FLAGS;
+}
+
+/* Of a new connection: whom its client has called, and who answers. */
+struct translation {
+	__u8 orig_dst[16];
+	__u8 reply_src[16];
+	__u16 orig_dport, reply_sport;
+	__u32 padding;
+};
+
+/* Returns whether conntrack has an entry of the packet. */
+static __always_inline bool fill_translation(struct translation *translation,
+					     const struct sk_buff___stage *skb)
+{
+	const struct nf_conn *ct;
+	struct tuple tuple;
+
+	if (!bpf_core_type_exists(struct nf_conn))
+		return false;
+	ct = (void *)(BPF_CORE_READ(skb, _nfct) & ~NFCT_INFOMASK);
+	if (!ct)
+		return false;
+	bpf_core_read(&tuple, sizeof(tuple), &ct->tuplehash[0].tuple);
+	__builtin_memcpy(translation->orig_dst, tuple.dst, 16);
+	translation->orig_dport = tuple.dport;
+	bpf_core_read(&tuple, sizeof(tuple), &ct->tuplehash[1].tuple);
+	__builtin_memcpy(translation->reply_src, tuple.src, 16);
+	translation->reply_sport = tuple.sport;
+	return true;
+}
+
+static __always_inline __u32 number_of(const struct pid *pid, __u32 level)
+{
+	__u32 number = 0;
+
+	bpf_probe_read_kernel(
+		&number, sizeof(number),
+		(const char *)pid + bpf_core_field_offset(struct pid, numbers) +
+			level * bpf_core_type_size(struct upid));
+	return number;
+}
+
+/* The process that calls; in a softirq it would be the one that was interrupted. */
+static __always_inline void fill_process(struct ipttrace_socket *record)
+{
+	const struct task_struct *task = (const void *)bpf_get_current_task();
+	__u64 ids = bpf_get_current_pid_tgid();
+	const struct pid *process, *thread;
+	__u32 level, deepest;
+
+	if (in_softirq())
+		return;
+	record->flags |= IPTTRACE_SK_PROCESS;
+	record->pid = ids >> 32;
+	record->tid = ids;
+	record->uid = bpf_get_current_uid_gid();
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	record->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	process = BPF_CORE_READ(task, group_leader, thread_pid);
+	thread = BPF_CORE_READ(task, thread_pid);
+	deepest = BPF_CORE_READ(thread, level);
+	record->levels = deepest < 0xff ? deepest + 1 : 0xff;
+	for (level = 0; level < IPTTRACE_PID_LEVELS; level++) {
+		if (level > deepest)
+			break;
+		record->pids[level] = number_of(process, level);
+		record->tids[level] = number_of(thread, level);
+	}
+	/* Of more namespaces than there is room for, the innermost one is the last. */
+	if (deepest >= IPTTRACE_PID_LEVELS) {
+		record->pids[IPTTRACE_PID_LEVELS - 1] =
+			number_of(process, deepest);
+		record->tids[IPTTRACE_PID_LEVELS - 1] =
+			number_of(thread, deepest);
+	}
+}
+
+#endif

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Stages of sockets as a source of records, beside an engine.
+
+Nothing outlives the process, which holds the programs' links.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ipttrace.capture.addresses import HiddenAddresses
+from ipttrace.capture.sockets.expr import taken
+from ipttrace.capture.sockets.processes import ProcessBook
+from ipttrace.capture.sockets.programs import DUE, LOST, Programs
+from ipttrace.stream.messages import Process, SocketBooks
+from ipttrace.stream.record import Records
+
+BUFFER: Final = 4 << 20  # bytes of the ring
+_ADDRESSES: Final = ("sk", "listener", "request")
+
+
+class Sockets:
+    """Armed when it is made.  Raises CaptureError if it cannot run."""
+
+    def __init__(self, program: bytes = b"", only_netns: int = 0, *, buffer: int = BUFFER) -> None:
+        """`program`: EXPR, of pcap.compile(); `only_netns`: an inode, 0: all namespaces.
+
+        `buffer`: bytes of the ring, a power of two.
+        """
+        self._program = program
+        self._programs = Programs(buffer, only_netns)
+        self._book = ProcessBook()
+        self._delivered = 0
+        self._refused = 0
+        try:
+            self.arm()
+        except BaseException:
+            self.close()
+            raise
+
+    def arm(self) -> None:
+        """Starts tracing, with the current filter.  Raises CaptureError."""
+        self._programs.attach()
+
+    def disarm(self) -> None:
+        """Ends tracing; what was written until now can still be taken."""
+        self._programs.detach()
+
+    def filter(self, program: bytes) -> None:
+        """Replaces the filter, for all that is taken from now on."""
+        self._program = program
+
+    def take(self, addresses: HiddenAddresses | None) -> tuple[Records, dict[str, Process]]:
+        """The stages that have arrived, and the processes among them that are new, by number.
+
+        `addresses`: of the engine, None: they stay as they are.
+        """
+        found = self._programs.take()
+        if not len(found):
+            return found, {}
+        keep = taken(self._program, found)
+        self._refused += int((~keep).sum())
+        found = found[keep]
+        self._delivered += len(found)
+        found["owner"] = self._book.numbers(found)
+        if addresses is not None:
+            addresses.hide_columns([found[name] for name in _ADDRESSES])
+        return found, self._book.take()
+
+    def counts(self) -> tuple[int, int]:
+        """Stages that were read, and those for which the ring had no room."""
+        return self._delivered, self._programs.counters()[LOST]
+
+    def books(self) -> SocketBooks:
+        """The counters of this moment."""
+        counted = self._programs.counters()
+        missed = self._programs.missed()
+        return {
+            "due": counted[DUE] - self._refused + missed,
+            "delivered": self._delivered,
+            "lost": counted[LOST],
+            "missed": missed,
+            "refused": self._refused,
+        }
+
+    def close(self) -> None:
+        """Detaches and removes everything that was added to the host."""
+        self._programs.close()

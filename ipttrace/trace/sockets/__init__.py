@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Stages of sockets: records → stages of connections, each with what is known of it so far.
+
+frames       records and PROCESSES frames, checked
+connections  which stages are of the same connection, and what they have in common
+stage        one stage, as views show it
+
+Must not do I/O.
+"""
+
+from __future__ import annotations
+
+from ipttrace.trace.sockets.connections import Sockets
+from ipttrace.trace.sockets.stage import Process, Stage
+
+__all__ = ["Process", "Sockets", "Stage"]

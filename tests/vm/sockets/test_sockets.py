@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Each stage of a socket is printed, in order, with its process, its queue and its addresses.
+
+The truth: what the server reads by SO_ORIGINAL_DST and in /proc, what the calls return, and
+what the namespace's own counters say.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipttrace.capture.sockets.source import Sockets
+from ipttrace.lab.network.ns import run_in, socket_in
+from ipttrace.stream.decoder import Decoder
+from ipttrace.stream.frames import Kind
+from tests.program import Command, ipttrace
+from tests.vm.bpf_links import links
+from tests.vm.forked import until, wait_gone
+from tests.vm.guard.guarded import Guarded
+from tests.vm.sockets.staged import (
+    ADDRESS,
+    CALLED,
+    CLIENT,
+    CLIENT_ADDRESS,
+    PORT,
+    SERVER,
+    Stage,
+    Staged,
+    client,
+    listener,
+    start,
+    wired,
+)
+
+CGROUPS = Path("/sys/fs/cgroup")
+CONTAINER = "5e1f" + "0" * 60
+
+# Listens, accepts, reads; prints what it knows of itself and of the client.
+SERVING = """
+import socket, sys
+family, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+one = socket.create_server((address, port), family=family, backlog=7)
+status = open("/proc/self/status").read().split("NSpid:")[1].split(chr(10))[0].split()
+print(*status, flush=True)
+other, peer = one.accept()
+print(other.getsockopt((0, 41)[family == socket.AF_INET6], 80, 28).hex(), flush=True)
+print(other.recv(9).decode(), peer[1], flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture(scope="module")
+def netns() -> Iterator[dict[str, int]]:
+    with wired() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def staged(netns: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staged]:
+    with Staged(tmp_path_factory.mktemp("staged")) as one:
+        yield one
+
+
+def ends(stage: Stage) -> tuple[int | None, int | None]:
+    """Both ports of a stage."""
+    return stage["local_port"], stage["remote_port"]
+
+
+def named(stages: list[Stage], *names: str) -> list[Stage]:
+    """The stages with these names, in order of time."""
+    return [one for one in stages if one["stage"] in names]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_connection_to_a_container_from_listen_to_the_first_read(
+    netns: dict[str, int], staged: Staged, family: int
+) -> None:
+    # GIVEN a server in namespaces and a cgroup of its own, as docker names it
+    folder = CGROUPS / f"docker-{CONTAINER}.scope"
+    folder.mkdir()
+    own = CGROUPS / "cgroup.procs"
+    (folder / "cgroup.procs").write_text(str(os.getpid()))
+    where = [str(int(family_of(family))), ADDRESS[family], str(PORT)]
+    try:
+        server = start(SERVING, where, "unshare", "--pid", "--fork")
+    finally:
+        own.write_text(str(os.getpid()))
+    assert server.stdout
+    assert server.stdin
+    try:
+        pids = [int(word) for word in server.stdout.readline().split()]
+        # WHEN a client connects to the port that is redirected, and sends
+        with client(family) as other:
+            other.connect((ADDRESS[family], CALLED))
+            port = other.getsockname()[1]
+            other.sendall(b"hello")
+            original = bytes.fromhex(server.stdout.readline())
+            assert server.stdout.readline().split() == ["hello", str(port)]
+            found = staged.until(
+                lambda one: one["stage"] == "first read" and one["remote_port"] == port
+            )
+        server.stdin.close()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait()
+        assert until(lambda: not (folder / "cgroup.procs").read_text())
+        folder.rmdir()
+
+    # THEN each stage is there, in order
+    def over(one: Stage) -> bool:
+        return one["stage"] == "closed" and one["local_port"] == PORT and one["remote_ip"] is None
+
+    found += staged.until(over)
+    mine = [one for one in found if one["netns"] == netns[SERVER] and one["remote_port"] == port]
+    names = ["SYN taken", "SYN-ACK sent", "established", "accepted", "first read"]
+    assert [one["stage"] for one in mine][:5] == names
+    # AND they are of one connection: listener, request and child are the same in each
+    (listening,) = named(found, "listening")
+    assert {one["listener"] for one in mine} == {listening["sk"]}
+    assert len({one["connection"] for one in mine}) == 1
+    assert len({one["request"] for one in mine[1:]}) == 1
+    assert len({one["sk"] for one in mine[2:]}) == 1
+    assert all(one["since_ns"] > 0 for one in mine[1:5])
+    # AND the process is the one in the container, by all its numbers
+    for one in (listening, *mine[3:5]):
+        assert (one["process"], one["pids"], one["pid"]) == ("caller", pids, pids[0])
+        assert (one["runtime"], one["container"]) == ("docker", CONTAINER)
+        assert one["exe"] == os.path.realpath("/proc/self/exe")
+    assert len(pids) == 2
+    # AND whom the client called is what the server has read
+    assert original[2:4] == struct.pack("!H", CALLED)
+    address = original[4:8] if family == 4 else original[8:24]
+    for one in mine:
+        assert socket.inet_pton(family_of(family), one["orig_dst"]) == address
+        assert one["orig_dport"] == CALLED
+    # AND the client's end has its own stages
+    theirs = [one for one in found if one["netns"] == netns[CLIENT] and one["local_port"] == port]
+    assert [one["stage"] for one in theirs] == ["connecting", "connected", "closed"]
+    assert {one["pid"] for one in theirs} == {os.getpid()}
+    assert (listening["backlog"], mine[2]["queue"], mine[3]["queue"]) == (7, 1, 0)
+
+
+def family_of(version: int) -> socket.AddressFamily:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
+
+
+def test_a_port_where_nobody_listens(staged: Staged) -> None:
+    with client() as one:
+        one.bind((CLIENT_ADDRESS[4], 0))
+        port = one.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            one.connect((ADDRESS[4], 81))
+    found = staged.until(lambda one: one["stage"] == "refused" and one["local_port"] == port)
+    server, mine = (one for one in found if port in ends(one) and one["stage"] == "refused")
+    assert (server["why"], server["side"]) == (f"no process listens on {ADDRESS[4]}:81", "server")
+    assert (mine["error"], mine["side"], mine["pid"]) == ("ECONNREFUSED", "client", os.getpid())
+
+
+def test_a_process_that_does_not_accept_fast_enough(staged: Staged) -> None:
+    # GIVEN a listener with room for two that accepts none
+    with listener(port=82, backlog=1) as one, client() as first, client() as second:
+        for each in (first, second):
+            each.connect((ADDRESS[4], 82))
+        staged.until(lambda stage: stage["stage"] == "established" and stage["queue"] == 2)
+        before = overflows()
+        with client() as third:
+            third.setblocking(False)
+            assert third.connect_ex((ADDRESS[4], 82))
+            port = third.getsockname()[1]
+            found = staged.until(
+                lambda stage: stage["stage"] == "SYN dropped" and port in ends(stage)
+            )
+        # THEN its SYN is dropped, as the kernel counts, and the reason is there
+        (dropped,) = [one for one in named(found, "SYN dropped") if port in ends(one)]
+        assert (dropped["queue"], dropped["backlog"]) == (2, 1)
+        assert "the accept queue is full (2 of 1)" in dropped["why"]
+        assert overflows() > before
+        assert one.accept()
+
+
+def overflows() -> int:
+    """How often the server's accept queues had no room."""
+    lines = run_in(SERVER, ["cat", "/proc/net/netstat"]).stdout.splitlines()
+    names, values = (line.split() for line in lines[:2])
+    return int(values[names.index("ListenOverflows")])
+
+
+def test_a_flood_of_syns_is_answered_with_cookies(staged: Staged) -> None:
+    # GIVEN a server that always answers with cookies
+    run_in(SERVER, ["sysctl", "-qw", "net.ipv4.tcp_syncookies=2"])
+    try:
+        with listener(port=83) as one, client() as other:
+            other.connect((ADDRESS[4], 83))
+            port = other.getsockname()[1]
+            assert one.accept()[1][1] == port
+    finally:
+        run_in(SERVER, ["sysctl", "-qw", "net.ipv4.tcp_syncookies=1"])
+    found = staged.until(
+        lambda stage: stage["stage"] == "accepted" and stage["remote_port"] == port
+    )
+    mine = [one for one in found if one["local_port"] == 83 and one["remote_port"] == port]
+    # THEN it is said, and the connection is followed all the same
+    assert [one["stage"] for one in mine[:4]] == [
+        "SYN taken",
+        "SYN-ACK sent",
+        "established",
+        "accepted",
+    ]
+    assert "with a cookie" in mine[1]["why"]
+    assert len({one["sk"] for one in mine[2:4]}) == 1
+
+
+def test_a_listener_that_goes_away_and_one_that_resets(staged: Staged) -> None:
+    # GIVEN a connection that waits to be accepted
+    one = listener(port=84)
+    with client() as other:
+        other.connect((ADDRESS[4], 84))
+        port = other.getsockname()[1]
+        staged.until(lambda stage: stage["stage"] == "established" and stage["local_port"] == 84)
+        # WHEN the listener is closed
+        one.close()
+        found = staged.until(
+            lambda stage: stage["stage"] == "reset" and stage["local_port"] == port
+        )
+    # THEN the listener's end, and the reset, are told by both ends
+    assert [stage["why"] for stage in named(found, "reset")] == [
+        "by this host",
+        "by the other end",
+    ]
+    (gone,) = [stage for stage in named(found, "closed") if stage["remote_ip"] is None]
+    assert (gone["local_port"], gone["why"]) == (84, "the listener")
+
+
+def test_what_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
+    with (
+        Guarded(tmp_path, rules=f"deny accept from {CLIENT_ADDRESS[4]}"),
+        listener(port=85),
+        client() as one,
+    ):
+        one.setblocking(False)
+        one.connect_ex((ADDRESS[4], 85))
+        found = staged.until(lambda stage: stage["stage"] == "SYN dropped")
+    assert "a security module" in named(found, "SYN dropped")[-1]["why"]
+
+
+def test_datagrams_of_each_peer(netns: dict[str, int], staged: Staged) -> None:
+    with (
+        socket_in(SERVER, socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket_in(CLIENT, socket.AF_INET, socket.SOCK_DGRAM) as first,
+        socket_in(CLIENT, socket.AF_INET, socket.SOCK_DGRAM) as second,
+    ):
+        one.bind((ADDRESS[4], 53))
+        first.connect((ADDRESS[4], 53))
+        for number in range(3):
+            first.send(b"%d" % number)
+            one.recv(9)
+        second.sendto(b"x", (ADDRESS[4], 53))
+        one.recv(9)
+        ports = [each.getsockname()[1] for each in (first, second)]
+        found = staged.until(
+            lambda stage: stage["stage"] == "first read" and stage["remote_port"] == ports[1]
+        )
+    mine = [one for one in found if one["protocol"] == "UDP" and one["netns"] == netns[SERVER]]
+    # THEN each peer's first datagram is a stage, and no other
+    assert [(stage["stage"], stage["remote_port"]) for stage in mine] == [
+        ("bound", None),
+        ("first read", ports[0]),
+        ("first read", ports[1]),
+    ]
+    assert {stage["pid"] for stage in mine} == {os.getpid()}
+    (connected,) = named(found, "connected")
+    assert (connected["remote_ip"], connected["remote_port"]) == (ADDRESS[4], 53)
+
+
+def test_only_what_expr_takes(netns: dict[str, int], tmp_path: Path) -> None:
+    # GIVEN an expression of the port as the client calls it, and one namespace
+    with (
+        Staged(tmp_path, "--netns", SERVER, f"tcp port {CALLED}") as one,
+        listener(port=86) as other,
+        listener() as wanted,
+    ):
+        for port, accepting in ((86, other), (CALLED, wanted)):
+            with client() as each:
+                each.connect((ADDRESS[4], port))
+                accepting.accept()[0].close()
+        found = one.until(lambda stage: stage["stage"] == "SYN taken")
+        # THEN the other connection is not there, nor the client's end
+        assert {stage["local_port"] for stage in found} == {PORT}
+        assert {stage["netns"] for stage in found} == {netns[SERVER]}
+        one.command.process.send_signal(signal.SIGINT)
+        assert one.command.process.wait(60) == 130
+        assert "lost=0 missed=0" in one.command.stderr()[-1]
+
+
+def test_a_recording_has_the_sockets_that_its_rows_are_of(tmp_path: Path) -> None:
+    # GIVEN rows and stages of the same connection, recorded
+    ready, file = tmp_path / "ready", tmp_path / "both.ipt"
+    options = ["--engine", "bpf", "--netns", SERVER, "--sockets", "--ready-file", str(ready)]
+    with Command(tmp_path, ["record", str(file), *options]) as command, listener() as one:
+        command.wait_ready()
+        with client() as other:
+            other.connect((ADDRESS[4], CALLED))
+            accepted, _ = one.accept()
+            with accepted:
+                accepted.sendall(b"some")
+                assert other.recv(9) == b"some"
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(60) == 0
+    frames = Decoder().feed(file.read_bytes())
+    children = {
+        int(stage["sk"])
+        for frame in frames
+        if frame.kind == Kind.SOCKET
+        for stage in frame.records[frame.records["stage"] == 10]  # accepted
+    }
+    rows = {int(sk) for frame in frames if frame.kind == Kind.ENTRY for sk in frame.records["sk"]}
+    # THEN the child is the socket that the rows of its packets have
+    assert len(children) == 1
+    assert children <= rows
+    # AND the recording prints the same
+    done = ipttrace("sockets", "--file", str(file), "--format", "jsonl")
+    assert done.returncode == 0
+    assert '"stage": "accepted"' in done.stdout
+
+
+def test_the_books_balance_where_nobody_reads(netns: dict[str, int]) -> None:
+    # GIVEN a ring that is soon full, and that is not read
+    sockets = Sockets(only_netns=netns[SERVER], buffer=1 << 16)
+    try:
+        with listener(port=87, backlog=64) as one:
+            for _ in range(120):
+                with client() as other:
+                    other.connect((ADDRESS[4], 87))
+                    one.accept()[0].close()
+        sockets.disarm()
+        found, _ = sockets.take(None)
+        # THEN what it had no room for is counted
+        books = sockets.books()
+        assert books["lost"] > 0
+        assert books["delivered"] == len(found) > 0
+        assert books["due"] == books["delivered"] + books["lost"] + books["missed"]
+        # Two of listen() and its end, and of each connection at least five.
+        assert books["due"] >= 2 + 5 * 120
+    finally:
+        sockets.close()
+
+
+def test_nothing_is_left_behind_by_kill(netns: dict[str, int], tmp_path: Path) -> None:
+    before = links()
+    with Staged(tmp_path) as one:
+        assert links() > before
+        agent = int((tmp_path / "ready").read_text())
+        os.kill(agent, signal.SIGKILL)
+        assert wait_gone(agent)
+        assert until(lambda: links() == before)
+        assert one.command.process.wait(60) == 1
