@@ -45,6 +45,7 @@ _TRANSLATED: Final = (
 )
 _NAME: Final = max(map(len, record.STAGES))
 _ENDS: Final = 44  # cells, to begin with
+_MOST_ERRORS: Final = 4096  # MAX_ERRNO of the kernel
 _SHORT: Final = 12  # characters of a container's id
 
 # What failed calls mean here; others have the kernel's own words.
@@ -220,7 +221,7 @@ def _why(stage: Stage) -> str:
     if of == record.REFUSED:
         if stage.has(record.SK_F_SENT):
             return f"no process listens on {end_text(stage.local)}"
-        return _ERRORS.get(stage.error, os.strerror(stage.error) if stage.error else "")
+        return _ERRORS.get(stage.error, _error(stage.error))
     if of == record.RESET:
         return "by this host" if stage.has(record.SK_F_SENT) else "by the other end"
     if of == record.ABANDONED:
@@ -228,8 +229,15 @@ def _why(stage: Stage) -> str:
     if of == record.CLOSED:
         if stage.has(record.SK_F_LISTENER):
             return "the listener"
-        return os.strerror(stage.error) if stage.error else ""
+        return _error(stage.error)
     return ""
+
+
+def _error(number: int) -> str:
+    """The kernel's words for an error; "" for none."""
+    if not number:
+        return ""
+    return os.strerror(number) if number < _MOST_ERRORS else f"error {number}"
 
 
 def _dropped(stage: Stage) -> str:

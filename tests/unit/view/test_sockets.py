@@ -9,12 +9,13 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ipttrace.stream import record
-from ipttrace.trace.sockets import Process, Stage
+from ipttrace.trace.sockets import Process, Sockets, Stage
 from ipttrace.trace.sockets.stage import End
-from ipttrace.view.sockets import FIELDS, StageView, explain, process_text
+from ipttrace.view.sockets import FIELDS, FORMATS, StageView, explain, process_text
 
 SERVER: End = ("10.0.0.1", 80)
 CLIENT: End = ("10.0.0.2", 40000)
@@ -79,7 +80,7 @@ def test_a_line_has_the_ends_the_process_and_the_queue() -> None:
         (stage(record.RESET, record.SK_F_SENT), "by this host"),
         (stage(record.CLOSED, record.SK_F_LISTENER, None), "the listener"),
         (stage(record.CLOSED), ""),
-        (stage(record.CLOSED, error=99999), "Unknown error 99999"),
+        (stage(record.CLOSED, error=0xFFFFFFFF), "error 4294967295"),
     ],
 )
 def test_it_says_why(one: Stage, why: str) -> None:
@@ -109,3 +110,17 @@ def test_names_cannot_change_the_terminal() -> None:
     line = StageView("text", {7: "\x1b]0;x\x07"}).lines([stage(record.ACCEPTED, process=process)])
     assert line.rstrip("\n").isprintable()
     assert process_text(None) == ""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_whatever_a_recording_has_is_lines(format: str) -> None:
+    # GIVEN records of random bytes
+    random = np.random.default_rng(11)
+    sockets = Sockets()
+    raw = random.bytes(record.SOCKET_DTYPE.itemsize * 2000)
+    sockets.feed(np.frombuffer(raw, record.SOCKET_DTYPE), 0)
+    # THEN each is one line that is safe on a terminal
+    text = StageView(format, {}).lines(sockets.take())
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    assert len(lines) == 2000
+    assert all(map(str.isprintable, lines))
