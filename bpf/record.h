@@ -230,11 +230,12 @@ enum ipttrace_stage {
 #define IPTTRACE_SK_SYN_FULL	0x0020	/* there were as many requests as may be */
 #define IPTTRACE_SK_DENIED	0x0040	/* by a security module */
 #define IPTTRACE_SK_SENT	0x0080	/* the reset was sent by this host */
-#define IPTTRACE_SK_QUEUE	0x0100	/* queue, queue_most and requests are valid */
+#define IPTTRACE_SK_QUEUE	0x0100	/* queue and queue_most are valid */
 #define IPTTRACE_SK_AGAIN	0x0200	/* a repetition */
 #define IPTTRACE_SK_LISTENER	0x0400	/* it is the listener that is closed */
 #define IPTTRACE_SK_FASTOPEN	0x0800	/* TCP Fast Open */
 #define IPTTRACE_SK_MPTCP	0x1000	/* a subflow of MPTCP */
+#define IPTTRACE_SK_REQUESTS	0x2000	/* requests is valid */
 
 #define IPTTRACE_PID_LEVELS	4
 

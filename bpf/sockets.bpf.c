@@ -27,26 +27,62 @@ enum socket_counter {
 	SOCKET_LOST, /* for which the ring had no room */
 };
 
+/*
+ * An argument, read again: the verifier forgets that one is a pointer that was on the stack as the
+ * key of a map.
+ */
+#define ARGUMENT(number) ((void *)((volatile __u64 *)ctx)[number])
+
 /* Set by who loads it: the one network namespace whose sockets are of interest; 0: all. */
 const volatile __u32 only_netns;
 
-/* SYNs that a listener is looking at, by the packet's address: IPTTRACE_SK_* and ANSWERED. */
+/* The SYN that a listener is looking at on this CPU: IPTTRACE_SK_* and ANSWERED. */
 #define ANSWERED 0x10000
 
+struct current_syn {
+	__u64 skb; /* 0: none */
+	__u32 flags;
+	__u32 padding;
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, __u32);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct current_syn);
 } syns SEC(".maps");
 
-/* Sockets of TCP that were seen from their beginning, by address: whether they were read from. */
+static __always_inline struct current_syn *current_syn(const void *skb)
+{
+	struct current_syn *found;
+	__u32 zero = 0;
+
+	found = bpf_map_lookup_elem(&syns, &zero);
+	return found && found->skb == (unsigned long)skb ? found : NULL;
+}
+
+/*
+ * Sockets of TCP that were seen from their beginning and not been read from, by a part of their
+ * address: where another one is, that is forgotten.  A hash would cost as much as all else.
+ */
+#define UNREAD 65536
+
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64);
-	__type(value, __u32);
-} live SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, UNREAD);
+	__type(key, __u32);
+	__type(value, __u64);
+} unread SEC(".maps");
+
+static __always_inline __u64 *place_of(const void *sk)
+{
+	__u32 number;
+
+	/* The lower half: the verifier allows no arithmetic with a pointer. */
+	asm volatile("%0 = %1" : "=w"(number) : "w"((__u32)(__u64)sk));
+	number = number * 0x9e3779b1U >> 16;
+	return bpf_map_lookup_elem(&unread, &number);
+}
 
 /* By the address of a packet, and of the socket that has sent it. */
 struct {
@@ -56,20 +92,28 @@ struct {
 	__type(value, struct translation);
 } translations SEC(".maps");
 
-struct peer {
-	__u64 sk;
-	__u8 address[16];
-	__u32 port;
-	__u32 padding;
-};
+static volatile __u32 any_translation; /* whether there has been one */
 
-/* Peers from which a socket of UDP was read. */
+/* Peers from which a socket of UDP was read, by peer_of(). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
-	__type(key, struct peer);
+	__type(key, __u64);
 	__type(value, __u32);
 } peers SEC(".maps");
+
+/* The one that was met last on this CPU, and its socket. */
+struct last_peer {
+	__u64 peer;
+	__u64 sk;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct last_peer);
+} last_peer SEC(".maps");
 
 /* What a function has returned: it stands behind the arguments, whose number kernels differ in. */
 static __always_inline __u64 returned(__u64 *ctx)
@@ -80,10 +124,10 @@ static __always_inline __u64 returned(__u64 *ctx)
 	return value;
 }
 
-static __always_inline struct ipttrace_socket *begin(const struct net *net,
-						     __u8 stage, __u8 protocol)
+static __always_inline struct ipttrace_socket *
+begin(const struct net *net, __u8 stage, __u8 protocol, const bool probed)
 {
-	__u32 netns = BPF_CORE_READ(net, ns.inum);
+	__u32 netns = GET(probed, net, ns.inum);
 	struct ipttrace_socket *record;
 
 	if (only_netns && netns != only_netns)
@@ -110,57 +154,60 @@ static __always_inline void submit(struct ipttrace_socket *record)
 
 /* A stage of a socket or a request, which both begin with this; NULL if it is not recorded. */
 static __always_inline struct ipttrace_socket *
-begin_at(const struct sock_common___stage *ends, __u8 stage, __u8 protocol)
+begin_at(const struct sock_common___stage *ends, __u8 stage, __u8 protocol,
+	 const bool probed)
 {
-	__u16 family = BPF_CORE_READ(ends, skc_family);
+	__u16 family = GET(probed, ends, skc_family);
 	struct ipttrace_socket *record;
 
 	if (family != AF_INET && family != AF_INET6)
 		return NULL;
-	record = begin(BPF_CORE_READ(ends, skc_net.net), stage, protocol);
+	record = begin(GET(probed, ends, skc_net.net), stage, protocol, probed);
 	if (!record)
 		return NULL;
-	fill_ends(record, ends, family);
+	fill_ends(record, ends, family, probed);
 	return record;
 }
 
 static __always_inline struct ipttrace_socket *
-begin_sk(const struct sock___stage *sk, __u8 stage)
+begin_socket(const struct sock___stage *sk, __u8 stage, const bool probed)
 {
 	const struct inet_sock *inet = (const void *)sk;
 	struct ipttrace_socket *record;
 
-	record = begin_at(&sk->__sk_common, stage,
-			  BPF_CORE_READ(sk, sk_protocol));
+	record = begin_at(&sk->__sk_common, stage, GET(probed, sk, sk_protocol),
+			  probed);
 	if (!record)
 		return NULL;
 	record->sk = (unsigned long)sk;
 	/* One that is being closed has given up its port. */
 	if (!record->local_port_be16)
 		record->local_port_be16 = BPF_CORE_READ(inet, inet_sport);
-	if (record->protocol == IPPROTO_TCP && is_mptcp(sk))
+	if ((stage == IPTTRACE_CONNECTED || stage == IPTTRACE_ESTABLISHED) &&
+	    record->protocol == IPPROTO_TCP && is_mptcp(sk))
 		record->flags |= IPTTRACE_SK_MPTCP;
 	return record;
+}
+
+static __always_inline struct ipttrace_socket *
+begin_sk(const struct sock___stage *sk, __u8 stage)
+{
+	return begin_socket(sk, stage, false);
 }
 
 /* A stage of a handshake that a listener has to do with. */
 static __always_inline void fill_listener(struct ipttrace_socket *record,
 					  const struct sock___stage *listener)
 {
-	const struct inet_connection_sock *icsk = (const void *)listener;
-
 	record->listener = (unsigned long)listener;
-	record->owner = inode_of(listener);
-	record->queue = BPF_CORE_READ(listener, sk_ack_backlog);
-	record->queue_most = BPF_CORE_READ(listener, sk_max_ack_backlog);
-	record->requests = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
+	record->queue = listener->sk_ack_backlog;
+	record->queue_most = listener->sk_max_ack_backlog;
 	record->flags |= IPTTRACE_SK_QUEUE;
 }
 
 static __always_inline bool is_queue_full(const struct sock___stage *listener)
 {
-	return BPF_CORE_READ(listener, sk_ack_backlog) >
-	       BPF_CORE_READ(listener, sk_max_ack_backlog);
+	return listener->sk_ack_backlog > listener->sk_max_ack_backlog;
 }
 
 /* Of a packet that has come in and belongs to no socket yet. */
@@ -173,16 +220,24 @@ static __always_inline void syn(const struct sk_buff___stage *skb,
 	struct translation *found;
 	const struct net *net;
 
-	net = listener ? BPF_CORE_READ(listener, __sk_common.skc_net.net) :
-			 BPF_CORE_READ(skb, dev, nd_net.net);
-	record = begin(net, stage, IPPROTO_TCP);
+	if (listener)
+		net = listener->__sk_common.skc_net.net;
+	else
+		net = skb->dev->nd_net.net;
+	record = begin(net, stage, IPPROTO_TCP, false);
 	if (!record)
 		return;
 	fill_packet_ends(record, skb);
 	record->flags = flags;
-	if (listener)
+	if (listener) {
 		fill_listener(record, listener);
-	found = bpf_map_lookup_elem(&translations, &key);
+		/* Later stages of the connection have the same. */
+		record->owner = inode_of(listener);
+		record->requests = requests_of(listener);
+		record->flags |= IPTTRACE_SK_REQUESTS;
+	}
+	found = any_translation ? bpf_map_lookup_elem(&translations, &key) :
+				  NULL;
 	if (found) {
 		__builtin_memcpy(record->orig_dst, found->orig_dst, 16);
 		record->orig_dport_be16 = found->orig_dport;
@@ -195,10 +250,10 @@ SEC("fexit/inet_listen")
 int ipttrace_listen(__u64 *ctx)
 {
 	const struct socket___stage *socket = (void *)ctx[0];
-	const struct sock___stage *sk = BPF_CORE_READ(socket, sk);
+	const struct sock___stage *sk = socket->sk;
 	struct ipttrace_socket *record;
 
-	if ((int)returned(ctx) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if ((int)returned(ctx) || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	record = begin_sk(sk, IPTTRACE_LISTENING);
 	if (!record)
@@ -213,13 +268,16 @@ SEC("fentry/tcp_connect")
 int ipttrace_connect(__u64 *ctx)
 {
 	const struct sock___stage *sk = (void *)ctx[0];
-	__u64 key = (unsigned long)sk;
+	__u64 *place = place_of(sk), key;
 	struct ipttrace_socket *record;
-	__u32 unread = 0;
 
-	bpf_map_update_elem(&live, &key, &unread, BPF_ANY);
-	bpf_map_delete_elem(&translations, &key);
-	record = begin_sk(sk, IPTTRACE_CONNECTING);
+	if (place)
+		*place = (unsigned long)sk;
+	if (any_translation) {
+		key = (unsigned long)sk;
+		bpf_map_delete_elem(&translations, &key);
+	}
+	record = begin_sk(ARGUMENT(0), IPTTRACE_CONNECTING);
 	if (!record)
 		return 0;
 	fill_process(record);
@@ -233,7 +291,7 @@ int ipttrace_retransmit(__u64 *ctx)
 	const struct sock___stage *sk = (void *)ctx[0];
 	struct ipttrace_socket *record;
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
+	if (sk->__sk_common.skc_state != TCP_SYN_SENT)
 		return 0;
 	record = begin_sk(sk, IPTTRACE_CONNECTING);
 	if (!record)
@@ -250,10 +308,11 @@ int ipttrace_finish(__u64 *ctx)
 	struct translation *found;
 	__u64 key = ctx[0];
 
-	record = begin_sk((void *)key, IPTTRACE_CONNECTED);
+	record = begin_sk(ARGUMENT(0), IPTTRACE_CONNECTED);
 	if (!record)
 		return 0;
-	found = bpf_map_lookup_elem(&translations, &key);
+	found = any_translation ? bpf_map_lookup_elem(&translations, &key) :
+				  NULL;
 	if (found) {
 		__builtin_memcpy(record->reply_src, found->reply_src, 16);
 		record->reply_sport_be16 = found->reply_sport;
@@ -267,45 +326,45 @@ SEC("fentry/tcp_conn_request")
 int ipttrace_syn(__u64 *ctx)
 {
 	const struct sock___stage *listener = (void *)ctx[2];
-	__u64 skb = ctx[3];
-	__u32 flags = 0;
+	struct current_syn *now;
+	__u32 flags = 0, zero = 0;
 
 	if (is_queue_full(listener))
 		flags |= IPTTRACE_SK_ACCEPT_FULL;
-	if (is_syn_queue_full(listener))
+	if (requests_of(listener) >= listener->sk_max_ack_backlog)
 		flags |= IPTTRACE_SK_SYN_FULL;
-	bpf_map_update_elem(&syns, &skb, &flags, BPF_ANY);
-	syn((void *)skb, listener, IPTTRACE_SYN_TAKEN, flags);
+	now = bpf_map_lookup_elem(&syns, &zero);
+	if (!now)
+		return 0;
+	now->skb = ctx[3];
+	now->flags = flags;
+	syn((void *)ctx[3], listener, IPTTRACE_SYN_TAKEN, flags);
 	return 0;
 }
 
 SEC("fexit/security_inet_conn_request")
 int ipttrace_denied(__u64 *ctx)
 {
-	__u64 skb = ctx[1];
-	__u32 *flags;
+	struct current_syn *now = current_syn((void *)ctx[1]);
 
-	if (!(int)returned(ctx))
-		return 0;
-	flags = bpf_map_lookup_elem(&syns, &skb);
-	if (flags)
-		*flags |= IPTTRACE_SK_DENIED;
+	if (now && (int)returned(ctx))
+		now->flags |= IPTTRACE_SK_DENIED;
 	return 0;
 }
 
 SEC("fexit/tcp_conn_request")
 int ipttrace_syn_end(__u64 *ctx)
 {
-	__u64 skb = ctx[3];
-	__u32 *found = bpf_map_lookup_elem(&syns, &skb), flags;
+	struct current_syn *now = current_syn((void *)ctx[3]);
+	__u64 key = ctx[3];
 
-	if (!found)
+	if (!now)
 		return 0;
-	flags = *found;
-	bpf_map_delete_elem(&syns, &skb);
-	if (!(flags & ANSWERED))
-		syn((void *)skb, (void *)ctx[2], IPTTRACE_SYN_DROPPED, flags);
-	bpf_map_delete_elem(&translations, &skb);
+	now->skb = 0;
+	if (!(now->flags & ANSWERED))
+		syn(ARGUMENT(3), ARGUMENT(2), IPTTRACE_SYN_DROPPED, now->flags);
+	if (any_translation)
+		bpf_map_delete_elem(&translations, &key);
 	return 0;
 }
 
@@ -314,18 +373,17 @@ int ipttrace_synack(__u64 *ctx)
 {
 	const struct request_sock___stage *request = (void *)ctx[2];
 	__u64 skb = ctx[5];
-	__u32 *flags, type = ctx[4];
+	__u32 type = ctx[4];
 	struct ipttrace_socket *record;
+	struct current_syn *now;
 
 	if (!returned(ctx))
 		return 0;
-	if (skb) {
-		flags = bpf_map_lookup_elem(&syns, &skb);
-		if (flags)
-			*flags |= ANSWERED;
-	}
+	now = skb ? current_syn((void *)skb) : NULL;
+	if (now)
+		now->flags |= ANSWERED;
 	record = begin_at(&request->__req_common, IPTTRACE_SYN_ACK_SENT,
-			  IPPROTO_TCP);
+			  IPPROTO_TCP, false);
 	if (!record)
 		return 0;
 	record->request = (unsigned long)request;
@@ -369,13 +427,15 @@ static __always_inline int established(const struct sock___stage *listener,
 				       const struct sock___stage *child,
 				       __u64 request)
 {
-	__u64 key = (unsigned long)child;
+	__u64 *place = place_of(child);
 	struct ipttrace_socket *record;
-	__u32 unread = 0;
 
-	/* One of these functions calls the other, unless the compiler has put it inside. */
-	if (bpf_map_update_elem(&live, &key, &unread, BPF_NOEXIST))
+	if (!place)
 		return 0;
+	/* One of these functions calls the other, unless the compiler has put it inside. */
+	if (*place == (unsigned long)child)
+		return 0;
+	*place = (unsigned long)child;
 	record = begin_sk(child, IPTTRACE_ESTABLISHED);
 	if (!record)
 		return 0;
@@ -416,8 +476,9 @@ int ipttrace_confirm(__u64 *ctx)
 
 	if (!fill_translation(&translation, skb))
 		return 0;
+	any_translation = 1;
 	bpf_map_update_elem(&translations, &key, &translation, BPF_ANY);
-	sk = (unsigned long)BPF_CORE_READ(skb, sk);
+	sk = (unsigned long)skb->sk;
 	if (sk)
 		bpf_map_update_elem(&translations, &sk, &translation, BPF_ANY);
 	return 0;
@@ -431,7 +492,7 @@ int ipttrace_accept(__u64 *ctx)
 
 	if (!child)
 		return 0;
-	record = begin_sk((void *)child, IPTTRACE_ACCEPTED);
+	record = begin_socket((void *)child, IPTTRACE_ACCEPTED, true);
 	if (!record)
 		return 0;
 	fill_listener(record, (void *)ctx[0]);
@@ -443,14 +504,14 @@ int ipttrace_accept(__u64 *ctx)
 SEC("tp_btf/tcp_rcv_space_adjust")
 int ipttrace_read(__u64 *ctx)
 {
-	__u64 sk = ctx[0];
-	__u32 *read = bpf_map_lookup_elem(&live, &sk);
+	const struct sock___stage *sk = (void *)ctx[0];
+	__u64 *place = place_of(sk);
 	struct ipttrace_socket *record;
 
-	if (!read || *read)
+	if (!place || *place != (unsigned long)sk)
 		return 0;
-	*read = 1;
-	record = begin_sk((void *)sk, IPTTRACE_FIRST_READ);
+	*place = 0;
+	record = begin_sk(sk, IPTTRACE_FIRST_READ);
 	if (!record)
 		return 0;
 	fill_process(record);
@@ -463,15 +524,17 @@ int ipttrace_state(__u64 *ctx)
 {
 	const struct sock___stage *sk = (void *)ctx[0];
 	int before = ctx[1], now = ctx[2], error;
-	__u64 key = (unsigned long)sk;
 	struct ipttrace_socket *record;
 	__u8 stage = IPTTRACE_CLOSED;
+	__u64 *place;
 
 	if (now != TCP_CLOSE || before == TCP_CLOSE ||
-	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	    sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	bpf_map_delete_elem(&live, &key);
-	error = BPF_CORE_READ(sk, sk_err);
+	place = place_of(sk);
+	if (place && *place == (unsigned long)sk)
+		*place = 0;
+	error = sk->sk_err;
 	if (before == TCP_SYN_SENT && error)
 		stage = IPTTRACE_REFUSED;
 	record = begin_sk(sk, stage);
@@ -490,7 +553,7 @@ int ipttrace_reset(__u64 *ctx)
 	const struct sock___stage *sk = (void *)ctx[0];
 	struct ipttrace_socket *record;
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT)
+	if (sk->__sk_common.skc_state == TCP_SYN_SENT)
 		return 0; /* refused */
 	record = begin_sk(sk, IPTTRACE_RESET);
 	if (!record)
@@ -503,7 +566,7 @@ int ipttrace_reset(__u64 *ctx)
 static __always_inline int sent_reset(const struct sock___stage *sk)
 {
 	struct ipttrace_socket *record;
-	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u8 state = sk->__sk_common.skc_state;
 
 	/* Others are no whole sockets, or not the one that is reset. */
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV ||
@@ -553,7 +616,7 @@ int ipttrace_abandoned(__u64 *ctx)
 	struct ipttrace_socket *record;
 
 	record = begin_at(&request->__req_common, IPTTRACE_ABANDONED,
-			  IPPROTO_TCP);
+			  IPPROTO_TCP, false);
 	if (!record)
 		return 0;
 	record->request = (unsigned long)request;
@@ -566,7 +629,7 @@ static __always_inline int udp_stage(const struct sock___stage *sk, __u8 stage)
 {
 	struct ipttrace_socket *record;
 
-	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP)
+	if (sk->sk_protocol != IPPROTO_UDP)
 		return 0;
 	record = begin_sk(sk, stage);
 	if (!record)
@@ -604,15 +667,23 @@ int ipttrace_udp_read(__u64 *ctx)
 {
 	const struct sk_buff___stage *skb = (void *)ctx[1];
 	const struct sock___stage *sk = (void *)ctx[0];
-	struct peer peer = { .sk = (unsigned long)sk };
 	struct ipttrace_socket *record;
-	__u32 *known, one = 1;
+	__u32 one = 1, zero = 0;
+	struct last_peer *last;
+	__u64 key;
 
-	peer.port = fill_source(peer.address, skb);
-	known = bpf_map_lookup_elem(&peers, &peer);
-	if (known)
+	last = bpf_map_lookup_elem(&last_peer, &zero);
+	if (!last)
 		return 0;
-	bpf_map_update_elem(&peers, &peer, &one, BPF_ANY);
+	/* What comes from a map is a number, with which the verifier allows arithmetic. */
+	last->sk = (unsigned long)sk;
+	MERGE();
+	key = peer_of(last->sk, skb);
+	if (last->peer == key)
+		return 0;
+	last->peer = key;
+	if (bpf_map_update_elem(&peers, &key, &one, BPF_NOEXIST))
+		return 0;
 	record = begin_sk(sk, IPTTRACE_FIRST_READ);
 	if (!record)
 		return 0;

@@ -113,8 +113,7 @@ struct task_struct {
 /* The inode by which processes hold the socket, 0: none does as yet, or any more. */
 static __always_inline __u64 inode_of(const struct sock___stage *sk)
 {
-	const struct socket_alloc *socket =
-		(const void *)BPF_CORE_READ(sk, sk_socket);
+	const struct socket_alloc *socket = (const void *)sk->sk_socket;
 
 	return socket ? BPF_CORE_READ(socket, vfs_inode.i_ino) : 0;
 }
@@ -127,13 +126,11 @@ static __always_inline bool is_mptcp(const struct sock___stage *sk)
 	       BPF_CORE_READ(tcp, is_mptcp);
 }
 
-static __always_inline bool
-is_syn_queue_full(const struct sock___stage *listener)
+static __always_inline __u32 requests_of(const struct sock___stage *listener)
 {
 	const struct inet_connection_sock *icsk = (const void *)listener;
 
-	return (__u32)BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter) >=
-	       BPF_CORE_READ(listener, sk_max_ack_backlog);
+	return BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
 }
 
 /* A socket of IPv6 may have ends of IPv4. */
@@ -146,10 +143,10 @@ static __always_inline bool is_mapped(const __u8 *address)
 
 static __always_inline void fill_ends(struct ipttrace_socket *record,
 				      const struct sock_common___stage *ends,
-				      __u16 family)
+				      __u16 family, const bool probed)
 {
-	record->remote_port_be16 = BPF_CORE_READ(ends, skc_dport);
-	record->local_port_be16 = bpf_htons(BPF_CORE_READ(ends, skc_num));
+	record->remote_port_be16 = GET(probed, ends, skc_dport);
+	record->local_port_be16 = bpf_htons(GET(probed, ends, skc_num));
 	record->family = NFPROTO_IPV6;
 	if (family == AF_INET6 && bpf_core_field_exists(ends->skc_v6_daddr)) {
 		bpf_core_read(record->remote, 16, &ends->skc_v6_daddr);
@@ -160,55 +157,75 @@ static __always_inline void fill_ends(struct ipttrace_socket *record,
 		__builtin_memset(record->local, 0, 16);
 	}
 	record->family = NFPROTO_IPV4;
-	bpf_core_read(record->remote, 4, &ends->skc_daddr);
-	bpf_core_read(record->local, 4, &ends->skc_rcv_saddr);
+	*(__be32 *)record->remote = GET(probed, ends, skc_daddr);
+	*(__be32 *)record->local = GET(probed, ends, skc_rcv_saddr);
 }
 
-/* Returns the port, in network order. */
-static __always_inline __u16 fill_source(__u8 *address,
-					 const struct sk_buff___stage *skb)
+static __always_inline bool is_ipv4(const struct sk_buff___stage *skb)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
-	__u16 port = 0;
-
-	if (BPF_CORE_READ(skb, protocol) == bpf_htons(ETH_P_IP))
-		bpf_probe_read_kernel(address, 4, network + 12);
-	else
-		bpf_probe_read_kernel(address, 16, network + 8);
-	bpf_probe_read_kernel(&port, 2,
-			      head + BPF_CORE_READ(skb, transport_header));
-	return port;
+	return skb->protocol == bpf_htons(ETH_P_IP);
 }
 
 /* Those of a packet that has come in. */
 static __always_inline void fill_packet_ends(struct ipttrace_socket *record,
 					     const struct sk_buff___stage *skb)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
+	unsigned char *network = skb->head + skb->network_header;
+	__u16 ports[2] = {};
+	__be32 four[2] = {};
 
 	__builtin_memset(record->remote, 0, 16);
 	__builtin_memset(record->local, 0, 16);
-	record->remote_port_be16 = fill_source(record->remote, skb);
-	bpf_probe_read_kernel(&record->local_port_be16, 2,
-			      head + BPF_CORE_READ(skb, transport_header) + 2);
-	if (BPF_CORE_READ(skb, protocol) == bpf_htons(ETH_P_IP)) {
+	if (is_ipv4(skb)) {
 		record->family = NFPROTO_IPV4;
-		bpf_probe_read_kernel(record->local, 4, network + 16);
+		bpf_probe_read_kernel(four, sizeof(four), network + 12);
+		*(__be32 *)record->remote = four[0];
+		*(__be32 *)record->local = four[1];
 	} else {
 		record->family = NFPROTO_IPV6;
+		bpf_probe_read_kernel(record->remote, 16, network + 8);
 		bpf_probe_read_kernel(record->local, 16, network + 24);
 	}
+	bpf_probe_read_kernel(ports, sizeof(ports),
+			      skb->head + skb->transport_header);
+	record->remote_port_be16 = ports[0];
+	record->local_port_be16 = ports[1];
+}
+
+#define MIX 0x9e3779b97f4a7c15ULL /* odd, as far from a pattern as can be */
+
+/* A number for the socket, itself a number, and the peer that has sent it this packet. */
+static __always_inline __u64 peer_of(__u64 sk,
+				     const struct sk_buff___stage *skb)
+{
+	unsigned char *network = skb->head + skb->network_header;
+	__u64 number = sk * MIX;
+	__u64 address[2] = {};
+	__be32 words[3] = {};
+	__u16 port = 0;
+
+	if (is_ipv4(skb) && skb->transport_header == skb->network_header + 20) {
+		/* From the source address to the source port. */
+		bpf_probe_read_kernel(words, sizeof(words), network + 12);
+		address[0] = words[0];
+		port = *(__u16 *)&words[2];
+	} else {
+		bpf_probe_read_kernel(address, is_ipv4(skb) ? 4 : 16,
+				      network + (is_ipv4(skb) ? 12 : 8));
+		bpf_probe_read_kernel(&port, sizeof(port),
+				      skb->head + skb->transport_header);
+	}
+	number = (number ^ number >> 29 ^ address[0]) * MIX;
+	number = (number ^ number >> 29 ^ address[1]) * MIX;
+	return (number ^ number >> 29 ^ port) * MIX;
 }
 
 static __always_inline __u8 tcp_flags(const struct sk_buff___stage *skb)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
 	__u8 flags = 0;
 
 	bpf_probe_read_kernel(&flags, 1,
-			      head + BPF_CORE_READ(skb, transport_header) + 13);
+			      skb->head + skb->transport_header + 13);
 	return flags & TCP_FLAGS;
 }
 
@@ -229,7 +246,7 @@ static __always_inline bool fill_translation(struct translation *translation,
 
 	if (!bpf_core_type_exists(struct nf_conn))
 		return false;
-	ct = (void *)(BPF_CORE_READ(skb, _nfct) & ~NFCT_INFOMASK);
+	ct = (void *)(skb->_nfct & ~NFCT_INFOMASK);
 	if (!ct)
 		return false;
 	bpf_core_read(&tuple, sizeof(tuple), &ct->tuplehash[0].tuple);
@@ -255,7 +272,7 @@ static __always_inline __u32 number_of(const struct pid *pid, __u32 level)
 /* The process that calls; in a softirq it would be the one that was interrupted. */
 static __always_inline void fill_process(struct ipttrace_socket *record)
 {
-	const struct task_struct *task = (const void *)bpf_get_current_task();
+	const struct task_struct *task = (void *)bpf_get_current_task_btf();
 	__u64 ids = bpf_get_current_pid_tgid();
 	const struct pid *process, *thread;
 	__u32 level, deepest;
@@ -267,12 +284,17 @@ static __always_inline void fill_process(struct ipttrace_socket *record)
 	record->tid = ids;
 	record->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
-	record->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	record->cgroup = task->cgroups->dfl_cgrp->kn->id;
+	deepest = task->thread_pid->level;
+	record->levels = deepest < 0xff ? deepest + 1 : 0xff;
+	record->pids[0] = record->pid;
+	record->tids[0] = record->tid;
+	if (!deepest)
+		return;
+	/* Not as pointers that the verifier knows, which must not be added to. */
 	process = BPF_CORE_READ(task, group_leader, thread_pid);
 	thread = BPF_CORE_READ(task, thread_pid);
-	deepest = BPF_CORE_READ(thread, level);
-	record->levels = deepest < 0xff ? deepest + 1 : 0xff;
-	for (level = 0; level < IPTTRACE_PID_LEVELS; level++) {
+	for (level = 1; level < IPTTRACE_PID_LEVELS; level++) {
 		if (level > deepest)
 			break;
 		record->pids[level] = number_of(process, level);

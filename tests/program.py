@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 PROGRAM = str(Path(sys.executable).with_name("ipttrace"))
+# Of a kernel with lock debugging; the VM's debug kernel is several times slower.
+_LOCKDEP = Path("/proc/lockdep_stats")
 # Seconds.  Long, because the guest is slow: importing bcc alone takes ten.
-PATIENCE = 180.0
+PATIENCE = 180.0 if not _LOCKDEP.exists() else 600.0
 NO_BTF = f"kernel {os.uname().release} has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)"
 _SUMMARY = r"rows=(\d+) records=(\d+) lost=0 missed=0 engine=kernel(?:\+(?:netlink|bpf))?"
 _IN_CLOSE_WRITE, _IN_MOVED_TO = 0x008, 0x080  # inotify(7)

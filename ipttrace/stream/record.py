@@ -112,6 +112,7 @@ SK_F_AGAIN: Final = 0x0200
 SK_F_LISTENER: Final = 0x0400
 SK_F_FASTOPEN: Final = 0x0800
 SK_F_MPTCP: Final = 0x1000
+SK_F_REQUESTS: Final = 0x2000
 
 MATCHES: Final = ("rule", "return", "policy")
 MATCH_RULE: Final = 0

@@ -6,7 +6,6 @@ It is no limit for what is tested: only a guest in which nothing happens any mor
 
 from __future__ import annotations
 
-from tests.vm.kernel_log import LOCKDEP
+from tests.program import PATIENCE
 
-PATIENCE = 180.0 if not LOCKDEP.exists() else 400.0
-"""Seconds.  A slow guest needs a fraction of it; a debug kernel is several times slower."""
+__all__ = ["PATIENCE"]

@@ -126,7 +126,7 @@ class Sockets:
             answers=end("reply_src", "reply_sport") if flags & record.SK_F_TRANSLATED else None,
             queue=of["queue"] if queued else None,
             queue_most=of["queue_most"] if queued else None,
-            requests=of["requests"] if queued else None,
+            requests=of["requests"] if flags & record.SK_F_REQUESTS else None,
             error=of["error"],
         )
         if remote[1] == 0 and remote[0] in _UNNAMED:
@@ -163,7 +163,7 @@ class Sockets:
         connection.request = stage.request or connection.request
         connection.original = stage.original or connection.original
         connection.answers = stage.answers or connection.answers
-        if stage.called:
+        if stage.called or connection.process is None:
             connection.process = stage.process
         if connection.server is None:
             connection.server = _is_server(stage)
