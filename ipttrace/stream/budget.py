@@ -26,6 +26,7 @@ _SIZES: Final = {
     Kind.NAMES: _TABLES,
     Kind.PLACES: _OTHERS,
     Kind.TABLES: _OTHERS,
+    Kind.PROCESSES: _OTHERS,
     Kind.HELLO: _OTHERS,
     Kind.CLOCK: _OTHERS,
     Kind.BOOKS: _OTHERS,

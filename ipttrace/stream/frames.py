@@ -83,6 +83,9 @@ class Kind(IntEnum):
 # By kinds of record.
 RECORD_KINDS: Final = (Kind.ENTRY, Kind.RULE, Kind.EXIT, Kind.STATION, Kind.SOCKET)
 
+# Those whose records may come in several frames.
+_DIVISIBLE: Final[dict[int, int]] = {Kind.EXIT: record.EXIT, Kind.SOCKET: record.SOCKET}
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -108,9 +111,12 @@ class Frame:
         return record.convert(found, record.ALL_DTYPES[index])
 
     def portions(self, most: int) -> Iterator[Frame]:
-        """An EXIT frame, which ends calls, as frames of at most `most` records; else itself."""
-        size = most * self.dtypes[record.EXIT].itemsize
-        if self.kind != Kind.EXIT or len(self.payload) <= size:
+        """A frame of at most `most` records each, where that is the same; else itself.
+
+        It is for an EXIT frame, which ends calls, and for a SOCKET frame.
+        """
+        index = _DIVISIBLE.get(self.kind)
+        if index is None or len(self.payload) <= (size := most * self.dtypes[index].itemsize):
             yield self
             return
         for start in range(0, len(self.payload), size):

@@ -107,8 +107,11 @@ class Writer:
         self._json(Kind.PLACES, places)
 
     def processes(self, processes: Processes) -> None:
-        """PROCESSES: the processes in the socket records that follow."""
-        self._json(Kind.PROCESSES, processes)
+        """PROCESSES: processes in the records that follow; several frames when there are many."""
+        pairs = list(processes["processes"].items())
+        for start in range(0, len(pairs), _NAMES_AT_ONCE):
+            some: Processes = {"processes": dict(pairs[start : start + _NAMES_AT_ONCE])}
+            self._json(Kind.PROCESSES, some)
 
     def message(self, kind: Kind, message: Message) -> None:
         """RULES, COUNTERS, NEIGHBOURS, TABLES or NOTE: what a watch found."""

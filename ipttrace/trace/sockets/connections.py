@@ -20,7 +20,7 @@ from ipttrace.trace.sockets.stage import UDP, End, Process, Stage
 
 _MOST: Final = 1 << 14  # connections that are remembered: beyond, the one not met for longest goes
 _MOST_PROCESSES: Final = 1 << 15
-_MOST_WAITING: Final = 1 << 18  # stages that nobody has taken: the oldest go
+_MOST_WAITING: Final = 1 << 14  # stages that are not taken: the oldest go
 _COMM: Final = 16  # characters
 _BYTES: Final = 600  # of a connection or a process, about
 

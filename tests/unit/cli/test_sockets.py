@@ -13,6 +13,7 @@ import pytest
 
 from ipttrace.cli import main
 from ipttrace.stream import record
+from ipttrace.stream.frames import Frame, Kind
 from ipttrace.stream.writer import Writer
 from tests import paths
 from tests.data.messages import end, hello
@@ -60,6 +61,23 @@ def test_as_data_and_only_so_many(
     assert [row["stage"] for row in rows] == ["SYN taken", "SYN-ACK sent", "established"]
     assert {row["netns_name"] for row in rows} == {"web"}
     assert output.err.startswith("rows=3 ")
+
+
+def test_a_long_frame_is_printed_to_its_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a frame of more stages than are kept at a time
+    file = tmp_path / "long.iptr"
+    with file.open("wb") as sink:
+        writer = Writer(sink)
+        writer.hello(hello(engine="none"))
+        many = np.repeat(stage(record.SYN_TAKEN), 20_000).astype(record.SOCKET_DTYPE)
+        writer.copy(Frame(Kind.SOCKET, many.tobytes()))
+        writer.end(end())
+    assert main(["sockets", "--file", str(file), "--format", "csv"]) == 0
+    output = capfd.readouterr()
+    assert output.out.count("SYN taken") == 20_000
+    assert output.err.startswith("rows=20000 records=20000 ")
 
 
 def test_a_recording_without_sockets_has_none(capfd: pytest.CaptureFixture[str]) -> None:
