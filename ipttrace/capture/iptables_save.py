@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -180,12 +181,24 @@ class _ExtensionMissing(CaptureError):
     """iptables cannot print a rule with -j IPTTRACE."""
 
 
+class _Interrupted(CaptureError):
+    """Ctrl-C has reached the command, before it was in a process group of its own."""
+
+
 def run(argv: list[str]) -> bytes:
     """Returns the standard output of a command.
 
-    If iptables has no extension for -j IPTTRACE, it gets that of ipttrace.  Raises CaptureError
-    if it fails or takes too long, Unreadable if it prints too much, OSError.
+    It is run again if Ctrl-C has reached it, which is not for it.  If iptables has no extension
+    for -j IPTTRACE, it gets that of ipttrace.  Raises CaptureError if it fails or takes too
+    long, Unreadable if it prints too much, OSError.
     """
+    try:
+        return _extended(argv)
+    except _Interrupted:
+        return _extended(argv)
+
+
+def _extended(argv: list[str]) -> bytes:
     try:
         return _run(argv, {})
     except _ExtensionMissing:
@@ -216,6 +229,8 @@ def _run(argv: list[str], more: dict[str, str]) -> bytes:
         if process.returncode:
             first = os.pread(errors, 200, 0).decode("utf-8", "backslashreplace").splitlines()[:1]
             reason = first[0] if first else f"status {process.returncode}"
+            if process.returncode == -signal.SIGINT:
+                raise _Interrupted(f"{Path(argv[0]).name} was interrupted")
             if any(words in reason for words in _NO_EXTENSION):
                 raise _ExtensionMissing(
                     f"{Path(argv[0]).name} cannot print -j IPTTRACE: make install-xtables"
