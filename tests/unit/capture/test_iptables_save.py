@@ -22,7 +22,7 @@ def test_a_command_that_ctrl_c_has_reached_is_run_again(tmp_path: Path) -> None:
 
 
 def test_a_command_that_fails_is_named_with_its_first_line() -> None:
-    with pytest.raises(CaptureError, match="^sh fails: no such table$"):
+    with pytest.raises(CaptureError, match=r"^sh fails: no such table$"):
         iptables_save.run(["sh", "-c", "echo no such table >&2; echo more >&2; exit 3"])
-    with pytest.raises(CaptureError, match="^sh fails: status 3$"):
+    with pytest.raises(CaptureError, match=r"^sh fails: status 3$"):
         iptables_save.run(["sh", "-c", "exit 3"])
