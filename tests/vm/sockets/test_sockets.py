@@ -22,6 +22,7 @@ from ipttrace.stream.decoder import Decoder
 from ipttrace.stream.frames import Kind
 from tests.program import Command, ipttrace
 from tests.vm.bpf_links import links
+from tests.vm.conftest import SHARED
 from tests.vm.forked import until, wait_gone
 from tests.vm.guard.guarded import Guarded
 from tests.vm.sockets.staged import (
@@ -244,6 +245,7 @@ def test_a_listener_that_goes_away_and_one_that_resets(staged: Staged) -> None:
     assert (gone["local_port"], gone["why"]) == (84, "the listener")
 
 
+@SHARED
 def test_what_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
     with (
         Guarded(tmp_path, rules=f"deny accept from {CLIENT_ADDRESS[4]}"),
@@ -256,6 +258,7 @@ def test_what_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
     assert "a security module" in named(found, "SYN dropped")[-1]["why"]
 
 
+@SHARED
 def test_datagrams_of_each_peer(netns: dict[str, int], staged: Staged) -> None:
     with (
         socket_in(SERVER, socket.AF_INET, socket.SOCK_DGRAM) as one,
@@ -285,6 +288,7 @@ def test_datagrams_of_each_peer(netns: dict[str, int], staged: Staged) -> None:
     assert (connected["remote_ip"], connected["remote_port"]) == (ADDRESS[4], 53)
 
 
+@SHARED
 def test_only_what_expr_takes(netns: dict[str, int], tmp_path: Path) -> None:
     # GIVEN an expression of the port as the client calls it, and one namespace
     with (
@@ -336,6 +340,7 @@ def test_a_recording_has_the_sockets_that_its_rows_are_of(tmp_path: Path) -> Non
     assert '"stage": "accepted"' in done.stdout
 
 
+@SHARED
 def test_the_books_balance_where_nobody_reads(netns: dict[str, int]) -> None:
     # GIVEN a ring that is soon full, and that is not read
     sockets = Sockets(only_netns=netns[SERVER], buffer=1 << 16)
@@ -358,6 +363,7 @@ def test_the_books_balance_where_nobody_reads(netns: dict[str, int]) -> None:
         sockets.close()
 
 
+@SHARED
 def test_nothing_is_left_behind_by_kill(netns: dict[str, int], tmp_path: Path) -> None:
     before = links()
     with Staged(tmp_path) as one:
