@@ -74,8 +74,8 @@ static __always_inline __u64 name_number(__u32 slot, __u32 version)
 }
 
 /* Returns the number of the name, which is new; 0: there is no room in the ring. */
-static __always_inline __u64 tell_name(const char *name, __u32 slot,
-				       __u32 *version)
+static __always_inline __u64 tell_name(const char *name, __u64 table,
+				       __u32 slot, __u32 *version)
 {
 	struct ipttrace_run_name *told;
 	__u64 number;
@@ -86,6 +86,7 @@ static __always_inline __u64 tell_name(const char *name, __u32 slot,
 	*version += *version == ~0U ? 2 : 1;
 	number = name_number(slot, *version);
 	told->number = number;
+	told->table = table;
 	__builtin_memset(told->name, 0, sizeof(told->name));
 	bpf_probe_read_kernel_str(told->name, sizeof(told->name), name);
 	bpf_ringbuf_submit(told, BPF_RB_NO_WAKEUP);
@@ -114,7 +115,7 @@ static __always_inline __u64 legacy_chain_number(const char *name)
 	slot += NAME_LEGACY_CHAIN * NAME_SLOTS;
 	if (!other && known->version)
 		return name_number(slot, known->version);
-	number = tell_name(name, slot, &known->version);
+	number = tell_name(name, 0, slot, &known->version);
 	if (!number)
 		other = ~0ULL; /* no name: it has to be told */
 #pragma unroll

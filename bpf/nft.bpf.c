@@ -220,6 +220,7 @@ notify(const struct nft_pktinfo *pkt, const struct nft_verdict *verdict,
 	struct run *run = NULL;
 	struct nft_chain *chain;
 	__u32 number, at, depth;
+	const struct nf_hook_state *state;
 	const bool policy = !rule;
 	__u64 bits = 0;
 	bool end;
@@ -245,6 +246,10 @@ notify(const struct nft_pktinfo *pkt, const struct nft_verdict *verdict,
 		return 0;
 	}
 	run->record.entry.head.trace_id = id;
+	state = GET(probed, pkt, state);
+	run->record.later = later_generations(
+		GET(probed, state, net), run->record.generation,
+		began - run->record.entry.head.time, probed);
 	/* A chain that a GOTO led to ends with the base chain's policy. */
 	if (!policy && run->place.unknown)
 		run->place.chain = in ? (unsigned long)in : chain_of(rule);

@@ -37,6 +37,7 @@ struct ipttrace_run_piece {
 /* What a number in the runs that follow stands for; never 0. */
 struct ipttrace_run_name {
 	__u64	number;		/* its upper half: where it is in the kernel, until it is used again */
+	__u64	table;		/* of a table of nftables its handle, which is not given twice; else 0 */
 	char	name[256];	/* NFT_NAME_MAXLEN */
 };
 
@@ -63,7 +64,7 @@ struct ipttrace_run {
 	__u32	generation;	/* of the ruleset of nftables, 0: unknown */
 	__u16	hit_count;
 	__u8	flags;
-	__u8	reserved;
+	__u8	later;		/* its hits may be of so many later generations, too */
 	__u64	table;		/* nftables: the number of its name */
 	struct ipttrace_run_piece piece;
 	struct ipttrace_run_hit	hits[IPTTRACE_RUN_HITS];	/* as many as hit_count */
@@ -82,7 +83,7 @@ enum ipttrace_counter {
 #define IPTTRACE_COUNTERS_EACH	8
 
 _Static_assert(sizeof(struct ipttrace_run_hit) == 32, "run_hit size");
-_Static_assert(sizeof(struct ipttrace_run_name) == 264, "run_name size");
+_Static_assert(sizeof(struct ipttrace_run_name) == 272, "run_name size");
 _Static_assert(sizeof(struct ipttrace_run_flip) == 32, "run_flip size");
 _Static_assert(__builtin_offsetof(struct ipttrace_run, hits) == 536,
 	       "run.hits has moved");

@@ -47,6 +47,7 @@ struct ns_common {
 
 struct netns_nftables {
 	unsigned int base_seq;
+	__u8 gencursor;
 } ACCESS;
 
 struct nf_hook_ops {
@@ -223,6 +224,7 @@ struct nft_pktinfo {
 } ACCESS;
 
 struct nft_table {
+	__u64 handle;
 	__u16 family : 6;
 	char *name;
 } ACCESS;

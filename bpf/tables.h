@@ -13,9 +13,9 @@
 /* nf_tables' own part of a namespace; it stays the same while the module is loaded. */
 static __u32 pernet_id;
 
-/* The generation of the ruleset of nftables, 0: unknown. */
-static __always_inline __u32 generation(const struct net *net,
-					const bool probed)
+/* The number of the newest generation of the ruleset of nftables, 0: unknown. */
+static __always_inline __u32 newest_generation(const struct net *net,
+					       const bool probed)
 {
 	struct nftables_pernet *own = NULL;
 	struct net_generic *all;
@@ -34,6 +34,42 @@ static __always_inline __u32 generation(const struct net *net,
 			      (void *)all + 8 * (__u64)pernet_id);
 	bpf_core_read(&found, sizeof(found), &own->base_seq);
 	return found;
+}
+
+/*
+ * The generation by which packets are judged, 0: unknown.  A change of the rules counts its
+ * number first, and turns the cursor, by which a run takes its rules, then: both begin with
+ * one even and the other odd, and are alike only between these two steps.
+ */
+static __always_inline __u32 generation(const struct net *net,
+					const bool probed)
+{
+	__u8 cursor = GET(probed, net, nft.gencursor);
+	__u32 newest;
+
+	MERGE(); /* the cursor is read first */
+	newest = newest_generation(net, probed);
+	return newest - (newest && !((newest ^ cursor) & 1));
+}
+
+/* Rules do not change twice in this time, ns. */
+#define ONE_CHANGE 100000
+
+/*
+ * How many generations have followed one that a run began under `since` ns ago.  The run takes
+ * its rules after it began: they may be those of a generation that came in between.
+ */
+static __always_inline __u8 later_generations(const struct net *net,
+					      __u32 first, __u64 since,
+					      const bool probed)
+{
+	__u32 later;
+
+	if (!first || (since < ONE_CHANGE &&
+		       ((first ^ GET(probed, net, nft.gencursor)) & 1)))
+		return 0;
+	later = generation(net, probed) - first;
+	return later < 255 ? later : 255;
 }
 
 /* How the name of a table begins. */
@@ -82,7 +118,8 @@ table_of(const struct nft_chain *chain, __u32 generation, enum name_kind kind,
 	known->family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
 	*number = 0;
 	if (!known->own) {
-		*number = tell_name(name, slot, &known->version);
+		*number = tell_name(name, BPF_CORE_READ(table, handle), slot,
+				    &known->version);
 		if (!*number)
 			return NULL;
 	}
@@ -104,7 +141,8 @@ static __always_inline __u64 chain_number(const struct nft_chain *chain,
 	    generation)
 		return name_number(slot, known->version);
 	known->object = 0;
-	number = tell_name(BPF_CORE_READ(chain, name), slot, &known->version);
+	number =
+		tell_name(BPF_CORE_READ(chain, name), 0, slot, &known->version);
 	known->generation = generation;
 	if (number)
 		known->object = object;

@@ -37,13 +37,14 @@ _OF_POLICY: Final = 1  # NFT_TRACETYPE_POLICY
 def make_calls(
     runs: Runs,
     chains: ChainRegistry,
-    locate: Callable[[Array], None],
+    locate: Callable[[Array, Array, Array], None],
     names: RecordNames,
     told: RunNames,
 ) -> Calls:
     """The calls that these runs, all of one namespace, were; the runs' entries become theirs.
 
-    `locate`: fills in what rulesets determine of events, EVENT, shape (n,), for each alone;
+    `locate`: fills in what rulesets determine of events, EVENT, shape (n,), for each alone, as
+    Generations.locate does;
     `told`: of the reader that has read the runs.
     """
     entries, exits, hits, counts = runs.entries, runs.exits, runs.hits, runs.counts
@@ -59,8 +60,11 @@ def make_calls(
     is_head = np.zeros(len(hits), bool)
     is_head[first[some]] = True
     columns = [run_kinds[of_run], hits["handle"], hits["type"] == _OF_POLICY, is_head]
-    ones, kinds = alike([*columns, hits["chain"]])
+    # A handle that means one rule or another is told apart by its verdict.
+    verdicts = np.where(runs.heads["later"][of_run] > 0, hits["verdict"], 0)
+    ones, kinds = alike([*columns, hits["chain"], verdicts])
     events = _events(runs, ones, of_run[ones], is_head[ones])
+    events["verdict"] = verdicts[ones]
     of_ones = of_run[ones]
     keys = zip(
         entries["tables"][of_ones].tolist(),
@@ -69,7 +73,9 @@ def make_calls(
         strict=True,
     )
     events["chain"] = [chains.number(ChainKey(*key)) for key in keys]
-    locate(events)
+    later = runs.heads["later"][of_ones].astype(np.uint32)
+    after = np.where(later > 0, events["generation"] + later, np.uint32(0))
+    locate(events, after, told.handles(runs.heads["table"][of_ones]))
     begin = kinds[first[some]]
     base = begin
     if (events["hook"] == UNKNOWN_HOOK).any():
@@ -106,7 +112,8 @@ def _kinds_of_runs(runs: Runs) -> tuple[Array, Array]:
     """Of each kind of run one, and each run's kind, by all that events need of an entry."""
     columns = [runs.entries[name] for name in ("tables", "family", "hook", "ct_info")]
     has_entry = _has_entry(runs.entries["flags"], runs.heads["flags"])
-    return alike([*columns, runs.heads["generation"], has_entry, runs.heads["table"]])
+    heads = [runs.heads[name] for name in ("generation", "later", "table")]
+    return alike([*columns, *heads, has_entry])
 
 
 def _number_hooks(entries: Array) -> None:
@@ -132,7 +139,6 @@ def _events(runs: Runs, which: Array, of_run: Array, head: Array) -> Array:
     `which`: indices of hits; `of_run`: that of each hit's run; `head`: is it the run's first?
     """
     heads, hits, entries = runs.heads[of_run], runs.hits[which], picked(runs.entries, of_run)
-    # Of the very run, so that no other generation can be meant: as if it were long ago.
     events = np.zeros(len(which), EVENT)
     events["generation"] = heads["generation"]
     events["handle"] = hits["handle"]

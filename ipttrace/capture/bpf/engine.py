@@ -370,5 +370,5 @@ def _by_namespace(runs: Runs) -> Iterator[tuple[int, Runs]]:
         yield inode, runs.pick(inodes == inode)
 
 
-def _unknown(events: Array) -> None:
+def _unknown(events: Array, after: Array, tables: Array) -> None:
     """Of a namespace that is gone the rulesets are unknown."""

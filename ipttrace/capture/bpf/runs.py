@@ -33,7 +33,7 @@ HEAD_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("generation", "<u4"),
         ("hit_count", "<u2"),
         ("flags", "u1"),
-        ("reserved", "u1"),
+        ("later", "u1"),
         ("table", "<u8"),
         ("piece", PIECE_DTYPE),
     ]
@@ -51,7 +51,9 @@ HIT_DTYPE: Final[np.dtype[np.void]] = np.dtype(
         ("reserved", "u1", (3,)),
     ]
 )
-NAME_DTYPE: Final[np.dtype[np.void]] = np.dtype([("number", "<u8"), ("name", "S256")])
+NAME_DTYPE: Final[np.dtype[np.void]] = np.dtype(
+    [("number", "<u8"), ("table", "<u8"), ("name", "S256")]
+)
 FLIP_DTYPE: Final[np.dtype[np.void]] = np.dtype(
     [("time", "<u8"), ("skb", "<u8"), ("original", "<u8"), ("what", "<u4"), ("reserved", "<u4")]
 )
@@ -126,22 +128,34 @@ class RunNames:
 
     def __init__(self) -> None:
         self._names: dict[int, bytes] = {}
+        self._tables: dict[int, int] = {}  # handles, of the numbers that stand for tables
         self._current: dict[int, int] = {}  # the newest number, by its place in the kernel
         self._old: deque[int] = deque()
 
-    def learn(self, number: int, name: bytes) -> None:
-        """Notes a name; of very many that were replaced, the oldest are forgotten."""
+    def learn(self, number: int, name: bytes, table: int = 0) -> None:
+        """Notes a name; of very many that were replaced, the oldest are forgotten.
+
+        `table`: if it is a table's, the handle, which no other table of the namespace has.
+        """
         before = self._current.get(number >> _PLACE)
         if before is not None and before != number:
             self._old.append(before)
             if len(self._old) > _MOST_OLD:
-                self._names.pop(self._old.popleft(), None)
+                old = self._old.popleft()
+                self._names.pop(old, None)
+                self._tables.pop(old, None)
         self._current[number >> _PLACE] = number
         self._names[number] = name
+        if table:
+            self._tables[number] = table
 
     def of(self, numbers: Array) -> list[bytes]:
         """The names; empty ones of numbers that are unknown."""
         return [self._names.get(number, b"") for number in numbers.tolist()]
+
+    def handles(self, numbers: Array) -> Array:
+        """The handles of the tables that they stand for, 0: unknown; uint64, shape (n,)."""
+        return np.array([self._tables.get(number, 0) for number in numbers.tolist()], np.uint64)
 
 
 class RunReader:
@@ -169,7 +183,7 @@ class RunReader:
             self._keep(words[at : at + _PIECE_LENGTH // 8])
         for at in starts[lengths == NAME_DTYPE.itemsize].tolist():
             one = words[at : at + NAME_DTYPE.itemsize // 8].view(NAME_DTYPE)[0]
-            self.names.learn(int(one["number"]), bytes(one["name"]))
+            self.names.learn(int(one["number"]), bytes(one["name"]), int(one["table"]))
         flips = starts[lengths == FLIP_DTYPE.itemsize]
         if len(flips):
             self._flips.append(_at(words, flips, FLIP_DTYPE, _step(flips)))

@@ -407,13 +407,13 @@ class TracedNamespace:
         """The chains by number, as events have them."""
         return self._decoder.chains
 
-    def locate(self, events: Array) -> None:
+    def locate(self, events: Array, after: Array, tables: Array) -> None:
         """Fills in what the rulesets determine of events that another engine saw.
 
-        `events`: EVENT, in the order of their packets' calls; see Generations.locate and
-        NftTraceDecoder.mark_invalid.
+        `events`: EVENT, in the order of their packets' calls; `after`, `tables`: see
+        Generations.locate; also see NftTraceDecoder.mark_invalid.
         """
-        self._generations.locate(events, self.chains)
+        self._generations.locate(events, self.chains, after, tables)
         self._decoder.mark_invalid(events)
 
     @property

@@ -24,9 +24,12 @@ ANNOUNCE_DELAY: Final = 10_000_000
 _MOST_GENERATIONS: Final = 64
 _MOST_CACHED: Final = 1 << 16
 # What a location is found by: generation, the one that may follow (0: none), number of the
-# chain, verdict (0 unless one may follow), handle.
+# chain, verdict (0 unless one may follow), handle of the rule, that of the table (0: unknown).
 _KEY: Final = np.dtype(
-    [("generation", "u4"), ("after", "u4"), ("chain", "u4"), ("verdict", "i4"), ("handle", "u8")]
+    [
+        *(("generation", "u4"), ("after", "u4"), ("chain", "u4"), ("verdict", "i4")),
+        *(("handle", "u8"), ("table", "u8")),
+    ]
 )
 
 
@@ -58,7 +61,7 @@ class Generations:
         self._early = 0  # generation of a snapshot that is not announced yet
         self._rulenums: dict[tuple[int, ChainKey], dict[int, int]] = {}
         self._rewritten: dict[tuple[ChainKey, int], tuple[int, int, int]] = {}
-        self._cache: dict[tuple[int, int, int, int, int], Location] = {}
+        self._cache: dict[tuple[int, ...], Location] = {}
 
     @property
     def newest(self) -> Snapshot | None:
@@ -135,23 +138,34 @@ class Generations:
                 hit = total  # a rule that no listing had
         return hit, missed, total
 
-    def locate(self, events: Array, chains: ChainRegistry) -> None:
-        """Fills in the fields of Location of events, EVENT, shape (n,)."""
+    def locate(
+        self,
+        events: Array,
+        chains: ChainRegistry,
+        after: Array | None = None,
+        tables: Array | None = None,
+    ) -> None:
+        """Fills in the fields of Location of events, EVENT, shape (n,).
+
+        `after`: of each event the last generation that it may be of, 0: only its own, uint32,
+        shape (n,); by default what its time allows.  `tables`: the handles of their tables,
+        0: unknown, uint64, shape (n,).
+        """
         if not len(events):
             return
-        # The generation that may have been in effect already, though not announced.
-        after = np.zeros(len(events), np.uint32)
-        for old, new in zip(self._order, self._order[1:], strict=False):
-            late = events["time"] + ANNOUNCE_DELAY >= self._announced[new]
-            after[(events["generation"] == old) & late] = new
+        if after is None:
+            after = self._after(events)
         keys = np.zeros(len(events), _KEY)
         keys["generation"], keys["after"] = events["generation"], after
         keys["chain"], keys["handle"] = events["chain"], events["handle"]
         keys["verdict"] = np.where(after > 0, events["verdict"], 0)
-        words = keys.view(np.uint64).reshape(len(events), 3)
+        if tables is not None:
+            keys["table"] = tables
+        words = keys.view(np.uint64).reshape(len(events), 4)
         with np.errstate(over="ignore"):
             hashed = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
-            hashed = hashed * np.uint64(0xC2B2AE3D27D4EB4F) ^ words[:, 2]
+            for at in (2, 3):
+                hashed = hashed * np.uint64(0xC2B2AE3D27D4EB4F) ^ words[:, at]
             hashed *= np.uint64(0x9E3779B97F4A7C15)
         _, first, inverse = np.unique(hashed, return_index=True, return_inverse=True)
         found = np.array(
@@ -160,15 +174,23 @@ class Generations:
         for column, name in enumerate(Location._fields):
             events[name] = found[:, column]
 
-    def _location(self, key: tuple[int, int, int, int, int], chains: ChainRegistry) -> Location:
+    def _after(self, events: Array) -> Array:
+        """The generation that may have been in effect already, though not announced; 0: none."""
+        after = np.zeros(len(events), np.uint32)
+        for old, new in zip(self._order, self._order[1:], strict=False):
+            late = events["time"] + ANNOUNCE_DELAY >= self._announced[new]
+            after[(events["generation"] == old) & late] = new
+        return after
+
+    def _location(self, key: tuple[int, ...], chains: ChainRegistry) -> Location:
         """`key`: as _KEY."""
-        generation, after, number, verdict, handle = key
+        generation, after, number, verdict, handle, table = key
         location = self._cache.get(key)
         if location is None:
             if len(self._cache) > _MOST_CACHED:
                 self._cache.clear()
             chain = chains.chains[number]
-            location = self._search(generation, after, chain, handle, verdict)
+            location = self._search(generation, after, chain, handle, verdict, table)
             if chain.family in TRACKING:
                 location = location._replace(tracking=self._tracking(generation, after))
             self._cache[key] = location
@@ -190,12 +212,23 @@ class Generations:
         return found
 
     def _search(
-        self, generation: int, after: int, chain: ChainKey, handle: int, verdict: int = 0
+        self,
+        generation: int,
+        after: int,
+        chain: ChainKey,
+        handle: int,
+        verdict: int = 0,
+        table: int = 0,
     ) -> Location:
-        here = self._in(generation, chain, handle)
+        here = self._in(generation, chain, handle, table)
         known = generation in self._snapshots
         if known and after in self._snapshots:
-            there = self._in(after, chain, handle)
+            there = self._in(after, chain, handle, table)
+            if after - generation > 1 and not self._same_throughout(
+                generation, after, chain, handle
+            ):
+                # It may be of one in between.
+                return (here or there or _UNKNOWN)._replace(rulenum=0, ruleset=0)
             if here is None or not here.rulenum:
                 return there or here or _UNKNOWN
             if there is None or not there.rulenum:
@@ -219,39 +252,52 @@ class Generations:
         if not later and self._early in self._snapshots and self._early not in self._numbers:
             later = [self._early]
         if known and not after:
-            # The call began under earlier rules, or the new ones were announced late.
+            # The call began under earlier rules, or the new ones were announced late; or the
+            # chain is of a table that is gone, which packets meet a little longer.
             for one in before + later:
-                there = self._in(one, chain, handle)
+                there = self._in(one, chain, handle, table)
                 if there is not None and there.rulenum:
                     return there._replace(ruleset=0)
             return here or _UNKNOWN
         # The generation was replaced before it could be read: what the generations before
         # and after it agree on holds, the rest is unknown.
         sides = ([generation] if known else before) + later
-        near = [self._in(one, chain, handle) for one in sides]
+        near = [self._in(one, chain, handle, table) for one in sides]
         found = [one for one in near if one is not None]
         numbers = {0 if one is None else one.rulenum for one in near}
         if not found:
             return _UNKNOWN
-        if (
-            len(found) == 2
-            and len(numbers) == 1
-            and found[0].rulenum
-            and self._same_table(sides[0], sides[1], chain)
-            and self._same_rule(sides[0], sides[1], chain, handle)
-        ):
-            return found[0]  # handles are unique: the rule existed all the time
-        return found[0]._replace(ruleset=0, rulenum=numbers.pop() if len(numbers) == 1 else 0)
+        if len(sides) == 2 and self._same_throughout(sides[0], sides[1], chain, handle):
+            return found[0]
+        # A table that is made again uses its handles again.
+        sure = len(sides) == 2 and self._same_table(sides[0], sides[1], chain)
+        if len(numbers) > 1 or not (sure or not generation):
+            numbers = {0}
+        return found[0]._replace(ruleset=0, rulenum=numbers.pop())
+
+    def _same_throughout(self, one: int, other: int, chain: ChainKey, handle: int) -> bool:
+        """Whether it was the same rule with the same number from `one` to `other`."""
+        here, there = self._in(one, chain, handle), self._in(other, chain, handle)
+        return (
+            here is not None
+            and there is not None
+            and 0 < here.rulenum == there.rulenum
+            and self._same_table(one, other, chain)
+            and self._same_rule(one, other, chain, handle)
+        )
 
     def _same_table(self, one: int, other: int, chain: ChainKey) -> bool:
         """Whether the chain's table existed without interruption from `one` to `other`."""
-        key = (chain.family, snapshot_name(chain.table))
-        tables = [self._snapshots[each].tables.get(key) for each in (one, other)]
-        return (
-            tables[0] is not None
-            and tables[1] is not None
-            and (tables[0].handle == tables[1].handle)
-        )
+        handles = [self._table_handle(each, chain) for each in (one, other)]
+        return handles[0] is not None and handles[0] == handles[1]
+
+    def _table_handle(self, generation: int, chain: ChainKey) -> int | None:
+        """The handle of the chain's table then; None if there is none."""
+        snapshot = self._snapshots.get(generation)
+        if snapshot is None:
+            return None
+        found = snapshot.tables.get((chain.family, snapshot_name(chain.table)))
+        return None if found is None else found.handle
 
     def _same_rule(self, one: int, other: int, chain: ChainKey, handle: int) -> bool:
         """Whether a handle means the same rule in both; 0 is the chain's end."""
@@ -278,10 +324,13 @@ class Generations:
             (chain.family, snapshot_name(chain.table), snapshot_name(chain.chain))
         )
 
-    def _in(self, generation: int, chain: ChainKey, handle: int) -> Location | None:
-        """The location by that generation's snapshot; None if it has no such chain."""
+    def _in(self, generation: int, chain: ChainKey, handle: int, table: int = 0) -> Location | None:
+        """The location by that generation's snapshot; None if it has no such chain.
+
+        `table`: the table's handle, 0: any.
+        """
         info = self._info(generation, chain)
-        if info is None:
+        if info is None or (table and table != self._table_handle(generation, chain)):
             return None
         rulenum = len(info.handles) + 1
         if handle:

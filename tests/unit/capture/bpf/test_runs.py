@@ -86,6 +86,10 @@ def hits(count: int, first: int = 1, chain: bytes = b"in") -> np.ndarray:
     return found
 
 
+def nowhere(events: np.ndarray, after: np.ndarray, tables: np.ndarray) -> None:
+    """Of a ruleset of which nothing is known."""
+
+
 def told() -> RunNames:
     found = RunNames()
     for name, number in NUMBERS.items():
@@ -136,7 +140,7 @@ def test_names_are_those_that_were_told_before_the_run() -> None:
     # WHEN calls are made of them
     reader, names, chains = RunReader(), RecordNames(), ChainRegistry()
     read = reader.read(*ring.take())
-    calls = make_calls(read, chains, lambda _: None, names, reader.names)
+    calls = make_calls(read, chains, nowhere, names, reader.names)
     # THEN each name is known in full, and the other one is unknown
     first, second = (names.short(long + end) for end in (b"1", b"2"))
     assert first != second
@@ -174,7 +178,7 @@ def test_a_drop_is_a_drop_though_the_kernel_returns_stolen() -> None:
     # WHEN calls are made of it
     names = RecordNames()
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda events: None, names, told())
+    calls = make_calls(read, ChainRegistry(), nowhere, names, told())
     # THEN the first was dropped, and the others are as they were
     assert calls.exits["verdict"].tolist() == [DROP, 2, 1, 5 << 16 | 3]
 
@@ -188,11 +192,36 @@ def test_the_end_of_a_base_chain_is_its_policy_only() -> None:
     ring.add(head(5).tobytes() + path.tobytes())
     # WHEN a call is made of it
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), told())
+    calls = make_calls(read, ChainRegistry(), nowhere, RecordNames(), told())
     # THEN there are two rules, the return and the policy
     assert calls.rules["match"].tolist() == [0, 0, 1, 2]
     assert calls.rules["chain"].tolist() == [b"in", b"sub", b"sub", b"in"]
     assert calls.exits["rules"].tolist() == [4]
+
+
+def test_hits_are_looked_up_in_each_ruleset_that_they_may_be_of() -> None:
+    # GIVEN the run of a table that was made again, and one during which rules were replaced
+    # under their handles
+    ring = Ring()
+    for number, (name, handle) in enumerate([(b"t", 7), (b"t", 9)]):
+        one = np.zeros(1, runs.NAME_DTYPE)
+        one["number"], one["table"], one["name"] = 50 + number, handle, name
+        ring.add(one.tobytes())
+    path = hits(2)
+    path["handle"], path["verdict"] = 1, [-1, DROP]
+    for table, later in ((50, 0), (51, 2)):
+        ring.add(head(2, generation=20, later=later, table=table).tobytes() + path.tobytes())
+    # WHEN calls are made of them
+    asked: list[tuple[int, ...]] = []
+
+    def locate(events: np.ndarray, after: np.ndarray, tables: np.ndarray) -> None:
+        columns = [one.tolist() for one in (after, tables, events["verdict"])]
+        asked.extend(zip(*columns, strict=True))
+
+    reader = RunReader()
+    make_calls(reader.read(*ring.take()), ChainRegistry(), locate, RecordNames(), reader.names)
+    # THEN tables are told apart by their handles, and such rules by their verdicts
+    assert set(asked) == {(0, 7, 0), (22, 9, -1), (22, 9, DROP)}
 
 
 def test_a_run_without_hits_is_a_call_without_rules() -> None:
@@ -200,6 +229,6 @@ def test_a_run_without_hits_is_a_call_without_rules() -> None:
     ring.add(head(0).tobytes())
     ring.add(head(1).tobytes() + hits(1).tobytes())
     read = RunReader().read(*ring.take())
-    calls = make_calls(read, ChainRegistry(), lambda _: None, RecordNames(), told())
+    calls = make_calls(read, ChainRegistry(), nowhere, RecordNames(), told())
     assert calls.exits["rules"].tolist() == [0, 1]
     assert calls.rules["call"].tolist() == [calls.entries["call"][1]]
