@@ -4,8 +4,8 @@
  * that accepts and reads, and how they end.  docs/handshake.md has the order of the stages.
  *
  * Each program is attached where few kernels differ; those whose function a kernel lacks are
- * left out by who loads them.  It is a long file, because each stage has a program.  None runs for a packet of an established connection, except one
- * for each time that a process reads.
+ * left out by who loads them.  It is a long file, because each stage has a program.  None runs
+ * for a packet of an established connection, except one for each time that a process reads.
  */
 
 #include <linux/bpf.h>
@@ -238,7 +238,7 @@ static __always_inline void syn(const struct sk_buff___stage *skb,
 	}
 	found = any_translation ? bpf_map_lookup_elem(&translations, &key) :
 				  NULL;
-	if (found) {
+	if (found && is_of(found, record)) {
 		__builtin_memcpy(record->orig_dst, found->orig_dst, 16);
 		record->orig_dport_be16 = found->orig_dport;
 		record->flags |= IPTTRACE_SK_ORIGINAL;

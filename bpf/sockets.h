@@ -229,12 +229,13 @@ static __always_inline __u8 tcp_flags(const struct sk_buff___stage *skb)
 	return flags & TCP_FLAGS;
 }
 
-/* Of a new connection: whom its client has called, and who answers. */
+/* Of a new connection: whom its client has called, and between whom the answer goes. */
 struct translation {
 	__u8 orig_dst[16];
 	__u8 reply_src[16];
-	__u16 orig_dport, reply_sport;
-	__u32 padding;
+	__u8 reply_dst[16];
+	__u16 orig_dport, reply_sport, reply_dport;
+	__u16 padding;
 };
 
 /* Returns whether conntrack has an entry of the packet. */
@@ -255,7 +256,29 @@ static __always_inline bool fill_translation(struct translation *translation,
 	bpf_core_read(&tuple, sizeof(tuple), &ct->tuplehash[1].tuple);
 	__builtin_memcpy(translation->reply_src, tuple.src, 16);
 	translation->reply_sport = tuple.sport;
+	__builtin_memcpy(translation->reply_dst, tuple.dst, 16);
+	translation->reply_dport = tuple.dport;
 	return true;
+}
+
+static __always_inline bool is_same(const __u8 *one, const __u8 *other)
+{
+	const __u64 *a = (const void *)one, *b = (const void *)other;
+
+	return a[0] == b[0] && a[1] == b[1];
+}
+
+/*
+ * Is it of the packet with these ends, and not of one that was at the same address before?  In a
+ * namespace without conntrack nothing replaces what is kept by a packet's address.
+ */
+static __always_inline bool is_of(const struct translation *translation,
+				  const struct ipttrace_socket *record)
+{
+	return translation->reply_sport == record->local_port_be16 &&
+	       translation->reply_dport == record->remote_port_be16 &&
+	       is_same(translation->reply_src, record->local) &&
+	       is_same(translation->reply_dst, record->remote);
 }
 
 static __always_inline __u32 number_of(const struct pid *pid, __u32 level)

@@ -42,6 +42,7 @@ class Command:
         stdout: int | IO[bytes] = subprocess.PIPE,
     ) -> None:
         self.ready = folder / "ready"
+        self._begun = b""  # a line of which the rest has not been read
         self._stderr = folder / "stderr"
         self._watch = _watch(folder)
         with self._stderr.open("wb") as stderr:
@@ -78,20 +79,18 @@ class Command:
             os.read(self._watch, 4096)
 
     def read_lines(self, count: int) -> list[str]:
-        """The next `count` lines of its stdout."""
+        """The next `count` lines of its stdout, and those after them that are there."""
         stdout: Any = self.process.stdout
         deadline = time.monotonic() + PATIENCE
         lines: list[bytes] = []
-        buffer = b""
         while len(lines) < count:
             left = max(0.0, deadline - time.monotonic())
             came, _, _ = select.select([stdout], [], [], left)
             assert came, f"{len(lines)} of {count} lines: {self.stderr()}"
             data = os.read(stdout.fileno(), 1 << 16)
             assert data, f"ended after {len(lines)} of {count} lines: {self.stderr()}"
-            *complete, buffer = (buffer + data).split(b"\n")
+            *complete, self._begun = (self._begun + data).split(b"\n")
             lines += complete
-        assert not buffer, "an incomplete line"
         return [line.decode() for line in lines]
 
     def interrupt(self) -> None:
@@ -101,7 +100,7 @@ class Command:
     def finish(self) -> tuple[int, str]:
         """Waits for its end; returns the exit status and the rest of its stdout."""
         out, _ = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, (out or b"").decode()
+        return self.process.returncode, (self._begun + (out or b"")).decode()
 
     def stderr(self) -> list[str]:
         """The lines it has written to stderr."""

@@ -25,6 +25,7 @@ from tests.vm.bpf_links import links
 from tests.vm.conftest import SHARED
 from tests.vm.forked import until, wait_gone
 from tests.vm.guard.guarded import Guarded
+from tests.vm.plain import Plain
 from tests.vm.sockets.staged import (
     ADDRESS,
     CALLED,
@@ -338,6 +339,35 @@ def test_a_recording_has_the_sockets_that_its_rows_are_of(tmp_path: Path) -> Non
     done = ipttrace("sockets", "--file", str(file), "--format", "jsonl")
     assert done.returncode == 0
     assert '"stage": "accepted"' in done.stdout
+
+
+def test_without_conntrack_no_packet_has_the_destination_of_another(staged: Staged) -> None:
+    # GIVEN connections that are redirected, and others where nothing keeps track of any: the
+    # kernel uses the memory of the packets again
+    kind = (socket.AF_INET, socket.SOCK_STREAM)
+    redirected, others = set(), set()
+    with Plain() as plain, listener(backlog=64) as one, socket_in(plain.name, *kind) as two:
+        two.bind(("127.0.0.1", 88))
+        two.listen(64)
+        for _ in range(40):
+            with client() as other:
+                other.connect((ADDRESS[4], CALLED))
+                redirected.add(other.getsockname()[1])
+                one.accept()[0].close()
+            with socket_in(plain.name, *kind) as other:
+                other.connect(("127.0.0.1", 88))
+                others.add(port := other.getsockname()[1])
+                two.accept()[0].close()
+        found = staged.until(
+            lambda one: one["stage"] == "accepted" and ends(one) == (88, port),
+        )
+    taken = named(found, "SYN taken")
+    called = [one["orig_dport"] for one in taken if ends(one)[1] in redirected]
+    assert called == [CALLED] * len(redirected)
+    # THEN these have no destination but their own
+    plainly = [one for one in taken if one["local_port"] == 88 and ends(one)[1] in others]
+    assert len(plainly) == len(others)
+    assert {one["orig_dst"] for one in plainly} <= {None, "127.0.0.1"}
 
 
 @SHARED
