@@ -331,6 +331,9 @@ class Agent:
         elif command.name == "stations":
             self._sources.show_stations(command.on)
             done = f"stations: {'on' if command.on else 'off'}"
+        elif command.name == "sockets":
+            self._sources.show_sockets(command.on)
+            done = f"sockets: {'on' if command.on else 'off'}"
         else:
             if self._sources.armed:
                 self._sources.disarm()

@@ -7,7 +7,9 @@ the stream.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ipttrace.capture import doctor, netns
@@ -63,38 +65,54 @@ def sources_of(request: Request, engine: Engine) -> Sources:
     Raises CaptureError if nothing else was asked for.
     """
     alone = request.engine == "none"
-    sockets = _sockets(request, engine, alone=alone) if request.sockets else None
+    program = pcap.compile(request.expr)
+    make = functools.partial(_make_sockets, request, engine)
+    sockets = _sockets(make, program, engine, alone=alone) if request.sockets else None
     wanted = request.drops or request.stations or (alone and sockets is None)
+    build = functools.partial(
+        Sources,
+        engine,
+        sockets=sockets,
+        make_sockets=make,
+        program=program,
+        raw_addresses=request.raw_addresses,
+    )
     if request.from_rules or not wanted:  # rules mark no drops
-        return Sources(engine, sockets=sockets, raw_addresses=request.raw_addresses)
+        return build()
     drops, why = None, ""
     try:
         if os.geteuid() != 0:
             raise CaptureError("recording drops needs root: run with sudo")
         from ipttrace.capture.drops.source import Drops
 
-        program, inode = pcap.compile(request.expr), _only_inode(request, engine)
-        drops = Drops(program, inode, stations=request.stations)
+        drops = Drops(program, _only_inode(request, engine), stations=request.stations)
     except CaptureError as error:
         if alone and sockets is None:
             raise CaptureError(f"drops cannot be seen here: {error}") from error
         why = str(error)
         if request.stations:
             engine.notes.append(("warn", f"drops and stations are not recorded: {error}"))
-    return Sources(engine, drops, why, sockets=sockets, raw_addresses=request.raw_addresses)
+    return build(drops, why)
 
 
-def _sockets(request: Request, engine: Engine, *, alone: bool) -> SocketStages | None:
+def _make_sockets(request: Request, engine: Engine, program: bytes) -> SocketStages:
+    """Stages of sockets, armed.  Raises CaptureError."""
+    if os.geteuid() != 0:
+        raise CaptureError("seeing sockets needs root: run with sudo")
+    from ipttrace.capture.sockets.source import Sockets
+
+    return Sockets(program, _only_inode(request, engine))
+
+
+def _sockets(
+    make: Callable[[bytes], SocketStages], program: bytes, engine: Engine, *, alone: bool
+) -> SocketStages | None:
     """Stages of sockets, armed; None if the host does not allow it and a note says why.
 
     Raises CaptureError if nothing else was asked for.
     """
     try:
-        if os.geteuid() != 0:
-            raise CaptureError("seeing sockets needs root: run with sudo")
-        from ipttrace.capture.sockets.source import Sockets
-
-        return Sockets(pcap.compile(request.expr), _only_inode(request, engine))
+        return make(program)
     except CaptureError as error:
         if alone:
             raise CaptureError(f"sockets cannot be seen here: {error}") from error

@@ -2,9 +2,9 @@
 """The control line: commands to the agent from the reader of its stream, one JSON object a line.
 
 ``{"cmd": "filter", "expr": "tcp port 80"}``, ``{"cmd": "disarm"}``, ``{"cmd": "arm"}``,
-``{"cmd": "stations", "on": true}``, ``{"cmd": "stop"}``.  End of file means stop, so that an
-agent never outlives the process that started it.  Reads and parses only: must not carry out a
-command.
+``{"cmd": "stations", "on": true}``, ``{"cmd": "sockets", "on": true}``, ``{"cmd": "stop"}``.  End
+of file means stop, so that an agent never outlives the process that started it.  Reads and
+parses only: must not carry out a command.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Final
 
 from ipttrace.capture.errors import CaptureError
 
-COMMANDS: Final = ("filter", "disarm", "arm", "stations", "stop")
+COMMANDS: Final = ("filter", "disarm", "arm", "stations", "sockets", "stop")
+_SWITCHES: Final = ("stations", "sockets")
 _LONGEST: Final = 1 << 20  # bytes of a line
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One of COMMANDS; `expr`: the new filter expression of "filter"; `on`: of "stations"."""
+    """One of COMMANDS; `expr`: the new filter expression of "filter"; `on`: of a switch."""
 
     name: str
     expr: str = ""
@@ -35,7 +36,7 @@ def parse(line: bytes) -> Command:
         value = json.loads(line)
         name = value["cmd"]
         expr = value["expr"] if name == "filter" else ""
-        on = value["on"] if name == "stations" else False
+        on = value["on"] if name in _SWITCHES else False
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CaptureError("malformed command on the control line") from None
     if name not in COMMANDS:
@@ -43,7 +44,7 @@ def parse(line: bytes) -> Command:
     if not isinstance(expr, str):
         raise CaptureError("the filter on the control line is not a string")
     if not isinstance(on, bool):
-        raise CaptureError("stations on the control line are neither true nor false")
+        raise CaptureError(f"{name} on the control line are neither true nor false")
     return Command(name, expr, on)
 
 

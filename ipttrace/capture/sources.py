@@ -7,6 +7,7 @@ Must not write the stream.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ipttrace.capture.engine import Engine
@@ -29,13 +30,20 @@ class Sources:
         no_drops: str = "switched off",
         *,
         sockets: Sockets | None = None,
+        make_sockets: Callable[[bytes], Sockets] | None = None,
+        program: bytes = b"",
         raw_addresses: bool = False,
     ) -> None:
-        """`no_drops`: why there are no `drops`; `raw_addresses`: all show the kernel's."""
+        """`no_drops`: why there are no `drops`; `make_sockets`: makes `sockets` that are asked
+        for later, armed, with a filter; `program`: the filter of all; `raw_addresses`: all show
+        the kernel's.
+        """
         self.engine = engine
+        self._make_sockets = make_sockets
+        self._program = program
         self._drops = drops
         self._sockets = sockets
-        self._beside = [one for one in (drops, sockets) if one is not None]
+        self._beside: list[Drops | Sockets] = [one for one in (drops, sockets) if one is not None]
         self._no_drops = no_drops
         self._raw_addresses = raw_addresses
         self.armed = True
@@ -72,6 +80,7 @@ class Sources:
     def filter(self, program: bytes) -> None:
         """Replaces the filter of all.  Raises CaptureError, with nothing changed."""
         self.engine.filter(program)
+        self._program = program
         for one in self._beside:
             one.filter(program)
 
@@ -80,6 +89,21 @@ class Sources:
         if self._drops is None:
             raise CaptureError(f"stations cannot be recorded: {self._no_drops}")
         self._drops.show_stations(on)
+
+    def show_sockets(self, on: bool) -> None:
+        """Starts or ends the recording of stages of sockets.  Raises CaptureError."""
+        if self._sockets is not None:
+            self._sockets.show(on)
+        elif on:
+            assert self._make_sockets is not None
+            try:
+                made = self._make_sockets(self._program)
+            except CaptureError as error:
+                raise CaptureError(f"sockets cannot be recorded: {error}") from error
+            if not self.armed:
+                made.disarm()
+            self._sockets = made
+            self._beside.append(made)
 
     def take(self) -> list[Records]:
         """The engine's records that have arrived."""

@@ -32,6 +32,8 @@ class Sockets:
         self._book = ProcessBook()
         self._delivered = 0
         self._refused = 0
+        self._wanted = True
+        self._armed = False
         try:
             self.arm()
         except BaseException:
@@ -40,11 +42,22 @@ class Sockets:
 
     def arm(self) -> None:
         """Starts tracing, with the current filter.  Raises CaptureError."""
-        self._programs.attach()
+        if self._wanted:
+            self._programs.attach()
+        self._armed = True
 
     def disarm(self) -> None:
         """Ends tracing; what was written until now can still be taken."""
         self._programs.detach()
+        self._armed = False
+
+    def show(self, on: bool) -> None:
+        """Whether stages are recorded while it is armed.  Raises CaptureError."""
+        if on and self._armed and not self._wanted:
+            self._programs.attach()
+        elif not on:
+            self._programs.detach()
+        self._wanted = on
 
     def filter(self, program: bytes) -> None:
         """Replaces the filter, for all that is taken from now on."""
