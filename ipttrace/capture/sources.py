@@ -34,9 +34,10 @@ class Sources:
         program: bytes = b"",
         raw_addresses: bool = False,
     ) -> None:
-        """`no_drops`: why there are no `drops`; `make_sockets`: makes `sockets` that are asked
-        for later, armed, with a filter; `program`: the filter of all; `raw_addresses`: all show
-        the kernel's.
+        """`no_drops`: why there are no `drops`; `raw_addresses`: all show the kernel's.
+
+        `make_sockets`: makes `sockets` that are asked for later, armed, with a filter;
+        `program`: the filter of all.
         """
         self.engine = engine
         self._make_sockets = make_sockets

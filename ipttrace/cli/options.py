@@ -162,7 +162,8 @@ def add_sockets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sockets",
         action="store_true",
-        help="also record stages of sockets: `ipttrace sockets --file` shows them",
+        help="also record stages of sockets: the screen's view 7 and"
+        " `ipttrace sockets --file` show them",
     )
 
 

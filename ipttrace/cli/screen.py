@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ipttrace {__version__}")
     options.add_tracing(parser)
+    options.add_sockets(parser)
     options.add_until(parser)
     ssh.add_options(parser)
     return parser

@@ -2,7 +2,7 @@
 """The live screen, with Textual: streams, live or recorded, as rows to follow and filter.
 
 - `app/`: the app: commands, keys, life
-- `trace_view`, `flows`, `drops`, `totals/`, `rules/`, `neighbours/`: the views
+- `trace_view`, `flows`, `drops`, `sockets`, `totals/`, `rules/`, `neighbours/`: the views
 - `rows/`: the list of rows; `detail/`: one row in full
 - `widgets/`: parts that several views use
 - `config/`: the user's config file

@@ -99,6 +99,7 @@ _BY_NAME: Final = {name.lower(): key for key, name in _NAMES.items() if len(name
 DEFAULTS: Final = {
     "all_rows": "C",
     "arm": "A",
+    "connections": "7",
     "back": "⌫",
     "detail": "⏎",
     "filter": ":",
@@ -113,6 +114,7 @@ DEFAULTS: Final = {
     "record": "R",
     "rows": "1",
     "search": "/",
+    "sockets": "b",
     "sort": "s",
     "stations": "B",
     "zoom": "z",

@@ -62,6 +62,14 @@ class FilterRequested(Message):
         self.replace = replace
 
 
+class SocketRequested(Message):
+    """The user wants the socket of the row under the cursor."""
+
+
+class SocketsRequested(Message):
+    """The user wants stages of sockets to be recorded, or no longer."""
+
+
 class Notice(Message):
     """One line for the user, shown for a moment: what was done, or why it was not."""
 

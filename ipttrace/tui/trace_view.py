@@ -26,6 +26,7 @@ from ipttrace.tui.messages import (
     CursorMoved,
     FilterRequested,
     Notice,
+    SocketRequested,
     WhyNotRequested,
 )
 from ipttrace.tui.rows import Rows, ShownRows, filter_words
@@ -99,6 +100,7 @@ class TraceView(Vertical):
         Binding("m", "mark", "mark this row, or unmark it", show=False, id="mark"),
         Binding("apostrophe", "marked", "the next marked row", show=False, id="marked"),
         Binding("y", "copy", "copy this row", show=False, id="copy"),
+        Binding("s", "socket", "this packet's socket", show=False, id="socket"),
         Binding("Y", "why_not", "why this packet does not meet a rule", show=False, id="why_not"),
         Binding("z", "fold", "fold the bytes in the detail, or show them", show=False, id="fold"),
     ]
@@ -285,6 +287,10 @@ class TraceView(Vertical):
     def marks(self) -> frozenset[int]:
         """Sequence numbers of the marked rows."""
         return frozenset(self._marks)
+
+    def action_socket(self) -> None:
+        if self._need() is not None:
+            self.post_message(SocketRequested())
 
     def action_why_not(self) -> None:
         if self._need() is not None:

@@ -13,13 +13,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.paths import PROJECT
+
+if TYPE_CHECKING:
+    from ipttrace.tui.app import TraceApp
 
 RECORDING = PROJECT / "tests" / "data" / "screens.iptr"
 FOLDER = PROJECT / "screenshots"
 
 # Name, width, height, and the keys pressed on a row that was dropped.
+SOCKETS = PROJECT / "tests" / "data" / "sockets.iptr"  # by tests.vm.sockets.recorded
 PICTURES = (
     ("screen-80x24", 80, 24, ()),
     ("screen-150x40", 150, 40, ()),
@@ -35,6 +40,20 @@ PICTURES = (
 
 # The pictures are the same whatever terminal they are made in.
 _TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+async def _sockets() -> Path:
+    """The picture of the sockets view."""
+    from ipttrace.tui.app import TraceApp
+    from ipttrace.tui.feed.source import FileSource
+
+    app = TraceApp(FileSource(SOCKETS), title="lab VM")
+    async with app.run_test(size=(120, 40)) as pilot:
+        while not app.over or not len(app.counting.sockets):
+            await pilot.pause(0.05)
+        await pilot.press("7")
+        await pilot.pause(1)
+        return _written(app, "sockets-120x40")
 
 
 async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) -> Path:
@@ -62,11 +81,16 @@ async def _picture(name: str, width: int, height: int, keys: tuple[str, ...]) ->
         await pilot.press(*keys)
         for _ in range(4):  # views look a few times a second
             await pilot.pause(0.25)
-        svg = FOLDER / f"{name}.svg"
-        drawn = app.export_screenshot(title="ipttrace")
-        # Otherwise some renderers drop spaces at the ends of a text.
-        svg.write_text(drawn.replace("<svg ", '<svg xml:space="preserve" ', 1))
-        app.exit_now()
+        return _written(app, name)
+
+
+def _written(app: TraceApp, name: str) -> Path:
+    """Writes the screen as it is now, and ends it."""
+    svg = FOLDER / f"{name}.svg"
+    drawn = app.export_screenshot(title="ipttrace")
+    # Otherwise some renderers drop spaces at the ends of a text.
+    svg.write_text(drawn.replace("<svg ", '<svg xml:space="preserve" ', 1))
+    app.exit_now()
     return svg
 
 
@@ -79,8 +103,8 @@ def main(arguments: list[str]) -> int:
     if "--record" in arguments or not RECORDING.exists():
         argv = [sys.executable, "-m", "ipttrace", "lab", "--duration", "4"]
         subprocess.run([*argv, "--record", str(RECORDING)], check=True)
-    for picture in PICTURES:
-        svg = asyncio.run(_picture(*picture))
+    for made in (*(_picture(*picture) for picture in PICTURES), _sockets()):
+        svg = asyncio.run(made)
         png = svg.with_suffix(".png")
         subprocess.run(["rsvg-convert", "-o", png, svg], check=True)
         print(f"{png.relative_to(PROJECT)}")

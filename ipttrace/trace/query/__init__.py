@@ -19,6 +19,7 @@ describes it.
 - error.py: QueryError, and the line with a ^ under the position
 - complete.py: completions at the cursor
 - from_row.py: query texts made from a row, for the keys that narrow the view
+- from_socket.py: query texts for the packets of a connection or of a port
 - pcap.py: a row's flow as a pcap-filter expression
 - until.py: the first row that a query matches
 

@@ -4,6 +4,8 @@
 frames       records and PROCESSES frames, checked
 connections  which stages are of the same connection, and what they have in common
 stage        one stage, as views show it
+words        what it means
+listing      connections and listeners with all their stages, for a view
 
 Must not do I/O.
 """

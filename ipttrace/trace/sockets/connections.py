@@ -183,8 +183,6 @@ class Sockets:
         )
         connection.last, connection.time = stage.stage, stage.time
         connection.counts[stage.stage] = repeated + 1
-        if stage.stage in _ENDS:
-            del self._connections[key]
         return found
 
 
@@ -200,6 +198,9 @@ def _is_server(stage: Stage) -> bool | None:
 
 def _is_another(stage: Stage, connection: _Connection) -> bool:
     """Whether a stage between the ends of this connection begins another one."""
+    if connection.last in _ENDS:
+        # The kernel closes a socket before it sends the reset.
+        return stage.stage != record.RESET
     if stage.stage not in _BEGINNINGS or stage.has(record.SK_F_AGAIN):
         return False
     if stage.stage == record.CONNECTING:

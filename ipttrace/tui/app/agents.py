@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Commands for the agents: arm, disarm, stations, and the filter in the kernel.
+"""Commands for the agents: arm, disarm, stations, sockets, and the filter in the kernel.
 
 Must not feed traces or draw.
 """
@@ -54,6 +54,24 @@ class Agents:
         which = f"of {traced}" if traced else "of all packets; {kernel} sets a filter in the kernel"
         text = f"packets are shown between the tables too, {which}"
         app.show_notice(with_keys(text, chosen(app)))
+
+    def toggle_sockets(self) -> None:
+        """Asks for stages of sockets, or no more of them."""
+        app = self._app
+        if not self._tracing:
+            app.show_notice("stages of sockets need a live trace", error=True)
+            return
+        on = not app.feeds.sockets
+        if not app.feeds.send({"cmd": "sockets", "on": on}):
+            self._refused()
+            return
+        for feed in app.feeds:
+            feed.sockets_asked = on
+        if not on:
+            app.show_notice("sockets are no longer recorded")
+            return
+        traced = app.situation().filter
+        app.show_notice(f"sockets are recorded from now on{f', of {traced}' if traced else ''}")
 
     def ask_filter(self) -> None:
         """Opens the prompt for a filter in the kernel."""

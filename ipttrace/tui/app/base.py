@@ -49,6 +49,7 @@ from ipttrace.tui.rows import Rows, ShownRows
 from ipttrace.tui.rows.filter_bar import FilterBar
 from ipttrace.tui.rules.view import RulesView
 from ipttrace.tui.situation import Situation
+from ipttrace.tui.sockets import SocketsView
 from ipttrace.tui.timers import once
 from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.trace_view import TraceView
@@ -130,6 +131,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         self.totals = TotalsView(id="totals-view")
         self.neighbours = NeighbourPane(id="neighbours")
         self.drops = DropsView(id="drops-view")
+        self.sockets = SocketsView(id="sockets-view")
         self.side = NeighbourPane(id="side")
         self.status_bar = Bar(id="status")
 
@@ -153,6 +155,7 @@ class BaseApp(OrderedKeysApp[Summary]):
                 yield self.totals
                 yield self.neighbours
                 yield self.drops
+                yield self.sockets
             yield self.side
         yield self.status_bar
         yield KeyLine(show_command_palette=False)
@@ -236,6 +239,7 @@ class BaseApp(OrderedKeysApp[Summary]):
 
     def _tally(self) -> None:
         self.counting.pull()
+        self.counting.pull_sockets(feed.trace for feed in self.feeds)
         until = self._until
         if until is not None and (seq := until.feed(self.store, self.query_context())) is not None:
             self._until = None
@@ -296,6 +300,18 @@ class BaseApp(OrderedKeysApp[Summary]):
         else:
             once(self, BREATH, self.apply_filter)
         self.refresh_bars()
+
+    def show_socket(self) -> None:
+        """Shows the socket of the row under the cursor, if a stage of it was recorded."""
+        row = self.view.row
+        line = None if row is None else self.counting.sockets.of_row(row)
+        if line is None:
+            text = "no stage of this packet's socket was recorded; {connections} shows all"
+            self.show_notice(with_keys(text, chosen(self)), error=True)
+            return
+        self.show_view("sockets-view")
+        if not self.sockets.choose(line.key):
+            self.show_notice("this packet's socket is too long ago to be listed", error=True)
 
     def show_view(self, name: str) -> None:
         """Shows this view and gives it the keys."""
@@ -374,12 +390,15 @@ class BaseApp(OrderedKeysApp[Summary]):
         """Updates the view that is shown, if it shows tallies."""
         for feed in self.feeds:
             self.counting.all.totals.note_books(feed.trace.host, feed.trace.books)
-        view = self.switcher.visible_content
+        view, netns = self.switcher.visible_content, self.feeds.netns_names()
+        hosts = self.feeds.hosts() if len(self.feeds) > 1 else []
+        if view is self.sockets:
+            recorded, live = self.feeds.sockets, self.feeds.live and not self.over
+            view.show(self.counting.sockets, netns, hosts, recorded=recorded, live=live)
         if not isinstance(view, RulesView | FlowsView | TotalsView | DropsView):
             return
-        tallies, names, netns = self.counting.current(), self.store.names, self.feeds.netns_names()
+        tallies, names = self.counting.current(), self.store.names
         view.note_filter(self.counting.about)
-        hosts = self.feeds.hosts() if len(self.feeds) > 1 else []
         if view is self.rules:
             view.note_clocks({feed.trace.host: feed.trace.clock for feed in self.feeds})
             view.show(tallies.rules, names, self.store.rulesets, netns, hosts)

@@ -8,9 +8,12 @@ catch up a portion at a time.  Also the rows per second.  Must not touch widgets
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from time import monotonic
 from typing import Final
 
+from ipttrace.trace.session import Trace
+from ipttrace.trace.sockets.listing import Listing
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.tui.rows import ShownRows
@@ -25,6 +28,7 @@ class Counting:
         self._store = store
         self._shown = shown
         self.all = Tallies()
+        self.sockets = Listing()
         self._matching: Tallies | None = None
         self._counted = ("", 0)  # the query of `_matching`, and its revision
         self._due = 1  # rows that it had to count when it began
@@ -38,6 +42,11 @@ class Counting:
         while self._matching is not None and self._matching.pull(self._store):
             if monotonic() >= until:
                 break
+
+    def pull_sockets(self, traces: Iterable[Trace]) -> None:
+        """Takes the stages of sockets that have come."""
+        for trace in traces:
+            self.sockets.add(trace.host, trace.sockets.take())
 
     @property
     def _wanted(self) -> tuple[str, int]:

@@ -70,6 +70,17 @@ _DROPS: Final[Lines] = (
     ("flow with the most", "its share of these drops, source and destination"),
     ("line below", "what it means and what to look at next, for the newest one; the rule's text"),
 )
+_SOCKETS: Final[Lines] = (
+    ("ago, stage", "the newest stage, and the time since it; red: it came to nothing"),
+    ("took", "from the first stage until the process has the connection"),
+    ("queue", "accept queue / backlog; above the backlog, new connections are dropped"),
+    ("again", "how often a SYN was repeated"),
+    ("client → server", "both ends as the socket has them; a listener's address and port"),
+    ("process", "that connects or accepts; until then the one that has the listener"),
+    ("line below", "the stages, with the time between them; why it came to nothing"),
+    ("called as", "the destination before DNAT; answered by: the address after it"),
+    ("2 inside", "the process's number in its own pid namespace; then its container"),
+)
 _TABLES: Final[Lines] = (
     ("WARNING, FULL", "nearly full, or packets were lost in the last 10 s; what is new is dropped"),
     ("gc_thresh", "below 1 no cleanup; above 2 idle entries are removed; at 3 it is full"),
@@ -103,5 +114,6 @@ VIEWS: Final[dict[str, tuple[str, str, Lines]]] = {
     "flows-view": ("Keys among the flows", "Columns of the flows", _FLOWS),
     "totals-view": ("Keys among the totals", "Columns of the totals", _TOTALS),
     "drops-view": ("Keys among the drops", "Columns of the drops", _DROPS),
+    "sockets-view": ("Keys among the sockets", "Columns of the sockets", _SOCKETS),
     "neighbours": ("Keys among the kernel's tables", "The kernel's tables", _TABLES),
 }

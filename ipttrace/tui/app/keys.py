@@ -17,6 +17,7 @@ from ipttrace.tui.flows import FlowsView
 from ipttrace.tui.neighbours.pane import NeighbourPane
 from ipttrace.tui.rows import Rows
 from ipttrace.tui.rules.view import RulesView
+from ipttrace.tui.sockets import SocketsView
 from ipttrace.tui.totals.view import TotalsView
 from ipttrace.tui.trace_view import TraceView
 
@@ -114,6 +115,13 @@ _VIEWS_AND_AGENTS: Final = (
         show=False,
         id="drops",
     ),
+    Binding(
+        "7",
+        "view('sockets-view')",
+        "the sockets: connections, their stages and processes",
+        show=False,
+        id="connections",
+    ),
     Binding("f2,L", "columns", "choose, move and size the columns", show=False, id="columns"),
     Binding(
         "o", "side", "show the kernel's tables beside the rows, or hide them", show=False, id="side"
@@ -184,7 +192,10 @@ _FIXED: Final = frozenset(("ctrl+c", "ctrl+q", "ctrl+z", "ctrl+p", "escape"))
 _TOGETHER: Final = (
     (Rows, TraceView),
     (Detail, TraceView),
-    *((view,) for view in (RulesView, FlowsView, TotalsView, NeighbourPane, DropsView)),
+    *(
+        (view,)
+        for view in (RulesView, FlowsView, TotalsView, NeighbourPane, DropsView, SocketsView)
+    ),
 )
 
 
@@ -249,6 +260,7 @@ def key_sections() -> list[Section]:
         ("Keys among the totals", bindings_of(TotalsView)),
         ("Keys among the kernel's tables", bindings_of(NeighbourPane)),
         ("Keys among the drops", bindings_of(DropsView)),
+        ("Keys among the sockets", bindings_of(SocketsView)),
     ]
 
 

@@ -37,6 +37,8 @@ from ipttrace.tui.messages import (
     ExportProgress,
     FilterRequested,
     RulesAnswered,
+    SocketRequested,
+    SocketsRequested,
     TitleClicked,
     WhyNotRequested,
 )
@@ -133,6 +135,9 @@ class TraceApp(BaseApp):
     def action_view(self, name: str) -> None:
         self.show_view(name)
 
+    def on_socket_requested(self, message: SocketRequested) -> None:
+        self.show_socket()
+
     def action_side(self) -> None:
         self.toggle_side()
 
@@ -183,6 +188,9 @@ class TraceApp(BaseApp):
 
     def action_stations(self) -> None:
         self.agents.toggle_stations()
+
+    def on_sockets_requested(self, message: SocketsRequested) -> None:
+        self.agents.toggle_sockets()
 
     def action_kernel(self) -> None:
         self.agents.ask_filter()

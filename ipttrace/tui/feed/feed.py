@@ -38,6 +38,7 @@ class Feed:
         self.recorded = ""  # the file of the current or latest recording
         self.recording_error = ""  # why the recording broke off, until the user dismisses it
         self.stations_asked: bool | None = None  # by the user; None: as the stream began
+        self.sockets_asked: bool | None = None  # likewise
         self._file: BinaryIO | None = None
 
     def feed_one(self) -> bool:
@@ -153,6 +154,13 @@ class Feed:
         if self.stations_asked is not None:
             return self.stations_asked
         return self.trace.hello.get("stations") is True
+
+    @property
+    def sockets(self) -> bool:
+        """Whether stages of sockets are recorded now, as far as it was asked for."""
+        if self.sockets_asked is not None:
+            return self.sockets_asked
+        return self.trace.hello.get("sockets") is True
 
     @property
     def host(self) -> str:

@@ -104,6 +104,11 @@ class Feeds(tuple[Feed, ...]):
         """Whether stations are recorded now, as far as it was asked for."""
         return any(feed.stations for feed in self)
 
+    @property
+    def sockets(self) -> bool:
+        """Whether stages of sockets are recorded now, as far as it was asked for."""
+        return any(feed.sockets for feed in self)
+
     def hello(self) -> dict[str, object]:
         """The HELLO of a single host; of several, the keys that hold for all."""
         if len(self) == 1:

@@ -135,6 +135,17 @@ class Ledger(LineView):
         """The key under the cursor."""
         return self._keys[self._line] if 0 <= self._line < len(self._keys) else None
 
+    def go_to(self, key: Hashable) -> bool:
+        """Puts the cursor on the line of `key`, if there is one that can be picked."""
+        at = self._at.get(key)
+        if at is None or not self.pickable(key):
+            return False
+        self._moved = True
+        self._line = at
+        self._reveal()
+        self.redraw()
+        return True
+
     def changed(self) -> None:
         """Fill with new content, at once or when the last fill is half a second old."""
         self._stale = True

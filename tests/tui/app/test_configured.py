@@ -102,7 +102,7 @@ async def test_a_chosen_key_works_and_is_shown_in_the_footer_and_in_the_help() -
 
 async def test_texts_name_the_keys_that_the_user_has_chosen() -> None:
     # GIVEN other keys for all that texts name
-    mine = dict(zip(DEFAULTS, "αβγδεζηθικλνξοπρστυφ", strict=False))
+    mine = dict(zip(DEFAULTS, "αβγδεζηθικλνξοπρστυφχψ", strict=False))
     assert mine.keys() == DEFAULTS.keys()
     settings = Settings(keys={name: (key,) for name, key in mine.items()})
     async with configured(settings, (120, 90)) as (app, pilot):

@@ -15,7 +15,8 @@ import pytest
 from ipttrace.stream import record
 from ipttrace.trace.sockets import Process, Sockets, Stage
 from ipttrace.trace.sockets.stage import End
-from ipttrace.view.sockets import FIELDS, FORMATS, StageView, explain, process_text
+from ipttrace.trace.sockets.words import explain, process_text
+from ipttrace.view.sockets import FIELDS, FORMATS, StageView
 
 SERVER: End = ("10.0.0.1", 80)
 CLIENT: End = ("10.0.0.2", 40000)

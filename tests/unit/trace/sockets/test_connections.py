@@ -68,6 +68,15 @@ def test_ends_that_are_used_again_are_another_connection() -> None:
     assert found[5].since is None
 
 
+def test_a_reset_that_comes_after_the_end_is_of_the_same_connection() -> None:
+    # GIVEN a listener that goes away: the kernel closes the child before it resets it
+    *_, last = (stage(what, at) for at, what in enumerate((*HANDSHAKE, record.CLOSED)))
+    reset = stage(record.RESET, 9, flags=record.SK_F_SENT)
+    again = stage(record.RESET, 12, flags=record.SK_F_SENT)
+    taken = told(frame(*(stage(what, at) for at, what in enumerate(HANDSHAKE)), last, reset, again))
+    assert {(one.connection, one.server) for one in taken} == {(1, True)}
+
+
 def test_a_syn_that_is_repeated_is_counted() -> None:
     parts = [stage(record.SYN_DROPPED, 3), stage(record.SYN_TAKEN, 9), stage(record.SYN_TAKEN)]
     again = stage(record.CONNECTING, 5, local=CLIENT, remote=SERVER, flags=record.SK_F_AGAIN)
