@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 
 from ipttrace.stream import record
 from ipttrace.trace.query import from_socket
-from ipttrace.trace.sockets.listing import Line, Listing
+from ipttrace.trace.sockets import Line, Listing
 from ipttrace.trace.sockets.words import BAD, GOOD, end_text, process_text
 from ipttrace.tui.cells import (
     Cell,

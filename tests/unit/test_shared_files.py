@@ -24,6 +24,7 @@ SHARED = {
     "trace/row.py": "a row",
     "trace/drops/explain.py": "what a drop means",
     "trace/drops/where.py": "places in the kernel's code",
+    "trace/sockets/words.py": "what a stage of a socket means",
     "trace/session.py": "a trace",
     "trace/selection.py": "the rows that are shown",
     "trace/decode/headers.py": "columns of packet headers",

@@ -13,6 +13,7 @@ Must not do I/O.
 from __future__ import annotations
 
 from ipttrace.trace.sockets.connections import Sockets
+from ipttrace.trace.sockets.listing import Line, Listing
 from ipttrace.trace.sockets.stage import Process, Stage
 
-__all__ = ["Process", "Sockets", "Stage"]
+__all__ = ["Line", "Listing", "Process", "Sockets", "Stage"]

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Final
 
 from ipttrace.trace.session import Trace
-from ipttrace.trace.sockets.listing import Listing
+from ipttrace.trace.sockets import Listing
 from ipttrace.trace.store import Store
 from ipttrace.trace.tally import Tallies
 from ipttrace.tui.rows import ShownRows

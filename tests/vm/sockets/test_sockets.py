@@ -20,11 +20,13 @@ from ipttrace.capture.sockets.source import Sockets
 from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.stream.decoder import Decoder
 from ipttrace.stream.frames import Kind
+from ipttrace.trace.sockets import Stage as Told
 from tests.program import Command, ipttrace
 from tests.vm.bpf_links import links
 from tests.vm.conftest import SHARED
 from tests.vm.forked import until, wait_gone
 from tests.vm.guard.guarded import Guarded
+from tests.vm.live import live
 from tests.vm.plain import Plain
 from tests.vm.sockets.staged import (
     ADDRESS,
@@ -368,6 +370,50 @@ def test_without_conntrack_no_packet_has_the_destination_of_another(staged: Stag
     plainly = [one for one in taken if one["local_port"] == 88 and ends(one)[1] in others]
     assert len(plainly) == len(others)
     assert {one["orig_dst"] for one in plainly} <= {None, "127.0.0.1"}
+
+
+def test_they_come_and_go_while_a_trace_runs(tmp_path: Path) -> None:
+    kind = (socket.AF_INET, socket.SOCK_STREAM)
+    with Plain() as plain, socket_in(plain.name, *kind) as one:
+        one.bind(("127.0.0.1", 88))
+        one.listen(8)
+
+        def connect() -> int:
+            with socket_in(plain.name, *kind) as other:
+                other.connect(("127.0.0.1", 88))
+                one.accept()[0].close()
+                return int(other.getsockname()[1])
+
+        # GIVEN a trace that began without sockets
+        trace = live(plain, tmp_path / "ready", engine="bpf")
+        with trace.agent:
+            found: list[Told] = []
+            before = links()
+            connect()
+            # WHEN they are asked for, and a moment later no longer
+            trace.command("sockets", "armed", on=True)
+            assert links() > before
+            port = connect()
+
+            def accepted() -> bool:
+                found.extend(trace.trace.sockets.take())
+                return any(stage.name == "accepted" for stage in found)
+
+            trace.wait(accepted, "a connection")
+            trace.command("sockets", "armed", on=False)
+            assert links() == before
+            connect()
+            trace.agent.send(b'{"cmd": "stop"}')
+            trace.agent.drain()
+            trace.feed()
+            assert trace.agent.wait() == 0
+    # THEN the stages are those of the time between, and counted
+    found += trace.trace.sockets.take()
+    assert {end[1] for stage in found for end in (stage.local, stage.remote) if end} == {88, port}
+    assert {"connecting", "SYN taken", "accepted"} <= {stage.name for stage in found}
+    books = trace.trace.books["sockets"]
+    assert books["due"] == books["delivered"] + books["lost"] + books["missed"]
+    assert books["delivered"] == len(found)
 
 
 @SHARED
