@@ -96,6 +96,9 @@ TABLE: Final = {
     "reason": Field(Kind.TEXT, ("reason",)),
     "place": Field(Kind.TEXT, ("place",)),
     "station": Field(Kind.TEXT, ("what",)),
+    "owner_pid": Field(Kind.NUMBER, ("owner_pid",)),
+    "owner_comm": Field(Kind.TEXT, ("owner_comm",)),
+    "container": Field(Kind.TEXT, ("container",)),
 }
 
 FIELDS: Final = tuple(TABLE)
@@ -217,6 +220,9 @@ class Row:
     place: str | None = None  # where in the kernel it was: "ip_rcv_finish_core+0x1d2"
     station: str | None = None  # dropped, received, …: see record.STATIONS; None: a traversal
     aside: Aside | None = None  # of a station, and of a rule's drop
+    owner_pid: int | None = None  # the process that has the packet's socket; None: unknown
+    owner_comm: str | None = None
+    container: str | None = None  # id of the container that it is in
 
     @property
     def rules_family(self) -> int:

@@ -17,7 +17,7 @@ from ipttrace.trace.calls import Assembler, Calls, Flows
 from ipttrace.trace.drops import Stations
 from ipttrace.trace.neighbours import Neighbours
 from ipttrace.trace.rules import Rulesets
-from ipttrace.trace.sockets import Sockets
+from ipttrace.trace.sockets import Owners, Sockets, Stage
 from ipttrace.trace.store import ENGINES, Columns, FullNames, Store, fill
 from ipttrace.trace.tables import KernelTables
 
@@ -58,6 +58,7 @@ class Trace:
         self._names = FullNames(self.store.names)
         self._stations = Stations(self.store)
         self.sockets = Sockets()
+        self._owners = Owners(self.store.names)
 
     def feed(self, frame: Frame) -> int:
         """Processes a frame; returns the number of rows that it finished.
@@ -94,7 +95,7 @@ class Trace:
             records = frame.records
             self.records += len(records)
             mono, wall = self.clock or (0, 0)
-            self.sockets.feed(records, wall - mono)
+            self._own(self.sockets.feed(records, wall - mono))
             return 0
         if frame.kind == Kind.HELLO:
             return self._hello(frame.json)
@@ -200,7 +201,16 @@ class Trace:
     def _fill(self, calls: Calls) -> tuple[Columns, Array, Columns]:
         mono, wall = self.clock or (0, 0)
         of_stream = (self._names, self._flows, self.rulesets, self._engine)
-        return fill(calls, *of_stream, wall - mono, self.host)
+        filled = fill(calls, *of_stream, wall - mono, self.host)
+        if len(self._owners):
+            self._owners.fill(filled[0])
+        return filled
+
+    def _own(self, stages: list[Stage]) -> None:
+        """Notes who has the sockets of these stages, for rows to come and for the latest."""
+        since = self._owners.learn(stages)
+        if since is not None:
+            self._owners.complete(self.store, self.host, since)
 
     def _hello(self, hello: dict[str, Any]) -> int:
         new = 0
@@ -211,6 +221,7 @@ class Trace:
             self._names = FullNames(self.store.names)
             self._stations = Stations(self.store)
             self.sockets.begin()
+            self._owners = Owners(self.store.names)
         engine = hello.get("engine", "")
         if engine not in ENGINES:
             raise StreamError(f"unknown engine in the stream: {clean(str(engine), 80)}")

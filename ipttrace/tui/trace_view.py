@@ -85,7 +85,13 @@ class TraceView(Vertical):
         Binding("r", "by('rule')", "only this rule", show=False, id="rule"),
         Binding("c", "by('chain')", "only this chain", show=False, id="chain"),
         Binding("v", "by('verdict')", "only this verdict", show=False, id="verdict"),
-        Binding("p", "by('process')", "only this process", show=False, id="process"),
+        Binding(
+            "p",
+            "by('process')",
+            "only the process that has the socket, else this one",
+            show=False,
+            id="process",
+        ),
         Binding("w", "by('namespace')", "only this network namespace", show=False, id="namespace"),
         Binding(
             "h",
@@ -218,6 +224,7 @@ class TraceView(Vertical):
             return
         text = _QUERIES[name](row)
         unknown = row.comm is None and row.pid is None and row.cost_ns is None
+        unknown = unknown and row.owner_pid is None and row.owner_comm is None
         if name == "process" and unknown and self.rows.nftables:
             self.post_message(Notice("the process is not known over netlink", error=True))
             return

@@ -86,6 +86,19 @@ async def test_a_key_leads_from_a_packet_to_its_socket(recording: Path) -> None:
         assert "flow 10.1.0.2:40004 ⇄ 172.17.0.2:80" in text(app)
 
 
+async def test_the_process_key_filters_by_who_has_the_socket(recording: Path) -> None:
+    async with replayed(recording, (120, 40)) as (app, pilot):
+        # GIVEN a packet that came in: the detail names the process that gets it
+        await pilot.press("g", "enter")
+        wanted = "socket of nginx 4711 in 5e1f00000000"
+        await until(pilot, lambda: wanted in app.view.detail.text, "the owner")
+        # WHEN the user asks for this process
+        await pilot.press("p")
+        await settled(app, pilot)
+        assert "socket of nginx 4711" in text(app)
+        assert app.shown.selection.end - app.shown.selection.first == 2
+
+
 async def test_what_was_not_recorded_is_said() -> None:
     async with replayed(LAB, (100, 30)) as (app, pilot):
         await pilot.press("s")

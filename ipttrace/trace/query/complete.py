@@ -34,6 +34,8 @@ _NAMED: Final = {
     "dev": ("in", "out"),
     "physin": ("physin",),
     "physout": ("physout",),
+    "owner_comm": ("owner_comm",),
+    "container": ("container",),
 }
 # Offered if no rows are known.
 _USUAL: Final[dict[str, Sequence[str]]] = {"table": TABLES, "chain": IP_HOOKS}

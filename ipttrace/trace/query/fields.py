@@ -181,6 +181,18 @@ def _proto() -> kinds.Choice:
     return kinds.Choice(lambda part: part.columns["proto"], texts, listed=PROTOCOLS, also=also)
 
 
+class OwnerName(Name):
+    """A name that becomes known with a stage of the socket, after the row perhaps."""
+
+    changes = True
+
+
+class OwnerNumber(kinds.Number):
+    """A number likewise."""
+
+    changes = True
+
+
 @cache
 def fields() -> dict[str, Field]:
     """All fields by name, those of rows first, in their order."""
@@ -220,6 +232,7 @@ def fields() -> dict[str, Field]:
     station = kinds.Choice(
         lambda part: part.columns["what"], _named(record.STATIONS), listed=record.STATIONS[1:]
     )
+    owner_pid = OwnerNumber("owner_pid", _not_zero("owner_pid"))
     number, name = kinds.Number, Name
     made: list[tuple[str, tuple[kinds.Kind, ...], str]] = [
         ("time", (kinds.Time(),), "time: 12:30:05, 2026-11-21T12:30, -30s"),
@@ -278,6 +291,9 @@ def fields() -> dict[str, Field]:
         ("reason", (name("reason"),), "the kernel's reason for a drop: IP_RPFILTER"),
         ("place", (name("place"),), "where in the kernel it was: ip_rcv_finish_core+0x1d2"),
         ("station", (station,), "what happened outside the tables: dropped, received"),
+        ("owner_pid", (owner_pid,), "process that has the packet's socket (with --sockets)"),
+        ("owner_comm", (OwnerName("owner_comm"),), "name of the process that has the socket"),
+        ("container", (OwnerName("container"),), "id of the container of that process"),
         ("addr", (src, dst, ct_src, ct_dst), "src, dst, ct_orig_src or ct_orig_dst"),
         ("port", (ports["sport"], ports["dport"]), "sport or dport"),
         ("dev", (into, out), "in or out"),

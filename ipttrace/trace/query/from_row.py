@@ -100,7 +100,12 @@ def by_unresolved(protocol: str) -> str:
 
 
 def by_process(row: Row) -> str:
-    """Rows of the same process; pid 0 stands for any idle CPU and is left out."""
+    """Rows of the process that has the socket; if that is unknown, of the one that was running.
+
+    Its pid 0 stands for any idle CPU and is left out.
+    """
+    if row.owner_pid or row.owner_comm:
+        return _tests(owner_comm=row.owner_comm, owner_pid=row.owner_pid)
     if row.pid:
         return _tests(comm=row.comm or None, pid=row.pid)
     return _tests(comm=row.comm or None)

@@ -88,16 +88,19 @@ class Sockets:
         self._waiting.clear()
         return found
 
-    def feed(self, stages: Array, offset: int) -> None:
-        """Adds records of record.SOCKET_DTYPE, (n,).
+    def feed(self, stages: Array, offset: int) -> list[Stage]:
+        """Adds records of record.SOCKET_DTYPE, (n,); returns their stages, in order of time.
 
         `offset`: of the wall clock from the kernel's, ns.
         """
+        made = []
         order = stages["time"].argsort(kind="stable").tolist()
         columns = {name: stages[name].tolist() for name in stages.dtype.names or ()}
         for at in order:
             values = {name: column[at] for name, column in columns.items()}
-            self._waiting.append(self._stage(values, offset))
+            made.append(self._stage(values, offset))
+        self._waiting.extend(made)
+        return made
 
     def _stage(self, of: dict[str, Any], offset: int) -> Stage:
         family, flags = of["family"], of["flags"]

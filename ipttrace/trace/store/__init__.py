@@ -9,7 +9,7 @@ picked  some rows, by columns or as rows
 
 Rows have sequence numbers in order of arrival, which are never reused.  One thread
 appends while others read: `end` grows only when a row is complete, and only what becomes
-known later is modified afterwards (see `complete` and `rejoin`).  Must not do I/O.
+known later is modified afterwards (see `complete`, `rejoin` and `own`).  Must not do I/O.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ipttrace.trace.store.picked import Picked
 from ipttrace.trace.store.schema import (
     ENGINES,
     NETLINK,
+    OWNER_COLUMNS,
     SCHEMA,
     STATION_COLUMNS,
     STEPS,
@@ -47,6 +48,7 @@ __all__ = [
     "DIRECT",
     "ENGINES",
     "NETLINK",
+    "OWNER_COLUMNS",
     "STATION_COLUMNS",
     "Asides",
     "Columns",
@@ -222,6 +224,10 @@ class Store:
     def rejoin(self, seqs: Array, journeys: Array) -> None:
         """Gives rows, int64 (n,), the journeys, uint64 (n,), to which they turned out to belong."""
         self._modify(seqs, {"journey": journeys}, ("journey",))
+
+    def own(self, seqs: Array, columns: Columns) -> None:
+        """Gives rows, int64 (n,), the owners that became known: OWNER_COLUMNS, shape (n,)."""
+        self._modify(seqs, columns, OWNER_COLUMNS)
 
     def _modify(self, seqs: Array, columns: Columns, names: Sequence[str]) -> None:
         for chunk in self._chunks:

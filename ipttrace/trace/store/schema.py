@@ -171,8 +171,12 @@ SCHEMA: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "reason": ("u4", ()),  # this and the next, ids of Names: why and where it was dropped
     "place": ("u4", ()),
     "aside": ("u4", ()),  # number of Asides
+    "owner_pid": ("u4", ()),  # from here on: see trace.sockets.owners; 0: unknown
+    "owner_comm": ("u4", ()),  # this and the next, ids of Names
+    "container": ("u4", ()),
 }
 STATION_COLUMNS: Final = ("what", "reason", "place", "aside")  # 0 in rows of calls
+OWNER_COLUMNS: Final = ("owner_pid", "owner_comm", "container")
 
 
 # The columns of steps: one step per rule record.
@@ -247,7 +251,7 @@ def fill(
         np.where(changed, 0, entries["ruleset"]), entries["tables"] != 0
     )
     columns["partial"] = calls.partial
-    for name in STATION_COLUMNS:
+    for name in (*STATION_COLUMNS, *OWNER_COLUMNS):
         columns[name] = np.zeros(len(calls), SCHEMA[name][0])
 
     steps: Columns = {

@@ -19,7 +19,13 @@ from ipttrace.trace.row import Row, Step
 from ipttrace.trace.rules import NFT, Rulesets
 from ipttrace.trace.store.asides import Asides
 from ipttrace.trace.store.names import Names
-from ipttrace.trace.store.schema import ENGINES, NETLINK, STATION_COLUMNS, STEPS
+from ipttrace.trace.store.schema import (
+    ENGINES,
+    NETLINK,
+    OWNER_COLUMNS,
+    STATION_COLUMNS,
+    STEPS,
+)
 
 # enum ip_conntrack_info (linux/netfilter/nf_conntrack_common.h).
 _CT_STATES: Final = {
@@ -84,6 +90,7 @@ _PLAIN: Final = (
 # And what many rows have not, in which case all of these are 0.
 _RARE: Final = ("ct_flags", "ct_mark", "ct_zone", "physin", "physout")
 _OF_STATIONS: Final = STATION_COLUMNS  # likewise
+_OF_SOCKETS: Final = OWNER_COLUMNS  # likewise
 
 
 def _name(table: Sequence[str], number: int) -> str:
@@ -166,6 +173,8 @@ def unfold(
         plain += _RARE
     if any(column(name).any() for name in _OF_STATIONS):
         plain += _OF_STATIONS
+    if any(column(name).any() for name in _OF_SOCKETS):
+        plain += _OF_SOCKETS
     listed = [_listed(column(name)) for name in plain]
     direct = [make(column) for make in DIRECT.values()]
     titles = (*plain, *DIRECT)
@@ -262,6 +271,7 @@ def _row(
         **(_rare(of, tracked, names) if "ct_flags" in of else {}),
         drop=_drop(of, unknown_verdict),
         **(_of_station(of, names, asides) if "what" in of else {}),
+        **(_of_socket(of, names) if "owner_pid" in of else {}),
     )
 
 
@@ -277,6 +287,14 @@ def _of_station(of: dict[str, Any], names: Names, asides: Asides) -> dict[str, A
         "place": names.text(of["place"]) or None,
         "station": _name(record.STATIONS, of["what"]) if of["what"] else None,
         "aside": asides.get(of["aside"]) if of["aside"] else None,
+    }
+
+
+def _of_socket(of: dict[str, Any], names: Names) -> dict[str, Any]:
+    return {
+        "owner_pid": of["owner_pid"] or None,
+        "owner_comm": names.text(of["owner_comm"]) or None,
+        "container": names.text(of["container"]) or None,
     }
 
 

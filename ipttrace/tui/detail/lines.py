@@ -43,6 +43,7 @@ _NARROW: Final = 100  # cells; below, namespaces are shown only where they chang
 _NARROWEST: Final = 40  # cells; below, lines are cut
 _LONG_TABLE: Final = 12  # cells
 _LONG_CHAIN: Final = 30
+_SHORT: Final = 12  # characters of a container's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ def _about(story: Story, names: KnownNames) -> list[Cells]:
         items.append(_process(story))
         items.append(named("sock", "-" if story.socket is None else f"0x{story.socket:x}"))
         items.append(named("cpu", "-" if row.cpu is None else str(row.cpu)))
+    if row.owner_pid or row.owner_comm:
+        items.append(named("socket of", _owner(row)))
     if row.trace_id is not None:
         items.append(named("trace id", f"{row.trace_id:08x}"))
     items.append(named("netns", _netns(row, names)))
@@ -142,6 +145,11 @@ def _process(story: Story) -> Cells:
     who = f"{row.comm or '-'} {'-' if row.pid is None else row.pid}{tid}"
     # The interrupted process need not be related to the packet.
     return named("interrupted" if story.interrupted else "process", who)
+
+
+def _owner(row: Row) -> str:
+    where = f" in {row.container[:_SHORT]}" if row.container else ""
+    return f"{row.owner_comm or '-'} {row.owner_pid or '-'}{where}"
 
 
 def _netns(row: Row, names: KnownNames) -> str:

@@ -54,6 +54,8 @@ def _chain(row: Row, netns: str) -> str:
 
 
 def _process(row: Row, netns: str) -> str:
+    if row.owner_pid or row.owner_comm:
+        return f"socket of {row.owner_comm or '?'}" + (f" {row.owner_pid}" if row.owner_pid else "")
     return f"process {row.comm or '?'}" + (f" {row.pid}" if row.pid else "")
 
 

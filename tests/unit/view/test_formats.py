@@ -129,15 +129,15 @@ def test_which_tables_which_packet_and_which_ports_follow_the_published_fields()
     cells, plain = csv.DictReader(
         io.StringIO(CsvView().header() + CsvView(names).lines([BRIDGED, PLAIN]), newline="")
     )
-    assert [cells[name] for name in FIELDS[-12:-4]] == [
+    assert [cells[name] for name in FIELDS[-15:-7]] == [
         *("ip", "0x64", "001f2e3d", "'=lan", "0xcafe", "7", "'=port1", "port2")
     ]
-    assert [plain[name] for name in FIELDS[-12:-4]] == ["legacy", "0x64", *[""] * 6]
+    assert [plain[name] for name in FIELDS[-15:-7]] == ["legacy", "0x64", *[""] * 6]
     bridged, plain = map(json.loads, JsonlView(names).lines([BRIDGED, PLAIN]).splitlines())
-    assert [bridged[name] for name in FIELDS[-12:-4]] == [
+    assert [bridged[name] for name in FIELDS[-15:-7]] == [
         *("ip", "0x64", "001f2e3d", "=lan", "0xcafe", 7, "=port1", "port2")
     ]
-    assert [plain[name] for name in FIELDS[-12:-4]] == ["legacy", "0x64", *[None] * 6]
+    assert [plain[name] for name in FIELDS[-15:-7]] == ["legacy", "0x64", *[None] * 6]
 
 
 def test_unknown_values_are_empty_in_csv() -> None:

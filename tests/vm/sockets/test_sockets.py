@@ -20,6 +20,7 @@ from ipttrace.capture.sockets.source import Sockets
 from ipttrace.lab.network.ns import run_in, socket_in
 from ipttrace.stream.decoder import Decoder
 from ipttrace.stream.frames import Kind
+from ipttrace.trace.session import Trace
 from ipttrace.trace.sockets import Stage as Told
 from tests.program import Command, ipttrace
 from tests.vm.bpf_links import links
@@ -337,6 +338,15 @@ def test_a_recording_has_the_sockets_that_its_rows_are_of(tmp_path: Path) -> Non
     # THEN the child is the socket that the rows of its packets have
     assert len(children) == 1
     assert children <= rows
+    # AND what came in is of the process that got it, the SYN before DNAT too
+    trace = Trace()
+    for frame in frames:
+        trace.feed(frame)
+    owned = [row for row in trace.store.rows(range(trace.store.end)) if row.dport in (CALLED, PORT)]
+    assert {row.hook for row in owned} >= {"PREROUTING", "INPUT"}
+    assert {(row.owner_pid, row.owner_comm) for row in owned} == {
+        (os.getpid(), Path("/proc/self/comm").read_text().strip())
+    }
     # AND the recording prints the same
     done = ipttrace("sockets", "--file", str(file), "--format", "jsonl")
     assert done.returncode == 0
