@@ -219,6 +219,7 @@ enum ipttrace_stage {
 	IPTTRACE_RESET,
 	IPTTRACE_ABANDONED,	/* a request that came to nothing */
 	IPTTRACE_CLOSED,
+	IPTTRACE_DENIED,	/* connect() or accept(), by a security module */
 };
 
 /* ipttrace_socket.flags */

@@ -246,6 +246,38 @@ static __always_inline void syn(const struct sk_buff___stage *skb,
 	submit(record);
 }
 
+/* What a security module, such as ipttrace guard, has answered to a process. */
+static __always_inline int denied(const struct socket___stage *socket,
+				  const void *address, int answer)
+{
+	struct ipttrace_socket *record;
+
+	if (!answer)
+		return 0;
+	record = begin_sk(socket->sk, IPTTRACE_DENIED);
+	if (!record)
+		return 0;
+	if (address)
+		fill_called(record, address);
+	record->flags |= IPTTRACE_SK_DENIED;
+	record->error = -answer;
+	fill_process(record);
+	submit(record);
+	return 0;
+}
+
+SEC("fexit/security_socket_connect")
+int ipttrace_denied_connect(__u64 *ctx)
+{
+	return denied((void *)ctx[0], (void *)ctx[1], returned(ctx));
+}
+
+SEC("fexit/security_socket_accept")
+int ipttrace_denied_accept(__u64 *ctx)
+{
+	return denied((void *)ctx[0], NULL, returned(ctx));
+}
+
 SEC("fexit/inet_listen")
 int ipttrace_listen(__u64 *ctx)
 {

@@ -161,6 +161,31 @@ static __always_inline void fill_ends(struct ipttrace_socket *record,
 	*(__be32 *)record->local = GET(probed, ends, skc_rcv_saddr);
 }
 
+/* Whom a process calls, of its struct sockaddr. */
+static __always_inline void fill_called(struct ipttrace_socket *record,
+					const void *address)
+{
+	struct {
+		__u16 family, port;
+		__be32 four; /* IPv6: of its flow */
+		__u8 six[16];
+	} called = {};
+
+	bpf_probe_read_kernel(&called, sizeof(called), address);
+	if (called.family == AF_INET) {
+		record->family = NFPROTO_IPV4;
+		*(__be32 *)record->remote = called.four;
+	} else if (called.family == AF_INET6 && is_mapped(called.six)) {
+		record->family = NFPROTO_IPV4;
+		__builtin_memcpy(record->remote, called.six + 12, 4);
+	} else if (called.family == AF_INET6) {
+		__builtin_memcpy(record->remote, called.six, 16);
+	} else {
+		return;
+	}
+	record->remote_port_be16 = called.port;
+}
+
 static __always_inline bool is_ipv4(const struct sk_buff___stage *skb)
 {
 	return skb->protocol == bpf_htons(ETH_P_IP);

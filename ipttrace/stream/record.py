@@ -79,6 +79,7 @@ STAGES: Final = (
     "reset",
     "abandoned",
     "closed",
+    "denied",
 )
 (
     _,
@@ -97,6 +98,7 @@ STAGES: Final = (
     RESET,
     ABANDONED,
     CLOSED,
+    DENIED,
 ) = range(len(STAGES))
 
 SK_F_PROCESS: Final = 0x0001

@@ -32,6 +32,8 @@ _FUNCTIONS: Final = (
     ("tcp_conn_request", "syn"),
     ("tcp_conn_request", "syn_end"),
     ("security_inet_conn_request", "denied"),
+    ("security_socket_connect", "denied_connect"),
+    ("security_socket_accept", "denied_accept"),
     ("tcp_make_synack", "synack"),
     ("tcp_check_req", "last_ack"),
     ("tcp_get_cookie_sock", "last_ack_cookie"),

@@ -26,7 +26,7 @@ _BYTES: Final = 600  # of a connection or a process, about
 
 # Of no connection, or with the first packet of one.
 _BEGINNINGS: Final = (record.CONNECTING, record.SYN_TAKEN)
-_ENDS: Final = (record.CLOSED, record.REFUSED, record.ABANDONED)
+_ENDS: Final = (record.CLOSED, record.REFUSED, record.ABANDONED, record.DENIED)
 # After which another SYN between the same ends is a repetition.
 _BEFORE_DONE: Final = (
     record.SYN_TAKEN,
@@ -35,7 +35,7 @@ _BEFORE_DONE: Final = (
     record.ACK_DROPPED,
 )
 _UNNAMED: Final = ("0.0.0.0", "::")
-_OF_CLIENT: Final = (record.CONNECTING, record.CONNECTED)
+_OF_CLIENT: Final = (record.CONNECTING, record.CONNECTED, record.DENIED)
 _OF_SERVER: Final = (*_BEFORE_DONE, record.ESTABLISHED, record.ACCEPTED, record.ABANDONED)
 
 _Key = tuple[int, int, End, End]

@@ -13,13 +13,14 @@ from ipttrace.trace.sockets.stage import End, Process, Stage
 
 BAD: Final = (
     *(record.SYN_DROPPED, record.ACK_DROPPED, record.REFUSED, record.RESET),
-    record.ABANDONED,
+    *(record.ABANDONED, record.DENIED),
 )
 """Stages in which a connection comes to nothing."""
 GOOD: Final = (record.ACCEPTED, record.CONNECTED)
 """Stages in which a process has its connection."""
 _REPEATED: Final = (record.CONNECTING, record.SYN_TAKEN, record.SYN_ACK_SENT)
 _MOST_ERRORS: Final = 4096  # MAX_ERRNO of the kernel
+_DENIES: Final = "a security module (SELinux, BPF LSM such as ipttrace guard) denies"
 _SHORT: Final = 12  # characters of a container's id
 
 # What failed calls mean here; others have the kernel's own words.
@@ -80,6 +81,9 @@ def _why(stage: Stage) -> str:
     of = stage.stage
     if of in (record.SYN_DROPPED, record.ACK_DROPPED):
         return _dropped(stage)
+    if of == record.DENIED:
+        call = "accept()" if stage.remote is None else "connect()"
+        return f"{_DENIES} {call}"
     if of == record.SYN_ACK_SENT and stage.has(record.SK_F_COOKIE):
         return "with a cookie: the SYN queue is full, and no request is kept"
     if of == record.REFUSED:
@@ -106,7 +110,7 @@ def _error(number: int) -> str:
 
 def _dropped(stage: Stage) -> str:
     if stage.has(record.SK_F_DENIED):
-        return "a security module (SELinux, BPF LSM such as ipttrace guard) denies it"
+        return f"{_DENIES} it"
     if stage.has(record.SK_F_ACCEPT_FULL):
         return (
             f"the accept queue is full ({stage.queue} of {stage.queue_most}): the process does not"

@@ -7,6 +7,7 @@ what the namespace's own counters say.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from tests.vm.bpf_links import links
 from tests.vm.conftest import SHARED
 from tests.vm.forked import until, wait_gone
 from tests.vm.guard.guarded import Guarded
-from tests.vm.live import live
+from tests.vm.live import Live, live
 from tests.vm.plain import Plain
 from tests.vm.sockets.staged import (
     ADDRESS,
@@ -263,6 +264,35 @@ def test_what_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
 
 
 @SHARED
+def test_a_call_that_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
+    rules = f"deny connect to {ADDRESS[4]} port 89\ndeny accept on port 90"
+    with (
+        Guarded(tmp_path, rules=rules),
+        listener(port=90) as listening,
+        client() as one,
+        client() as other,
+    ):
+        # WHEN a process calls, and another one accepts, what must not be
+        with pytest.raises(PermissionError):
+            one.connect((ADDRESS[4], 89))
+        other.connect((ADDRESS[4], 90))
+        with pytest.raises(PermissionError):
+            listening.accept()
+        found = staged.until(lambda stage: stage["stage"] == "denied" and stage["local_port"] == 90)
+    # THEN both are stages, with the process and the peer
+    called, accepted = named(found, "denied")[-2:]
+    for stage, call in ((called, "connect()"), (accepted, "accept()")):
+        assert (stage["pid"], stage["error"]) == (os.getpid(), "EACCES")
+        assert stage["why"].endswith(f"denies {call}")
+    assert (called["remote_ip"], called["remote_port"], called["side"]) == (
+        *(ADDRESS[4], 89),
+        "client",
+    )
+    # AND no packet has left
+    assert not [stage for stage in found if stage["remote_port"] == 89 and stage != called]
+
+
+@SHARED
 def test_datagrams_of_each_peer(netns: dict[str, int], staged: Staged) -> None:
     with (
         socket_in(SERVER, socket.AF_INET, socket.SOCK_DGRAM) as one,
@@ -382,6 +412,13 @@ def test_without_conntrack_no_packet_has_the_destination_of_another(staged: Stag
     assert {one["orig_dst"] for one in plainly} <= {None, "127.0.0.1"}
 
 
+def switch(trace: Live, *, on: bool) -> None:
+    """Asks for stages, or for no more of them, and waits until the agent has done so."""
+    trace.agent.send(json.dumps({"cmd": "sockets", "on": on}).encode())
+    done = ("info", f"sockets: {'on' if on else 'off'}")
+    trace.wait(lambda: done in trace.trace.notes, done[1])
+
+
 def test_they_come_and_go_while_a_trace_runs(tmp_path: Path) -> None:
     kind = (socket.AF_INET, socket.SOCK_STREAM)
     with Plain() as plain, socket_in(plain.name, *kind) as one:
@@ -401,7 +438,7 @@ def test_they_come_and_go_while_a_trace_runs(tmp_path: Path) -> None:
             before = links()
             connect()
             # WHEN they are asked for, and a moment later no longer
-            trace.command("sockets", "armed", on=True)
+            switch(trace, on=True)
             assert links() > before
             port = connect()
 
@@ -410,8 +447,8 @@ def test_they_come_and_go_while_a_trace_runs(tmp_path: Path) -> None:
                 return any(stage.name == "accepted" for stage in found)
 
             trace.wait(accepted, "a connection")
-            trace.command("sockets", "armed", on=False)
-            assert links() == before
+            switch(trace, on=False)
+            assert until(lambda: links() == before)
             connect()
             trace.agent.send(b'{"cmd": "stop"}')
             trace.agent.drain()
