@@ -4,6 +4,7 @@
     commands    the table of commands, the help made from it, and "did you mean"
     options     options and checks that several commands share
     outcome     error lines and exit statuses
+    interrupts  Ctrl-C before a stream is read
     descriptors standard descriptors that were closed at the start
     ssh         --ssh: agents on other hosts
     stdin       a recording from stdin

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from ipttrace.cli import outcome
+from ipttrace.cli import interrupts, outcome
 from ipttrace.stream.decoder import Decoder
 from ipttrace.stream.frames import Frame, Kind, StreamError, joined
 from ipttrace.text import clean
@@ -123,6 +123,7 @@ class Pump:
         """Reads to the end, prints errors and the summary, returns the exit status."""
         before = signal.signal(signal.SIGINT, self._on_interrupt)
         term = signal.signal(signal.SIGTERM, self._on_interrupt)
+        interrupts.release()
         try:
             try:
                 self._read(stream.fileno())

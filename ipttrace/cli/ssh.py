@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ipttrace import files
+from ipttrace.cli import interrupts
 from ipttrace.link.base import LinkError
 
 if TYPE_CHECKING:
@@ -99,9 +100,11 @@ def one_agent(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator
     if not options.ssh:
         from ipttrace.link.local import LocalLink
 
-        yield LocalLink(arguments)
+        link = LocalLink(arguments)
+        with interrupts.held():
+            yield link
         return
-    with remote_agents(options, arguments, quiet=False) as links:
+    with remote_agents(options, arguments, quiet=False) as links, interrupts.held():
         yield links[0]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ipttrace.cli import interrupts
 from ipttrace.cli import pump as module
 from ipttrace.cli.pump import Pump
 from ipttrace.link import local
@@ -280,3 +281,29 @@ def test_an_agent_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert link._process.stdout is not None
     link.control, link.stream = link._process.stdin, link._process.stdout  # type: ignore[assignment]
     assert link.close() == -signal.SIGKILL
+
+
+def test_ctrl_c_before_the_stream_is_read_ends_it_with_its_summary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # GIVEN an agent that has traced, while the command still imports what it needs
+    read, write = os.pipe()
+    os.write(write, streams.hello() + streams.rows(4))
+
+    def stop() -> None:
+        os.write(write, streams.end())
+        os.close(write)
+
+    with open(read, "rb", buffering=0) as stream, interrupts.held():
+        # WHEN the user ends it
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        status = Pump(None, stop=stop).run(stream)
+    # THEN all rows are there, and the line that ends every command
+    assert status == 130
+    assert last_line(capsys).startswith("rows=4 records=12 lost=0 missed=0 engine=")
+
+
+def test_ctrl_c_that_is_held_comes_through_where_nothing_is_read() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.held():
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())

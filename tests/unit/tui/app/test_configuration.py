@@ -59,7 +59,8 @@ def test_every_setting_of_the_default_file_is_valid_and_the_default(
     ("text", "message"),
     [
         ('[keys]\nfilter = "f"', r'2: filter: the key f means "this row.s flow'),
-        ('[keys]\nfilter = "s"', r'2: filter: the key s means "by number'),
+        ('[keys]\nfilter = "s"', r'2: filter: the key s means "this packet.s socket'),
+        ('[keys]\nfilter = "I"', r'2: filter: the key I means "reverse the order'),
         ('[keys]\nhelp = "Esc"', r"2: help: the key Esc cannot be changed"),
         ('[keys]\nhelp = "Ctrl-C"', r"2: help: the key Ctrl-C cannot be changed"),
         ('[keys]\nhelp = "Ctrl-P"', r"2: help: the key Ctrl-P cannot be changed"),
