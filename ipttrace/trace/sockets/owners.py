@@ -9,7 +9,7 @@ has shown is unknown.  Must not loop over rows in Python, or do I/O.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Final
 
@@ -31,8 +31,15 @@ _OUT: Final = (HOOKS.index("OUTPUT"), HOOKS.index("POSTROUTING"), EGRESS)
 _ANY: Final = ("0.0.0.0", "::")
 _NOWHERE: Final[End] = ("", 0)
 
+_FRESH: Final = 1 << 11  # changes after which all are sorted again
+
 _Key = tuple[int, ...]
 """Namespace, protocol, IP version, both ports, the socket's address and the other, 4 words each."""
+_WORDS: Final = 12
+
+_Value = tuple[int, int, int]
+"""Of OWNER_COLUMNS."""
+_NOBODY: Final[_Value] = (0, 0, 0)
 
 
 class Owners:
@@ -41,11 +48,10 @@ class Owners:
     def __init__(self, names: Names) -> None:
         """`names`: the store's."""
         self._names = names
-        self._hash = Hash(12)
-        self._known: OrderedDict[_Key, tuple[int, int, int]] = OrderedDict()
-        # Of `_known`, sorted by hash.
-        self._hashes = np.zeros(0, np.uint64)
-        self._values = np.zeros((0, len(OWNER_COLUMNS)), np.uint32)
+        self._hash = Hash(_WORDS)
+        self._known: OrderedDict[int, _Value] = OrderedDict()  # by the hash of a key
+        self._fresh: dict[int, _Value] = {}  # what is newer than the first of both:
+        self._tables = [_Table({}), _Table({})]
 
     def __len__(self) -> int:
         return len(self._known)
@@ -56,39 +62,48 @@ class Owners:
         Returns the time from which on rows may have an owner that had none, ns since the
         epoch; None: nothing is new.
         """
-        since: int | None = None
-        changed = False
+        keys: list[_Key] = []
+        values: list[_Value] = []
+        times: list[int] = []
         for stage in stages:
-            if stage.remote is None and stage.stage == record.CLOSED:
-                changed |= self._known.pop(_key(stage, stage.local, None), None) is not None
-                continue
-            value = self._value(stage.process)
-            if value is None:
-                continue
-            for key in _keys(stage):
-                if self._known.get(key) != value:
-                    self._known[key] = value
-                    changed = True
-                    since = stage.time if since is None else min(since, stage.time)
+            closed = stage.remote is None and stage.stage == record.CLOSED
+            value = _NOBODY if closed else self._value(stage.process)
+            if value is not None:
+                of_stage = list(_keys(stage))
+                keys += of_stage
+                values += [value] * len(of_stage)
+                times += [stage.time] * len(of_stage)
+        if not keys:
+            return None
+        words = np.array(keys, np.uint64)
+        hashes = self._hash.full([words[:, at] for at in range(_WORDS)]).tolist()
+        since = []
+        for key, value, time in zip(hashes, values, times, strict=True):
+            if self._known.get(key, _NOBODY) != value:
+                self._fresh[key] = self._known[key] = value
+                since += [time] if value != _NOBODY else []
+            if key in self._known:
                 self._known.move_to_end(key)
         while len(self._known) > _MOST:
-            self._known.popitem(last=False)
-        if changed:
-            self._sort()
-        return since
+            old, _ = self._known.popitem(last=False)
+            self._fresh[old] = _NOBODY
+        self._index()
+        return min(since, default=None)
 
-    def _value(self, process: Process | None) -> tuple[int, int, int] | None:
+    def _value(self, process: Process | None) -> _Value | None:
         if process is None or not (process.pid or process.comm):
             return None
         names = self._names
         return process.pid, names.add(process.comm), names.add(process.container)
 
-    def _sort(self) -> None:
-        words = np.array(list(self._known), np.uint64).reshape(-1, 12)
-        hashes = self._hash.full([words[:, at] for at in range(12)])
-        order = np.argsort(hashes)
-        self._hashes = hashes[order]
-        self._values = np.array(list(self._known.values()), np.uint32).reshape(-1, 3)[order]
+    def _index(self) -> None:
+        """Makes what was learnt findable: a small table, and now and then a whole one."""
+        if len(self._fresh) > _FRESH:
+            for key in [key for key, value in self._known.items() if value == _NOBODY]:
+                del self._known[key]
+            self._fresh = {}
+            self._tables[0] = _Table(self._known)
+        self._tables[1] = _Table(self._fresh)
 
     def fill(self, columns: Columns) -> None:
         """Fills in OWNER_COLUMNS of rows, all columns of SCHEMA, shape (n, …)."""
@@ -120,24 +135,43 @@ class Owners:
         found = np.zeros(len(hook), bool)
         for hooks, local, remote in ((_IN, "dst", "src"), (_OUT, "src", "dst")):
             rows = np.flatnonzero(np.isin(hook, hooks) & ported)
-            if not rows.size or not self._hashes.size:
+            if not rows.size:
                 continue
             words = _words({name: columns[name][rows] for name in _NEEDED}, local, remote)
             for kind in _KINDS:
-                at, known = self._find(kind(words))
-                rows_known = rows[known]
-                values[rows_known], found[rows_known] = self._values[at[known]], True
+                known, found_values = self._find(kind(words))
+                values[rows[known]], found[rows[known]] = found_values[known], True
                 if known.all():
                     break
                 rows, words = rows[~known], [word[~known] for word in words]
         return found, values
 
     def _find(self, words: list[Array]) -> tuple[Array, Array]:
-        """Where rows are in `_values`, int64 (n,), and whether they are there, bool (n,)."""
+        """Which rows are known, bool (n,), and their values, uint32 (n, 3)."""
         hashes = self._hash.full(words)
-        at = np.searchsorted(self._hashes, hashes)
-        at[at == len(self._hashes)] = 0
-        return at, self._hashes[at] == hashes
+        values = np.zeros((len(hashes), len(OWNER_COLUMNS)), np.uint32)
+        for table in self._tables:  # the newer one last
+            table.look_up(hashes, values)
+        known: Array = (values[:, 0] | values[:, 1]) != 0
+        return known, values
+
+
+class _Table:
+    """Values by hash."""
+
+    def __init__(self, known: Mapping[int, _Value]) -> None:
+        hashes = np.fromiter(known, np.uint64, len(known))
+        values = np.array(list(known.values()), np.uint32).reshape(-1, len(OWNER_COLUMNS))
+        order = np.argsort(hashes)
+        self._hashes, self._values = hashes[order], values[order]
+
+    def look_up(self, hashes: Array, values: Array) -> None:
+        """Replaces the `values`, uint32 (n, 3), of those that are there."""
+        if self._hashes.size:
+            at = np.searchsorted(self._hashes, hashes)
+            at[at == len(self._hashes)] = 0
+            known = self._hashes[at] == hashes
+            values[known] = self._values[at[known]]
 
 
 _NEEDED: Final = ("netns", "proto", "version", "known", "hook", "src", "dst", "sport", "dport")

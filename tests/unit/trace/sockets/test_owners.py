@@ -112,12 +112,15 @@ def test_datagrams_are_of_the_process_that_has_bound_the_port(trace: Trace, addr
     assert owner(row(trace, 30, IN, dst=(SERVER[0], 53), proto=17)) == NONE
 
 
+@pytest.mark.parametrize("fresh", [3, 1000])
 def test_of_very_many_the_oldest_are_forgotten(
-    trace: Trace, monkeypatch: pytest.MonkeyPatch
+    trace: Trace, monkeypatch: pytest.MonkeyPatch, fresh: int
 ) -> None:
     monkeypatch.setattr(owners, "_MOST", 10)
+    monkeypatch.setattr(owners, "_FRESH", fresh)
     ends = [stage(record.SYN_TAKEN, at, remote=(CLIENT[0], 1 + at), owner=1) for at in range(30)]
-    trace.feed(frame(*ends))
+    for one in ends:
+        trace.feed(frame(one))
     assert len(trace._owners) == 10
     assert owner(row(trace, 50, IN, src=(CLIENT[0], 1))) == NONE
     assert owner(row(trace, 51, IN, src=(CLIENT[0], 30))) == SERVED
