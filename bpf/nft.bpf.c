@@ -48,11 +48,13 @@ static __always_inline int enter(const struct nft_pktinfo *pkt,
 	struct run *run;
 	__u64 time, name;
 	__u32 *known, id;
+	__u8 cursor;
 
 	if (!is_traced(skb, probed))
 		return 0;
 	time = bpf_ktime_get_ns();
 	state = GET(probed, pkt, state);
+	cursor = cursor_of(GET(probed, state, net), probed);
 	id = generation(GET(probed, state, net), probed);
 	packet = packet_set_of(address);
 	if (!packet)
@@ -87,6 +89,7 @@ static __always_inline int enter(const struct nft_pktinfo *pkt,
 	else
 		place.packet = meet(record, packet, address, known);
 	fill_run(record, skb, state, probed);
+	record->flags |= cursor;
 	record->entry.head.tables = table->family;
 	run->place.base = (unsigned long)chain;
 	run->place.chain = run->place.base;
@@ -247,9 +250,8 @@ notify(const struct nft_pktinfo *pkt, const struct nft_verdict *verdict,
 	}
 	run->record.entry.head.trace_id = id;
 	state = GET(probed, pkt, state);
-	run->record.later = later_generations(
-		GET(probed, state, net), run->record.generation,
-		began - run->record.entry.head.time, probed);
+	note_change(&run->record, GET(probed, state, net),
+		    began - run->record.entry.head.time, probed);
 	/* A chain that a GOTO led to ends with the base chain's policy. */
 	if (!policy && run->place.unknown)
 		run->place.chain = in ? (unsigned long)in : chain_of(rule);

@@ -27,6 +27,8 @@ struct ipttrace_run_hit {
 #define IPTTRACE_RUN_FOREIGN	0x01	/* our table has not flipped the packet */
 #define IPTTRACE_RUN_NO_CONNTRACK 0x02	/* it has an entry that cannot be read */
 #define IPTTRACE_RUN_DOUBTFUL	0x04	/* it has, and EXPR needs more than could be read */
+#define IPTTRACE_RUN_CURSOR	0x08	/* nftables' cursor when the run began: see bpf/tables.h */
+#define IPTTRACE_RUN_TURNED	0x10	/* it was the other one at the last hit */
 
 /* Which run it is of; before its hits, so that a run's first ones can go ahead of it. */
 struct ipttrace_run_piece {
@@ -64,7 +66,7 @@ struct ipttrace_run {
 	__u32	generation;	/* of the ruleset of nftables, 0: unknown */
 	__u16	hit_count;
 	__u8	flags;
-	__u8	later;		/* its hits may be of so many later generations, too */
+	__u8	later;		/* how much higher the generation was at the last hit */
 	__u64	table;		/* nftables: the number of its name */
 	struct ipttrace_run_piece piece;
 	struct ipttrace_run_hit	hits[IPTTRACE_RUN_HITS];	/* as many as hit_count */

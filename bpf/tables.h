@@ -13,9 +13,9 @@
 /* nf_tables' own part of a namespace; it stays the same while the module is loaded. */
 static __u32 pernet_id;
 
-/* The number of the newest generation of the ruleset of nftables, 0: unknown. */
-static __always_inline __u32 newest_generation(const struct net *net,
-					       const bool probed)
+/* The number of the generation of the ruleset of nftables, 0: unknown. */
+static __always_inline __u32 generation(const struct net *net,
+					const bool probed)
 {
 	struct nftables_pernet *own = NULL;
 	struct net_generic *all;
@@ -37,39 +37,37 @@ static __always_inline __u32 newest_generation(const struct net *net,
 }
 
 /*
- * The generation by which packets are judged, 0: unknown.  A change of the rules counts its
- * number first, and turns the cursor, by which a run takes its rules, then: both begin with
- * one even and the other odd, and are alike only between these two steps.
+ * By the cursor, which a run reads as it begins, it takes its rules.  A change of the rules counts
+ * the generation's number first, and turns the cursor then: in between, packets still meet the
+ * rules of the generation before.  To be read before the number.
  */
-static __always_inline __u32 generation(const struct net *net,
-					const bool probed)
+static __always_inline __u8 cursor_of(const struct net *net, const bool probed)
 {
-	__u8 cursor = GET(probed, net, nft.gencursor);
-	__u32 newest;
+	__u8 cursor = GET(probed, net, nft.gencursor) & 1;
 
-	MERGE(); /* the cursor is read first */
-	newest = newest_generation(net, probed);
-	return newest - (newest && !((newest ^ cursor) & 1));
+	MERGE();
+	return cursor ? IPTTRACE_RUN_CURSOR : 0;
 }
 
 /* Rules do not change twice in this time, ns. */
 #define ONE_CHANGE 100000
 
-/*
- * How many generations have followed one that a run began under `since` ns ago.  The run takes
- * its rules after it began: they may be those of a generation that came in between.
- */
-static __always_inline __u8 later_generations(const struct net *net,
-					      __u32 first, __u64 since,
-					      const bool probed)
+/* Notes, at a hit, whether rules have changed since the run began `since` ns ago. */
+static __always_inline void note_change(struct ipttrace_run *record,
+					const struct net *net, __u64 since,
+					const bool probed)
 {
+	__u8 turned = cursor_of(net, probed) ^
+		      (record->flags & IPTTRACE_RUN_CURSOR);
 	__u32 later;
 
-	if (!first || (since < ONE_CHANGE &&
-		       ((first ^ GET(probed, net, nft.gencursor)) & 1)))
-		return 0;
-	later = generation(net, probed) - first;
-	return later < 255 ? later : 255;
+	if (!turned && since < ONE_CHANGE)
+		return;
+	later = generation(net, probed) - record->generation;
+	record->later = later < 255 ? later : 255;
+	record->flags &= ~IPTTRACE_RUN_TURNED;
+	if (turned)
+		record->flags |= IPTTRACE_RUN_TURNED;
 }
 
 /* How the name of a table begins. */

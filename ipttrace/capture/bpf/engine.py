@@ -20,6 +20,7 @@ import numpy as np
 from ipttrace.capture import netns
 from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.bpf.calls import make_calls
+from ipttrace.capture.bpf.cursors import Cursors
 from ipttrace.capture.bpf.follow import Follower
 from ipttrace.capture.bpf.legacy_calls import make_legacy_calls
 from ipttrace.capture.bpf.programs import (
@@ -78,6 +79,7 @@ class BpfEngine:
         self._raw_addresses = options.raw_addresses
         self._reader = RunReader()
         self._held: list[Runs] = []  # not yet taken
+        self._cursors = Cursors()
         self._delivered = [0, 0, 0]
         self._withheld = [0, 0]  # runs and hits that make no row
         self._refused: set[int] = set()  # addresses of packets that EXPR does not match
@@ -265,6 +267,7 @@ class BpfEngine:
         now = self._netlink.namespaces
         self._chains |= {inode: one.chains for inode, one in now.items()}
         gone = [inode for inode in self._chains if inode not in now]
+        self._cursors.forget(set(gone))
         for inode in gone[:-_MOST_GONE]:
             del self._chains[inode]
 
@@ -285,6 +288,7 @@ class BpfEngine:
                 continue  # a rule there traces packets: not ours
             legacy = some.entries["tables"] == 0
             nft = some.pick(~legacy)
+            self._cursors.correct(inode, nft.heads, nft.entries["time"])
             names, told = self._netlink.record_names, self._reader.names
             found.append(make_calls(nft, chains, locate, names, told))
             found.append(make_legacy_calls(some.pick(legacy), timeline, told))

@@ -25,6 +25,8 @@ HITS: Final = 16
 FOREIGN: Final = 0x01
 NO_CONNTRACK: Final = 0x02
 DOUBTFUL: Final = 0x04
+CURSOR: Final = 0x08
+TURNED: Final = 0x10
 
 PIECE_DTYPE: Final[np.dtype[np.void]] = np.dtype([("run", "<u8"), ("began", "<u8")])
 # What a run has besides its entry and its exit.
