@@ -167,6 +167,9 @@ class DropsView(SortedLedger):
     def pickable(self, key: Hashable) -> bool:
         return key in self._drops
 
+    def below(self, key: Hashable) -> int:
+        return len(self._texts.get(key, ()))
+
     # Columns.
 
     def _choose_columns(self) -> dict[str, int]:

@@ -207,6 +207,9 @@ class SocketsView(SortedLedger):
     def pickable(self, key: Hashable) -> bool:
         return key in self._lines
 
+    def below(self, key: Hashable) -> int:
+        return len(self._texts.get(key, ()))
+
     def choose(self, key: Hashable) -> bool:
         """Puts the cursor on the line of `key`; False: it is not among those shown."""
         self.sort, self.reversed = "last", False
@@ -232,7 +235,7 @@ class SocketsView(SortedLedger):
         by = with_keys("{sort} by", chosen(self))
         name = _NAMES.get(self.sort, self.sort)
         right = f"  {by} {name}{', reversed' if self.reversed else ''} "
-        line = spread(f" Sockets: {', '.join(about)}", right, self.width)
+        line = spread(f" Sockets: {', '.join(about)}{self.about}", right, self.width)
         titles = [
             title(
                 _COLUMNS[name][0], width, self.mark if name == self.sort else "", name not in _LEFT
@@ -258,11 +261,12 @@ class SocketsView(SortedLedger):
         if name == "last":
             return column(figures.span((self._listing.newest - one.time) / 1e9), width, "dim")
         if name == "state":
-            bad = one.stage in BAD or line.bad is not None
+            bad = line.failed and not line.is_port
             role = "drop" if bad else "accept" if one.stage in GOOD else "text"
             return column(one.name, width, role, right=False)
         if name == "took":
-            return column("" if line.took is None else duration(line.took), width)
+            text = "" if line.took is None else duration(line.took)
+            return column(text, width, "drop" if line.failed else "value")
         if name == "queue":
             return _queue(line, width)
         if name == "syns":
@@ -312,7 +316,9 @@ def _time_line(line: Line, room: int) -> list[Cells]:
             since = "" if stage.since is None else f" +{duration(stage.since)} "
             cells.append((since or " ", "dim"))
         role = "drop" if stage.stage in BAD else "accept" if stage.stage in GOOD else "text"
-        times = f" ×{stage.repeated + 1}" if stage.repeated else ""
+        times = ""
+        if stage.repeated:
+            times = f" ×{stage.repeated + 1} in {duration(stage.time - line.firsts[stage.stage])}"
         cells.append((_WORDS.get(stage.stage, stage.name) + times, role))
     if sum(len(text) for text, _ in cells) > room:
         # The newest ones are of interest.

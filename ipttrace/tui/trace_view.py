@@ -88,7 +88,7 @@ class TraceView(Vertical):
         Binding(
             "p",
             "by('process')",
-            "only the process that has the socket, else this one",
+            "only the process that has the socket; if unknown, the one that was running",
             show=False,
             id="process",
         ),

@@ -39,7 +39,7 @@ async def test_connections_are_listed_with_their_stages_and_what_they_mean(
         assert "SYN dropped" in lines[at]
         assert "4/3" in lines[at]
         assert "nginx 4711" in lines[at]
-        assert "SYN dropped ×3" in lines[at + 1]
+        assert "SYN dropped ×3 in 2.0s" in lines[at + 1]
         assert "the accept queue is full (4 of 3)" in lines[at + 2]
         # AND one that went well has all its stages, its container, and whom the client called
         at = next(at for at, line in enumerate(lines) if "10.1.0.2:40004" in line)
@@ -66,10 +66,23 @@ async def test_enter_shows_the_packets_of_a_connection_before_and_after_dnat(
         assert [row.dst for row in rows] == ["192.0.2.7", "172.17.0.2"]
         assert app.shown.selection.end - app.shown.selection.first == 2
         assert "flow 10.1.0.2:40004 ⇄ 172.17.0.2:80" in text(app)
+        # AND the list of connections says that it is of all
+        await pilot.press("7")
+        await until(pilot, lambda: "1 listener  not filtered" in text(app), "the title")
+        await pilot.press("1")
         # AND one without packets has none
         await pilot.press("7", "up", "enter")
         await settled(app, pilot)
         assert app.shown.selection.end == app.shown.selection.first
+
+
+async def test_what_is_below_the_last_connection_is_shown_with_it(recording: Path) -> None:
+    async with replayed(recording, (80, 24)) as (app, pilot):
+        await pilot.press("7")
+        await until(pilot, lambda: "4 connections" in text(app), "the connections")
+        await pilot.press(*["down"] * 4)
+        await until(pilot, lambda: "backlog 3, 2 accepted, 3 dropped" in text(app), "the last")
+        assert "in docker 5e1f00000000" in screen_text(app)[-3]
 
 
 async def test_a_key_leads_from_a_packet_to_its_socket(recording: Path) -> None:
@@ -142,7 +155,7 @@ async def test_connections_are_sorted_as_the_user_likes(recording: Path) -> None
         # By newest, slowest, accept queue, stage.
         assert firsts == [
             ["SYN", "dropped"],
-            ["first", "read"],
+            ["SYN", "dropped"],
             ["SYN", "dropped"],
             ["first", "read"],
         ]

@@ -19,7 +19,7 @@ from ipttrace.trace.sockets.words import BAD, explain
 ORDERS: Final = ("last", "took", "queue", "state", "process", "netns", "host")
 _MOST: Final = 1 << 12  # lines: beyond, the one not met for longest goes
 _SYNS: Final = (record.CONNECTING, record.SYN_TAKEN, record.SYN_DROPPED)
-_UP: Final = (record.CONNECTED, record.ACCEPTED, record.ESTABLISHED)
+_UP: Final = (record.CONNECTED, record.ACCEPTED)
 _PORTS: Final = (record.LISTENING, record.BOUND)
 _ENDS_A_LISTENER: Final = record.CLOSED
 
@@ -38,6 +38,7 @@ class Line:
     begun: int  # time of its first stage
     newest: Stage
     stages: dict[int, Stage] = field(default_factory=dict)  # the newest of each, the first first
+    firsts: dict[int, int] = field(default_factory=dict)  # times of the first of each
     queue: int | None = None  # accept queue
     queue_most: int | None = None
     process: Process | None = None  # that has it; None: unknown
@@ -57,16 +58,42 @@ class Line:
 
     @property
     def took(self) -> int | None:
-        """From its first stage to the one in which a process has it, ns; None: none has."""
+        """From its first stage to the one in which a process has it, or in which it failed, ns.
+
+        None: neither.
+        """
         ended = max((self.stages[one].time for one in _UP if one in self.stages), default=0)
+        if not ended and self.failed and not self.is_port:
+            ended = self.newest.time
         return ended - self.begun if ended > self.begun else None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the client's process has ended it before there was an answer."""
+        known = self.stages
+        return (
+            record.CLOSED in known
+            and record.CONNECTING in known
+            and not any(one in known for one in (record.CONNECTED, record.REFUSED))
+        )
+
+    @property
+    def failed(self) -> bool:
+        """Whether it came to nothing, as a whole or in part."""
+        return self.bad is not None or self.given_up
 
     @property
     def why(self) -> str:
         """Why it came to nothing, or what is special about its newest stage; "": nothing is."""
-        if self.bad is not None:
-            return explain(self.bad)
-        return "" if self.is_port else explain(self.newest)
+        if self.given_up:
+            return "given up: no answer to its SYN"
+        if self.bad is None:
+            return "" if self.is_port else explain(self.newest)
+        text = explain(self.bad)
+        if self.bad.stage != record.RESET:
+            return text
+        early = record.ESTABLISHED in self.stages and record.ACCEPTED not in self.stages
+        return f"reset {text}" + (", before a process has accepted it" if early else "")
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -118,6 +145,7 @@ class Listing:
         line.newest = stage
         line.process = stage.process or line.process
         line.stages[stage.stage] = stage
+        line.firsts.setdefault(stage.stage, stage.time)
         if stage.queue is not None:
             line.queue, line.queue_most = stage.queue, stage.queue_most
         if stage.stage in BAD:

@@ -393,6 +393,7 @@ class BaseApp(OrderedKeysApp[Summary]):
         view, netns = self.switcher.visible_content, self.feeds.netns_names()
         hosts = self.feeds.hosts() if len(self.feeds) > 1 else []
         if view is self.sockets:
+            view.note_filter("  not filtered" if self.shown.filters.text else "")
             recorded, live = self.feeds.sockets, self.feeds.live and not self.over
             view.show(self.counting.sockets, netns, hosts, recorded=recorded, live=live)
         if not isinstance(view, RulesView | FlowsView | TotalsView | DropsView):

@@ -71,11 +71,15 @@ _DROPS: Final[Lines] = (
     ("line below", "what it means and what to look at next, for the newest one; the rule's text"),
 )
 _SOCKETS: Final[Lines] = (
-    ("ago, stage", "the newest stage, and the time since it; red: it came to nothing"),
-    ("took", "from the first stage until the process has the connection"),
+    ("ago, stage", "the newest stage, and the time since it; red: it failed"),
+    ("took", "from the first stage until a process has the connection; red: until it failed"),
     ("queue", "accept queue / backlog; above the backlog, new connections are dropped"),
     ("again", "how often a SYN was repeated"),
-    ("client → server", "both ends as the socket has them; a listener's address and port"),
+    (
+        "client → server",
+        "both ends as the socket has them; a connection inside this host has two lines, one for"
+        " the client's socket and one for the server's; a listener's address and port",
+    ),
     ("process", "that connects or accepts; until then the one that has the listener"),
     ("line below", "the stages, with the time between them; why it came to nothing"),
     ("called as", "the destination before DNAT; answered by: the address after it"),

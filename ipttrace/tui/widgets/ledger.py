@@ -121,6 +121,10 @@ class Ledger(LineView):
         """Whether the cursor may be on the line of `key`."""
         return True
 
+    def below(self, key: Hashable) -> int:
+        """How many lines after the one of `key` belong to it."""
+        return 0
+
     # Content.
 
     def note_filter(self, about: str) -> None:
@@ -246,8 +250,11 @@ class Ledger(LineView):
             while line > 0 and not self.pickable(self._keys[line - 1]):
                 line -= 1
             self.scroll(max(line, self._line - self.page + 1))
-        elif line >= top + self.page:
-            self.scroll(line - self.page + 1)
+            return
+        # With what is below it, if there is room for both.
+        last = line + min(self.below(self._keys[line]), self.page - 1)
+        if last >= top + self.page:
+            self.scroll(last - self.page + 1)
 
     def on_click(self, event: events.Click) -> None:
         offset = event.get_content_offset(self)

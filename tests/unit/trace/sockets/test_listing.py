@@ -12,7 +12,7 @@ from ipttrace.trace.query.from_socket import by_ends, by_port
 from ipttrace.trace.session import Trace
 from ipttrace.trace.sockets import listing
 from ipttrace.trace.sockets.listing import ORDERS, Listing
-from tests.data.stages import HANDSHAKE, SERVER, frame, stage, stream
+from tests.data.stages import CLIENT, HANDSHAKE, SERVER, frame, stage, stream
 
 
 def listed(trace: Trace) -> Listing:
@@ -36,7 +36,9 @@ def test_each_connection_has_its_stages_queue_and_process(trace: Trace) -> None:
         *("SYN dropped", "refused", "first read", "first read", "listening"),
     ]
     dropped, refused, good, _, listener = lines
-    assert (dropped.queue, dropped.queue_most, dropped.syns, dropped.took) == (4, 3, 2, None)
+    assert (dropped.queue, dropped.queue_most, dropped.syns) == (4, 3, 2)
+    # From the first SYN to the last.
+    assert (dropped.took, dropped.failed) == (2_000_000_000, True)
     assert "accept queue is full" in dropped.why
     assert "no process listens there" in refused.why
     # AND of a connection the time until its process has it counts
@@ -58,6 +60,19 @@ def test_a_row_leads_to_its_connection_before_and_after_dnat(trace: Trace) -> No
         (("10.1.0.2", 40004), ("172.17.0.2", 80)),
         (("10.1.0.2", 40004), ("192.0.2.7", 8080)),
     )
+
+
+def test_a_client_that_gives_up_has_failed_and_a_reset_says_what_it_was_before() -> None:
+    trace = Trace()
+    ends = {"local": CLIENT, "remote": SERVER}
+    syn = [stage(record.CONNECTING, 1_000 * at, flags=at and 0x200, **ends) for at in range(3)]
+    child = [stage(what, 10_000 + at) for at, what in enumerate(HANDSHAKE[:3])]
+    reset = stage(record.RESET, 20_000, flags=record.SK_F_SENT)
+    trace.feed(frame(*syn, stage(record.CLOSED, 9_000, **ends), *child, reset))
+    server, client = listed(trace).top("last", 2)
+    assert (client.failed, client.took, client.syns) == (True, 9_000, 2)
+    assert client.why == "given up: no answer to its SYN"
+    assert server.why == "reset by this host, before a process has accepted it"
 
 
 def test_a_port_that_is_used_again_is_another_listener() -> None:
