@@ -16,12 +16,12 @@ from typing import Final
 _SYSCTLS: Final = """\
 net.ipv4.ip_forward=1
 net.ipv6.conf.default.addr_gen_mode=1
-net.ipv6.conf.all.forwarding=1
 net.ipv4.conf.all.rp_filter=0
 net.ipv4.conf.default.rp_filter=0
 """
-# A router joins a group of each device that can multicast, and reports it some seconds
-# later (MLD): a packet that no test sent.
+# A router joins a group of each device that can multicast, as new ones can, and reports it some
+# seconds later (MLD), whatever they can by then: packets that no test sent.
+_LATER: Final = "net.ipv6.conf.all.forwarding=1\n"
 _LINKS: Final = """\
 addr flush dev lo
 link add near address 02:00:00:00:00:01 type veth peer name far
@@ -46,6 +46,7 @@ def lay_wires(run: Callable[[list[str], str], object], links: str = "") -> None:
     """
     run(["sysctl", "-qp", "-"], _SYSCTLS)
     run(["ip", "-batch", "-"], _LINKS + links)
+    run(["sysctl", "-qp", "-"], _LATER)
 
 
 def transmit(packets: Iterable[bytes]) -> None:
