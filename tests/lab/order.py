@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Callable
 
 from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
@@ -17,6 +18,7 @@ ADDRESSES = {4: "127.0.0.1", 6: "::1"}
 # Datagrams to these ports are dropped by one of them.
 PORTS = {"nobody": 9, "a": 10, "b": 11, "legacy": 12}
 _SEEN = range(8)
+_PATIENCE = 60.0  # s
 _FAMILIES = {4: NFPROTO_IPV4, 6: NFPROTO_IPV6}
 
 Run = Callable[[list[str], str], str]
@@ -69,6 +71,14 @@ class Truth:
             for _ in range(count):
                 self._sent += 1
                 sender.sendto(bytes(self._sent), receiver.getsockname())
+            # Open until all have arrived: late ones would be answered, and the answers counted.
+            receiver.settimeout(_PATIENCE)
+            for _ in range(count if dropped_by == "nobody" else 0):
+                receiver.recv(1 << 16)
+            deadline = time.monotonic() + _PATIENCE
+            while dropped_by != "nobody" and time.monotonic() < deadline:
+                if sum(self._counted(dropped_by, family)) - sum(before[dropped_by]) >= count:
+                    break
         found = {}
         for one in self._chains:
             now = self._counted(one, family)
