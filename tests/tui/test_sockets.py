@@ -134,7 +134,11 @@ async def test_a_key_begins_and_ends_their_recording() -> None:
         await until(pilot, lambda: "b records them from now on" in text(app), "the key")
         await pilot.press("b")
         assert json.loads(agent.receive_line()) == {"cmd": "sockets", "on": True}
-        await until(pilot, lambda: "sockets are recorded from now on" in text(app), "the notice")
+        await until(pilot, lambda: "asked for stages of sockets" in text(app), "the notice")
+        # THEN they count as recorded once the agent counts them, and not before
+        assert "b records them from now on" in text(app)
+        counted = dict.fromkeys(("due", "delivered", "lost", "missed", "refused"), 0)
+        agent.send(streams.books(sockets=counted))
         await until(pilot, lambda: "No socket yet" in text(app), "that none came")
         await pilot.press("b")
         assert json.loads(agent.receive_line()) == {"cmd": "sockets", "on": False}

@@ -21,7 +21,6 @@ _MOST: Final = 1 << 12  # lines: beyond, the one not met for longest goes
 _SYNS: Final = (record.CONNECTING, record.SYN_TAKEN, record.SYN_DROPPED)
 _UP: Final = (record.CONNECTED, record.ACCEPTED)
 _PORTS: Final = (record.LISTENING, record.BOUND)
-_ENDS_A_LISTENER: Final = record.CLOSED
 
 Ends = tuple[End, End]
 """Who sends to whom."""
@@ -156,7 +155,7 @@ class Listing:
             self._count(host, stage)
 
     def _note_listener(self, line: Line, stage: Stage) -> None:
-        if stage.stage == _ENDS_A_LISTENER:
+        if stage.stage == record.CLOSED:
             self._drop_listener(line)
         elif stage.sk:
             self._listeners[line.host, stage.sk] = line

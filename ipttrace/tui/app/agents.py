@@ -42,8 +42,7 @@ class Agents:
             app.show_notice(f"stations cannot be recorded: {why}", error=True)
             return
         on = not app.feeds.stations
-        if not app.feeds.send({"cmd": "stations", "on": on}):
-            self._refused()
+        if not self._switch("stations", on):
             return
         for feed in app.feeds:
             feed.stations_asked = on
@@ -62,16 +61,23 @@ class Agents:
             app.show_notice("stages of sockets need a live trace", error=True)
             return
         on = not app.feeds.sockets
-        if not app.feeds.send({"cmd": "sockets", "on": on}):
-            self._refused()
+        if not self._switch("sockets", on):
             return
         for feed in app.feeds:
             feed.sockets_asked = on
         if not on:
             app.show_notice("sockets are no longer recorded")
             return
+        # The agent may refuse, and says so.
         traced = app.situation().filter
-        app.show_notice(f"sockets are recorded from now on{f', of {traced}' if traced else ''}")
+        app.show_notice(f"asked for stages of sockets{f' of {traced}' if traced else ''}")
+
+    def _switch(self, what: str, on: bool) -> bool:
+        """Asks for these records, or no more of them; False: no agent takes commands."""
+        if self._app.feeds.send({"cmd": what, "on": on}):
+            return True
+        self._refused()
+        return False
 
     def ask_filter(self) -> None:
         """Opens the prompt for a filter in the kernel."""

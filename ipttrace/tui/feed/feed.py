@@ -157,9 +157,9 @@ class Feed:
 
     @property
     def sockets(self) -> bool:
-        """Whether stages of sockets are recorded now, as far as it was asked for."""
+        """Whether stages of sockets are recorded now: the agent counts them, if it can."""
         if self.sockets_asked is not None:
-            return self.sockets_asked
+            return self.sockets_asked and "sockets" in self.trace.books
         return self.trace.hello.get("sockets") is True
 
     @property

@@ -106,7 +106,7 @@ class Feeds(tuple[Feed, ...]):
 
     @property
     def sockets(self) -> bool:
-        """Whether stages of sockets are recorded now, as far as it was asked for."""
+        """Whether stages of sockets are recorded now, on any host."""
         return any(feed.sockets for feed in self)
 
     def hello(self) -> dict[str, object]:
