@@ -19,26 +19,9 @@
 
 #include "guard_policy.h"
 
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define AF_UNSPEC   0
-#define AF_INET	    2
-#define AF_INET6    10
-#define EACCES	    13
-#define MAPPED	    0xffff00000000ULL /* ::ffff:0:0/96 */
-#define LOOPBACK    0x7f000001
-
-struct cgroup {
-	struct kernfs_node *kn;
-} ACCESS;
-
-struct css_set {
-	struct cgroup *dfl_cgrp;
-} ACCESS;
-
-struct task_struct {
-	struct css_set *cgroups;
-} ACCESS;
+#define EACCES	 13
+#define MAPPED	 0xffff00000000ULL /* ::ffff:0:0/96 */
+#define LOOPBACK 0x7f000001
 
 struct sock_cgroup_data {
 	struct cgroup *cgroup;

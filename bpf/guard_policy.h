@@ -7,21 +7,12 @@
 #define IPTTRACE_GUARD_POLICY_H
 
 #include "guard.h"
+#include "sock.h"
 
 #define SPAN_BITS    11
 #define MOST_CGROUPS 16 /* above each other */
 
 _Static_assert(1 << SPAN_BITS == IPTTRACE_GUARD_SPANS, "spans");
-
-struct kernfs_node {
-	__u64 id;
-	struct kernfs_node *parent;
-} ACCESS;
-
-/* Since Linux 6.15. */
-struct kernfs_node___new {
-	struct kernfs_node *__parent;
-} ACCESS;
 
 /* Without types: older kernels take no other map in its place that has none. */
 struct policy_map {

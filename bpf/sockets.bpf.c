@@ -21,10 +21,12 @@
 #include "ring.h"
 #include "sockets.h"
 
-/* The counters in `counters`, as the programs of this file use them. */
+/*
+ * The counters in `counters`, as the programs of this file use them.  What has been written the
+ * ring counts itself.
+ */
 enum socket_counter {
-	SOCKET_DUE,  /* records to be written */
-	SOCKET_LOST, /* for which the ring had no room */
+	SOCKET_LOST, /* records for which the ring had no room */
 };
 
 /*
@@ -124,15 +126,14 @@ static __always_inline __u64 returned(__u64 *ctx)
 	return value;
 }
 
-static __always_inline struct ipttrace_socket *
-begin(const struct net *net, __u8 stage, __u8 protocol, const bool probed)
+static __always_inline struct ipttrace_socket *begin(const struct net *net,
+						     __u8 stage, __u8 protocol)
 {
-	__u32 netns = GET(probed, net, ns.inum);
+	__u32 netns = net->ns.inum;
 	struct ipttrace_socket *record;
 
 	if (only_netns && netns != only_netns)
 		return NULL;
-	count(SOCKET_DUE, 1);
 	record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
 	if (!record) {
 		count(SOCKET_LOST, 1);
@@ -154,29 +155,27 @@ static __always_inline void submit(struct ipttrace_socket *record)
 
 /* A stage of a socket or a request, which both begin with this; NULL if it is not recorded. */
 static __always_inline struct ipttrace_socket *
-begin_at(const struct sock_common___stage *ends, __u8 stage, __u8 protocol,
-	 const bool probed)
+begin_at(const struct sock_common___stage *ends, __u8 stage, __u8 protocol)
 {
-	__u16 family = GET(probed, ends, skc_family);
+	__u16 family = ends->skc_family;
 	struct ipttrace_socket *record;
 
 	if (family != AF_INET && family != AF_INET6)
 		return NULL;
-	record = begin(GET(probed, ends, skc_net.net), stage, protocol, probed);
+	record = begin(ends->skc_net.net, stage, protocol);
 	if (!record)
 		return NULL;
-	fill_ends(record, ends, family, probed);
+	fill_ends(record, ends, family);
 	return record;
 }
 
 static __always_inline struct ipttrace_socket *
-begin_socket(const struct sock___stage *sk, __u8 stage, const bool probed)
+begin_sk(const struct sock___stage *sk, __u8 stage)
 {
 	const struct inet_sock *inet = (const void *)sk;
 	struct ipttrace_socket *record;
 
-	record = begin_at(&sk->__sk_common, stage, GET(probed, sk, sk_protocol),
-			  probed);
+	record = begin_at(&sk->__sk_common, stage, sk->sk_protocol);
 	if (!record)
 		return NULL;
 	record->sk = (unsigned long)sk;
@@ -187,12 +186,6 @@ begin_socket(const struct sock___stage *sk, __u8 stage, const bool probed)
 	    record->protocol == IPPROTO_TCP && is_mptcp(sk))
 		record->flags |= IPTTRACE_SK_MPTCP;
 	return record;
-}
-
-static __always_inline struct ipttrace_socket *
-begin_sk(const struct sock___stage *sk, __u8 stage)
-{
-	return begin_socket(sk, stage, false);
 }
 
 /* A stage of a handshake that a listener has to do with. */
@@ -224,7 +217,7 @@ static __always_inline void syn(const struct sk_buff___stage *skb,
 		net = listener->__sk_common.skc_net.net;
 	else
 		net = skb->dev->nd_net.net;
-	record = begin(net, stage, IPPROTO_TCP, false);
+	record = begin(net, stage, IPPROTO_TCP);
 	if (!record)
 		return;
 	fill_packet_ends(record, skb);
@@ -374,6 +367,7 @@ int ipttrace_syn(__u64 *ctx)
 	return 0;
 }
 
+/* Attached by who loads it, once a SYN was dropped for no reason that is known. */
 SEC("fexit/security_inet_conn_request")
 int ipttrace_denied(__u64 *ctx)
 {
@@ -400,7 +394,8 @@ int ipttrace_syn_end(__u64 *ctx)
 	return 0;
 }
 
-SEC("fexit/tcp_make_synack")
+/* At its beginning, as at the end it would cost twice as much: if memory is short, none is sent. */
+SEC("fentry/tcp_make_synack")
 int ipttrace_synack(__u64 *ctx)
 {
 	const struct request_sock___stage *request = (void *)ctx[2];
@@ -409,13 +404,11 @@ int ipttrace_synack(__u64 *ctx)
 	struct ipttrace_socket *record;
 	struct current_syn *now;
 
-	if (!returned(ctx))
-		return 0;
 	now = skb ? current_syn((void *)skb) : NULL;
 	if (now)
 		now->flags |= ANSWERED;
 	record = begin_at(&request->__req_common, IPTTRACE_SYN_ACK_SENT,
-			  IPPROTO_TCP, false);
+			  IPPROTO_TCP);
 	if (!record)
 		return 0;
 	record->request = (unsigned long)request;
@@ -431,28 +424,36 @@ int ipttrace_synack(__u64 *ctx)
 	return 0;
 }
 
-static __always_inline int last_ack(__u64 *ctx)
+/* The client's last ACK is right, and a child would be made of it. */
+static __always_inline int last_ack(const struct sock___stage *listener,
+				    const struct sk_buff___stage *skb)
 {
-	const struct sock___stage *listener = (void *)ctx[0];
-	const struct sk_buff___stage *skb = (void *)ctx[1];
-
-	if (returned(ctx) || !is_queue_full(listener) ||
-	    tcp_flags(skb) & TCP_FLAG_SYN)
-		return 0;
 	syn(skb, listener, IPTTRACE_ACK_DROPPED, IPTTRACE_SK_ACCEPT_FULL);
 	return 0;
 }
 
-SEC("fexit/tcp_check_req")
+/* At its beginning: its end would cost each connection four times as much. */
+SEC("fentry/tcp_check_req")
 int ipttrace_last_ack(__u64 *ctx)
 {
-	return last_ack(ctx);
+	const struct sock___stage *listener = (void *)ctx[0];
+	const struct tcp_request_sock *request = (void *)ctx[2];
+	const struct sk_buff___stage *skb = (void *)ctx[1];
+	bool fastopen =
+		ctx[3]; /* the child has been in the queue since the SYN */
+
+	if (!is_queue_full(listener) || fastopen ||
+	    !acknowledges(skb, BPF_CORE_READ(request, snt_isn)))
+		return 0;
+	return last_ack(listener, skb);
 }
 
-SEC("fexit/tcp_get_cookie_sock")
+SEC("fentry/tcp_get_cookie_sock")
 int ipttrace_last_ack_cookie(__u64 *ctx)
 {
-	return last_ack(ctx);
+	const struct sock___stage *listener = (void *)ctx[0];
+
+	return is_queue_full(listener) ? last_ack(listener, (void *)ctx[1]) : 0;
 }
 
 static __always_inline int established(const struct sock___stage *listener,
@@ -462,7 +463,8 @@ static __always_inline int established(const struct sock___stage *listener,
 	__u64 *place = place_of(child);
 	struct ipttrace_socket *record;
 
-	if (!place)
+	/* A listener that has gone away puts the child away as well. */
+	if (!place || listener->__sk_common.skc_state != TCP_LISTEN)
 		return 0;
 	/* One of these functions calls the other, unless the compiler has put it inside. */
 	if (*place == (unsigned long)child)
@@ -473,24 +475,23 @@ static __always_inline int established(const struct sock___stage *listener,
 		return 0;
 	record->request = request;
 	fill_listener(record, listener);
+	record->queue++; /* in which the child will be */
 	submit(record);
 	return 0;
 }
 
-SEC("fexit/inet_csk_complete_hashdance")
+SEC("fentry/inet_csk_complete_hashdance")
 int ipttrace_child(__u64 *ctx)
 {
-	if (!returned(ctx))
+	if (!(bool)ctx[3]) /* another CPU has made the child */
 		return 0;
 	return established((void *)ctx[0], (void *)ctx[1], ctx[2]);
 }
 
 /* Of a SYN-ACK with a cookie. */
-SEC("fexit/inet_csk_reqsk_queue_add")
+SEC("fentry/inet_csk_reqsk_queue_add")
 int ipttrace_cookie_child(__u64 *ctx)
 {
-	if (!returned(ctx))
-		return 0;
 	return established((void *)ctx[0], (void *)ctx[2], ctx[1]);
 }
 
@@ -516,15 +517,31 @@ int ipttrace_confirm(__u64 *ctx)
 	return 0;
 }
 
+/*
+ * What inet_csk_accept() has returned, of a type that the verifier knows, so that it is read
+ * directly.  The kernel has one of these layouts, and the verifier does not look at the other.
+ */
+static __always_inline const struct sock___stage *accepted(__u64 *ctx)
+{
+	__u64 child;
+
+	/* In assembly: the compiler would choose the address, which the verifier does not allow. */
+	if (bpf_core_type_exists(struct proto_accept_arg)) /* from 6.10 on */
+		asm volatile("%0 = *(u64 *)(%1 + 16)" : "=r"(child) : "r"(ctx));
+	else
+		asm volatile("%0 = *(u64 *)(%1 + 32)" : "=r"(child) : "r"(ctx));
+	return (void *)child;
+}
+
 SEC("fexit/inet_csk_accept")
 int ipttrace_accept(__u64 *ctx)
 {
+	const struct sock___stage *child = accepted(ctx);
 	struct ipttrace_socket *record;
-	__u64 child = returned(ctx);
 
 	if (!child)
 		return 0;
-	record = begin_socket((void *)child, IPTTRACE_ACCEPTED, true);
+	record = begin_sk(child, IPTTRACE_ACCEPTED);
 	if (!record)
 		return 0;
 	fill_listener(record, (void *)ctx[0]);
@@ -551,30 +568,75 @@ int ipttrace_read(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int ipttrace_state(__u64 *ctx)
+static __always_inline int closed(const struct sock___stage *sk)
 {
-	const struct sock___stage *sk = (void *)ctx[0];
-	int before = ctx[1], now = ctx[2], error;
+	__u8 before = sk->__sk_common.skc_state;
 	struct ipttrace_socket *record;
 	__u8 stage = IPTTRACE_CLOSED;
+	int error = sk->sk_err;
 	__u64 *place;
 
-	if (now != TCP_CLOSE || before == TCP_CLOSE ||
-	    sk->sk_protocol != IPPROTO_TCP)
+	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	place = place_of(sk);
 	if (place && *place == (unsigned long)sk)
 		*place = 0;
-	error = sk->sk_err;
 	if (before == TCP_SYN_SENT && error)
 		stage = IPTTRACE_REFUSED;
 	record = begin_sk(sk, stage);
 	if (!record)
 		return 0;
 	record->error = error;
-	if (before == TCP_LISTEN)
-		record->flags |= IPTTRACE_SK_LISTENER;
+	submit(record);
+	return 0;
+}
+
+/*
+ * The ends of connections.  tcp_set_state() and its tracepoint would see them all, and eight other
+ * changes of each connection, which cost more than all records of its end.
+ */
+SEC("fentry/tcp_done")
+int ipttrace_done(__u64 *ctx)
+{
+	const struct sock___stage *sk = (void *)ctx[0];
+
+	return sk->__sk_common.skc_state == TCP_CLOSE ? 0 : closed(sk);
+}
+
+/* close() while connect() is under way. */
+SEC("fentry/__tcp_close")
+int ipttrace_close(__u64 *ctx)
+{
+	const struct sock___stage *sk = (void *)ctx[0];
+
+	return sk->__sk_common.skc_state == TCP_SYN_SENT ? closed(sk) : 0;
+}
+
+/* connect() to no address while another connect() is under way, or from close(). */
+SEC("fentry/tcp_disconnect")
+int ipttrace_disconnect(__u64 *ctx)
+{
+	const struct sock___stage *sk = (void *)ctx[0];
+	__u64 *place = place_of(sk);
+
+	if (sk->__sk_common.skc_state != TCP_SYN_SENT || !place ||
+	    *place != (unsigned long)sk)
+		return 0;
+	return closed(ARGUMENT(0));
+}
+
+SEC("fentry/inet_csk_listen_stop")
+int ipttrace_listen_stop(__u64 *ctx)
+{
+	const struct sock___stage *sk = (void *)ctx[0];
+	struct ipttrace_socket *record;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	record = begin_sk(sk, IPTTRACE_CLOSED);
+	if (!record)
+		return 0;
+	record->flags |= IPTTRACE_SK_LISTENER;
 	submit(record);
 	return 0;
 }
@@ -610,7 +672,8 @@ static __always_inline int sent_reset(const struct sock___stage *sk)
 	record->flags |= IPTTRACE_SK_SENT;
 	record->owner = inode_of(sk);
 	submit(record);
-	return 0;
+	/* One that was closed although data was unread, or at once, does not reach tcp_done(). */
+	return state == TCP_CLOSE ? closed(sk) : 0;
 }
 
 static __always_inline int answered_by_reset(const struct sock___stage *sk,
@@ -648,7 +711,7 @@ int ipttrace_abandoned(__u64 *ctx)
 	struct ipttrace_socket *record;
 
 	record = begin_at(&request->__req_common, IPTTRACE_ABANDONED,
-			  IPPROTO_TCP, false);
+			  IPPROTO_TCP);
 	if (!record)
 		return 0;
 	record->request = (unsigned long)request;

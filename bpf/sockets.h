@@ -1,136 +1,36 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the programs of bpf/sockets.bpf.c read of sockets, requests, packets and processes.
+ * Fills in what the programs of bpf/sockets.bpf.c report of sockets, requests, packets and
+ * processes.
  */
 #ifndef IPTTRACE_SOCKETS_H
 #define IPTTRACE_SOCKETS_H
 
-#include "structs.h"
-
-#define AF_INET	     2
-#define AF_INET6     10
-#define NFPROTO_IPV4 2
-#define NFPROTO_IPV6 10
-#define IPPROTO_TCP  6
-#define IPPROTO_UDP  17
-
-#define TCP_SYN_SENT	 2
-#define TCP_TIME_WAIT	 6
-#define TCP_CLOSE	 7
-#define TCP_LISTEN	 10
-#define TCP_NEW_SYN_RECV 12
-
-#define TCP_FLAG_SYN 0x02
-#define TCP_FLAGS    0x17 /* FIN, SYN, RST, ACK */
-
-enum tcp_synack_type {
-	TCP_SYNACK_NORMAL,
-	TCP_SYNACK_FASTOPEN,
-	TCP_SYNACK_COOKIE,
-};
-
-struct sock_common___stage {
-	__be32 skc_daddr, skc_rcv_saddr;
-	__be16 skc_dport;
-	__u16 skc_num;
-	__u16 skc_family;
-	unsigned char skc_state;
-	struct possible_net skc_net;
-	struct address6 skc_v6_daddr, skc_v6_rcv_saddr;
-} ACCESS;
-
-struct sock___stage {
-	struct sock_common___stage __sk_common;
-	int sk_err;
-	__u16 sk_protocol;
-	__u32 sk_ack_backlog, sk_max_ack_backlog;
-	struct socket *sk_socket;
-} ACCESS;
-
-struct socket___stage {
-	struct sock___stage *sk;
-} ACCESS;
-
-struct inet_sock {
-	__be16 inet_sport;
-} ACCESS;
-
-struct request_sock___stage {
-	struct sock_common___stage __req_common;
-} ACCESS;
-
-struct request_sock_queue {
-	struct {
-		int counter;
-	} qlen;
-} ACCESS;
-
-struct inet_connection_sock {
-	struct request_sock_queue icsk_accept_queue;
-} ACCESS;
-
-struct tcp_sock {
-	bool is_mptcp;
-} ACCESS;
-
-struct sk_buff___stage {
-	struct sock *sk;
-	struct net_device *dev;
-	unsigned long _nfct;
-	__be16 protocol;
-	__u16 transport_header;
-	__u16 network_header;
-	unsigned char *head;
-} ACCESS;
-
-struct upid {
-	int nr;
-} ACCESS;
-
-struct pid {
-	unsigned int level;
-	struct upid numbers[1];
-} ACCESS;
-
-struct kernfs_node {
-	__u64 id;
-} ACCESS;
-
-struct cgroup {
-	struct kernfs_node *kn;
-} ACCESS;
-
-struct css_set {
-	struct cgroup *dfl_cgrp;
-} ACCESS;
-
-struct task_struct {
-	struct task_struct *group_leader;
-	struct pid *thread_pid;
-	struct css_set *cgroups;
-} ACCESS;
+#include "sock.h"
 
 /* The inode by which processes hold the socket, 0: none does as yet, or any more. */
 static __always_inline __u64 inode_of(const struct sock___stage *sk)
 {
-	const struct socket_alloc *socket = (const void *)sk->sk_socket;
+	const struct socket___stage *socket = sk->sk_socket;
 
-	return socket ? BPF_CORE_READ(socket, vfs_inode.i_ino) : 0;
+	return socket && socket->file ? socket->file->f_inode->i_ino : 0;
 }
 
 static __always_inline bool is_mptcp(const struct sock___stage *sk)
 {
-	const struct tcp_sock *tcp = (const void *)sk;
+	const struct tcp_sock *tcp;
 
-	return bpf_core_field_exists(tcp->is_mptcp) &&
-	       BPF_CORE_READ(tcp, is_mptcp);
+	if (!bpf_core_field_exists(struct tcp_sock, is_mptcp))
+		return false;
+	tcp = bpf_skc_to_tcp_sock((void *)sk);
+	return tcp && tcp->is_mptcp;
 }
 
 static __always_inline __u32 requests_of(const struct sock___stage *listener)
 {
-	const struct inet_connection_sock *icsk = (const void *)listener;
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock((void *)listener);
 
-	return BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
+	return tcp ? tcp->inet_conn.icsk_accept_queue.qlen.counter : 0;
 }
 
 /* A socket of IPv6 may have ends of IPv4. */
@@ -143,10 +43,10 @@ static __always_inline bool is_mapped(const __u8 *address)
 
 static __always_inline void fill_ends(struct ipttrace_socket *record,
 				      const struct sock_common___stage *ends,
-				      __u16 family, const bool probed)
+				      __u16 family)
 {
-	record->remote_port_be16 = GET(probed, ends, skc_dport);
-	record->local_port_be16 = bpf_htons(GET(probed, ends, skc_num));
+	record->remote_port_be16 = ends->skc_dport;
+	record->local_port_be16 = bpf_htons(ends->skc_num);
 	record->family = NFPROTO_IPV6;
 	if (family == AF_INET6 && bpf_core_field_exists(ends->skc_v6_daddr)) {
 		bpf_core_read(record->remote, 16, &ends->skc_v6_daddr);
@@ -157,8 +57,8 @@ static __always_inline void fill_ends(struct ipttrace_socket *record,
 		__builtin_memset(record->local, 0, 16);
 	}
 	record->family = NFPROTO_IPV4;
-	*(__be32 *)record->remote = GET(probed, ends, skc_daddr);
-	*(__be32 *)record->local = GET(probed, ends, skc_rcv_saddr);
+	*(__be32 *)record->remote = ends->skc_daddr;
+	*(__be32 *)record->local = ends->skc_rcv_saddr;
 }
 
 /* Whom a process calls, of its struct sockaddr. */
@@ -195,26 +95,31 @@ static __always_inline bool is_ipv4(const struct sk_buff___stage *skb)
 static __always_inline void fill_packet_ends(struct ipttrace_socket *record,
 					     const struct sk_buff___stage *skb)
 {
-	unsigned char *network = skb->head + skb->network_header;
-	__u16 ports[2] = {};
-	__be32 four[2] = {};
+	__u32 at = skb->network_header, transport = skb->transport_header;
+	unsigned char *network = skb->head + at;
+	struct {
+		__be32 from, to;
+		__u16 ports[2];
+	} four = {};
 
 	__builtin_memset(record->remote, 0, 16);
 	__builtin_memset(record->local, 0, 16);
 	if (is_ipv4(skb)) {
 		record->family = NFPROTO_IPV4;
-		bpf_probe_read_kernel(four, sizeof(four), network + 12);
-		*(__be32 *)record->remote = four[0];
-		*(__be32 *)record->local = four[1];
+		/* The ports are behind the addresses, unless there are options. */
+		bpf_probe_read_kernel(&four, sizeof(four), network + 12);
+		*(__be32 *)record->remote = four.from;
+		*(__be32 *)record->local = four.to;
 	} else {
 		record->family = NFPROTO_IPV6;
 		bpf_probe_read_kernel(record->remote, 16, network + 8);
 		bpf_probe_read_kernel(record->local, 16, network + 24);
 	}
-	bpf_probe_read_kernel(ports, sizeof(ports),
-			      skb->head + skb->transport_header);
-	record->remote_port_be16 = ports[0];
-	record->local_port_be16 = ports[1];
+	if (!is_ipv4(skb) || transport != at + 20)
+		bpf_probe_read_kernel(four.ports, sizeof(four.ports),
+				      skb->head + transport);
+	record->remote_port_be16 = four.ports[0];
+	record->local_port_be16 = four.ports[1];
 }
 
 #define MIX 0x9e3779b97f4a7c15ULL /* odd, as far from a pattern as can be */
@@ -252,6 +157,19 @@ static __always_inline __u8 tcp_flags(const struct sk_buff___stage *skb)
 	bpf_probe_read_kernel(&flags, 1,
 			      skb->head + skb->transport_header + 13);
 	return flags & TCP_FLAGS;
+}
+
+/* Does it acknowledge this sequence number of a SYN, and want no other connection, or none? */
+static __always_inline bool acknowledges(const struct sk_buff___stage *skb,
+					 __u32 number)
+{
+	__be32 acknowledged = 0;
+
+	bpf_probe_read_kernel(&acknowledged, sizeof(acknowledged),
+			      skb->head + skb->transport_header + 8);
+	return bpf_ntohl(acknowledged) == number + 1 &&
+	       (tcp_flags(skb) &
+		(TCP_FLAG_ACK | TCP_FLAG_SYN | TCP_FLAG_RST)) == TCP_FLAG_ACK;
 }
 
 /* Of a new connection: whom its client has called, and between whom the answer goes. */
@@ -330,7 +248,7 @@ static __always_inline void fill_process(struct ipttrace_socket *record)
 	record->flags |= IPTTRACE_SK_PROCESS;
 	record->pid = ids >> 32;
 	record->tid = ids;
-	record->uid = bpf_get_current_uid_gid();
+	record->uid = task->cred->uid.val;
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	record->cgroup = task->cgroups->dfl_cgrp->kn->id;
 	deepest = task->thread_pid->level;

@@ -71,13 +71,16 @@ class BpfObject:
         """Attaches the programs, unless they are.  Raises CaptureError, with none attached."""
         if self._links:
             return
-        for program in reversed(self._programs):
-            link = self._lib.bpf_program__attach(program)
-            if not link:
-                code = ctypes.get_errno()
-                self.detach()
-                self._libbpf.check(-code or -errno.EINVAL, "cannot attach the BPF programs")
-            self._links.append(link)
+        try:
+            for program in reversed(self._programs):
+                self._attach(program)
+        except CaptureError:
+            self.detach()
+            raise
+
+    def attach_also(self, name: str) -> None:
+        """Attaches a program of `unattached` too, until `detach`.  Raises CaptureError."""
+        self._attach(self._unattached[name])
 
     def attach_each(self) -> None:
         """Attaches those programs that can be attached, unless some are."""
@@ -119,6 +122,13 @@ class BpfObject:
     def close(self) -> None:
         """Detaches and unloads the programs."""
         self._stack.close()
+
+    def _attach(self, program: int) -> None:
+        link = self._lib.bpf_program__attach(program)
+        if not link:
+            code = ctypes.get_errno()
+            self._libbpf.check(-code or -errno.EINVAL, "cannot attach the BPF programs")
+        self._links.append(link)
 
     def _all_programs(self) -> dict[str, int]:
         found = {}

@@ -20,7 +20,7 @@ from ipttrace.capture.order import fences
 Words = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
 
-_HEADER: Final = 8  # BPF_RINGBUF_HDR_SZ: u32 length and flags, u32 page
+HEADER: Final = 8  # BPF_RINGBUF_HDR_SZ: u32 length and flags, u32 page
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 _LENGTH: Final = _DISCARDED - 1
@@ -79,11 +79,15 @@ class Ring:
         # A length that no kernel writes must not lead beyond what was written.
         count = min(count, end - begin)
         self._taken = begin + count
-        starts = starts - first + _HEADER
+        starts = starts - first + HEADER
         kept = (sizes & _DISCARDED == 0) & (starts + sizes <= count)
         if not kept.all():
             starts, sizes = starts[kept], sizes[kept]
         return np.frombuffer(self._data, np.uint64, count >> 3, first), starts >> 3, sizes
+
+    def written(self) -> int:
+        """Bytes that the kernel has written in all, each record with its HEADER."""
+        return int(self._written_to[0])
 
     def release(self) -> None:
         """Gives the room of what `look` returned back to the kernel."""
@@ -178,4 +182,4 @@ def _true(found: npt.NDArray[np.bool_]) -> Offsets:
 
 def _after(at: _Place, size: _Place) -> _Place:
     """Where the record ends that begins at `at`; `size`: its length and flags."""
-    return at + ((size & _LENGTH) + _HEADER + 7 & ~7)
+    return at + ((size & _LENGTH) + HEADER + 7 & ~7)

@@ -16,14 +16,11 @@ from ipttrace.capture.libbpf import Libbpf
 from ipttrace.capture.libbpf.btf import BTF, functions
 from ipttrace.capture.libbpf.counters import Counters
 from ipttrace.capture.libbpf.objects import BpfObject
-from ipttrace.capture.libbpf.ring import Ring
+from ipttrace.capture.libbpf.ring import HEADER, Ring
 from ipttrace.stream.record import SOCKET_DTYPE, Records
 
-# enum socket_counter
-DUE, LOST = range(2)
-
 _OBJECT: Final = "sockets.bpf.o"
-_TRACEPOINTS: Final = tuple(f"ipttrace_{name}" for name in ("retransmit", "read", "state", "reset"))
+_TRACEPOINTS: Final = tuple(f"ipttrace_{name}" for name in ("retransmit", "read", "reset"))
 # The programs by the function that each is attached to, at its beginning or its end.
 _FUNCTIONS: Final = (
     ("inet_listen", "listen"),
@@ -31,7 +28,6 @@ _FUNCTIONS: Final = (
     ("tcp_finish_connect", "finish"),
     ("tcp_conn_request", "syn"),
     ("tcp_conn_request", "syn_end"),
-    ("security_inet_conn_request", "denied"),
     ("security_socket_connect", "denied_connect"),
     ("security_socket_accept", "denied_accept"),
     ("tcp_make_synack", "synack"),
@@ -40,6 +36,10 @@ _FUNCTIONS: Final = (
     ("inet_csk_complete_hashdance", "child"),
     ("inet_csk_reqsk_queue_add", "cookie_child"),
     ("inet_csk_accept", "accept"),
+    ("tcp_done", "done"),
+    ("__tcp_close", "close"),
+    ("tcp_disconnect", "disconnect"),
+    ("inet_csk_listen_stop", "listen_stop"),
     ("tcp_v4_send_reset", "send_reset"),
     ("tcp_v6_send_reset", "send_reset6"),
     ("tcp_send_active_reset", "active_reset"),
@@ -50,6 +50,8 @@ _FUNCTIONS: Final = (
     ("skb_consume_udp", "udp_read"),
     ("__nf_conntrack_confirm", "confirm"),
 )
+# Attached when there is a reason: each connection pays for it.
+_DENIED: Final = ("security_inet_conn_request", "ipttrace_denied")
 _MODULES: Final = ("ipv6", "nf_conntrack")  # that functions may be in
 # Without these no handshake can be followed.
 _NEEDED: Final = frozenset(("tcp_conn_request", "tcp_make_synack", "inet_csk_accept"))
@@ -66,12 +68,14 @@ class Programs:
         if not (BTF / "vmlinux").exists():
             raise CaptureError(f"the kernel has no BTF ({BTF / 'vmlinux'})")
         self._libbpf = libbpf = Libbpf()
-        wanted = {function for function, _ in _FUNCTIONS}
+        wanted = {function for function, _ in _FUNCTIONS} | {_DENIED[0]}
         found = set().union(*(functions(libbpf, module, wanted) for module in _MODULES))
         if missing := _NEEDED - found:
             raise CaptureError(f"this kernel has no function {min(missing)}")
         self.lacking = wanted - found
         names = [f"ipttrace_{name}" for function, name in _FUNCTIONS if function in found]
+        self._denied = _DENIED[1] if _DENIED[0] in found else ""
+        self._denials = False  # whether it is attached
         cpus = libbpf.lib.libbpf_num_possible_cpus()
         with contextlib.ExitStack() as stack:
             self._object = BpfObject(
@@ -80,6 +84,7 @@ class Programs:
                 (*_TRACEPOINTS, *names),
                 sizes={"ring": buffer, "counters": cpus},
                 constants=only_netns.to_bytes(4, "little"),
+                unattached=[self._denied] if self._denied else [],
             )
             stack.callback(self._object.close)
             self._ring = Ring(self._object.map_fd("ring"), buffer)
@@ -91,9 +96,17 @@ class Programs:
         """Attaches them.  Raises CaptureError."""
         self._object.attach()
 
+    def see_denials(self) -> None:
+        """From now on, SYNs that a security module does not let a listener take are known."""
+        if self._denied and not self._denials:
+            with contextlib.suppress(CaptureError):
+                self._object.attach_also(self._denied)
+            self._denials = True
+
     def detach(self) -> None:
         """Detaches them; what they have written can still be taken."""
         self._object.detach()
+        self._denials = False
 
     def take(self) -> Records:
         """What has been written, in the order of the ring: shape (n,)."""
@@ -105,9 +118,13 @@ class Programs:
             found.view(np.uint64)[:] = words[each].ravel()
         return found
 
-    def counters(self) -> list[int]:
-        """DUE and LOST, of all CPUs."""
-        return self._counters.sums(LOST + 1)
+    def written(self) -> int:
+        """How many records have been written, as the kernel counts them."""
+        return self._ring.written() // (SOCKET_DTYPE.itemsize + HEADER)
+
+    def lost(self) -> int:
+        """Records for which the ring had no room."""
+        return self._counters.sums(1)[0]
 
     def missed(self) -> int:
         """How often a program could not run, since it was running on the same CPU."""

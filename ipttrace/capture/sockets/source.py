@@ -11,11 +11,13 @@ from typing import Final
 from ipttrace.capture.addresses import HiddenAddresses
 from ipttrace.capture.sockets.expr import taken
 from ipttrace.capture.sockets.processes import ProcessBook
-from ipttrace.capture.sockets.programs import DUE, LOST, Programs
+from ipttrace.capture.sockets.programs import Programs
+from ipttrace.stream import record
 from ipttrace.stream.messages import Process, SocketBooks
 from ipttrace.stream.record import Records
 
 BUFFER: Final = 4 << 20  # bytes of the ring
+_REASONS: Final = record.SK_F_ACCEPT_FULL | record.SK_F_SYN_FULL | record.SK_F_DENIED
 _ADDRESSES: Final = ("sk", "listener", "request")
 
 
@@ -71,6 +73,8 @@ class Sockets:
         found = self._programs.take()
         if not len(found):
             return found, {}
+        if self._armed and self._wanted and _any_unexplained(found):
+            self._programs.see_denials()
         keep = taken(self._program, found)
         self._refused += int((~keep).sum())
         found = found[keep]
@@ -82,16 +86,15 @@ class Sockets:
 
     def counts(self) -> tuple[int, int]:
         """Stages that were read, and those for which the ring had no room."""
-        return self._delivered, self._programs.counters()[LOST]
+        return self._delivered, self._programs.lost()
 
     def books(self) -> SocketBooks:
         """The counters of this moment."""
-        counted = self._programs.counters()
-        missed = self._programs.missed()
+        lost, missed = self._programs.lost(), self._programs.missed()
         return {
-            "due": counted[DUE] - self._refused + missed,
+            "due": self._programs.written() + lost - self._refused + missed,
             "delivered": self._delivered,
-            "lost": counted[LOST],
+            "lost": lost,
             "missed": missed,
             "refused": self._refused,
         }
@@ -99,3 +102,8 @@ class Sockets:
     def close(self) -> None:
         """Detaches and removes everything that was added to the host."""
         self._programs.close()
+
+
+def _any_unexplained(stages: Records) -> bool:
+    dropped = stages["stage"] == record.SYN_DROPPED
+    return bool((dropped & (stages["flags"] & _REASONS == 0)).any())

@@ -121,4 +121,4 @@ def _dropped(stage: Stage) -> str:
             f"there are as many handshakes as may be ({stage.requests} of {stage.queue_most});"
             " see sysctl net.ipv4.tcp_max_syn_backlog, net.ipv4.tcp_syncookies"
         )
-    return "the kernel gives no reason"
+    return "no reason is known as yet; its repetition may show one"

@@ -60,7 +60,7 @@ def test_a_line_has_the_ends_the_process_and_the_queue() -> None:
 @pytest.mark.parametrize(
     ("one", "why"),
     [
-        (stage(record.SYN_DROPPED), "the kernel gives no reason"),
+        (stage(record.SYN_DROPPED), "no reason is known as yet; its repetition may show one"),
         (stage(record.SYN_DROPPED, record.SK_F_DENIED), "a security module"),
         (
             stage(record.SYN_DROPPED, record.SK_F_ACCEPT_FULL, queue=2, queue_most=1),
