@@ -15,26 +15,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
-#include "ring.h"
-
-#include "guard_policy.h"
-
-#define EACCES	 13
-#define MAPPED	 0xffff00000000ULL /* ::ffff:0:0/96 */
-#define LOOPBACK 0x7f000001
-
-struct sock_cgroup_data {
-	struct cgroup *cgroup;
-} ACCESS;
-
-struct sock___guarded {
-	struct sock_common __sk_common;
-	__u16 sk_protocol;
-	struct {
-		__u32 val;
-	} sk_uid;
-	struct sock_cgroup_data sk_cgrp_data;
-} ACCESS;
+#include "guard_call.h"
 
 struct socket___guarded {
 	struct sock___guarded *sk;
@@ -48,168 +29,6 @@ struct msghdr {
 struct request_sock {
 	struct sock_common __req_common;
 } ACCESS;
-
-struct sk_buff___guarded {
-	__u16 transport_header;
-	__u16 network_header;
-	__be16 protocol;
-	unsigned char *head;
-} ACCESS;
-
-static __always_inline void set_value(struct ipttrace_guard_value *value,
-				      __u64 high, __u64 low)
-{
-	value->high = high;
-	value->low = low;
-}
-
-static __always_inline void set_four(struct ipttrace_guard_value *value,
-				     __be32 address)
-{
-	set_value(value, 0, MAPPED | bpf_ntohl(address));
-}
-
-static __always_inline void set_six(struct ipttrace_guard_value *value,
-				    const void *address)
-{
-	__u64 halves[2] = {};
-
-	bpf_probe_read_kernel(halves, sizeof(halves), address);
-	set_value(value, bpf_be64_to_cpu(halves[0]),
-		  bpf_be64_to_cpu(halves[1]));
-}
-
-/* Begins a call on a socket of IP, without its addresses; false: no rule is of such calls. */
-static __always_inline bool begin(struct call *call,
-				  const struct sock___guarded *sk, __u8 kind)
-{
-	__u16 family;
-
-	call->policy = policy_of(kind);
-	if (!call->policy || !sk)
-		return false;
-	family = sk->__sk_common.skc_family;
-	if (family != AF_INET && family != AF_INET6)
-		return false;
-	call->kind = kind;
-	call->protocol = sk->sk_protocol;
-	call->protocol_at =
-		forget(call->protocol == IPPROTO_TCP ? IPTTRACE_GUARD_TCP :
-		       call->protocol == IPPROTO_UDP ? IPTTRACE_GUARD_UDP :
-						       IPTTRACE_GUARD_OTHER);
-	set_value(&call->remote, 0, 0);
-	call->remote_port = 0;
-	return true;
-}
-
-static __always_inline void local_end(struct call *call,
-				      const struct sock___guarded *sk)
-{
-	set_value(&call->local, 0, 0);
-	call->local_port = sk->__sk_common.skc_num;
-	if (sk->__sk_common.skc_family == AF_INET)
-		set_four(&call->local, sk->__sk_common.skc_rcv_saddr);
-	else if (bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr))
-		set_six(&call->local, &sk->__sk_common.skc_v6_rcv_saddr);
-}
-
-/* The process that calls, or else the one that made the socket. */
-static __always_inline void find_process(struct call *call,
-					 const struct sock___guarded *sk,
-					 const bool process)
-{
-	const struct task_struct *task = (void *)bpf_get_current_task();
-	char comm[IPTTRACE_GUARD_COMM] = {};
-	__u64 halves[2];
-
-	call->cgroup = NULL;
-	if (process) {
-		call->uid = bpf_get_current_uid_gid();
-		bpf_get_current_comm(comm, sizeof(comm));
-		call->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
-	} else {
-		call->uid = BPF_CORE_READ(sk, sk_uid.val);
-		if (bpf_core_field_exists(sk->sk_cgrp_data))
-			call->cgroup =
-				BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn);
-	}
-	__builtin_memcpy(halves, comm, sizeof(halves));
-	call->comm.high = bpf_be64_to_cpu(halves[0]);
-	call->comm.low = bpf_be64_to_cpu(halves[1]);
-}
-
-static __always_inline void report(const struct call *call,
-				   const struct sock___guarded *sk, __u32 rule,
-				   const bool process)
-{
-	const struct kernfs_node *cgroup = call->cgroup;
-	struct ipttrace_guard_event *event;
-	__u64 ids;
-
-	count(IPTTRACE_GUARD_DENIED, 1);
-	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
-	if (!event) {
-		count(IPTTRACE_GUARD_LOST, 1);
-		return;
-	}
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time = bpf_ktime_get_ns();
-	if (cgroup)
-		event->cgroup = BPF_CORE_READ(cgroup, id);
-	event->version = call->policy->version;
-	event->rule = rule;
-	event->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	event->uid = call->uid;
-	event->remote_port = call->remote_port;
-	event->local_port = call->local_port;
-	event->call = call->kind;
-	event->protocol = call->protocol;
-	event->flags = call->policy->dry ? IPTTRACE_GUARD_DRY : 0;
-	event->remote = call->remote;
-	event->local = call->local;
-	if (process) {
-		ids = bpf_get_current_pid_tgid();
-		event->flags |= IPTTRACE_GUARD_PROCESS;
-		event->pid = ids >> 32;
-		event->tid = ids;
-		bpf_get_current_comm(event->comm, sizeof(event->comm));
-	}
-	bpf_ringbuf_submit(event, 0);
-}
-
-/* Decides a call that may meet a rule: 0 or -EACCES. */
-static __always_inline int
-settle(struct call *call, const struct sock___guarded *sk, const bool process)
-{
-	__u32 rule;
-
-	MERGE();
-	local_end(call, sk);
-	find_process(call, sk, process);
-	MERGE();
-	find_spans(call);
-	rule = first_rule(call);
-	if (!rule)
-		return 0;
-	report(call, sk, rule, process);
-	return call->policy->dry ? 0 : -EACCES;
-}
-
-static __always_inline int
-decide(struct call *call, const struct sock___guarded *sk, const bool process)
-{
-	return may_meet(call) ? settle(call, sk, process) : 0;
-}
-
-static __always_inline void remote_end(struct call *call,
-				       const struct sock_common *common)
-{
-	call->remote_port = bpf_ntohs(common->skc_dport);
-	if (common->skc_family == AF_INET)
-		set_four(&call->remote, common->skc_daddr);
-	else if (bpf_core_field_exists(common->skc_v6_daddr))
-		set_six(&call->remote, &common->skc_v6_daddr);
-}
 
 struct any_address {
 	__u16 family;
@@ -229,7 +48,8 @@ static __always_inline int to_address(const struct sock___guarded *sk,
 	struct any_address to = {};
 	struct call call;
 
-	if (!begin(&call, sk, IPTTRACE_GUARD_CONNECT) || !address || length < 8)
+	if (!begin(&call, sk, IPTTRACE_GUARD_CONNECT, false) || !address ||
+	    length < 8)
 		return 0;
 	bpf_probe_read_kernel(&to, 8, address);
 	if (to.family == AF_INET6 && length >= 24)
@@ -249,7 +69,7 @@ static __always_inline int to_address(const struct sock___guarded *sk,
 	if (call.remote.low == MAPPED && !call.remote.high)
 		call.remote.low |= LOOPBACK;
 	call.remote_port = bpf_ntohs(to.port);
-	return decide(&call, sk, true);
+	return decide(&call, sk, true, false);
 }
 
 SEC("lsm/socket_connect")
@@ -278,9 +98,9 @@ int BPF_PROG(ipttrace_guard_accept, struct socket___guarded *socket,
 	const struct sock___guarded *sk = socket->sk;
 	struct call call;
 
-	if (!begin(&call, sk, IPTTRACE_GUARD_ACCEPT))
+	if (!begin(&call, sk, IPTTRACE_GUARD_ACCEPT, false))
 		return 0;
-	return decide(&call, sk, true);
+	return decide(&call, sk, true, false);
 }
 
 SEC("lsm/inet_conn_request")
@@ -289,10 +109,10 @@ int BPF_PROG(ipttrace_guard_arrival, struct sock___guarded *sk, void *skb,
 {
 	struct call call;
 
-	if (!begin(&call, sk, IPTTRACE_GUARD_ARRIVAL))
+	if (!begin(&call, sk, IPTTRACE_GUARD_ARRIVAL, false))
 		return 0;
-	remote_end(&call, &request->__req_common);
-	return decide(&call, sk, false);
+	remote_end(&call, &request->__req_common, false);
+	return decide(&call, sk, false, false);
 }
 
 /* Of a socket with one peer; datagrams of others are looked at as they arrive. */
@@ -305,10 +125,10 @@ int BPF_PROG(ipttrace_guard_receive, struct socket___guarded *socket,
 
 	if (!sk || !sk->__sk_common.skc_dport)
 		return 0;
-	if (!begin(&call, sk, IPTTRACE_GUARD_RECEIVE))
+	if (!begin(&call, sk, IPTTRACE_GUARD_RECEIVE, false))
 		return 0;
-	remote_end(&call, &sk->__sk_common);
-	return decide(&call, sk, true);
+	remote_end(&call, &sk->__sk_common, false);
+	return decide(&call, sk, true, false);
 }
 
 SEC("lsm/socket_sock_rcv_skb")
@@ -323,7 +143,7 @@ int BPF_PROG(ipttrace_guard_packet, struct sock___guarded *sk,
 	/* A stream whose segments were dropped would not end. */
 	if (sk->sk_protocol == IPPROTO_TCP)
 		return 0;
-	if (!begin(&call, sk, IPTTRACE_GUARD_RECEIVE))
+	if (!begin(&call, sk, IPTTRACE_GUARD_RECEIVE, false))
 		return 0;
 	head = skb->head;
 	if (skb->protocol == bpf_htons(0x0800)) {
@@ -340,7 +160,7 @@ int BPF_PROG(ipttrace_guard_packet, struct sock___guarded *sk,
 	    !bpf_probe_read_kernel(ports, sizeof(ports),
 				   head + skb->transport_header))
 		call.remote_port = bpf_ntohs(ports[0]);
-	return settle(&call, sk, false);
+	return settle(&call, sk, false, false);
 }
 
 char LICENSE[] SEC("license") = "GPL";

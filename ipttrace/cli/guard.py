@@ -169,6 +169,8 @@ class _Loop:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._stop)
+        if self._guard.limits:
+            self._note(self._guard.limits)
         self._note(words.rules_line(self._guard.rules, dry=self._parsed.dry_run))
         if self._parsed.ready_file is not None:
             try:

@@ -8,8 +8,9 @@
     programs    the BPF programs, loaded and attached, and their events
     session     the ssh connection through which the command was given
     words       events as lines and as JSON
+    sharing     gives events to programs of root that trace sockets
     running     the guard while it runs: rules that are replaced, events that are taken
 
-BPF LSM decides in the kernel; nothing is pinned, so that all is allowed again when the process
-ends.  Must not import a view or an engine.
+BPF LSM decides in the kernel, or programs of the host's cgroup; nothing is pinned, so that all is
+allowed again when the process ends.  Must not import a view or an engine.
 """

@@ -36,12 +36,16 @@ def compile_policy(
     *,
     version: int = 1,
     dry: bool = False,
+    arriving: bool = False,
 ) -> bytes:
     """struct ipttrace_guard_policy of these rules.
 
-    `cgroups`: the numbers of the cgroups of each container that rules name.  Raises RuleError
-    if they differ in more than the programs have room for.
+    `cgroups`: the numbers of the cgroups of each container that rules name; `arriving`: accept
+    and receive are decided only as connections and data arrive.  Raises RuleError if the rules
+    differ in more than the programs have room for, or ask what is not known then.
     """
+    if arriving:
+        _check_arriving(rules)
     policy = np.zeros((), layout.POLICY_DTYPE)
     policy["version"] = version
     policy["rules"] = len(rules)
@@ -49,7 +53,7 @@ def compile_policy(
     for number, rule in enumerate(rules):
         if not rule.denies:
             _set(policy["allow"], number)
-        for call in calls_of(rules, number):
+        for call in calls_of(rules, number, arriving=arriving):
             _set(policy["call"][call], number)
             policy["calls"] |= np.uint32(1 << call)
         for protocol in range(3):
@@ -68,7 +72,15 @@ def compile_policy(
     return policy.tobytes()
 
 
-def calls_of(rules: Sequence[Rule], number: int) -> Iterable[int]:
+def _check_arriving(rules: Sequence[Rule]) -> None:
+    for rule in rules:
+        if rule.comm is not None and rule.call != "connect":
+            message = f"comm is not known of {rule.call} here"
+            reason = "bpf is not among the security modules"
+            raise RuleError(f"{message}: {reason}", rule.text, rule.text.find("comm"))
+
+
+def calls_of(rules: Sequence[Rule], number: int, *, arriving: bool = False) -> Iterable[int]:
     """The calls for which this rule is asked (layout.CONNECT …).
 
     Who connects is known when a connection arrives, who accepts when a process does.  So a rule
@@ -80,6 +92,8 @@ def calls_of(rules: Sequence[Rule], number: int) -> Iterable[int]:
         return [layout.CONNECT]
     if rule.call == "receive":
         return [layout.RECEIVE]
+    if arriving:
+        return [layout.ARRIVAL]
     if _has_peer(rule):
         return [layout.ARRIVAL] if rule.denies else [layout.ARRIVAL, layout.ACCEPT]
     some_allowed = any(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guard's BPF programs (bpf/guard.bpf.c): loaded, attached, their rules and events.
+"""The guard's BPF programs: loaded, attached, their rules and events.
 
+Those of LSM (bpf/guard.bpf.c), or of the host's cgroup (bpf/guard_cgroup.bpf.c), which decide less.
 Links are held by this process and pinned nowhere: however it ends, all is allowed again.
 Must not know what rules mean.
 """
@@ -20,17 +21,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ipttrace.capture.errors import CaptureError
 from ipttrace.capture.libbpf import Libbpf
 from ipttrace.capture.libbpf.counters import Counters
 from ipttrace.capture.libbpf.objects import BpfObject
 from ipttrace.capture.libbpf.ring import Ring
+from ipttrace.capture.sockets.denials import CHECK_PORT
 from ipttrace.guard.layout import DENIED, EVENT_DTYPE, LOST, POLICY_DTYPE
 
-_OBJECT: Final = "guard.bpf.o"
-_PROGRAMS: Final = tuple(
-    f"ipttrace_guard_{name}"
-    for name in ("connect", "send", "accept", "arrival", "receive", "packet")
-)
+_LSM_OBJECT: Final = "guard.bpf.o"
+_LSM_PROGRAMS: Final = ("connect", "send", "accept", "arrival", "receive", "packet")
+_CGROUP_OBJECT: Final = "guard_cgroup.bpf.o"
+_CGROUP_PROGRAMS: Final = ("connect4", "connect6", "send4", "send6", "ingress")
+_MOUNTS: Final = Path("/proc/self/mounts")
 _ARRAY: Final = 2  # BPF_MAP_TYPE_ARRAY
 _RING: Final = 1 << 20  # bytes
 _LSM: Final = Path("/sys/kernel/security/lsm")
@@ -43,20 +46,41 @@ Events = npt.NDArray[np.void]
 class Programs:
     """The programs; attached when this is made, with rules that deny nothing."""
 
-    def __init__(self) -> None:
-        """Raises CaptureError with what is missing."""
+    def __init__(self, *, of_cgroup: bool = False) -> None:
+        """`of_cgroup`: those of the host's cgroup.  Raises CaptureError with what is missing."""
+        self.of_cgroup = of_cgroup
         self._libbpf = libbpf = Libbpf()
-        cpus = libbpf.lib.libbpf_num_possible_cpus()
+        self._cpus = cpus = libbpf.lib.libbpf_num_possible_cpus()
         with contextlib.ExitStack() as stack:
-            self._object = BpfObject(
-                libbpf, _OBJECT, _PROGRAMS, sizes={"ring": _RING, "counters": cpus}
-            )
+            self._object = self._of_cgroup(stack) if of_cgroup else self._of_lsm()
             stack.callback(self._object.close)
             self._ring = Ring(self._object.map_fd("ring"), _RING)
             stack.callback(self._ring.close)
             self._counters = Counters(self._object.map_fd("counters"), cpus)
             self._object.attach()
             self._stack = stack.pop_all()
+
+    def _of_lsm(self) -> BpfObject:
+        return BpfObject(self._libbpf, _LSM_OBJECT, _names(_LSM_PROGRAMS), sizes=_sizes(self._cpus))
+
+    def _of_cgroup(self, stack: contextlib.ExitStack) -> BpfObject:
+        cgroup = os.open(_root_cgroup(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, cgroup)
+        # Before Linux 6.1 they cannot choose the error.
+        for chooses_error in (True, False):
+            try:
+                return BpfObject(
+                    self._libbpf,
+                    _CGROUP_OBJECT,
+                    _names(_CGROUP_PROGRAMS),
+                    sizes=_sizes(self._cpus),
+                    constants=struct.pack("<I", chooses_error),
+                    cgroup=cgroup,
+                )
+            except CaptureError:
+                if not chooses_error:
+                    raise
+        raise AssertionError
 
     def replace(self, policy: bytes) -> None:
         """Replaces all rules at once: POLICY_DTYPE.  Raises CaptureError, with nothing changed."""
@@ -105,6 +129,24 @@ class Programs:
         self._stack.close()
 
 
+def _names(programs: tuple[str, ...]) -> list[str]:
+    return [f"ipttrace_guard_{name}" for name in programs]
+
+
+def _sizes(cpus: int) -> dict[str, int]:
+    return {"ring": _RING, "counters": cpus}
+
+
+def _root_cgroup() -> str:
+    """Where the hierarchy of version 2 is mounted.  Raises CaptureError."""
+    with contextlib.suppress(OSError):
+        for line in _MOUNTS.read_text(errors="replace").splitlines():
+            words = line.split()
+            if len(words) > 2 and words[2] == "cgroup2":
+                return words[1].encode().decode("unicode_escape")
+    raise CaptureError("no cgroup2 is mounted")
+
+
 def unused_name() -> str:
     """A name that no thread has."""
     return "ipt" + secrets.token_hex(6)
@@ -121,16 +163,16 @@ def denies_thread(name: str) -> bool:
         prctl(_NAME, name.encode(), 0, 0, 0)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             try:
-                one.connect(("127.0.0.1", 9))
+                one.connect(("127.0.0.1", CHECK_PORT))
             except OSError as error:
-                return error.errno == errno.EACCES
+                return error.errno in (errno.EACCES, errno.EPERM)
             return False
     finally:
         prctl(_NAME, own, 0, 0, 0)
 
 
 def why_not_asked() -> str:
-    """Why the kernel does not ask the programs, and what to do."""
+    """Why the kernel does not ask the programs of LSM, and what to do."""
     try:
         modules = _LSM.read_text().strip()
     except OSError:
@@ -138,5 +180,5 @@ def why_not_asked() -> str:
     listed = f" ({modules})" if modules else ""
     return (
         f"bpf is not among this kernel's security modules{listed}: boot with"
-        f" lsm={modules or '…'},bpf to use the guard"
+        f" lsm={modules or '…'},bpf for all that the guard can deny"
     )

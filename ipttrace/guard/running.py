@@ -6,6 +6,7 @@ Must not write to stdout.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from ipttrace.guard import programs, session, words
 from ipttrace.guard.policy import compile_policy
 from ipttrace.guard.programs import Programs
 from ipttrace.guard.rules import Rule, parse
+from ipttrace.guard.sharing import Sharing
 
 _KEPT: Final = 64  # sets of rules whose events may still come
 _MOST_HELD: Final = 1 << 16  # events
@@ -47,22 +49,33 @@ class Guard:
         self._lost = 0
         self.replaced = -1
         self._check(rules)
-        self._programs = Programs()
+        self.limits = ""  # what cannot be denied here, a line
+        self._programs = self._start()
+        self._sharing = Sharing()
         try:
-            self._check_kernel()
+            self._at_start = self._programs.counts()
             self.replace(rules)
         except BaseException:
-            self._programs.close()
+            self.close()
             raise
 
-    def _check_kernel(self) -> None:
-        name = programs.unused_name()
-        rules = parse(f"deny connect comm {name}")
-        self._programs.replace(compile_policy(rules, {}, version=0))
-        if not programs.denies_thread(name):
-            raise CaptureError(programs.why_not_asked())
-        self._programs.take()
-        self._at_start = self._programs.counts()
+    def _start(self) -> Programs:
+        """Programs that the kernel is known to ask: of LSM, or else of the host's cgroup."""
+        with contextlib.suppress(CaptureError):
+            if found := _asked(Programs()):
+                return found
+        why = programs.why_not_asked()
+        try:
+            found = _asked(Programs(of_cgroup=True))
+        except CaptureError as failure:
+            raise CaptureError(f"{why}; programs of a cgroup cannot be used: {failure}") from None
+        if found is None:
+            raise CaptureError(why)
+        self.limits = (
+            "accept() and recvmsg() cannot be denied, so connections and data are dropped as they"
+            f" arrive: {why}"
+        )
+        return found
 
     def _check(self, rules: Sequence[Rule]) -> None:
         if self._session is None:
@@ -81,7 +94,7 @@ class Guard:
         self._check(rules)
         named = self._find_containers(rules)
         version = self._version + 1
-        self._programs.replace(compile_policy(rules, named, version=version, dry=self._dry))
+        self._programs.replace(self._compile(rules, named, version))
         self._version, self._named = version, named
         self._rules[version] = rules
         self._rules.pop(version - _KEPT, None)
@@ -93,9 +106,13 @@ class Guard:
             return
         named = self._find_containers(self.rules)
         if named != self._named:
-            policy = compile_policy(self.rules, named, version=self._version, dry=self._dry)
-            self._programs.replace(policy)
+            self._programs.replace(self._compile(self.rules, named, self._version))
             self._named = named
+
+    def _compile(self, rules: Sequence[Rule], named: dict[str, list[int]], version: int) -> bytes:
+        return compile_policy(
+            rules, named, version=version, dry=self._dry, arriving=self._programs.of_cgroup
+        )
 
     def _find_containers(self, rules: Sequence[Rule]) -> dict[str, list[int]]:
         self._due = time.monotonic() + _CONTAINERS_EVERY
@@ -103,12 +120,14 @@ class Guard:
 
     def take(self, most: int) -> list[dict[str, Any]]:
         """What was denied, as words.as_json has it: the next `most` at the most."""
+        self._sharing.accept()
         read = self._programs.take()
         room = _MOST_HELD - len(self._held)
         self._lost += max(len(read) - room, 0)
         self._held.extend(read[:room])
         events = [self._held.popleft() for _ in range(min(most, len(self._held)))]
         if not events:
+            self._sharing.flush()
             return []
         now = clock()
         offset = now["wall"] - now["mono"]
@@ -119,6 +138,9 @@ class Guard:
             rule = rules[number - 1] if 0 < number <= len(rules) else None
             container = self._cgroups.of(int(event["cgroup"]))
             found.append(words.as_json(event, rule, container, offset))
+            own = {"mono": int(event["time"]), "cgroup": int(event["cgroup"])}
+            self._sharing.send(found[-1] | own)
+        self._sharing.flush()
         return found
 
     def counts(self) -> tuple[int, int]:
@@ -133,3 +155,19 @@ class Guard:
     def close(self) -> None:
         """Allows everything again, and frees all."""
         self._programs.close()
+        self._sharing.close()
+
+
+def _asked(found: Programs) -> Programs | None:
+    """These, if they deny what they should; else they are closed."""
+    name = programs.unused_name()
+    try:
+        found.replace(compile_policy(parse(f"deny connect comm {name}"), {}, version=0))
+        if programs.denies_thread(name):
+            found.take()
+            return found
+    except BaseException:
+        found.close()
+        raise
+    found.close()
+    return None

@@ -135,6 +135,11 @@ class Process(TypedDict, total=False):
     pod: str  # uid of the Kubernetes pod
     unit: str  # of systemd
     others: int  # further processes that have the socket
+    # Of a call that a guard denies:
+    call: str  # connect, accept, receive
+    rule: int  # its number, from 1
+    rule_text: str
+    dry: bool  # it only would be denied
 
 
 class Processes(TypedDict):

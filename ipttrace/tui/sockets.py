@@ -315,11 +315,14 @@ def _time_line(line: Line, room: int) -> list[Cells]:
         if cells:
             since = "" if stage.since is None else f" +{duration(stage.since)} "
             cells.append((since or " ", "dim"))
-        role = "drop" if stage.stage in BAD else "accept" if stage.stage in GOOD else "text"
+        role = "accept" if stage.stage in GOOD else "text"
+        if stage.stage in BAD and not stage.is_allowed:
+            role = "drop"
         times = ""
         if stage.repeated:
             times = f" ×{stage.repeated + 1} in {duration(stage.time - line.firsts[stage.stage])}"
-        cells.append((_WORDS.get(stage.stage, stage.name) + times, role))
+        word = stage.name if stage.is_allowed else _WORDS.get(stage.stage, stage.name)
+        cells.append((word + times, role))
     if sum(len(text) for text, _ in cells) > room:
         # The newest ones are of interest.
         while cells and sum(len(text) for text, _ in cells) + 2 > room:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from ipttrace.stream import record
 from ipttrace.text import escape, width
 from ipttrace.trace.sockets import Process, Stage
+from ipttrace.trace.sockets.stage import WOULD_DENY
 from ipttrace.trace.sockets.words import (
     BAD,
     GOOD,
@@ -31,7 +32,7 @@ FIELDS: Final = (
     *("orig_dst", "orig_dport", "reply_src", "reply_sport"),
     *("sk", "listener", "request", "queue", "backlog", "requests", "error", "why"),
     *("since_ns", "repeated", "process", "pid", "tid", "pids", "tids", "comm", "exe", "uid"),
-    *("runtime", "container", "pod", "unit"),
+    *("runtime", "container", "pod", "unit", "rule", "rule_text"),
 )
 """The columns of CSV and the names in JSON, in order; new ones only go to the end."""
 
@@ -43,7 +44,7 @@ _TRANSLATED: Final = (
     *(record.SYN_TAKEN, record.SYN_DROPPED, record.ACK_DROPPED, record.ACCEPTED),
     *(record.CONNECTED, record.REFUSED),
 )
-_NAME: Final = max(map(len, record.STAGES))
+_NAME: Final = max(map(len, (*record.STAGES, WOULD_DENY)))
 _ENDS: Final = 44  # cells, to begin with
 
 
@@ -90,7 +91,7 @@ class StageView:
 
 
 def _colour(stage: Stage) -> str:
-    if stage.stage in BAD:
+    if stage.stage in BAD and not stage.is_allowed:
         return _RED
     return _GREEN if stage.stage in GOOD else ""
 
@@ -128,6 +129,8 @@ def as_json(stage: Stage, names: Mapping[int, str]) -> dict[str, Any]:
         found["orig_dst"], found["orig_dport"] = stage.original
     if stage.answers is not None:
         found["reply_src"], found["reply_sport"] = stage.answers
+    if stage.denial is not None:
+        found["rule"], found["rule_text"] = stage.denial.rule, stage.denial.text or None
     if stage.process is not None:
         found["process"] = "caller" if stage.called else "owner"
         for name in ("pid", "tid", "comm", "exe", "runtime", "container", "pod", "unit"):

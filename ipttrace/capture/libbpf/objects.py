@@ -34,17 +34,20 @@ class BpfObject:
         shared: Mapping[str, int] | None = None,
         constants: bytes = b"",
         unattached: Sequence[str] = (),
+        cgroup: int | None = None,
     ) -> None:
         """Loads `programs` of the object `name`, and those that are used otherwise, `unattached`.
 
         They are attached in reverse order, and detached in order.  `sizes`: entries of maps
         by name; `shared`: maps of other objects to use in place of its own, descriptors by
-        name; `constants`: what its section .rodata contains, b"": zeros.  Raises CaptureError.
+        name; `constants`: what its section .rodata contains, b"": zeros; `cgroup`: what they are
+        attached to, a descriptor that stays open, if they are of that kind.  Raises CaptureError.
         """
         self._libbpf = libbpf
         self._lib = lib = libbpf.lib
         self._name = name
         self._links: list[int] = []
+        self._cgroup = cgroup
         with contextlib.ExitStack() as stack:
             self._object = libbpf.open(object_file(name))
             stack.callback(lib.bpf_object__close, self._object)
@@ -124,7 +127,10 @@ class BpfObject:
         self._stack.close()
 
     def _attach(self, program: int) -> None:
-        link = self._lib.bpf_program__attach(program)
+        if self._cgroup is None:
+            link = self._lib.bpf_program__attach(program)
+        else:
+            link = self._lib.bpf_program__attach_cgroup(program, self._cgroup)
         if not link:
             code = ctypes.get_errno()
             self._libbpf.check(-code or -errno.EINVAL, "cannot attach the BPF programs")

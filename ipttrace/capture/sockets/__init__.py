@@ -4,6 +4,8 @@
     programs   the BPF programs (bpf/sockets.bpf.c), loaded and attached
     expr       which stages EXPR takes
     processes  the processes of stages, numbered and described
+    guards     what guards on this host say that they deny
+    denials    joined to the stages
     source     all of it as a source of records, beside an engine
 
 Must not import an engine.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -41,8 +42,11 @@ class ProcessBook:
         self._next = 1
         self._new: dict[str, Process] = {}
 
-    def numbers(self, stages: Records) -> Words:
-        """The numbers of the processes, 0: unknown; shape (n,).  Reads /proc."""
+    def numbers(self, stages: Records, rules: Mapping[int, Process] | None = None) -> Words:
+        """The numbers of the processes, 0: unknown; shape (n,).  Reads /proc.
+
+        `rules`: what is to be added to those of stages that a guard denies, by index.
+        """
         found = np.zeros(len(stages), np.uint64)
         called = stages["flags"] & record.SK_F_PROCESS != 0
         seen: dict[tuple[int, bytes, int], int] = {}
@@ -61,6 +65,9 @@ class ProcessBook:
                     about["others"] = owner["others"]
                 self._of_owner[int(number)] = self._number(about)
             found[others] = [self._of_owner.get(one, 0) for one in owners.tolist()]
+        for at, rule in (rules or {}).items():
+            about = self._caller(stages[at]) if called[at] else Process()
+            found[at] = self._number(about | rule)
         return found
 
     def take(self) -> dict[str, Process]:
@@ -85,7 +92,8 @@ class ProcessBook:
         about["comm"] = clean(bytes(stage["comm"]).decode("utf-8", "replace"), 16)
         about["uid"] = int(stage["uid"])
         levels = min(int(stage["levels"]), record.PID_LEVELS)
-        about["pids"] = stage["pids"][:levels].tolist()
+        if levels:
+            about["pids"] = stage["pids"][:levels].tolist()
         named = self._cgroups.of(int(stage["cgroup"]))
         if named != Container():
             _add_container(about, named)

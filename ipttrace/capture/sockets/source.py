@@ -6,10 +6,15 @@ Nothing outlives the process, which holds the programs' links.
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
+import numpy as np
+
 from ipttrace.capture.addresses import HiddenAddresses
+from ipttrace.capture.sockets.denials import Denials
 from ipttrace.capture.sockets.expr import taken
+from ipttrace.capture.sockets.guards import Guards
 from ipttrace.capture.sockets.processes import ProcessBook
 from ipttrace.capture.sockets.programs import Programs
 from ipttrace.stream import record
@@ -32,6 +37,8 @@ class Sockets:
         self._program = program
         self._programs = Programs(buffer, only_netns)
         self._book = ProcessBook()
+        self._guards = Guards()
+        self._denials = Denials(only_netns)
         self._delivered = 0
         self._refused = 0
         self._wanted = True
@@ -70,29 +77,39 @@ class Sockets:
 
         `addresses`: of the engine, None: they stay as they are.
         """
-        found = self._programs.take()
+        found, rules = self._merged(self._programs.take())
         if not len(found):
             return found, {}
         if self._armed and self._wanted and _any_unexplained(found):
             self._programs.see_denials()
         keep = taken(self._program, found)
         self._refused += int((~keep).sum())
+        at = np.cumsum(keep) - 1
         found = found[keep]
         self._delivered += len(found)
-        found["owner"] = self._book.numbers(found)
+        rules = {int(at[old]): rule for old, rule in rules.items() if keep[old]}
+        found["owner"] = self._book.numbers(found, rules)
         if addresses is not None:
             addresses.hide_columns([found[name] for name in _ADDRESSES])
         return found, self._book.take()
 
+    def _merged(self, stages: Records) -> tuple[Records, dict[int, Process]]:
+        """With what guards deny, and their rules by index."""
+        active = self._armed and self._wanted
+        lines = self._guards.take() if active else []
+        return self._denials.merge(stages, lines, time.monotonic_ns(), last=not active)
+
     def counts(self) -> tuple[int, int]:
         """Stages that were read, and those for which the ring had no room."""
-        return self._delivered, self._programs.lost()
+        return self._delivered, self._programs.lost() + self._denials.lost
 
     def books(self) -> SocketBooks:
         """The counters of this moment."""
         lost, missed = self._programs.lost(), self._programs.missed()
+        lost += self._denials.lost
+        added = self._denials.added - self._denials.checks
         return {
-            "due": self._programs.written() + lost - self._refused + missed,
+            "due": self._programs.written() + added + lost - self._refused + missed,
             "delivered": self._delivered,
             "lost": lost,
             "missed": missed,
@@ -101,6 +118,7 @@ class Sockets:
 
     def close(self) -> None:
         """Detaches and removes everything that was added to the host."""
+        self._guards.close()
         self._programs.close()
 
 

@@ -110,6 +110,7 @@ class Sockets:
 
         local, remote = end("local", "local_port"), end("remote", "remote_port")
         queued = bool(flags & record.SK_F_QUEUE)
+        about = self._processes.get(of["owner"])
         plain = Stage(
             time=of["time"] + offset,
             stage=of["stage"],
@@ -123,7 +124,7 @@ class Sockets:
             sk=of["sk"],
             listener=of["listener"],
             request=of["request"],
-            process=self._process(of),
+            process=_process(of, about),
             called=bool(flags & record.SK_F_PROCESS),
             original=end("orig_dst", "orig_dport") if flags & record.SK_F_ORIGINAL else None,
             answers=end("reply_src", "reply_sport") if flags & record.SK_F_TRANSLATED else None,
@@ -131,25 +132,11 @@ class Sockets:
             queue_most=of["queue_most"] if queued else None,
             requests=of["requests"] if flags & record.SK_F_REQUESTS else None,
             error=of["error"],
+            denial=None if about is None else about.denial,
         )
         if remote[1] == 0 and remote[0] in _UNNAMED:
             return replace(plain, remote=None)
         return self._joined(plain, (of["netns"], of["protocol"], local, remote))
-
-    def _process(self, of: dict[str, Any]) -> Process | None:
-        known = self._processes.get(of["owner"])
-        if not of["flags"] & record.SK_F_PROCESS:
-            return known
-        levels = min(of["levels"], record.PID_LEVELS)
-        return replace(
-            known or Process(),
-            pid=of["pid"],
-            tid=of["tid"],
-            comm=clean(of["comm"], _COMM),
-            uid=of["uid"],
-            pids=tuple(of["pids"][:levels]),
-            tids=tuple(of["tids"][:levels]),
-        )
 
     def _joined(self, stage: Stage, key: _Key) -> Stage:
         connection = self._connections.get(key)
@@ -184,13 +171,35 @@ class Sockets:
             since=stage.time - connection.time if connection.last else None,
             repeated=repeated,
         )
-        connection.last, connection.time = stage.stage, stage.time
+        # What a guard denies on the server's side ends no connection.
+        if stage.denial is None or (stage.denial.call == "connect" and not stage.denial.dry):
+            connection.last, connection.time = stage.stage, stage.time
         connection.counts[stage.stage] = repeated + 1
         return found
 
 
+def _process(of: dict[str, Any], known: Process | None) -> Process | None:
+    """Of a record, and what is known of its process."""
+    if not of["flags"] & record.SK_F_PROCESS:
+        return known if known and (known.pid or known.comm) else None
+    levels = min(of["levels"], record.PID_LEVELS)
+    known = known or Process()
+    return replace(
+        known,
+        pid=of["pid"],
+        tid=of["tid"],
+        comm=clean(of["comm"], _COMM),
+        uid=of["uid"],
+        pids=tuple(of["pids"][:levels]) or known.pids,
+        tids=tuple(of["tids"][:levels]),
+        denial=None,
+    )
+
+
 def _is_server(stage: Stage) -> bool | None:
     """Whether a stage shows that this end was called, or that it calls; None: neither."""
+    if stage.denial is not None:
+        return {"connect": False, "accept": True}.get(stage.denial.call)
     if stage.stage in _OF_CLIENT:
         return False
     refuses = stage.stage == record.REFUSED and stage.has(record.SK_F_SENT)

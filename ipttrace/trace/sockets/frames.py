@@ -7,7 +7,7 @@ Must not do I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from ipttrace.netfilter import NFPROTO_IPV6
 from ipttrace.stream import record
 from ipttrace.stream.frames import StreamError
 from ipttrace.text import clean
-from ipttrace.trace.sockets.stage import End, Process
+from ipttrace.trace.sockets.stage import Denial, End, Process
 
 _LONGEST: Final = 256  # characters
 _MOST: Final = 1 << 14  # processes in a frame
@@ -58,7 +58,12 @@ def _process(about: Mapping[str, Any]) -> Process:
         container=text("container"),
         pod=text("pod"),
         unit=text("unit"),
+        denial=_denial(about, text) if "rule" in about else None,
     )
+
+
+def _denial(about: Mapping[str, Any], text: Callable[[str], str]) -> Denial:
+    return Denial(text("call"), _natural(about["rule"]), text("rule_text"), bool(about.get("dry")))
 
 
 def _natural(value: object) -> int:

@@ -147,7 +147,7 @@ class Listing:
         line.firsts.setdefault(stage.stage, stage.time)
         if stage.queue is not None:
             line.queue, line.queue_most = stage.queue, stage.queue_most
-        if stage.stage in BAD:
+        if stage.stage in BAD and not stage.is_allowed:
             line.bad = stage
         if line.is_port:
             self._note_listener(line, stage)

@@ -13,7 +13,19 @@ End = tuple[str, int]
 
 TCP: Final = 6
 UDP: Final = 17
+WOULD_DENY: Final = "would deny"
+"""The name of a stage of `ipttrace guard --dry-run`."""
 PROTOCOLS: Final = {TCP: "TCP", UDP: "UDP"}
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Which rule of a guard denies a call."""
+
+    call: str  # connect, accept, receive
+    rule: int  # from 1
+    text: str  # "": unknown
+    dry: bool  # it only would be denied
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,7 @@ class Process:
     pod: str = ""  # uid
     unit: str = ""  # of systemd
     others: int = 0  # further processes that have the socket
+    denial: Denial | None = None  # by a guard, of the stage that refers to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +74,13 @@ class Stage:
     server: bool | None = None  # whether this end is the one that was called; None: unknown
     since: int | None = None  # ns from the connection's stage before this one
     repeated: int = 0  # how often this stage was there before
+    denial: Denial | None = None  # by a guard
 
     @property
     def name(self) -> str:
         """The stage, as views show it; "unknown" for one that this version does not know."""
+        if self.is_allowed:
+            return WOULD_DENY
         known = 0 < self.stage < len(record.STAGES)
         return record.STAGES[self.stage] if known else "unknown"
 
@@ -72,6 +88,11 @@ class Stage:
     def protocol_name(self) -> str:
         """TCP, UDP, or the number."""
         return PROTOCOLS.get(self.protocol, str(self.protocol))
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether it is a call that a guard only would deny."""
+        return self.denial is not None and self.denial.dry
 
     def has(self, flag: int) -> bool:
         """Whether a flag of record.SK_F_* is set."""

@@ -81,6 +81,11 @@ def _why(stage: Stage) -> str:
     of = stage.stage
     if of in (record.SYN_DROPPED, record.ACK_DROPPED):
         return _dropped(stage)
+    if stage.denial is not None:
+        rule = f"rule {stage.denial.rule}"
+        text = f": {escape(stage.denial.text)}" if stage.denial.text else ""
+        verb = "would be denied" if stage.is_allowed else "denied"
+        return f"{verb} by ipttrace guard, {rule}{text}"
     if of == record.DENIED:
         call = "accept()" if stage.remote is None else "connect()"
         return f"{_DENIES} {call}"

@@ -326,6 +326,7 @@ def test_a_listener_that_goes_away_and_one_that_resets(staged: Staged) -> None:
             lambda stage: stage["stage"] == "reset" and stage["local_port"] == port
         )
     # THEN the listener's end, and the reset, are told by both ends
+    found = [stage for stage in found if 84 in ends(stage)]
     assert [stage["why"] for stage in named(found, "reset")] == [
         "by this host",
         "by the other end",
@@ -354,10 +355,10 @@ def test_what_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
 
 
 @SHARED
-def test_a_call_that_a_security_module_denies(staged: Staged, tmp_path: Path) -> None:
-    rules = f"deny connect to {ADDRESS[4]} port 89\ndeny accept on port 90"
+def test_calls_that_a_guard_denies(staged: Staged, tmp_path: Path) -> None:
+    rules = (f"deny connect to {ADDRESS[4]} port 89", "deny accept on port 90")
     with (
-        Guarded(tmp_path, rules=rules),
+        Guarded(tmp_path, rules="\n".join(rules)) as guard,
         listener(port=90) as listening,
         client() as one,
         client() as other,
@@ -369,17 +370,61 @@ def test_a_call_that_a_security_module_denies(staged: Staged, tmp_path: Path) ->
         with pytest.raises(PermissionError):
             listening.accept()
         found = staged.until(lambda stage: stage["stage"] == "denied" and stage["local_port"] == 90)
-    # THEN both are stages, with the process and the peer
-    called, accepted = named(found, "denied")[-2:]
-    for stage, call in ((called, "connect()"), (accepted, "accept()")):
+        assert len(guard.events(2)) == 2
+    # THEN each is one stage, with the process, the peer and the rule
+    called, accepted = named(found, "denied")
+    for number, stage in ((1, called), (2, accepted)):
         assert (stage["pid"], stage["error"]) == (os.getpid(), "EACCES")
-        assert stage["why"].endswith(f"denies {call}")
+        assert stage["pids"] == [os.getpid()]
+        assert (stage["rule"], stage["rule_text"]) == (number, rules[number - 1])
+        assert stage["why"] == f"denied by ipttrace guard, rule {number}: {rules[number - 1]}"
     assert (called["remote_ip"], called["remote_port"], called["side"]) == (
         *(ADDRESS[4], 89),
         "client",
     )
     # AND no packet has left
     assert not [stage for stage in found if stage["remote_port"] == 89 and stage != called]
+
+
+@SHARED
+def test_what_a_guard_denies_without_a_call_of_the_process(
+    staged: Staged, tmp_path: Path, netns: dict[str, int]
+) -> None:
+    rules = (f"deny receive from {CLIENT_ADDRESS[4]}", f"deny accept from {CLIENT_ADDRESS[4]}")
+    with (
+        Guarded(tmp_path, rules="; ".join(rules)),
+        listener(port=95),
+        client() as calling,
+        socket_in(SERVER, socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket_in(CLIENT, socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        # WHEN a datagram and a connection arrive
+        server.bind((ADDRESS[4], 96))
+        sender.sendto(b"x", (ADDRESS[4], 96))
+        calling.setblocking(False)
+        calling.connect_ex((ADDRESS[4], 95))
+        found = staged.until(lambda stage: stage["stage"] == "denied" and stage["local_port"] == 95)
+    # THEN both are stages of the server's side, and no process has called
+    datagram, arrival, *_ = named(found, "denied")
+    assert [datagram["rule_text"], arrival["rule_text"]] == list(rules)
+    for stage, port in ((datagram, 96), (arrival, 95)):
+        assert (stage["netns"], stage["local_port"]) == (netns[SERVER], port)
+        assert stage["process"] in (None, "owner")
+        assert stage["remote_ip"] == CLIENT_ADDRESS[4]
+    # AND the connection is the one whose SYN was taken
+    taken = next(stage for stage in found if stage["connection"] == arrival["connection"])
+    assert taken["stage"] == "SYN taken"
+
+
+@SHARED
+def test_what_a_guard_only_would_deny(staged: Staged, tmp_path: Path) -> None:
+    rule = f"deny connect to {ADDRESS[4]} port 97"
+    with Guarded(tmp_path, "--dry-run", rules=rule), listener(port=97), client() as one:
+        one.connect((ADDRESS[4], 97))
+        found = staged.until(lambda stage: stage["stage"] == "would deny")
+    would = found[-1] if found[-1]["stage"] == "would deny" else named(found, "would deny")[0]
+    assert would["why"] == f"would be denied by ipttrace guard, rule 1: {rule}"
+    assert (would["pid"], would["error"]) == (os.getpid(), None)
 
 
 @SHARED
@@ -400,6 +445,7 @@ def test_datagrams_of_each_peer(netns: dict[str, int], staged: Staged) -> None:
         found = staged.until(
             lambda stage: stage["stage"] == "first read" and stage["remote_port"] == ports[1]
         )
+    found = [stage for stage in found if 53 in ends(stage)]
     mine = [one for one in found if one["protocol"] == "UDP" and one["netns"] == netns[SERVER]]
     # THEN each peer's first datagram is a stage, and no other
     assert [(stage["stage"], stage["remote_port"]) for stage in mine] == [

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guard's rule for each call that was denied, joined to the stage that shows the call.
+
+A stage and the guard's line about it come by two ways, so each waits a moment for the other.
+Calls without a stage (datagrams, and what only would be denied) get one.  Must not do I/O.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Final
+
+import numpy as np
+
+from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
+from ipttrace.stream import record
+from ipttrace.stream.messages import Process
+from ipttrace.stream.record import SOCKET_DTYPE, Records
+from ipttrace.text import clean
+
+CHECK_PORT: Final = 9
+"""Of the call by which a guard finds out whether it is asked; its thread is called like this:"""
+_CHECK_COMM: Final = re.compile(rb"ipt[0-9a-f]{12}")
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58}
+_CALLS: Final = ("connect", "accept", "receive")
+_HELD: Final = 500_000_000  # ns that one waits for the other
+_APART: Final = 50_000_000  # ns between both, at the most
+_MOST: Final = 4096  # that wait
+_LONGEST: Final = 256  # characters of a rule
+_SHORT: Final = 1 << 32
+_LONG: Final = 1 << 63
+
+
+class Denials:
+    """What waits."""
+
+    def __init__(self, only_netns: int = 0) -> None:
+        """`only_netns`: an inode, 0: all."""
+        self._netns = only_netns
+        self._stages: list[np.void] = []
+        self._lines: list[tuple[np.void, Process]] = []
+        self.added = 0  # stages that the kernel's end has not shown
+        self.lost = 0  # calls for which a guard had no room
+        self.checks = 0  # stages that were left out: see _is_a_guards_own
+
+    def merge(
+        self,
+        stages: Records,
+        lines: Sequence[Mapping[str, Any]],
+        now: int,
+        *,
+        last: bool,
+    ) -> tuple[Records, dict[int, Process]]:
+        """The stages that can be delivered, and about those of a guard its rule, by their index.
+
+        `lines`: of guards; `now`: CLOCK_MONOTONIC, ns; `last`: nothing waits any more.
+        """
+        for line in lines:
+            self._add(line)
+        denied = stages["stage"] == record.DENIED
+        if denied.any():
+            self._stages += [one for one in stages[denied] if not self._is_a_guards_own(one)]
+            stages = stages[~denied]
+        if not self._stages and not self._lines:
+            return stages, {}
+        found: list[tuple[np.void, Process | None]] = []
+        self._pair(found)
+        before = _LONG if last else now - _HELD
+        self._stages, self._lines = self._release(found, before)
+        # numpy.concatenate() would give its numbers another byte order.
+        merged = np.zeros(len(stages) + len(found), SOCKET_DTYPE)
+        merged[: len(stages)] = stages
+        rules = {}
+        for at, (stage, about) in enumerate(found, len(stages)):
+            merged[at] = stage
+            if about is not None:
+                rules[at] = about
+        return merged, rules
+
+    def _is_a_guards_own(self, stage: np.void) -> bool:
+        """Whether it is the call by which a guard finds out whether it is asked."""
+        own = stage["remote_port"] == CHECK_PORT and _CHECK_COMM.fullmatch(bytes(stage["comm"]))
+        self.checks += bool(own)
+        return bool(own)
+
+    def _pair(self, found: list[tuple[np.void, Process | None]]) -> None:
+        """Moves stages and lines that are about the same call to `found`."""
+        by_thread: dict[tuple[int, bool], list[np.void]] = {}
+        for stage in self._stages:
+            by_thread.setdefault(_thread(stage), []).append(stage)
+        left: list[tuple[np.void, Process]] = []
+        for made, about in self._lines:
+            of_thread = by_thread.get(_thread(made), []) if _waits(made, about) else []
+            near = (
+                at
+                for at, stage in enumerate(of_thread)
+                if abs(int(stage["time"]) - int(made["time"])) <= _APART
+            )
+            at = next(near, None)
+            if at is None:
+                left.append((made, about))
+            else:
+                found.append((of_thread.pop(at), about))
+        self._lines = left
+        self._stages = [stage for each in by_thread.values() for stage in each]
+
+    def _release(
+        self, found: list[tuple[np.void, Process | None]], before: int
+    ) -> tuple[list[np.void], list[tuple[np.void, Process]]]:
+        """Moves what has waited since `before`, or for which there is no room, to `found`."""
+        stages, lines = [], []
+        room = _MOST
+        for stage in self._stages:
+            if int(stage["time"]) <= before or room <= 0:
+                found.append((stage, None))
+            else:
+                room -= 1
+                stages.append(stage)
+        for made, about in self._lines:
+            if int(made["time"]) <= before or not _waits(made, about) or room <= 0:
+                self.added += 1
+                found.append((made, about))
+            else:
+                room -= 1
+                lines.append((made, about))
+        return stages, lines
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        try:
+            if "lost" in line:
+                self.lost += _natural(line["lost"])
+                return
+            made, about = _stage(line)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            return
+        if not self._netns or made["netns"] == self._netns:
+            self._lines.append((made, about))
+
+
+def _waits(made: np.void, about: Process) -> bool:
+    """Whether there may be a stage of it."""
+    return about["call"] != "receive" and bool(made["tid"]) and not about["dry"]
+
+
+def _thread(stage: np.void) -> tuple[int, bool]:
+    """By whom, and whether it calls or accepts."""
+    return int(stage["tid"]), bool(stage["remote_port"])
+
+
+def _natural(value: object, limit: int = _SHORT) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise ValueError("no number")
+    return value
+
+
+def _stage(line: Mapping[str, Any]) -> tuple[np.void, Process]:
+    """The stage and the rule of a guard's line.  Raises ValueError and others."""
+    made: np.void = np.zeros(1, SOCKET_DTYPE)[0]
+    made["time"] = _natural(line["mono"], _LONG)
+    made["cgroup"] = _natural(line["cgroup"], _LONG)
+    made["stage"] = record.DENIED
+    made["flags"] = record.SK_F_DENIED
+    made["error"] = errno.EACCES if line["denied"] else 0
+    made["protocol"] = _PROTOCOLS.get(line["protocol"]) or _natural(int(line["protocol"]), 256)
+    made["netns"] = _natural(line["netns"])
+    made["uid"] = _natural(line["uid"])
+    if line["pid"] is not None:
+        made["flags"] |= record.SK_F_PROCESS
+        made["pid"], made["tid"] = _natural(line["pid"]), _natural(line["tid"])
+        made["comm"] = line["comm"].encode("utf-8", "replace")
+    ends = {name: line[f"{name}_ip"] for name in ("local", "remote")}
+    known = [ip_address(one) for one in ends.values() if one is not None]
+    six = any(isinstance(one, IPv6Address) for one in known)
+    made["family"] = NFPROTO_IPV6 if six else NFPROTO_IPV4
+    for name, address in ends.items():
+        if address is not None:
+            packed = ip_address(address).packed
+            made[name][: len(packed)] = list(packed)
+        made[f"{name}_port"] = _natural(line[f"{name}_port"] or 0, 1 << 16)
+    if line["call"] not in _CALLS:
+        raise ValueError("no call")
+    about: Process = {
+        "call": line["call"],
+        "rule": _natural(line["rule"]),
+        "rule_text": clean(line["rule_text"] or "", _LONGEST),
+        "dry": not line["denied"],
+    }
+    return made, about
