@@ -199,7 +199,8 @@ def _process(of: dict[str, Any], known: Process | None) -> Process | None:
 def _is_server(stage: Stage) -> bool | None:
     """Whether a stage shows that this end was called, or that it calls; None: neither."""
     if stage.denial is not None:
-        return {"connect": False, "accept": True}.get(stage.denial.call)
+        received = True if stage.protocol == UDP else None
+        return {"connect": False, "accept": True}.get(stage.denial.call, received)
     if stage.stage in _OF_CLIENT:
         return False
     refuses = stage.stage == record.REFUSED and stage.has(record.SK_F_SENT)
