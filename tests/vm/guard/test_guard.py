@@ -22,6 +22,7 @@ import pytest
 
 from ipttrace.lab.network.ns import call_in, run_in, socket_in
 from tests.program import ipttrace
+from tests.vm import cgroups
 from tests.vm.bpf_links import links
 from tests.vm.conftest import SHARED
 from tests.vm.forked import until
@@ -277,8 +278,8 @@ def test_a_container_is_denied_by_its_id(plain: Plain, guard: Guarded) -> None:
         assert denied(folder / "cgroup.procs") == FORBIDDEN
         assert denied(inner / "cgroup.procs") == FORBIDDEN
     finally:
-        inner.rmdir()
-        folder.rmdir()
+        cgroups.remove(inner)
+        cgroups.remove(folder)
     for one in guard.events(2):
         assert (one["runtime"], one["container"]) == ("docker", name)
 

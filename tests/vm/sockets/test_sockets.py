@@ -26,6 +26,7 @@ from ipttrace.stream.frames import Kind
 from ipttrace.trace.session import Trace
 from ipttrace.trace.sockets import Stage as Told
 from tests.program import Command, ipttrace
+from tests.vm import cgroups
 from tests.vm.bpf_links import links
 from tests.vm.conftest import SHARED
 from tests.vm.forked import until, wait_gone
@@ -120,8 +121,7 @@ def test_a_connection_to_a_container_from_listen_to_the_first_read(
     finally:
         server.kill()
         server.wait()
-        assert until(lambda: not (folder / "cgroup.procs").read_text())
-        folder.rmdir()
+        cgroups.remove(folder)
 
     # THEN each stage is there, in order
     over: set[object] = set()

@@ -18,6 +18,7 @@ import pytest
 
 from ipttrace.lab.network.ns import call_in, run_in, socket_in
 from tests.program import ipttrace
+from tests.vm import cgroups
 from tests.vm.bpf_links import links
 from tests.vm.forked import until
 from tests.vm.guard.guarded import Guarded, attempt, connect, listener
@@ -131,7 +132,7 @@ def test_users_names_and_containers_are_told_apart(plain: Plain, guard: Guarded)
         assert errors(0, "ipt-other") == ["None", "None", FORBIDDEN]
     finally:
         (CGROUPS / "cgroup.procs").write_text(str(os.getpid()))
-        folder.rmdir()
+        cgroups.remove(folder)
     events = guard.events(3)
     assert [one["rule"] for one in events] == [1, 2, 3]
     assert (events[1]["comm"], events[2]["container"]) == ("ipt-wanted", name)
