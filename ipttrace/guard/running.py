@@ -24,6 +24,7 @@ from ipttrace.guard.sharing import Sharing
 _KEPT: Final = 64  # sets of rules whose events may still come
 _MOST_HELD: Final = 1 << 16  # events
 _CONTAINERS_EVERY: Final = 1.0  # s
+_SUBMITTED: Final = 20_000_000  # ns after its time, an event is in the ring
 
 
 class Refused(Exception):
@@ -121,13 +122,14 @@ class Guard:
     def take(self, most: int) -> list[dict[str, Any]]:
         """What was denied, as words.as_json has it: the next `most` at the most."""
         self._sharing.accept()
+        upto = time.monotonic_ns() - _SUBMITTED
         read = self._programs.take()
         room = _MOST_HELD - len(self._held)
         self._lost += max(len(read) - room, 0)
         self._held.extend(read[:room])
         events = [self._held.popleft() for _ in range(min(most, len(self._held)))]
         if not events:
-            self._sharing.flush()
+            self._sharing.flush(upto)
             return []
         now = clock()
         offset = now["wall"] - now["mono"]
@@ -140,7 +142,7 @@ class Guard:
             found.append(words.as_json(event, rule, container, offset))
             own = {"mono": int(event["time"]), "cgroup": int(event["cgroup"])}
             self._sharing.send(found[-1] | own)
-        self._sharing.flush()
+        self._sharing.flush(int(self._held[0]["time"]) if self._held else upto)
         return found
 
     def counts(self) -> tuple[int, int]:

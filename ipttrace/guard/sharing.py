@@ -90,10 +90,15 @@ class Sharing:
         for one in self._readers:
             one.add(line)
 
-    def flush(self) -> None:
-        """Writes what readers take, and forgets those that are gone."""
+    def flush(self, upto: int) -> None:
+        """Writes what readers take, and forgets those that are gone.
+
+        `upto`: what was denied before has been sent, CLOCK_MONOTONIC, ns.
+        """
         left = []
         for one in self._readers:
+            if len(one.held) < _MOST_HELD // 2:
+                one.held += b'{"upto": %d}\n' % upto
             if one.write():
                 left.append(one)
             else:

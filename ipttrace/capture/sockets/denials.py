@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The guard's rule for each call that was denied, joined to the stage that shows the call.
 
-A stage and the guard's line about it come by two ways, so each waits a moment for the other.
+A stage and the guard's line about it come by two ways, so each waits for the other: the stage until
+all guards have said what they had denied by then, the line until the ring was read once more.
 Calls without a stage (datagrams, and what only would be denied) get one.  Must not do I/O.
 """
 
@@ -26,7 +27,7 @@ CHECK_PORT: Final = 9
 _CHECK_COMM: Final = re.compile(rb"ipt[0-9a-f]{12}")
 _PROTOCOLS: Final = {"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58}
 _CALLS: Final = ("connect", "accept", "receive")
-_HELD: Final = 500_000_000  # ns that one waits for the other
+_HELD: Final = 5_000_000_000  # ns that a stage waits at the most: a guard may be stopped
 _APART: Final = 50_000_000  # ns between both, at the most
 _MOST: Final = 4096  # that wait
 _LONGEST: Final = 256  # characters of a rule
@@ -42,6 +43,7 @@ class Denials:
         self._netns = only_netns
         self._stages: list[np.void] = []
         self._lines: list[tuple[np.void, Process]] = []
+        self._new = 0  # lines at the end of them that have come since the ring was read
         self.added = 0  # stages that the kernel's end has not shown
         self.lost = 0  # calls for which a guard had no room
         self.checks = 0  # stages that were left out: see _is_a_guards_own
@@ -52,14 +54,18 @@ class Denials:
         lines: Sequence[Mapping[str, Any]],
         now: int,
         *,
+        upto: int | None,
         last: bool,
     ) -> tuple[Records, dict[int, Process]]:
         """The stages that can be delivered, and about those of a guard its rule, by their index.
 
-        `lines`: of guards; `now`: CLOCK_MONOTONIC, ns; `last`: nothing waits any more.
+        `lines`: of guards, read after the stages; `now`: CLOCK_MONOTONIC, ns; `upto`: what was
+        denied before is in the lines, None: there is no guard; `last`: nothing waits any more.
         """
+        known = len(self._lines)
         for line in lines:
             self._add(line)
+        self._new = 0 if last else len(self._lines) - known
         denied = stages["stage"] == record.DENIED
         if denied.any():
             self._stages += [one for one in stages[denied] if not self._is_a_guards_own(one)]
@@ -68,8 +74,8 @@ class Denials:
             return stages, {}
         found: list[tuple[np.void, Process | None]] = []
         self._pair(found)
-        before = _LONG if last else now - _HELD
-        self._stages, self._lines = self._release(found, before)
+        before = _LONG if last or upto is None else max(upto, now - _HELD)
+        self._release(found, before)
         # numpy.concatenate() would give its numbers another byte order.
         merged = np.zeros(len(stages) + len(found), SOCKET_DTYPE)
         merged[: len(stages)] = stages
@@ -92,7 +98,8 @@ class Denials:
         for stage in self._stages:
             by_thread.setdefault(_thread(stage), []).append(stage)
         left: list[tuple[np.void, Process]] = []
-        for made, about in self._lines:
+        older = len(self._lines) - self._new
+        for number, (made, about) in enumerate(self._lines):
             of_thread = by_thread.get(_thread(made), []) if _waits(made, about) else []
             near = (
                 at
@@ -104,29 +111,21 @@ class Denials:
                 left.append((made, about))
             else:
                 found.append((of_thread.pop(at), about))
+                self._new -= number >= older
         self._lines = left
         self._stages = [stage for each in by_thread.values() for stage in each]
 
-    def _release(
-        self, found: list[tuple[np.void, Process | None]], before: int
-    ) -> tuple[list[np.void], list[tuple[np.void, Process]]]:
-        """Moves what has waited since `before`, or for which there is no room, to `found`."""
-        stages, lines = [], []
-        room = _MOST
-        for stage in self._stages:
-            if int(stage["time"]) <= before or room <= 0:
-                found.append((stage, None))
-            else:
-                room -= 1
-                stages.append(stage)
-        for made, about in self._lines:
-            if int(made["time"]) <= before or not _waits(made, about) or room <= 0:
-                self.added += 1
-                found.append((made, about))
-            else:
-                room -= 1
-                lines.append((made, about))
-        return stages, lines
+    def _release(self, found: list[tuple[np.void, Process | None]], before: int) -> None:
+        """Moves stages from `before`, lines that are not new, and what there is no room for."""
+        waiting = [one for one in self._stages if int(one["time"]) >= before]
+        kept = waiting[-_MOST:]
+        first = int(kept[0]["time"]) if len(kept) < len(waiting) else before
+        found += [(one, None) for one in self._stages if int(one["time"]) < max(before, first)]
+        self._stages = [one for one in self._stages if int(one["time"]) >= max(before, first)]
+        ready = max(len(self._lines) - min(self._new, _MOST), 0)
+        found += self._lines[:ready]
+        self.added += ready
+        del self._lines[:ready]
 
     def _add(self, line: Mapping[str, Any]) -> None:
         try:

@@ -3,7 +3,8 @@
 
 A guard listens at the first of ADDRESSES that is free, and sends a line of JSON for each call:
 the fields of its output, `mono` (CLOCK_MONOTONIC, ns) and `cgroup`; or `lost`, for how many calls
-it had no room.  Must not change anything.
+it had no room; or `upto`: all that was denied before that time has been sent.  Must not change
+anything.
 """
 
 from __future__ import annotations
@@ -39,10 +40,14 @@ class Guards:
     def __init__(self, addresses: tuple[str, ...] = ADDRESSES) -> None:
         self._addresses = addresses
         self._open: dict[str, tuple[socket.socket, bytearray]] = {}
+        self._upto: dict[str, int] = {}
         self._due = 0.0
 
     def take(self) -> list[dict[str, Any]]:
-        """The objects that have arrived, in order of each guard; their values are not checked."""
+        """The objects that have arrived, in order of each guard; their values are not checked.
+
+        Not those of `upto`.
+        """
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _EVERY
@@ -55,14 +60,23 @@ class Guards:
             one, held = self._open[address]
             if not self._read(one, held):
                 one.close()
-                del self._open[address]
+                del self._open[address], self._upto[address]
             *lines, rest = held.split(b"\n")
             held[:] = rest if len(rest) <= _LONGEST else b""
             for line in lines:
                 with contextlib.suppress(ValueError, RecursionError):
                     about = json.loads(line)
-                    found += [about] if isinstance(about, dict) else []
+                    if isinstance(about, dict) and isinstance(about.get("upto"), int):
+                        self._upto[address] = about["upto"]
+                    elif isinstance(about, dict):
+                        found.append(about)
+        self._upto = {address: self._upto[address] for address in self._open}
         return found
+
+    @property
+    def upto(self) -> int | None:
+        """What guards have denied before this time was taken, ns; None: there are none."""
+        return min(self._upto.values(), default=None)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -79,6 +93,7 @@ class Guards:
                 one.connect(address)
                 if is_of_root(one):
                     self._open[address] = (one, bytearray())
+                    self._upto[address] = 0
                     continue
             one.close()
 

@@ -97,7 +97,9 @@ class Sockets:
         """With what guards deny, and their rules by index."""
         active = self._armed and self._wanted
         lines = self._guards.take() if active else []
-        return self._denials.merge(stages, lines, time.monotonic_ns(), last=not active)
+        return self._denials.merge(
+            stages, lines, time.monotonic_ns(), upto=self._guards.upto, last=not active
+        )
 
     def counts(self) -> tuple[int, int]:
         """Stages that were read, and those for which the ring had no room."""

@@ -265,20 +265,29 @@ def disconnect(one: socket.socket) -> None:
 
 @SHARED
 def test_ends_before_the_other_end_has_closed(staged: Staged) -> None:
-    with listener(port=94) as listening, client() as unread, client() as destroyed:
-        # GIVEN two connections, one with data that nobody has read
+    with (
+        listener(port=94) as listening,
+        client() as unread,
+        client() as destroyed,
+        client() as lingering,
+    ):
+        # GIVEN three connections, one with data that no process has read
         ports = []
-        for one in (unread, destroyed):
+        for one in (unread, destroyed, lingering):
             one.connect((ADDRESS[4], 94))
             ports.append(one.getsockname()[1])
         accepted = [listening.accept()[0] for _ in ports]
         accepted[0].sendall(b"not read")
         assert select.select([unread], [], [], PATIENCE)[0]
-        # WHEN one is closed, and the other one destroyed by the administrator
+        # WHEN that one is closed, one destroyed by the administrator, and one closed at once
         unread.close()
-        run_in(CLIENT, ["ss", "-K", "sport", "=", str(ports[1])])
+        killed = run_in(CLIENT, ["ss", "-HK", "sport", "=", str(ports[1])]).stdout
+        if str(ports[1]) not in killed:
+            del ports[1]  # the kernel is built without it
+        lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        lingering.close()
         found = staged.until(
-            lambda stage: stage["stage"] == "closed" and stage["local_port"] == ports[1]
+            lambda stage: stage["stage"] == "closed" and stage["local_port"] == ports[-1]
         )
         for one in accepted:
             one.close()
@@ -372,7 +381,8 @@ def test_calls_that_a_guard_denies(staged: Staged, tmp_path: Path) -> None:
         found = staged.until(lambda stage: stage["stage"] == "denied" and stage["local_port"] == 90)
         assert len(guard.events(2)) == 2
     # THEN each is one stage, with the process, the peer and the rule
-    called, accepted = named(found, "denied")
+    denied = named(found, "denied")
+    called, accepted = (stage for stage in denied if {89, 90} & {*ends(stage)})
     for number, stage in ((1, called), (2, accepted)):
         assert (stage["pid"], stage["error"]) == (os.getpid(), "EACCES")
         assert stage["pids"] == [os.getpid()]
@@ -405,7 +415,8 @@ def test_what_a_guard_denies_without_a_call_of_the_process(
         calling.connect_ex((ADDRESS[4], 95))
         found = staged.until(lambda stage: stage["stage"] == "denied" and stage["local_port"] == 95)
     # THEN both are stages of the server's side, and no process has called
-    datagram, arrival, *_ = named(found, "denied")
+    denied = named(found, "denied")
+    datagram, arrival, *_ = (stage for stage in denied if stage["local_port"] in (95, 96))
     assert [datagram["rule_text"], arrival["rule_text"]] == list(rules)
     for stage, port in ((datagram, 96), (arrival, 95)):
         assert (stage["netns"], stage["local_port"]) == (netns[SERVER], port)

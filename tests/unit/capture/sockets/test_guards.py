@@ -36,10 +36,14 @@ def test_lines_arrive_also_those_from_just_before(addresses: tuple[str, ...]) ->
     assert reader.take() == []
     guard.accept()
     guard.send({"rule": 2})
-    guard.flush()
+    guard.flush(5)
+    assert reader.upto == 0
     assert reader.take() == [{"rule": 1}, {"rule": 2}]
+    # AND until when it has said everything
+    assert reader.upto == 5
     guard.close()
     assert reader.take() == []
+    assert reader.upto is None
 
 
 def test_two_guards_and_one_that_comes_too_late(addresses: tuple[str, ...]) -> None:
@@ -49,7 +53,7 @@ def test_two_guards_and_one_that_comes_too_late(addresses: tuple[str, ...]) -> N
     for number, one in enumerate(each):
         one.accept()
         one.send({"rule": number})
-        one.flush()
+        one.flush(5)
     assert reader.take() == [{"rule": 0}, {"rule": 1}]
     for one in each:
         one.close()
@@ -64,13 +68,13 @@ def test_a_reader_that_does_not_read_loses_lines_that_are_counted(
     text = "x" * 10_000
     for number in range(500):
         guard.send({"number": number, "text": text})
-        guard.flush()
+        guard.flush(5)
     found: list[dict[str, Any]] = []
     while more := reader.take():
         found += more
-        guard.flush()
+        guard.flush(5)
     guard.send({"number": 500})
-    guard.flush()
+    guard.flush(5)
     found += reader.take()
     lost = sum(one.get("lost", 0) for one in found)
     numbers = [one["number"] for one in found if "number" in one]
@@ -109,7 +113,7 @@ def test_only_root_is_listened_to(
     assert reader.take() == []
     guard.accept()
     guard.send({"rule": 1})
-    guard.flush()
+    guard.flush(5)
     assert reader.take() == []
     guard.close()
 
