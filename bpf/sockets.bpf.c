@@ -26,6 +26,9 @@
  */
 #define ARGUMENT(number) ((void *)((volatile __u64 *)ctx)[number])
 
+/* An argument that is a bool: of the register, only one byte is defined. */
+#define FLAG(number) ((__u8)ctx[number])
+
 /* The SYN that a listener is looking at on this CPU: IPTTRACE_SK_* and ANSWERED. */
 #define ANSWERED 0x10000
 
@@ -350,8 +353,8 @@ int ipttrace_last_ack(__u64 *ctx)
 	const struct sock___stage *listener = (void *)ctx[0];
 	const struct tcp_request_sock *request = (void *)ctx[2];
 	const struct sk_buff___stage *skb = (void *)ctx[1];
-	bool fastopen =
-		ctx[3]; /* the child has been in the queue since the SYN */
+	/* Then the child has been in the queue since the SYN. */
+	bool fastopen = FLAG(3);
 
 	if (!is_queue_full(listener) || fastopen ||
 	    !acknowledges(skb, BPF_CORE_READ(request, snt_isn)))
@@ -394,7 +397,7 @@ static __always_inline int established(const struct sock___stage *listener,
 SEC("fentry/inet_csk_complete_hashdance")
 int ipttrace_child(__u64 *ctx)
 {
-	if (!(bool)ctx[3]) /* another CPU has made the child */
+	if (!FLAG(3)) /* another CPU has made the child */
 		return 0;
 	return established((void *)ctx[0], (void *)ctx[1], ctx[2]);
 }
