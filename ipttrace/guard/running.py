@@ -6,7 +6,6 @@ Must not write to stdout.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -62,10 +61,12 @@ class Guard:
 
     def _start(self) -> Programs:
         """Programs that the kernel is known to ask: of LSM, or else of the host's cgroup."""
-        with contextlib.suppress(CaptureError):
+        try:
             if found := _asked(Programs()):
                 return found
-        why = programs.why_not_asked()
+            why = programs.why_not_asked()
+        except CaptureError as failure:
+            why = f"programs of BPF LSM cannot be used: {failure}"
         try:
             found = _asked(Programs(of_cgroup=True))
         except CaptureError as failure:
