@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 from ipttrace.lab.network.ns import call_in, socket_in
 from tests.program import Command
 from tests.vm.forked import until
+from tests.vm.patience import PATIENCE
 
 APPLY = re.compile(r"ipttrace: [0-9,]+ rules? appl")
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -85,3 +87,27 @@ def connect(ns: str, address: str, port: int, family: int = 4, source: str = "")
             return attempt(lambda: one.connect((address, port)))
 
     return call_in(ns, run)
+
+
+def received(ns: str, to: tuple[str, int], *sources: str) -> tuple[list[bytes], str]:
+    """What of three datagrams from each source a process gets, and how its next read ends.
+
+    Each says which source it is from, from 0 on; those of the last one must arrive.
+    """
+    with contextlib.ExitStack() as stack:
+        server, *senders = (
+            stack.enter_context(socket_in(ns, socket.AF_INET, socket.SOCK_DGRAM))
+            for _ in range(len(sources) + 1)
+        )
+        server.bind(to)
+        server.settimeout(PATIENCE)
+        for one, source in zip(senders, sources, strict=True):
+            one.bind((source, 0))
+        for _ in range(3):
+            for number, one in enumerate(senders):
+                one.sendto(b"%d" % number, to)
+        found: list[bytes] = []
+        while found.count(b"%d" % (len(sources) - 1)) < 3:
+            found.append(server.recv(9))
+        server.setblocking(False)
+        return found, attempt(lambda: server.recv(9))
