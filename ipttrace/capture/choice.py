@@ -112,12 +112,15 @@ def _sockets(
     Raises CaptureError if nothing else was asked for.
     """
     try:
-        return make(program)
+        made = make(program)
     except CaptureError as error:
         if alone:
             raise CaptureError(f"sockets cannot be seen here: {error}") from error
         engine.notes.append(("warn", f"sockets are not recorded: {error}"))
         return None
+    if made.warning:
+        engine.notes.append(("warn", made.warning))
+    return made
 
 
 def rule_texts(request: Request, engine: Engine) -> list[RuleTexts]:

@@ -103,6 +103,8 @@ class Sources:
                 raise CaptureError(f"sockets cannot be recorded: {error}") from error
             if not self.armed:
                 made.disarm()
+            if made.warning:
+                self.engine.notes.append(("warn", made.warning))
             self._sockets = made
             self._beside.append(made)
 

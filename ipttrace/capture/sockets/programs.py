@@ -53,6 +53,13 @@ _FUNCTIONS: Final = (
 # Attached when there is a reason: each connection pays for it.
 _DENIED: Final = ("security_inet_conn_request", "ipttrace_denied")
 _MODULES: Final = ("ipv6", "nf_conntrack")  # that functions may be in
+# Of IPv6, conntrack and security modules, which a kernel need not have.
+_OPTIONAL: Final = frozenset(
+    (
+        *("tcp_v6_send_reset", "__ip6_datagram_connect", "__nf_conntrack_confirm"),
+        *("security_inet_conn_request", "security_socket_connect", "security_socket_accept"),
+    )
+)
 # Without these no handshake can be followed.
 _NEEDED: Final = frozenset(("tcp_conn_request", "tcp_make_synack", "inet_csk_accept"))
 
@@ -72,7 +79,7 @@ class Programs:
         found = set().union(*(functions(libbpf, module, wanted) for module in _MODULES))
         if missing := _NEEDED - found:
             raise CaptureError(f"this kernel has no function {min(missing)}")
-        self.lacking = wanted - found
+        self.lacking = sorted(wanted - found - _OPTIONAL)
         names = [f"ipttrace_{name}" for function, name in _FUNCTIONS if function in found]
         self._denied = _DENIED[1] if _DENIED[0] in found else ""
         self._denials = False  # whether it is attached

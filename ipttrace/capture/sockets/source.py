@@ -49,6 +49,14 @@ class Sockets:
             self.close()
             raise
 
+    @property
+    def warning(self) -> str:
+        """Which stages are not seen on this kernel, a line; "": all are."""
+        names = ", ".join(f"{one}()" for one in self._programs.lacking)
+        return (
+            f"stages of sockets are missing: this kernel has no function {names}" if names else ""
+        )
+
     def arm(self) -> None:
         """Starts tracing, with the current filter.  Raises CaptureError."""
         if self._wanted:
