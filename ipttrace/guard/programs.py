@@ -26,7 +26,7 @@ from ipttrace.capture.libbpf import Libbpf
 from ipttrace.capture.libbpf.counters import Counters
 from ipttrace.capture.libbpf.objects import BpfObject
 from ipttrace.capture.libbpf.ring import Ring
-from ipttrace.capture.sockets.denials import CHECK_PORT
+from ipttrace.capture.sockets.guards import CHECK_PORT
 from ipttrace.guard.layout import DENIED, EVENT_DTYPE, LOST, POLICY_DTYPE
 
 _LSM_OBJECT: Final = "guard.bpf.o"
@@ -148,7 +148,7 @@ def _root_cgroup() -> str:
 
 
 def unused_name() -> str:
-    """A name that no thread has."""
+    """A name that no thread has, as capture.sockets.guards.CHECK_COMM has it."""
     return "ipt" + secrets.token_hex(6)
 
 

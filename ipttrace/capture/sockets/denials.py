@@ -9,22 +9,19 @@ Calls without a stage (datagrams, and what only would be denied) get one.  Must 
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 
 import numpy as np
 
+from ipttrace.capture.sockets.guards import CHECK_COMM, CHECK_PORT
 from ipttrace.netfilter import NFPROTO_IPV4, NFPROTO_IPV6
 from ipttrace.stream import record
 from ipttrace.stream.messages import Process
 from ipttrace.stream.record import SOCKET_DTYPE, Records
 from ipttrace.text import clean
 
-CHECK_PORT: Final = 9
-"""Of the call by which a guard finds out whether it is asked; its thread is called like this:"""
-_CHECK_COMM: Final = re.compile(rb"ipt[0-9a-f]{12}")
 _PROTOCOLS: Final = {"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58}
 _CALLS: Final = ("connect", "accept", "receive")
 _HELD: Final = 5_000_000_000  # ns that a stage waits at the most: a guard may be stopped
@@ -88,7 +85,7 @@ class Denials:
 
     def _is_a_guards_own(self, stage: np.void) -> bool:
         """Whether it is the call by which a guard finds out whether it is asked."""
-        own = stage["remote_port"] == CHECK_PORT and _CHECK_COMM.fullmatch(bytes(stage["comm"]))
+        own = stage["remote_port"] == CHECK_PORT and CHECK_COMM.fullmatch(bytes(stage["comm"]))
         self.checks += bool(own)
         return bool(own)
 
@@ -116,7 +113,7 @@ class Denials:
         self._stages = [stage for each in by_thread.values() for stage in each]
 
     def _release(self, found: list[tuple[np.void, Process | None]], before: int) -> None:
-        """Moves stages from `before`, lines that are not new, and what there is no room for."""
+        """Moves earlier stages, lines that are not new, and what there is no room for."""
         waiting = [one for one in self._stages if int(one["time"]) >= before]
         kept = waiting[-_MOST:]
         first = int(kept[0]["time"]) if len(kept) < len(waiting) else before

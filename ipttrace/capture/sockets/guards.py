@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import struct
 import time
@@ -18,6 +19,10 @@ from typing import Any, Final
 
 ADDRESSES: Final = tuple(f"\0ipttrace-guard-{number}" for number in range(8))
 """Abstract addresses of sockets, in the network namespace of the guard."""
+CHECK_PORT: Final = 9
+"""Of the call by which a guard finds out whether the kernel asks it; it is denied to its thread,
+which for that moment has a name like this:"""
+CHECK_COMM: Final = re.compile(rb"ipt[0-9a-f]{12}")
 _EVERY: Final = 1.0  # s, for more guards than one
 _PIECE: Final = 1 << 16  # bytes
 _LONGEST: Final = 1 << 16  # bytes of a line

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ipttrace.capture.sockets.denials import CHECK_PORT, Denials
+from ipttrace.capture.sockets.denials import Denials
+from ipttrace.capture.sockets.guards import CHECK_COMM, CHECK_PORT
+from ipttrace.guard.programs import unused_name
 from ipttrace.stream import record
 from ipttrace.stream.record import SOCKET_DTYPE, Records
 
@@ -140,7 +142,9 @@ def test_of_one_namespace_and_what_a_guard_has_lost() -> None:
 
 def test_the_call_by_which_a_guard_checks_the_kernel_is_none() -> None:
     waiting = Denials()
-    check = DENIED | {"comm": b"ipt0123456789ab", "remote_port": CHECK_PORT}
+    name = unused_name().encode()
+    assert CHECK_COMM.fullmatch(name)
+    check = DENIED | {"comm": name, "remote_port": CHECK_PORT}
     found, _ = waiting.merge(stages(check, DENIED), [], NOW, upto=0, last=True)
     assert (found["sk"].tolist(), waiting.checks) == ([9], 1)
 
